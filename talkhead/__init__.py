@@ -1,0 +1,51 @@
+"""A talking head is a path through the latent space of a face generator.
+
+    frames ───────▶ latents ─────────▶ displaced latents ───────▶ frames
+           inversion         audio2latent               synthesis
+
+Public names load their room on first use: torch takes seconds to import, and
+`talkhead --help` should not.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# The rooms in their import order: each imports only from those before it.
+ROOMS = {
+    "errors": ("TalkheadError",),
+    "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents",
+              "write_array", "write_image", "write_latents"),
+    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
+    "speech": ("mfcc", "mfcc_windows"),
+    "articulation": ("speak",),
+    "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
+    "training": ("pick_device", "to_frames", "to_images"),
+    "losses": ("Perceptual",),
+    "stylegan": ("Discriminator", "Generator"),
+    "inversion": ("ResNetEncoder", "encode", "invert"),
+    "audio2latent": ("SecondModel", "displacements"),
+    "pti": ("tune",),
+    "checkpoints": ("load_audio2latent", "load_encoder", "load_generator"),
+    "synthesis": ("generate", "synthesize"),
+    "metrics": ("lmd", "psnr", "ssim"),
+    "puppet": ("composite", "drawn", "perform"),
+}
+
+_ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_ROOM_OF)]
+
+
+def __getattr__(name):
+    if name in _ROOM_OF:
+        value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_ROOM_OF, *ROOMS})
