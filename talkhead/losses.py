@@ -1,0 +1,134 @@
+"""How far apart two images are: to the eye, by pixel, and as a person."""
+
+import pickle
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from talkhead.errors import TalkheadError
+
+# What torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+# The binomial blur of Burt and Adelson.
+BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+
+# A pyramid stops halving here: below it, a level holds less than a face's layout.
+SMALLEST_LEVEL = 4  # pixels
+
+
+def vgg_weights():
+    """The place where torch's cache keeps (or would keep) VGG-16's ImageNet weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16_URL).name
+
+
+class Perceptual(nn.Module):
+    """A perceptual distance between images, one number for each pair.
+
+    name  "lpips"    LPIPS with VGG-16 (Zhang 2018), as the thesis uses; needs VGG's weights in
+                     torch's cache and never fetches them
+          "pyramid"  L1 over the levels of a Laplacian pyramid (Bojanowski 2018); needs no file
+          "auto"     LPIPS where its weights are, the pyramid elsewhere; `.name` tells which
+
+    Called with two float (N, 3, H, W) in [-1, 1], returns float (N,), 0 for equal images. Its own
+    weights are frozen; gradients flow to the images.
+
+    raises  TalkheadError if VGG's weights are missing or unreadable, or the name is unknown
+
+    Source: thesis §3.3.1.1, Algorithms 1 and 2 (LPIPS); eq. 3.2, 4.5.
+    Departure: the pyramid, because a machine without a network has no VGG weights. It is not
+    learned: it asks for sharp edges in the right place at every scale, and knows nothing of faces.
+    """
+
+    def __init__(self, name="auto"):
+        super().__init__()
+        if name == "auto":
+            name = "lpips" if vgg_weights().is_file() else "pyramid"
+        if name not in ("lpips", "pyramid"):
+            raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips or pyramid")
+        self.name = name
+        self.network = _lpips() if name == "lpips" else None
+
+    def train(self, mode=True):
+        # LPIPS drops features at random in training mode, and a distance must not be random.
+        return super().train(False)
+
+    def forward(self, images, targets):
+        if self.network is None:
+            return pyramid_distance(images, targets)
+        return self.network(images, targets).flatten()
+
+
+def _lpips():
+    import lpips  # imports torchvision whole: seconds that the pyramid need not pay
+
+    weights = vgg_weights()
+    if not weights.is_file():
+        raise TalkheadError(f"{weights.name}: not found; download {VGG16_URL} into {weights.parent} "
+                            "or take the pyramid loss")
+    try:
+        with warnings.catch_warnings():
+            # lpips still calls torchvision by its old argument names.
+            warnings.simplefilter("ignore", UserWarning)
+            network = lpips.LPIPS(net="vgg", verbose=False)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TalkheadError(f"{weights}: not VGG-16's weights; delete it and download {VGG16_URL} again") from error
+    return network.eval().requires_grad_(False)
+
+
+def pyramid_distance(images, targets):
+    """L1 between the Laplacian pyramids of two images, each level counting alike.
+
+    images, targets  float (N, 3, H, W) in [-1, 1]
+    returns          float (N,): the sum over levels of the mean absolute difference
+
+    A level is an image minus its blur; the next level is the blur, every second pixel. The last is
+    the small blurred image itself, so no difference goes unseen.
+
+    Source: Bojanowski et al., "Optimizing the Latent Space of Generative Networks" (2018), §3.2:
+    their weight 2^2j for level j turns a sum over ever fewer pixels into this mean, up to one constant.
+    """
+    level = images - targets  # the pyramid is linear: one of the difference serves for two
+    distance = 0
+    while min(level.shape[-2:]) >= 2 * SMALLEST_LEVEL:
+        blurred = _blur(level)
+        distance = distance + (level - blurred).abs().mean((1, 2, 3))
+        level = blurred[:, :, ::2, ::2]
+    return distance + level.abs().mean((1, 2, 3))
+
+
+def _blur(images):
+    """Convolve with the binomial kernel down and across; mirrored at the border, so a constant stays itself."""
+    channels = images.shape[1]
+    kernel = images.new_tensor(BLUR)
+    images = F.pad(images, (2, 2, 2, 2), mode="reflect")
+    images = F.conv2d(images, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
+    return F.conv2d(images, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
+
+
+def pixel_loss(images, targets):
+    """The mean squared difference of each pair: (1/N)·‖a − b‖² over its N pixel values.
+
+    images, targets  float (N, 3, H, W)
+    returns          float (N,)
+
+    Source: thesis Algorithm 1, line 5.
+    """
+    return (images - targets).square().mean((1, 2, 3))
+
+
+def identity_loss(network, images, targets):
+    """How unlike two faces are as persons: 1 − the cosine of their embeddings.
+
+    network          maps float (N, 3, H, W) in [-1, 1] to (N, D) embeddings, as ArcFace does
+    images, targets  float (N, 3, H, W) in [-1, 1]
+    returns          float (N,) in [0, 2]; the targets get no gradient
+
+    Source: thesis §3.3.2.1 (the loss pSp adds).
+    """
+    with torch.no_grad():
+        wanted = network(targets)
+    return 1 - F.cosine_similarity(network(images), wanted, dim=1)
