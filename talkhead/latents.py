@@ -1,0 +1,185 @@
+"""The coordinates of a face: W and W+, identity and displacement, the basis in which speech moves it.
+
+Everything here takes tensors; what is plain arithmetic takes numpy arrays just as well.
+"""
+
+import torch
+from torch import nn
+
+from talkhead.errors import TalkheadError
+
+W_DIM = 512  # width of one latent
+
+
+def to_w_plus(w, num_ws):
+    """The same latent for every layer: float (N, 512) to (N, num_ws, 512).
+
+    Source: thesis §3.3.1.1 (W as the part of W+ whose layers agree).
+    """
+    return w[:, None].expand(-1, num_ws, -1).clone()
+
+
+def displacement(w_plus, identity):
+    """What moves the identity to each latent: `displace` undone.
+
+    w_plus    float (T, L, 512)
+    identity  float (L, 512)
+    returns   float (T, L, 512)
+    raises    TalkheadError if L differs
+
+    Source: thesis §4.3.1.4, eq. 4.3.
+    """
+    _same_layers(w_plus, identity)
+    return w_plus - identity
+
+
+def displace(identity, displacement):
+    """Move the identity by each displacement: one latent per frame.
+
+    identity      float (L, 512)
+    displacement  float (T, L, 512), offsets in W+
+    returns       float (T, L, 512)
+    raises        TalkheadError if L differs
+
+    Source: thesis §4.3.1.4, eq. 4.3.
+    """
+    _same_layers(displacement, identity)
+    return identity + displacement
+
+
+def _same_layers(path, identity):
+    if path.shape[-2] != identity.shape[-2]:
+        raise TalkheadError(f"latents of {path.shape[-2]} layers and an identity of {identity.shape[-2]}: "
+                            "made with different generators; use files of one generator")
+
+
+def lerp(a, b, t):
+    """The point at part t of the straight way from a to b. t: a number, or an array that broadcasts.
+
+    Source: thesis §3.3.1.2, Fig. 3.12.
+    """
+    return a + (b - a) * t
+
+
+def slerp(a, b, t):
+    """The point at part t of the way from a to b along the arc between their directions.
+
+    a, b     float tensors (..., D); each last axis is one vector, and lengths are blended along
+    t        a number, or a tensor (..., 1)
+    returns  float (..., D); where a and b (nearly) share a direction, `lerp`
+
+    Source: thesis §3.3.1.2, Fig. 3.12; Shoemake 1985.
+    """
+    cosine = (nn.functional.normalize(a, dim=-1) * nn.functional.normalize(b, dim=-1)).sum(-1, keepdim=True)
+    angle = cosine.clamp(-1, 1).acos()
+    sine = angle.sin()
+    arc = torch.sin((1 - t) * angle) / sine * a + torch.sin(t * angle) / sine * b
+    return torch.where(sine.abs() < 1e-4, lerp(a, b, t), arc)
+
+
+@torch.no_grad()
+def mean_latent(generator, samples=10000, seed=0):
+    """The mean of W: what the generator's mapping makes of `samples` random z. float (512,) on its device.
+
+    Source: thesis §3.3.1.1 ("the average latent code").
+    """
+    random = torch.Generator().manual_seed(seed)
+    device = next(generator.parameters()).device
+    total = 0
+    for start in range(0, samples, 1000):
+        z = torch.randn(min(1000, samples - start), generator.config["z_dim"], generator=random)
+        total = total + generator.mapping(z.to(device))[:, 0].double().sum(0)
+    return (total / samples).float()
+
+
+class Basis(nn.Module):
+    """Principal components of W+ codes: few numbers that say how a latent moves.
+
+    mean        float (L·512,)
+    components  float (K, L·512), orthonormal rows, the widest spread first
+    stdev       float (K,), spread of the codes along each
+
+    The three are buffers, so a network that holds a Basis saves and loads it.
+
+    Source: thesis §4.3.1.3, §3.4 (V in eqs 3.5 and 4.3).
+    """
+
+    def __init__(self, mean, components, stdev):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
+        self.register_buffer("components", torch.as_tensor(components, dtype=torch.float32).clone())
+        self.register_buffer("stdev", torch.as_tensor(stdev, dtype=torch.float32).clone())
+        assert self.components.shape == (len(self.stdev), len(self.mean)) and len(self.mean) % W_DIM == 0
+
+    @property
+    def num_ws(self):
+        return len(self.mean) // W_DIM
+
+    @classmethod
+    def fit(cls, codes, components):
+        """The exact principal components of some codes.
+
+        codes       float (N, L, 512), or an iterable of such chunks; each is read once, and memory
+                    stays under (L·512)² numbers however many there are
+        components  K; at most N − 1 and L·512
+        raises      TalkheadError if there are too few codes for K
+        """
+        chunks = iter([codes] if hasattr(codes, "shape") else codes)
+        mean, variances, directions = _principal(chunks, components)
+        return cls(mean, directions, variances.clamp(min=0).sqrt())
+
+    def project(self, x, centre=True):
+        """Coordinates of latents: float (..., L, 512) to (..., K). `centre=False` for displacements, which have no mean to take off."""
+        x = x.flatten(-2)
+        return (x - self.mean if centre else x) @ self.components.T
+
+    def expand(self, h, add_mean=False):
+        """Coordinates to latents: float (..., K) to (..., L, 512). A displacement unless the mean is added."""
+        x = h @ self.components
+        return (x + self.mean if add_mean else x).unflatten(-1, (self.num_ws, W_DIM))
+
+    def state(self):
+        """A plain dict of the three tensors, for a weights file."""
+        return dict(self.state_dict())
+
+    @classmethod
+    def from_state(cls, state):
+        """The basis that `state` described."""
+        return cls(state["mean"], state["components"], state["stdev"])
+
+
+def _principal(chunks, components):
+    """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
+    kept, scatter, count, total, origin = [], None, 0, 0, None
+    for chunk in chunks:
+        x = torch.as_tensor(chunk).detach().cpu().flatten(1).double()
+        # Sums of squares are taken around a point amid the codes, or they would cancel.
+        origin = x.mean(0) if origin is None else origin
+        x = x - origin
+        kept.append(x)
+        count += len(x)
+        total = total + x.sum(0)
+        if count > x.shape[1]:  # more rows than columns: their products are smaller than the rows
+            scatter = sum((rows.T @ rows for rows in kept), 0 if scatter is None else scatter)
+            kept = []
+    rank = min(count - 1, 0 if origin is None else len(origin))
+    if not 1 <= components <= rank:
+        raise TalkheadError(f"basis of {components} components: {count} codes allow 1 to {max(rank, 0)}; "
+                            "ask for fewer or give more frames")
+    offset = total / count
+    if scatter is not None:
+        values, vectors = _largest(scatter - count * torch.outer(offset, offset), components)
+    else:
+        rows = torch.cat(kept) - offset
+        values, left = _largest(rows @ rows.T, components)
+        vectors = rows.T @ left  # (D, K), orthogonal up to rounding; QR makes them so, and unit
+        vectors = torch.linalg.qr(vectors).Q
+    directions = vectors.T
+    strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return origin + offset, values / (count - 1), directions * strongest.sign()  # the sign is free: fix it
+
+
+def _largest(matrix, count):
+    """The `count` largest eigenvalues of a symmetric matrix, falling, and their vectors as columns."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values[-count:].flip(0), vectors[:, -count:].flip(1)
