@@ -1,0 +1,294 @@
+"""Numbers that compare videos: how alike the pictures are, and whether the mouth follows the speech."""
+
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import correlate1d
+
+from talkhead.errors import TalkheadError
+
+PEAK = 255.0  # the largest pixel value
+MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips, then inner
+SSIM_WINDOW = 11  # pixels; the sides of a frame may not be shorter
+SSIM_SIGMA = 1.5  # pixels
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+
+_OFFSETS = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+_GAUSSIAN = np.exp(-0.5 * (_OFFSETS / SSIM_SIGMA) ** 2)
+_GAUSSIAN /= _GAUSSIAN.sum()
+
+
+class Following(NamedTuple):
+    """How one signal follows another, as `correlation_and_lag` found it."""
+
+    correlation: float  # Pearson's r of the two as they stand, without any shift
+    lag: int  # the shift in frames at which they agree best; positive: the second one is late
+    best: float  # Pearson's r at that shift
+
+
+def psnr(real, fake):
+    """Say how far two pictures, or two clips, are apart: the peak signal-to-noise ratio, mean over frames.
+
+    real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape
+    returns     float, decibels; infinite where a frame equals its partner in every pixel
+    raises      TalkheadError if the shapes differ
+
+    Source: thesis §5.2.1, eqs 5.1 and 5.2: 10·log10(255²/MSE) of each frame, MSE over all channels.
+    """
+    real, fake = _pictures(real, fake)
+    values = [_psnr(a, b) for a, b in zip(real, fake)]
+    return float(np.mean(values))
+
+
+def _psnr(real, fake):
+    error = np.mean(np.square(np.subtract(real, fake, dtype=np.float64)))
+    return 10.0 * np.log10(PEAK ** 2 / error) if error else np.inf
+
+
+def ssim(real, fake):
+    """Say how alike two pictures, or two clips, are in structure: mean over patches, channels and frames.
+
+    real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape, 11 pixels a side or more
+    returns     float, at most 1 (equal pictures)
+    raises      TalkheadError if the shapes differ or a side is shorter than the window
+
+    Source: thesis §5.2.1, eqs 5.3 and 5.4; Wang et al. 2004. Patches are weighted by an 11×11 Gaussian of
+    σ 1.5; those that would leave the picture are not counted, as in scikit-image.
+    Departure: C2 is (0.03)² = 0.0009 of the squared range; the printed 0.0003 is taken for a slip.
+    """
+    real, fake = _pictures(real, fake)
+    return float(np.mean([_ssim(a, b) for a, b in zip(real, fake)]))
+
+
+def _ssim(real, fake):
+    if min(real.shape[:2]) < SSIM_WINDOW:
+        raise TalkheadError(f"metrics: SSIM looks through a window of {SSIM_WINDOW} pixels, the frames are "
+                            f"{real.shape[1]}x{real.shape[0]}; compare larger frames")
+    c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
+    channels = []
+    for x, y in zip(np.moveaxis(real, -1, 0).astype(np.float64), np.moveaxis(fake, -1, 0).astype(np.float64)):
+        # The two variances only ever appear as their sum, so one blur serves both.
+        mean_x, mean_y, squares, product = _blur(np.stack([x, y, x * x + y * y, x * y]))
+        both, apart = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+        channels.append(np.mean((2 * both + c1) * (2 * (product - both) + c2) / ((apart + c1) * (squares - apart + c2))))
+    return np.mean(channels)
+
+
+def _blur(planes):
+    """Gaussian mean around each pixel whose window lies inside: (K, H, W) → (K, H − 10, W − 10)."""
+    edge = SSIM_WINDOW // 2
+    planes = correlate1d(planes, _GAUSSIAN, axis=1)[:, edge:-edge]
+    return correlate1d(planes, _GAUSSIAN, axis=2)[:, :, edge:-edge]
+
+
+def lmd(real_landmarks, fake_landmarks):
+    """Say how far apart two mouths are: mean distance of the 20 mouth landmarks, over points and frames.
+
+    real_landmarks, fake_landmarks  (68, 2) or (T, 68, 2), pixels
+    returns                         float, pixels: tell it together with the frame size, it grows with it
+    raises                          TalkheadError if the shapes differ or are not of 68 points
+
+    Source: thesis §5.2.1, eq. 5.6; Chen et al. 2018.
+    Departure: both mouths are compared where they are in the picture; Chen et al. shift their centres together first.
+    """
+    real, fake = np.asarray(real_landmarks, np.float64), np.asarray(fake_landmarks, np.float64)
+    if real.shape != fake.shape or real.shape[-2:] != (68, 2):
+        raise TalkheadError(f"metrics: landmarks of shape {real.shape} and {fake.shape}; give both as (T, 68, 2) over the same frames")
+    return float(np.linalg.norm(real[..., MOUTH, :] - fake[..., MOUTH, :], axis=-1).mean())
+
+
+def _pictures(real, fake):
+    """Both as (T, H, W, 3) of one shape."""
+    real, fake = np.asarray(real), np.asarray(fake)
+    if real.shape != fake.shape:
+        raise TalkheadError(f"metrics: pictures of shape {real.shape} and {fake.shape}; compare pictures of one size")
+    if real.ndim not in (3, 4) or real.shape[-1] != 3 or not real.size:
+        raise TalkheadError(f"metrics: pictures of shape {real.shape}; give uint8 (H, W, 3) or (T, H, W, 3) RGB")
+    return (real[None], fake[None]) if real.ndim == 3 else (real, fake)
+
+
+def compare(real, fake, detector=None, real_landmarks=None):
+    """Compare a generated clip with the true one, frame by frame, holding one frame of each at a time.
+
+    real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the shorter
+    detector        faces.Detector, called on frames for the mouth landmarks; None leaves LMD out
+    real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), where the truth is known: then only `fake` is searched
+    returns         dict that JSON can hold:
+                      frames       how many were compared
+                      real_frames, fake_frames    how many each clip has
+                      size         [height, width], pixels
+                      psnr         decibels, mean over the frames that differ; null if none does (it would be infinite)
+                      identical    how many frames are equal in every pixel: those that `psnr` leaves out
+                      ssim         mean over frames
+                      lmd          pixels at `size`, mean over `lmd_frames`; null if there are none
+                      lmd_frames   frames with a face in both clips (the largest face is taken)
+                      detector     name of the detector
+                    the last three only if a detector was given
+    raises          TalkheadError if a clip is empty or the frame sizes differ
+
+    Source: thesis §5.2.1.
+    """
+    totals = {"psnr": _Mean(), "ssim": _Mean(), "lmd": _Mean()}
+    truth = None if real_landmarks is None else iter(real_landmarks)
+    counts, identical, size = [0, 0], 0, None
+    for a, b in zip_longest(real, fake):
+        counts[0] += a is not None
+        counts[1] += b is not None
+        if a is None or b is None:
+            continue
+        if np.shape(a) != np.shape(b):
+            raise TalkheadError(f"metrics, frame {counts[0] - 1}: the real frame is {np.shape(a)[1]}x{np.shape(a)[0]}, the fake one "
+                                f"{np.shape(b)[1]}x{np.shape(b)[0]}; bring both clips to one size, as align --size does")
+        size = size or list(np.shape(a)[:2])
+        value = psnr(a, b)
+        identical += not np.isfinite(value)
+        totals["psnr"].add(value if np.isfinite(value) else None)
+        totals["ssim"].add(ssim(a, b))
+        if detector is not None:
+            totals["lmd"].add(_frame_lmd(a, b, detector, truth))
+    frames = min(counts)
+    if not frames:
+        raise TalkheadError(f"metrics: the {'fake' if counts[0] else 'real'} clip has no frames; give two clips of one frame or more")
+    report = {"frames": frames, "real_frames": counts[0], "fake_frames": counts[1], "size": size,
+              "psnr": totals["psnr"].value(), "identical": identical, "ssim": totals["ssim"].value()}
+    if detector is not None:
+        report |= {"lmd": totals["lmd"].value(), "lmd_frames": totals["lmd"].count, "detector": detector.name}
+    return report
+
+
+class _Mean:
+    """A running mean; None is not counted."""
+
+    def __init__(self):
+        self.count, self.sum = 0, 0.0
+
+    def add(self, value):
+        if value is not None:
+            self.count += 1
+            self.sum += value
+
+    def value(self):
+        return self.sum / self.count if self.count else None
+
+
+def _frame_lmd(real, fake, detector, truth):
+    """LMD of one pair of frames, or None where a face was not found."""
+    known = None if truth is None else next(truth, None)
+    if truth is not None and known is None:
+        return None
+    found = [known] if known is not None else detector(real)[:1]
+    made = detector(fake)[:1]
+    return lmd(found[0], made[0]) if found and made else None
+
+
+def correlation_and_lag(real, fake, max_lag=5):
+    """Say how well one signal follows another, and how late it is.
+
+    real, fake  (T,), one value a frame, e.g. mouth openings; NaN where a value is not known; the longer is cut to the shorter
+    max_lag     frames; shifts from −max_lag to max_lag are tried
+    returns     Following(correlation, lag, best). A positive lag says that `fake` is late: fake[t] goes with real[t − lag].
+                Of equal correlations the smallest shift wins. A signal that never changes follows nothing: 0.0
+    raises      TalkheadError if fewer than max_lag + 3 frames are left to compare
+    """
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    frames = min(len(real), len(fake))
+    if frames < max_lag + 3:
+        raise TalkheadError(f"metrics: {frames} frames are too few to look for lags of {max_lag}; give a longer clip or a smaller max_lag")
+    real, fake = real[:frames], fake[:frames]
+    shifts = sorted(range(-max_lag, max_lag + 1), key=abs)
+    found = {shift: _correlation(real[max(0, -shift):frames - max(0, shift)],
+                                 fake[max(0, shift):frames - max(0, -shift)]) for shift in shifts}
+    lag = max(shifts, key=found.get)
+    return Following(found[0], lag, found[lag])
+
+
+def _correlation(a, b):
+    """Pearson's r over the places where both are known."""
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < 3:
+        return 0.0
+    a, b = a[known] - a[known].mean(), b[known] - b[known].mean()
+    norm = np.sqrt((a @ a) * (b @ b))
+    # Signals constant up to rounding have no direction to compare.
+    return float(a @ b / norm) if norm > 1e-12 * max(1.0, len(a)) else 0.0
+
+
+def closures_met(opening, closures, threshold, fps=25.0, tolerance=1):
+    """Say for each sound made with shut lips whether the lips did shut.
+
+    opening    (T,), mouth opening of each frame; NaN where it is not known
+    closures   list of (start, end), seconds: the /p b m/ of the speech
+    threshold  the mouth counts as shut below it
+    fps        frames a second
+    tolerance  frames by which the lips may shut too early or too late
+    returns    bool (C',): one for each closure that begins within the clip
+
+    Source: thesis §5.3 (bilabial closure, there judged by eye).
+    """
+    opening = np.asarray(opening, np.float64)
+    met = []
+    for start, end in closures:
+        # Frame t shows the time from t / fps to (t + 1) / fps. The rounding keeps an end that falls on a frame's edge out of the next frame.
+        first, last = int(np.floor(round(start * fps, 6))), int(np.ceil(round(end * fps, 6)))
+        if first < len(opening):
+            met.append(bool((opening[max(0, first - tolerance):max(last, first + 1) + tolerance] < threshold).any()))
+    return np.array(met, bool)
+
+
+def closure_rate(opening, closures, threshold, fps=25.0, tolerance=1):
+    """Say what share of the /p b m/ was made with shut lips; arguments as `closures_met`.
+
+    returns  float in [0, 1], or None if the clip has no closure
+
+    Source: thesis §5.3.
+    """
+    met = closures_met(opening, closures, threshold, fps, tolerance)
+    return float(met.mean()) if len(met) else None
+
+
+def envelope(audio, frames, sample_rate=16000, fps=25.0):
+    """Say how loud the speech is at each video frame.
+
+    audio    float32 (N,) in [-1, 1]
+    frames   how many values to give
+    returns  float64 (frames,): root mean square under a Hann window two frames long, centred on the frame
+    """
+    hop = sample_rate / fps
+    window = np.hanning(int(2 * hop))
+    padded = np.pad(np.asarray(audio, np.float64) ** 2, (len(window), len(window) + int(frames * hop)))
+    middles = (np.arange(frames) + 0.5) * hop + len(window)
+    starts = np.round(middles - len(window) / 2).astype(int)
+    return np.sqrt([padded[start:start + len(window)] @ window / window.sum() for start in starts])
+
+
+def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
+    """Say which frames lie in a pause of the speech.
+
+    loudness  (T,), from `envelope`
+    quiet     share of the loudness' 95th percentile under which a frame is silent (0.1 is −20 dB)
+    shortest  seconds; a shorter silence is a stop consonant, not a pause
+    margin    frames left out at either end, where a mouth is still closing or already opening
+    returns   bool (T,)
+    """
+    silent = np.asarray(loudness) < quiet * np.percentile(loudness, 95)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], silent, [False]]).astype(int)))
+    inside = np.zeros(len(silent), bool)
+    for start, end in edges.reshape(-1, 2):
+        if end - start >= shortest * fps:
+            # The clip's own ends are not edges of speech.
+            inside[start + margin * (start > 0):end - margin * (end < len(silent))] = True
+    return inside
+
+
+def pause_opening(opening, inside):
+    """Say how far the mouth stands open while nothing is said.
+
+    opening  (T,), NaN where it is not known
+    inside   bool (T,), from `pauses`
+    returns  float: mean opening in the pauses as a share of the clip's 95th percentile; None if there is no pause, or the mouth never opens
+    """
+    opening = np.asarray(opening, np.float64)
+    quiet = opening[np.asarray(inside) & np.isfinite(opening)]
+    widest = np.nanpercentile(opening, 95) if len(quiet) else 0.0
+    return float(quiet.mean() / widest) if widest > 0 else None
