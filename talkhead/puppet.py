@@ -1,0 +1,953 @@
+"""A still face that talks: frames with known landmarks, mouth and blinks, made instead of collected.
+
+    portraits ─ composite ─┐
+                           ├─▶ Still ─ perform(track) ─▶ frames, landmarks ─ synth ─▶ clips
+    seed ────── drawn ─────┘
+
+A still is warped by a sum of smooth motion fields (jaw, lips, corners, brows, head), each fixed to the face once and
+weighted per frame. The lips are a tear in the field, so there is one field for what lies above the mouth and one for
+what lies below; between the lips the mouth's inside is painted. Whatever the weights, the landmarks move by the very
+same fields, so the truth is exact.
+
+Coordinates inside this room are fractions of the image side, (0, 0) its top left corner; landmarks handed out are
+pixels as in `faces`, (0, 0) the centre of the top left pixel.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import faces, files
+from .errors import TalkheadError
+
+GRID = 64                   # nodes per side of a motion field
+CHUNK = 16                  # frames rendered together
+FRONTAL = 0.45              # largest |log ratio| of the two half faces that still counts as frontal
+SMALLEST_EYES = 45          # pixels between the eyes that a donor needs
+SHUT = 0.06                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
+
+# Vertices of MediaPipe's mesh, left of the picture first.
+UPPER_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
+LOWER_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
+UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
+        150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
+UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (362, 398, 384, 385, 386, 387, 388, 466, 263))
+LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 374, 373, 390, 249, 263))
+BROWS = ((70, 63, 105, 66, 107, 46, 53, 52, 65, 55), (336, 296, 334, 293, 300, 285, 295, 282, 283, 276))
+NOSE = (168, 6, 197, 195, 5, 4, 1, 2, 98, 97, 326, 327, 129, 358, 64, 294, 48, 278, 45, 275, 75, 305, 164)
+CHEEKS = (50, 280, 205, 425, 187, 411, 117, 346, 101, 330, 203, 423, 206, 426, 212, 432, 214, 434, 135, 364, 216, 436)
+CHIN = (18, 200, 199, 175, 83, 313, 201, 421, 204, 424, 194, 418, 215, 435)
+FOREHEAD = (151, 9, 8, 108, 337, 69, 299, 104, 333)
+IRISES = (468, 469, 470, 471, 472, 473, 474, 475, 476, 477)
+LAYOUT = np.unique(np.concatenate([UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER, OVAL, *UPPER_LIDS, *LOWER_LIDS,
+                                   *BROWS, NOSE, CHEEKS, CHIN, FOREHEAD, IRISES, faces.MEDIAPIPE_68.ravel()]))
+_PLACE = np.full(478, -1)
+_PLACE[LAYOUT] = np.arange(len(LAYOUT))
+
+
+def _of(*vertices):
+    """Where these mesh vertices stand in the layout of a still's points."""
+    return _PLACE[np.array(vertices).squeeze()]
+
+
+_IN_68 = _PLACE[faces.MEDIAPIPE_68]                       # (68, 2)
+_UPPER_LIP = _of(UPPER_OUTER[1:-1] + UPPER_INNER[1:-1])
+_LOWER_LIP = _of(LOWER_OUTER[1:-1] + LOWER_INNER[1:-1])
+
+
+@dataclass
+class Still:
+    """A face that can talk: an FFHQ-aligned picture and where its parts are.
+
+    image   uint8 (S, S, 3)
+    points  float32 (len(LAYOUT), 2), fractions of the side: the vertices LAYOUT of MediaPipe's face mesh
+    names   the donors it was made of, the first gave hair, clothes and backdrop
+    """
+
+    image: np.ndarray
+    points: np.ndarray
+    names: tuple = ()
+    looks: np.ndarray = field(default=None, repr=False)
+
+    @property
+    def landmarks(self):
+        """The 68 points in pixels, float32 (68, 2)."""
+        return self.points[_IN_68].mean(1) * len(self.image) - 0.5
+
+    @property
+    def opening(self):
+        return float(faces.mouth_opening(self.landmarks))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Splines: a smooth displacement through scattered points
+
+def _kernel(at, points):
+    square = ((at[:, None] - points[None]) ** 2).sum(-1)
+    return square * np.log(square + 1e-12)
+
+
+def _affine(points):
+    return np.concatenate([np.ones((len(points), 1)), points], 1)
+
+
+def _nodes(size):
+    """Centres of a size x size grid over the unit square: (size*size, 2), x then y, row by row."""
+    middle = (np.arange(size) + 0.5) / size
+    return np.stack(np.meshgrid(middle, middle), -1).reshape(-1, 2)
+
+
+def _spline(points, values, size, smoothing=1e-5):
+    """Thin-plate spline through values at points, on a grid: (N, 2), (N, C) -> float32 (C, size, size)."""
+    points, values = np.asarray(points, np.float64), np.asarray(values, np.float64)
+    count = len(points)
+    matrix = np.zeros((count + 3, count + 3))
+    matrix[:count, :count] = _kernel(points, points) + smoothing * np.eye(count)
+    matrix[:count, count:] = _affine(points)
+    matrix[count:, :count] = matrix[:count, count:].T
+    weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, values.shape[1]))]))
+    nodes = _nodes(size)
+    field_ = _kernel(nodes, points) @ weights[:count] + _affine(nodes) @ weights[count:]
+    return np.ascontiguousarray(field_.T.reshape(-1, size, size), np.float32)
+
+
+def _border(count=7):
+    """Points around the unit square, which no warp moves."""
+    line = np.linspace(0, 1, count)
+    square = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    return square[((square == 0) | (square == 1)).any(1)]
+
+
+def _sample(images, at):
+    """Pictures (N, C, h, w) at points (N, H, W, 2) given in fractions of the side, bilinear."""
+    return F.grid_sample(images, at * 2 - 1, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _positions(size):
+    return torch.from_numpy(_nodes(size).astype(np.float32).reshape(size, size, 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Portraits: photos of faces, aligned and marked
+
+def portraits(folder, model, size=256, cache=None, exclude=()):
+    """Photos of frontal faces as stills: aligned as `faces.align` does, marked by MediaPipe.
+
+    folder   holds the pictures (.jpg, .jpeg, .png)
+    model    MediaPipe's face landmarker (.task)
+    cache    .npz that keeps the aligned pictures and their points, so that detection runs once
+    exclude  file stems that are left out
+    returns  list of Still, sorted by name; turned and small faces are left out
+
+    raises   TalkheadError if the folder holds no usable face
+    """
+    if cache is not None and Path(cache).is_file():
+        with np.load(cache) as kept:
+            found = [Still(image, points, (str(name),))
+                     for image, points, name in zip(kept["images"], kept["points"], kept["names"])]
+    else:
+        found = list(_detect_portraits(folder, model, size))
+        if cache is not None and found:
+            with files.atomic(cache) as temporary, open(temporary, "wb") as stream:
+                np.savez(stream, images=[still.image for still in found], points=[still.points for still in found],
+                         names=[still.names[0] for still in found])
+    found = [still for still in found if still.names[0] not in set(exclude)]
+    if not found:
+        raise TalkheadError(f"{folder}: no frontal face of at least {SMALLEST_EYES} pixels between the eyes; "
+                            "pass a folder of portrait photos")
+    for still in found:
+        still.looks = _looks(still)
+    return found
+
+
+def _detect_portraits(folder, model, size):
+    mesh_of = faces.MediaPipe(model, faces=1).meshes
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")):
+        image = files.read_image(path)
+        meshes = mesh_of(image)
+        if not meshes:
+            continue
+        landmarks = faces.from_mesh(meshes[0])
+        eyes = landmarks[42:48].mean(0) - landmarks[36:42].mean(0)
+        halves = [np.linalg.norm(meshes[0][1] - meshes[0][side]) for side in (234, 454)]
+        if np.hypot(*eyes) < SMALLEST_EYES or abs(np.log(halves[0] / halves[1])) > FRONTAL:
+            continue
+        quad = faces.quad(landmarks)
+        basis = np.stack([quad[3] - quad[0], quad[1] - quad[0]])
+        points = (meshes[0][LAYOUT] - quad[0]) @ np.linalg.inv(basis)
+        yield Still(faces.crop(image, quad, size), points.astype(np.float32), (path.stem,))
+
+
+def _looks(still):
+    """Skin tone and beard of a portrait, in numbers that may be compared: (4,)."""
+    def tone(*vertices):
+        at = torch.from_numpy(still.points[_of(*vertices)])[None, None]
+        image = torch.from_numpy(still.image).permute(2, 0, 1)[None].float()
+        return _sample(F.avg_pool2d(image, 5, 1, 2), at)[0, :, 0].median(1).values.numpy()
+    cheek, chin = tone(50, 280, 101, 330, 205, 425, 117, 346), tone(199, 175, 204, 424, 214, 434)
+    level = cheek.mean()
+    return np.array([level, 2 * (cheek[0] - cheek[1]), 2 * (cheek[1] - cheek[2]), level - chin.mean()])
+
+
+def mirror(still):
+    """The same face seen in a mirror."""
+    points = still.points[_MIRRORED] * (-1, 1) + (1, 0)
+    return Still(np.ascontiguousarray(still.image[:, ::-1]), points.astype(np.float32), still.names, still.looks)
+
+
+def _mirrored():
+    """Which point of the layout becomes which in a mirror."""
+    pairs = dict(zip(OVAL, (OVAL[:1] + OVAL[:0:-1])))
+    for line in (UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER):
+        pairs.update(zip(line, line[::-1]))
+    for left, right in (UPPER_LIDS, LOWER_LIDS):
+        pairs.update(zip(left, right[::-1]))
+        pairs.update(zip(right[::-1], left))
+    for pair in _mirrored_pairs():
+        pairs.update((pair, pair[::-1]))
+    return _PLACE[[pairs.get(vertex, vertex) for vertex in LAYOUT]]
+
+
+def _mirrored_pairs():
+    yield from zip(BROWS[0], (300, 293, 334, 296, 336, 276, 283, 282, 295, 285))
+    for group in (CHEEKS, CHIN[4:], FOREHEAD[3:]):
+        yield from zip(group[::2], group[1::2])
+    yield from ((98, 327), (97, 326), (129, 358), (64, 294), (48, 278), (45, 275), (75, 305))
+    yield from ((468, 473), (469, 476), (470, 475), (471, 474), (472, 477))
+
+
+_MIRRORED = _mirrored()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Composites: a face that is nobody's
+
+def choose(stills, rng):
+    """Pick two to four portraits that may be blended: the first of any kind, the last with its mouth shut.
+
+    Skin tones and beards are alike, or blending would leave a grey mask.
+    """
+    first = stills[rng.integers(len(stills))]
+    def alike(pool, count):
+        pool = [still for still in pool if still.names != first.names]
+        distance = np.array([np.sum(((still.looks - first.looks) / (14, 10, 10, 12)) ** 2) for still in pool])
+        chance = np.exp(-0.5 * (distance - distance.min())) + 1e-9
+        return [pool[index] for index in
+                rng.choice(len(pool), min(count, len(pool)), replace=False, p=chance / chance.sum())]
+    mouths = [still for still in stills if still.opening < SHUT]
+    if not mouths:
+        mouths = sorted(stills, key=lambda still: still.opening)[:max(2, len(stills) // 8)]
+    mouth, = alike(mouths, 1)
+    others = [still for still in alike(stills, 2) if still.names != mouth.names][:rng.integers(0, 3)]
+    return [first, *others, mouth]
+
+
+def composite(stills, seed=0):
+    """Blend portraits into one new face.
+
+    stills   2 to 4; the first gives hair, clothes and backdrop, the last gives the mouth and should have it shut
+    returns  Still, aligned again
+    """
+    rng = np.random.default_rng(seed)
+    size = len(stills[0].image)
+    stills = [mirror(still) if rng.random() < 0.5 else still for still in stills]
+    points = _blend_shape(stills, rng)
+    warped = _warp_all(stills, points)                                            # (D, 3, S, S)
+    regions = _regions(points, size)
+    warped = _match_tone(warped, regions["skin"])
+    owners = rng.integers(0, len(stills), 2)                                      # of eyes and nose
+    image = _blend_bands(warped, regions, eyes=owners[0], nose=owners[1], rng=rng)
+    image = image.clamp(0, 255).permute(1, 2, 0).round().byte().numpy()
+    return Still(image, points, tuple(name for still in stills for name in still.names), stills[0].looks)
+
+
+def _blend_shape(stills, rng):
+    """The weighted mean of the shapes, its mouth mostly the last's, brought back to FFHQ's alignment."""
+    weights = rng.dirichlet([3.0] * len(stills))
+    mean = sum(weight * still.points for weight, still in zip(weights, stills))
+    lips = np.concatenate([_UPPER_LIP, _LOWER_LIP, _of(61, 291, 78, 308)])
+    mouth = stills[-1].points
+    centre = 0.5 * (mean[lips].mean(0) + mouth[lips].mean(0))
+    mean[lips] = 0.9 * (mouth[lips] - mouth[lips].mean(0)) + 0.1 * (mean[lips] - mean[lips].mean(0)) + centre
+    quad = faces.quad(mean[_IN_68].mean(1))
+    basis = np.stack([quad[3] - quad[0], quad[1] - quad[0]])
+    return ((mean - quad[0]) @ np.linalg.inv(basis)).astype(np.float32)
+
+
+def _warp_all(stills, points):
+    border = _border()
+    shifts = [np.concatenate([still.points - points, np.zeros_like(border)]) for still in stills]
+    fields = _spline(np.concatenate([points, border]), np.concatenate(shifts, 1), 48, smoothing=1e-4)
+    size = len(stills[0].image)
+    shift = F.interpolate(torch.from_numpy(fields).reshape(len(stills), 2, 48, 48), size=(size, size), mode="bilinear")
+    images = torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).float()
+    return _sample(images, _positions(size) + shift.permute(0, 2, 3, 1))
+
+
+def _inside(polygon, size):
+    """Signed distance to a polygon, positive inside, of the pixels of a size x size picture."""
+    at = _nodes(size)[:, None]                                                    # (P, 1, 2)
+    start, stop = polygon[None], np.roll(polygon, -1, 0)[None]
+    along = stop - start
+    t = np.clip(((at - start) * along).sum(-1) / (along ** 2).sum(-1), 0, 1)
+    distance = np.sqrt((((start + t[..., None] * along) - at) ** 2).sum(-1)).min(1)
+    above = (start[..., 1] > at[..., 1]) != (stop[..., 1] > at[..., 1])
+    slope = along[..., 0] / np.where(along[..., 1] == 0, 1e-12, along[..., 1])
+    crossings = (above & (at[..., 0] < start[..., 0] + slope * (at[..., 1] - start[..., 1]))).sum(1)
+    return np.where(crossings % 2, distance, -distance).reshape(size, size)
+
+
+def _ramp(x, low, high):
+    """0 at low, 1 at high, smooth between; works on arrays and tensors."""
+    t = ((x - low) / (high - low)).clip(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _regions(points, size):
+    """Soft masks (size, size) of the parts of a face, as tensors."""
+    iod = _iod(points)
+    oval = _inside(points[_of(*OVAL)].astype(np.float64), 64) / iod
+    x, y = _nodes(64).reshape(64, 64, 2).transpose(2, 0, 1)
+    brow = points[_of(*BROWS[0], *BROWS[1])][:, 1].min()
+    eye = points[_of(*UPPER_LIDS[0], *UPPER_LIDS[1])][:, 1].mean()
+    nose, base = points[_of(168)], points[_of(2)]
+    lip = points[_of(0)][1]
+    face = _ramp(oval, 0.02, 0.22)
+    below_brow = _ramp(y, brow - 0.16 * iod, brow - 0.02 * iod)
+    lower = _ramp(y + 0.25 * np.abs(x - base[0]), base[1], 0.45 * base[1] + 0.55 * lip + 0.02)
+    nose_mask = np.exp(-((x - nose[0]) / (0.28 * iod)) ** 4) * _ramp(y, eye, eye + 0.3 * iod) * (1 - lower)
+    eyes = face * below_brow * (1 - _ramp(y, eye + 0.22 * iod, eye + 0.5 * iod))
+    skin = (oval > 0.1) * _ramp(y, eye + 0.25 * iod, eye + 0.35 * iod) * (y < nose[1] + 1.0 * iod)
+    masks = {"face": face * below_brow, "lower": face * lower, "nose": face * nose_mask, "eyes": eyes, "skin": skin}
+    return {name: F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], size=(size, size),
+                                mode="bilinear")[0, 0] for name, mask in masks.items()}
+
+
+_OPPONENT = torch.tensor([[0.299, 0.587, 0.114], [0.701, -0.587, -0.114], [-0.299, -0.587, 0.886]])
+
+
+def _match_tone(images, skin):
+    """Give every face the skin colour and contrast of the first."""
+    colours = torch.einsum("ij,njhw->nihw", _OPPONENT, images)
+    weight = skin / skin.sum()
+    mean = (colours * weight).sum((2, 3), keepdim=True)
+    spread = ((colours - mean) ** 2 * weight).sum((2, 3), keepdim=True).sqrt()
+    gain = (spread[:1] / spread.clamp(min=1)).clamp(0.75, 1.3).sqrt()
+    matched = (colours - mean) * gain + mean[:1]
+    return torch.einsum("ij,njhw->nihw", torch.linalg.inv(_OPPONENT), matched)
+
+
+def _low_band(images, mask):
+    """What is left of a face when only shading remains; hair and backdrop do not leak in."""
+    coarse = torch.stack([*(images * mask).unbind(1), mask.expand(len(images), -1, -1)], 1)
+    coarse = F.interpolate(coarse, size=(32, 32), mode="area")
+    blur = torch.exp(-0.5 * (torch.arange(-5, 6) / 2.2) ** 2)
+    blur = blur / blur.sum()
+    coarse = F.conv2d(coarse.flatten(0, 1)[:, None], blur.view(1, 1, 1, -1), padding=(0, 5))
+    coarse = F.conv2d(coarse, blur.view(1, 1, -1, 1), padding=(5, 0)).view(len(images), 4, 32, 32)
+    coarse = coarse[:, :3] / (coarse[:, 3:] + 1e-3)
+    return F.interpolate(coarse, size=images.shape[2:], mode="bilinear")
+
+
+def _blend_bands(images, regions, eyes, nose, rng):
+    """Each part of the face from one portrait, sharp; shading from all of them, mixed softly.
+
+    Averaging pixels would smooth the skin and let a fringe or glasses of one shine through the other.
+    """
+    shade = _low_band(images, (regions["face"] > 0.3).float())
+    detail = images - shade
+    common = torch.from_numpy(rng.dirichlet([2.0] * len(images)).astype(np.float32))
+    common = torch.einsum("n,nchw->chw", common, shade)
+    face = regions["face"]
+    shading = shade[0] + face * 0.6 * (common - shade[0])
+    shading = shading + regions["lower"] * 0.6 * (shade[-1] - shading)
+    fine = detail[0]
+    for mask, owner in ((regions["eyes"], eyes), (regions["nose"], nose), (regions["lower"], -1)):
+        fine = fine + mask * (detail[owner] - fine)
+    return shading + fine
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Motion fields
+
+def _iod(points):
+    """Distance between the eyes' centres, in the units of the points."""
+    landmarks = points[_IN_68].mean(1)
+    return float(np.linalg.norm(landmarks[42:48].mean(0) - landmarks[36:42].mean(0)))
+
+
+FIELDS = ("close", "lower", "upper", "jaw", "width", "round", "brow_left", "brow_right",
+          "yaw", "pitch", "right", "down", "roll", "scale")
+
+
+class Rig:
+    """The motion fields of one still, and the picture they move.
+
+    A weight of 1 moves the part by one inter-ocular distance (roll: one radian).
+    """
+
+    def __init__(self, still, size):
+        self.size = size
+        self.points = still.points.astype(np.float64)
+        self.iod = _iod(still.points)
+        self._frame()
+        self.texture = _texture(still.image, size)
+        extra = self._surroundings()
+        moves = self._moves(extra)                                       # (2 layers, F, N, 2)
+        controls = np.concatenate([self.points, extra["at"]])
+        fields = []
+        for layer, torn in ((0, _LOWER_LIP), (1, _UPPER_LIP)):
+            keep = np.setdiff1d(np.arange(len(controls)), torn)
+            values = moves[layer][:, keep].transpose(1, 0, 2).reshape(len(keep), -1)
+            fields.append(_spline(controls[keep], values, GRID, smoothing=2e-5))
+        self.fields = torch.from_numpy(np.stack(fields)).view(2, len(FIELDS), 2, GRID, GRID)
+        self.at_points = self._at_points()                                # (F, N, 2)
+        self.gain = self._gain()
+
+    def _frame(self):
+        """The mouth's own axes: its middle, the direction to its right corner and the one to the chin."""
+        corners = self.points[_of(78, 308)]
+        self.centre = corners.mean(0)
+        across = corners[1] - corners[0]
+        self.half = np.linalg.norm(across) / 2
+        self.right = across / np.linalg.norm(across)
+        self.down = np.array((-self.right[1], self.right[0]))
+
+    def _surroundings(self):
+        """Points that belong to no face: neck, hair, borders; with how far they follow the head and the jaw."""
+        chin, top, iod = self.points[_of(152)], self.points[_of(10)], self.iod
+        at, head, jaw = [], [], []
+        for below, follows_head, follows_jaw in ((0.1, 0.75, 0.6), (0.22, 0.5, 0.22), (0.36, 0.25, 0.04), (0.5, 0.08, 0)):
+            for aside in (-0.75, -0.4, 0, 0.4, 0.75):
+                at.append(chin + self.down * below * iod * (1 - 0.5 * abs(aside)) + self.right * aside * iod)
+                head.append(follows_head)
+                jaw.append(follows_jaw * np.exp(-(aside / 0.45) ** 2))
+        middle = 0.5 * (self.points[_of(234)] + self.points[_of(454)])
+        for vertex in OVAL:
+            point = self.points[_of(vertex)]
+            if (point - middle) @ self.down < 0.1 * iod:
+                for far, follows in ((1.22, 0.85), (1.5, 0.5)):
+                    at.append(middle + (point - middle) * far)
+                    head.append(follows)
+                    jaw.append(0)
+        border = _border()
+        at = np.concatenate([np.array(at), border])
+        inside = ((at > 0.02) & (at < 0.98)).all(1)
+        inside[-len(border):] = True
+        zeros = np.zeros(len(border))
+        return {"at": at[inside], "head": np.concatenate([head, zeros])[inside],
+                "jaw": np.concatenate([jaw, zeros])[inside]}
+
+    def _moves(self, extra):
+        """What each field does at each control point: (2 layers, F, N, 2), fractions of the side."""
+        points = np.concatenate([self.points, extra["at"]])
+        count, faces_count = len(points), len(self.points)
+        h = (points - self.centre) @ self.right / self.iod
+        v = (points - self.centre) @ self.down / self.iod
+        head = np.concatenate([np.ones(faces_count), extra["head"]])
+        moves = np.zeros((2, len(FIELDS), count, 2))
+        set_ = lambda name, values: moves[:, FIELDS.index(name)].__setitem__(slice(None), values * self.iod)
+        lips = self._lips(h, v, count)
+        jaw = self._jaw(h, v, lips)
+        jaw[faces_count:] = extra["jaw"]
+        face = np.arange(count) < faces_count
+        set_("lower", (lips["lower"] * face)[:, None] * self.down)
+        set_("upper", -(lips["upper"] * face)[:, None] * self.down)
+        set_("jaw", jaw[:, None] * self.down)
+        set_("width", self._width(h, v, face))
+        set_("round", (lips["thick"] * face)[:, None] * self.down)
+        self._close(moves)
+        self._brows(moves, points, face)
+        self._head(moves, points, head, face)
+        # Above the mouth the upper lip does not follow the jaw.
+        return moves
+
+    def _lips(self, h, v, count):
+        """Profiles of the lips' own motion along the mouth: 1 at its middle, 0 at its corners."""
+        x = np.clip(np.abs(h) * self.iod / self.half, 0, 1)
+        arch = (1 - x ** 2) ** 0.7
+        lower, upper, thick = np.zeros(count), np.zeros(count), np.zeros(count)
+        lip = self.points[_of(17)]
+        v_lip = (lip - self.centre) @ self.down / self.iod
+        below, above = v > v_lip, v < 0
+        lower[below] = (np.exp(-((h / 0.3) ** 2)) * 0.8 * np.exp(-(v - v_lip) / 0.13))[below]
+        lower[v > v_lip + 0.45] = 0
+        for vertex, base in ((2, 0.0), (164, 0.3)):
+            upper[_of(vertex)] = base
+        def put(target, line, amount):
+            target[_of(*line[1:-1])] = amount * arch[_of(*line[1:-1])]
+        put(lower, LOWER_INNER, 1.0)
+        put(lower, LOWER_OUTER, 0.88)
+        put(upper, UPPER_INNER, 1.0)
+        put(upper, UPPER_OUTER, 0.75)
+        put(thick, UPPER_OUTER, -0.18)
+        put(thick, LOWER_OUTER, 0.2)
+        return {"lower": lower, "upper": upper, "thick": thick, "arch": arch, "above": above}
+
+    def _jaw(self, h, v, lips):
+        """The jaw drops as one piece, its edges near the ears hardly at all."""
+        aside = np.exp(-(np.abs(h) / 0.62) ** 2.5)
+        drop = (0.32 + 0.68 * _ramp(v, 0.0, 0.3)) * aside
+        cheeks = 0.32 * np.exp(v / 0.14) * _ramp(np.abs(h), 0.2, 0.42) * aside
+        jaw = np.where(v < 0, cheeks, drop)
+        jaw[_UPPER_LIP] = 0.3 * (1 - lips["arch"][_UPPER_LIP])
+        jaw[_LOWER_LIP] = 0.3 + 0.62 * lips["arch"][_LOWER_LIP]
+        jaw[_of(61, 291, 78, 308)] = 0.3
+        still = np.concatenate([NOSE, IRISES, *UPPER_LIDS, *LOWER_LIDS, *BROWS, FOREHEAD])
+        jaw[_of(*still)] = 0
+        return jaw
+
+    def _width(self, h, v, face):
+        """The corners go outwards; the change fades towards cheeks, nose and chin."""
+        reach = self.half / self.iod
+        inner = np.clip(h / reach, -1, 1) * reach
+        fade = np.exp(-(np.maximum(np.abs(h) - reach, 0) / 0.3) ** 1.5) * np.exp(-(v / 0.32) ** 2)
+        fade[:len(self.points)][_of(*NOSE)] = 0
+        fade = fade * face
+        lift = -0.12 * np.abs(inner) * fade
+        return (inner * fade)[:, None] * self.right + lift[:, None] * self.down
+
+    def _close(self, moves):
+        """Bring the inner lips of a not quite shut mouth together, on the line between them."""
+        index = FIELDS.index("close")
+        upper, lower = _of(*UPPER_INNER[1:-1]), _of(*LOWER_INNER[1:-1])
+        middle = 0.35 * self.points[upper] + 0.65 * self.points[lower]
+        moves[:, index, upper] = middle - self.points[upper]
+        moves[:, index, lower] = middle - self.points[lower]
+        for outer, inner, share in ((UPPER_OUTER, upper, 0.8), (LOWER_OUTER, lower, 0.8)):
+            moves[:, index, _of(*outer[1:-1])] = share * moves[:, index, inner]
+
+    def _brows(self, moves, points, face):
+        for name, side in (("brow_left", 0), ("brow_right", 1)):
+            brow = self.points[_of(*BROWS[side])]
+            eye = self.points[_of(*UPPER_LIDS[side])].mean(0)
+            centre = brow.mean(0)
+            h = (points - centre) @ self.right / self.iod
+            v = (points - centre) @ self.down / self.iod
+            gap = max((eye - centre) @ self.down / self.iod, 0.1)
+            amount = np.exp(-(h / 0.38) ** 2) * np.where(v < 0, np.exp(-(v / 0.4) ** 2), 1 - _ramp(v, 0.03, 0.8 * gap))
+            moves[:, FIELDS.index(name)] -= (amount * face)[:, None] * self.down * self.iod
+
+    def _head(self, moves, points, head, face):
+        """Turning a head in the picture: what is nearer to the camera moves further."""
+        middle = 0.5 * (self.points[_of(234)] + self.points[_of(454)])
+        half = np.linalg.norm(self.points[_of(454)] - self.points[_of(234)]) / 2
+        h = (points - middle) @ self.right / half
+        v = (points - middle) @ self.down / (1.35 * half)
+        depth = np.clip(1 - 0.8 * h ** 2 - 0.45 * v ** 2, 0, 1) * face
+        nose = self.points[_of(4)]
+        depth += 0.55 * np.exp(-(((points - nose) ** 2).sum(1)) / (0.22 * self.iod) ** 2) * face
+        pivot = self.points[_of(152)] + 0.2 * self.iod * self.down
+        arm = (points - pivot) * head[:, None]
+        set_ = lambda name, values: moves[:, FIELDS.index(name)].__setitem__(slice(None), values)
+        set_("yaw", (depth - 0.3 * head)[:, None] * self.right * self.iod)
+        set_("pitch", (depth - 0.3 * head)[:, None] * self.down * self.iod)
+        set_("right", head[:, None] * self.right * self.iod)
+        set_("down", head[:, None] * self.down * self.iod)
+        set_("roll", np.stack([-arm[:, 1], arm[:, 0]], 1))
+        set_("scale", (points - middle) * head[:, None])
+
+    def _at_points(self):
+        """How far each field moves each point: read from the very grids that warp the picture."""
+        at = torch.from_numpy(self.points.astype(np.float32))[None, None].expand(2, -1, -1, -1)
+        moved = _sample(self.fields.flatten(1, 2), at)[:, :, 0].view(2, len(FIELDS), 2, -1).permute(0, 1, 3, 2).numpy()
+        below = (self.points - self.centre) @ self.down > 0
+        below[_UPPER_LIP], below[_LOWER_LIP] = False, True
+        return np.where(below[None, :, None], moved[1], moved[0])
+
+    def _gain(self):
+        """How wide the measured opening is per unit of lip weight, with the share of the upper lip."""
+        weights = np.zeros((2, len(FIELDS)))
+        weights[:, 0] = 1
+        weights[1, [FIELDS.index("lower"), FIELDS.index("upper")]] = 0.1 * (1 - UPPER_SHARE), 0.1 * UPPER_SHARE
+        shut, opened = faces.mouth_opening(self._move(weights)[:, _IN_68].mean(2))
+        self.rest = shut
+        return 0.1 / (opened - shut)
+
+    def _move(self, weights):
+        """Points moved by the fields: (T, F) -> (T, N, 2)."""
+        return self.points + np.einsum("tf,fnc->tnc", weights, self.at_points)
+
+
+UPPER_SHARE = 0.2           # of an opening that the upper lip makes by rising
+
+
+def _texture(image, size):
+    """The picture to sample from, twice as fine as the frames so that moving by half a pixel does not blur them."""
+    picture = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    wanted = 2 * size
+    if wanted != picture.shape[-1]:
+        picture = F.interpolate(picture, size=(wanted, wanted), mode="bicubic", antialias=True).clamp(0, 255)
+    blur = torch.tensor([0.2, 0.6, 0.2])
+    picture = F.conv2d(F.pad(picture, (1, 1, 1, 1), "replicate").transpose(0, 1), blur.view(1, 1, 1, 3))
+    return F.conv2d(picture, blur.view(1, 1, 3, 1)).transpose(0, 1).contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Motion: what a face does while it speaks
+
+def _noise(rng, frames, columns, seconds):
+    """Random walks that wander at this pace, of unit variance: (frames, columns)."""
+    from scipy.ndimage import gaussian_filter1d
+    sigma = seconds * files.FPS
+    margin = int(4 * sigma) + 1
+    walk = gaussian_filter1d(rng.standard_normal((frames + 2 * margin, columns)), sigma, axis=0)
+    return walk[margin:margin + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
+
+
+def blinks(rng, frames):
+    """How far the lids are closed at each frame, 0 to 1: about 17 blinks a minute of 150 to 300 ms."""
+    closed = np.zeros(frames)
+    start = rng.exponential(2.5)
+    while start * files.FPS < frames:
+        length = rng.uniform(0.15, 0.3)
+        phase = (np.arange(frames) / files.FPS - start) / length
+        wave = np.where(phase < 0.35, _ramp(phase, 0, 0.35), 1 - _ramp(phase, 0.5, 1.0))
+        closed = np.maximum(closed, np.where((phase > 0) & (phase < 1), wave, 0))
+        start += length + 0.8 + rng.exponential(2.5)
+    return closed
+
+
+@dataclass
+class Motion:
+    """Weights of the fields (T, F), opening of lips and of teeth in inter-ocular distances (T,), lids (T,) 0 to 1."""
+
+    weights: np.ndarray
+    opening: np.ndarray
+    jaw: np.ndarray
+    lids: np.ndarray
+    gaze: np.ndarray
+
+
+def _motion(rig, track, rng, independent):
+    """All the motion of a clip: the mouth by the track, the rest by chance.
+
+    independent  each frame is a moment of its own, not the next of a clip
+    """
+    track = np.asarray(track, np.float64)
+    count = len(track)
+    opening = np.clip(track[:, 0], 0, 0.45)
+    width = np.clip(track[:, 1], -0.35, 0.25)
+    jaw = np.clip(track[:, 2], 0, 0.05 + 1.2 * opening)
+    gap = np.maximum(opening - rig.rest, 0) * rig.gain
+    head = rng.standard_normal((count, 6)) if independent else _noise(rng, count, 6, 0.45) * 0.8 + \
+        _noise(rng, count, 6, 0.16) * 0.12 + rng.standard_normal(6) * 0.6
+    brows = rng.standard_normal((count, 2)) if independent else _noise(rng, count, 2, 0.25)
+    loud = opening if independent else _smooth(opening, 0.12)
+    w = dict.fromkeys(FIELDS, np.zeros(count))
+    w["close"] = np.ones(count)
+    w["upper"] = UPPER_SHARE * gap
+    w["lower"] = (1 - UPPER_SHARE) * gap - JAW_AT_LIP * jaw
+    w["jaw"] = jaw
+    w["width"] = width
+    w["round"] = 0.6 * np.maximum(-width, 0)
+    both = np.maximum(brows[:, 0], -0.5) * 0.018 + 0.1 * (loud - loud.mean())
+    w["brow_left"], w["brow_right"] = both + 0.005 * brows[:, 1], both - 0.005 * brows[:, 1]
+    for name, column, amount in (("yaw", 0, 0.035), ("pitch", 1, 0.025), ("right", 2, 0.02), ("down", 3, 0.018),
+                                 ("roll", 4, 0.022), ("scale", 5, 0.008)):
+        w[name] = np.clip(head[:, column], -2.2, 2.2) * amount
+    w["pitch"] = w["pitch"] + 0.12 * (loud - loud.mean())
+    if independent:
+        lids = np.where(rng.random(count) < 0.06, rng.uniform(0.3, 1, count), 0)
+        gaze = rng.standard_normal((count, 2)) * (0.012, 0.005)
+    else:
+        lids = blinks(rng, count)
+        gaze = np.round(_noise(rng, count, 2, 0.4) * 1.2) * (0.009, 0.004)
+    lids = np.clip(lids + np.clip(0.05 * brows[:, 1], -0.08, 0.12), -0.08, 1)
+    return Motion(np.stack([w[name] for name in FIELDS], 1), opening, jaw, lids, gaze)
+
+
+JAW_AT_LIP = 0.92           # of the jaw's drop that reaches the middle of the lower lip
+
+
+def _smooth(values, seconds):
+    from scipy.ndimage import gaussian_filter1d
+    return gaussian_filter1d(values, seconds * files.FPS, mode="nearest")
+
+
+def perform(still, track, size=None, seed=0, independent=False):
+    """Make a still face speak.
+
+    still        Still
+    track        (T, 3) mouth track at 25 frames a second: opening, width, jaw, as `articulation.TRACK`
+    size         side of the frames in pixels; None takes the still's
+    seed         of head motion, brows, gaze and blinks
+    independent  no clip but T moments of the same face, each by itself
+    returns      iterator of (frame uint8 (size, size, 3), landmarks float32 (68, 2) in pixels)
+    """
+    rig = Rig(still, size or len(still.image))
+    motion = _motion(rig, track, np.random.default_rng(seed), independent)
+    yield from _perform(rig, motion)
+
+
+def _perform(rig, motion):
+    for start in range(0, len(motion.weights), CHUNK):
+        part = Motion(*(values[start:start + CHUNK] for values in
+                        (motion.weights, motion.opening, motion.jaw, motion.lids, motion.gaze)))
+        points = _moved_points(rig, part)
+        frames = _render(rig, part, points)
+        landmarks = (points[:, _IN_68].mean(2) * rig.size - 0.5).astype(np.float32)
+        yield from zip(frames, landmarks)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rendering
+
+def _moved_points(rig, motion):
+    points = rig._move(motion.weights)
+    for upper, lower in zip(UPPER_LIDS, LOWER_LIDS):
+        lid = _of(*upper[1:-1])
+        drop = LID_TRAVEL * (rig.points[_of(*lower[1:-1])] - rig.points[lid])
+        points[:, lid] += motion.lids[:, None, None] * drop
+    return points
+
+
+LID_TRAVEL = 0.92           # of the way to the lower lid that the upper lid goes
+
+
+def _render(rig, motion, points):
+    """Frames of one chunk: uint8 (T, S, S, 3)."""
+    size = rig.size
+    count = len(points)
+    weights = torch.from_numpy(motion.weights.astype(np.float32))
+    shift = torch.einsum("tf,lfcgh->tlcgh", weights, rig.fields).reshape(count * 2, 2, GRID, GRID)
+    shift = _invert(shift)
+    if size != GRID:
+        shift = F.interpolate(shift, size=(size, size), mode="bilinear")
+    shift = shift.view(count, 2, 2, size, size)
+    mouth = _Mouth(rig, motion, points)
+    below = mouth.below()                                                        # (T, S, S)
+    at = _positions(size) + torch.lerp(shift[:, 0], shift[:, 1], below[:, None]).permute(0, 2, 3, 1)
+    for side in (0, 1):
+        _look(rig, motion, at, side)
+    texture = rig.texture.expand(count, -1, -1, -1)
+    frames = _sample(texture, at)
+    for side in (0, 1):
+        _blink(rig, motion, points, texture, frames, at, side)
+    mouth.paint(frames)
+    return frames.clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _invert(shift):
+    """From where a forward motion field brings each node: (N, 2, G, G) -> shift to add to a node."""
+    nodes = _positions(GRID)
+    back = -shift
+    for _ in range(4):
+        back = -_sample(shift, nodes + back.permute(0, 2, 3, 1))
+    return back
+
+
+def _curve(x, y, knots):
+    """Lines through points, each frame its own, read at fixed knots: (T, N), (T, N) -> (T, len(knots))."""
+    return np.stack([np.interp(knots, xs, ys) for xs, ys in zip(x, y)])
+
+
+class _Mouth:
+    """The gap between the lips, in the mouth's own coordinates: x is -1 and 1 at the corners, y is pixels downwards."""
+
+    KNOTS = np.linspace(-1, 1, 41)
+
+    def __init__(self, rig, motion, points):
+        self.rig, self.motion = rig, motion
+        size = rig.size
+        corners = points[:, _of(78, 308)] * size                                 # (T, 2, 2)
+        self.centre = corners.mean(1)
+        across = corners[:, 1] - corners[:, 0]
+        self.half = np.linalg.norm(across, axis=1) / 2
+        self.right = across / (2 * self.half[:, None])
+        self.down = np.stack([-self.right[:, 1], self.right[:, 0]], 1)
+        self.upper = self._line(points[:, _of(*UPPER_INNER)] * size)
+        self.lower = self._line(points[:, _of(*LOWER_INNER)] * size)
+        self.iod = rig.iod * size
+
+    def _line(self, points):
+        local = points - self.centre[:, None]
+        x = np.einsum("tnc,tc->tn", local, self.right) / self.half[:, None]
+        y = np.einsum("tnc,tc->tn", local, self.down)
+        return torch.from_numpy(_curve(x, y, self.KNOTS).astype(np.float32))
+
+    def _local(self, rows, columns):
+        """Pixels of a box in the mouth's coordinates: x, y, each (T, h, w)."""
+        as_tensor = lambda values: torch.from_numpy(values.astype(np.float32))[:, None, None]
+        px = (torch.arange(columns.start, columns.stop) + 0.5).view(1, 1, -1) - as_tensor(self.centre[:, 0])
+        py = (torch.arange(rows.start, rows.stop) + 0.5).view(1, -1, 1) - as_tensor(self.centre[:, 1])
+        x = (px * as_tensor(self.right[:, 0]) + py * as_tensor(self.right[:, 1])) / as_tensor(self.half)
+        return x, px * as_tensor(self.down[:, 0]) + py * as_tensor(self.down[:, 1])
+
+    def _read(self, line, x):
+        place = (x.clamp(-1, 1) + 1) * (len(self.KNOTS) - 1) / 2
+        left = place.floor().clamp(max=len(self.KNOTS) - 2)
+        index = left.long().flatten(1)
+        start, stop = line.gather(1, index), line.gather(1, index + 1)
+        return torch.lerp(start, stop, (place - left).flatten(1)).view_as(x)
+
+    def below(self):
+        """1 where a pixel belongs to what moves with the lower lip, 0 above: (T, S, S)."""
+        everything = slice(0, self.rig.size)
+        x, y = self._local(everything, everything)
+        middle = self._read((self.upper + self.lower) / 2, x)
+        soft = 1 + 0.3 * self.iod * (x.abs() - 1).clamp(min=0)
+        return (0.5 + (y - middle) / soft).clamp(0, 1)
+
+    def _box(self):
+        size, rig = self.rig.size, self.rig
+        low = np.floor((self.centre.min(0) - (self.half.max() + 2, 0.3 * self.iod))).astype(int)
+        high = np.ceil((self.centre.max(0) + (self.half.max() + 2, 0.6 * self.iod))).astype(int)
+        low, high = np.clip(low, 0, size - 1), np.clip(high, 1, size)
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+    def paint(self, frames):
+        rows, columns = self._box()
+        x, y = self._local(rows, columns)
+        upper, lower = self._read(self.upper, x), self._read(self.lower, x)
+        gap = lower - upper
+        cover = (0.5 + (y - upper)).clamp(0, 1) * (0.5 + (lower - y)).clamp(0, 1) * (gap / 0.8).clamp(0, 1)
+        cover = (cover * (x.abs() < 1))[:, None]
+        inside = self._inside(x, y, upper, lower)
+        part = frames[:, :, rows, columns]
+        frames[:, :, rows, columns] = torch.lerp(part, inside, cover)
+
+    def _inside(self, x, y, upper, lower):
+        """Throat, tongue and teeth: (T, 3, h, w). Upper teeth belong to the skull, tongue and lower teeth to the jaw."""
+        column = lambda values: torch.from_numpy(np.asarray(values, np.float32))[:, None, None]
+        iod = self.iod
+        bite = column(self._bite())                                              # where the teeth meet, at rest
+        jaw = column(np.maximum(self.motion.jaw, 0.55 * self.motion.opening) * JAW_AT_LIP) * iod
+        soft = max(0.9, 0.012 * iod)
+        edge = lambda distance: (0.5 + distance / soft).clamp(0, 1)
+        x2 = x * x
+        depth = ((y - upper) / (lower - upper).clamp(min=1)).clamp(0, 1)
+        colour = _mix(THROAT, DEEP, depth)
+        tongue = bite + jaw + (0.02 + 0.12 * x2) * iod
+        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, _ramp(y - tongue, 0, 0.12 * iod)),
+                       edge((y - tongue) / 3) * (1 - _ramp(x.abs(), 0.55, 0.95)))
+        top = bite + jaw + (0.035 - 0.035 * x2) * iod
+        lower_teeth = edge(y - top) * (1 - _ramp(x.abs(), 0.5, 0.78))
+        colour = _over(colour, self._teeth(x, 0.62, 11.0), lower_teeth * 0.9)
+        biting = bite + (0.028 - 0.05 * x2) * iod
+        upper_teeth = edge(biting - y) * (1 - _ramp(x.abs(), 0.66, 0.93))
+        colour = _over(colour, self._teeth(x, 0.92, 7.5), upper_teeth)
+        shadow = 0.42 + 0.58 * _ramp(y - upper, -0.01 * iod, 0.07 * iod)
+        shadow = shadow * (1 - 0.45 * _ramp(x.abs(), 0.35, 1.0)) * (0.75 + 0.25 * _ramp(lower - y, 0, 0.05 * iod))
+        return colour * shadow[:, None] * self._light()
+
+    def _teeth(self, x, light, count):
+        """Ivory with faint lines between the teeth, which narrow towards the sides as an arch does in perspective."""
+        angle = torch.asin((x * 0.95).clamp(-0.99, 0.99)) * count / np.pi
+        between = (angle - angle.round()).abs() * 2                              # 0 between, 1 in a tooth's middle
+        lines = 0.86 + 0.14 * _ramp(between, 0.0, 0.3)
+        return TEETH.view(1, 3, 1, 1) * (light * lines)[:, None]
+
+    def _bite(self):
+        """Pixels from the line between the corners down to where the lips meet at rest, for a skull without jaw."""
+        rest = self.motion.weights.copy()
+        for name in ("lower", "upper", "jaw", "width", "round"):
+            rest[:, FIELDS.index(name)] = 0
+        middle = self.rig._move(rest)[:, _of(13, 14)].mean(1) * self.rig.size
+        return np.einsum("tc,tc->t", middle - self.centre, self.down)
+
+    def _light(self):
+        """How bright the face is around the mouth, against a well lit one."""
+        around = torch.from_numpy(self.rig.points[_of(205, 425, 199, 164)].astype(np.float32))[None, None]
+        level = float(_sample(self.rig.texture, around).mean())
+        return 0.45 + 0.55 * np.clip(level / 165, 0.4, 1.15)
+
+
+THROAT = torch.tensor([34.0, 12.0, 12.0])
+DEEP = torch.tensor([84.0, 34.0, 34.0])
+TONGUE = torch.tensor([120.0, 52.0, 52.0])
+TONGUE_FRONT = torch.tensor([178.0, 92.0, 88.0])
+TEETH = torch.tensor([226.0, 216.0, 202.0])
+
+
+def _mix(start, stop, amount):
+    return start.view(1, 3, 1, 1) + (stop - start).view(1, 3, 1, 1) * amount[:, None]
+
+
+def _over(below, above, cover):
+    return below + (above - below) * cover[:, None]
+
+
+class _Eye:
+    """The lids of one eye at rest, in its own coordinates: x runs from corner to corner (0 to 1), y downwards."""
+
+    def __init__(self, rig, side):
+        upper, lower = rig.points[_of(*UPPER_LIDS[side])], rig.points[_of(*LOWER_LIDS[side])]
+        brow = rig.points[_of(*BROWS[side][5:])].mean(0)
+        self.start = upper[0]
+        across = upper[-1] - upper[0]
+        self.length = np.linalg.norm(across)
+        self.right = across / self.length
+        self.down = np.array((-self.right[1], self.right[0]))
+        knots = np.linspace(0, 1, 33)
+        line = lambda points: np.interp(knots, (points - self.start) @ self.right / self.length,
+                                        (points - self.start) @ self.down)
+        self.upper = torch.from_numpy(line(upper).astype(np.float32))
+        self.lower = torch.maximum(torch.from_numpy(line(lower).astype(np.float32)), self.upper)
+        self.fold = float(np.clip(-(brow - self.start) @ self.down, 0.08 * rig.iod, 0.3 * rig.iod))
+
+    def local(self, at):
+        shift = at - torch.from_numpy(self.start.astype(np.float32))
+        right, down = (torch.from_numpy(axis.astype(np.float32)) for axis in (self.right, self.down))
+        return (shift @ right) / self.length, shift @ down
+
+    @staticmethod
+    def read(line, x):
+        place = x.clamp(0, 1) * 32
+        left = place.floor().clamp(max=31).long()
+        return torch.lerp(line[left], line[left + 1], place - left)
+
+    def box(self, rig, points=None):
+        """The pixels that may show this eye, with a margin for the head's motion."""
+        centre = self.start + self.right * self.length / 2
+        reach = np.array((0.95 * self.length, 0.55 * self.length + self.fold)) + 0.06 * rig.iod
+        low = np.clip(np.floor((centre - reach) * rig.size).astype(int), 0, rig.size - 1)
+        high = np.clip(np.ceil((centre + reach) * rig.size).astype(int), 1, rig.size)
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def _look(rig, motion, at, side):
+    """Shift the iris: points inside the eye's opening are read from beside themselves; changes `at`."""
+    eye = _Eye(rig, side)
+    rows, columns = eye.box(rig)
+    part = at[:, rows, columns]
+    x, y = eye.local(part)
+    upper, lower = eye.read(eye.upper, x), eye.read(eye.lower, x)
+    open_ = (lower - upper).clamp(min=1e-6)
+    inside = _ramp((y - upper) / open_, 0.0, 0.3) * (1 - _ramp((y - upper) / open_, 0.75, 1.0))
+    inside = inside * _ramp(x, 0.05, 0.3) * (1 - _ramp(x, 0.7, 0.95))
+    gaze = torch.from_numpy((motion.gaze * rig.iod).astype(np.float32))[:, None, None]
+    at[:, rows, columns] = part - inside[..., None] * gaze
+
+
+def _blink(rig, motion, points, texture, frames, at, side):
+    """Draw the upper lid down: its skin is stretched from the fold to the lashes; changes `frames`."""
+    moving = np.flatnonzero(np.abs(motion.lids) > 0.01)
+    if not len(moving):
+        return
+    eye = _Eye(rig, side)
+    rows, columns = eye.box(rig)
+    part = at[moving][:, rows, columns]
+    x, y = eye.local(part)
+    upper, lower = eye.read(eye.upper, x), eye.read(eye.lower, x)
+    closed = torch.from_numpy(motion.lids[moving].astype(np.float32))[:, None, None]
+    lid = upper + closed * LID_TRAVEL * (lower - upper)
+    fold = upper - 0.7 * eye.fold
+    stretched = fold + (y - fold) * (upper - fold) / (lid - fold)
+    stretched = torch.where(y < fold, y, stretched)
+    down = torch.from_numpy(eye.down.astype(np.float32))
+    skin = _sample(texture[moving], part + (stretched - y)[..., None] * down)
+    pixel = 1 / rig.size
+    cover = (0.5 + (lid + 0.5 * pixel - y) / pixel).clamp(0, 1) * ((x > -0.3) & (x < 1.3))
+    shade = 1 - 0.1 * closed.clamp(0, 1) * _ramp(y, upper, lower + 1e-4) * (x > 0) * (x < 1)
+    window = frames[moving][:, :, rows, columns]
+    window = torch.lerp(window, skin * shade[:, None], cover[:, None])
+    whole = frames[moving]
+    whole[:, :, rows, columns] = window
+    frames[moving] = whole
