@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -63,12 +64,12 @@ class Perceptual(nn.Module):
 
 
 def _lpips():
-    import lpips  # imports torchvision whole: seconds that the pyramid need not pay
-
     weights = vgg_weights()
     if not weights.is_file():
         raise TalkheadError(f"{weights.name}: not found; download {VGG16_URL} into {weights.parent} "
                             "or take the pyramid loss")
+    import lpips  # imports torchvision whole: seconds that the pyramid need not pay
+
     try:
         with warnings.catch_warnings():
             # lpips still calls torchvision by its old argument names.
@@ -118,6 +119,22 @@ def pixel_loss(images, targets):
     Source: thesis Algorithm 1, line 5.
     """
     return (images - targets).square().mean((1, 2, 3))
+
+
+def identity_network(path, device="cpu"):
+    """A face recognition network for `identity_loss`, frozen.
+
+    path    program written by torch.export.save: float (N, 3, H, W) in [-1, 1] to (N, D), any N. It
+            runs what it holds: load only what you trust
+    raises  TalkheadError if it is not that
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile(path)
+        network = torch.export.load(path).module()
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise TalkheadError(f"{path}: not a face recognition network; export one with torch.export.save") from error
+    return network.to(device).requires_grad_(False)
 
 
 def identity_loss(network, images, targets):

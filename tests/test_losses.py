@@ -1,0 +1,168 @@
+"""The distances: the pyramid by hand and by a slow loop, LPIPS against the lpips package itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from talkhead.errors import TalkheadError
+from talkhead.losses import Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
+
+
+@pytest.fixture
+def no_vgg(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def random_vgg(tmp_path_factory):
+    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
+    torchvision = pytest.importorskip("torchvision")
+    home = tmp_path_factory.mktemp("torch")
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16().state_dict()
+    torch.manual_seed(0)
+    weights = {name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
+               for name, value in shapes.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(home))
+        vgg_weights().parent.mkdir(parents=True)
+        torch.save(weights, vgg_weights())
+        yield home
+
+
+def slow_pyramid(difference):
+    """One channel's Laplacian pyramid, pixel by pixel."""
+    taps = np.array([1, 4, 6, 4, 1]) / 16
+    total, level = 0.0, difference
+    while min(level.shape) >= 8:
+        height, width = level.shape
+        mirror = lambda k, size: abs(k) if k < size else 2 * (size - 1) - k
+        blurred = np.array([[sum(taps[i] * taps[j] * level[mirror(y + i - 2, height), mirror(x + j - 2, width)]
+                                 for i in range(5) for j in range(5)) for x in range(width)] for y in range(height)])
+        total += np.abs(level - blurred).mean()
+        level = blurred[::2, ::2]
+    return total + np.abs(level).mean()
+
+
+def test_pyramid_of_a_constant_difference_is_that_constant():
+    # A blur keeps a constant, so all levels but the last are empty.
+    images = torch.rand(2, 3, 32, 32)
+    distance = pyramid_distance(images + torch.tensor([0.25, -0.5]).view(2, 1, 1, 1), images)
+    assert torch.allclose(distance, torch.tensor([0.25, 0.5]), atol=1e-6)
+
+
+def test_pyramid_of_one_pixel_by_hand():
+    # 8×8, one channel differs by 1 at an inner pixel with even coordinates. The blur there is (6/16)² = 9/64 and sums to 1.
+    # First level: 1 − 9/64 at the pixel and 1 − 9/64 spread around it. Last: the taps 1/16, 6/16, 1/16 of each axis remain.
+    a, b = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    a[0, 1, 4, 4] = 1
+    first = 2 * (1 - 9 / 64) / (3 * 64)
+    last = (8 / 16) ** 2 / (3 * 16)
+    assert pyramid_distance(a, b).item() == pytest.approx(first + last, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (9, 21), (4, 4)])
+def test_pyramid_equals_a_slow_loop(shape):
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(-1, 1, (2, 1, 3, *shape))
+    wanted = np.mean([slow_pyramid(a[0, k] - b[0, k]) for k in range(3)])
+    assert pyramid_distance(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_pyramid_is_a_distance_for_each_pair():
+    a, b = torch.rand(2, 3, 3, 16, 16)
+    distances = Perceptual("pyramid")(a, b)
+    assert distances.shape == (3,)
+    for k in range(3):
+        assert torch.allclose(pyramid_distance(a[k:k + 1], b[k:k + 1]), distances[k:k + 1])
+    assert torch.equal(pyramid_distance(a, a), torch.zeros(3))
+    assert torch.equal(pyramid_distance(a, b), pyramid_distance(b, a))
+
+
+def test_pyramid_gives_a_gradient_at_every_pixel():
+    a = torch.rand(1, 3, 16, 16, requires_grad=True)
+    pyramid_distance(a, torch.rand(1, 3, 16, 16)).sum().backward()
+    assert a.grad.abs().min() > 0
+
+
+def test_auto_takes_the_pyramid_without_vgg(no_vgg):
+    assert Perceptual().name == "pyramid"
+
+
+def test_missing_vgg_is_named_with_its_place(no_vgg, tmp_path):
+    with pytest.raises(TalkheadError) as error:
+        Perceptual("lpips")
+    message = str(error.value)
+    assert str(tmp_path) in message and "https://download.pytorch.org/models/vgg16-397923af.pth" in message and "\n" not in message
+
+
+def test_unreadable_vgg_is_refused(no_vgg):
+    vgg_weights().parent.mkdir(parents=True)
+    vgg_weights().write_bytes(b"half a download")
+    with pytest.raises(TalkheadError, match="not VGG-16's weights"):
+        Perceptual("lpips")
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(TalkheadError, match="take auto, lpips or pyramid"):
+        Perceptual("ssim")
+
+
+def test_lpips_equals_the_lpips_package(random_vgg, capsys):
+    import lpips
+
+    ours = Perceptual()
+    assert ours.name == "lpips"
+    assert capsys.readouterr() == ("", "")  # lpips introduces itself on stdout unless told not to
+    ours.train()  # must not wake LPIPS's dropout
+    a, b = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    with pytest.warns(UserWarning):
+        theirs = lpips.LPIPS(net="vgg", verbose=False)
+    assert torch.equal(ours(a, b), theirs(a, b).flatten())
+    a.requires_grad_(True)
+    ours(a, b).sum().backward()
+    assert a.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_pixel_loss_by_hand():
+    a, b = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    a[1, 0, 0, 0] = 3.0
+    assert torch.allclose(pixel_loss(a, b), torch.tensor([0.0, 9 / 12]))
+
+
+def test_identity_loss_is_one_minus_the_cosine():
+    network = torch.nn.Flatten()
+    a = torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 1.0]]).view(3, 2, 1, 1)
+    b = torch.tensor([[4.0, 3.0], [0.0, 2.0], [-2.0, -2.0]]).view(3, 2, 1, 1)
+    assert torch.allclose(identity_loss(network, a, b), torch.tensor([1 - 24 / 25, 1.0, 2.0]), atol=1e-6)
+
+
+def test_identity_loss_holds_its_targets_still():
+    a, b = (torch.rand(2, 3, 4, 4, requires_grad=True) for _ in range(2))
+    identity_loss(torch.nn.Flatten(), a, b).sum().backward()
+    assert a.grad is not None and b.grad is None
+
+
+def test_identity_network_comes_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(5)).eval()
+    example = torch.rand(2, 3, 8, 8)
+    network(example)
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), tmp_path / "faces.pt2")
+    loaded = identity_network(tmp_path / "faces.pt2")
+    a, b = torch.rand(2, 3, 3, 8, 8)
+    a.requires_grad_(True)
+    distance = identity_loss(loaded, a, b)
+    assert torch.allclose(distance, identity_loss(network, a, b), atol=1e-6)
+    distance.sum().backward()
+    assert a.grad.abs().sum() > 0 and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("content", [None, b"not weights"])
+def test_unreadable_identity_network_is_refused(tmp_path, content):
+    path = tmp_path / "faces.pt2"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TalkheadError, match="torch.export.save"):
+        identity_network(path)
