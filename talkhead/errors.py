@@ -1,0 +1,8 @@
+"""What the caller can mend."""
+
+
+class TalkheadError(Exception):
+    """Something the caller can put right, said in one line: "where: what; how to mend".
+
+    The shell prints the line and exits with 1. Any other exception is a bug of this package and keeps its traceback.
+    """

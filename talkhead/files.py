@@ -1,0 +1,1082 @@
+"""Arrays and streams to and from .npy, .pt, .png, .jpg, .mp4, any sound file, and pipes.
+
+The only room that imports av and PIL. What it gives is arrays and iterators of arrays; what it takes apart is told from its
+name (the suffix), and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
+
+A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
+"""
+
+import errno
+import io
+import json
+import os
+import pickle
+import secrets
+import shutil
+import sys
+import warnings
+from collections import deque
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from talkhead.errors import TalkheadError
+
+FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
+
+ALIGNED_TAG = "talkhead_aligned"  # its value is the side of the square crop, in pixels
+SYNTHETIC_TAG = "digital_source_type"
+SYNTHETIC_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+STREAM_TAG = "talkhead_stream"  # on a pipe only: such a stream is whole if, and only if, it ends as MP4's writer ends it
+
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
+VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
+PICTURES = {*IMAGE_FORMATS, ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}  # read by Pillow; everything else by FFmpeg
+TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
+
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
+KEYFRAMES = 10  # frames from one key frame to the next on a pipe; a fragment, and so a reader's wait, is as long
+GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
+
+
+# Errors and names -----------------------------------------------------------------------------------------------------
+
+_CURES = {
+    errno.ENOENT: "no such file or folder; check the name",
+    errno.ENOTDIR: "part of its path is a file; name another folder",
+    errno.EISDIR: "is a folder; name a file",
+    errno.EACCES: "permission denied; name a place that you may use",
+    errno.EPERM: "permission denied; name a place that you may use",
+    errno.EROFS: "the file system is read-only; name another folder",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "larger than a file may be here; write it elsewhere",
+    errno.ENAMETOOLONG: "the name is too long; shorten it",
+}
+
+
+@contextmanager
+def _mendable(name):
+    """Turn the operating system's errors into one line about `name`. A reader that left stays BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, av.error.FFmpegError) as error:
+        reason = _CURES.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
+        raise TalkheadError(f"{name}: {reason}") from error
+
+
+def _named(place):
+    return isinstance(place, (str, os.PathLike)) and str(place) != "-"
+
+
+def _name(place):
+    return str(place) if isinstance(place, (str, os.PathLike)) else getattr(place, "name", None) or "-"
+
+
+class _Source:
+    """Standard input, or any binary stream, with only `read`: a pipe has no position, and libraries would ask for one."""
+
+    def __init__(self, stream):
+        stream = sys.stdin.buffer if stream == "-" else stream
+        # A BufferedReader's read waits until all is there; its read1 gives what has come.
+        self._read = getattr(stream, "read1", stream.read)
+        self.tail = b""
+
+    def read(self, size=-1):
+        data = self._read(size)
+        self.tail = (self.tail + data[-TAIL:])[-TAIL:]
+        return data
+
+    def drain(self):
+        """Read to the end, so that the command before can finish writing."""
+        while self.read(1 << 16):
+            pass
+
+
+class _Sink:
+    """Standard output, or any binary stream, with only `write`.
+
+    After an error, or `cut`, it swallows what is written: a container can then be closed in order, in memory, and the error raised
+    by us (`check`) instead of out of a C callback.
+    """
+
+    def __init__(self, stream):
+        if stream == "-":
+            sys.stdout.flush()
+            stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: nothing is left to flush at exit
+        self._stream = stream
+        self.cut = False
+        self.error = None
+
+    def write(self, data):
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while view and not self.cut:
+            try:
+                view = view[self._stream.write(view):]
+            except OSError as error:
+                self.error, self.cut = error, True
+        return size
+
+    def check(self):
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+
+@contextmanager
+def atomic(path):
+    """A name beside `path` to write to; renamed to `path` when the block ends, removed if it raises.
+
+    path    file to be; its folder must exist. What is there and is no file (a device, a FIFO) is written in place
+    yields  Path with the same suffix, of a file that does not exist yet
+    raises  TalkheadError if the folder is missing or cannot be written to, or the disk is full
+    """
+    with _mendable(path), _placed(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _placed(path, folder=False):
+    """`atomic`, for a file or for a folder, that leaves errors raised in the block as they are."""
+    path = Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
+    if not path.parent.is_dir():
+        raise TalkheadError(f"{path}: its folder does not exist; make it first")
+    if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise TalkheadError(f"{path}: exists and is not an empty folder; name a new one")
+    if not folder and path.is_dir():
+        raise TalkheadError(f"{path}: is a folder; name a file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        with _mendable(path):
+            os.replace(temporary, path)
+    finally:
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+# Arrays, latents, JSON ------------------------------------------------------------------------------------------------
+
+@contextmanager
+def _reading(source):
+    if _named(source):
+        with _mendable(source), open(source, "rb") as stream:
+            yield stream
+    else:
+        yield _Source(source)
+
+
+@contextmanager
+def _writing(destination):
+    """A binary stream to `destination`, which appears only when the block ends well."""
+    if _named(destination):
+        with atomic(destination) as temporary, open(temporary, "wb") as stream:
+            yield stream
+    else:
+        sink = _Sink(destination)
+        with _mendable(_name(destination)):
+            yield sink
+            sink.check()
+
+
+def read_array(source):
+    """Read one .npy.
+
+    source   path, "-" or binary stream
+    returns  the array; never pickled objects
+    raises   TalkheadError if it is missing, empty, cut short, or not a .npy of numbers
+    """
+    name = _name(source)
+    with _reading(source) as stream:
+        start = stream.read(6)
+        if not start:
+            raise TalkheadError(f"{name}: empty; the command that should have written it failed")
+        if start != np.lib.format.MAGIC_PREFIX:
+            raise TalkheadError(f"{name}: not a .npy array; pass a file written by numpy.save")
+        try:
+            return np.lib.format.read_array(_After(start, stream), allow_pickle=False)
+        except ValueError as error:  # numpy's word for a short file, and for one that holds objects
+            what = "holds objects, not numbers" if "allow_pickle" in str(error) else "damaged or cut short"
+            raise TalkheadError(f"{name}: {what}; write it again") from error
+
+
+class _After:
+    """A stream whose first bytes were looked at already."""
+
+    def __init__(self, start, stream):
+        self._start, self._stream = start, stream
+
+    def read(self, size):
+        head, self._start = self._start[:size], self._start[size:]
+        return head or self._stream.read(size)
+
+
+def write_array(destination, array):
+    """Write one .npy; no pickles.
+
+    destination  path, "-" or binary stream
+    array        array of numbers
+    raises       TalkheadError if it cannot be written; BrokenPipeError if the reader of a pipe has left
+    """
+    with _writing(destination) as stream:
+        np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+
+def read_latents(source):
+    """Read latents in W+.
+
+    source   .npy path, "-" or binary stream
+    returns  float32 (T, L, 512), finite; one latent (L, 512) becomes (1, L, 512)
+    raises   TalkheadError if it holds anything else
+    """
+    name = _name(source)
+    array = read_array(source)
+    latents = array[None] if array.ndim == 2 else array
+    if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
+        raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted latents: float32 (frames, layers, 512)")
+    latents = latents.astype(np.float32)
+    finite = np.isfinite(latents).all(axis=(1, 2))
+    if not finite.all():
+        raise TalkheadError(f"{name}, frame {int(np.argmin(finite))}: holds NaN or infinity; make the latents again")
+    return latents
+
+
+def write_latents(destination, latents, about=None):
+    """Write latents in W+ as one .npy; beside a named file, what they alone cannot say, as JSON of the same name.
+
+    destination  path, "-" or binary stream
+    latents      float32 (T, L, 512), or an iterable of (L, 512)
+    about        plain dict: fingerprint of the generator, fps, …
+    raises       as write_array
+    """
+    if not isinstance(latents, np.ndarray):
+        latents = np.stack([np.asarray(latent) for latent in latents])
+    write_array(destination, latents.astype(np.float32, copy=False))
+    if about is not None and _named(destination):
+        write_json(Path(destination).with_suffix(".json"), about)
+
+
+def read_about(source):
+    """What was written beside latents: the dict given to write_latents, empty for a pipe or where there is none."""
+    path = Path(source).with_suffix(".json") if _named(source) else None
+    return read_json(path) if path is not None and path.is_file() else {}
+
+
+def read_json(source):
+    """Read one JSON value from a path, "-" or a binary stream; TalkheadError if it is missing or not JSON."""
+    with _reading(source) as stream:
+        try:
+            return json.loads(stream.read())
+        except ValueError as error:
+            raise TalkheadError(f"{_name(source)}: not JSON ({error}); write it again") from error
+
+
+def write_json(destination, value):
+    """Write one JSON value to a path, "-" or a binary stream."""
+    with _writing(destination) as stream:
+        stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+def save_weights(path, weights):
+    """Write a dict of plain values and tensors as .pt: whole or not at all, also if the machine stops half-way.
+
+    raises  TalkheadError if it cannot be written
+    """
+    import torch
+
+    with atomic(path) as temporary, open(temporary, "wb") as stream:
+        sink = _Sink(stream)
+        torch.save(weights, sink)
+        sink.check()
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def load_weights(path, kind=None):
+    """Read a .pt without running anything that it carries.
+
+    path     file of save_weights, or another project's plain one
+    kind     "generator", "encoder", "audio2latent": what the caller needs; None takes any
+    returns  the dict, tensors on the CPU
+    raises   TalkheadError if it is missing, damaged, unsafe, or of another kind
+    """
+    import torch
+
+    with _reading(path) as stream:
+        try:
+            weights = torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TalkheadError(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
+        except (RuntimeError, EOFError, ValueError, KeyError) as error:  # torch's words for a damaged archive
+            raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
+    found = weights.get("kind") if isinstance(weights, dict) else None
+    if kind is not None and found != kind:
+        if found is None:
+            raise TalkheadError(f"{path}: not talkhead weights; convert it first")
+        raise TalkheadError(f"{path}: holds {_a(found)}, wanted {_a(kind)}; pass it as --{found}")
+    return weights
+
+
+def _a(noun):
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+def read_image(source):
+    """Read a picture as it is meant to be seen.
+
+    source   path, "-" or binary stream
+    returns  uint8 (H, W, 3) RGB: EXIF orientation applied, transparency over white, grey as RGB, 16 bits as 8
+    raises   TalkheadError if it is missing or not a picture
+    """
+    return _read_picture(source)[0]
+
+
+def _read_picture(source):
+    """The picture and its text, dict[str, str]."""
+    name = _name(source)
+    with _reading(source) as stream:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(stream if _named(source) else io.BytesIO(stream.read()))
+                image.load()
+        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
+        except OSError as error:
+            if error.errno:
+                raise
+            raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+    text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+    return _to_rgb(ImageOps.exif_transpose(image)), text
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def write_image(destination, image, metadata=None, synthetic=False):
+    """Write one picture.
+
+    destination  path ending .png, .jpg or .jpeg; or a binary stream or "-", which get PNG
+    image        uint8 (H, W, 3) RGB
+    metadata     dict[str, str]: PNG text; JPEG keeps it in its comment
+    synthetic    mark it as made by a trained model, as IPTC asks
+    """
+    format = IMAGE_FORMATS.get(Path(destination).suffix.lower()) if _named(destination) else "PNG"
+    if format is None:
+        raise TalkheadError(f"{destination}: cannot write such a picture; end the name in .png or .jpg")
+    tags = _tags(metadata, synthetic)
+    with _writing(destination) as stream:
+        _save_picture(stream, np.asarray(image), format, tags)
+
+
+def _save_picture(stream, image, format, tags):
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if format == "JPEG":
+        comment = "\n".join(f"{key}: {value}" for key, value in tags.items())
+        picture.save(stream, format, quality=95, subsampling=0, **({"comment": comment.encode()} if tags else {}))
+        return
+    text = PngInfo()
+    for key, value in tags.items():
+        text.add_itxt(key, value)
+    picture.save(stream, format, pnginfo=text, compress_level=3)
+
+
+def _tags(metadata, synthetic):
+    """Metadata to write: the caller's, less what belongs to the container it came from, and the synthetic mark."""
+    from talkhead import __version__
+
+    foreign = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", STREAM_TAG}
+    tags = {key: str(value) for key, value in (metadata or {}).items() if key.lower() not in foreign}
+    if synthetic:
+        tags[SYNTHETIC_TAG] = SYNTHETIC_TYPE
+        tags["software"] = f"talkhead {__version__}"
+        tags["comment"] = f"Synthetic media, made by talkhead {__version__}"
+    return tags
+
+
+# Sound ----------------------------------------------------------------------------------------------------------------
+
+class _Decoder:
+    """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
+
+    start    Fraction, seconds on the container's clock; None: where the sound starts
+    rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
+    """
+
+    def __init__(self, start, rate, layout, format):
+        self._start, self._rate, self._layout, self._format = start, rate, layout, format
+        self._resampler = None
+        self._setup = None
+        self._fed = Fraction(0)  # seconds given to the resampler, from `start`
+        self._skip = 0  # samples still to drop: those before `start`
+
+    def decode(self, packet):
+        """A packet, or the empty one that ends the stream, to a list of (channels, n) blocks."""
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:  # a damaged packet: what follows is put at its own time
+            frames = []
+        blocks = [block for frame in frames if frame.samples for block in self._frame(frame)]
+        if packet.size == 0:
+            blocks += self._resample(None)
+        return [block for block in map(self._drop, blocks) if block.shape[1]]
+
+    def _frame(self, frame):
+        blocks = []
+        setup = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if setup != self._setup:  # the first frame, or a stream that changes its mind
+            blocks += self._resample(None)
+            if self._setup is None:
+                blocks += self._begin(frame)
+            self._setup = setup
+            self._restart()
+        hole = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - self._start - self._fed
+        if hole > GAP:
+            blocks += [*self._resample(None), self._silence(hole)]
+            self._restart()
+        frame.pts = None  # the resampler would stretch the sound to meet time stamps; samples are counted here
+        self._fed += Fraction(frame.samples, frame.sample_rate)
+        return blocks + self._resample(frame)
+
+    def _restart(self):
+        self._resampler = av.AudioResampler(self._format, self._layout, self._rate)
+
+    def _begin(self, frame):
+        """Put the first frame at its time: silence before it, or the part before `start` dropped."""
+        time = Fraction(0) if frame.pts is None else frame.pts * frame.time_base
+        self._start = time if self._start is None else self._start
+        early = self._start - time
+        if early <= 0:
+            return [self._silence(-early)]
+        self._skip = round(early * self._rate)
+        self._fed = -early
+        return []
+
+    def _silence(self, seconds):
+        self._fed += seconds
+        dtype = np.int16 if self._format == "s16p" else np.int32
+        return np.zeros((1 if self._layout == "mono" else 2, round(seconds * self._rate)), dtype)
+
+    def _resample(self, frame):
+        if self._resampler is None:
+            return []
+        return [out.to_ndarray() for out in self._resampler.resample(frame)]
+
+    def _drop(self, block):
+        skipped = min(self._skip, block.shape[1])
+        self._skip -= skipped
+        return block[:, skipped:]
+
+
+def read_audio(source, sample_rate=16000):
+    """Read speech from any sound or video file.
+
+    source       path, "-" or binary stream
+    sample_rate  samples per second of the result
+    returns      float32 (N,) in [-1, 1]: all channels mixed to one. In a file with pictures, sample 0 is heard when the
+                 first picture is shown
+    raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short
+    """
+    with _Media(source) as media:
+        if media.audio is None:
+            raise TalkheadError(f"{media.name}: has no sound track; pass a recording")
+        # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
+        decoder = _Decoder(media.origin if media.video else None, sample_rate, "mono", "s32p")
+        blocks = [block for packet in media.packets(pictures=False) for block in decoder.decode(packet)]
+    if not blocks:
+        raise TalkheadError(f"{media.name}: its sound track is empty; pass a recording")
+    return (np.concatenate(blocks, axis=1)[0] / np.float64(2 ** 31)).astype(np.float32)
+
+
+class Sound:
+    """The sound of a clip whose frames are being read, for a FrameWriter to pass on. Memory stays flat.
+
+    It comes with the frames: it holds what has been read along with them and not been taken yet. Sample 0 is heard when the
+    first frame is shown.
+    """
+
+    def __init__(self, media):
+        self._media = media
+        self._packets = deque()
+        self._blocks = deque()
+        self.rate = media.audio.codec_context.sample_rate
+        self.channels = min(media.audio.codec_context.channels, 2)
+        self._decoder = _Decoder(media.origin, self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
+
+    def _push(self, packet):
+        self._packets.append(packet)
+
+    def take(self, count, wait=False):
+        """The next samples, int16 (n, channels): at most `count`, and fewer if they have not come yet.
+
+        wait  read on (past frames) until there are `count`, or the clip ends
+        """
+        have = sum(block.shape[1] for block in self._blocks)
+        while have < count and (self._packets or (wait and self._media.read_on())):
+            while self._packets and have < count:
+                for block in self._decoder.decode(self._packets.popleft()):
+                    self._blocks.append(block)
+                    have += block.shape[1]
+        taken = []
+        while count > 0 and self._blocks:
+            block = self._blocks.popleft()
+            taken.append(block[:, :count])
+            if block.shape[1] > count:
+                self._blocks.appendleft(block[:, count:])
+            count -= taken[-1].shape[1]
+        if not taken:
+            return np.zeros((0, self.channels), np.int16)
+        return np.concatenate(taken, axis=1).T
+
+
+class _Samples:
+    """Samples in memory, taken as a Sound's are."""
+
+    def __init__(self, samples, rate):
+        samples = np.asarray(samples)
+        samples = samples[:, None] if samples.ndim == 1 else samples  # (N, channels)
+        assert samples.shape[1] in (1, 2), samples.shape
+        if samples.dtype != np.int16:
+            samples = np.rint(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
+        self._samples, self._position = samples, 0
+        self.rate, self.channels = int(rate), samples.shape[1]
+
+    def take(self, count, wait=False):
+        start, self._position = self._position, self._position + count
+        return self._samples[start:start + count]
+
+
+# Frames in ------------------------------------------------------------------------------------------------------------
+
+class _Media:
+    """A container that FFmpeg opened, and its packets in the order in which they come."""
+
+    def __init__(self, source):
+        self.name = _name(source)
+        self._stack = ExitStack()
+        self._source = None
+        if _named(source):
+            with _mendable(self.name), open(source, "rb") as stream:  # Python's error for a folder or a missing file
+                empty = not stream.read(1)
+            if empty:
+                raise TalkheadError(f"{self.name}: empty; pass a whole file")
+            place = f"file:{Path(source)}"  # a name may hold a colon
+        else:
+            place = self._source = _Source(source)
+        try:
+            # Files only: a playlist must not make us fetch things.
+            self._container = av.open(place, metadata_errors="replace", options={"protocol_whitelist": "file"})
+        except (av.error.FFmpegError, ValueError) as error:
+            self._refuse(error)
+        self._stack.callback(self._container.close)
+        if self._container.format.name in TEXT_ART:
+            self.close()
+            raise TalkheadError(f"{self.name}: not a video or a sound file; pass one that FFmpeg can read")
+        self.metadata = dict(self._container.metadata)
+        self._is_stream = self.metadata.pop(STREAM_TAG, None) is not None
+        streams = self._container.streams
+        self.audio = streams.audio[0] if streams.audio else None
+        # A music file's cover picture is no video.
+        shown = [s for s in streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        self.video = shown[0] if shown else None
+        self.sound = None
+        self._packets = None
+
+    def _refuse(self, error):
+        if self._source is not None and not self._source.tail:
+            raise TalkheadError(f"{self.name}: empty; the command before it failed") from error
+        raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; pass one that FFmpeg can read") from error
+
+    @property
+    def origin(self):
+        """Fraction, seconds on the container's clock: when the first picture is shown."""
+        stream = self.video or self.audio
+        return Fraction(0) if stream.start_time is None else stream.start_time * stream.time_base
+
+    def packets(self, pictures=True):
+        """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
+        streams = [stream for stream in (self.video if pictures else None, self.audio) if stream is not None]
+        try:
+            yield from self._container.demux(streams)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
+        tail = self._tail()
+        if self._is_stream and tail[4:8] != b"mfro":
+            raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
+
+    def _tail(self):
+        if self._source is not None:
+            self._source.drain()
+            return self._source.tail
+        with open(self.name, "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(stream.tell() - TAIL, 0))
+            return stream.read()
+
+    def begin(self):
+        """Start reading frames, and the sound with them."""
+        self.sound = None if self.audio is None else Sound(self)
+        self._packets = self.packets()
+
+    def read_on(self):
+        """Read one packet past the frames wanted, keeping sound; False at the end."""
+        packet = next(self._packets, None)
+        if packet is not None and packet.stream.index == self.audio.index:
+            self.sound._push(packet)
+        return packet is not None
+
+    def pictures(self):
+        """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
+        rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
+        end, origin = Fraction(0), self.origin
+        for packet in self._packets:
+            if packet.stream.index != self.video.index:
+                if self.sound is not None:
+                    self.sound._push(packet)
+                continue
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:  # damaged beyond repair: the picture before it stays a little longer
+                continue
+            for frame in frames:
+                stamp = frame.pts if frame.pts is not None else frame.dts
+                time = end if stamp is None else stamp * frame.time_base - origin
+                lasts = (frame.duration or 0) * frame.time_base or 1 / rate
+                end = time + lasts
+                yield time, lasts, frame
+
+    def close(self):
+        self._stack.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _resample(timed, fps):
+    """Drop and repeat frames so that they come `fps` to the second, as FFmpeg's filter "fps" does.
+
+    timed   iterable of (time, duration, frame), seconds as Fraction, from the first frame
+    fps     Fraction
+    yields  frames: the n-th is the last whose time, rounded to whole output frames, is not after n
+    """
+    held, count, end = None, 0, Fraction(0)
+    for time, duration, frame in timed:
+        due = _round(time * fps)
+        while held is not None and count < due:
+            yield held
+            count += 1
+        held, end = frame, time + duration
+    while held is not None and count < max(_round(end * fps), 1):
+        yield held
+        count += 1
+
+
+def _round(value):
+    return int(value + Fraction(1, 2)) if value >= 0 else -int(Fraction(1, 2) - value)  # half away from zero, as FFmpeg
+
+
+def _picture(frame, aspect):
+    """A decoded frame as uint8 (H, W, 3) RGB as it is meant to be seen: pixels made square, upright.
+
+    aspect  width / height of a pixel, Fraction or None
+    """
+    stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is rounding in the file's header
+    width = round(frame.width * aspect) if stretched else frame.width
+    array = frame.reformat(width=width, format="rgb24").to_ndarray()
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
+
+
+def _upright(array, matrix):
+    """Apply MP4's display matrix (a b u c d v x y w), for the eight ways in which a rectangle can lie: x' = ax + cy, y' = bx + dy."""
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        array, a, d = array.swapaxes(0, 1), c, b
+    array = array[:, ::-1] if a < 0 else array
+    array = array[::-1] if d < 0 else array
+    return np.ascontiguousarray(array)
+
+
+class FrameReader:
+    """The frames of a clip, one after the other: iterate once, and close it (or use `with`).
+
+    name        what the source is called in messages
+    fps         float, frames per second as given here
+    source_fps  float, as found
+    size        (H, W) of every frame
+    metadata    dict[str, str]: the container's tags, or a PNG's text
+    aligned     bool: talkhead cropped these frames, so that they need not be aligned again
+    sound       Sound or None; ask before the first frame is read, else the sound is not kept
+    yields      uint8 (H, W, 3) RGB
+    """
+
+    def __init__(self, source, fps=FPS, limit=None):
+        self.fps = float(fps)
+        self.name = _name(source)
+        self._left = limit
+        self._media = None
+        self._first = None
+        self._wants_sound = self._begun = False
+        path = Path(source) if _named(source) else None
+        if path is not None and path.is_dir():
+            names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")), key=_order)
+            if not names:
+                raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
+            self._open_pictures(names)
+        elif path is not None and path.suffix.lower() in PICTURES:
+            self._open_pictures([path])
+        else:
+            self._open_media(source)
+        self.aligned = ALIGNED_TAG in self.metadata
+
+    def _open_pictures(self, names):
+        self.source_fps = self.fps
+        first, self.metadata = _read_picture(names[0])
+        self.size = first.shape[:2]
+        self._frames = self._pictures(names, first)
+
+    def _pictures(self, names, first):
+        yield first
+        for name in names[1:]:
+            image = read_image(name)
+            if image.shape[:2] != self.size:
+                raise TalkheadError(f"{name}: is {_size(image)}, the first picture is {_size(first)}; make them equal")
+            yield image
+
+    def _open_media(self, source):
+        media = self._media = _Media(source)
+        try:
+            if media.video is None:
+                raise TalkheadError(f"{self.name}: has no pictures; pass a video")
+            media.begin()
+            timed = media.pictures()
+            first = next(timed, None)
+            if first is None:
+                raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
+        except BaseException:
+            media.close()
+            raise
+        self.metadata = media.metadata
+        self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
+        self._aspect = media.video.sample_aspect_ratio
+        self.size = _picture(first[2], self._aspect).shape[:2]
+        self._frames = self._decoded(first, timed)
+
+    def _decoded(self, first, timed):
+        def again():
+            yield first
+            yield from timed
+
+        held = image = None
+        for frame in _resample(again(), Fraction(self.fps).limit_denominator(1001)):
+            if frame is held:
+                image = image.copy()  # the caller may have drawn on the one before
+            else:
+                held, image = frame, _picture(frame, self._aspect)
+                if image.shape[:2] != self.size:
+                    raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
+            yield image
+
+    @property
+    def sound(self):
+        if self._media is None:
+            return None
+        assert self._wants_sound or not self._begun, "ask for the sound before the first frame"
+        self._wants_sound = True
+        return self._media.sound
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._begun = True
+        if self._media is not None and not self._wants_sound:
+            self._media.sound = None  # nobody asked: do not keep it
+        if self._left is not None:
+            if self._left <= 0:
+                raise StopIteration
+            self._left -= 1
+        return next(self._frames)
+
+    def close(self):
+        if self._media is not None:
+            self._media.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _order(path):
+    """Frames by number, so that 10.png follows 9.png; others by name."""
+    return (0, int(path.stem), "") if path.stem.isdecimal() else (1, 0, path.name)
+
+
+def _size(image):
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def read_frames(source, fps=FPS, limit=None):
+    """Open a clip for reading.
+
+    source   video file of any kind, folder of pictures in the order of their names, one picture, "-" or a binary stream
+    fps      frames per second wanted: frames are dropped or repeated by the time at which they are shown
+    limit    number of frames after which to stop
+    returns  FrameReader
+    raises   TalkheadError if it is missing, empty, has no pictures or cannot be read; while reading, if it was cut short
+
+    Source: thesis §3.3.1.1 (25 fps by dropping frames).
+    """
+    return FrameReader(source, fps, limit)
+
+
+# Frames out -----------------------------------------------------------------------------------------------------------
+
+class FrameWriter:
+    """Writes frames, and a sound track with them; use `with`. Whole when the block ends, gone if it raises.
+
+    destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p and AAC, odd
+                 sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs, 000000.png, …
+    fps          frames per second
+    sound        None, (samples float32 (N,) or (N, channels) in [-1, 1], rate), or the Sound of a FrameReader. Cut, or filled up
+                 with silence, to end with the frames
+    metadata     dict[str, str], tags of the container or text of the PNGs
+    synthetic    mark it as made by a trained model, as IPTC asks
+    lossless     None: on a pipe only
+    raises       TalkheadError if it cannot be written, gets no frame, or frames of different size; BrokenPipeError if the
+                 reader of a pipe has left
+    """
+
+    def __init__(self, destination, fps=FPS, sound=None, metadata=None, synthetic=False, lossless=None):
+        self.name = _name(destination)
+        self._destination = destination
+        tags = _tags(metadata, synthetic)
+        suffix = Path(destination).suffix.lower() if _named(destination) else None
+        if not _named(destination):
+            self._output = _VideoOutput("mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
+        elif suffix in VIDEO_FORMATS:
+            self._output = _VideoOutput(VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
+        elif suffix in IMAGE_FORMATS:
+            self._output = _ImageOutput(IMAGE_FORMATS[suffix], tags)
+        elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
+            self._output = _FolderOutput(tags)
+        else:
+            raise TalkheadError(f"{self.name}: cannot write {suffix}; end the name in .mp4, .png or .jpg, or name a folder")
+        self.count = 0
+        self._size = None
+        self._stack = ExitStack()
+
+    def __enter__(self):
+        with ExitStack() as stack, _mendable(self.name):
+            if _named(self._destination):
+                place = stack.enter_context(_placed(self._destination, self._output.folder))
+            else:
+                place = _Sink(self._destination)
+            self._output.open(place)
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame):
+        """Add one frame, uint8 (H, W, 3) RGB, of the first frame's size."""
+        frame = np.asarray(frame)
+        assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
+        self._size = self._size or frame.shape
+        if frame.shape != self._size:
+            raise TalkheadError(f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal")
+        with _mendable(self.name):
+            self._output.write(frame)
+        self.count += 1
+
+    def _finish(self, kind, error, trace):
+        whole = kind is None and self.count > 0
+        with _mendable(self.name):
+            self._output.close(whole)
+        if kind is None and not whole:
+            raise TalkheadError(f"{self.name}: no frames to write; check the input")
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+
+class _ImageOutput:
+    """One picture."""
+
+    folder = False
+
+    def __init__(self, format, tags):
+        self._format, self._tags = format, tags
+        self._place, self._count = None, 0
+
+    def open(self, place):
+        self._place = place
+        place.touch()  # so that a bad place is known before the work is done
+
+    def write(self, frame):
+        if self._count:
+            raise TalkheadError(f"{self._place.name}: more than one frame for one picture; name an .mp4 or a folder")
+        with open(self._place, "wb") as stream:
+            _save_picture(stream, frame, self._format, self._tags)
+        self._count += 1
+
+    def close(self, whole):
+        pass
+
+
+class _FolderOutput:
+    """A folder of numbered PNGs."""
+
+    folder = True
+
+    def __init__(self, tags):
+        self._tags = tags
+        self._place, self._count = None, 0
+
+    def open(self, place):
+        self._place = place
+        place.mkdir()
+
+    def write(self, frame):
+        with open(self._place / f"{self._count:06}.png", "wb") as stream:
+            _save_picture(stream, frame, "PNG", self._tags)
+        self._count += 1
+
+    def close(self, whole):
+        pass
+
+
+class _VideoOutput:
+    """A container with H.264 pictures, and sound that keeps step with them."""
+
+    folder = False
+
+    def __init__(self, format, fps, sound, tags, lossless, piped=False):
+        self._format, self._tags, self._lossless, self._piped = format, tags, lossless, piped
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self._sound = _Samples(*sound) if isinstance(sound, tuple) else sound
+        self._count = self._heard = 0  # frames and samples written
+        self._video = self._audio = None
+
+    def open(self, place):
+        # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short.
+        flags = "frag_keyframe+empty_moov+default_base_moof" if self._piped else "faststart"
+        options = {"movflags": f"{flags}+use_metadata_tags"} if self._format != "matroska" else {}
+        self._sink = place if isinstance(place, _Sink) else None
+        self._container = av.open(self._sink or f"file:{place}", "w", format=self._format, options=options)
+        self._container.metadata.update(self._tags)
+
+    def _start(self, height, width):
+        if self._lossless:
+            # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
+            options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}
+            video = self._container.add_stream("libx264rgb", rate=self._fps, options=options)
+            video.pix_fmt = "rgb24"
+            video.codec_context.gop_size = KEYFRAMES
+        else:
+            width, height = width + width % 2, height + height % 2
+            video = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
+            video.pix_fmt = "yuv420p"
+            context = video.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said aloud: players guess by size
+            context.color_range = 1  # 16-235
+        video.width, video.height = width, height
+        video.codec_context.time_base = 1 / self._fps
+        self._video = video
+        if self._sound is not None:
+            self._audio = self._add_sound(self._sound.rate, "mono" if self._sound.channels == 1 else "stereo")
+
+    def _add_sound(self, rate, layout):
+        codec = "flac" if self._lossless else "aac"
+        if not self._lossless and rate not in AAC_RATES:
+            rate = min((r for r in AAC_RATES if r > rate), default=max(AAC_RATES))
+        audio = self._container.add_stream(codec, rate=rate)
+        audio.codec_context.layout = layout
+        audio.codec_context.time_base = Fraction(1, rate)
+        if self._lossless:
+            audio.codec_context.format = "s16"
+        else:
+            audio.codec_context.bit_rate = (64_000 if rate <= 24_000 else 96_000) * self._sound.channels
+        return audio
+
+    def write(self, frame):
+        if self._video is None:
+            self._start(*frame.shape[:2])
+        if self._lossless:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        else:
+            odd = [(0, self._video.height - frame.shape[0]), (0, self._video.width - frame.shape[1]), (0, 0)]
+            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="itu709", dst_color_range=1)
+        picture.pts, picture.time_base = self._count, 1 / self._fps
+        picture.duration = 1
+        self._mux(self._video.encode(picture))
+        self._count += 1
+        self._hear(wait=False)
+
+    def _hear(self, wait):
+        """Write the sound that belongs to the frames written so far; with `wait`, to the last sample."""
+        if self._audio is None:
+            return
+        rate = self._sound.rate
+        wanted = round(self._count / self._fps * rate) - self._heard
+        samples = self._sound.take(wanted, wait)
+        if wait and len(samples) < wanted:
+            silence = np.zeros((wanted - len(samples), self._sound.channels), np.int16)
+            samples = np.concatenate([samples, silence])
+        if len(samples) == 0:
+            return
+        packed = np.ascontiguousarray(samples).reshape(1, -1)
+        block = av.AudioFrame.from_ndarray(packed, format="s16", layout="mono" if self._sound.channels == 1 else "stereo")
+        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), self._heard
+        self._heard += len(samples)
+        self._mux(self._audio.encode(block))
+
+    def _mux(self, packets):
+        for packet in packets:
+            self._container.mux(packet)
+        if self._sink is not None:
+            self._sink.check()
+
+    def close(self, whole):
+        if not whole:
+            if self._sink is not None:
+                self._sink.cut = True  # the reader is to see that the end is missing
+            with suppress(av.error.FFmpegError, OSError):
+                self._container.close()
+            return
+        self._hear(wait=True)
+        self._mux(self._video.encode(None))
+        if self._audio is not None:
+            self._mux(self._audio.encode(None))
+        self._container.close()
+        if self._sink is not None:
+            self._sink.check()
