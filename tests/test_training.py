@@ -1,0 +1,181 @@
+"""The loop: resume, best weights, refusals; and the images it is fed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from talkhead import files, training
+from talkhead.errors import TalkheadError
+
+
+class Descent:
+    """A one-parameter model that walks towards noise: enough to see order, seeds and state."""
+
+    def __init__(self):
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.model.weight)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1)
+
+    def step(self, index):
+        loss = (self.model.weight - torch.randn(())).square().sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+    def fit(self, out, steps, config=None, **options):
+        state = {"model": self.model, "optimizer": self.optimizer}
+        header = {"kind": "encoder", "config": config or {"width": 1}}
+        return list(training.fit(self.step, state, steps=steps, out=out, header=header, log_every=1, **options))
+
+
+def losses(records):
+    return [(record["step"], record["loss"]) for record in records]
+
+
+def test_resumed_run_equals_the_whole_one(tmp_path):
+    whole = Descent().fit(tmp_path / "whole.pt", 6)
+    first = Descent().fit(tmp_path / "parts.pt", 2)
+    rest = Descent().fit(tmp_path / "parts.pt", 6)
+    assert losses(first + rest) == losses(whole)
+    one, two = (files.load_weights(tmp_path / name) for name in ("whole.pt", "parts.pt"))
+    assert torch.equal(one["model"]["weight"], two["model"]["weight"])
+    assert losses(Descent().fit(tmp_path / "other.pt", 6, seed=1)) != losses(whole)
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path):
+    run = Descent()
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    run.fit(tmp_path / "a.pt", 2)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_killed_run_resumes_to_the_same_weights(tmp_path):
+    """SIGKILL in mid-run, then resume: the same weights as the run that was left alone."""
+    script = (
+        "import sys, os, time; sys.path.insert(0, sys.argv[2]); from test_training import Descent\n"
+        "run = Descent(); step = run.step\n"
+        "def slow(index):\n"
+        "    if index == 5 and len(sys.argv) > 3: print('at five', flush=True); time.sleep(60)\n"
+        "    return step(index)\n"
+        "run.step = slow\n"
+        "run.fit(sys.argv[1], 8, save_minutes=0)\n")
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", script, str(tmp_path / "killed.pt"), here]
+    with subprocess.Popen([*command, "wait"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"at five\n"
+        process.kill()
+    assert files.load_weights(tmp_path / "killed.pt")["step"] == 5
+    subprocess.run(command, check=True)
+    Descent().fit(tmp_path / "whole.pt", 8)
+    one, two = (files.load_weights(tmp_path / name) for name in ("whole.pt", "killed.pt"))
+    assert two["step"] == 8 and torch.equal(one["model"]["weight"], two["model"]["weight"])
+    assert os.listdir(tmp_path).count("killed.pt") == 1 and len(os.listdir(tmp_path)) == 2
+
+
+def test_sigterm_writes_a_checkpoint(tmp_path):
+    run = Descent()
+    step = run.step
+
+    def stopping(index):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(index)
+
+    run.step = stopping
+    with pytest.raises(TalkheadError, match="stopped at step 3 of 9"):
+        run.fit(tmp_path / "a.pt", 9)
+    assert files.load_weights(tmp_path / "a.pt")["step"] == 3
+
+
+def test_another_config_and_a_finished_file_are_refused(tmp_path):
+    Descent().fit(tmp_path / "a.pt", 1)
+    with pytest.raises(TalkheadError, match="width=1, now 2"):
+        Descent().fit(tmp_path / "a.pt", 2, config={"width": 2})
+    files.save_weights(tmp_path / "b.pt", {"kind": "encoder", "config": {"width": 1}, "step": 1, "model": {}})
+    with pytest.raises(TalkheadError, match="finished weights"):
+        Descent().fit(tmp_path / "b.pt", 2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    run = Descent()
+    step = run.step
+    run.step = lambda index: {"loss": float("nan")} if index == 3 else step(index)
+    with pytest.raises(TalkheadError, match="step 3: loss is not finite"):
+        run.fit(tmp_path / "a.pt", 9, save_minutes=0)
+    weights = files.load_weights(tmp_path / "a.pt")
+    assert weights["step"] == 3 and torch.isfinite(weights["model"]["weight"]).all()
+
+
+def test_best_by_validation_is_what_the_file_holds(tmp_path):
+    def fit(out, steps):
+        run = Descent()
+        seen = []
+
+        def validate():
+            seen.append(run.model.weight.item())
+            return {"distance": abs(run.model.weight.item() - 0.05)}
+
+        records = run.fit(out, steps, validate=validate, validate_every=1, keep_best="distance")
+        return records, seen, run
+
+    records, seen, run = fit(tmp_path / "a.pt", 6)
+    best = min(seen, key=lambda value: abs(value - 0.05))
+    assert files.load_weights(tmp_path / "a.pt")["model"]["weight"].item() == best
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    fit(tmp_path / "b.pt", 3)
+    _, _, resumed = fit(tmp_path / "b.pt", 6)
+    assert resumed.model.weight.item() == run.model.weight.item()
+    assert files.load_weights(tmp_path / "b.pt")["model"]["weight"].item() == best
+
+
+def pictures(folder, count=5, size=8):
+    folder.mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        files.write_image(folder / f"{index:02}.png", frame)
+    return frames
+
+
+def test_images_hold_every_frame_and_show_each_once_an_epoch(tmp_path):
+    frames = pictures(tmp_path / "faces")
+    images = training.Images([tmp_path / "faces"], 8)
+    assert len(images) == 5 and np.array_equal(images.frames, frames)
+    batches = [images.batch(step, 2, seed=3) for step in range(5)]
+    shown = training.to_frames(torch.cat(batches))
+    for epoch in (shown[:5], shown[5:]):
+        assert sorted(frame.tobytes() for frame in epoch) == sorted(frame.tobytes() for frame in frames)
+    assert torch.equal(images.batch(4, 2, seed=3), batches[4])
+    assert training.Images([tmp_path / "faces"], 4, every=2, limit=2).frames.shape == (2, 4, 4, 3)
+
+
+def test_images_refuse_what_cannot_be_trained_on(tmp_path):
+    with pytest.raises(TalkheadError, match="not found"):
+        training.Images([tmp_path / "nothing"], 8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TalkheadError, match="no frames"):
+        training.Images([tmp_path / "empty"], 8)
+    files.write_image(tmp_path / "wide.png", np.zeros((4, 8, 3), np.uint8))
+    with pytest.raises(TalkheadError, match="8x4, wanted square"):
+        training.Images([tmp_path / "wide.png"], 8)
+
+
+def test_one_bad_clip_is_skipped_and_named(tmp_path):
+    pictures(tmp_path / "faces")
+    (tmp_path / "faces" / "zz.mp4").write_bytes(b"not a film")
+    images = training.Images([tmp_path / "faces"], 8)
+    assert len(images) == 5 and len(images.skipped) == 1 and "zz.mp4" in images.skipped[0]
+
+
+def test_devices():
+    assert training.pick_device("cpu").type == "cpu"
+    assert training.pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(TalkheadError, match="--device abacus"):
+        training.pick_device("abacus")
