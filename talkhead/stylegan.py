@@ -1,0 +1,463 @@
+"""StyleGAN2 config-F: the image generator, its critic, and how the two are trained.
+
+Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN"; thesis §2.4.1, §3.3.1.
+Plain torch operations only. The blur that follows an upsampling convolution, and the one before a downsampling
+convolution, is folded into the weights: a 3x3 kernel and the 4x4 filter [1, 3, 3, 1] make one 6x6 kernel. The result is
+the same and the image is read once instead of three times.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from talkhead.errors import TalkheadError
+from talkhead.training import fit
+
+MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
+
+
+def channel_widths(resolution, base=32768, largest=512):
+    """Channels at 4², 8² … R²: config-F's `min(base / resolution, largest)`."""
+    return [min(base // 2**k, largest) for k in range(2, int(math.log2(resolution)) + 1)]
+
+
+def _check(resolution, channels):
+    levels = int(math.log2(resolution)) if resolution > 0 else 0
+    if resolution < 8 or 2**levels != resolution:
+        raise TalkheadError(f"resolution {resolution}: must be a power of two from 8 upwards")
+    channels = list(channels or channel_widths(resolution))
+    if len(channels) != levels - 1 or min(channels) < 1:
+        raise TalkheadError(f"channels {channels}: wanted {levels - 1} positive widths, one for each of 4², 8² … {resolution}²")
+    return channels
+
+
+def _blurred(weight, gain=1.0):
+    """(O, I, k, k) -> (O, I, k+3, k+3): the kernel that convolves and applies the [1, 3, 3, 1] filter at once."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=weight.device, dtype=weight.dtype)
+    taps = torch.outer(taps, taps) * (gain / 64)
+    flat = weight.reshape(-1, 1, *weight.shape[2:])
+    return F.conv2d(flat, taps[None, None], padding=3).reshape(*weight.shape[:2], weight.shape[2] + 3, weight.shape[3] + 3)
+
+
+def _activate(x, bias):
+    """Leaky ReLU 0.2 with the gain √2 that keeps the variance."""
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return F.leaky_relu(x + bias.to(x.dtype).view(shape), 0.2) * math.sqrt(2)
+
+
+def _wide(x):
+    """Half precision to float32; what is wider stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _Linear(nn.Module):
+    """A linear layer whose learning rate is equalised: weights are N(0, 1) and scaled on use."""
+
+    def __init__(self, inputs, outputs, bias=0.0, lr_multiplier=1.0, activate=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), float(bias)))
+        self.scale, self.lr_multiplier, self.activate = lr_multiplier / math.sqrt(inputs), lr_multiplier, activate
+
+    def forward(self, x):
+        if self.activate:
+            return _activate(F.linear(x, self.weight * self.scale), self.bias * self.lr_multiplier)
+        return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
+
+
+class _ModulatedConv(nn.Module):
+    """A convolution whose input channels are scaled by a style, and whose output variance is brought back to one.
+
+    Scaling the input and the output of one shared convolution gives the same image as a convolution per sample, and
+    needs no grouped kernels.
+    """
+
+    def __init__(self, inputs, outputs, kernel, w_dim, up=False, demodulate=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.affine = _Linear(w_dim, inputs, bias=1)
+        self.scale, self.up, self.demodulate = 1 / math.sqrt(inputs * kernel**2), up, demodulate
+
+    def forward(self, x, w):
+        style = self.affine(w)  # (N, I)
+        weight = self.weight * self.scale
+        x = x * style.to(x.dtype)[:, :, None, None]
+        if self.up:
+            y = F.conv_transpose2d(x, _blurred(weight, gain=4).transpose(0, 1), stride=2, padding=2)
+        else:
+            y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        if not self.demodulate:
+            return y
+        with torch.autocast(x.device.type, enabled=False):
+            power = F.linear(_wide(style).square(), _wide(weight).square().sum((2, 3)))  # (N, O)
+            gain = (power + 1e-8).rsqrt()
+        return y * gain.to(y.dtype)[:, :, None, None]
+
+
+class _StyledConv(nn.Module):
+    """Modulated convolution, noise, bias and activation."""
+
+    def __init__(self, inputs, outputs, resolution, w_dim, up=False):
+        super().__init__()
+        self.conv = _ModulatedConv(inputs, outputs, 3, w_dim, up=up)
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+
+    def forward(self, x, w, noise):
+        x = self.conv(x, w)
+        if noise == "const":
+            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+        elif noise == "random":
+            x = x + (torch.randn_like(x[:, :1]) * self.noise_strength.to(x.dtype))
+        return _activate(x, self.bias)
+
+
+class _ToRGB(nn.Module):
+    """Features to colours, added to the upsampled colours of the level below."""
+
+    def __init__(self, inputs, w_dim):
+        super().__init__()
+        self.conv = _ModulatedConv(inputs, 3, 1, w_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, w, skip):
+        rgb = _wide(self.conv(x, w)) + self.bias.view(1, 3, 1, 1)
+        if skip is None:
+            return rgb
+        delta = torch.ones(3, 1, 1, 1, device=rgb.device, dtype=rgb.dtype)
+        return rgb + F.conv_transpose2d(skip, _blurred(delta, gain=4), stride=2, padding=1, groups=3)
+
+
+class Generator(nn.Module):
+    """StyleGAN2's generator.
+
+    resolution       side of the image, a power of two from 8
+    channels         widths at 4², 8² … R²; None gives config-F's
+    z_dim, w_dim     widths of Z and W
+    mapping_layers   fully connected layers from Z to W
+
+    `num_ws` is L = 2·log2(R) − 2; `w_avg` (w_dim,) is the mean of W; `config` rebuilds the network.
+
+    Source: thesis §2.4.1, §3.3.1; Karras et al. 2020, appendix B.
+    """
+
+    def __init__(self, resolution, channels=None, z_dim=512, w_dim=512, mapping_layers=8):
+        super().__init__()
+        channels = _check(resolution, channels)
+        self.config = {"resolution": resolution, "channels": channels, "z_dim": z_dim, "w_dim": w_dim, "mapping_layers": mapping_layers}
+        self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
+        self.num_ws = 2 * len(channels)
+        self.mapping_net = nn.Sequential(*(
+            _Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True) for k in range(mapping_layers)))
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
+        convs, rgbs = [_StyledConv(channels[0], channels[0], 4, w_dim)], [_ToRGB(channels[0], w_dim)]
+        for k, (narrow, wide) in enumerate(zip(channels, channels[1:])):
+            side = 8 * 2**k
+            convs += [_StyledConv(narrow, wide, side, w_dim, up=True), _StyledConv(wide, wide, side, w_dim)]
+            rgbs.append(_ToRGB(wide, w_dim))
+        self.convs, self.rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
+
+    def mapping(self, z, psi=1.0):
+        """z (N, z_dim) -> w_plus (N, L, w_dim), truncated towards `w_avg` by psi (1 = not at all)."""
+        z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+        w = self.mapping_net(z)
+        if psi != 1.0:
+            w = self.w_avg.lerp(w, psi)
+        return w[:, None].expand(-1, self.num_ws, -1)
+
+    def synthesis(self, w_plus, noise="const"):
+        """w_plus (N, L, w_dim) -> images (N, 3, R, R), about [-1, 1].
+
+        noise    "const" (the stored pictures), "random" (fresh each call) or "none"
+        raises   TalkheadError if L or the width differs, or noise is another word
+        """
+        if w_plus.dim() != 3 or tuple(w_plus.shape[1:]) != (self.num_ws, self.w_dim):
+            raise TalkheadError(f"latents of shape {tuple(w_plus.shape)}: this {self.resolution}² generator wants "
+                                f"(N, {self.num_ws}, {self.w_dim}); use latents made with it")
+        if noise not in ("const", "random", "none"):
+            raise TalkheadError(f"noise {noise!r}: must be const, random or none")
+        x = self.const.expand(len(w_plus), -1, -1, -1)
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.convs[0](x, w_plus[:, 0], noise)
+        rgb = self.rgbs[0](x, w_plus[:, 1], None)
+        for k in range(1, len(self.rgbs)):
+            x = self.convs[2 * k - 1](x, w_plus[:, 2 * k - 1], noise)
+            x = self.convs[2 * k](x, w_plus[:, 2 * k], noise)
+            rgb = self.rgbs[k](x, w_plus[:, min(2 * k + 1, self.num_ws - 1)], rgb)
+        return rgb
+
+    def forward(self, z, psi=1.0, noise="const"):
+        return self.synthesis(self.mapping(z, psi), noise)
+
+
+class _DownBlock(nn.Module):
+    """Residual block of the critic: two convolutions, the second of stride 2, beside a strided 1x1."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv0 = nn.Parameter(torch.randn(inputs, inputs, 3, 3))
+        self.conv1 = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.skip = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.bias0 = nn.Parameter(torch.zeros(inputs))
+        self.bias1 = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        inputs = x.shape[1]
+        y = _activate(F.conv2d(x, self.conv0 / math.sqrt(inputs * 9), padding=1), self.bias0)
+        y = _activate(F.conv2d(y, _blurred(self.conv1 / math.sqrt(inputs * 9)), stride=2, padding=2), self.bias1)
+        skip = F.conv2d(x, _blurred(self.skip / math.sqrt(inputs)), stride=2, padding=1)
+        return (y + skip) / math.sqrt(2)
+
+
+class Discriminator(nn.Module):
+    """StyleGAN2's residual critic with minibatch standard deviation.
+
+    images (N, 3, R, R) -> logits (N, 1); with `features=True` also the activations of each level.
+
+    Source: thesis §2.4.1; Karras et al. 2020, appendix B.
+    """
+
+    def __init__(self, resolution, channels=None):
+        super().__init__()
+        channels = _check(resolution, channels)
+        self.config = {"resolution": resolution, "channels": channels}
+        down = channels[::-1]
+        self.from_rgb = nn.Parameter(torch.randn(down[0], 3, 1, 1))
+        self.from_rgb_bias = nn.Parameter(torch.zeros(down[0]))
+        self.blocks = nn.ModuleList(_DownBlock(a, b) for a, b in zip(down, down[1:]))
+        last = channels[0]
+        self.conv = nn.Parameter(torch.randn(last, last + 1, 3, 3))
+        self.conv_bias = nn.Parameter(torch.zeros(last))
+        self.linear = _Linear(last * 16, last, activate=True)
+        self.out = _Linear(last, 1)
+
+    def forward(self, images, features=False):
+        x = images
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = _activate(F.conv2d(x, self.from_rgb / math.sqrt(3)), self.from_rgb_bias)
+        seen = []
+        for block in self.blocks:
+            x = block(x)
+            seen.append(x)
+        x = torch.cat([x, self._spread(x)], 1)
+        x = _activate(F.conv2d(x, self.conv / math.sqrt(x.shape[1] * 9), padding=1), self.conv_bias)
+        logits = _wide(self.out(_wide(self.linear(x.flatten(1)))))
+        return (logits, seen) if features else logits
+
+    @staticmethod
+    def _spread(x):
+        """Standard deviation over groups of four samples, one number a group, as a channel: (N, 1, 4, 4)."""
+        group = next(size for size in (4, 3, 2, 1) if len(x) % size == 0)
+        y = _wide(x).reshape(group, -1, *x.shape[1:])
+        y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / group,)
+        return y.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+
+
+class _Average:
+    """The slow copy of a generator that is used once training is done."""
+
+    def __init__(self, generator, half_life):
+        self.copy = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.half_life = half_life
+
+    @torch.no_grad()
+    def update(self, generator, batch, seen):
+        # A short memory at first: an average over thousands of early images would lag far behind.
+        half_life = min(self.half_life, 0.05 * max(seen, 1))
+        keep = 0.5 ** (batch / max(half_life, 1e-8))
+        for slow, fast in zip(self.copy.parameters(), generator.parameters()):
+            slow.lerp_(fast, 1 - keep)
+        for slow, fast in zip(self.copy.buffers(), generator.buffers()):
+            slow.copy_(fast)
+
+
+def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, r1=10.0, r1_every=16, path_length=2.0,
+          path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
+          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, reconstruct_only=0,
+          precision="float32",
+          seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+    """Train a generator against a critic; yield log records. The file's "model" is the running average.
+
+    images              training.Images
+    generator, discriminator   networks of one resolution; what they hold is the start
+    r1, r1_every        weight γ of R1 and how often it is applied (lazily)
+    path_length, path_every    weight of path-length regularisation, 0 to leave it out, and how often
+    style_mixing        chance that an image takes its later layers from a second z
+    average_images      half life of the running average, in images
+    encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
+                        half of each fake batch are reconstructions
+    reconstruction      distance of two image batches -> (N,); needed with an encoder
+    mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
+    feature_weight      weight of the distance between the critic's activations of image and reconstruction
+    reconstruct_only    first so many steps reconstruct and leave the critic alone
+    precision           "float32", or "bfloat16" for forward and backward passes under autocast; R1 and path length
+                        are always float32
+    yields              {"step", "seconds", "images", losses…}
+
+    Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
+    Departure: the encoder, its reconstruction loss and the critic's feature distance (Larsen et al. 2016) are ours: they
+    make a generator out of few images in hours on a CPU, and are off unless an encoder is given.
+    """
+    trainer = _Trainer(images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), locals())
+    state = {"model": trainer.average.copy, "generator": generator, "discriminator": discriminator,
+             "generator_optimizer": trainer.g_optimizer, "discriminator_optimizer": trainer.d_optimizer,
+             "scalars": trainer.scalars}
+    if encoder is not None:
+        state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
+    header = {"kind": "generator", "config": generator.config}
+    yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, save_minutes=save_minutes,
+                   log_every=log_every, on_save=on_save)
+
+
+class _Scalars:
+    """Running numbers that a checkpoint must keep."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def state_dict(self):
+        return dict(self.values)
+
+    def load_state_dict(self, values):
+        self.values = dict(values)
+
+
+class _Trainer:
+    """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, critic, its regulariser."""
+
+    def __init__(self, images, generator, discriminator, encoder, options):
+        self.images, self.generator, self.discriminator, self.encoder = images, generator, discriminator, encoder
+        self.options = {key: value for key, value in options.items() if key not in ("images", "generator", "discriminator", "encoder")}
+        if encoder is not None and options["reconstruction"] is None:
+            raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
+        if generator.resolution != discriminator.config["resolution"]:
+            raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
+        self.device = next(generator.parameters()).device
+        self.average = _Average(generator, options["average_images"])
+        self.g_optimizer = _lazy_adam(generator, options["lr"], options["path_every"] if options["path_length"] else 0)
+        self.d_optimizer = _lazy_adam(discriminator, options["lr"], options["r1_every"])
+        if encoder is not None:
+            self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=options["encoder_lr"])
+        self.scalars = _Scalars(path_mean=0.0)
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.options["precision"] == "bfloat16")
+
+    def _latents(self, count):
+        """w_plus of fresh z, some with two styles; `w_avg` follows their mean."""
+        generator = self.generator
+        z = torch.randn(2 * count, generator.z_dim).to(self.device)
+        first, second = generator.mapping(z).chunk(2)
+        generator.w_avg.lerp_(first[:, 0].detach().mean(0).float(), 0.002)
+        cut = torch.randint(1, generator.num_ws, (count,))
+        cut[torch.rand(count) >= self.options["style_mixing"]] = generator.num_ws
+        early = (torch.arange(generator.num_ws) < cut[:, None]).to(self.device)
+        return torch.where(early[..., None], first, second)
+
+    def step(self, index):
+        real = self.images.batch(index, self.options["batch"], self.options["seed"], self.options["flip"]).to(self.device)
+        adversarial = self.encoder is None or index >= self.options["reconstruct_only"]
+        record = {"images": (index + 1) * len(real)}
+        fake = self._step_generator(real, adversarial, record)
+        if adversarial:
+            if self.options["path_length"] and index % self.options["path_every"] == 0:
+                self._step_path_length(record)
+            self._step_discriminator(real, fake, record)
+            if index % self.options["r1_every"] == 0:
+                self._step_r1(real, record)
+        self.average.update(self.generator, len(real), record["images"])
+        return record
+
+    def _step_generator(self, real, adversarial, record):
+        self.discriminator.requires_grad_(False)
+        options, parts, loss = self.options, [], 0.0
+        with self._autocast():
+            samples = len(real) if self.encoder is None else len(real) // 2
+            if adversarial:
+                parts.append(self.generator.synthesis(self._latents(samples), noise="random"))
+            if self.encoder is not None:
+                self.encoder.train()
+                rebuilt = self.generator.synthesis(self.encoder(real), noise="random")
+                loss = loss + self._reconstruction(rebuilt.float(), real, record)
+                parts.append(rebuilt[: len(real) - samples])
+            fake = torch.cat(parts)
+            if adversarial:
+                logits, seen = self.discriminator(fake, features=True)
+                realism = F.softplus(-logits).mean()
+                loss = loss + realism
+                record["generator"] = realism.item()
+                if self.encoder is not None and options["feature_weight"]:
+                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, samples)
+        self.g_optimizer.zero_grad(set_to_none=True)
+        if self.encoder is not None:
+            self.e_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.g_optimizer.step()
+        if self.encoder is not None:
+            self.e_optimizer.step()
+        self.discriminator.requires_grad_(True)
+        return fake.detach().float()
+
+    def _reconstruction(self, rebuilt, real, record):
+        options = self.options
+        distance = options["reconstruction"](rebuilt, real).mean()
+        record["reconstruction"] = distance.item()
+        loss = options["reconstruction_weight"] * distance
+        if options["mouth_weight"]:
+            left, right, top, bottom = (round(edge * self.generator.resolution) for edge in MOUTH)
+            mouth = options["reconstruction"](rebuilt[..., top:bottom, left:right], real[..., top:bottom, left:right]).mean()
+            record["mouth"] = mouth.item()
+            loss = loss + options["mouth_weight"] * mouth
+        return loss
+
+    def _feature_distance(self, seen, real, samples):
+        rebuilt = len(real) - samples
+        with torch.no_grad():
+            _, wanted = self.discriminator(real[:rebuilt], features=True)
+        return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(wanted)
+
+    def _step_path_length(self, record):
+        options = self.options
+        w_plus = self._latents(max(1, options["batch"] // 2))
+        images = self.generator.synthesis(w_plus, noise="random")
+        weights = torch.randn_like(images) / self.generator.resolution
+        (grad,) = torch.autograd.grad((images * weights).sum(), w_plus, create_graph=True)
+        lengths = grad.square().sum(2).mean(1).sqrt()
+        mean = self.scalars.values["path_mean"] + 0.01 * (lengths.mean().item() - self.scalars.values["path_mean"])
+        self.scalars.values["path_mean"] = mean
+        loss = (lengths - mean).square().mean() * options["path_length"] * options["path_every"]
+        self.g_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.g_optimizer.step()
+        record["path_length"] = lengths.mean().item()
+
+    def _step_discriminator(self, real, fake, record):
+        with self._autocast():
+            fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
+            loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+        self.d_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.d_optimizer.step()
+        record |= {"discriminator": loss.item(), "real_logits": real_logits.mean().item(), "fake_logits": fake_logits.mean().item()}
+
+    def _step_r1(self, real, record):
+        real = real.detach().requires_grad_(True)
+        (grad,) = torch.autograd.grad(self.discriminator(real).sum(), real, create_graph=True)
+        penalty = grad.square().sum((1, 2, 3)).mean()
+        self.d_optimizer.zero_grad(set_to_none=True)
+        (penalty * self.options["r1"] / 2 * self.options["r1_every"]).backward()
+        self.d_optimizer.step()
+        record["r1"] = penalty.item()
+
+
+def _lazy_adam(network, lr, every):
+    """Adam as StyleGAN2 sets it when a regulariser is applied only every so many steps."""
+    ratio = every / (every + 1) if every else 1.0
+    return torch.optim.Adam(network.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio))

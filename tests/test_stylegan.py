@@ -1,0 +1,182 @@
+"""The generator and critic against a slow reference and against numbers frozen from another implementation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from talkhead import training
+from talkhead.errors import TalkheadError
+from talkhead.stylegan import Discriminator, Generator, channel_widths, train
+
+# rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
+FROZEN_IMAGES = [
+    1.12707, -0.31189, 2.77348, -2.15236, -4.11084, -4.02635, -3.5993, -4.82224, -1.19771, -3.58781, -6.72005, -3.58674,
+    -1.27859, -4.01777, -4.09413, -3.78207, 6.25476, 2.53637, 6.90282, 6.03738, 17.74707, 6.70459, 3.54843, 10.81035,
+    1.1137, 5.06534, 2.40041, 1.53153, 2.4952, 5.09473, 11.7854, 2.92452, -2.90323, -3.83716, -2.66933, -2.34611,
+    -3.38352, -3.49885, 3.04191, -2.49229, 1.00143, 3.04202, -0.91466, -0.24168, -0.48162, 1.71474, -0.63944, -1.39616,
+    1.07197, 1.23426, 1.54608, -4.20954, -9.28662, -4.9675, -6.99221, -10.82553, -1.27304, -7.50739, -6.45967, -4.64007,
+    -4.77533, -8.00432, -13.28611, -5.98606, 4.39211, 2.15364, 3.27007, 5.17448, 13.68573, 4.73231, 2.97058, 5.12165,
+    2.52608, 4.05476, 0.83799, -0.79072, 1.32061, 2.80955, 3.76929, 0.4704, -0.38419, -0.56506, 1.84133, -3.5476,
+    0.57035, -4.1157, 2.39326, -2.91545, -0.1248, 1.16899, -0.3029, -2.44408, -0.65187, 0.99337, -0.54873, -3.06605]
+FROZEN_LOGITS = [0.8141340613365173, 0.9768192172050476, 0.8574771881103516, 0.8722364902496338]
+
+
+def fill(network):
+    """Weights that any implementation can repeat: numpy's frozen normal stream, seeded by a tensor's place in the names."""
+    for seed, (name, value) in enumerate(sorted(network.state_dict().items())):
+        drawn = torch.as_tensor(np.random.RandomState(seed).randn(*value.shape))
+        value.copy_(drawn * (100 if name.startswith("mapping") and "weight" in name else 1))
+    return network.eval()
+
+
+def toy(resolution=16, width=8):
+    torch.manual_seed(0)
+    levels = int(math.log2(resolution)) - 1
+    return (Generator(resolution, [width] * levels, z_dim=16, w_dim=16, mapping_layers=2),
+            Discriminator(resolution, [width] * levels))
+
+
+def test_config_f_widths_and_layer_count():
+    assert channel_widths(1024) == [512, 512, 512, 512, 512, 256, 128, 64, 32]
+    for resolution, num_ws in ((8, 4), (64, 10), (256, 14)):
+        assert Generator(resolution, [4] * (int(math.log2(resolution)) - 1)).num_ws == num_ws
+
+
+def test_generator_equals_frozen_images():
+    z = torch.from_numpy(np.random.RandomState(100).randn(2, 512)).float()
+    with torch.no_grad():
+        images = fill(Generator(16))(z)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
+    np.testing.assert_allclose(images[:, :, ::5, ::5].flatten(), FROZEN_IMAGES, atol=18 * 1e-4)
+
+
+def test_discriminator_equals_frozen_logits():
+    images = torch.from_numpy(np.random.RandomState(101).randn(4, 3, 16, 16)).float()
+    with torch.no_grad():
+        np.testing.assert_allclose(fill(Discriminator(16))(images).flatten(), FROZEN_LOGITS, rtol=1e-4)
+
+
+def slow_styled_conv(layer, x, w, up):
+    """One sample, one modulated and demodulated kernel, zeros between pixels, then the blur: as the paper writes it."""
+    style = F.linear(w, layer.conv.affine.weight / math.sqrt(w.shape[0]), layer.conv.affine.bias)
+    kernel = layer.conv.weight * layer.conv.scale * style[None, :, None, None]
+    kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+    if up:
+        spread = torch.zeros(1, x.shape[1], 2 * x.shape[2] + 3, 2 * x.shape[3] + 3)
+        spread[:, :, 2:-2:2, 2:-2:2] = x
+        y = F.conv2d(spread, kernel.flip(2, 3))
+        taps = torch.outer(*[torch.tensor([1.0, 3, 3, 1])] * 2) / 16
+        y = F.conv2d(F.pad(y, (1, 1, 1, 1)).transpose(0, 1), taps[None, None]).transpose(0, 1)
+    else:
+        y = F.conv2d(x, kernel, padding=1)
+    y = y + layer.noise_strength * layer.noise_const + layer.bias[None, :, None, None]
+    return torch.where(y > 0, y, 0.2 * y) * math.sqrt(2)
+
+
+@pytest.mark.parametrize("index,up", [(0, False), (1, True), (2, False)])
+def test_styled_conv_equals_the_slow_one(index, up):
+    generator, _ = toy()
+    layer = generator.convs[index]
+    torch.nn.init.normal_(layer.noise_strength)
+    torch.nn.init.normal_(layer.bias)
+    x, w = torch.randn(3, 8, 4 if index < 2 else 8, 4 if index < 2 else 8), torch.randn(3, 16)
+    with torch.no_grad():
+        fast = layer(x, w, "const")
+        slow = torch.cat([slow_styled_conv(layer, x[k:k + 1], w[k], up) for k in range(3)])
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_of_one_equals_batch_of_many_and_noise_modes():
+    generator, _ = toy()
+    for conv in generator.convs:
+        torch.nn.init.constant_(conv.noise_strength, 0.5)
+    w_plus = torch.randn(3, generator.num_ws, 16)
+    with torch.no_grad():
+        many = generator.synthesis(w_plus)
+        torch.testing.assert_close(many[1:2], generator.synthesis(w_plus[1:2]), rtol=1e-4, atol=1e-5)
+        assert torch.equal(many, generator.synthesis(w_plus))
+        assert not torch.equal(generator.synthesis(w_plus, "random"), generator.synthesis(w_plus, "random"))
+        assert not torch.allclose(generator.synthesis(w_plus, "none"), many)
+
+
+def test_truncation_moves_towards_the_mean():
+    generator, _ = toy()
+    generator.w_avg.normal_()
+    z = torch.randn(2, 16)
+    half = generator.mapping(z, psi=0.5)
+    torch.testing.assert_close(half, (generator.mapping(z) + generator.w_avg) / 2)
+    torch.testing.assert_close(generator.mapping(z, psi=0.0)[1, 2], generator.w_avg)
+
+
+def test_second_derivatives_agree_with_finite_differences():
+    generator, critic = toy(8, 4)
+    generator, critic = generator.double(), critic.double()
+    torch.manual_seed(1)
+    w_plus = torch.randn(1, generator.num_ws, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda w: critic(generator.synthesis(w)).sum(), (w_plus,), atol=1e-4)
+
+
+def test_bad_sizes_are_refused_in_one_line():
+    generator, _ = toy()
+    for call in (lambda: Generator(48), lambda: Generator(16, [8, 8]), lambda: Discriminator(4),
+                 lambda: generator.synthesis(torch.zeros(1, 4, 16)), lambda: generator.synthesis(torch.zeros(1, 6, 16), noise="loud")):
+        with pytest.raises(TalkheadError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+class Pictures:
+    """Stands in for training.Images: noise pictures by step."""
+
+    def batch(self, step, count, seed=0, flip=False):
+        return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_four_steps_equal_two_and_two(tmp_path, joint):
+    from talkhead.inversion import ResNetEncoder
+
+    def run(out, steps):
+        generator, critic = toy()
+        options = {}
+        if joint:
+            options = {"encoder": ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), "reconstruct_only": 1,
+                       "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)), "mouth_weight": 1.0}
+        return list(train(Pictures(), out, generator, critic, steps=steps, batch=4, r1_every=2, path_every=2, log_every=1, **options))
+
+    whole = run(tmp_path / "whole.pt", 4)
+    run(tmp_path / "parts.pt", 2)
+    rest = run(tmp_path / "parts.pt", 4)
+    for ours, theirs in zip(whole[2:], rest):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
+    assert one["step"] == two["step"] == 4
+    for name, value in one["model"].items():
+        assert torch.equal(value, two["model"][name]), name
+    for name, value in one["training"]["discriminator"].items():
+        assert torch.equal(value, two["training"]["discriminator"][name]), name
+
+
+def test_training_lowers_the_reconstruction(tmp_path):
+    from talkhead.inversion import ResNetEncoder
+
+    class OnePicture:
+        def batch(self, step, count, seed=0, flip=False):
+            return torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1)
+
+    generator, critic = toy()
+    records = list(train(OnePicture(), tmp_path / "g.pt", generator, critic, steps=30, batch=4, lr=0.01, log_every=1,
+                         encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), reconstruct_only=30,
+                         reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    assert records[-1]["reconstruction"] < 0.5 * records[0]["reconstruction"]
+    assert "discriminator" not in records[-1]
+
+
+def test_images_cross_the_pixel_range_and_back():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    images = training.to_images(frames)
+    assert images.shape == (2, 3, 4, 4) and images.min() >= -1 and images.max() <= 1
+    assert np.array_equal(training.to_frames(images), frames)
