@@ -14,14 +14,14 @@ pixels as in `faces`, (0, 0) the centre of the top left pixel.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import faces, files
+from . import articulation, faces, files
 from .errors import TalkheadError
 
 GRID = 64                   # nodes per side of a motion field
@@ -188,7 +188,7 @@ def _looks(still):
     """Skin tone and beard of a portrait, in numbers that may be compared: (4,)."""
     def tone(*vertices):
         at = torch.from_numpy(still.points[_of(*vertices)])[None, None]
-        image = torch.from_numpy(still.image).permute(2, 0, 1)[None].float()
+        image = torch.tensor(still.image).permute(2, 0, 1)[None].float()
         return _sample(F.avg_pool2d(image, 5, 1, 2), at)[0, :, 0].median(1).values.numpy()
     cheek, chin = tone(50, 280, 101, 330, 205, 425, 117, 346), tone(199, 175, 204, 424, 214, 434)
     level = cheek.mean()
@@ -275,9 +275,7 @@ def _blend_shape(stills, rng):
     mouth = stills[-1].points
     centre = 0.5 * (mean[lips].mean(0) + mouth[lips].mean(0))
     mean[lips] = 0.9 * (mouth[lips] - mouth[lips].mean(0)) + 0.1 * (mean[lips] - mean[lips].mean(0)) + centre
-    quad = faces.quad(mean[_IN_68].mean(1))
-    basis = np.stack([quad[3] - quad[0], quad[1] - quad[0]])
-    return ((mean - quad[0]) @ np.linalg.inv(basis)).astype(np.float32)
+    return _align_points(mean)
 
 
 def _warp_all(stills, points):
@@ -371,6 +369,241 @@ def _blend_bands(images, regions, eyes, nose, rng):
     for mask, owner in ((regions["eyes"], eyes), (regions["nose"], nose), (regions["lower"], -1)):
         fine = fine + mask * (detail[owner] - fine)
     return shading + fine
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Drawn faces: no data needed
+
+def drawn(seed=0, size=256):
+    """Draw a face from nothing but a seed: skin, hair, eyes, brows, nose, lips, clothes and backdrop vary.
+
+    returns  Still of size x size, aligned, mouth shut
+    """
+    rng = np.random.default_rng(seed)
+    points = _align_points(_draw_shape(rng))
+    easel = _Easel(size, rng)
+    colours = _draw_colours(rng)
+    _draw_backdrop(easel, points, colours, rng)
+    _draw_head(easel, points, colours, rng)
+    _draw_eyes(easel, points, colours, rng)
+    _draw_nose(easel, points, colours)
+    _draw_lips(easel, points, colours)
+    return Still(easel.finish(), points)
+
+
+def _align_points(points):
+    """Bring points to where FFHQ's alignment puts them."""
+    quad = faces.quad(points[_IN_68].mean(1))
+    basis = np.stack([quad[3] - quad[0], quad[1] - quad[0]])
+    return ((points - quad[0]) @ np.linalg.inv(basis)).astype(np.float32)
+
+
+def _draw_shape(rng):
+    """A plausible face: the mean of real ones with its proportions changed, the lips together."""
+    points = np.zeros((len(LAYOUT), 2))
+    for vertex, place in MEAN_HALF.items():
+        points[_of(vertex)] = place
+        points[_MIRRORED[_of(vertex)]] = (1000 - place[0], place[1])
+    points /= 1000
+    middle = np.array((0.5, points[_of(168)][1]))
+    change = lambda spread: np.exp(rng.normal(0, spread))
+    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * change(0.05)                                    # a broad face
+    low = _ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
+    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))                 # a broad jaw
+    points[:, 1] += low * rng.normal(0, 0.02)                                                   # a long chin
+    for side in (0, 1):
+        eye = _of(*UPPER_LIDS[side], *LOWER_LIDS[side], *IRISES[5 * side:5 * side + 5])
+        centre = points[eye].mean(0)
+        scale = np.array((1.0, change(0.12))) if side == 0 else scale
+        points[eye] = centre + (points[eye] - centre) * scale
+        lift = rng.normal(0, 0.01) if side == 0 else lift
+        points[_of(*BROWS[side]), 1] += lift
+    nose = _of(*(vertex for vertex in NOSE if vertex not in (164,)))
+    points[nose] = middle + (points[nose] - middle) * (change(0.1), change(0.04))
+    lips = np.concatenate([_UPPER_LIP, _LOWER_LIP, _of(61, 291, 78, 308)])
+    centre = points[lips].mean(0)
+    points[lips] = centre + (points[lips] - centre) * (change(0.06), change(0.15))
+    upper, lower = _of(*UPPER_INNER), _of(*LOWER_INNER)
+    middle = (points[upper] + points[lower]) / 2
+    points[upper], points[lower] = middle - (0, 0.0005), middle + (0, 0.0005)
+    return points
+
+
+def _draw_colours(rng):
+    """Colours that go together, each (3,) 0 to 255."""
+    tan = rng.beta(1.2, 1.6)
+    skin = np.array((236, 194, 168)) * (1 - tan) + np.array((98, 62, 44)) * tan + rng.normal(0, 5, 3)
+    hairs = np.array([(28, 22, 20), (58, 40, 28), (98, 66, 40), (150, 108, 62), (168, 164, 160), (132, 66, 36)])
+    hair = hairs[rng.integers(2 if tan > 0.6 else len(hairs))] * rng.uniform(0.8, 1.15)
+    irises = np.array([(70, 44, 26), (92, 66, 38), (84, 110, 132), (92, 112, 78)])
+    iris = irises[rng.integers(2 if tan > 0.5 else 4)]
+    lip = skin * (0.84, 0.66, 0.66) + (rng.uniform(0, 16), 0, 0)
+    return {"skin": skin, "hair": hair, "iris": iris, "lip": lip, "brow": 0.75 * hair + 0.15 * skin,
+            "clothes": rng.uniform(15, 200, 3), "shirt": rng.uniform(120, 245, 3), "back": rng.uniform(40, 220, (2, 3))}
+
+
+class _Easel:
+    """A picture that takes soft-edged shapes."""
+
+    def __init__(self, size, rng):
+        self.size, self.rng = size, rng
+        self.x, self.y = _nodes(size).reshape(size, size, 2).transpose(2, 0, 1)
+        self.image = np.zeros((size, size, 3))
+
+    def shape(self, polygon, soft=0.004):
+        """Cover of a polygon, 0 to 1."""
+        return _ramp(_inside(np.asarray(polygon, np.float64), self.size), -soft, soft)
+
+    def ellipse(self, centre, radii, soft=0.3):
+        reach = np.hypot((self.x - centre[0]) / radii[0], (self.y - centre[1]) / radii[1])
+        return 1 - _ramp(reach, 1 - soft, 1 + soft)
+
+    def lay(self, cover, colour):
+        self.image += (np.asarray(colour) - self.image) * cover[..., None]
+
+    def shade(self, cover, factor):
+        self.image *= 1 + (factor - 1) * cover[..., None]
+
+    def noise(self, across, down):
+        """Smooth noise of unit variance with these scales, in fractions of the side."""
+        from scipy.ndimage import gaussian_filter
+        grain = gaussian_filter(self.rng.standard_normal((256, 256)), (256 * down, 256 * across), mode="wrap")
+        grain = torch.from_numpy(grain / grain.std())[None, None]
+        return F.interpolate(grain, size=(self.size, self.size), mode="area" if self.size < 256 else "bilinear")[0, 0].numpy()
+
+    def finish(self):
+        grain = 1 + 0.012 * self.noise(0.012, 0.012) + 0.006 * self.noise(0.003, 0.003)
+        return np.clip(np.rint(self.image * grain[..., None]), 0, 255).astype(np.uint8)
+
+
+def _draw_backdrop(easel, points, colours, rng):
+    blend = np.clip(easel.y + 0.1 * easel.noise(0.15, 0.15), 0, 1)
+    easel.image += colours["back"][0] + (colours["back"][1] - colours["back"][0]) * blend[..., None]
+    chin, left, right = points[_of(152)], points[_of(234)], points[_of(454)]
+    middle = (left + right) / 2
+    half = (right[0] - left[0]) / 2
+    if rng.random() < 0.45:                                                                     # long hair
+        length = rng.uniform(0.9, 1.7)
+        easel.lay(easel.ellipse(middle + (0, 0.25 * half * length), (1.28 * half, 1.5 * half * length), 0.06),
+                  colours["hair"] * 0.8)
+    easel.lay(easel.shape([(middle[0] - 0.62 * half, chin[1] - 0.5 * half), (middle[0] + 0.62 * half, chin[1] - 0.5 * half),
+                           (middle[0] + 0.75 * half, 1.2), (middle[0] - 0.75 * half, 1.2)], 0.02), colours["skin"] * 0.82)
+    easel.shade(easel.ellipse(chin - (0, 0.05), (0.75 * half, 0.12), 0.5), 0.78)                # the chin's shadow
+    slope = rng.uniform(0.1, 0.22)
+    collar = chin[1] + rng.uniform(0.07, 0.12)
+    for sign in (-1, 1):
+        neck = middle[0] + sign * 0.6 * half
+        easel.lay(easel.shape([(neck, collar - 0.05), (neck + sign * 0.6, collar + slope), (neck + sign * 0.6, 1.4),
+                               (middle[0] - sign * 0.02, 1.4), (middle[0], collar + 0.16)]), colours["shirt"])
+        easel.lay(easel.shape([(neck + sign * 0.05, collar - 0.02), (neck + sign * 0.6, collar + slope),
+                               (neck + sign * 0.6, 1.4), (middle[0] + sign * 0.04, 1.4)]), colours["clothes"])
+
+
+def _draw_head(easel, points, colours, rng):
+    oval = points[_of(*OVAL)].astype(np.float64)
+    left, right = points[_of(234)], points[_of(454)]
+    middle = (left + right) / 2
+    half = (right[0] - left[0]) / 2
+    for side in (left, right):
+        easel.lay(easel.ellipse(side + (0, 0.02), (0.035, 0.075), 0.12), colours["skin"] * 0.86)
+        easel.shade(easel.ellipse(side + (0, 0.02), (0.016, 0.045), 0.5), 0.8)
+    top = oval[:, 1].min()
+    skull = middle[1] - (middle[1] - top) * rng.uniform(1.12, 1.3)
+    head = easel.ellipse((middle[0], middle[1]), (1.04 * half, middle[1] - skull), 0.03) * (easel.y < middle[1])
+    crown = easel.ellipse((middle[0], middle[1]), (1.13 * half, (middle[1] - skull) * 1.12), 0.05) * \
+        (1 - _ramp(easel.y, middle[1] - 0.04, middle[1] + 0.02))
+    bald = rng.random() < 0.12
+    if not bald:
+        strands = 1 + 0.16 * easel.noise(0.004, 0.06)
+        easel.lay(crown, colours["hair"] * strands[..., None])
+    face = np.maximum(easel.shape(oval, 0.006), head if bald else 0)
+    easel.lay(face, colours["skin"])
+    light = rng.uniform(-0.1, 0.1)
+    across, down = (easel.x - middle[0]) / half, (easel.y - middle[1]) / half
+    easel.shade(face, (1.06 - 0.22 * np.clip(across ** 2 + 0.25 * down ** 2, 0, 1.5) + light * across)[..., None])
+    for cheek in _of(50, 280):
+        easel.shade(0.5 * easel.ellipse(points[cheek], (0.07, 0.06), 0.9), np.array((1.05, 0.93, 0.93)))
+    if not bald:
+        line = top + rng.uniform(0.0, 0.05) + 0.05 * across ** 2 * rng.uniform(-1, 2.5) + 0.006 * easel.noise(0.02, 0.3)
+        fringe = crown * (1 - _ramp(easel.y, line - 0.008, line + 0.008))
+        easel.lay(fringe, colours["hair"] * strands[..., None] * (0.9 + 0.3 * np.clip(down + 1.2, 0, 1))[..., None])
+    if rng.random() < 0.25:
+        beard = _ramp(easel.y, points[_of(2)][1], points[_of(13)][1] + 0.02) * easel.shape(oval, 0.03)
+        easel.lay(beard * rng.uniform(0.15, 0.6) * (0.8 + 0.2 * easel.noise(0.004, 0.01)).clip(0, 1), colours["hair"])
+
+
+def _draw_eyes(easel, points, colours, rng):
+    for side in (0, 1):
+        upper, lower = (points[_of(*line[side])].astype(np.float64) for line in (UPPER_LIDS, LOWER_LIDS))
+        centre = (upper.mean(0) + lower.mean(0)) / 2
+        easel.shade(easel.ellipse(centre - (0, 0.012), (0.085, 0.055), 0.8), 0.9)
+        opening = np.concatenate([upper, lower[-2:0:-1]])
+        cover = easel.shape(opening, 0.003)
+        iris = points[_of(*IRISES[5 * side:5 * side + 5])]
+        radius = np.linalg.norm(iris[1:] - iris[0], axis=1).mean()
+        easel.lay(cover, (228, 224, 220))
+        for size, colour, soft in ((1.0, colours["iris"] * 0.6, 0.1), (0.85, colours["iris"], 0.2), (0.42, (14, 12, 12), 0.2)):
+            easel.lay(cover * easel.ellipse(iris[0], (size * radius, size * radius), soft), colour)
+        easel.lay(cover * easel.ellipse(iris[0] + (0.35 * radius, -0.35 * radius), (0.22 * radius,) * 2, 0.4), (250, 250, 250))
+        easel.shade(cover * (1 - _ramp(easel.y - upper[:, 1].min(), 0.0, 0.022)), 0.65)
+        lash = np.concatenate([upper, upper[::-1] - (0, 0.008)])
+        easel.lay(0.85 * easel.shape(lash, 0.003), colours["hair"] * 0.4)
+        crease = np.concatenate([upper - (0, 0.019), upper[::-1] - (0, 0.024)])
+        easel.shade(0.6 * easel.shape(crease, 0.004), 0.75)
+        easel.shade(0.5 * easel.shape(np.concatenate([lower, lower[::-1] + (0, 0.006)]), 0.004), 0.75)
+        brow = points[_of(*BROWS[side])].astype(np.float64)
+        band = np.concatenate([brow[:5], brow[9:4:-1]])
+        easel.lay(0.85 * easel.shape(band.mean(0) + (band - band.mean(0)) * (1.05, 0.8), 0.008), colours["brow"])
+
+
+def _draw_nose(easel, points, colours):
+    tip, base = points[_of(4)], points[_of(2)]
+    bridge, width = points[_of(6)], points[_of(278)][0] - points[_of(48)][0]
+    for sign in (-1, 1):
+        side = ((bridge[0] + sign * 0.3 * width + tip[0] + sign * 0.5 * width) / 2, (bridge[1] + tip[1]) / 2)
+        easel.shade(easel.ellipse(side, (0.2 * width, (tip[1] - bridge[1]) * 0.6), 0.9), 0.93)
+        easel.shade(easel.ellipse((tip[0] + sign * 0.47 * width, base[1] - 0.02), (0.1 * width, 0.028), 0.8), 0.82)
+        easel.lay(0.8 * easel.ellipse((tip[0] + sign * 0.24 * width, base[1] - 0.006), (0.13 * width, 0.009), 0.5),
+                  colours["skin"] * 0.35)
+    easel.shade(easel.ellipse(base + (0, 0.012), (0.4 * width, 0.016), 0.8), 0.86)
+    easel.shade(easel.ellipse(tip - (0, 0.01), (0.16 * width, 0.022), 0.9), 1.09)
+    easel.shade(easel.ellipse((bridge + tip) / 2, (0.1 * width, (tip[1] - bridge[1]) * 0.5), 0.9), 1.06)
+
+
+def _draw_lips(easel, points, colours):
+    lines = [points[_of(*line)].astype(np.float64) for line in (UPPER_OUTER, UPPER_INNER, LOWER_INNER, LOWER_OUTER)]
+    easel.lay(easel.shape(np.concatenate([lines[0], lines[1][::-1]]), 0.005), colours["lip"] * 0.86)
+    easel.lay(easel.shape(np.concatenate([lines[2], lines[3][::-1]]), 0.005), colours["lip"])
+    middle = points[_of(17)]
+    inner = points[_of(14)]
+    easel.shade(easel.ellipse((inner + middle) / 2, (0.05, 0.012), 0.9), 1.13)
+    easel.shade(easel.ellipse(middle + (0, 0.018), (0.06, 0.014), 0.8), 0.86)
+    seam = np.concatenate([lines[1] - (0, 0.002), lines[2][::-1] + (0, 0.003)])
+    easel.lay(0.8 * easel.shape(seam, 0.003), colours["lip"] * 0.42)
+
+
+# The mean face of 73 frontal portraits with shut mouths, aligned, and of their mirror images: thousandths of the side,
+# the left half of the picture.
+MEAN_HALF = {
+    0: (500, 729), 1: (500, 639), 2: (500, 662), 4: (500, 614), 5: (500, 580), 6: (500, 498), 7: (338, 480),
+    8: (500, 439), 9: (500, 406), 10: (500, 270), 13: (500, 746), 14: (500, 747), 17: (500, 777), 18: (500, 813),
+    21: (236, 380), 33: (329, 474), 37: (468, 722), 39: (439, 726), 40: (417, 730), 45: (477, 613), 46: (286, 435),
+    48: (422, 625), 50: (301, 605), 52: (343, 412), 53: (310, 419), 54: (262, 336), 55: (451, 434), 58: (242, 743),
+    61: (387, 736), 63: (296, 403), 64: (421, 635), 65: (389, 415), 66: (384, 394), 67: (362, 282), 69: (375, 334),
+    70: (271, 423), 75: (445, 645), 78: (396, 737), 80: (428, 740), 81: (448, 742), 82: (472, 744), 83: (466, 812),
+    84: (469, 774), 87: (472, 745), 88: (428, 741), 91: (417, 756), 93: (220, 609), 95: (412, 740), 97: (466, 659),
+    98: (429, 650), 101: (361, 576), 103: (303, 303), 104: (319, 345), 105: (334, 392), 107: (442, 402),
+    108: (434, 333), 109: (426, 272), 117: (291, 540), 127: (216, 489), 129: (415, 622), 132: (227, 675),
+    133: (433, 481), 135: (295, 803), 136: (297, 835), 144: (359, 486), 145: (377, 487), 146: (401, 746),
+    148: (448, 927), 149: (371, 893), 150: (337, 870), 151: (500, 333), 152: (500, 931), 153: (397, 485),
+    154: (415, 483), 155: (427, 482), 157: (410, 464), 158: (390, 457), 159: (370, 456), 160: (352, 460),
+    161: (341, 465), 162: (222, 428), 163: (347, 483), 164: (500, 684), 168: (500, 468), 172: (267, 796),
+    173: (425, 474), 175: (500, 912), 176: (407, 913), 178: (448, 743), 181: (440, 767), 185: (401, 733),
+    187: (279, 662), 191: (412, 739), 194: (418, 830), 195: (500, 552), 197: (500, 527), 199: (500, 883),
+    200: (500, 847), 201: (458, 844), 203: (393, 642), 204: (387, 808), 205: (334, 640), 206: (367, 668),
+    212: (338, 745), 214: (306, 754), 215: (241, 719), 216: (345, 699), 234: (217, 548), 246: (334, 470),
+    468: (375, 470), 469: (399, 469), 470: (375, 448), 471: (351, 470), 472: (375, 491),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -580,7 +813,7 @@ UPPER_SHARE = 0.2           # of an opening that the upper lip makes by rising
 
 def _texture(image, size):
     """The picture to sample from, twice as fine as the frames so that moving by half a pixel does not blur them."""
-    picture = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    picture = torch.tensor(image).permute(2, 0, 1)[None].float()
     wanted = 2 * size
     if wanted != picture.shape[-1]:
         picture = F.interpolate(picture, size=(wanted, wanted), mode="bicubic", antialias=True).clamp(0, 255)
@@ -951,3 +1184,140 @@ def _blink(rig, motion, points, texture, frames, at, side):
     whole = frames[moving]
     whole[:, :, rows, columns] = window
     frames[moving] = whole
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Clips
+
+def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
+          voices=None, recordings=(), recorded_share=0.5, seed=0, start=0, workers=1):
+    """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
+
+    out              folder, made if absent
+    count            clips to write, numbered from `start`; clip n depends on seed and n alone, so that ranges may be
+                     made apart and added to
+    size             side of the frames
+    frames           None: clips with speech. A number: no speech, that many independent moments of a face
+    seconds          speech is cut after this long; None keeps whole utterances
+    portraits        folder of photos to blend; None draws the faces
+    detector_model   MediaPipe's face landmarker, needed for portraits and recordings
+    exclude          stems of portraits that are never used
+    voices           names of espeak voices; None takes all, () none
+    recordings       clips of real talkers, whose sound and measured mouths drive the puppets
+    recorded_share   how many of the clips are driven by recordings, where there are voices too
+    workers          processes
+    returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order
+
+    Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
+    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink}.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits, "model": detector_model,
+           "exclude": tuple(exclude), "voices": voices, "recordings": tuple(sorted(map(str, recordings))),
+           "share": recorded_share, "seed": seed}
+    indices = range(start, start + count)
+    if workers <= 1:
+        studio = _Studio(**job)
+        yield from map(studio, indices)
+        return
+    import multiprocessing
+    _Studio(**job).prepare()                                   # detection runs once, here
+    with multiprocessing.get_context("spawn").Pool(workers, _open_studio, (job,)) as pool:
+        yield from pool.imap(_in_studio, indices, chunksize=4)
+
+
+class _Studio:
+    """Makes the clips of one call of `synth`."""
+
+    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, seed):
+        self.out, self.size, self.frames, self.seconds = out, size, frames, seconds
+        self.portraits, self.model, self.exclude = portraits, model, exclude
+        self.voices, self.recordings, self.share, self.seed = voices, recordings, share, seed
+        self._stills = self._detector = None
+
+    def prepare(self):
+        if self.portraits is not None and self._stills is None:
+            self._stills = portraits(self.portraits, self.model, cache=self.out / "portraits.npz", exclude=self.exclude)
+
+    def __call__(self, index):
+        name = self.out / f"{index:06d}"
+        record = {"step": index, "clip": f"{name}.mp4"}
+        about = name.with_suffix(".json")
+        if about.is_file():
+            told = json.loads(about.read_text())
+            return {**record, "frames": len(told["blink"]), "speaker": told["speaker"], "donors": told["donors"]}
+        self.prepare()
+        rng = np.random.default_rng([self.seed, index])
+        still = self._face(rng)
+        speech = self._speech(rng)
+        rig = Rig(still, self.size)
+        motion = _motion(rig, speech.track, rng, independent=self.frames is not None)
+        self._write(name, rig, motion, speech, still)
+        return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": list(still.names)}
+
+    def _face(self, rng):
+        if self.portraits is None:
+            return drawn(int(rng.integers(2 ** 31)), self.size)
+        return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
+
+    def _speech(self, rng):
+        if self.frames is not None:
+            return articulation.Utterance(np.zeros(0, np.float32), _moments(rng, self.frames), [], "", "", "moments")
+        real = self.recordings and (self.voices == () or rng.random() < self.share)
+        seed = int(rng.integers(2 ** 31))
+        if real:
+            path = self.recordings[rng.integers(len(self.recordings))]
+            if self._detector is None:
+                self._detector = faces.detector("mediapipe", self.model)
+            speech = articulation.recorded(path, self._detector, cache=self.out / "recordings")
+        else:
+            voice = str(rng.choice(self.voices)) if self.voices else None
+            speech = articulation.speak(articulation.sentence(rng), voice, seed)
+        return _trim(speech, self.seconds)
+
+    def _write(self, name, rig, motion, speech, still):
+        sound = (speech.audio, articulation.SAMPLE_RATE) if self.frames is None else None
+        landmarks = []
+        with files.FrameWriter(name.with_suffix(".mp4"), fps=files.FPS, sound=sound, lossless=True, synthetic=True,
+                               metadata={"talkhead_aligned": str(self.size)}) as writer:
+            for frame, points in _perform(rig, motion):
+                writer.write(frame)
+                landmarks.append(points)
+        files.write_array(name.with_suffix(".landmarks.npy"), np.stack(landmarks))
+        files.write_array(name.with_suffix(".track.npy"), np.asarray(speech.track, np.float32))
+        files.write_json(name.with_suffix(".json"), {
+            "fps": files.FPS, "phonemes": [list(phoneme) for phoneme in speech.phonemes], "text": speech.text,
+            "speaker": speech.speaker, "seed": self.seed, "donors": list(still.names), "source": speech.source,
+            "blink": [round(float(lid), 3) for lid in motion.lids]})
+
+
+_studio = None              # of a worker process
+
+
+def _open_studio(job):
+    global _studio
+    torch.set_num_threads(1)
+    _studio = _Studio(**job)
+
+
+def _in_studio(index):
+    return _studio(index)
+
+
+def _moments(rng, count):
+    """Mouth poses as they occur in speech, each by itself: a track (count, 3)."""
+    opening = np.where(rng.random(count) < 0.3, 0, 0.28 * rng.beta(1.3, 2.2, count))
+    width = np.clip(rng.normal(-0.03, 0.09, count), -0.28, 0.15)
+    jaw = opening * rng.uniform(0.3, 0.9, count)
+    return np.stack([opening, width, jaw], 1).astype(np.float32)
+
+
+def _trim(speech, seconds):
+    if seconds is None or len(speech.track) <= seconds * files.FPS:
+        return speech
+    frames = max(int(seconds * files.FPS), 1)
+    end = frames / files.FPS
+    phonemes = [(begin, min(stop, end), label) for begin, stop, label in speech.phonemes if begin < end]
+    return replace(speech, audio=speech.audio[:int(end * articulation.SAMPLE_RATE)], track=speech.track[:frames],
+                   phonemes=phonemes)
