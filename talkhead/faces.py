@@ -10,6 +10,8 @@ Pillow is used here although reading files is another room's: the FFHQ crop is d
 
 import contextlib
 import importlib.util
+import itertools
+import math
 import os
 import pickle
 import sys
@@ -101,7 +103,31 @@ class MediaPipe(Detector):
         weakref.finalize(self, landmarker.close).atexit = False
 
     def meshes(self, image):
-        """All 478 points of each face, in the library's order: list of float32 (478, 2), pixels."""
+        """All 478 points of each face, in the library's order: list of float32 (478, 2), pixels.
+
+        Its detector was made for faces a fifth of the picture wide or more, so where it sees none in the whole, it
+        looks again in overlapping squares of half the shorter side.
+        """
+        found = self._look(image)
+        if found:
+            return found
+        side = min(image.shape[:2]) // 2
+        if side < 64:
+            return []
+        starts = [_spread(length, side) for length in image.shape[:2]]
+        seen = []
+        for top, left in itertools.product(*starts):
+            middle = (left + side / 2, top + side / 2)
+            for mesh in self._look(image[top:top + side, left:left + side]):
+                mesh += np.float32((left, top))
+                seen.append((np.linalg.norm(mesh.mean(0) - middle), mesh))
+        # A face lies in several squares: the one that holds it best, near its middle, speaks for it.
+        for _, mesh in sorted(seen, key=lambda pair: pair[0]):
+            if not any(_overlap(mesh, other) > 0.2 for other in found):
+                found.append(mesh)
+        return found
+
+    def _look(self, image):
         height, width = image.shape[:2]
         result = self._detect(self._image(np.ascontiguousarray(image)))
         return [np.array([(point.x * width, point.y * height) for point in face], np.float32)
@@ -116,9 +142,23 @@ def from_mesh(mesh):
     return mesh[..., MEDIAPIPE_68, :].mean(-2)
 
 
-def _area(landmarks):
-    width, height = np.ptp(landmarks, axis=0)
+def _area(points):
+    width, height = np.ptp(points, axis=0)
     return width * height
+
+
+def _overlap(points, others):
+    """Of the boxes around two sets of points: area in common over area together, 0 to 1."""
+    low = np.maximum(points.min(0), others.min(0))
+    high = np.minimum(points.max(0), others.max(0))
+    common = np.prod(np.maximum(high - low, 0))
+    return common / (_area(points) + _area(others) - common)
+
+
+def _spread(length, side):
+    """Where squares start that cover a length, each half over its neighbour."""
+    count = int(np.ceil(2 * (length - side) / side)) + 1
+    return np.linspace(0, length - side, count).astype(int)
 
 
 @contextlib.contextmanager
@@ -386,3 +426,116 @@ def mouth_opening(landmarks):
     gap = np.linalg.norm(points[..., [61, 62, 63], :] - points[..., [67, 66, 65], :], axis=-1).mean(-1)
     eyes = points[..., 42:48, :].mean(-2) - points[..., 36:42, :].mean(-2)
     return gap / np.linalg.norm(eyes, axis=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Clips
+
+ON_MISSING = ("fail", "hold", "skip")
+LEADING = 100       # frames kept while a clip that opens without a face is held: four seconds
+JUMP = 0.25         # sides: a quad that moves so far in one frame is another shot, or a slip of the detector
+
+
+def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", missing=None):
+    """Follow one face through a clip and crop it, as FFHQ does but with a quad that does not tremble.
+
+    frames      iterator of uint8 (H, W, 3); its .name, if it has one, opens the error messages
+    detector    callable, image -> list of (68, 2), largest first (see `detector`)
+    size        side of the crops
+    smoothing   standard deviation in frames of a Gaussian over the quads, centred; 0 is FFHQ's own, frame by frame
+    on_missing  a frame without a face: "fail"; "hold" the quad before it (the first one found, for frames that lead);
+                "skip" the frame
+    missing     a list that receives the index of every frame without a face
+    returns     iterator of (crop uint8 (size, size, 3), quad float64 (4, 2) that cut it, index of the frame)
+    raises      TalkheadError where a face is missing and may not be, or none is ever found
+
+    The largest face of the first frame that has one is followed by overlap, else to the nearest within reach.
+    Frames are kept only for the width of the Gaussian, so memory is flat.
+
+    Source: thesis §3.2, §3.3.1.1.
+    Departure: the quads are smoothed; the thesis crops frame by frame.
+    """
+    if on_missing not in ON_MISSING:
+        raise TalkheadError(f"on_missing {on_missing!r}: unknown; choose from {', '.join(ON_MISSING)}")
+    name = getattr(frames, "name", None) or "frames"
+    filled = _fill(_track(frames, detector), on_missing, name, [] if missing is None else missing)
+    return ((crop(frame, corners, size), corners, index) for index, frame, corners in _smooth(filled, smoothing))
+
+
+def _track(frames, detector):
+    """Follow the largest face: (index, frame, quad or None, shot), where shot counts the jumps so far."""
+    last = corners = None
+    reach, shot = 1, 0
+    for index, frame in enumerate(frames):
+        found = detector(frame)
+        face = _same(found, last, reach) if last is not None else next(iter(found), None)
+        if face is None:
+            reach += 1      # it may move on while it is not seen
+            yield index, frame, None, shot
+            continue
+        before, corners = corners, quad(face)
+        if before is not None and np.abs(corners - before).max() > JUMP * _side(before):
+            shot += 1
+        last, reach = face, 1
+        yield index, frame, corners, shot
+
+
+def _same(found, last, reach):
+    """The face that was `last` a frame ago: the one that overlaps it most, else the nearest within `reach` faces."""
+    if not found:
+        return None
+    best = max(found, key=lambda face: _overlap(face, last))
+    if _overlap(best, last) > 0:
+        return best
+    away = [np.linalg.norm(face.mean(0) - last.mean(0)) for face in found]
+    near = int(np.argmin(away))
+    return found[near] if away[near] <= reach * np.ptp(last, axis=0).max() else None
+
+
+def _fill(track, on_missing, name, missing):
+    """Give each frame of a track a quad, or leave it out, or fail: (index, frame, quad, shot)."""
+    leading, held, index = [], None, -1
+    for index, frame, corners, shot in track:
+        if corners is not None:
+            held = corners, shot
+            for earlier in leading:
+                yield *earlier, *held
+            leading = []
+            yield index, frame, corners, shot
+            continue
+        missing.append(index)
+        if on_missing == "fail":
+            if index == 0 and next(track, None) is None:
+                raise TalkheadError(f"{name}: no face found; choose a picture with a face seen from the front")
+            raise TalkheadError(f"{name}, frame {index}: no face found; trim the clip or pass --on-missing hold")
+        if on_missing == "hold" and held:
+            yield index, frame, *held
+        elif on_missing == "hold":
+            leading.append((index, frame))
+            if len(leading) > LEADING:
+                raise TalkheadError(f"{name}: no face found in the first {LEADING} frames; "
+                                    "trim the clip or pass --on-missing skip")
+    if held is None and index >= 0:
+        raise TalkheadError(f"{name}: no face found in any frame; choose a clip with a face seen from the front")
+
+
+def _smooth(filled, sigma):
+    """Average each quad with its neighbours in time, within a shot: (index, frame, quad)."""
+    radius = math.ceil(3 * sigma)
+    before, after = deque(maxlen=radius), deque()
+
+    def middle():
+        index, frame, corners, shot = after.popleft()
+        now = (index, corners, shot)
+        near = [*before, now, *((i, c, s) for i, _, c, s in after)]
+        before.append(now)                          # its frame is let go: only frames to come are kept
+        same = [(i, c) for i, c, s in near if s == shot]
+        weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
+        return index, frame, np.average([c for _, c in same], axis=0, weights=weights)
+
+    for item in filled:
+        after.append(item)
+        if len(after) > radius:
+            yield middle()
+    while after:
+        yield middle()
