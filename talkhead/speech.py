@@ -15,9 +15,9 @@ FPS = 25  # video frames a second
 STEPS_PER_FRAME = 4  # feature steps in one video frame
 WINDOW = 28  # feature steps in one window: 280 ms, seven video frames
 COEFFICIENTS = 12  # the 2nd to the 13th
-SPEECH_LEVEL = -30.0  # dB, mean mel energy of ordinary speech: assumed until the recording shows its own
+SPEECH_LEVEL = -20.0  # dB, mean mel energy of ordinary speech: assumed until the recording shows its own
 LEAST_LEVEL = -60.0  # dB; a recording that never gets louder than this is treated as silence
-LEVEL_DECAY = 1.0  # dB a second
+LEVEL_DECAY = 2.0  # dB a second
 FLOOR = -40.0  # dB, relative to the level of the speech
 
 _FRAME = 400  # samples, 25 ms
@@ -51,7 +51,7 @@ def mfcc(audio, floor=FLOOR):
     Source: thesis §4.3.3: 13 coefficients at 100 Hz, of which the last 12 are used.
     Departure: the logarithm makes plain features of digital silence and of the empty half of a telephone's spectrum
     depend on rounding noise alone. Here a constant offset is taken out of every 25 ms, and a floor is added to the
-    mel energies, 40 dB below the loudest speech heard so far (which fades by 1 dB a second). So a pause sounds the
+    mel energies, 40 dB below the loudest speech heard so far (which fades by 2 dB a second). So a pause sounds the
     same in every recording, loud or soft; above the floor the features are the plain ones.
     """
     samples = np.asarray(audio)
@@ -134,6 +134,7 @@ def _mel_energies(samples, centre):
         piece = np.zeros(length + 1)  # and the sample before, for the pre-emphasis
         source = samples[max(start - 1, 0) : start + length]
         piece[int(start == 0) :][: len(source)] = source
+        piece[0] = samples[0] if centre and start == 0 else piece[0]
         piece = np.nan_to_num(piece, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
         emphasised = piece[1:] - _PRE_EMPHASIS * piece[:-1]
         emphasised[max(len(samples) - start, 0) :] = 0  # the end is padded after the pre-emphasis
