@@ -1,0 +1,658 @@
+"""The shell: every command reads, calls one library function, and writes. Alone imports click.
+
+Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
+"""
+
+import json
+import signal
+import sys
+
+import click
+
+from talkhead import __version__
+from talkhead.errors import TalkheadError
+
+
+class Shell(click.Group):
+    """A group that turns what the caller can mend into one line on stderr and an exit status.
+
+    Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
+    """
+
+    def invoke(self, ctx):
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            return super().invoke(ctx)
+        except TalkheadError as problem:
+            _say(str(problem))
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except (MemoryError, RuntimeError) as problem:
+            # torch's OutOfMemoryError is a RuntimeError, named here because torch may not be loaded.
+            if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
+                raise
+            _say("out of memory; lower --batch, or pass --device cpu")
+            ctx.exit(1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def list_commands(self, ctx):
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+def _stop(*_):
+    """SIGTERM ends like an exit, so that half-written outputs are removed on the way."""
+    raise SystemExit(143)
+
+
+def _say(text):
+    click.echo(f"talkhead: {text}", err=True)
+
+
+def _progress(items, total=None, unit="frame"):
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=unit, disable=None)
+
+
+def _print_records(records):
+    for record in records:
+        click.echo(json.dumps(record))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Options that mean the same everywhere
+
+def _from_stdin(ctx, param, value):
+    if value == "-":
+        if sys.stdin.isatty():
+            raise click.BadParameter("nothing to read, stdin is a terminal; name a file, or pipe one in", ctx, param)
+        if ctx.meta.setdefault("talkhead.stdin", param.name) != param.name:
+            raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
+    return value
+
+
+def _to_stdout(ctx, param, value):
+    if value == "-":
+        if sys.stdout.isatty():
+            raise click.BadParameter("the result is binary and stdout is a terminal; name a file, or redirect it", ctx, param)
+        if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
+            raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
+    return value
+
+
+def source(name="source"):
+    return click.argument(name, default="-", callback=_from_stdin)
+
+
+def input_option(flag, help):
+    return click.option(flag, metavar="FILE", callback=_from_stdin, help=help)
+
+
+def output(help, flag="--output", default="-"):
+    names = ("-o", flag) if flag == "--output" else (flag,)
+    return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
+
+
+def weights_out(what):
+    return click.option("-o", "--output", metavar="FILE", required=True, help=f"Where to write {what} (.pt); a run that is there is resumed.")
+
+
+def weights_in(kind, required=False):
+    return click.option(f"--{kind}", metavar="FILE", help=f"Weights of the {kind}.  [default: the bundled ones]")
+
+
+def number(flag, default, help, least=0):
+    """An option for an int or a float, after its default; a float must be more than `least` only if that is None."""
+    kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
+    return click.option(flag, type=kind, default=default, show_default=True, help=help)
+
+
+def one_of(flag, choices, default, help):
+    return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=help)
+
+
+def together(*options):
+    """One decorator out of several, so that a set of options is written once."""
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+    return decorate
+
+
+def steps(default):
+    return number("--steps", default, "Optimiser steps.", least=1)
+
+
+def batch(default):
+    return number("--batch", default, "Images worked on together.", least=1)
+
+
+def lr(default):
+    return number("--lr", default, "Learning rate.")
+
+
+seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
+device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
+perceptual = one_of("--perceptual", ["auto", "lpips", "pyramid"], "auto",
+                    "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
+detection = together(
+    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
+    click.option("--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"),
+)
+alignment = together(
+    click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
+    detection,
+)
+
+
+sources = click.argument("sources", nargs=-1, required=True)
+training_steps = click.option("--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all; a resumed run goes on to here.")
+data = together(
+    number("--every", 1, "Take one frame in so many.", least=1),
+    click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
+)
+run = together(
+    number("--save-minutes", 5.0, "Time between two checkpoints."),
+    number("--log-every", 10, "Steps between two records on stdout.", least=1),
+    seed,
+    device,
+)
+
+
+validation = together(
+    click.option("--validation", metavar="PATH", multiple=True, help="Measure on these held-out clips, and keep the best; may be repeated."),
+    number("--validate-every", 500, "Steps between two measurements.", least=1),
+)
+encoder_shape = together(
+    number("--width", 64, "The encoder's width; 64 is ResNet18.", least=1),
+    number("--input-size", 256, "Side of the pictures it looks at.", least=1),
+    number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
+    number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
+)
+
+
+def init_option(help):
+    return click.option("--init", metavar="FILE", help=help)
+
+
+def names(flag, help, default):
+    """Several names with commas between; "none" is an empty list."""
+    def split(ctx, param, value):
+        return default if value is None else tuple(name for name in value.split(",") if name and name != "none")
+    return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
+
+
+def widths(help):
+    return click.option("--channels", metavar="N,N,…", callback=_widths, help=help)
+
+
+def _widths(ctx, param, value):
+    try:
+        return None if value is None else [int(width) for width in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("wanted whole numbers with commas between, as 128,128,64", ctx, param) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What several commands do with their options
+
+def _load(device, **paths):
+    """The networks at `paths` (None: the bundled ones), on their device, and fitting each other."""
+    from talkhead import checkpoints
+    from talkhead.training import pick_device
+
+    device = pick_device(device)
+    found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
+    generator = checkpoints.load_generator(found.pop("generator"), device)
+    loaders = {"encoder": checkpoints.load_encoder, "audio2latent": checkpoints.load_audio2latent}
+    return device, generator, *(loaders[kind](path, generator, device) for kind, path in found.items())
+
+
+def _aligned_frames(reader, size, aligned, detector, detector_model, device):
+    """The frames of a reader as square faces: as they are where they are aligned, else detected and cropped."""
+    if aligned or reader.aligned:
+        height, width = reader.size
+        if height != width:
+            raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
+        _say(f"{reader.name}: {'its metadata says' if reader.aligned else 'taken'} as aligned, used as it is")
+        return iter(reader)
+    from talkhead import faces
+
+    find = faces.detector(detector, detector_model, device)
+    _say(f"{reader.name}: aligning the face that {find.name} finds")
+    return (crop for crop, _, _ in faces.align_frames(reader, find, size))
+
+
+def _tuned(generator, encoder, frames, device, steps, **options):
+    """The generator tuned on some frames, around the codes that the encoder gives them."""
+    import numpy as np
+
+    from talkhead import inversion, pti, training
+
+    pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
+    images = training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames]))
+    with _progress(None, steps, "step") as bar:
+        return pti.tune(generator, images, pivots, steps, on_record=lambda record: bar.update(), **options)
+
+
+def _images(sources, size, every, limit):
+    """Training images, saying which files were left out."""
+    from talkhead.training import Images
+
+    images = Images(sources, size, every, limit)
+    for problem in images.skipped:
+        _say(f"left out: {problem}")
+    return images
+
+
+def _start_generator(start, resolution, channels):
+    """A generator and its critic: new, or as a file of weights has them."""
+    from talkhead import files, stylegan
+
+    if start is None:
+        return stylegan.Generator(resolution, channels), stylegan.Discriminator(resolution, channels)
+    weights = files.load_weights(start, kind="generator")
+    config = {key: value for key, value in weights["config"].items() if key != "lineage"}
+    generator, discriminator = stylegan.Generator(**config), stylegan.Discriminator(config["resolution"], config["channels"])
+    generator.load_state_dict({name: value.float() for name, value in weights["model"].items()})
+    if "training" in weights:
+        discriminator.load_state_dict(weights["training"]["discriminator"])
+    return generator, discriminator
+
+
+def _save_encoder(path, encoder, generator_file):
+    """Write an encoder that was trained along with the generator in a file."""
+    from talkhead import checkpoints, files
+
+    weights = files.load_weights(generator_file, kind="generator")
+    config = encoder.config | {"generator": checkpoints.fingerprint(weights["model"])}
+    files.save_weights(path, {"kind": "encoder", "config": config, "step": weights["step"], "model": encoder.state_dict()})
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Commands
+
+@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="talkhead")
+def cli():
+    """A photo and a speech recording become a talking-head video.
+
+    \b
+      talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead align clip.mp4 | talkhead invert > latents.npy
+
+    A file named "-" is stdin or stdout. Frames flow between commands as lossless MP4, latents as .npy.
+    """
+
+
+@cli.command()
+@source()
+@output("Aligned clip, picture, or folder of pictures.")
+@number("--size", 256, "Side of the aligned frames in pixels.", least=1)
+@number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
+@one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
+@output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@detection
+@device
+def align(source, output, size, smoothing, on_missing, quads, detector, detector_model, device):
+    """Crop a clip or picture to its face, the way FFHQ does.
+
+    \b
+      talkhead align photo.jpg -o face.png
+      talkhead align clip.mpg --quads quads.npy > aligned.mp4
+    """
+    import numpy as np
+
+    from talkhead import faces, files
+    from talkhead.training import pick_device, resize
+
+    with files.read_frames(source) as reader:
+        if reader.aligned:
+            _say(f"{reader.name}: aligned already, only resized")
+            height, width = reader.size
+            whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
+            crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
+        else:
+            find = faces.detector(detector, detector_model, pick_device(device))
+            _say(f"{reader.name}: landmarks by {find.name}")
+            crops = faces.align_frames(reader, find, size, smoothing=smoothing, on_missing=on_missing)
+        corners = []
+        with files.FrameWriter(output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}) as writer:
+            for crop, quad, index in _progress(crops):
+                writer.write(crop)
+                corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
+    if quads:
+        files.write_array(quads, np.stack(corners))
+
+
+@cli.command()
+@source()
+@output("Latents (.npy, float32, frames × layers × 512).")
+@weights_in("generator")
+@weights_in("encoder")
+@one_of("--method", ["encoder", "optimise", "sequential", "hybrid"], "encoder",
+        "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
+@one_of("--space", ["w+", "w"], "w+", "A latent for every layer, or one for all.")
+@steps(5000)
+@number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
+@number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
+@lr(0.01)
+@number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
+@perceptual
+@number("--exploration", 0.05, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@batch(4)
+@seed
+@device
+def invert(source, output, generator, encoder, method, device, **options):
+    """Find the latents that make a generator draw each frame.
+
+    \b
+      talkhead align clip.mpg | talkhead invert > latents.npy
+      talkhead invert face.png --method hybrid -o face.npy
+    """
+    import numpy as np
+
+    from talkhead import files, inversion
+
+    networks = {"generator": generator} | ({"encoder": encoder} if method in ("encoder", "hybrid") else {})
+    device, generator, *encoder = _load(device, **networks)
+    with files.read_frames(source) as reader:
+        if not reader.aligned:
+            _say(f"{reader.name}: not marked as aligned; taken as it is")
+        path = inversion.invert(_progress(reader), generator, method, *encoder, device=device, **options)
+        files.write_latents(output, path, {"generator": generator.fingerprint, "fps": files.FPS})
+
+
+@cli.command()
+@input_option("--identity", "The face that speaks: a picture or a clip.")
+@input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@input_option("--latents", "Render these latents instead (.npy).")
+@output("Video, folder of pictures, or a pipe.")
+@output("Write the latents here too (.npy).", "--latents-out", default=None)
+@weights_in("generator")
+@weights_in("encoder")
+@weights_in("audio2latent")
+@alignment
+@click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
+@number("--pti-steps", 350, "Steps of that tuning.", least=1)
+@number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
+@click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
+@batch(8)
+@seed
+@device
+def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, batch, device, **options):
+    """Make a face speak, or render latents.
+
+    \b
+      talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --latents - < latents.npy -o back.mp4
+    """
+    import numpy as np
+
+    from talkhead import files, speech, synthesis
+
+    _check_inputs(identity, audio, latents)
+    sound = None if audio is None else files.read_audio(audio)
+    if latents is not None:
+        device, generator = _load(device, generator=generator)
+        path = files.read_latents(latents)
+        _check_owner(latents, files.read_about(latents), generator)
+        frames = len(path)
+    else:
+        device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
+        face, generator = _identity(identity, generator, encoder, device, **options)
+        path = synthesis.drive(encoder, audio2latent, face, sound, batch)
+        frames = speech.num_frames(sound)
+    if latents_out:
+        path = np.stack(list(path))
+        files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
+    pictures = synthesis.synthesize(generator, path, batch)
+    if label:
+        pictures = synthesis.label(pictures)
+    track = None if sound is None else (sound, speech.SAMPLE_RATE)
+    with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
+        for picture in _progress(pictures, frames):
+            writer.write(picture)
+
+
+def _check_inputs(identity, audio, latents):
+    if latents is None and (identity is None or audio is None):
+        raise click.UsageError("pass --identity and --audio, or --latents")
+    if latents is not None and identity is not None:
+        raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
+
+
+def _check_owner(name, about, generator):
+    """Latents that say which generator they belong to are drawn by it, or by one tuned from it."""
+    owner = about.get("generator")
+    if owner is not None and owner not in generator.lineage:
+        raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
+
+
+def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, detector, detector_model, seed):
+    """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
+    from itertools import islice
+
+    from talkhead import files
+
+    with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
+        frames = list(islice(_aligned_frames(reader, 256, aligned, detector, detector_model, device), pti_frames if pti else 1))
+    if pti:
+        generator = _tuned(generator, encoder, frames, device, pti_steps, seed=seed)
+    return frames[0], generator
+
+
+@cli.command()
+@source()
+@click.option("-o", "--output", metavar="FILE", required=True, help="Where to write the tuned generator (.pt).")
+@weights_in("generator")
+@weights_in("encoder")
+@alignment
+@steps(350)
+@lr(3e-4)
+@perceptual
+@number("--limit", 125, "Frames of a clip to tune on.", least=1)
+@seed
+@device
+def pti(source, output, generator, encoder, limit, aligned, detector, detector_model, device, **options):
+    """Tune a generator on a face, so that it draws this very person (pivotal tuning).
+
+    \b
+      talkhead pti face.png -o me.pt
+      talkhead generate --generator me.pt --identity face.png --audio speech.wav -o out.mp4
+    """
+    from talkhead import files
+
+    device, generator, encoder = _load(device, generator=generator, encoder=encoder)
+    with files.read_frames(source, limit=limit) as reader:
+        frames = list(_aligned_frames(reader, 256, aligned, detector, detector_model, device))
+    tuned = _tuned(generator, encoder, frames, device, **options)
+    config = tuned.config | {"lineage": sorted(tuned.lineage)}
+    files.save_weights(output, {"kind": "generator", "config": config, "step": 0, "model": tuned.state_dict()})
+
+
+@cli.command()
+@click.argument("real")
+@click.argument("fake")
+@click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
+@click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
+@detection
+@device
+def metrics(real, fake, landmarks, lmd, detector, detector_model, device):
+    """Compare a generated clip with the real one: PSNR, SSIM and LMD as JSON.
+
+    \b
+      talkhead metrics real.mp4 out.mp4
+    """
+    from talkhead import faces, files, metrics
+    from talkhead.training import pick_device
+
+    find = faces.detector(detector, detector_model, pick_device(device)) if lmd else None
+    known = None if landmarks is None else files.read_array(landmarks)
+    with files.read_frames(real) as truth, files.read_frames(fake) as made:
+        _print_records([metrics.compare(_progress(truth), made, find, known)])
+
+
+@cli.command()
+@click.option("-o", "--output", metavar="FOLDER", required=True, help="Where to write the clips; those that are there are kept.")
+@click.option("--count", type=click.IntRange(min=1), required=True, help="How many clips.")
+@number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
+@number("--size", 256, "Side of the frames in pixels.", least=1)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Cut the speech after so long.")
+@click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
+@click.option("--portraits", metavar="FOLDER", help="Blend the faces out of these photos.  [default: drawn faces]")
+@names("--exclude", "Portraits never to use, by file name without its ending.", default=())
+@names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
+@click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
+@number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
+@click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
+@number("--workers", 1, "Processes.", least=1)
+@seed
+def synth(output, count, recordings, **options):
+    """Make clips of talking puppets, with their truth.
+
+    \b
+      talkhead synth -o puppets/ --count 10 --size 128
+    """
+    from talkhead import puppet, training
+
+    clips = training.clips(recordings)
+    _print_records(_progress(puppet.synth(output, count, recordings=clips, **options), count, "clip"))
+
+
+@cli.command("train-stylegan")
+@sources
+@weights_out("the generator")
+@number("--resolution", 256, "Side of the pictures, a power of two.", least=4)
+@widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F]")
+@training_steps
+@batch(16)
+@lr(0.002)
+@number("--r1", 10.0, "Weight of the R1 penalty.")
+@number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
+@number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
+@number("--path-every", 4, "Steps between two path-length penalties.", least=1)
+@number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
+@number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
+@click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
+@click.option("--encoder-out", metavar="FILE", help="Train an encoder along, by reconstruction, and write it here (.pt).")
+@encoder_shape
+@number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic; needs --encoder-out.")
+@perceptual
+@one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
+@init_option("Start from these weights of a generator; sizes and all.")
+@data
+@run
+def train_stylegan(sources, output, resolution, channels, init, encoder_out, width, input_size, stem_stride, pool_size,
+                   perceptual, every, limit, device, **options):
+    """Train the face generator on pictures and clips.
+
+    \b
+      talkhead train-stylegan clips/ -o generator.pt --resolution 64 --steps 100000
+    """
+    import torch
+
+    from talkhead import inversion, stylegan, training
+    from talkhead.losses import Perceptual
+
+    torch.manual_seed(options["seed"])
+    generator, discriminator = _start_generator(init, resolution, channels)
+    if encoder_out:
+        encoder = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size)
+        options |= {"encoder": encoder, "reconstruction": Perceptual(perceptual).to(training.pick_device(device)),
+                    "on_save": lambda: _save_encoder(encoder_out, encoder, output)}
+    elif options["reconstruct_only"]:
+        raise click.UsageError("--reconstruct-only needs --encoder-out: only an encoder can reconstruct")
+    images = _images(sources, generator.resolution, every, limit)
+    _print_records(stylegan.train(images, output, generator, discriminator, device=training.pick_device(device), **options))
+
+
+@cli.command("train-encoder")
+@sources
+@weights_out("the encoder")
+@weights_in("generator")
+@encoder_shape
+@click.option("--imagenet", metavar="FILE", help="Start the first blocks from torchvision's resnet18 weights.")
+@init_option("Start from these weights of an encoder; sizes and all.")
+@training_steps
+@batch(8)
+@lr(0.004)
+@number("--pixel-weight", 1.0, "Weight of the pixel loss.")
+@number("--perceptual-weight", 1.0, "Weight of the perceptual loss.")
+@number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
+@perceptual
+@click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
+@validation
+@data
+@run
+def train_encoder(sources, output, generator, width, input_size, stem_stride, pool_size, imagenet, init, validation,
+                  every, limit, device, **options):
+    """Train an encoder to find the latents of a frozen generator.
+
+    \b
+      talkhead train-encoder clips/ --generator generator.pt -o encoder.pt --steps 50000
+    """
+    import torch
+
+    from talkhead import checkpoints, inversion
+
+    device, generator = _load(device, generator=generator)
+    torch.manual_seed(options["seed"])
+    if init:
+        encoder = checkpoints.load_encoder(init)
+    else:
+        encoder = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size,
+                                          w_avg=generator.w_avg.cpu())
+        if imagenet:
+            encoder.load_imagenet(imagenet)
+    size = max(generator.resolution, encoder.input_size)
+    images = _images(sources, size, every, limit)
+    held_out = _images(validation, size, every, limit) if validation else None
+    _print_records(inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options))
+
+
+@cli.group()
+def weights():
+    """What weight files hold, and small copies of them."""
+
+
+@weights.command("list")
+def weights_list():
+    """Tell about the weights that came with the package: a JSON object for each file."""
+    from talkhead import checkpoints
+
+    found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
+    if not found:
+        raise TalkheadError(f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release")
+    _print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
+
+
+@weights.command("show")
+@click.argument("file")
+def weights_show(file):
+    """Tell what a weights file holds, as JSON.
+
+    \b
+      talkhead weights show generator.pt
+    """
+    from talkhead import checkpoints
+
+    _print_records([checkpoints.describe(file)])
+
+
+@weights.command("export")
+@click.argument("source", metavar="SOURCE")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The copy (.pt).")
+@click.option("--half/--full", default=True, show_default=True, help="Half precision, or as it is.")
+def weights_export(source, output, half):
+    """Copy weights without what only training needs.
+
+    \b
+      talkhead weights export run/generator.pt -o generator.pt
+    """
+    from talkhead import checkpoints
+
+    checkpoints.export(source, output, half)

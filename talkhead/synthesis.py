@@ -1,0 +1,106 @@
+"""Latents → frames, and the whole chain from a face and a voice to a talking head."""
+
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from talkhead.audio2latent import displacements
+from talkhead.errors import TalkheadError
+from talkhead.inversion import encode
+from talkhead.latents import displace
+from talkhead.speech import mfcc_windows
+from talkhead.training import to_frames
+
+
+def synthesize(generator, latents, batch=8, noise="const"):
+    """Draw one frame per latent, as the latents come.
+
+    generator  stylegan.Generator; frames are made on the device it lies on
+    latents    float32 (T, L, 512), or an iterator of (L, 512)
+    batch      latents drawn together; it changes the speed and the memory, not the picture
+    noise      "const": the generator's own fixed noise, so that a still latent is a still picture;
+               "random": new noise for every frame; "none"
+    yields     uint8 (R, R, 3) RGB
+    raises     TalkheadError if a latent is not (L, 512) of this generator
+
+    Source: thesis §3.3, §4.3.1.4.
+    """
+    device = next(generator.parameters()).device
+    latents = iter(latents)
+    done = 0
+    while chunk := list(islice(latents, batch)):
+        w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
+        with torch.no_grad():
+            images = generator.synthesis(w_plus.to(device), noise=noise)  # (batch, 3, R, R)
+        yield from to_frames(images)
+        done += len(chunk)
+
+
+def _checked(latent, generator, index):
+    latent = torch.as_tensor(latent, dtype=torch.float32)
+    if latent.ndim != 2 or latent.shape[0] != generator.num_ws:
+        raise TalkheadError(f"latents, frame {index}: shape {tuple(latent.shape)}, but this generator of {generator.resolution} pixels "
+                            f"takes ({generator.num_ws}, 512); pass the generator they were made with as --generator")
+    return latent
+
+
+def drive(encoder, audio2latent, identity, audio, batch=8):
+    """Say where in W+ a face goes while it speaks.
+
+    encoder       inversion.ResNetEncoder
+    audio2latent  audio2latent.SecondModel
+    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
+    audio         float32 (N,) mono at 16 kHz in [-1, 1]
+    batch         video frames predicted together; the result does not depend on it
+    yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
+
+    Source: thesis §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
+    """
+    device = next(encoder.parameters()).device
+    pictures = np.asarray(identity)
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
+    origin = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)  # (L, 512)
+    for displacement in displacements(audio2latent, mfcc_windows(audio), origin, chunk=batch):
+        yield displace(origin, displacement)
+
+
+def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const"):
+    """Make a face speak: a still picture and a sound become a talking head.
+
+    generator, encoder, audio2latent  networks that were trained for each other, on one device
+    identity                          uint8 (H, W, 3) RGB, an aligned picture, or several of one person, (n, H, W, 3)
+    audio                             float32 (N,) mono at 16 kHz in [-1, 1]
+    yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
+
+    Source: thesis §4.3.1 (second model).
+    """
+    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch), batch, noise)
+
+
+def label(frames, text="synthetic"):
+    """Write a word into the lower left corner of every frame, so that nobody takes it for a recording.
+
+    frames  iterator of uint8 (H, W, 3), all of one size
+    yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide
+
+    Source: thesis §6.2 asks that such videos can be told from real ones.
+    """
+    plate = None
+    for frame in frames:
+        if plate is None:
+            plate = _plate(text, max(1, frame.shape[1] * 2 // 5))[:frame.shape[0]]
+        marked = np.array(frame)
+        marked[-plate.shape[0]:, :plate.shape[1]] = plate
+        yield marked
+
+
+def _plate(text, width):
+    """The word in white on its plate, uint8 (h, width, 3)."""
+    font = ImageFont.load_default(48)
+    left, top, right, bottom = font.getbbox(text)
+    pad = 12
+    plate = Image.new("RGB", (right - left + 2 * pad, bottom - top + 2 * pad), (32, 32, 32))
+    ImageDraw.Draw(plate).text((pad - left, pad - top), text, font=font, fill=(255, 255, 255))
+    return np.asarray(plate.resize((width, max(1, round(plate.height * width / plate.width))), Image.Resampling.LANCZOS))

@@ -1,0 +1,116 @@
+"""Latents become frames one by one as they come, and a face and a voice become latents."""
+
+import numpy as np
+import pytest
+import torch
+
+from talkhead import synthesis
+from talkhead.audio2latent import SecondModel
+from talkhead.errors import TalkheadError
+from talkhead.inversion import ResNetEncoder
+from talkhead.stylegan import Generator
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return Generator(16, channels=[8, 8, 8], mapping_layers=1).eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(generator):
+    torch.manual_seed(1)
+    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=16)
+    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # the initial head is tiny: faces would differ too little to tell
+    return encoder.eval()
+
+
+@pytest.fixture(scope="module")
+def audio2latent(generator):
+    torch.manual_seed(2)
+    return SecondModel(generator.num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8).eval()
+
+
+@pytest.fixture
+def latents(generator):
+    return np.random.default_rng(0).normal(size=(5, generator.num_ws, 512)).astype(np.float32)
+
+
+def test_frames_are_what_the_generator_draws(generator, latents):
+    frames = np.stack(list(synthesis.synthesize(generator, latents)))
+    with torch.no_grad():
+        images = generator.synthesis(torch.from_numpy(latents)).numpy()
+    by_hand = np.clip(np.rint((images.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255)
+    assert frames.dtype == np.uint8 and frames.shape == (5, 16, 16, 3)
+    assert np.abs(frames - by_hand).max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_batches_do_not_change_the_picture(generator, latents, batch):
+    frames = np.stack(list(synthesis.synthesize(generator, latents, batch=batch))).astype(int)
+    alone = np.concatenate([list(synthesis.synthesize(generator, latents[i : i + 1])) for i in range(5)])
+    assert np.abs(frames - alone).max() <= 1
+
+
+def test_latents_are_read_no_further_than_a_batch_ahead(generator, latents):
+    read = []
+
+    def source():
+        for index, latent in enumerate(latents):
+            read.append(index)
+            yield latent
+
+    next(synthesis.synthesize(generator, source(), batch=2))
+    assert read == [0, 1]
+
+
+def test_latents_of_another_generator_are_refused(generator, latents):
+    with pytest.raises(TalkheadError, match=r"frame 0: shape \(4, 512\).*takes \(6, 512\)"):
+        list(synthesis.synthesize(generator, latents[:, :4]))
+
+
+def test_a_frame_for_every_40_ms(generator, encoder, audio2latent):
+    face = np.full((20, 20, 3), 90, np.uint8)
+    speech = np.random.default_rng(0).normal(size=16000 + 1).astype(np.float32) * 0.1
+    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech))
+    assert len(frames) == 26
+    assert all(frame.shape == (16, 16, 3) and frame.dtype == np.uint8 for frame in frames)
+
+
+def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    speech = rng.normal(size=4000).astype(np.float32) * 0.1
+    with torch.no_grad():
+        codes = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
+    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech)))
+    origin = codes.mean(0)
+    from talkhead.speech import mfcc_windows
+    with torch.no_grad():
+        moved, _ = audio2latent(torch.from_numpy(np.array(mfcc_windows(speech)))[None], origin[None])
+    assert path.dtype == np.float32
+    np.testing.assert_allclose(path, (origin + moved[0]).numpy(), atol=1e-4)
+
+
+def test_batch_does_not_change_the_path(encoder, audio2latent):
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    speech = rng.normal(size=16000).astype(np.float32) * 0.1
+    one, many = (np.stack(list(synthesis.drive(encoder, audio2latent, face, speech, batch))) for batch in (1, 64))
+    np.testing.assert_allclose(one, many, atol=1e-4)
+
+
+def test_label_marks_a_corner_and_nothing_else():
+    frames = np.random.default_rng(0).integers(60, 200, (2, 64, 64, 3), np.uint8)
+    marked = list(synthesis.label(iter(frames)))
+    for frame, before in zip(marked, frames):
+        changed = (frame != before).any(-1)
+        assert changed[-4:, :25].mean() > 0.9  # two fifths of 64 wide
+        assert not changed[:32].any() and not changed[:, 26:].any()
+    assert (marked[0][-3:, :20] < 60).any(), "a dark plate"
+    assert marked[0].max() > 200, "and white letters on it"
+
+
+def test_label_of_a_frame_smaller_than_a_letter():
+    (frame,) = synthesis.label([np.zeros((2, 2, 3), np.uint8)])
+    assert frame.shape == (2, 2, 3)
