@@ -3,11 +3,20 @@
 Source: thesis §3.3.
 """
 
+import math
+import pickle
+from itertools import islice
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from talkhead.errors import TalkheadError
+from talkhead.losses import Perceptual, identity_loss, pixel_loss
+from talkhead.training import fit, to_images
+
+# What ResNet18 calls its stem and its first four residual blocks, two in each layer.
+IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
 
 
 class Block(nn.Module):
@@ -91,3 +100,313 @@ class ResNetEncoder(nn.Module):
         """float (N, 3, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
         offset = self.fc(self.features(images)).view(-1, self.num_ws, self.w_dim)
         return self.w_avg + offset
+
+    def load_imagenet(self, path):
+        """Start the stem and the first four residual blocks from a classifier's weights.
+
+        path    torchvision's resnet18 state dict, such as resnet18-f37072fd.pth
+        raises  TalkheadError if the file is not that, or this encoder is narrower than ResNet18
+
+        Source: thesis §3.3.2.2 ("the first 4 ResNet blocks").
+        """
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            wanted = {name: weights[name] for name in self.state_dict() if name.split(".")[0] in IMAGENET_PARTS}
+        except OSError as error:
+            raise TalkheadError(f"{path}: {error.strerror}; give torchvision's resnet18 weights") from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            raise TalkheadError(f"{path}: not torchvision's resnet18 weights; give resnet18-f37072fd.pth") from error
+        try:
+            self.load_state_dict(wanted, strict=False)
+        except RuntimeError as error:
+            raise TalkheadError(f"{path}: of another width than this encoder, which has {self.config['width']}; "
+                                "take width 64 or start from scratch") from error
+
+
+# ---- frames to codes ----
+
+
+def encode(encoder, frames, batch=16, device=None):
+    """The encoder's code of each frame.
+
+    encoder  a ResNetEncoder; put in evaluation mode, where a code does not depend on its batch
+    frames   iterable of uint8 (H, H, 3), aligned faces of any size
+    device   None is where the encoder is; else it is moved there
+    yields   float32 numpy (L, 512), one for each frame, a batch at a time
+    raises   TalkheadError if a frame is not square
+
+    Source: thesis §3.3.2.2.
+    """
+    encoder.eval()
+    device = _settle(device, encoder)
+    for images in _batches(frames, batch):
+        with torch.no_grad():
+            codes = encoder(images.to(device))
+        yield from codes.float().cpu().numpy()
+
+
+def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=5000, next_steps=500, hybrid_steps=100,
+           lr=0.01, pixel_weight=1.0, perceptual="auto", exploration=0.05, seed=0, batch=4, device=None, on_loss=None):
+    """The latent of each frame: what makes the generator draw it.
+
+    frames        iterable of uint8 (H, H, 3), aligned faces; resized to the generator's size
+    generator     a stylegan.Generator; not trained
+    method        "encoder"     one pass of the encoder
+                  "optimise"    Algorithm 1: every frame alone, from the mean latent
+                  "sequential"  Algorithm 2: every frame from the code of the one before
+                  "hybrid"      every frame alone, from the encoder's code
+    encoder       for "encoder" and "hybrid": a ResNetEncoder
+    space         "w+", a latent for each layer, or "w", one latent for all (repeated in the result)
+    steps         optimiser steps of a frame that starts at the mean latent
+    next_steps    of a frame that starts at the code of the one before
+    hybrid_steps  of a frame that starts at the encoder's code
+    lr            Adam's peak learning rate
+    pixel_weight  λ, the weight of the mean squared error beside the perceptual distance
+    perceptual    name of a losses.Perceptual, or such a loss
+    exploration   noise on a latent that starts at the mean, in spreads of W; fades over three quarters
+                  of its steps. 0 leaves it out, and then the seed has no effect
+    batch         frames optimised together; each for itself, whoever its neighbours are ("sequential" takes one)
+    device        None is where the generator is; else both networks are moved there
+    on_loss       called as on_loss(frame index, step, loss) before every step
+    yields        float32 numpy (L, 512) for each frame, as soon as it is known
+    raises        TalkheadError if a frame is not square, the encoder is missing or of another L, or
+                  a loss is not finite
+
+    Source: thesis §3.3.1.1, Algorithms 1 and 2 (line 6 read as w_{t−1}); §2.5.3.
+    Departure: where the thesis steps until convergence, the number of steps is fixed, and the
+    learning rate rises over the first 5 % of them and falls along a cosine over the last 25 %, as in
+    Karras et al. 2020: the end does not jitter. The exploration noise is theirs too.
+    """
+    if method not in ("encoder", "optimise", "sequential", "hybrid"):
+        raise TalkheadError(f"method {method!r}: unknown; take encoder, optimise, sequential or hybrid")
+    if space not in ("w+", "w"):
+        raise TalkheadError(f"space {space!r}: unknown; take w+ or w")
+    if method in ("encoder", "hybrid"):
+        _check_encoder(encoder, generator, method, space)
+    device = _settle(device, generator, *([encoder] if encoder is not None else []))
+    if method == "encoder":
+        return encode(encoder, frames, batch, device)
+    if isinstance(perceptual, str):
+        perceptual = Perceptual(perceptual)
+    search = _Search(generator, perceptual.to(device), space, lr, pixel_weight, on_loss)
+    if method == "sequential":
+        return _sequential(frames, search, steps, next_steps, exploration, seed)
+    if method == "hybrid":
+        return _hybrid(frames, search, encoder, hybrid_steps, batch)
+    return _independent(frames, search, steps, exploration, seed, batch)
+
+
+def _check_encoder(encoder, generator, method, space):
+    if encoder is None:
+        raise TalkheadError(f"method {method}: needs an encoder; pass --encoder, or --method optimise")
+    if encoder.num_ws != generator.num_ws:
+        raise TalkheadError(f"encoder of {encoder.num_ws} layers, generator of {generator.num_ws}; pass an encoder trained for it")
+    if method == "encoder" and space == "w":
+        raise TalkheadError("method encoder: its codes are in W+; pass --space w+, or --method hybrid")
+
+
+def _settle(device, *networks):
+    """The device the first network is on, or the one asked for, with all of them there."""
+    device = next(networks[0].parameters()).device if device is None else torch.device(device)
+    for network in networks:
+        network.to(device)
+    return device
+
+
+def _batches(frames, batch):
+    """Frames to images, float (n, 3, H, H), a few at a time: all of one size."""
+    frames = enumerate(frames)
+    while group := list(islice(frames, batch)):
+        for index, frame in group:
+            height, width = frame.shape[:2]
+            if height != width:
+                raise TalkheadError(f"frame {index}: {width}x{height} is not a square face; align it first (talkhead align)")
+            if frame.shape != group[0][1].shape:
+                raise TalkheadError(f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; give frames of one size")
+        yield torch.cat([to_images(frame[None]) for _, frame in group])
+
+
+def _resized(images, size):
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+# ---- optimisation ----
+
+
+def _independent(frames, search, steps, exploration, seed, batch):
+    """Algorithm 1."""
+    spread = search.spread() if exploration else 0
+    index = 0
+    for images in _batches(frames, batch):
+        noise = _Noise(exploration * spread, range(index, index + len(images)), steps, seed) if exploration else None
+        start = search.w_avg.expand(len(images), -1, -1)
+        yield from search(images, start, steps, index, noise).cpu().numpy()
+        index += len(images)
+
+
+def _sequential(frames, search, steps, next_steps, exploration, seed):
+    """Algorithm 2."""
+    code = None
+    for index, images in enumerate(_batches(frames, 1)):
+        if code is None:
+            noise = _Noise(exploration * search.spread(), [index], steps, seed) if exploration else None
+            code = search(images, search.w_avg[None], steps, index, noise)
+        else:
+            # No exploration: this start is next to the goal, and the path is to stay smooth.
+            code = search(images, code, next_steps, index)
+        yield code[0].cpu().numpy()
+
+
+def _hybrid(frames, search, encoder, steps, batch):
+    """Thesis §2.5.3: the encoder's code is where the optimisation starts."""
+    encoder.eval()
+    index = 0
+    for images in _batches(frames, batch):
+        with torch.no_grad():
+            start = encoder(images.to(search.device)).float()
+        yield from search(images, start, steps, index).cpu().numpy()
+        index += len(images)
+
+
+class _Noise:
+    """Fading noise for latents in search of a good valley; each frame has its own, drawn from its index."""
+
+    def __init__(self, scale, indices, steps, seed):
+        self.scale, self.steps = scale, steps
+        self.random = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
+
+    def __call__(self, step, shape):
+        fade = max(0.0, 1 - step / (0.75 * self.steps)) ** 2
+        return self.scale * fade * torch.stack([torch.randn(shape, generator=random) for random in self.random])
+
+
+class _Search:
+    """Adam over latents of one generator."""
+
+    def __init__(self, generator, perceptual, space, lr, pixel_weight, on_loss):
+        self.generator, self.perceptual, self.space = generator, perceptual, space
+        self.lr, self.pixel_weight, self.on_loss = lr, pixel_weight, on_loss
+        self.device = next(generator.parameters()).device
+        self.w_avg = generator.w_avg.detach().expand(generator.num_ws, -1)  # (L, 512)
+
+    @torch.no_grad()
+    def spread(self):
+        """The root mean squared distance of W's latents from their mean, as in Karras et al. 2020."""
+        z = torch.randn(1000, self.generator.config["z_dim"], generator=torch.Generator().manual_seed(0))
+        w = self.generator.mapping(z.to(self.device))[:, 0]
+        return (w - w.mean(0)).square().sum(1).mean().sqrt().item()
+
+    def __call__(self, images, start, steps, first_index, noise=None):
+        """Codes of some images, float (n, L, 512), from codes near by. Each frame's sum has its own terms only."""
+        targets = _resized(images.to(self.device), self.generator.resolution)
+        # In W one latent is sought; a start whose layers differ is averaged.
+        code = (start.mean(1, keepdim=True) if self.space == "w" else start).detach().clone().requires_grad_(True)
+        adam = torch.optim.Adam([code], lr=self.lr)
+        for step in range(steps):
+            adam.param_groups[0]["lr"] = self.lr * learning_rate_ramp(step, steps)
+            with torch.enable_grad():
+                moved = code if noise is None else code + noise(step, code.shape[1:]).to(self.device)
+                drawn = self.generator.synthesis(moved.expand(-1, self.generator.num_ws, -1))
+                losses = self.perceptual(drawn, targets) + self.pixel_weight * pixel_loss(drawn, targets)  # (n,)
+                # Only the latent receives a gradient, whether or not the generator is frozen.
+                (code.grad,) = torch.autograd.grad(losses.sum(), code)
+            self._report(losses, first_index, step)
+            adam.step()
+        return code.detach().expand(-1, self.generator.num_ws, -1)
+
+    def _report(self, losses, first_index, step):
+        values = losses.tolist()
+        for index, value in enumerate(values, first_index):
+            if not math.isfinite(value):
+                raise TalkheadError(f"frame {index}, step {step}: the loss is {value}; lower --lr")
+            if self.on_loss is not None:
+                self.on_loss(index, step, value)
+
+
+def learning_rate_ramp(step, steps):
+    """What a learning rate is multiplied by: up over the first 5 %, down over the last 25 % of the steps.
+
+    Source: Karras et al. 2020, appendix D.
+    """
+    done = (step + 1) / steps
+    down = min(1.0, (1 - step / steps) / 0.25)
+    return min(1.0, done / 0.05) * (0.5 - 0.5 * math.cos(math.pi * down))
+
+
+# ---- training the encoder ----
+
+
+def train(images, generator, out, encoder, *, steps, batch=8, lr=0.004, pixel_weight=1.0, perceptual_weight=1.0,
+          perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, flip=False, validation=None,
+          validate_every=500, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+    """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
+
+    images             training.Images
+    generator          stylegan.Generator with `fingerprint`; frozen
+    out                path of the .pt; resumed if it exists
+    encoder            ResNetEncoder with the generator's L and w_avg; what it holds is the start
+    steps              optimiser steps of `batch` images
+    pixel_weight       weight of the L2 norm of the difference (eq. 3.1)
+    perceptual_weight  weight of the perceptual distance (eq. 3.2)
+    perceptual         name of a losses.Perceptual, or such a loss
+    latent_weight      weight of the mean squared offset from w_avg (pSp's regularisation, §3.3.2.1)
+    identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
+    validation         training.Images to measure every `validate_every` steps; the best encoder is then kept
+    yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where measured
+
+    Source: thesis §3.3.2.2, eqs 3.1–3.3.
+    Departure: the L2 norm is divided by √N, its number of pixel values, so that the two terms keep
+    their balance at every size: it is the root mean square.
+    """
+    _check_encoder(encoder, generator, "train", "w+")
+    device = _settle(device, generator, encoder)
+    generator.requires_grad_(False)
+    encoder.requires_grad_(True)
+    if isinstance(perceptual, str):
+        perceptual = Perceptual(perceptual)
+    distance = _Reconstruction(generator, encoder, perceptual.to(device), pixel_weight, perceptual_weight, latent_weight,
+                               identity, identity_weight)
+    adam = torch.optim.Adam(encoder.parameters(), lr=lr)
+
+    def step(index):
+        encoder.train()
+        loss, record = distance(images.batch(index, batch, seed, flip).to(device))
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        return record
+
+    @torch.no_grad()
+    def validate():
+        encoder.eval()
+        count = math.ceil(len(validation) / batch)
+        return {"validation": sum(distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)) / count}
+
+    header = {"kind": "encoder", "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)}}
+    checks = {} if validation is None else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
+    yield from fit(step, {"model": encoder, "optimizer": adam}, steps=steps, out=out, header=header, seed=seed,
+                   save_minutes=save_minutes, log_every=log_every, on_save=on_save, **checks)
+
+
+class _Reconstruction:
+    """How far images are from what the generator makes of their codes: a loss, and its parts for the log."""
+
+    def __init__(self, generator, encoder, perceptual, pixel_weight, perceptual_weight, latent_weight, identity, identity_weight):
+        self.generator, self.encoder, self.perceptual, self.identity = generator, encoder, perceptual, identity
+        self.weights = {"pixel": pixel_weight, "perceptual": perceptual_weight, "latent": latent_weight, "identity": identity_weight}
+
+    def __call__(self, images):
+        codes = self.encoder(images)
+        targets = _resized(images, self.generator.resolution)
+        drawn = self.generator.synthesis(codes)
+        # The root's slope is endless at zero.
+        parts = {"pixel": (pixel_loss(drawn, targets) + 1e-8).sqrt().mean(),
+                 "perceptual": self.perceptual(drawn, targets).mean()}
+        if self.weights["latent"]:
+            parts["latent"] = (codes - self.generator.w_avg).square().mean()
+        if self.identity is not None:
+            parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
+        loss = sum(self.weights[name] * value for name, value in parts.items())
+        return loss, {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}

@@ -1,0 +1,390 @@
+"""Frames to latents at toy size: the encoder against torchvision, the algorithms against what they promise."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from talkhead.errors import TalkheadError
+from talkhead.inversion import ResNetEncoder, encode, invert, learning_rate_ramp, train
+from talkhead.stylegan import Generator
+from talkhead.training import to_frames, to_images
+
+
+@pytest.fixture
+def generator():
+    """An 8×8 generator, with a mean latent of its own."""
+    torch.manual_seed(0)
+    generator = Generator(8, [8, 8])
+    generator.w_avg.copy_(0.1 * torch.randn(512))
+    generator.fingerprint = "0123456789abcdef"
+    return generator.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def encoder(generator):
+    torch.manual_seed(1)
+    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_avg=generator.w_avg)
+    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # a head with something to say
+    return encoder.eval()
+
+
+@pytest.fixture
+def clip(generator):
+    """Four frames that the generator can draw, a smooth way through W+."""
+    torch.manual_seed(2)
+    ends = generator.w_avg + 0.5 * torch.randn(2, generator.num_ws, 512)
+    path = torch.stack([ends[0].lerp(ends[1], t) for t in (0, 0.1, 0.2, 0.3)])
+    return to_frames(generator.synthesis(path))
+
+
+class Pictures:
+    """What `train` asks of training.Images."""
+
+    def __init__(self, count, size, seed=0):
+        self.frames = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.frames)
+
+    def batch(self, step, count, seed=0, flip=False):
+        return to_images(self.frames[[(step * count + k) % len(self) for k in range(count)]])
+
+
+def run(clip, generator, method="optimise", encoder=None, **options):
+    options = {"steps": 8, "next_steps": 4, "hybrid_steps": 4, "lr": 0.05, "perceptual": "pyramid"} | options
+    return np.stack(list(invert(clip, generator, method, encoder, **options)))
+
+
+def error(latents, generator, clip):
+    drawn = generator.synthesis(torch.as_tensor(latents))
+    return (drawn - to_images(clip)).square().mean((1, 2, 3)).numpy()
+
+
+# ---- the encoder ----
+
+
+def test_trunk_is_torchvisions_resnet18():
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    theirs = models.resnet18().eval()
+    for name, buffer in theirs.named_buffers():  # statistics that a slip in the order would show
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    ours = ResNetEncoder(num_ws=2, input_size=64).eval()
+    state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("fc")}
+    missing, unexpected = ours.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) == {"fc.weight", "fc.bias", "w_avg"}
+    theirs.fc = torch.nn.Identity()
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(ours.features(images), theirs(images))
+    assert ours.fc.out_features == 2 * 512
+
+
+def test_code_is_mean_plus_offset(generator):
+    encoder = ResNetEncoder(4, width=4, input_size=32, w_avg=generator.w_avg).eval()
+    images = torch.rand(2, 3, 32, 32)
+    codes = encoder(images)
+    assert codes.shape == (2, 4, 512) and codes.dtype == torch.float32
+    assert (codes - generator.w_avg).abs().max() < 0.1  # an untrained encoder answers with the mean face
+    with torch.no_grad():
+        encoder.fc.weight.zero_()
+        encoder.fc.bias.copy_(torch.arange(4 * 512.0))
+    assert torch.equal(encoder(images)[0], generator.w_avg + torch.arange(4 * 512.0).view(4, 512))
+
+
+def test_config_rebuilds_the_encoder():
+    encoder = ResNetEncoder(4, width=4, input_size=32, stem_stride=2, pool_size=2)
+    again = ResNetEncoder(**encoder.config)
+    again.load_state_dict(encoder.state_dict())
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(again.eval()(images), encoder.eval()(images))
+
+
+@pytest.mark.parametrize("stride, side", [(4, 1), (2, 2), (1, 4)])
+def test_stem_stride_keeps_detail(stride, side):
+    encoder = ResNetEncoder(4, width=4, input_size=32, stem_stride=stride).eval()
+    x = encoder.maxpool(encoder.conv1(torch.zeros(1, 3, 32, 32)))
+    assert encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(x)))).shape[-1] == side
+
+
+def test_any_size_is_resized_to_the_input(encoder):
+    images = torch.full((1, 3, 48, 48), 0.5)
+    assert torch.allclose(encoder(images), encoder(torch.full((1, 3, 32, 32), 0.5)), atol=1e-5)
+
+
+def test_imagenet_fills_the_first_four_blocks(tmp_path):
+    models = pytest.importorskip("torchvision").models
+    theirs = models.resnet18().state_dict()
+    torch.save(theirs, tmp_path / "resnet18.pth")
+    encoder = ResNetEncoder(4)
+    before = copy.deepcopy(encoder.state_dict())
+    encoder.load_imagenet(tmp_path / "resnet18.pth")
+    for name, value in encoder.state_dict().items():
+        if name.split(".")[0] in ("conv1", "bn1", "layer1", "layer2"):
+            assert torch.equal(value, theirs[name])
+        else:
+            assert torch.equal(value, before[name])
+
+
+def test_other_imagenet_files_are_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"?")
+    for name in ("other.pth", "broken.pth"):
+        with pytest.raises(TalkheadError, match="not torchvision's resnet18"):
+            ResNetEncoder(4, width=4).load_imagenet(tmp_path / name)
+    with pytest.raises(TalkheadError, match="No such file"):
+        ResNetEncoder(4, width=4).load_imagenet(tmp_path / "none.pth")
+    torch.save(ResNetEncoder(4, width=6).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(TalkheadError, match="which has 8"):
+        ResNetEncoder(4, width=8).load_imagenet(tmp_path / "wide.pth")
+
+
+def test_stem_stride_is_checked():
+    with pytest.raises(TalkheadError, match="1, 2 or 4"):
+        ResNetEncoder(4, stem_stride=3)
+
+
+# ---- encode ----
+
+
+def test_codes_do_not_depend_on_the_batch(encoder, clip):
+    one, many = np.stack(list(encode(encoder, clip, batch=1))), np.stack(list(encode(encoder, clip, batch=3)))
+    assert one.shape == (4, 4, 512) and one.dtype == np.float32
+    assert np.allclose(one, many, atol=1e-5)
+    assert np.allclose(one, encoder(to_images(clip)).detach(), atol=1e-5)
+
+
+def test_encode_streams(encoder, clip):
+    seen = []
+
+    def frames():
+        for frame in clip:
+            seen.append(1)
+            yield frame
+
+    codes = encode(encoder, frames(), batch=2)
+    next(codes)
+    assert len(seen) == 2
+
+
+def test_encode_uses_running_statistics_even_after_training(encoder, clip):
+    wanted = np.stack(list(encode(encoder, clip)))
+    encoder.train()
+    assert np.array_equal(np.stack(list(encode(encoder, clip))), wanted)
+
+
+def test_a_frame_that_is_not_square_is_refused(encoder, generator):
+    frames = [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 24, 3), np.uint8)]
+    with pytest.raises(TalkheadError, match="frame 1: 24x8 is not a square"):
+        list(encode(encoder, frames))
+    with pytest.raises(TalkheadError, match="frame 1: 24x8 is not a square"):
+        run(frames, generator)
+
+
+def test_frames_of_two_sizes_are_refused(encoder):
+    with pytest.raises(TalkheadError, match="one size"):
+        list(encode(encoder, [np.zeros((size, size, 3), np.uint8) for size in (16, 24)]))
+
+
+# ---- invert ----
+
+
+def test_method_encoder_is_encode(generator, encoder, clip):
+    assert np.array_equal(run(clip, generator, "encoder", encoder), np.stack(list(encode(encoder, clip))))
+
+
+@pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
+def test_optimisation_lowers_the_loss(generator, encoder, clip, method):
+    losses = {}
+    latents = run(clip[:2], generator, method, encoder, steps=30, next_steps=30, hybrid_steps=30,
+                  on_loss=lambda index, step, loss: losses.setdefault(index, []).append(loss))
+    assert latents.shape == (2, 4, 512) and latents.dtype == np.float32
+    for index in (0, 1):
+        assert len(losses[index]) == 30 and losses[index][-1] < 0.7 * losses[index][0]
+
+
+def test_the_loss_is_perceptual_plus_mean_square(generator, clip):
+    from talkhead.losses import pyramid_distance
+
+    seen = []
+    run(clip[:1], generator, steps=1, exploration=0, pixel_weight=3.0, on_loss=lambda *record: seen.append(record))
+    drawn = generator.synthesis(generator.w_avg.expand(1, 4, -1))
+    target = to_images(clip[:1])
+    wanted = pyramid_distance(drawn, target) + 3 * (drawn - target).square().mean()
+    assert seen == [(0, 0, pytest.approx(wanted.item(), rel=1e-5))]
+
+
+def test_the_first_step_is_adams_from_the_mean(generator, clip):
+    # Adam's first step is lr in the direction of the gradient's sign, here halved by nothing: one step is all ramp.
+    latents = run(clip[:1], generator, steps=1, exploration=0, lr=0.01)
+    moved = np.abs(latents[0] - generator.w_avg.numpy())
+    height = learning_rate_ramp(0, 1)
+    assert np.median(moved) == pytest.approx(0.01 * height, rel=0.01)
+
+
+def test_frames_do_not_feel_their_batch_mates(generator, clip):
+    shuffled = run(clip[[0, 3, 1]], generator, batch=3)
+    together = run(clip[[0, 2, 3]], generator, batch=3)
+    assert np.array_equal(shuffled[0], together[0])
+    # Another batch size rounds otherwise, and Adam makes a step of a gradient that rounds to nothing.
+    alone = run(clip[:1], generator, batch=1)
+    assert np.abs(alone[0] - together[0]).mean() < 1e-4
+
+
+def test_hybrid_frames_do_not_feel_their_batch_mates(generator, encoder, clip):
+    alone, together = (run(clip, generator, "hybrid", encoder, batch=batch) for batch in (1, 4))
+    assert np.abs(alone - together).mean() < 1e-4
+
+
+def test_same_seed_same_latents(generator, clip):
+    first, second, other = (run(clip[:1], generator, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(first, second)
+    assert not np.allclose(first, other)  # two runs of Algorithm 1 land in different places (Fig. 3.7)
+    assert np.array_equal(run(clip[:1], generator, seed=3, exploration=0), run(clip[:1], generator, seed=4, exploration=0))
+
+
+def test_global_random_state_is_left_alone(generator, clip):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    run(clip[:1], generator)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_sequential_starts_at_the_code_before(generator, clip):
+    latents = run(clip, generator, "sequential", next_steps=1, lr=0.01)
+    # One step of Adam moves no number by more than the learning rate.
+    assert np.abs(np.diff(latents, axis=0)).max() <= 0.01 + 1e-6
+    assert np.array_equal(latents[0], run(clip[:1], generator, "optimise", lr=0.01)[0])
+
+
+def test_sequential_path_is_smoother_than_independent_ones(generator, clip):
+    independent = run(clip, generator, "optimise", steps=30)
+    sequential = run(clip, generator, "sequential", steps=30, next_steps=15)
+    jump = lambda latents: np.linalg.norm(np.diff(latents, axis=0), axis=(1, 2)).mean()
+    assert jump(sequential) < 0.5 * jump(independent)  # Fig. 3.8
+
+
+def test_w_has_one_latent_for_all_layers_and_fits_worse():
+    torch.manual_seed(0)
+    generator = Generator(16, [8, 8, 8], w_dim=8).eval().requires_grad_(False)  # a W too small to hold a picture
+    clip = to_frames(generator.synthesis(torch.randn(2, 6, 8)))
+    w, w_plus = (run(clip, generator, steps=60, space=space, exploration=0) for space in ("w", "w+"))
+    assert np.array_equal(w, np.broadcast_to(w[:, :1], w.shape))
+    assert not np.array_equal(w_plus, np.broadcast_to(w_plus[:, :1], w_plus.shape))
+    assert np.all(error(w_plus, generator, clip) < error(w, generator, clip))  # §3.3.1.1
+
+
+def test_hybrid_in_w_starts_at_the_codes_mean(generator, encoder, clip):
+    latents = run(clip[:1], generator, "hybrid", encoder, space="w", hybrid_steps=1, lr=1e-6)
+    code = next(encode(encoder, clip))
+    assert np.allclose(latents[0], code.mean(0), atol=1e-4)
+
+
+def test_latents_come_as_soon_as_they_are_known(generator, clip):
+    seen = []
+
+    def frames():
+        for frame in clip:
+            seen.append(1)
+            yield frame
+
+    latents = invert(frames(), generator, "sequential", steps=1, next_steps=1, perceptual="pyramid")
+    assert not seen
+    for count in (1, 2, 3):
+        next(latents)
+        assert len(seen) == count
+
+
+def test_only_the_latent_receives_a_gradient(generator, clip):
+    generator.requires_grad_(True)
+    before = copy.deepcopy(generator.state_dict())
+    run(clip[:1], generator, steps=2)
+    assert all(parameter.grad is None for parameter in generator.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+def test_frames_of_another_size_are_resized(generator):
+    big = np.full((1, 40, 40, 3), 200, np.uint8)
+    assert np.allclose(run(big, generator), run(big[:, :8, :8], generator), atol=1e-3)
+
+
+def test_what_does_not_fit_is_refused_at_once(generator, encoder, clip):
+    other = ResNetEncoder(6, width=4, input_size=32)
+    for message, options in {
+        "needs an encoder": {"method": "hybrid"},
+        "encoder of 6 layers, generator of 4": {"method": "encoder", "encoder": other},
+        "its codes are in W": {"method": "encoder", "encoder": encoder, "space": "w"},
+        "take encoder, optimise": {"method": "magic"},
+        "take w\\+ or w": {"method": "optimise", "space": "z"},
+    }.items():
+        with pytest.raises(TalkheadError, match=message):
+            invert(clip, generator, **options)
+
+
+def test_a_loss_that_is_not_finite_names_its_frame(generator, clip):
+    generator.convs[0].bias.fill_(float("nan"))
+    with pytest.raises(TalkheadError, match="frame 0, step 0: the loss is nan; lower --lr"):
+        run(clip, generator)
+
+
+def test_learning_rate_rises_and_falls():
+    ramp = [learning_rate_ramp(step, 100) for step in range(100)]
+    assert ramp[0] == pytest.approx(0.2) and ramp[4] == 1 and ramp[74] == 1
+    assert ramp[88] == pytest.approx(0.5, abs=0.05) and ramp[-1] < 0.01
+    assert ramp[:5] == sorted(ramp[:5]) and ramp[74:] == sorted(ramp[74:], reverse=True)
+
+
+# ---- train ----
+
+
+def training(out, generator, steps, **options):
+    torch.manual_seed(3)
+    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=8, stem_stride=2, w_avg=generator.w_avg)
+    options = {"batch": 2, "perceptual": "pyramid", "log_every": 1} | options
+    return encoder, list(train(Pictures(6, 8), generator, out, encoder, steps=steps, **options))
+
+
+def test_training_lowers_the_loss_and_leaves_the_generator(tmp_path, generator):
+    before = copy.deepcopy(generator.state_dict())
+    encoder, records = training(tmp_path / "e.pt", generator, 30)
+    losses = [record["loss"] for record in records]
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    assert [record["step"] for record in records] == list(range(1, 31))
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    weights = torch.load(tmp_path / "e.pt", weights_only=True)
+    assert weights["kind"] == "encoder" and weights["config"] == encoder.config | {"generator": "0123456789abcdef"}
+    assert all(torch.equal(value, weights["model"][name]) for name, value in encoder.state_dict().items())
+
+
+def test_training_loss_by_its_parts(tmp_path, generator):
+    _, (record,) = training(tmp_path / "e.pt", generator, 1, pixel_weight=2.0, perceptual_weight=3.0, latent_weight=5.0,
+                            identity=torch.nn.Flatten(), identity_weight=7.0)
+    parts = 2 * record["pixel"] + 3 * record["perceptual"] + 5 * record["latent"] + 7 * record["identity"]
+    assert record["loss"] == pytest.approx(parts, rel=1e-5)
+    # The tiny head draws all but the mean face, and the L2 norm over √N is the root mean square.
+    drawn = generator.synthesis(generator.w_avg.expand(2, 4, -1))
+    square = (drawn - Pictures(6, 8).batch(0, 2)).square().mean((1, 2, 3))
+    assert record["pixel"] == pytest.approx(square.sqrt().mean().item(), rel=0.02)
+
+
+def test_four_steps_equal_two_and_two_more(tmp_path, generator):
+    straight, _ = training(tmp_path / "a.pt", generator, 4)
+    training(tmp_path / "b.pt", generator, 2)
+    resumed, records = training(tmp_path / "b.pt", generator, 4)
+    assert [record["step"] for record in records] == [3, 4]
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+
+
+def test_validation_is_measured_with_frozen_statistics(tmp_path, generator):
+    _, records = training(tmp_path / "e.pt", generator, 4, validation=Pictures(3, 8, seed=9), validate_every=2)
+    assert ["validation" in record for record in records] == [False, True, False, True]
+
+
+def test_an_encoder_of_another_generator_cannot_be_trained(tmp_path, generator):
+    with pytest.raises(TalkheadError, match="encoder of 6 layers"):
+        next(train(Pictures(2, 8), generator, tmp_path / "e.pt", ResNetEncoder(6, width=4), steps=1))
