@@ -177,11 +177,11 @@ def _labels(ipa):
 
 _ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 # Those of espeak-ng's variants that sound like people (no robots, croaks or whispers).
-_VARIANTS = ("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 Alex Alicia Andrea Andy Annie Diogo Gene Gene2 Henrique Hugo Jacky "
-             "Lee Marco Mario Michael Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin boris caleb "
-             "david ed edward edward2 gustave ian iven iven2 john kaukovalta klatt klatt2 klatt3 linda marcelo max "
-             "michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 steph3 travis victor "
-             "zac").split()
+_VARIANTS = ("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 Alex Alicia Andrea Andy Annie Diogo Gene Gene2 Henrique Hugo "
+             "Jacky Lee Marco Mario Michael Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin "
+             "boris caleb david ed edward edward2 gustave ian iven iven2 john kaukovalta klatt klatt2 klatt3 linda "
+             "marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 steph3 "
+             "travis victor zac").split()
 
 
 def voices():
@@ -207,8 +207,9 @@ def speak(text, voice=None, seed=0):
     rng = np.random.default_rng([seed, 0x5BEA4])
     pick = str(rng.choice(voices()))
     voice = voice or pick
-    settings = {"voice": voice, "text": text, "seed": int(rng.integers(1, 2 ** 30)), "rate": int(rng.integers(125, 190)),
-                "pitch": int(rng.integers(30, 72)), "range": int(rng.integers(35, 75))}
+    settings = {"voice": voice, "text": text, "seed": int(rng.integers(1, 2 ** 30)),
+                "rate": int(rng.integers(125, 190)), "pitch": int(rng.integers(30, 72)),
+                "range": int(rng.integers(35, 75))}
     before, after = rng.uniform(0.15, 0.45, 2)  # seconds of silence
     loudness = rng.uniform(0.35, 0.95)
 
@@ -582,7 +583,7 @@ def _save(stored, audio, track):
 
 
 def _beside(path, ending, folder):
-    """The file with the clip's name and this ending, next to it or in the neighbouring folder; None if there is none."""
+    """The file with the clip's name and this ending, next to it or in the neighbouring folder, or None."""
     places = (path.parent / (path.stem + ending), path.parent.parent / folder / (path.stem + ending))
     return next((place for place in places if place.is_file()), None)
 
@@ -597,8 +598,8 @@ def _transcript(path):
 
 
 # ARPABET in the order in which StyleTalk numbers it; NSN is a noise that is no speech.
-_SEQUENCE = ("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG NSN OW OY P R S SH SIL T TH UH UW V W Y Z "
-             "ZH").split()
+_SEQUENCE = ("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG NSN OW OY P R S SH SIL T TH UH UW V W Y "
+             "Z ZH").split()
 _SEQUENCE_FPS = 30.0
 
 
