@@ -15,6 +15,7 @@ pixels as in `faces`, (0, 0) the centre of the top left pixel.
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ GRID = 64                   # nodes per side of a motion field
 CHUNK = 16                  # frames rendered together
 FRONTAL = 0.45              # largest |log ratio| of the two half faces that still counts as frontal
 SMALLEST_EYES = 45          # pixels between the eyes that a donor needs
+RIMS = 4.5                  # strength of edges around the eyes from which glasses are suspected
 SHUT = 0.06                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
 
 # Vertices of MediaPipe's mesh, left of the picture first.
@@ -73,14 +75,15 @@ class Still:
     image: np.ndarray
     points: np.ndarray
     names: tuple = ()
-    looks: np.ndarray = field(default=None, repr=False)
+    looks: np.ndarray = field(default=None, repr=False)         # of portraits: see _looks
+    glasses: bool = False
 
     @property
     def landmarks(self):
         """The 68 points in pixels, float32 (68, 2)."""
         return self.points[_IN_68].mean(1) * len(self.image) - 0.5
 
-    @property
+    @cached_property
     def opening(self):
         return float(faces.mouth_opening(self.landmarks))
 
@@ -89,8 +92,9 @@ class Still:
 # Splines: a smooth displacement through scattered points
 
 def _kernel(at, points):
-    square = ((at[:, None] - points[None]) ** 2).sum(-1)
-    return square * np.log(square + 1e-12)
+    square = (at ** 2).sum(1)[:, None] + (points ** 2).sum(1) - 2 * at @ points.T
+    square = np.maximum(square, 1e-12).astype(np.float32)         # the logarithm is what takes the time
+    return square * np.log(square)
 
 
 def _affine(points):
@@ -163,6 +167,7 @@ def portraits(folder, model, size=256, cache=None, exclude=()):
                             "pass a folder of portrait photos")
     for still in found:
         still.looks = _looks(still)
+        still.glasses = _wears_glasses(still)
     return found
 
 
@@ -185,20 +190,52 @@ def _detect_portraits(folder, model, size):
 
 
 def _looks(still):
-    """Skin tone and beard of a portrait, in numbers that may be compared: (4,)."""
-    def tone(*vertices):
-        at = torch.from_numpy(still.points[_of(*vertices)])[None, None]
-        image = torch.tensor(still.image).permute(2, 0, 1)[None].float()
-        return _sample(F.avg_pool2d(image, 5, 1, 2), at)[0, :, 0].median(1).values.numpy()
-    cheek, chin = tone(50, 280, 101, 330, 205, 425, 117, 346), tone(199, 175, 204, 424, 214, 434)
+    """What makes portraits alike, in numbers of comparable size: skin tone (3), beard, lipstick, long hair (6,)."""
+    points = still.points
+    image = F.avg_pool2d(torch.tensor(still.image).permute(2, 0, 1)[None].float(), 5, 1, 2)
+
+    def tone(places):
+        at = torch.from_numpy(np.asarray(places, np.float32))[None, None]
+        return _sample(image, at)[0, :, 0].median(1).values.numpy()
+
+    cheek = tone(points[_of(50, 280, 101, 330, 205, 425, 117, 346)])
+    chin, lips = tone(points[_of(199, 175, 204, 424, 214, 434)]), tone(points[_of(17, 84, 314)])
     level = cheek.mean()
-    return np.array([level, 2 * (cheek[0] - cheek[1]), 2 * (cheek[1] - cheek[2]), level - chin.mean()])
+    outwards = (points[_of(361)] - points[_of(132)]) * 0.22
+    beside = [tone([place]) for place in (points[_of(361)] + outwards, points[_of(132)] - outwards)]
+    backdrop = tone([(0.04, 0.1), (0.96, 0.1), (0.04, 0.25), (0.96, 0.25)])
+    hair = min(np.abs(colour - backdrop).max() for colour in beside)
+    red = lambda colour: (colour[0] - colour[1]) / (colour[0] + colour[1] + 1)
+    return np.array([level / 14, (cheek[0] - cheek[1]) / 5, (cheek[1] - cheek[2]) / 5, (level - chin.mean()) / 12,
+                     (red(lips) - red(cheek)) / 0.07, min(hair, 60) / 25])
+
+
+def _wears_glasses(still):
+    """Whether rims show: edges that cross the skin below the eyes, the root of the nose and the temples."""
+    points, iod = still.points, _iod(still.points)
+    image = torch.tensor(still.image).float().mean(2)[None, None]
+    image = F.avg_pool2d(image, 3, 1, 1)
+
+    def steepest(starts, heights):
+        at = starts[:, None] + np.stack([np.zeros_like(heights), heights], -1) * iod          # (K, H, 2)
+        values = _sample(image, torch.from_numpy(at[None].astype(np.float32)))[0, 0].numpy()
+        return np.median(np.abs(np.diff(values, axis=1)).max(1))
+
+    below = np.mean([steepest(points[_of(*lid[2:-2])], np.linspace(0.12, 0.5, 24)) for lid in LOWER_LIDS])
+    root = (points[_of(133)] + points[_of(362)]) / 2 + np.linspace(-0.06, 0.06, 5)[:, None] * (iod, 0)
+    sides = [points[_of(eye)] * (1 - t) + points[_of(ear)] * t
+             for eye, ear in ((33, 127), (263, 356)) for t in (0.45, 0.6, 0.75)]
+    edges = np.array([below, steepest(root, np.linspace(-0.28, 0.28, 34)),
+                      steepest(np.array(sides), np.linspace(-0.25, 0.2, 28))])
+    # Against the medians over many portraits; one very strong edge alone is a fringe or a deep wrinkle.
+    level = max(14 * still.looks[0], 110.0)
+    return (np.minimum(edges / level / (0.078, 0.031, 0.037), 3) * (1, 1, 0.5)).sum() > RIMS
 
 
 def mirror(still):
     """The same face seen in a mirror."""
     points = still.points[_MIRRORED] * (-1, 1) + (1, 0)
-    return Still(np.ascontiguousarray(still.image[:, ::-1]), points.astype(np.float32), still.names, still.looks)
+    return replace(still, image=np.ascontiguousarray(still.image[:, ::-1]), points=points.astype(np.float32))
 
 
 def _mirrored():
@@ -231,21 +268,23 @@ _MIRRORED = _mirrored()
 def choose(stills, rng):
     """Pick two to four portraits that may be blended: the first of any kind, the last with its mouth shut.
 
-    Skin tones and beards are alike, or blending would leave a grey mask.
+    Skin tones, beards, make-up and hair are alike, or blending would leave a mask.
     """
     first = stills[rng.integers(len(stills))]
+
     def alike(pool, count):
         pool = [still for still in pool if still.names != first.names]
-        distance = np.array([np.sum(((still.looks - first.looks) / (14, 10, 10, 12)) ** 2) for still in pool])
+        distance = np.array([((still.looks - first.looks) ** 2).sum() for still in pool])
         chance = np.exp(-0.5 * (distance - distance.min())) + 1e-9
-        return [pool[index] for index in
-                rng.choice(len(pool), min(count, len(pool)), replace=False, p=chance / chance.sum())]
+        picked = rng.choice(len(pool), min(count, len(pool)), replace=False, p=chance / chance.sum())
+        return [pool[index] for index in picked]
+
     mouths = [still for still in stills if still.opening < SHUT]
-    if not mouths:
+    if len(mouths) < 2:
         mouths = sorted(stills, key=lambda still: still.opening)[:max(2, len(stills) // 8)]
     mouth, = alike(mouths, 1)
-    others = [still for still in alike(stills, 2) if still.names != mouth.names][:rng.integers(0, 3)]
-    return [first, *others, mouth]
+    bare = [still for still in stills if not still.glasses and still.names != mouth.names]
+    return [first, *alike(bare, int(rng.integers(0, 3))), mouth]
 
 
 def composite(stills, seed=0):
@@ -261,8 +300,10 @@ def composite(stills, seed=0):
     warped = _warp_all(stills, points)                                            # (D, 3, S, S)
     regions = _regions(points, size)
     warped = _match_tone(warped, regions["skin"])
-    owners = rng.integers(0, len(stills), 2)                                      # of eyes and nose
-    image = _blend_bands(warped, regions, eyes=owners[0], nose=owners[1], rng=rng)
+    # Rims that sit partly on one face and partly on another would look like ghosts.
+    bare = [0] if stills[0].glasses else [index for index, still in enumerate(stills) if not still.glasses]
+    eyes, nose = rng.choice(bare, 2)
+    image = _blend_bands(warped, regions, eyes, nose, rng)
     image = image.clamp(0, 255).permute(1, 2, 0).round().byte().numpy()
     return Still(image, points, tuple(name for still in stills for name in still.names), stills[0].looks)
 
