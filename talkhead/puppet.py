@@ -14,7 +14,7 @@ pixels as in `faces`, (0, 0) the centre of the top left pixel.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ CHUNK = 16                  # frames rendered together
 FRONTAL = 0.45              # largest |log ratio| of the two half faces that still counts as frontal
 SMALLEST_EYES = 45          # pixels between the eyes that a donor needs
 RIMS = 4.5                  # strength of edges around the eyes from which glasses are suspected
-SHUT = 0.06                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
+SHUT = 0.03                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
 
 # Vertices of MediaPipe's mesh, left of the picture first.
 UPPER_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
@@ -151,16 +151,14 @@ def portraits(folder, model, size=256, cache=None, exclude=()):
 
     raises   TalkheadError if the folder holds no usable face
     """
-    if cache is not None and Path(cache).is_file():
-        with np.load(cache) as kept:
-            found = [Still(image, points, (str(name),))
-                     for image, points, name in zip(kept["images"], kept["points"], kept["names"])]
-    else:
-        found = list(_detect_portraits(folder, model, size))
+    paths = _pictures(folder)
+    found = _read_cache(cache, paths, size)
+    if found is None:
+        found = list(_detect_portraits(paths, model, size))
         if cache is not None and found:
             with files.atomic(cache) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, images=[still.image for still in found], points=[still.points for still in found],
-                         names=[still.names[0] for still in found])
+                         names=[still.names[0] for still in found], of=_described(paths, size))
     found = [still for still in found if still.names[0] not in set(exclude)]
     if not found:
         raise TalkheadError(f"{folder}: no frontal face of at least {SMALLEST_EYES} pixels between the eyes; "
@@ -171,9 +169,34 @@ def portraits(folder, model, size=256, cache=None, exclude=()):
     return found
 
 
-def _detect_portraits(folder, model, size):
+def _pictures(folder):
+    if not Path(folder).is_dir():
+        raise TalkheadError(f"{folder}: no such folder; pass a folder of portrait photos")
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def _described(paths, size):
+    """What a cache was made of."""
+    return [str(size), *(f"{path.name} {path.stat().st_size}" for path in paths)]
+
+
+def _read_cache(cache, paths, size):
+    """The stills of a cache, or None if it is absent or of other pictures."""
+    if cache is None or not Path(cache).is_file():
+        return None
+    with np.load(cache) as kept:
+        if list(kept["of"]) != _described(paths, size):
+            return None
+        return [Still(image, points, (str(name),))
+                for image, points, name in zip(kept["images"], kept["points"], kept["names"])]
+
+
+def _detect_portraits(paths, model, size):
+    if model is None:
+        raise TalkheadError("portraits: their faces must be found first; name MediaPipe's face landmarker, "
+                            f"{faces.MEDIAPIPE_MODEL_FILE}, with --detector-model")
     mesh_of = faces.MediaPipe(model, faces=1).meshes
-    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")):
+    for path in paths:
         image = files.read_image(path)
         meshes = mesh_of(image)
         if not meshes:
@@ -207,7 +230,7 @@ def _looks(still):
     hair = min(np.abs(colour - backdrop).max() for colour in beside)
     red = lambda colour: (colour[0] - colour[1]) / (colour[0] + colour[1] + 1)
     return np.array([level / 14, (cheek[0] - cheek[1]) / 5, (cheek[1] - cheek[2]) / 5, (level - chin.mean()) / 12,
-                     (red(lips) - red(cheek)) / 0.07, min(hair, 60) / 25])
+                     (red(lips) - red(cheek)) / 0.05, min(hair, 60) / 15])
 
 
 def _wears_glasses(still):
@@ -329,17 +352,26 @@ def _warp_all(stills, points):
     return _sample(images, _positions(size) + shift.permute(0, 2, 3, 1))
 
 
-def _inside(polygon, size):
-    """Signed distance to a polygon, positive inside, of the pixels of a size x size picture."""
-    at = _nodes(size)[:, None]                                                    # (P, 1, 2)
-    start, stop = polygon[None], np.roll(polygon, -1, 0)[None]
-    along = stop - start
-    t = np.clip(((at - start) * along).sum(-1) / (along ** 2).sum(-1), 0, 1)
-    distance = np.sqrt((((start + t[..., None] * along) - at) ** 2).sum(-1)).min(1)
-    above = (start[..., 1] > at[..., 1]) != (stop[..., 1] > at[..., 1])
-    slope = along[..., 0] / np.where(along[..., 1] == 0, 1e-12, along[..., 1])
-    crossings = (above & (at[..., 0] < start[..., 0] + slope * (at[..., 1] - start[..., 1]))).sum(1)
-    return np.where(crossings % 2, distance, -distance).reshape(size, size)
+def _inside(polygon, size, reach=1.0):
+    """Signed distance to a polygon, positive inside, of the pixels of a size x size picture.
+
+    Beyond `reach` outside the polygon's box it is only said to be far: -1.
+    """
+    low = np.clip(((polygon.min(0) - reach) * size).astype(int), 0, size)
+    high = np.clip(((polygon.max(0) + reach) * size).astype(int) + 1, 0, size)
+    whole = np.full((size, size), -1.0)
+    box = whole[low[1]:high[1], low[0]:high[0]]
+    at = _nodes(size).reshape(size, size, 2)[low[1]:high[1], low[0]:high[0]].reshape(-1, 2)
+    distance, odd = np.full(len(at), np.inf), np.zeros(len(at), bool)
+    for start, stop in zip(polygon, np.roll(polygon, -1, 0)):
+        along, there = stop - start, at - start
+        t = np.clip(there @ along / max(along @ along, 1e-12), 0, 1)
+        distance = np.minimum(distance, (there[:, 0] - t * along[0]) ** 2 + (there[:, 1] - t * along[1]) ** 2)
+        if start[1] != stop[1]:
+            crosses = (start[1] > at[:, 1]) != (stop[1] > at[:, 1])
+            odd ^= crosses & (there[:, 0] < along[0] / along[1] * there[:, 1])
+    box[:] = np.where(odd, 1, -1).reshape(box.shape) * np.sqrt(distance).reshape(box.shape)
+    return whole
 
 
 def _ramp(x, low, high):
@@ -493,7 +525,7 @@ class _Easel:
 
     def shape(self, polygon, soft=0.004):
         """Cover of a polygon, 0 to 1."""
-        return _ramp(_inside(np.asarray(polygon, np.float64), self.size), -soft, soft)
+        return _ramp(_inside(np.asarray(polygon, np.float64), self.size, soft), -soft, soft)
 
     def ellipse(self, centre, radii, soft=0.3):
         reach = np.hypot((self.x - centre[0]) / radii[0], (self.y - centre[1]) / radii[1])
@@ -760,8 +792,8 @@ class Rig:
         put(lower, LOWER_OUTER, 0.88)
         put(upper, UPPER_INNER, 1.0)
         put(upper, UPPER_OUTER, 0.75)
-        put(thick, UPPER_OUTER, -0.18)
-        put(thick, LOWER_OUTER, 0.2)
+        put(thick, UPPER_OUTER, -0.22)
+        put(thick, LOWER_OUTER, 0.26)
         return {"lower": lower, "upper": upper, "thick": thick, "arch": arch, "above": above}
 
     def _jaw(self, h, v, lips):
@@ -890,13 +922,29 @@ def blinks(rng, frames):
 
 @dataclass
 class Motion:
-    """Weights of the fields (T, F), opening of lips and of teeth in inter-ocular distances (T,), lids (T,) 0 to 1."""
+    """What each frame shows.
+
+    weights  (T, F) of the motion fields
+    opening  (T,) gap of the lips; jaw (T,) drop of the chin; both in inter-ocular distances
+    lids     (T,) 0 open, 1 shut
+    gaze     (T, 2) shift of the irises, in inter-ocular distances
+    tongue   (T,) how high it lies: 0 down, 1 up
+    bite     (T,) how far the upper teeth reach below the line where the lips meet, in inter-ocular distances
+    """
 
     weights: np.ndarray
     opening: np.ndarray
     jaw: np.ndarray
     lids: np.ndarray
     gaze: np.ndarray
+    tongue: np.ndarray
+    bite: np.ndarray
+
+    def __len__(self):
+        return len(self.weights)
+
+    def part(self, start, stop):
+        return Motion(*(getattr(self, one.name)[start:stop] for one in fields(self)))
 
 
 def _motion(rig, track, rng, independent):
@@ -934,7 +982,9 @@ def _motion(rig, track, rng, independent):
         lids = blinks(rng, count)
         gaze = np.round(_noise(rng, count, 2, 0.4) * 1.2) * (0.009, 0.004)
     lids = np.clip(lids + np.clip(0.05 * brows[:, 1], -0.08, 0.12), -0.08, 1)
-    return Motion(np.stack([w[name] for name in FIELDS], 1), opening, jaw, lids, gaze)
+    tongue = rng.random(count) if independent else np.clip(0.5 + 0.35 * _noise(rng, count, 1, 0.12)[:, 0], 0, 1)
+    bite = np.full(count, rng.uniform(-0.005, 0.03))
+    return Motion(np.stack([w[name] for name in FIELDS], 1), opening, jaw, lids, gaze, tongue, bite)
 
 
 JAW_AT_LIP = 0.92           # of the jaw's drop that reaches the middle of the lower lip
@@ -961,9 +1011,8 @@ def perform(still, track, size=None, seed=0, independent=False):
 
 
 def _perform(rig, motion):
-    for start in range(0, len(motion.weights), CHUNK):
-        part = Motion(*(values[start:start + CHUNK] for values in
-                        (motion.weights, motion.opening, motion.jaw, motion.lids, motion.gaze)))
+    for start in range(0, len(motion), CHUNK):
+        part = motion.part(start, start + CHUNK)
         points = _moved_points(rig, part)
         frames = _render(rig, part, points)
         landmarks = (points[:, _IN_68].mean(2) * rig.size - 0.5).astype(np.float32)
@@ -1098,15 +1147,15 @@ class _Mouth:
         x2 = x * x
         depth = ((y - upper) / (lower - upper).clamp(min=1)).clamp(0, 1)
         colour = _mix(THROAT, DEEP, depth)
-        tongue = bite + jaw + (0.02 + 0.12 * x2) * iod
-        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, _ramp(y - tongue, 0, 0.12 * iod)),
-                       edge((y - tongue) / 3) * (1 - _ramp(x.abs(), 0.55, 0.95)))
-        top = bite + jaw + (0.035 - 0.035 * x2) * iod
+        tongue = bite + 0.85 * jaw + (0.06 - 0.09 * column(self.motion.tongue) + 0.10 * x2) * iod
+        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, _ramp(y - tongue, 0, 0.10 * iod)),
+                       _ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - _ramp(x.abs(), 0.5, 0.9)))
+        top = bite + jaw + (0.03 - 0.03 * x2) * iod
         lower_teeth = edge(y - top) * (1 - _ramp(x.abs(), 0.5, 0.78))
-        colour = _over(colour, self._teeth(x, 0.62, 11.0), lower_teeth * 0.9)
-        biting = bite + (0.028 - 0.05 * x2) * iod
+        colour = _over(colour, self._teeth(x, 0.7, 11.0), lower_teeth * 0.9)
+        biting = bite + (column(self.motion.bite) - 0.05 * x2) * iod
         upper_teeth = edge(biting - y) * (1 - _ramp(x.abs(), 0.66, 0.93))
-        colour = _over(colour, self._teeth(x, 0.92, 7.5), upper_teeth)
+        colour = _over(colour, self._teeth(x, 1.0, 7.5), upper_teeth)
         shadow = 0.42 + 0.58 * _ramp(y - upper, -0.01 * iod, 0.07 * iod)
         shadow = shadow * (1 - 0.45 * _ramp(x.abs(), 0.35, 1.0)) * (0.75 + 0.25 * _ramp(lower - y, 0, 0.05 * iod))
         return colour * shadow[:, None] * self._light()
@@ -1137,7 +1186,7 @@ THROAT = torch.tensor([34.0, 12.0, 12.0])
 DEEP = torch.tensor([84.0, 34.0, 34.0])
 TONGUE = torch.tensor([120.0, 52.0, 52.0])
 TONGUE_FRONT = torch.tensor([178.0, 92.0, 88.0])
-TEETH = torch.tensor([226.0, 216.0, 202.0])
+TEETH = torch.tensor([232.0, 215.0, 196.0])
 
 
 def _mix(start, stop, amount):
