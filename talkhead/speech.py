@@ -5,6 +5,7 @@ second, so sound can be fed in pieces and long recordings cost no more memory th
 """
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -156,6 +157,7 @@ def _levels(energies):
     return np.maximum(np.maximum.accumulate(heard + fade) - fade, LEAST_LEVEL)
 
 
+@cache
 def _mel_filters():
     """Triangles evenly spaced in mels from 0 Hz to 8 kHz, corners rounded down to FFT bins. (26, 257)"""
     mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), _FILTERS + 2)
@@ -166,6 +168,7 @@ def _mel_filters():
     return np.where(bins < peak, np.maximum(rise, 0), np.maximum(fall, 0))
 
 
+@cache
 def _cepstral_matrix():
     """Orthonormal DCT-II and lifter of coefficients 1 to 12, as one matrix. (26, 12)"""
     order = np.arange(1, COEFFICIENTS + 1)

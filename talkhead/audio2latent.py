@@ -1,0 +1,475 @@
+"""Speech to displacements: which way in latent space the voice pulls a face, frame by frame.
+
+Source: thesis §4.3.
+"""
+
+import copy
+import hashlib
+import math
+import sqlite3
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from talkhead import files, speech, training
+from talkhead.errors import TalkheadError
+from talkhead.inversion import encode
+from talkhead.latents import W_DIM, Basis
+from talkhead.losses import Perceptual
+
+SAMPLES_PER_FRAME = speech.SAMPLE_RATE // speech.FPS
+LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
+LAG = 8  # frames of speech after a chunk, more than its last window sees
+STILLS = {".png", ".jpg", ".jpeg"}
+
+
+class SecondModel(nn.Module):
+    """Speech and an identity to displacements of that identity.
+
+    num_ws      L, the generator's latent layers
+    components  K, how many principal components of the basis a displacement is made of
+    channels    of the five convolutions
+    hidden, features   widths of the two linear layers after them
+    lstm        width of the three LSTM layers
+    decoder     width of the decoder's two hidden layers
+    basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
+
+    Source: thesis §4.3.1, Tables 4.3 and 4.4.
+    Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their spread over
+    the training data, kept with the weights: it changes what the network computes with, not what it can compute. The
+    identity's coordinates are limited to five spreads, so that a face like none in training is no stranger than that.
+    """
+
+    def __init__(self, num_ws, components=2500, channels=(64, 128, 256, 256, 512), hidden=2048, features=256, lstm=256,
+                 decoder=512, basis=None):
+        super().__init__()
+        self.config = {"num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
+                       "features": features, "lstm": lstm, "decoder": decoder}
+        self.num_ws = num_ws
+        first, second, third, fourth, fifth = channels
+        self.audio = nn.Sequential(
+            nn.Conv2d(1, first, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),  # (N, 128, 12, 28)
+            nn.MaxPool2d(3, (1, 2)),  # (N, 128, 10, 13)
+            nn.Conv2d(second, third, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(third, fourth, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(3, 2), nn.Flatten(),  # (N, 512 · 4 · 6)
+            nn.Linear(24 * fifth, hidden), nn.ReLU(),
+            nn.Linear(hidden, features), nn.ReLU())
+        self.lstm = nn.LSTM(features, lstm, 3, batch_first=True)
+        self.decoder = nn.Sequential(
+            nn.Linear(components + lstm, decoder), nn.ReLU(),
+            nn.Linear(decoder, decoder), nn.ReLU(),
+            nn.Linear(decoder, components))
+        zeros = torch.zeros
+        self.basis = basis or Basis(zeros(num_ws * W_DIM), zeros(components, num_ws * W_DIM), zeros(components))
+        self.register_buffer("feature_spread", torch.ones(speech.COEFFICIENTS))
+        self.register_buffer("motion_spread", torch.ones(components))
+        self._initialise()
+        self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+    def _initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(self.config["decoder"]))
+
+    def forward(self, windows, identity, state=None):
+        """Windows of speech (B, T, 12, 28) and identities (B, L, 512) to displacements (B, T, L, 512).
+
+        state    what a call on the frames just before returned: (h, c) of the LSTM; None at the beginning
+        returns  the displacements, and the state after the last frame
+        """
+        batch, frames = windows.shape[:2]
+        heard = (windows.flatten(0, 1) / self.feature_spread[:, None])[:, None]  # (B·T, 1, 12, 28)
+        heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
+        heard, state = self.lstm(heard, state)
+        who = self._coordinates(identity)[:, None].expand(-1, frames, -1)  # (B, T, K)
+        moved = self.decoder(torch.cat([who, heard], -1)) * self.motion_spread
+        return self.basis.expand(moved), state
+
+    def _coordinates(self, identity):
+        spread = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
+        return (self.basis.project(identity) / spread).clamp(-5, 5)
+
+
+def displacements(model, windows, identity, chunk=25, gain=1.0):
+    """What the speech does to a face, as it comes.
+
+    model     SecondModel
+    windows   float32 (T, 12, 28) or an iterator of (12, 28), as `speech.mfcc_windows` makes them
+    identity  float32 (L, 512), tensor or array
+    chunk     windows computed together; changes speed and memory, not the result
+    gain      factor on the displacements: above 1 the face moves more
+    yields    float32 numpy (L, 512), one for each window
+    raises    TalkheadError if the identity is not (L, 512) of this model
+
+    Source: thesis §4.3.1, eq. 4.3.
+    """
+    device = next(model.parameters()).device
+    identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
+    if identity.shape != (model.num_ws, W_DIM):
+        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({model.num_ws}, {W_DIM}); "
+                            "pass the encoder that it was trained with")
+    windows, state = iter(windows), None
+    while block := list(islice(windows, chunk)):
+        heard = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
+        with torch.no_grad():
+            moved, state = model(heard[None], identity[None], state)  # (1, chunk, L, 512)
+        yield from (gain * moved[0]).cpu().numpy()
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
+          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, hold_out=10,
+          validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+    """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
+
+    clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
+                    "speaker" (else the folder's name is taken) and NNNNNN.track.npy, its true mouth opening (T, 3)
+    generator       stylegan.Generator with `fingerprint`; frozen
+    encoder         inversion.ResNetEncoder; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
+    out             path of the .pt; resumed if it exists
+    model           SecondModel; in a new run its basis is fitted to the codes of the training clips
+    steps           optimiser steps of `batch` chunks of `frames` frames
+    latent_weight, image_weight   weights of eqs 4.4 and 4.5
+    image_frames    frames in a step of which images are drawn for eq. 4.5; 0 trains on latents alone
+    mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
+    perceptual      name of a losses.Perceptual, or such a loss
+    augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
+    hold_out        speakers kept for validation: how many, or which; names of single clips are taken too
+    average         share that the running average of the weights keeps each step; the average is what is validated
+    yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
+                    "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
+                    spread: below 0 the mouth moves too little), "val_error" (share of the opening's variance missed)
+    raises          TalkheadError if clips cannot be read, or nothing is left to train on
+
+    Source: thesis §4.3.2.1, eqs 4.4–4.6; §4.3.4 for the weights and Adam's rate.
+    Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would drown the image term, whose
+    distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step.
+    Augmentation, the mouth term and averaged weights are ours.
+    """
+    generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
+    if not encoder.num_ws == generator.num_ws == model.num_ws:
+        raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
+                            "use networks that were made for each other")
+    with _Codes(Path(out).with_suffix(".codes"), encoder) as codes:
+        lessons = []
+        for clip in _find(clips):
+            lessons.append(codes.learn(clip, device))
+            if len(lessons) % log_every == 0:
+                yield {"step": 0, "clips": len(lessons)}
+        training_set, held_out = _split(lessons, hold_out, seed)
+        settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
+                    "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment, "average": average}
+        mouth = _Mouth(model.config["components"])
+        if not Path(out).exists():
+            _measure(model, mouth, training_set, codes)
+        if isinstance(perceptual, str) and image_frames:
+            perceptual = Perceptual(perceptual).to(device)
+        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed)
+        header = {"kind": "audio2latent", "config": {
+            "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
+            "training": settings | {"clips": len(training_set), "held_out": len(held_out)}}}
+        checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
+        state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
+        yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
+                                save_minutes=save_minutes, log_every=log_every, on_save=on_save, **checks)
+
+
+class _Trainer:
+    """One optimiser step of the speech model, and its validation."""
+
+    def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed):
+        self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
+        self.codes, self.training_set, self.held_out, self.settings, self.seed = codes, training_set, held_out, settings, seed
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
+        self.device = next(model.parameters()).device
+        lengths = np.array([lesson.frames for lesson in training_set])
+        self.chances = lengths / lengths.sum()
+
+    def step(self, index):
+        windows, identity, target, valid = self._batch(np.random.default_rng([self.seed, index]))
+        moved, _ = self.model(windows, identity)
+        moved, wanted = moved[valid], (target - identity[:, None])[valid]  # (n, L, 512)
+        latent = F.mse_loss(moved, wanted)
+        mouth = F.mse_loss(self._opening(moved), self._opening(wanted))
+        loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
+        record = {"latent": latent.item(), "mouth": mouth.item()}
+        if self.settings["image_frames"]:
+            identity = identity[:, None].expand_as(target)[valid]
+            image = self._image_loss(identity, moved, wanted)
+            loss = loss + self.settings["image_weight"] * image
+            record["image"] = image.item()
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.adam.step()
+        self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
+        return {"loss": loss.item()} | record
+
+    def _opening(self, moved):
+        return self.mouth(self.model.basis.project(moved, centre=False) / self.model.motion_spread)
+
+    def _image_loss(self, identity, moved, wanted):
+        """Mean perceptual distance of the frame drawn from the predicted code to the one drawn from the encoded frame."""
+        pick = torch.randperm(len(moved))[: self.settings["image_frames"]].to(self.device)
+        with torch.no_grad():
+            projected = self.generator.synthesis((identity + wanted)[pick], noise="const")
+        return self.perceptual(self.generator.synthesis((identity + moved)[pick], noise="const"), projected).mean()
+
+    def _follow(self, keep):
+        with torch.no_grad():
+            for slow, fast in zip(self.average.parameters(), self.model.parameters()):
+                slow.lerp_(fast, 1 - keep)
+
+    def _batch(self, rng):
+        """Chunks of random clips: windows (B, T, 12, 28), identities (B, L, 512), targets (B, T, L, 512), and which of
+        the frames are there (B, T), for a chunk may be longer than its clip."""
+        picks = rng.choice(len(self.training_set), self.settings["batch"], p=self.chances)
+        chunks = [self._chunk(self.training_set[pick], rng) for pick in picks]
+        return [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*chunks)]
+
+    def _chunk(self, lesson, rng):
+        codes, audio = self.codes.read(lesson)
+        augment, count = self.settings["augment"], self.settings["frames"]
+        speed = rng.uniform(7 / 8, 9 / 8) if augment else 1.0
+        start = int(rng.integers(max(lesson.frames - math.ceil(count * speed), 0) + 1))
+        first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
+        end = start + math.ceil(count * speed) + LAG
+        heard = audio[first * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME]
+        if augment:
+            heard = speech.disturb(speech.hasten(heard, speed), rng)
+        skip = math.ceil((start - first) / speed)
+        windows = speech.windows(speech.mfcc(heard), skip + count)[skip:]
+        times = first + (skip + np.arange(count) + 0.5) * speed - 0.5  # of the chunk's frames, in frames of the clip
+        identity = codes[rng.integers(lesson.frames)]
+        return windows, identity, _at(codes, times), times < lesson.frames - 0.5
+
+    @torch.no_grad()
+    def validate(self):
+        """How the averaged model does on whole held-out clips, each driven from the code of its middle frame."""
+        self.average.eval()
+        missed, spread, correlations, spreads, latent = 0.0, 0.0, [], [], []
+        for lesson in self.held_out:
+            codes, audio = self.codes.read(lesson)
+            identity = codes[len(codes) // 2]
+            windows = speech.windows(speech.mfcc(audio), len(codes))
+            moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(self.device)
+            wanted = torch.as_tensor(codes - identity).to(self.device)
+            latent.append(F.mse_loss(moved, wanted).item())
+            mine, true = self._opening(moved).cpu().numpy(), self._opening(wanted).cpu().numpy()
+            missed, spread = missed + ((mine - true) ** 2).sum(), spread + ((true - true.mean()) ** 2).sum()
+            if true.std() > 1e-3 and mine.std() > 0:
+                shown = true if lesson.opening is None else lesson.opening
+                correlations.append(np.corrcoef(mine, shown)[0, 1])
+                spreads.append(math.log(mine.std() / true.std()))
+        mean = {"val_correlation": correlations, "val_log_spread": spreads, "val_latent": latent}
+        return {"val_error": float(missed / max(spread, 1e-12))} | {name: float(np.mean(x)) if x else 0.0 for name, x in mean.items()}
+
+
+class _Mouth(nn.Module):
+    """How far a displacement opens the mouth, in spreads: a linear reading of its coordinates."""
+
+    def __init__(self, components):
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(components))
+
+    def forward(self, coordinates):
+        """Coordinates in spreads (..., K) to openings (...)."""
+        return coordinates @ self.weights
+
+
+def _measure(model, mouth, lessons, codes):
+    """Fit the basis to codes of the training clips, then measure the spreads and the mouth's reading in it."""
+    components = model.config["components"]
+    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 20_000))
+    model.basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), components)
+    sound, motion, tracked = _Moments(), _Moments(), _Moments()
+    for lesson in lessons:
+        latents, audio = codes.read(lesson)
+        moved = torch.from_numpy(latents - latents.mean(0))
+        moved = model.basis.project(moved, centre=False).double().numpy()  # (T, K)
+        sound.add(speech.mfcc(audio))
+        motion.add(moved)
+        if lesson.opening is not None:
+            tracked.add(np.column_stack([moved, lesson.opening - lesson.opening.mean()]))
+    model.feature_spread.copy_(torch.from_numpy(sound.spread()))
+    model.motion_spread.copy_(torch.from_numpy(motion.spread()))
+    reading = _read_tracks(tracked, motion.spread()) if tracked.count else _widest(motion)
+    mouth.weights.copy_(torch.from_numpy(reading))
+
+
+class _Moments:
+    """Second moments of rows that come in pieces."""
+
+    def __init__(self):
+        self.count, self.sums = 0, 0.0
+
+    def add(self, rows):
+        rows = np.asarray(rows, float)
+        self.count, self.sums = self.count + len(rows), self.sums + rows.T @ rows
+
+    def matrix(self):
+        return self.sums / self.count
+
+    def spread(self):
+        return np.sqrt(np.maximum(np.diag(self.matrix()), 1e-12))
+
+
+def _read_tracks(tracked, spread):
+    """The linear reading of coordinates in spreads that comes nearest to the measured openings. (K,)"""
+    matrix, opening = tracked.matrix(), tracked.spread()[-1]
+    covariance = matrix[:-1, :-1] / np.outer(spread, spread)
+    return np.linalg.solve(covariance + 1e-3 * np.eye(len(spread)), matrix[:-1, -1] / spread) / opening
+
+
+def _widest(motion):
+    """Nobody measured the mouths: a reading along the widest motion. (K,)"""
+    values, vectors = np.linalg.eigh(motion.matrix())
+    return vectors[:, -1] * motion.spread() / math.sqrt(max(values[-1], 1e-12))
+
+
+# Clips ----------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class _Lesson:
+    """A clip whose codes are known."""
+
+    name: str
+    speaker: str
+    key: str
+    frames: int
+    opening: np.ndarray | None  # (frames,), if somebody measured it
+
+
+class _Codes:
+    """What the encoder makes of clips, with their sound, in one file beside the weights, so that it is made once.
+
+    A clip is known by its path, size and time of change, and by the encoder. Codes are kept as their mean and the
+    float16 differences from it, which is finer than speech moves them. A killed run keeps what it had finished.
+    """
+
+    def __init__(self, path, encoder):
+        self.path, self.encoder, self.fingerprint = path, encoder, _fingerprint(encoder)
+
+    def __enter__(self):
+        if not self.path.parent.is_dir():
+            raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
+        with self._mendable():
+            self.file = sqlite3.connect(self.path)
+            self.file.execute("create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)")
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    @contextmanager
+    def _mendable(self):
+        try:
+            yield
+        except sqlite3.Error as problem:
+            raise TalkheadError(f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file") from problem
+
+    def learn(self, clip, device):
+        """Encode a clip unless that was done before: a _Lesson."""
+        state = clip.stat()
+        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}"
+        with self._mendable():
+            row = self.file.execute("select shape from codes where key = ?", [key]).fetchone()
+        if row is None:
+            codes, audio = self._encode(clip, device)
+            mean = codes.mean(0)
+            sound = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+            row = [" ".join(map(str, codes.shape))]
+            with self._mendable(), self.file:  # one transaction
+                self.file.execute("insert into codes values (?, ?, ?, ?, ?)", [
+                    key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
+        frames = int(row[0].split()[0])
+        return _Lesson(clip.stem, _speaker(clip), key, frames, _opening(clip, frames))
+
+    def _encode(self, clip, device):
+        audio = files.read_audio(clip)
+        with files.read_frames(clip) as frames:
+            codes = np.stack(list(encode(self.encoder, frames, device=device)))
+        return codes, np.pad(audio, (0, max(len(codes) * SAMPLES_PER_FRAME - len(audio), 0)))
+
+    def read(self, lesson):
+        """Codes float32 (T, L, 512) and sound float32 (N,) of a clip."""
+        with self._mendable():
+            shape, mean, rest, sound = self.file.execute(
+                "select shape, mean, rest, sound from codes where key = ?", [lesson.key]).fetchone()
+        rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
+        mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
+        return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
+
+
+def _fingerprint(encoder):
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _find(sources):
+    found = [path for path in training.clips(sources) if path.suffix.lower() not in STILLS]
+    if not found:
+        raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
+    return found
+
+
+def _speaker(clip):
+    about = clip.with_suffix(".json")
+    told = files.read_json(about) if about.exists() else {}
+    return str(told["speaker"]) if isinstance(told, dict) and "speaker" in told else clip.resolve().parent.name
+
+
+def _opening(clip, frames):
+    """The measured opening of a clip's mouth, one number a frame; None if there is none."""
+    track = clip.with_suffix(".track.npy")
+    if not track.exists():
+        return None
+    track = files.read_array(track)
+    if track.ndim != 2 or not len(track) or not np.isfinite(track).all():
+        raise TalkheadError(f"{clip.with_suffix('.track.npy')}: holds {track.shape}, wanted finite (T, 3); delete it or make it again")
+    return np.pad(track[:frames, 0], (0, max(frames - len(track), 0)), "edge")
+
+
+def _split(lessons, hold_out, seed):
+    """Lessons to train on and lessons to validate on, which share no speaker unless single clips were named."""
+    speakers = Counter(lesson.speaker for lesson in lessons)
+    if isinstance(hold_out, int):
+        if hold_out >= len(speakers):
+            raise TalkheadError(f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer")
+        kept = {str(name) for name in np.random.default_rng(seed).permutation(sorted(speakers))[:hold_out]}
+    else:
+        kept = {str(name) for name in hold_out}
+        unknown = kept - set(speakers) - {lesson.name for lesson in lessons}
+        if unknown:
+            raise TalkheadError(f"hold_out: no speaker or clip is called {sorted(unknown)[0]}; speakers: {', '.join(sorted(speakers))}")
+    held = [lesson for lesson in lessons if lesson.speaker in kept or lesson.name in kept]
+    rest = [lesson for lesson in lessons if not (lesson.speaker in kept or lesson.name in kept)]
+    if not rest:
+        raise TalkheadError("hold_out: nothing is left to train on; hold out fewer")
+    return rest, held
+
+
+def _at(codes, times):
+    """Codes between frames: (T, L, 512) at times (n,) in frames, linearly, held at the ends."""
+    times = np.clip(times, 0, len(codes) - 1)
+    before = np.minimum(times.astype(int), max(len(codes) - 2, 0))
+    after = np.minimum(before + 1, len(codes) - 1)
+    part = (times - before).astype(np.float32)[:, None, None]
+    return codes[before] * (1 - part) + codes[after] * part
