@@ -94,10 +94,10 @@ def _minibatches(count, batch, seed):
 
 
 def _settled(history, least_gain):
-    if len(history) < 2 * WINDOW or len(history) % 10:
+    if not least_gain or len(history) < 2 * WINDOW:
         return False
     before, now = sum(history[-2 * WINDOW:-WINDOW]), sum(history[-WINDOW:])
-    return before - now < least_gain * before
+    return before - now <= least_gain * before
 
 
 class _Tuner:
