@@ -1,0 +1,348 @@
+"""Measure a model: does the mouth follow the speech, do the lips shut, does the face stay the face?
+
+    talkhead synth -o held-out …                                    # faces and sentences never trained on
+    python examples/evaluate_bundled.py --clips held-out --speech recordings/ --portraits photos/ -o evaluation/
+
+Prints one JSON object a line: every clip, recording and portrait, then the summary of each of the three parts. Writes into
+the output folder the same lines (evaluation.jsonl), the table of the model card (evaluation.md) and a contact sheet of
+each part (PNG). A part whose material is not given is left out.
+
+Mouths are found by MediaPipe on frames enlarged four times (bicubic), in true frames exactly as in generated ones. What
+the truth is known for without a detector, the puppet's own mouth track, correlations are taken with.
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+import talkhead
+from talkhead import articulation, checkpoints, faces, files, inversion, metrics, pti, speech, synthesis, training
+from talkhead.errors import TalkheadError
+
+from contact_sheet import sheet
+
+ENLARGE = 4
+LOUDNESS = 0.6  # exponent from sound amplitude to how loud it is heard (Stevens)
+SHUT = 0.25  # lips count as shut below this share of the way from the true clip's 5th to its 95th percentile of opening
+SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".mpg", ".mp4"}
+FILMED = {".mpg", ".mp4"}
+ON_SHEET = 12  # rows of a contact sheet come from the first so many
+
+
+class Eye:
+    """A detector that enlarges what it sees and remembers it, because several measures look at each frame."""
+
+    def __init__(self, detector):
+        self.detector, self.name, self.seen = detector, detector.name, {}
+
+    def __call__(self, image):
+        key = hash(image.tobytes())
+        if key not in self.seen:
+            picture = PIL.Image.fromarray(image)
+            large = picture.resize([side * ENLARGE for side in picture.size], PIL.Image.Resampling.BICUBIC)
+            # The centre of pixel 0 is at 0: enlarged four times, it comes to lie at 1.5.
+            self.seen[key] = [(face + 0.5) / ENLARGE - 0.5 for face in self.detector(np.asarray(large))]
+        return self.seen[key]
+
+
+def openings(frames, detector):
+    """(T,): mouth opening of each frame, NaN where no face is found."""
+    found = map(detector, frames)
+    return np.array([faces.mouth_opening(face[0]) if face else np.nan for face in found])
+
+
+def spread(opening):
+    """How a mouth was used: its rest, its widest, and the share of frames in which it was seen."""
+    known = opening[np.isfinite(opening)]
+    low, high = np.percentile(known, [5, 95]) if len(known) else (0.0, 0.0)
+    return {"p5": float(low), "p95": float(high), "seen": len(known) / len(opening)}
+
+
+def mean(records, *path):
+    """Mean of a figure over records, those left out that lack it."""
+    values = []
+    for value in records:
+        for key in path:
+            value = value[key]
+        values += [] if value is None else [value]
+    return float(np.mean(values)) if values else None
+
+
+def show(value):
+    return "–" if value is None else f"{value:.2f}"
+
+
+class Model:
+    """The three networks, and what is asked of them here."""
+
+    def __init__(self, device, generator=None, encoder=None, audio2latent=None):
+        self.device = training.pick_device(device)
+        self.generator = checkpoints.load_generator(generator or checkpoints.bundled("generator"), self.device)
+        self.encoder = checkpoints.load_encoder(encoder or checkpoints.bundled("encoder"), self.generator, self.device)
+        self.audio2latent = checkpoints.load_audio2latent(audio2latent or checkpoints.bundled("audio2latent"), self.generator, self.device)
+        self.size = self.generator.resolution
+
+    def speak(self, face, audio, generator=None):
+        return list(synthesis.generate(generator or self.generator, self.encoder, self.audio2latent, face, audio))
+
+    def project(self, frames):
+        return list(synthesis.synthesize(self.generator, inversion.encode(self.encoder, frames, device=self.device)))
+
+    def tune(self, face, steps):
+        pivots = np.stack(list(inversion.encode(self.encoder, [face], device=self.device)))
+        return pti.tune(self.generator, training.to_images(training.resize(face, self.size)[None]), pivots, steps=steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Puppets never trained on: everything about them is known
+
+def puppet(path, model, eye):
+    """One held-out clip, spoken again from its first frame and its sound: (record, rows for the sheet)."""
+    about = json.loads(path.with_suffix(".json").read_text())
+    track = files.read_array(path.with_suffix(".track.npy"))[:, articulation.TRACK.index("opening")]
+    with files.read_frames(path) as reader:
+        large = list(reader)
+    clips = {"truth": [training.resize(frame, model.size) for frame in large], "projection": model.project(large),
+             "fake": model.speak(large[0], files.read_audio(path))}
+    seen = {name: openings(frames, eye) for name, frames in clips.items()}
+    record = {"part": "puppets", "clip": path.name, "source": about["source"], "frames": len(clips["fake"]),
+              "opening": {name: metrics.correlation_and_lag(track, opening)._asdict() | spread(opening) for name, opening in seen.items()},
+              "closures": shut_lips(seen, articulation.closures(about["phonemes"])),
+              "to_truth": metrics.compare(clips["truth"], clips["fake"], eye),
+              "to_projection": metrics.compare(clips["projection"], clips["fake"], eye),
+              "projection": metrics.compare(clips["truth"], clips["projection"], eye)}
+    return record, list(clips.values())
+
+
+def shut_lips(seen, closures):
+    """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck."""
+    rest, wide = np.nanpercentile(seen["truth"], [5, 95])
+    shut = rest + SHUT * (wide - rest)
+    counts = {name: int(metrics.closures_met(opening, closures, shut).sum()) for name, opening in seen.items()}
+    # The same mouth rolled through the clip meets some closures as well.
+    rolled = [metrics.closures_met(np.roll(seen["fake"], shift), closures, shut).sum() for shift in range(1, len(seen["fake"]))]
+    return counts | {"asked": len(metrics.closures_met(seen["fake"], closures, shut)), "luck": float(np.mean(rolled))}
+
+
+def summarise_puppets(records):
+    lags = [record["opening"]["fake"]["lag"] for record in records]
+    asked = sum(record["closures"]["asked"] for record in records)
+    return {"clips": len(records), "lag": float(np.median(lags)), "lag_within_1": float(np.mean(np.abs(lags) <= 1)), "asked": asked,
+            "opening": {clip: {name: mean(records, "opening", clip, name) for name in ("correlation", "p5", "p95", "seen")}
+                        for clip in ("truth", "projection", "fake")},
+            "closures": {clip: sum(record["closures"][clip] for record in records) / asked if asked else None
+                         for clip in ("truth", "projection", "fake", "luck")},
+            **{pair: {name: mean(records, pair, name) for name in ("psnr", "ssim", "lmd")}
+               for pair in ("to_truth", "to_projection", "projection")}}
+
+
+def puppet_rows(s, size):
+    """Rows of the table: (figure, value, (relation, limit) or None, what to hold it against)."""
+    def beside(what, name=None):
+        truth, projection = (show(s[what][clip] if name is None else s[what][clip][name]) for clip in ("truth", "projection"))
+        return f"the true frames {truth}, their projection {projection}"
+
+    yield "mouth opening, correlation with the truth", s["opening"]["fake"]["correlation"], (">=", 0.85), beside("opening", "correlation")
+    yield "mouth opening, best lag in frames, median", s["lag"], ("+-", 1), f"within ±1 in {s['lag_within_1']:.0%} of the clips"
+    yield ("/p b m/ made with shut lips", s["closures"]["fake"], (">=", 0.85),
+           f"{s['asked']} in all; {beside('closures')}; by luck {show(s['closures']['luck'])}")
+    for name, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("lmd", f"LMD, pixels of {size}")):
+        yield f"{label}, against the truth", s["to_truth"][name], None, f"its projection {show(s['projection'][name])}"
+        yield f"{label}, against its projection G(E(x))", s["to_projection"][name], None, ""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Recorded speech: the mouth should follow its loudness and rest in its pauses
+
+def recording(path, face, model, eye):
+    """One recording spoken by a held-out face; where it was filmed, the speaker's own mouth is measured too."""
+    audio = files.read_audio(path)
+    fake = model.speak(face, audio)
+    mouths = {"fake": openings(fake, eye)}
+    if path.suffix in FILMED:
+        with files.read_frames(path) as reader:
+            mouths["own"] = openings(reader, eye.detector)
+    envelope = metrics.envelope(audio, speech.num_frames(audio))
+    quiet = metrics.pauses(envelope)
+    record = {"part": "recordings", "recording": path.name, "frames": len(fake), "pause_frames": int(quiet.sum())}
+    for name, opening in mouths.items():
+        frames = min(len(opening), len(quiet))
+        record[name] = metrics.correlation_and_lag(envelope, opening)._asdict() | spread(opening) | {
+            "loudness": metrics.correlation_and_lag(envelope ** LOUDNESS, opening).correlation,
+            "pause": metrics.pause_opening(opening[:frames], quiet[:frames])}
+    if "own" in mouths:
+        record["to_own"] = metrics.correlation_and_lag(mouths["own"], mouths["fake"])._asdict()
+    return record, [fake]
+
+
+def summarise_speech(records):
+    def means(chosen, mouth):
+        return {name: mean(chosen, mouth, name) for name in ("correlation", "loudness", "pause", "p95")}
+
+    filmed = [record for record in records if "own" in record]
+    pauses = [record["fake"]["pause"] for record in records if record["fake"]["pause"] is not None]
+    summary = {"recordings": len(records), "pauses": len(pauses), "worst_pause": max(pauses, default=None),
+               "fake": means(records, "fake"), "filmed": len(filmed)}
+    if filmed:
+        summary |= {"own": means(filmed, "own"), "to_own": mean(filmed, "to_own", "correlation"),
+                    "to_own_lag": float(np.median([record["to_own"]["lag"] for record in filmed]))}
+    return summary
+
+
+def speech_rows(s, size):
+    def beside(name):
+        return f"the own mouths of the {s['filmed']} who were filmed {show(s['own'][name])}" if s["filmed"] else ""
+
+    yield "recordings: opening with the sound's envelope, correlation", s["fake"]["correlation"], (">=", 0.4), beside("correlation")
+    yield f"recordings: opening with loudness (envelope to the power {LOUDNESS}), correlation", s["fake"]["loudness"], None, beside("loudness")
+    yield ("recordings: opening in pauses / 95th percentile, mean", s["fake"]["pause"], ("<=", 0.15),
+           f"worst of {s['pauses']} {show(s['worst_pause'])}" + (f"; {beside('pause')}" if s["filmed"] else ""))
+    if s["filmed"]:
+        yield "recordings: opening with the speaker's own, correlation", s["to_own"], None, f"best lag {show(s['to_own_lag'])} frames, median"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Portraits of real people, never used as donors: pivotal tuning must bring the person and keep the motion
+
+def portrait(path, audio, model, eye, steps):
+    """One photo, tuned on and made to speak: (record, rows for the sheet); a photo without a face is only counted."""
+    image = files.read_image(path)
+    found = eye.detector(image)
+    if not found:
+        return {"part": "portraits", "portrait": path.name, "faces": 0}, []
+    face = faces.align(image, found[0], 256)
+    small = training.resize(face, model.size)
+    clips = {"untuned": model.speak(face, audio), "tuned": model.speak(face, audio, model.tune(face, steps))}
+    record = {"part": "portraits", "portrait": path.name, "faces": len(found)}
+    for name, frames in clips.items():
+        opening = spread(openings(frames, eye))
+        record[name] = {"psnr": metrics.psnr(small, frames[0]), "ssim": metrics.ssim(small, frames[0]), "range": opening["p95"] - opening["p5"]} | opening
+    record["range_ratio"] = record["tuned"]["range"] / record["untuned"]["range"] if record["untuned"]["range"] else None
+    return record, [[small], *clips.values()]
+
+
+def summarise_portraits(records):
+    seen = [record for record in records if record["faces"]]
+    psnr, ratios = [record["tuned"]["psnr"] for record in seen], [record["range_ratio"] or 0.0 for record in seen]
+    return {"portraits": len(records), "measured": len(seen), "range_ratio": mean(seen, "range_ratio"),
+            "tuned": {name: mean(seen, "tuned", name) for name in ("psnr", "ssim", "range")},
+            "untuned": {name: mean(seen, "untuned", name) for name in ("psnr", "ssim", "range")},
+            "worst_psnr": min(psnr, default=None), "worst_range_ratio": min(ratios, default=None),
+            "psnr_reached": sum(value >= 22 for value in psnr), "range_reached": sum(value >= 0.5 for value in ratios)}
+
+
+def portrait_rows(s, size):
+    yield ("portraits, tuned: PSNR of the first frame, dB", s["tuned"]["psnr"], (">=", 22),
+           f"{s['psnr_reached']} of {s['measured']} reach it, worst {show(s['worst_psnr'])}; untuned {show(s['untuned']['psnr'])}")
+    yield "portraits, tuned: SSIM of the first frame", s["tuned"]["ssim"], None, f"untuned {show(s['untuned']['ssim'])}"
+    yield ("portraits: range of opening, tuned / untuned", s["range_ratio"], (">=", 0.5),
+           f"{s['range_reached']} of {s['measured']} reach it, worst {show(s['worst_range_ratio'])}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+RELATIONS = {">=": ("≥ {}", lambda value, limit: value >= limit), "<=": ("≤ {}", lambda value, limit: value <= limit),
+             "+-": ("within ±{}", lambda value, limit: abs(value) <= limit)}
+
+
+def table(rows, note):
+    """The model card's table, Markdown."""
+    lines = ["| figure | measured | asked | met | beside it |", "|---|---|---|---|---|"]
+    for figure, value, asked, beside in rows:
+        wanted, met = "", ""
+        if asked:
+            text, holds = RELATIONS[asked[0]]
+            wanted, met = text.format(asked[1]), "yes" if value is not None and holds(value, asked[1]) else "**no**"
+        lines.append(f"| {figure} | {show(value)} | {wanted} | {met} | {beside} |")
+    return "\n".join([*lines, "", note, ""])
+
+
+def run(part, jobs, summarise, log, pictures):
+    """Do each job, print its record, draw the first few; return the summary."""
+    records, rows = [], []
+    for job in jobs:
+        record, clips = job()
+        records.append(record)
+        rows += clips if len(records) <= ON_SHEET else []
+        say(record, log)
+    summary = {"summary": part, **summarise(records)}
+    say(summary, log)
+    if rows:
+        files.write_image(pictures / f"{part}.png", sheet(rows, 12, 128))
+    return summary
+
+
+def say(record, log):
+    line = json.dumps(record, allow_nan=False)
+    print(line, flush=True)
+    log.write(line + "\n")
+    log.flush()
+
+
+def sounds(paths):
+    """Files that hold sound; a folder stands for those in it."""
+    found = []
+    for path in map(Path, paths):
+        found += sorted(child for child in path.iterdir() if child.suffix in SOUNDS) if path.is_dir() else [path]
+    return found
+
+
+def first_frame(clip):
+    with files.read_frames(clip, limit=1) as reader:
+        return next(iter(reader))
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True, help="folder that talkhead synth wrote, of faces and sentences never trained on")
+    parser.add_argument("--speech", nargs="*", default=[], metavar="FILE", help="recordings, filmed ones too, or folders of them")
+    parser.add_argument("--portraits", type=Path, help="folder of portraits; every 53rd is taken, ten in all")
+    parser.add_argument("-o", "--output", type=Path, default=Path("evaluation"), help="folder for the table and the pictures")
+    parser.add_argument("--limit", type=int, help="stop after this many of each")
+    for kind in ("generator", "encoder", "audio2latent"):
+        parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
+    parser.add_argument("--detector", default="mediapipe", choices=faces.DETECTORS)
+    parser.add_argument("--detector-model", help="the detector's model file")
+    parser.add_argument("--pti-steps", type=int, default=350)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def main():
+    options = parse()
+    model = Model(options.device, options.generator, options.encoder, options.audio2latent)
+    eye = Eye(faces.detector(options.detector, options.detector_model))
+    clips = sorted(options.clips.glob("*.mp4"))[:options.limit]
+    if not clips:
+        raise TalkheadError(f"{options.clips}: holds no clips; write some with talkhead synth")
+    recordings = sounds(options.speech)[:options.limit]
+    portraits = sorted(options.portraits.glob("*.jpg"))[::53][:10][:options.limit] if options.portraits else []
+    speakers = [first_frame(clip) for clip in clips[:10]]
+    sentence = files.read_audio(recordings[0] if recordings else clips[0])[:5 * speech.SAMPLE_RATE]
+    parts = {
+        "puppets": ([partial(puppet, path, model, eye) for path in clips], summarise_puppets, puppet_rows),
+        "recordings": ([partial(recording, path, speakers[k % len(speakers)], model, eye) for k, path in enumerate(recordings)],
+                       summarise_speech, speech_rows),
+        "portraits": ([partial(portrait, path, sentence, model, eye, options.pti_steps) for path in portraits], summarise_portraits, portrait_rows),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with open(options.output / "evaluation.jsonl", "w") as log:
+        for part, (jobs, summarise, rows_of) in parts.items():
+            if jobs:
+                rows += rows_of(run(part, jobs, summarise, log, options.output), model.size)
+    note = (f"{len(clips)} puppet clips, {len(recordings)} recordings, {len(portraits)} portraits; talkhead {talkhead.__version__}, "
+            f"generator `{model.generator.fingerprint}` of {model.size} pixels, mouths by {eye.name}.")
+    (options.output / "evaluation.md").write_text(table(rows, note))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TalkheadError as problem:
+        sys.exit(f"evaluate_bundled.py: {problem}")
