@@ -268,9 +268,9 @@ def test_training_hears_the_sound(clips, networks, tmp_path):
     """Loud is bright in these clips: an unheard voice must move an unseen face the right way."""
     wide = {"channels": (4, 4, 8, 8, 8), "hidden": 32, "features": 16, "lstm": 16, "decoder": 32, "components": 4}
     torch.manual_seed(0)
-    records = list(train([clips], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=60, batch=4, frames=10, lr=3e-3,
-                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=60, average=0.9))
-    assert records[-1]["val_correlation"] > 0.8 and records[-1]["val_error"] < 0.6
+    records = list(train([clips], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=100, batch=8, frames=10, lr=3e-3,
+                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=100, average=0.9))
+    assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
 
 
 def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
