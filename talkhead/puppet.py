@@ -140,11 +140,11 @@ def _positions(size):
 # ---------------------------------------------------------------------------------------------------------------
 # Portraits: photos of faces, aligned and marked
 
-def portraits(folder, model, size=256, cache=None, exclude=()):
+def portraits(folder, model=None, size=256, cache=None, exclude=()):
     """Photos of frontal faces as stills: aligned as `faces.align` does, marked by MediaPipe.
 
     folder   holds the pictures (.jpg, .jpeg, .png)
-    model    MediaPipe's face landmarker (.task)
+    model    MediaPipe's face landmarker (.task); None looks for it where `faces.detector` does
     cache    .npz that keeps the aligned pictures and their points, so that detection runs once
     exclude  file stems that are left out
     returns  list of Still, sorted by name; turned and small faces are left out
@@ -152,6 +152,8 @@ def portraits(folder, model, size=256, cache=None, exclude=()):
     raises   TalkheadError if the folder holds no usable face
     """
     paths = _pictures(folder)
+    if not paths:
+        raise TalkheadError(f"{folder}: holds no pictures; pass a folder of portrait photos (.jpg, .jpeg, .png)")
     found = _read_cache(cache, paths, size)
     if found is None:
         found = list(_detect_portraits(paths, model, size))
@@ -192,23 +194,20 @@ def _read_cache(cache, paths, size):
 
 
 def _detect_portraits(paths, model, size):
-    if model is None:
-        raise TalkheadError("portraits: their faces must be found first; name MediaPipe's face landmarker, "
-                            f"{faces.MEDIAPIPE_MODEL_FILE}, with --detector-model")
-    mesh_of = faces.MediaPipe(model, faces=1).meshes
+    meshes_of = faces.detector("mediapipe", model).meshes
     for path in paths:
         image = files.read_image(path)
-        meshes = mesh_of(image)
-        if not meshes:
+        mesh = max(meshes_of(image), key=lambda found: np.ptp(found, 0).prod(), default=None)
+        if mesh is None:
             continue
-        landmarks = faces.from_mesh(meshes[0])
+        landmarks = faces.from_mesh(mesh)
         eyes = landmarks[42:48].mean(0) - landmarks[36:42].mean(0)
-        halves = [np.linalg.norm(meshes[0][1] - meshes[0][side]) for side in (234, 454)]
+        halves = [np.linalg.norm(mesh[1] - mesh[side]) for side in (234, 454)]
         if np.hypot(*eyes) < SMALLEST_EYES or abs(np.log(halves[0] / halves[1])) > FRONTAL:
             continue
         quad = faces.quad(landmarks)
         basis = np.stack([quad[3] - quad[0], quad[1] - quad[0]])
-        points = (meshes[0][LAYOUT] - quad[0]) @ np.linalg.inv(basis)
+        points = (mesh[LAYOUT] - quad[0]) @ np.linalg.inv(basis)
         yield Still(faces.crop(image, quad, size), points.astype(np.float32), (path.stem,))
 
 
@@ -1290,7 +1289,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     frames           None: clips with speech. A number: no speech, that many independent moments of a face
     seconds          speech is cut after this long; None keeps whole utterances
     portraits        folder of photos to blend; None draws the faces
-    detector_model   MediaPipe's face landmarker, needed for portraits and recordings
+    detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `faces.detector` does
     exclude          stems of portraits that are never used
     voices           names of espeak voices; None takes all, () none
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets

@@ -1,0 +1,237 @@
+"""Puppets: the warp and its truth, drawn and blended faces, and detectors that nobody here wrote."""
+
+import json
+
+import numpy as np
+import pytest
+
+from talkhead import TalkheadError, faces, files, puppet
+
+SHUT_TO_OPEN = np.array([[0, 0, 0], [0.04, 0, 0.01], [0.08, 0, 0.03], [0.12, 0, 0.06], [0.16, 0, 0.09], [0.2, 0, 0.12]])
+
+
+@pytest.fixture(scope="module")
+def still():
+    return puppet.drawn(3, 64)
+
+
+@pytest.fixture(scope="module")
+def model(shared_data):
+    return shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task"
+
+
+@pytest.fixture(scope="module")
+def portraits(shared_data, model, tmp_path_factory):
+    """Every thirtieth portrait of the folder, so that the test needs seconds, and five with their mouths shut."""
+    pytest.importorskip("mediapipe")
+    folder = tmp_path_factory.mktemp("portraits")
+    pictures = sorted((shared_data / "images" / "congress").glob("*.jpg"))
+    shut = [pictures[0].with_name(f"{stem}.jpg") for stem in ("M001222", "G000586", "W000815", "V000133", "M001226")]
+    for path in {*pictures[::30], *shut}:
+        (folder / path.name).symlink_to(path)
+    return puppet.portraits(folder, model, cache=folder / "cache.npz")
+
+
+def moments(still, track, size=64, seed=0):
+    pictures, landmarks = zip(*puppet.perform(still, track, size, seed, independent=True))
+    return np.stack(pictures), np.stack(landmarks)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Splines and masks
+
+def test_spline_equals_scipy():
+    from scipy.interpolate import RBFInterpolator
+    rng = np.random.default_rng(0)
+    points, values = rng.random((30, 2)), rng.normal(size=(30, 3))
+    ours = puppet._spline(points, values, 16, smoothing=0)
+    theirs = RBFInterpolator(points, values, kernel="thin_plate_spline")(puppet._nodes(16))
+    np.testing.assert_allclose(ours, theirs.T.reshape(3, 16, 16), atol=1e-3)
+
+
+def test_inside_is_the_distance_to_a_square():
+    square = np.array([(0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)])
+    inside = puppet._inside(square, 8)
+    x = (np.arange(8) + 0.5) / 8
+    np.testing.assert_allclose(inside[4, 1:7], np.minimum(x[1:7] - 0.25, 0.75 - x[1:7]), atol=1e-9)
+    assert (inside > 0).sum() == 16
+
+
+def test_inverse_of_a_motion_field_undoes_it():
+    import torch
+    nodes = puppet._positions(puppet.GRID)
+    bump = torch.exp(-((nodes - 0.5) ** 2).sum(-1) / 0.03)
+    shift = 0.04 * torch.stack([bump, -bump])[None]
+    back = puppet._invert(shift)
+    at = nodes + back[0].permute(1, 2, 0)
+    there = at + puppet._sample(shift, at[None])[0].permute(1, 2, 0)
+    assert (there - nodes).abs().max() < 2e-4
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Stills
+
+def test_drawn_faces_are_aligned_shut_and_repeatable(still):
+    again = puppet.drawn(3, 64)
+    assert still.image.shape == (64, 64, 3) and still.image.dtype == np.uint8
+    np.testing.assert_array_equal(still.image, again.image)
+    np.testing.assert_array_equal(still.points, again.points)
+    assert still.opening < 0.01
+    corners = faces.quad(still.landmarks)
+    np.testing.assert_allclose(corners + 0.5, [(0, 0), (0, 64), (64, 64), (64, 0)], atol=1e-3)
+    assert np.abs(puppet.drawn(4, 64).image.astype(int) - still.image).mean() > 5
+
+
+def test_the_mirror_of_a_mirror_is_the_face(still):
+    twice = puppet.mirror(puppet.mirror(still))
+    np.testing.assert_array_equal(twice.image, still.image)
+    np.testing.assert_allclose(twice.points, still.points, atol=1e-6)
+    flipped = puppet.mirror(still).landmarks
+    np.testing.assert_allclose(flipped[36], (63, 0) + still.landmarks[45] * (-1, 1), atol=1e-3)
+
+
+def test_no_pictures_is_an_error(tmp_path):
+    with pytest.raises(TalkheadError, match="no such folder"):
+        puppet.portraits(tmp_path / "absent", "model.task")
+    with pytest.raises(TalkheadError, match="holds no pictures"):
+        puppet.portraits(tmp_path, "model.task")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Performance
+
+def test_frames_and_landmarks_of_a_performance(still):
+    frames, landmarks = moments(still, SHUT_TO_OPEN)
+    assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8
+    assert landmarks.shape == (6, 68, 2) and landmarks.dtype == np.float32
+    np.testing.assert_allclose(faces.mouth_opening(landmarks), SHUT_TO_OPEN[:, 0], atol=0.012)
+
+
+def test_the_mouth_opens_dark_and_shuts_again(still):
+    frames, landmarks = moments(still, np.array([[0.2, 0, 0.12], [0, 0, 0]]))
+    x, y = landmarks[0, [62, 66]].mean(0).round().astype(int)
+    throat, lip = (frame[y - 1:y + 2, x - 1:x + 2].astype(int) for frame in frames)
+    assert throat.mean((1, 2)).min() < 45 and np.abs(throat - lip).mean() > 15         # its darkest row
+    upper, lower = landmarks[1, [62, 66], 1]
+    assert lower - upper < 0.3
+
+
+def test_widths_follow_the_track(still):
+    _, landmarks = moments(still, np.array([[0.05, 0, 0.02], [0.05, -0.2, 0.02], [0.05, 0.1, 0.02]]))
+    widths = np.linalg.norm(landmarks[:, 54] - landmarks[:, 48], axis=1)
+    eyes = np.linalg.norm(landmarks[:, 45] - landmarks[:, 36], axis=1)
+    relative = widths / eyes / (widths[0] / eyes[0]) - 1
+    np.testing.assert_allclose(relative, (0, -0.2, 0.1), atol=0.04)
+
+
+def test_the_border_stands_still(still):
+    frames = moments(still, SHUT_TO_OPEN)[0].astype(int)
+    rim = np.concatenate([frames[:, :2].reshape(6, -1), frames[:, -2:].reshape(6, -1)], 1)
+    assert np.abs(rim - rim[0]).mean() < 1.5
+
+
+def test_same_seed_same_frames_whatever_the_chunks(still, monkeypatch):
+    track = np.repeat(SHUT_TO_OPEN, 4, 0)
+    first = [frame for frame, _ in puppet.perform(still, track, 64, seed=5)]
+    monkeypatch.setattr(puppet, "CHUNK", 7)
+    second = [frame for frame, _ in puppet.perform(still, track, 64, seed=5)]
+    assert np.abs(np.stack(first).astype(int) - np.stack(second)).max() <= 1
+    other = [frame for frame, _ in puppet.perform(still, track, 64, seed=6)]
+    assert np.abs(np.stack(first).astype(int) - np.stack(other)).mean() > 0.3
+
+
+def test_blinks_come_as_often_as_people_blink():
+    closed = puppet.blinks(np.random.default_rng(0), 25 * 60 * 30)
+    edges = np.flatnonzero(np.diff((closed > 0.3).astype(int)) == 1)
+    assert 13 < len(edges) / 30 < 22
+    lengths = np.flatnonzero(np.diff((closed > 0).astype(int)) == -1) - np.flatnonzero(np.diff((closed > 0).astype(int)) == 1)
+    assert lengths.max() <= 8 and closed.max() <= 1
+
+
+def test_lids_cover_the_eyes(still):
+    rig = puppet.Rig(still, 64)
+    motion = puppet._motion(rig, np.zeros((2, 3)), np.random.default_rng(0), True)
+    motion.weights[1] = motion.weights[0]
+    motion.lids[:] = 0, 1
+    motion.gaze[:] = 0
+    (awake, points), (asleep, shut) = puppet._perform(rig, motion)
+    height = lambda marks: marks[[41, 40, 47, 46], 1] - marks[[37, 38, 43, 44], 1]
+    assert (height(shut) < 0.25 * height(points)).all()
+    x, y = points[36:42].mean(0).round().astype(int)
+    assert np.abs(awake.astype(int) - asleep)[y - 1:y + 2, x - 2:x + 3].mean() > 10
+    assert np.abs(awake.astype(int) - asleep)[:12].max() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Clips
+
+def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
+    records = list(puppet.synth(tmp_path / "all", 3, size=32, frames=3, seed=2))
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert all(record["frames"] == 3 for record in records)
+    list(puppet.synth(tmp_path / "part", 1, size=32, frames=3, seed=2, start=2))
+    frames = [np.stack(list(files.read_frames(tmp_path / folder / "000002.mp4"))) for folder in ("all", "part")]
+    np.testing.assert_array_equal(*frames)
+    reader = files.read_frames(tmp_path / "all" / "000000.mp4")
+    assert reader.aligned
+    reader.close()
+    landmarks = files.read_array(tmp_path / "all" / "000001.landmarks.npy")
+    track = files.read_array(tmp_path / "all" / "000001.track.npy")
+    assert landmarks.shape == (3, 68, 2) and track.shape == (3, 3)
+    about = json.loads((tmp_path / "all" / "000001.json").read_text())
+    assert set(about) == {"fps", "phonemes", "text", "speaker", "seed", "donors", "source", "blink"}
+
+
+def test_synth_leaves_finished_clips_alone(tmp_path):
+    list(puppet.synth(tmp_path, 1, size=32, frames=2))
+    before = (tmp_path / "000000.mp4").stat().st_mtime_ns
+    records = list(puppet.synth(tmp_path, 2, size=32, frames=2))
+    assert (tmp_path / "000000.mp4").stat().st_mtime_ns == before
+    assert records[0]["frames"] == 2 and (tmp_path / "000001.mp4").is_file()
+
+
+def test_a_speaking_clip_is_as_long_as_its_sound(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    record, = puppet.synth(tmp_path, 1, size=32, seconds=1)
+    assert record["frames"] == 25 and record["speaker"]
+    sound = files.read_audio(tmp_path / "000000.mp4")
+    assert abs(len(sound) - 16000) <= 640
+    about = json.loads((tmp_path / "000000.json").read_text())
+    assert about["phonemes"] and max(end for _, end, _ in about["phonemes"]) <= 1.001
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Composites, judged by others' detectors
+
+def test_composites_are_aligned_and_seen_by_yunet(portraits, shared_data):
+    cv2 = pytest.importorskip("cv2")
+    yunet = cv2.FaceDetectorYN.create(str(shared_data / "weights" / "yunet" / "yunet_n_dynamic.onnx"), "", (128, 128), 0.6)
+    rng = np.random.default_rng(0)
+    seen = []
+    for index in range(6):
+        still = puppet.composite(puppet.choose(portraits, rng), index)
+        np.testing.assert_allclose(faces.quad(still.landmarks)[0] + 0.5, (0, 0), atol=0.05)
+        for frame in moments(still, SHUT_TO_OPEN, 128, index)[0]:
+            seen.append(yunet.detect(np.ascontiguousarray(frame[..., ::-1]))[1] is not None)
+    assert np.mean(seen) >= 0.98
+
+
+def test_mediapipe_sees_the_mouth_as_wide_open_as_it_is(portraits, model):
+    detector = faces.MediaPipe(model, faces=1)
+    rng = np.random.default_rng(1)
+    for index in range(4):
+        still = puppet.composite(puppet.choose(portraits, rng), index)
+        frames, truth = moments(still, np.repeat(SHUT_TO_OPEN, 2, 0), 256, index)
+        found = np.stack([detector(frame)[0] for frame in frames])
+        opening = faces.mouth_opening(found)
+        assert np.corrcoef(opening, faces.mouth_opening(truth))[0, 1] >= 0.9
+        assert np.linalg.norm(found - truth, axis=-1).mean() < 4          # pixels of 256
+
+
+def test_excluded_portraits_are_never_donors(portraits, tmp_path):
+    names = [still.names[0] for still in portraits]
+    assert len(names) == len(set(names)) > 10
+    rng = np.random.default_rng(0)
+    left = [still for still in portraits if still.names[0] not in names[:5]]
+    used = {name for _ in range(30) for still in puppet.choose(left, rng) for name in still.names}
+    assert not used & set(names[:5])
