@@ -10,6 +10,7 @@ Pillow is used here although reading files is another room's: the FFHQ crop is d
 
 import contextlib
 import importlib.util
+import inspect
 import itertools
 import math
 import os
@@ -80,15 +81,15 @@ class MediaPipe(Detector):
     name = "mediapipe"
 
     def __init__(self, model, faces=4):
-        if not Path(model).is_file():
-            raise TalkheadError(f"{model}: no such file; it should be MediaPipe's face landmarker, "
-                                f"from {MEDIAPIPE_MODEL_URL}")
+        try:
+            weights = Path(model).read_bytes()
+        except OSError as error:
+            raise TalkheadError(f"{model}: {error.strerror}; it should be MediaPipe's face landmarker, "
+                                f"from {MEDIAPIPE_MODEL_URL}") from error
         with _quiet():
             import mediapipe
             from mediapipe.tasks.python import BaseOptions, vision
-            # A buffer, not a path: the library mangles paths that are not ASCII on some systems.
-            options = vision.FaceLandmarkerOptions(
-                base_options=BaseOptions(model_asset_buffer=Path(model).read_bytes()), num_faces=faces)
+            options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_buffer=weights), num_faces=faces)
             try:
                 landmarker = vision.FaceLandmarker.create_from_options(options)
             except (RuntimeError, ValueError) as error:
@@ -152,7 +153,7 @@ def _overlap(points, others):
     low = np.maximum(points.min(0), others.min(0))
     high = np.minimum(points.max(0), others.max(0))
     common = np.prod(np.maximum(high - low, 0))
-    return common / (_area(points) + _area(others) - common)
+    return common / max(_area(points) + _area(others) - common, 1e-9)
 
 
 def _spread(length, side):
@@ -199,8 +200,6 @@ class FaceAlignment(Detector):
 
     def __init__(self, folder=None, device="cpu"):
         folder = Path(folder) if folder else _hub_folder()
-        import inspect
-
         import face_alignment
         import torch
 
@@ -209,8 +208,8 @@ class FaceAlignment(Detector):
             raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there")
         # Plain torch, no compiler run on first use; older versions do not have the switch.
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
-        benchmark, hub = torch.backends.cudnn.benchmark, torch.hub.get_dir()
-        with tempfile.TemporaryDirectory() as stand_in:
+        hub = torch.hub.get_dir()
+        with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
             (Path(stand_in) / "checkpoints").symlink_to(folder.resolve())
             torch.hub.set_dir(stand_in)
             try:
@@ -221,21 +220,31 @@ class FaceAlignment(Detector):
                                     f"({str(error).splitlines()[0]}); fetch them again") from None
             finally:
                 torch.hub.set_dir(hub)
-                torch.backends.cudnn.benchmark = benchmark      # the library switches it for the whole process
 
     def _find(self, image):
         factor = max(max(image.shape[:2]) / self.longest, 1.0)
         if factor > 1:
             size = [round(length / factor) for length in image.shape[1::-1]]
             image = np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BOX))
-        with warnings.catch_warnings():
+        with _benchmark_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")                     # "No faces were detected" is an empty list here
             found = self._network.get_landmarks_from_image(image)
-        if isinstance(found, tuple):
-            found = found[0]
-        faces = [] if found is None else [np.asarray(face)[:, :2] for face in found]
-        return [(face + 0.5) * factor - 0.5 for face in faces]
+        return [(np.asarray(face) + 0.5) * factor - 0.5 for face in (found or [])]      # None where it sees no face
 
+
+@contextlib.contextmanager
+def _benchmark_kept():
+    """face-alignment switches cuDNN's benchmark on for the whole process: put it back."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+# Finding the files
 
 def _hub_folder():
     """Where torch keeps what it downloads, by torch's own rules but without the seconds of importing it."""
@@ -289,6 +298,13 @@ def detector(name="auto", model=None, device="cpu"):
     """
     if name not in DETECTORS:
         raise TalkheadError(f"detector {name!r}: unknown; choose from {', '.join(DETECTORS)}")
+    try:
+        return _choose(name, model, device)
+    except (ImportError, OSError) as error:     # a system library that they link to, say
+        raise TalkheadError(f"detector: a library does not load ({error}); install it or pass another --detector") from error
+
+
+def _choose(name, model, device):
     if name == "auto" and model:
         name = "face-alignment" if Path(model).is_dir() else "mediapipe"
     if name == "face-alignment" or (name == "auto" and _has_face_alignment()):
@@ -433,6 +449,7 @@ def mouth_opening(landmarks):
 
 ON_MISSING = ("fail", "hold", "skip")
 LEADING = 100       # frames kept while a clip that opens without a face is held: four seconds
+LOST = 25           # frames after which the largest face is chosen anew: a second
 JUMP = 0.25         # sides: a quad that moves so far in one frame is another shot, or a slip of the detector
 
 
@@ -449,7 +466,8 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     returns     iterator of (crop uint8 (size, size, 3), quad float64 (4, 2) that cut it, index of the frame)
     raises      TalkheadError where a face is missing and may not be, or none is ever found
 
-    The largest face of the first frame that has one is followed by overlap, else to the nearest within reach.
+    The largest face of the first frame that has one is followed by overlap; after a leap, to the nearest face that was
+    not there before; after a second without it, to the largest.
     Frames are kept only for the width of the Gaussian, so memory is flat.
 
     Source: thesis §3.2, §3.3.1.1.
@@ -464,32 +482,31 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
 
 def _track(frames, detector):
     """Follow the largest face: (index, frame, quad or None, shot), where shot counts the jumps so far."""
-    last = corners = None
-    reach, shot = 1, 0
+    last, corners, others = None, None, []
+    lost, shot = 0, 0
     for index, frame in enumerate(frames):
         found = detector(frame)
-        face = _same(found, last, reach) if last is not None else next(iter(found), None)
+        chosen = last is not None and lost < LOST
+        face = _same(found, last, others) if chosen else next(iter(found), None)
+        others = [other for other in found if other is not face]
         if face is None:
-            reach += 1      # it may move on while it is not seen
+            lost += 1
             yield index, frame, None, shot
             continue
         before, corners = corners, quad(face)
         if before is not None and np.abs(corners - before).max() > JUMP * _side(before):
             shot += 1
-        last, reach = face, 1
+        last, lost = face, 0
         yield index, frame, corners, shot
 
 
-def _same(found, last, reach):
-    """The face that was `last` a frame ago: the one that overlaps it most, else the nearest within `reach` faces."""
-    if not found:
-        return None
-    best = max(found, key=lambda face: _overlap(face, last))
-    if _overlap(best, last) > 0:
+def _same(found, last, others):
+    """The face that was `last` a frame ago: what overlaps it most, else the nearest that is none of the `others`."""
+    best = max(found, key=lambda face: _overlap(face, last), default=None)
+    if best is None or _overlap(best, last) > 0:
         return best
-    away = [np.linalg.norm(face.mean(0) - last.mean(0)) for face in found]
-    near = int(np.argmin(away))
-    return found[near] if away[near] <= reach * np.ptp(last, axis=0).max() else None
+    new = [face for face in found if not any(_overlap(face, other) > 0 for other in others)]
+    return min(new, key=lambda face: np.linalg.norm(face.mean(0) - last.mean(0)), default=None)
 
 
 def _fill(track, on_missing, name, missing):
