@@ -185,6 +185,10 @@ def names(flag, help, default):
     return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
 
 
+def _hold_out(ctx, param, value):
+    return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
+
+
 def widths(help):
     return click.option("--channels", metavar="N,N,…", callback=_widths, help=help)
 
@@ -217,7 +221,7 @@ def _aligned_frames(reader, size, aligned, detector, detector_model, device):
         height, width = reader.size
         if height != width:
             raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
-        _say(f"{reader.name}: {'its metadata says' if reader.aligned else 'taken'} as aligned, used as it is")
+        _say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
         return iter(reader)
     from talkhead import faces
 
@@ -380,10 +384,11 @@ def invert(source, output, generator, encoder, method, device, **options):
 @number("--pti-steps", 350, "Steps of that tuning.", least=1)
 @number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
+@number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
 @batch(8)
 @seed
 @device
-def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, batch, device, **options):
+def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, gain, batch, device, **options):
     """Make a face speak, or render latents.
 
     \b
@@ -404,7 +409,7 @@ def generate(identity, audio, latents, output, latents_out, generator, encoder, 
     else:
         device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
         face, generator = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch)
+        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
         frames = speech.num_frames(sound)
     if latents_out:
         path = np.stack(list(path))
@@ -612,6 +617,50 @@ def train_encoder(sources, output, generator, width, input_size, stem_stride, po
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
     _print_records(inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options))
+
+
+@cli.command("train-audio2latent")
+@sources
+@weights_out("the speech model")
+@weights_in("generator")
+@weights_in("encoder")
+@number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
+@widths("Channels of its five convolutions.  [default: 64,128,256,256,512]")
+@number("--hidden", 2048, "Width of its wide layer after them.", least=1)
+@number("--features", 256, "Speech features per frame.", least=1)
+@number("--lstm", 256, "Width of its three LSTM layers.", least=1)
+@number("--decoder", 512, "Width of its decoder.", least=1)
+@training_steps
+@batch(16)
+@number("--frames", 25, "Video frames of each example.", least=1)
+@lr(2e-4)
+@number("--latent-weight", 250.0, "Weight of the loss on latents.")
+@number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
+@number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
+@number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
+@perceptual
+@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise and microphone of the speech.")
+@click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=_hold_out,
+              help="Speakers, or single clips, kept to measure on: how many, or which.")
+@number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
+@number("--average", 0.998, "Share that the running average of the weights keeps each step.")
+@run
+def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder, device, **options):
+    """Train the speech model on talking clips.
+
+    \b
+      talkhead train-audio2latent clips/ --generator generator.pt --encoder encoder.pt \\
+          -o audio2latent.pt --steps 50000
+    """
+    import torch
+
+    from talkhead import audio2latent
+
+    device, generator, encoder = _load(device, generator=generator, encoder=encoder)
+    torch.manual_seed(options["seed"])
+    sizes = {"channels": tuple(channels)} if channels else {}
+    model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
+    _print_records(audio2latent.train(sources, generator, encoder, output, model, device=device, **options))
 
 
 @cli.group()

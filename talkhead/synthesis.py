@@ -46,7 +46,7 @@ def _checked(latent, generator, index):
     return latent
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8):
+def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
     """Say where in W+ a face goes while it speaks.
 
     encoder       inversion.ResNetEncoder
@@ -54,6 +54,7 @@ def drive(encoder, audio2latent, identity, audio, batch=8):
     identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
     audio         float32 (N,) mono at 16 kHz in [-1, 1]
     batch         video frames predicted together; the result does not depend on it
+    gain          factor on all movement
     yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
 
     Source: thesis §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
@@ -62,7 +63,7 @@ def drive(encoder, audio2latent, identity, audio, batch=8):
     pictures = np.asarray(identity)
     pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
     origin = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)  # (L, 512)
-    for displacement in displacements(audio2latent, mfcc_windows(audio), origin, chunk=batch):
+    for displacement in displacements(audio2latent, mfcc_windows(audio), origin, chunk=batch, gain=gain):
         yield displace(origin, displacement)
 
 
@@ -83,14 +84,14 @@ def label(frames, text="synthetic"):
     """Write a word into the lower left corner of every frame, so that nobody takes it for a recording.
 
     frames  iterator of uint8 (H, W, 3), all of one size
-    yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide
+    yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide, and at least 48 pixels to be read
 
     Source: thesis §6.2 asks that such videos can be told from real ones.
     """
     plate = None
     for frame in frames:
         if plate is None:
-            plate = _plate(text, max(1, frame.shape[1] * 2 // 5))[:frame.shape[0]]
+            plate = _plate(text, max(48, frame.shape[1] * 2 // 5))[:frame.shape[0], :frame.shape[1]]
         marked = np.array(frame)
         marked[-plate.shape[0]:, :plate.shape[1]] = plate
         yield marked
@@ -100,7 +101,7 @@ def _plate(text, width):
     """The word in white on its plate, uint8 (h, width, 3)."""
     font = ImageFont.load_default(48)
     left, top, right, bottom = font.getbbox(text)
-    pad = 12
+    pad = 6
     plate = Image.new("RGB", (right - left + 2 * pad, bottom - top + 2 * pad), (32, 32, 32))
     ImageDraw.Draw(plate).text((pad - left, pad - top), text, font=font, fill=(255, 255, 255))
     return np.asarray(plate.resize((width, max(1, round(plate.height * width / plate.width))), Image.Resampling.LANCZOS))

@@ -7,6 +7,18 @@ import pytest
 TOY = 16  # pixels: the resolution of the toy generator
 
 
+def toy_second_model(num_ws):
+    """A tiny untrained speech model that does move: its basis is random, where a new model's is zero."""
+    import torch
+
+    from talkhead.audio2latent import SecondModel
+    from talkhead.latents import Basis
+
+    components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
+    basis = Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4))
+    return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8, basis=basis)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real clips, photos and recordings; tests that need it skip where it is absent."""
@@ -22,7 +34,6 @@ def toy_weights(tmp_path_factory):
     import torch
 
     from talkhead import checkpoints, files
-    from talkhead.audio2latent import SecondModel
     from talkhead.inversion import ResNetEncoder
     from talkhead.stylegan import Generator
 
@@ -31,9 +42,78 @@ def toy_weights(tmp_path_factory):
     generator = Generator(TOY, channels=[8, 8, 8], mapping_layers=2)
     networks = {"generator": generator,
                 "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
-                "audio2latent": SecondModel(generator.num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8)}
+                "audio2latent": toy_second_model(generator.num_ws)}
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
         files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
+    return folder
+
+
+def toy_speech(seconds, seed=0, rate=16000):
+    """Noise in syllables, four a second: float32 (N,)."""
+    import numpy as np
+
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(size=len(time))
+    return (0.1 * noise * np.sin(2 * np.pi * 2 * time) ** 2).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def puppet(tmp_path_factory):
+    """A folder of material that needs no data: a drawn face, clips and photos of it, and something like speech.
+
+    face.png, clip.mp4 (8 frames with sound)   aligned, 64 x 64, and they say so
+    clips/                                     four such clips of two speakers, for training
+    photo.png, in.mp4 (5 frames with sound)    not aligned: the face is a part of a larger picture
+    leaves.mp4                                 as in.mp4, but 2 of 6 frames show nobody
+    landmarks.npy                              the 68 points of the face in them
+    wide.png                                   80 x 64
+    speech.wav                                 half a second, not a whole number of frames
+    """
+    import wave
+
+    import numpy as np
+
+    from talkhead import files
+    from talkhead import puppet as room
+
+    folder = tmp_path_factory.mktemp("puppet")
+    still = room.drawn(seed=3, size=64)
+    track = np.tile(np.float32([[0.0, 0.0, 0.0], [0.15, 0.0, 0.1]]), (6, 1))
+    moving = [(frame, points) for frame, points in room.perform(still, track, size=64, seed=0)]
+    face, landmarks = moving[0]
+    aligned = {"talkhead_aligned": "64"}
+
+    def write(name, frames, seconds=None, seed=0, metadata=None):
+        sound = None if seconds is None else (toy_speech(seconds, seed), 16000)
+        with files.FrameWriter(folder / name, sound=sound, metadata=metadata, lossless=True) as writer:
+            for frame in frames:
+                writer.write(frame)
+
+    def photo(frame):
+        wide = np.full((120, 160, 3), 110, np.uint8)
+        wide[30:94, 40:104] = frame
+        return wide
+
+    blank = np.full((120, 160, 3), 110, np.uint8)
+    frames = [frame for frame, _ in moving]
+    write("face.png", [face], metadata=aligned)
+    write("clip.mp4", frames[:8], 8 / 25, metadata=aligned)
+    (folder / "clips").mkdir()
+    for index in range(4):
+        name = f"clips/{index:06d}"
+        write(name + ".mp4", frames, len(frames) / 25, index, aligned)
+        files.write_json(folder / f"{name}.json", {"speaker": f"s{index % 2}", "phonemes": []})
+        files.write_array(folder / f"{name}.track.npy", track)
+    write("photo.png", [photo(face)])
+    write("in.mp4", [photo(frame) for frame in frames[:5]], 5 / 25)
+    write("leaves.mp4", [photo(face)] * 2 + [blank] * 2 + [photo(face)] * 2)
+    files.write_array(folder / "landmarks.npy", landmarks + np.float32((40, 30)))
+    write("wide.png", [np.full((64, 80, 3), 99, np.uint8)])
+    with wave.open(str(folder / "speech.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16000)
+        sound.writeframes((toy_speech(0.5 + 1 / 16000) * 32767).astype("<i2").tobytes())
     return folder

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import toy_second_model
 from talkhead import synthesis
-from talkhead.audio2latent import SecondModel
 from talkhead.errors import TalkheadError
 from talkhead.inversion import ResNetEncoder
+from talkhead.speech import mfcc_windows
 from talkhead.stylegan import Generator
 
 
@@ -28,7 +29,7 @@ def encoder(generator):
 @pytest.fixture(scope="module")
 def audio2latent(generator):
     torch.manual_seed(2)
-    return SecondModel(generator.num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8).eval()
+    return toy_second_model(generator.num_ws).eval()
 
 
 @pytest.fixture
@@ -85,11 +86,13 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
         codes = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
     path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech)))
     origin = codes.mean(0)
-    from talkhead.speech import mfcc_windows
     with torch.no_grad():
         moved, _ = audio2latent(torch.from_numpy(np.array(mfcc_windows(speech)))[None], origin[None])
     assert path.dtype == np.float32
     np.testing.assert_allclose(path, (origin + moved[0]).numpy(), atol=1e-4)
+    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0)))
+    np.testing.assert_allclose(twice - origin.numpy(), 2 * (path - origin.numpy()), atol=1e-4)
+    assert np.abs(path - origin.numpy()).max() > 0.001
 
 
 def test_batch_does_not_change_the_path(encoder, audio2latent):
@@ -105,10 +108,16 @@ def test_label_marks_a_corner_and_nothing_else():
     marked = list(synthesis.label(iter(frames)))
     for frame, before in zip(marked, frames):
         changed = (frame != before).any(-1)
-        assert changed[-4:, :25].mean() > 0.9  # two fifths of 64 wide
-        assert not changed[:32].any() and not changed[:, 26:].any()
-    assert (marked[0][-3:, :20] < 60).any(), "a dark plate"
-    assert marked[0].max() > 200, "and white letters on it"
+        assert changed[-8:, :48].mean() > 0.9
+        assert not changed[:32].any() and not changed[:, 48:].any()
+    assert marked[0].min() < 40, "a dark plate"
+    assert marked[0].max() > 220, "and white letters on it"
+
+
+def test_label_is_two_fifths_of_a_large_frame():
+    (frame,) = synthesis.label([np.full((256, 256, 3), 128, np.uint8)])
+    changed = (frame != 128).any(-1)
+    assert changed[-8:, :102].mean() > 0.9 and not changed[:, 102:].any()
 
 
 def test_label_of_a_frame_smaller_than_a_letter():

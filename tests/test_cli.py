@@ -1,0 +1,491 @@
+"""The shell in one process: options, defaults, exit statuses and messages. Real pipes are in test_pipeline.py."""
+
+import inspect
+import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import talkhead
+from talkhead import checkpoints, faces, files
+from talkhead.cli import cli
+from talkhead.errors import TalkheadError
+
+ROOT = Path(__file__).parents[1]
+
+# What each command must at least be told, to be parsed.
+LEAST = {
+    "align": ["clip"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
+    "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
+    "weights list": [], "weights show": ["x.pt"], "weights export": ["x.pt", "-o", "y.pt"],
+}
+
+# Whose signature each option's default repeats, where the command does not merely choose.
+SIGNATURES = {
+    "align": ["faces.align_frames", "faces.detector"],
+    "invert": ["inversion.invert"],
+    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector"],
+    "pti": ["pti.tune", "faces.detector"],
+    "metrics": ["faces.detector"],
+    "synth": ["puppet.synth"],
+    "train-stylegan": ["stylegan.train", "inversion.ResNetEncoder", "losses.Perceptual"],
+    "train-encoder": ["inversion.train", "inversion.ResNetEncoder", "training.Images"],
+    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel"],
+    "weights export": ["checkpoints.export"],
+}
+RENAMED = {"detector": "name", "detector_model": "model"}
+CHOICES_OF_THE_COMMAND = {  # no library default to agree with
+    "align": {"source", "output", "quads", "device"},
+    "invert": {"source", "output", "generator", "encoder", "device"},
+    "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
+                 "pti_steps", "pti_frames", "label", "seed", "device"},
+    "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
+    "metrics": {"real", "fake", "landmarks", "lmd", "device"},
+    "synth": {"output", "count"},
+    "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "init", "steps", "every", "limit", "device", "perceptual"},
+    "train-encoder": {"sources", "output", "generator", "imagenet", "init", "steps", "validation", "device"},
+    "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "device"},
+    "weights export": {"source", "output"},
+}
+
+
+def _commands():
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {part}", inner) for part, inner in command.commands.items())
+        else:
+            yield name, command
+
+
+COMMANDS = list(_commands())
+
+
+def run(*arguments, stdin=None):
+    """Run a command in this process; what was printed to each stream, and the exit status."""
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin, prog_name="talkhead")
+
+
+@pytest.fixture
+def toy(toy_weights, monkeypatch):
+    """The toy networks in the place of the bundled ones."""
+    monkeypatch.setattr(checkpoints, "WEIGHTS", toy_weights)
+    return toy_weights
+
+
+# Help, names, options ---------------------------------------------------------------------------------------------------
+
+def test_help_takes_a_moment():
+    def seconds():
+        """Of computing, user's and system's: other programs may keep the clock waiting."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "talkhead", "--help"], cwd=ROOT, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) <= 0.3
+
+
+def test_the_shell_starts_without_what_is_slow_to_load():
+    code = "import sys, talkhead.cli; print(sorted({'torch', 'numpy', 'av', 'PIL', 'scipy', 'tqdm'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_public_names_come_when_asked_for():
+    assert talkhead.TalkheadError is TalkheadError
+    assert talkhead.read_frames is files.read_frames
+    assert talkhead.faces is faces
+    assert {"align", "generate", "stylegan", "__version__"} <= set(dir(talkhead))
+    with pytest.raises(AttributeError, match="no attribute 'nobody'"):
+        talkhead.nobody
+
+
+@pytest.mark.parametrize("name", talkhead.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(talkhead, name) is not None
+
+
+def test_version():
+    assert run("--version").output.strip() == f"talkhead, version {talkhead.__version__}"
+
+
+@pytest.mark.parametrize("name, command", COMMANDS)
+def test_help_of_every_command(name, command):
+    result = run(*name.split(), "--help")
+    assert result.exit_code == 0 and command.help.splitlines()[0] in " ".join(result.output.split())
+    for param in command.params:
+        assert isinstance(param, click.Argument) or param.help, f"{name} {param.name} says nothing"
+
+
+@pytest.mark.parametrize("name, command", COMMANDS)
+def test_defaults_agree_with_the_library(name, command):
+    params = command.make_context(name, list(LEAST[name])).params
+    library = {}
+    for place in SIGNATURES.get(name, ()):
+        room, function = place.split(".")
+        for key, parameter in inspect.signature(getattr(getattr(talkhead, room), function)).parameters.items():
+            library.setdefault(key, parameter.default)
+    free = CHOICES_OF_THE_COMMAND.get(name, set(params))
+    for key, value in params.items():
+        if key not in free:
+            assert value == library[key if key in library else RENAMED[key]], f"{name} --{key}"
+
+
+def test_defaults_of_tuning_are_the_same_in_both_commands():
+    alone = cli.commands["pti"].make_context("pti", ["face", "-o", "x.pt"]).params
+    along = cli.commands["generate"].make_context("generate", []).params
+    tuning = inspect.signature(talkhead.tune).parameters
+    assert along["pti_steps"] == alone["steps"] == tuning["steps"].default
+    assert along["pti_frames"] == alone["limit"]
+    assert along["seed"] == tuning["seed"].default
+
+
+def test_an_option_means_the_same_everywhere():
+    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual"}
+    seen = {}
+    for name, command in COMMANDS:
+        for param in command.params:
+            if param.name in shared:
+                kind = type(param.type), getattr(param.type, "choices", None), sorted(param.opts)
+                assert seen.setdefault(param.name, kind) == kind, f"{name} --{param.name}"
+    assert set(seen) == shared
+
+
+def examples(command):
+    """The command lines in a command's help, each pipe's parts by themselves."""
+    text = inspect.getdoc(command.callback).replace("\\\n", " ")
+    for line in re.findall(r"^ *(talkhead .*)$", text, re.M):
+        for part in line.split("|"):
+            yield shlex.split(part.split(">")[0].split("<")[0])[1:]
+
+
+@pytest.mark.parametrize("name, command", COMMANDS)
+def test_examples_in_the_help_can_be_parsed(name, command):
+    lines = list(examples(command))
+    assert lines or name == "weights list"
+    for line in lines:
+        group, rest = cli, line
+        while isinstance(group, click.Group):
+            group, rest = group.commands[rest[0]], rest[1:]
+        group.make_context("talkhead", list(rest))
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for name in cli.commands:
+        assert f"`{name}`" in text or f"talkhead {name}" in text, name
+
+
+# Asked wrongly ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, message", [
+    (["nonsense"], "No such command"),
+    (["generate"], "pass --identity and --audio, or --latents"),
+    (["generate", "--identity", "a.png"], "pass --identity and --audio"),
+    (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
+    (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
+    (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
+    (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
+    (["invert", "a.png", "--steps", "0"], "Invalid value for '--steps'"),
+    (["train-stylegan", "clips", "-o", "x.pt"], "Missing option '--steps'"),
+    (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
+    (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
+    (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "needs --encoder-out"),
+    (["metrics", "a.mp4"], "Missing argument 'FAKE'"),
+])
+def test_usage_errors_exit_2(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
+
+
+# Could not --------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def scene(tmp_path, puppet, toy):
+    """A folder with one of everything, good and bad; the messages below are about its files."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("This is not a film.\n" * 100)
+    np.save(tmp_path / "lat.npy", np.zeros((3, 6, 512), np.float32))
+    np.save(tmp_path / "other.npy", np.zeros((3, 10, 512), np.float32))
+    np.save(tmp_path / "nan.npy", np.full((3, 6, 512), np.nan, np.float32))
+    np.save(tmp_path / "flat.npy", np.zeros((3, 7), np.float32))
+    files.write_latents(tmp_path / "foreign.npy", np.zeros((3, 6, 512), np.float32), {"generator": "somebody"})
+    (tmp_path / "torn.pt").write_bytes((toy / "generator.pt").read_bytes()[:5000])
+    for name in ("face.png", "clip.mp4", "speech.wav", "wide.png"):
+        (tmp_path / name).write_bytes((puppet / name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("line, message", [
+    ("generate --latents none.npy -o out.mp4", "none.npy: no such file"),
+    ("generate --latents other.npy -o out.mp4", "this generator of 16 pixels takes (6, 512)"),
+    ("generate --latents nan.npy -o out.mp4", "nan.npy, frame 0: holds NaN"),
+    ("generate --latents flat.npy -o out.mp4", "flat.npy: holds float32 (3, 7), wanted latents"),
+    ("generate --latents foreign.npy -o out.mp4", "foreign.npy: latents of generator somebody"),
+    ("generate --latents text.mp4 -o out.mp4", "text.mp4: not a .npy array"),
+    ("generate --latents lat.npy -o nowhere/out.mp4", "folder does not exist"),
+    ("generate --latents lat.npy -o out.xyz", "cannot write .xyz"),
+    ("generate --latents lat.npy -o out.mp4 --generator torn.pt", "torn.pt: damaged or not weights"),
+    ("generate --latents lat.npy -o out.mp4 --generator {toy}/encoder.pt", "holds an encoder, wanted a generator; pass it as --encoder"),
+    ("generate --latents lat.npy -o out.mp4 --audio empty.mp4", "empty.mp4: "),
+    ("generate --identity face.png --audio face.png -o out.mp4", "has no sound track"),
+    ("generate --identity none.png --audio speech.wav -o out.mp4", "none.png: no such file"),
+    ("generate --identity text.mp4 --audio speech.wav -o out.mp4", "text.mp4: not a video"),
+    ("generate --identity wide.png --audio speech.wav --aligned -o out.mp4", "wide.png: 80x64, but an aligned face is square"),
+    ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
+    ("invert empty.mp4 -o out.npy", "empty.mp4: "),
+    ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
+    ("invert wide.png -o out.npy", "is not a square face; align it first"),
+    ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
+    ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
+    ("weights show torn.pt", "torn.pt: damaged"),
+    ("weights export none.pt -o out.pt", "none.pt: no such file"),
+    ("train-encoder text.mp4 -o out.pt --steps 1", "no frames to train on"),
+    ("train-stylegan none -o out.pt --resolution 16 --steps 1", "none: not found"),
+])
+def test_what_could_not_be_done_is_said_in_one_line(scene, toy, monkeypatch, line, message):
+    if "--device cuda" in line:
+        import torch
+        if torch.cuda.is_available():
+            pytest.skip("this machine has the device that the test wants missing")
+    monkeypatch.chdir(scene)
+    before = sorted(scene.rglob("*"))
+    result = run(*line.format(toy=toy).split())
+    last = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1, result.output
+    assert last.startswith("talkhead: ") and message in last
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    assert sorted(scene.rglob("*")) == before, "something is left behind"
+
+
+def test_our_own_bugs_keep_their_traceback(scene, monkeypatch):
+    def broken(path):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoints, "describe", broken)
+    assert isinstance(run("weights", "show", scene / "torn.pt").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")])
+def test_too_little_memory_is_said_in_one_line(monkeypatch, problem):
+    def hungry(path):
+        raise problem
+
+    monkeypatch.setattr(checkpoints, "describe", hungry)
+    result = run("weights", "show", "x.pt")
+    assert result.exit_code == 1 and result.stderr == "talkhead: out of memory; lower --batch, or pass --device cpu\n"
+
+
+# Done -------------------------------------------------------------------------------------------------------------------
+
+def test_generate_makes_a_marked_video_as_long_as_the_speech(scene):
+    out = scene / "out.mp4"
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", out)
+    assert result.exit_code == 0 and result.stdout == "", result.output
+    assert "face.png: its metadata says it is aligned" in result.stderr
+    samples = len(files.read_audio(scene / "speech.wav"))
+    with files.read_frames(out) as video:
+        assert files.SYNTHETIC_TYPE in video.metadata.values()
+        assert video.fps == video.source_fps == 25 and video.aligned
+        assert len(list(video)) == -(-samples * 25 // 16000)
+    assert abs(len(files.read_audio(out)) - samples) <= 640 + 1024  # a frame, and AAC's own padding
+
+
+def test_generate_renders_latents_with_sound_and_label(scene):
+    for name, more in {"plain.mp4": [], "marked.mp4": ["--label", "--audio", scene / "speech.wav"]}.items():
+        result = run("generate", "--latents", scene / "lat.npy", "-o", scene / name, *more)
+        assert result.exit_code == 0, result.output
+    plain, marked = ([*files.read_frames(scene / name)] for name in ("plain.mp4", "marked.mp4"))
+    assert len(plain) == len(marked) == 3
+    assert np.abs(plain[0].astype(int) - marked[0])[-3:].max() > 30
+    assert len(files.read_audio(scene / "marked.mp4")) > 0
+
+
+def test_latents_out_renders_the_same_video(scene):
+    common = ["generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav"]
+    assert run(*common, "-o", scene / "once", "--latents-out", scene / "path.npy").exit_code == 0
+    assert run("generate", "--latents", scene / "path.npy", "-o", scene / "twice").exit_code == 0
+    once, twice = (np.stack(list(files.read_frames(scene / name))) for name in ("once", "twice"))
+    assert np.array_equal(once, twice)
+    assert files.read_about(scene / "path.npy")["generator"] == checkpoints.load_generator(checkpoints.bundled("generator")).fingerprint
+
+
+def test_gain_of_zero_keeps_still(scene):
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "still", "--gain", 0)
+    assert result.exit_code == 0, result.output
+    frames = np.stack(list(files.read_frames(scene / "still")))
+    assert (frames == frames[0]).all()
+
+
+def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
+    result = run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid")
+    assert result.exit_code == 0, result.output
+    mine = ["--identity", scene / "face.png", "--audio", scene / "speech.wav"]
+    assert run("generate", *mine, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
+    # Both at once is the same as one after the other.
+    assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
+    a, b = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
+    assert np.abs(a - b).max() <= 1
+
+
+def test_tuned_weights_do_not_fit_a_stranger(scene, tmp_path):
+    stranger = files.load_weights(checkpoints.bundled("generator"))
+    stranger["model"]["const"] = stranger["model"]["const"] + 1
+    files.save_weights(tmp_path / "stranger.pt", stranger)
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4",
+                 "--generator", tmp_path / "stranger.pt")
+    assert result.exit_code == 1 and "was trained against generator" in result.stderr and not (scene / "out.mp4").exists()
+
+
+def test_invert_and_metrics(scene):
+    result = run("invert", scene / "clip.mp4", "-o", scene / "codes.npy")
+    assert result.exit_code == 0 and result.stdout == "", result.output
+    assert files.read_latents(scene / "codes.npy").shape == (8, 6, 512)
+    result = run("metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd")
+    record = json.loads(result.stdout)
+    assert record["frames"] == 8 and record["identical"] == 8 and record["ssim"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
+def test_invert_by_optimisation(scene, method):
+    few = ["--steps", 2, "--next-steps", 1, "--hybrid-steps", 2, "--perceptual", "pyramid"]
+    result = run("invert", scene / "face.png", "--method", method, *few, "-o", scene / "codes.npy")
+    assert result.exit_code == 0, result.output
+    assert files.read_latents(scene / "codes.npy").shape == (1, 6, 512)
+
+
+class Stub(faces.Detector):
+    """Finds the puppet where the fixture pasted it, in every picture that is not blank."""
+
+    name = "stub"
+
+    def __init__(self, landmarks):
+        self.landmarks = landmarks
+
+    def _find(self, image):
+        return [self.landmarks] if image.std() > 1 else []
+
+
+@pytest.fixture
+def stub(puppet, monkeypatch):
+    found = Stub(np.load(puppet / "landmarks.npy"))
+    monkeypatch.setattr(faces, "detector", lambda *_: found)
+
+
+def test_align_cuts_the_face_out_and_says_so(scene, puppet, stub):
+    result = run("align", puppet / "photo.png", "-o", scene / "out.png", "--size", 64, "--quads", scene / "quads.npy")
+    assert result.exit_code == 0, result.output
+    assert "photo.png: landmarks by stub" in result.stderr
+    assert np.load(scene / "quads.npy").shape == (1, 4, 2)
+    with files.read_frames(scene / "out.png") as picture:
+        assert picture.aligned and picture.size == (64, 64)
+        (aligned,) = picture
+    (known,) = files.read_frames(puppet / "face.png")
+    # The photo holds the aligned puppet, so that cutting it out gives it back.
+    assert np.abs(aligned[8:-8, 8:-8].astype(int) - known[8:-8, 8:-8]).mean() < 8
+
+
+def test_what_is_aligned_is_not_aligned_again(scene, stub):
+    result = run("align", scene / "face.png", "-o", scene / "again.png", "--size", 64)
+    assert result.exit_code == 0 and "aligned already" in result.stderr
+    assert np.array_equal(files.read_image(scene / "again.png"), files.read_image(scene / "face.png"))
+
+
+@pytest.mark.parametrize("on_missing, frames", [("hold", 6), ("skip", 4)])
+def test_align_without_a_face_in_some_frames(scene, puppet, stub, on_missing, frames):
+    result = run("align", puppet / "leaves.mp4", "-o", scene / "out", "--size", 32, "--quads", scene / "q.npy", "--on-missing", on_missing)
+    assert result.exit_code == 0, result.output
+    assert len(list(files.read_frames(scene / "out"))) == frames
+    quads = np.load(scene / "q.npy")
+    assert quads.shape == (6, 4, 2)
+    assert np.isnan(quads).any((1, 2)).tolist() == [False, False, on_missing == "skip", on_missing == "skip", False, False]
+
+
+def test_align_fails_where_the_face_is_missing(scene, puppet, stub):
+    result = run("align", puppet / "leaves.mp4", "-o", scene / "out.mp4")
+    assert result.exit_code == 1 and "leaves.mp4, frame 2: no face found" in result.stderr
+    assert not (scene / "out.mp4").exists()
+
+
+def test_generate_aligns_a_photo_first(scene, puppet, stub):
+    result = run("generate", "--identity", puppet / "photo.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4")
+    assert result.exit_code == 0 and "photo.png: aligning the face that stub finds" in result.stderr, result.output
+
+
+def test_weights_list_show_and_export(scene, toy):
+    listed = [json.loads(line) for line in run("weights", "list").stdout.splitlines()]
+    assert sorted(record["kind"] for record in listed) == ["audio2latent", "encoder", "generator"]
+    assert run("weights", "export", toy / "generator.pt", "-o", scene / "small.pt").exit_code == 0
+    small, large = (json.loads(run("weights", "show", path).stdout) for path in (scene / "small.pt", toy / "generator.pt"))
+    assert small["precision"] == "float16" and large["precision"] == "float32"
+    assert small["fingerprint"] == large["fingerprint"] and small["config"] == large["config"]
+
+
+def test_no_bundled_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    result = run("weights", "list")
+    assert result.exit_code == 1 and "no weights came with this package" in result.stderr
+
+
+# Training ---------------------------------------------------------------------------------------------------------------
+
+def records(result):
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+TINY_ENCODER = ["--width", 4, "--input-size", 16]
+BRIEF = ["--steps", 2, "--batch", 2, "--log-every", 1]
+
+
+def test_train_stylegan_and_its_encoder_and_go_on(scene):
+    line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--batch", 2,
+            "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
+    assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
+    assert [record["step"] for record in records(run(*line, "--steps", 3))] == [3]
+    generator = checkpoints.load_generator(scene / "g.pt")
+    checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
+    onward = ["train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "g.pt", *BRIEF]
+    assert len(records(run(*onward))) == 2
+    assert checkpoints.load_generator(scene / "h.pt").resolution == 16
+
+
+def test_train_encoder(scene):
+    line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, *TINY_ENCODER, "--perceptual", "pyramid",
+            "--validation", scene / "face.png", "--validate-every", 1]
+    assert all("validation" in record for record in records(run(*line)))
+    onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "f.pt", "--init", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
+    assert len(records(run(*onward))) == 2
+
+
+def test_train_audio2latent(scene, puppet):
+    tiny = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--features", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 2]
+    line = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *BRIEF, *tiny, "--frames", 4, "--hold-out", 1,
+            "--perceptual", "pyramid", "--validate-every", 1]
+    assert "val_correlation" in records(run(*line))[-1]
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4",
+                 "--audio2latent", scene / "a.pt")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_changed_run_is_refused(scene):
+    line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
+    records(run(*line, *TINY_ENCODER))
+    result = run(*line, "--width", 8, "--input-size", 16)
+    assert result.exit_code == 1 and "was trained with width=4, now 8" in result.stderr
+
+
+def test_synth_writes_clips_that_say_they_are_aligned(tmp_path):
+    (record,) = records(run("synth", "-o", tmp_path / "p", "--count", 1, "--size", 32, "--frames", 3))
+    assert record["frames"] == 3
+    with files.read_frames(record["clip"]) as clip:
+        assert clip.aligned and clip.size == (32, 32)

@@ -1,0 +1,309 @@
+"""A real shell: commands joined by pipes, readers that leave, writers that fail, terminals, and every line of the README.
+
+The `talkhead` of these tests is the real one with toy weights in the place of the bundled ones, and a detector that knows
+where the puppet is. The last tests run the README on the bundled weights, where they are.
+"""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkhead import checkpoints, files
+
+ROOT = Path(__file__).parents[1]
+
+STAND_IN = """\
+#!{python}
+import sys
+
+sys.path.insert(0, {root!r})
+from pathlib import Path
+
+from talkhead.cli import cli
+
+
+def stand_in():
+    import numpy
+    from talkhead import checkpoints, faces
+
+    class Stub(faces.Detector):
+        name = "stub"
+
+        def _find(self, image):
+            return [numpy.load({landmarks!r})] if image.std() > 1 else []
+
+    checkpoints.WEIGHTS = Path({weights!r})
+    faces.detector = lambda *_: Stub()
+
+
+if not {{"--help", "--version"}} & set(sys.argv):
+    stand_in()
+cli(prog_name="talkhead")
+"""
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory, toy_weights, puppet):
+    """Environment variables with which `talkhead` is the stand-in."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "talkhead"
+    script.write_text(STAND_IN.format(python=sys.executable, root=str(ROOT), weights=str(toy_weights), landmarks=str(puppet / "landmarks.npy")))
+    script.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def room(tmp_path, puppet):
+    """A folder to work in, with the puppet's files in it."""
+    shutil.copytree(puppet, tmp_path / "room")
+    return tmp_path / "room"
+
+
+def shell(line, room, environment, **options):
+    """Run a line of bash as a careful script does; its exit status, stdout and stderr."""
+    return subprocess.run(["bash", "-c", f"set -euo pipefail\n{line}"], cwd=room, env=environment, capture_output=True, timeout=300, **options)
+
+
+def said(done):
+    return done.stderr.decode()
+
+
+def left_over(room):
+    """Files beside which something was begun and not finished."""
+    return [path for path in room.rglob(".*") if path.is_file()]
+
+
+# Pipes ------------------------------------------------------------------------------------------------------------------
+
+def test_there_and_back(room, environment):
+    """Frames to latents to frames, each command reading what the one before writes."""
+    done = shell("talkhead align in.mp4 --size 64 | tee aligned.mp4 | talkhead invert --method encoder > lat.npy\n"
+                 "talkhead generate --latents - < lat.npy -o back.mp4\n"
+                 "talkhead generate --latents - < lat.npy | talkhead align --size 64 | talkhead metrics - aligned.mp4 --no-lmd", room, environment)
+    assert done.returncode == 0, said(done)
+    assert "Traceback" not in said(done) and "Warning" not in said(done)
+    assert b'"frames": 5' in done.stdout and done.stdout.count(b"\n") == 1
+    latents = np.load(room / "lat.npy")
+    assert latents.shape == (5, 6, 512) and latents.dtype == np.float32
+    assert len(list(files.read_frames(room / "back.mp4"))) == 5
+    with files.read_frames(room / "aligned.mp4") as aligned:
+        assert aligned.aligned and aligned.sound is not None and len(list(aligned)) == 5
+    assert left_over(room) == []
+
+
+def test_identity_and_speech_from_pipes(room, environment):
+    done = shell("cat speech.wav | talkhead generate --identity face.png --audio - > spoken.mp4\n"
+                 "cat face.png | talkhead generate --identity - --audio speech.wav -o named.mkv --label", room, environment)
+    assert done.returncode == 0, said(done)
+    for name in ("spoken.mp4", "named.mkv"):
+        with files.read_frames(room / name) as video:
+            assert files.SYNTHETIC_TYPE in video.metadata.values()
+            assert len(list(video)) == 13
+
+
+def test_reader_that_leaves(room, environment):
+    done = subprocess.run(["bash", "-c", "talkhead generate --identity face.png --audio speech.wav | head -c 10 > /dev/null; echo ${PIPESTATUS[0]}"],
+                          cwd=room, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "1"
+    assert done.stderr.splitlines() == ["talkhead: face.png: its metadata says it is aligned"]
+
+
+def test_reader_of_latents_that_leaves(room, environment):
+    done = subprocess.run(["bash", "-c", "talkhead invert clip.mp4 | head -c 10 > /dev/null; echo ${PIPESTATUS[0]}"],
+                          cwd=room, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "1" and done.stderr == ""
+
+
+def test_writer_that_failed(room, environment):
+    done = shell("talkhead align nobody.mp4 | talkhead invert -o lat.npy", room, environment)
+    lines = said(done).splitlines()
+    assert done.returncode == 1 and len(lines) == 2 and all(line.startswith("talkhead: ") for line in lines), said(done)
+    assert any("nobody.mp4: no such file" in line for line in lines) and any("-: empty" in line for line in lines)
+    assert not (room / "lat.npy").exists() and left_over(room) == []
+
+
+def test_input_that_was_cut(room, environment):
+    done = shell("talkhead align in.mp4 > whole.mp4", room, environment)
+    assert done.returncode == 0, said(done)
+    done = shell("head -c $(($(stat -c %s whole.mp4) * 2 / 3)) whole.mp4 | talkhead invert -o lat.npy", room, environment)
+    assert done.returncode == 1 and len(said(done).splitlines()) == 1 and "cut short" in said(done), said(done)
+    done = shell("head -c 3000 < <(talkhead invert clip.mp4) | talkhead generate --latents - -o out.mp4", room, environment)
+    assert "cut short" in said(done).splitlines()[-1], said(done)
+    assert not (room / "lat.npy").exists() and not (room / "out.mp4").exists() and left_over(room) == []
+
+
+def test_full_disk(room, environment):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    done = shell("talkhead invert clip.mp4 > /dev/full", room, environment)
+    assert done.returncode == 1 and len(said(done).splitlines()) == 1 and "the disk is full" in said(done), said(done)
+
+
+def test_folder_that_may_not_be_written(room, environment):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (room / "locked").mkdir(mode=0o500)
+    done = shell("talkhead invert clip.mp4 -o locked/lat.npy", room, environment)
+    assert done.returncode == 1 and "permission denied" in said(done)
+
+
+# Terminals --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("command, at, message", [
+    (["align"], "stdin", "nothing to read, stdin is a terminal"),
+    (["invert", "-o", "lat.npy"], "stdin", "nothing to read, stdin is a terminal"),
+    (["generate", "--latents", "-", "-o", "out.mp4"], "stdin", "nothing to read, stdin is a terminal"),
+    (["align", "in.mp4"], "stdout", "the result is binary and stdout is a terminal"),
+    (["invert", "clip.mp4"], "stdout", "the result is binary and stdout is a terminal"),
+    (["generate", "--identity", "face.png", "--audio", "speech.wav"], "stdout", "the result is binary and stdout is a terminal"),
+])
+def test_terminals(room, environment, command, at, message):
+    ours, theirs = pty.openpty()
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | {at: theirs}
+    try:
+        done = subprocess.run(["talkhead", *command], cwd=room, env=environment, stderr=subprocess.PIPE, timeout=300, **streams)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 2 and message in " ".join(said(done).split()), said(done)
+
+
+def test_progress_is_for_terminals(room, environment):
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(["talkhead", "invert", "clip.mp4", "-o", "lat.npy"], cwd=room, env=environment, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while more := os.read(ours, 4096):
+                shown += more
+        except OSError:  # Linux says so when the other end of a terminal closes
+            pass
+        assert process.stdout.read() == b""
+    os.close(ours)
+    assert process.returncode == 0 and b"frame" in shown
+
+
+# Signals ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(room, environment, sent, status):
+    np.save(room / "long.npy", np.zeros((20000, 6, 512), np.float32))
+    with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        started = time.monotonic()
+        while not left_over(room) and process.poll() is None and time.monotonic() - started < 120:
+            time.sleep(0.05)
+        process.send_signal(sent)
+        errors = process.stderr.read().decode()
+    assert process.returncode == status and "Traceback" not in errors and errors.strip() == "", errors
+    assert not (room / "out.mp4").exists() and left_over(room) == []
+
+
+# The README -------------------------------------------------------------------------------------------------------------
+
+# What makes its training lines take seconds; everything else is run as printed.
+SMALL = {"--count": "4", "--size": "32", "--seconds": "0.5", "--steps": "2", "--batch": "2", "--resolution": "16", "--channels": "8,8,8",
+         "--width": "4", "--input-size": "16", "--components": "4", "--hold-out": "1", "--frames": "4", "--hidden": "8", "--features": "8",
+         "--lstm": "8", "--decoder": "8"}
+
+
+def readme(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def reduced(block):
+    block = re.sub(r"(--[a-z0-9-]+)( +)(\S+)", lambda m: f"{m[1]} {SMALL.get(m[1], m[3])}", block)
+    return re.sub(r"(train-audio2latent.*)--channels \S+", r"\1--channels 4,4,4,4,4", block)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, puppet):
+    """A folder with the files that the README speaks of; its blocks are run here one after the other."""
+    desk = tmp_path_factory.mktemp("desk")
+    (desk / "examples").mkdir()
+    for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.png", "in.mp4": "in.mp4"}.items():
+        shutil.copy(puppet / name, desk / place)
+    (desk / "photo.png").rename(desk / "photo.jpg")  # what a picture is does not hang on its name
+    return desk
+
+
+@pytest.mark.parametrize("block", readme("sh"), ids=lambda block: block.split("\n")[0][:60])
+def test_readme_commands(block, desk, environment):
+    done = shell(reduced(block), desk, environment)
+    assert done.returncode == 0, said(done)
+    assert "Traceback" not in said(done)
+
+
+def test_readme_python(desk, environment, toy_weights):
+    (block,) = readme("python")
+    patch = f"from pathlib import Path\nfrom talkhead import checkpoints\ncheckpoints.WEIGHTS = Path({str(toy_weights)!r})\n"
+    (desk / "out.mp4").unlink(missing_ok=True)
+    done = subprocess.run([sys.executable, "-c", patch + block], cwd=desk, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == b"", said(done)
+    assert len(list(files.read_frames(desk / "out.mp4"))) == 13
+
+
+def test_readme_runs_in_its_first_thirty_lines():
+    first = "".join((ROOT / "README.md").read_text().splitlines(keepends=True)[:30])
+    assert "pip install ." in first and "talkhead generate --identity examples/face.png" in first and "import talkhead" in first
+
+
+# The bundled weights ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def bundled():
+    missing = [kind for kind in ("generator", "encoder", "audio2latent") if not (checkpoints.WEIGHTS / f"{kind}.pt").exists()]
+    if missing:
+        pytest.skip(f"this copy comes without the bundled {missing[0]}")
+
+
+def test_the_first_thing_a_person_tries(bundled, tmp_path):
+    """The README's own line, with the package's own weights, no detector and no network."""
+    offline = os.environ | {"PYTHONPATH": str(ROOT), "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    line = ["generate", "--identity", ROOT / "examples/face.png", "--audio", ROOT / "examples/speech.wav", "-o", tmp_path / "out.mp4"]
+    done = subprocess.run([sys.executable, "-m", "talkhead", *map(str, line)], env=offline, capture_output=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == b"", said(done)
+    sound = files.read_audio(ROOT / "examples/speech.wav")
+    with files.read_frames(tmp_path / "out.mp4") as video:
+        assert files.SYNTHETIC_TYPE in video.metadata.values()
+        frames = np.stack(list(video)).astype(float)
+    assert len(frames) == -(-len(sound) * 25 // 16000)
+    moved = frames.std(0).mean(-1)
+    side = moved.shape[0]
+    mouth, hair = moved[side * 5 // 8:side * 7 // 8, side * 3 // 8:side * 5 // 8], moved[:side // 8]
+    assert mouth.mean() > 2 * hair.mean(), "the mouth moves, and more than the rest"
+
+
+def test_bundled_weights_are_small_and_fit_each_other(bundled):
+    total = sum(path.stat().st_size for path in checkpoints.WEIGHTS.glob("*.pt"))
+    assert total <= 40e6
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
+    checkpoints.load_audio2latent(checkpoints.bundled("audio2latent"), generator)
+    assert (checkpoints.WEIGHTS / "MODEL_CARD.md").is_file()
+
+
+def test_grid_clip_there_and_back(shared_data, tmp_path, toy_weights):
+    """The same lines on a clip of the thesis's corpus, with a real detector."""
+    pytest.importorskip("mediapipe")
+    model = shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task"
+    clip = sorted((shared_data / "grid_s1/video").glob("*.mpg"))[0]
+    talkhead = f"'{sys.executable}' -m talkhead"
+    toy = f"--generator '{toy_weights}/generator.pt'"
+    done = shell(f"{talkhead} align '{clip}' --size 64 --detector-model '{model}' | tee aligned.mp4 |"
+                 f" {talkhead} invert --method encoder {toy} --encoder '{toy_weights}/encoder.pt' > lat.npy\n"
+                 f"{talkhead} generate {toy} --latents - < lat.npy --audio aligned.mp4 -o back.mp4", tmp_path, os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, said(done)
+    assert np.load(tmp_path / "lat.npy").shape == (75, 6, 512)
+    with files.read_frames(tmp_path / "back.mp4") as video:
+        assert video.sound is not None and len(list(video)) == 75
