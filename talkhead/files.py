@@ -22,6 +22,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
@@ -41,6 +42,7 @@ TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe; a fragment, and so a reader's wait, is as long
+SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
 
@@ -125,6 +127,9 @@ class _Sink:
             except OSError as error:
                 self.error, self.cut = error, True
         return size
+
+    def flush(self):
+        """Nothing is held back here; torch asks."""
 
     def check(self):
         if self.error is not None:
@@ -247,7 +252,7 @@ def read_latents(source):
     array = read_array(source)
     latents = array[None] if array.ndim == 2 else array
     if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
-        raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted latents: float32 (frames, layers, 512)")
+        raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted float32 (frames, layers, 512); pass latents")
     latents = latents.astype(np.float32)
     finite = np.isfinite(latents).all(axis=(1, 2))
     if not finite.all():
@@ -587,9 +592,11 @@ class _Media:
             place = f"file:{Path(source)}"  # a name may hold a colon
         else:
             place = self._source = _Source(source)
+        # A pipe's frames come as they are made: do not wait for twenty of them to guess a rate that each one tells.
+        hurry = {} if self._source is None else {"fpsprobesize": "1"}
         try:
             # Files only: a playlist must not make us fetch things.
-            self._container = av.open(place, metadata_errors="replace", options={"protocol_whitelist": "file"})
+            self._container = av.open(place, metadata_errors="replace", options={"protocol_whitelist": "file", **hurry})
         except (av.error.FFmpegError, ValueError) as error:
             self._refuse(error)
         self._stack.callback(self._container.close)
@@ -702,14 +709,15 @@ def _round(value):
     return int(value + Fraction(1, 2)) if value >= 0 else -int(Fraction(1, 2) - value)  # half away from zero, as FFmpeg
 
 
-def _picture(frame, aspect):
+def _picture(frame, aspect, scaler):
     """A decoded frame as uint8 (H, W, 3) RGB as it is meant to be seen: pixels made square, upright.
 
     aspect  width / height of a pixel, Fraction or None
+    scaler  VideoReformatter of the clip: one for all its frames, for each keeps threads of its own
     """
     stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is rounding in the file's header
     width = round(frame.width * aspect) if stretched else frame.width
-    array = frame.reformat(width=width, format="rgb24").to_ndarray()
+    array = scaler.reformat(frame, width=width, format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
 
@@ -786,7 +794,8 @@ class FrameReader:
         self.metadata = media.metadata
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         self._aspect = media.video.sample_aspect_ratio
-        self.size = _picture(first[2], self._aspect).shape[:2]
+        self._scaler = VideoReformatter()
+        self.size = _picture(first[2], self._aspect, self._scaler).shape[:2]
         self._frames = self._decoded(first, timed)
 
     def _decoded(self, first, timed):
@@ -799,7 +808,7 @@ class FrameReader:
             if frame is held:
                 image = image.copy()  # the caller may have drawn on the one before
             else:
-                held, image = frame, _picture(frame, self._aspect)
+                held, image = frame, _picture(frame, self._aspect, self._scaler)
                 if image.shape[:2] != self.size:
                     raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
             yield image
@@ -985,6 +994,7 @@ class _VideoOutput:
         self._sound = _Samples(*sound) if isinstance(sound, tuple) else sound
         self._count = self._heard = 0  # frames and samples written
         self._video = self._audio = None
+        self._scaler = VideoReformatter()
 
     def open(self, place):
         # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short.
@@ -1035,7 +1045,8 @@ class _VideoOutput:
         else:
             odd = [(0, self._video.height - frame.shape[0]), (0, self._video.width - frame.shape[1]), (0, 0)]
             picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace="itu709", dst_color_range=1)
+            picture = self._scaler.reformat(picture, format="yuv420p", dst_colorspace="itu709", dst_color_range=1,
+                                            interpolation=SCALER, threads=1)
         picture.pts, picture.time_base = self._count, 1 / self._fps
         picture.duration = 1
         self._mux(self._video.encode(picture))
