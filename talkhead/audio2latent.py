@@ -7,7 +7,6 @@ import copy
 import hashlib
 import math
 import sqlite3
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -90,15 +89,19 @@ class SecondModel(nn.Module):
         state    what a call on the frames just before returned: (h, c) of the LSTM; None at the beginning
         returns  the displacements, and the state after the last frame
         """
+        coordinates, state = self.coordinates(windows, identity, state)
+        return self.basis.expand(coordinates), state
+
+    def coordinates(self, windows, identity, state=None):
+        """As calling the model, but the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
         batch, frames = windows.shape[:2]
         heard = (windows.flatten(0, 1) / self.feature_spread[:, None])[:, None]  # (B·T, 1, 12, 28)
         heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
         heard, state = self.lstm(heard, state)
-        who = self._coordinates(identity)[:, None].expand(-1, frames, -1)  # (B, T, K)
-        moved = self.decoder(torch.cat([who, heard], -1)) * self.motion_spread
-        return self.basis.expand(moved), state
+        who = self._describe(identity)[:, None].expand(-1, frames, -1)  # (B, T, K)
+        return self.decoder(torch.cat([who, heard], -1)) * self.motion_spread, state
 
-    def _coordinates(self, identity):
+    def _describe(self, identity):
         spread = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
         return (self.basis.project(identity) / spread).clamp(-5, 5)
 
@@ -148,7 +151,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
     perceptual      name of a losses.Perceptual, or such a loss
     augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
-    hold_out        speakers kept for validation: how many, or which; names of single clips are taken too
+    hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
                     "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
@@ -202,15 +205,16 @@ class _Trainer:
 
     def step(self, index):
         windows, identity, target, valid = self._batch(np.random.default_rng([self.seed, index]))
-        moved, _ = self.model(windows, identity)
-        moved, wanted = moved[valid], (target - identity[:, None])[valid]  # (n, L, 512)
-        latent = F.mse_loss(moved, wanted)
-        mouth = F.mse_loss(self._opening(moved), self._opening(wanted))
+        predicted = self.model.coordinates(windows, identity)[0][valid]  # (n, K)
+        wanted = (target - identity[:, None])[valid]  # (n, L, 512)
+        true = self.model.basis.project(wanted, centre=False)
+        latent = self._latent_loss(predicted, true, wanted)
+        mouth = F.mse_loss(self._opening(predicted), self._opening(true))
         loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
         record = {"latent": latent.item(), "mouth": mouth.item()}
         if self.settings["image_frames"]:
             identity = identity[:, None].expand_as(target)[valid]
-            image = self._image_loss(identity, moved, wanted)
+            image = self._image_loss(identity, predicted, wanted)
             loss = loss + self.settings["image_weight"] * image
             record["image"] = image.item()
         self.adam.zero_grad(set_to_none=True)
@@ -220,15 +224,23 @@ class _Trainer:
         self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
         return {"loss": loss.item()} | record
 
-    def _opening(self, moved):
-        return self.mouth(self.model.basis.project(moved, centre=False) / self.model.motion_spread)
+    def _opening(self, coordinates):
+        return self.mouth(coordinates / self.model.motion_spread)
 
-    def _image_loss(self, identity, moved, wanted):
+    @staticmethod
+    def _latent_loss(predicted, true, wanted):
+        """Mean squared error of the latents. By Pythagoras, for the basis is orthonormal: what lies outside it is missed
+        whatever is predicted, and latents need not be made to know how far apart they are."""
+        outside = wanted.square().sum() - true.square().sum()
+        return (F.mse_loss(predicted, true, reduction="sum") + outside) / wanted.numel()
+
+    def _image_loss(self, identity, predicted, wanted):
         """Mean perceptual distance of the frame drawn from the predicted code to the one drawn from the encoded frame."""
-        pick = torch.randperm(len(moved))[: self.settings["image_frames"]].to(self.device)
+        pick = torch.randperm(len(wanted))[: self.settings["image_frames"]].to(self.device)
+        identity, moved = identity[pick], self.model.basis.expand(predicted[pick])
         with torch.no_grad():
-            projected = self.generator.synthesis((identity + wanted)[pick], noise="const")
-        return self.perceptual(self.generator.synthesis((identity + moved)[pick], noise="const"), projected).mean()
+            projected = self.generator.synthesis(identity + wanted[pick], noise="const")
+        return self.perceptual(self.generator.synthesis(identity + moved, noise="const"), projected).mean()
 
     def _follow(self, keep):
         with torch.no_grad():
@@ -270,7 +282,7 @@ class _Trainer:
             moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(self.device)
             wanted = torch.as_tensor(codes - identity).to(self.device)
             latent.append(F.mse_loss(moved, wanted).item())
-            mine, true = self._opening(moved).cpu().numpy(), self._opening(wanted).cpu().numpy()
+            mine, true = (self._opening(self.average.basis.project(x, centre=False)).cpu().numpy() for x in (moved, wanted))
             missed, spread = missed + ((mine - true) ** 2).sum(), spread + ((true - true.mean()) ** 2).sum()
             if true.std() > 1e-3 and mine.std() > 0:
                 shown = true if lesson.opening is None else lesson.opening
@@ -349,6 +361,7 @@ class _Lesson:
     """A clip whose codes are known."""
 
     name: str
+    folder: str
     speaker: str
     key: str
     frames: int
@@ -398,7 +411,7 @@ class _Codes:
                 self.file.execute("insert into codes values (?, ?, ?, ?, ?)", [
                     key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
         frames = int(row[0].split()[0])
-        return _Lesson(clip.stem, _speaker(clip), key, frames, _opening(clip, frames))
+        return _Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames))
 
     def _encode(self, clip, device):
         audio = files.read_audio(clip)
@@ -448,19 +461,21 @@ def _opening(clip, frames):
 
 
 def _split(lessons, hold_out, seed):
-    """Lessons to train on and lessons to validate on, which share no speaker unless single clips were named."""
-    speakers = Counter(lesson.speaker for lesson in lessons)
+    """Lessons to train on and lessons to validate on, which share no speaker unless clips or folders were named."""
+    names = [{x.speaker, x.name, x.folder} for x in lessons]
     if isinstance(hold_out, int):
+        names = [{x.speaker} for x in lessons]
+        speakers = sorted(set().union(*names))
         if hold_out >= len(speakers):
             raise TalkheadError(f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer")
-        kept = {str(name) for name in np.random.default_rng(seed).permutation(sorted(speakers))[:hold_out]}
-    else:
-        kept = {str(name) for name in hold_out}
-        unknown = kept - set(speakers) - {lesson.name for lesson in lessons}
-        if unknown:
-            raise TalkheadError(f"hold_out: no speaker or clip is called {sorted(unknown)[0]}; speakers: {', '.join(sorted(speakers))}")
-    held = [lesson for lesson in lessons if lesson.speaker in kept or lesson.name in kept]
-    rest = [lesson for lesson in lessons if not (lesson.speaker in kept or lesson.name in kept)]
+        hold_out = np.random.default_rng(seed).permutation(speakers)[:hold_out].tolist()
+    kept = set(hold_out)
+    unknown = kept.difference(*names)
+    if unknown:
+        raise TalkheadError(f"hold_out: no speaker, clip or folder is called {sorted(unknown)[0]}; "
+                            f"the speakers are {', '.join(sorted({x.speaker for x in lessons}))}")
+    held = [x for x, known in zip(lessons, names) if kept & known]
+    rest = [x for x, known in zip(lessons, names) if not kept & known]
     if not rest:
         raise TalkheadError("hold_out: nothing is left to train on; hold out fewer")
     return rest, held

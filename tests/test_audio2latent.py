@@ -231,7 +231,7 @@ def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
 
 
 def lessons(*speakers):
-    return [audio2latent._Lesson(f"clip{k}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
+    return [audio2latent._Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
 
 
 def test_held_out_speakers_are_not_trained_on():
@@ -240,9 +240,11 @@ def test_held_out_speakers_are_not_trained_on():
     assert audio2latent._split(lessons(*"aabbccdd"), 2, seed=0) == (rest, held)
     rest, held = audio2latent._split(lessons(*"aab"), ["b", "clip0"], seed=0)
     assert [x.name for x in held] == ["clip0", "clip2"] and [x.name for x in rest] == ["clip1"]
+    rest, held = audio2latent._split(lessons(*"aabb"), ["folder1"], seed=0)
+    assert [x.name for x in held] == ["clip2", "clip3"]
 
 
-@pytest.mark.parametrize("hold_out, message", [(2, "would leave nobody"), (["c"], "no speaker or clip is called c"),
+@pytest.mark.parametrize("hold_out, message", [(2, "would leave nobody"), (["c"], "no speaker, clip or folder is called c"),
                                                (["a", "b"], "nothing is left to train on")])
 def test_holding_out_too_much_is_refused(hold_out, message):
     with pytest.raises(TalkheadError, match=message):
@@ -285,6 +287,13 @@ def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
     np.testing.assert_allclose(reading, fitted, atol=0.01)
     widest = motion / moments.spread() @ audio2latent._widest(moments)
     assert abs(np.corrcoef(widest, motion[:, 0])[0, 1]) > 0.99 and widest.std() == pytest.approx(1, abs=0.02)
+
+
+def test_latent_loss_is_the_mean_squared_error():
+    basis, wanted = toy_model().basis, torch.randn(7, L, 512)
+    predicted = torch.randn(7, 4)
+    loss = audio2latent._Trainer._latent_loss(predicted, basis.project(wanted, centre=False), wanted)
+    torch.testing.assert_close(loss, F.mse_loss(basis.expand(predicted), wanted), rtol=1e-4, atol=0)
 
 
 def test_codes_between_frames_are_on_the_line():
