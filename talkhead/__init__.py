@@ -26,7 +26,7 @@ ROOMS = {
     "inversion": ("ResNetEncoder", "encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),
     "pti": ("tune",),
-    "checkpoints": ("load_audio2latent", "load_encoder", "load_generator"),
+    "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),
     "synthesis": ("generate", "synthesize"),
     "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),

@@ -4,13 +4,16 @@ The `talkhead` of these tests is the real one with toy weights in the place of t
 where the puppet is. The last tests run the README on the bundled weights, where they are.
 """
 
+import fcntl
 import os
 import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -166,11 +169,12 @@ def test_folder_that_may_not_be_written(room, environment):
     (["invert", "clip.mp4"], "stdout", "the result is binary and stdout is a terminal"),
     (["generate", "--identity", "face.png", "--audio", "speech.wav"], "stdout", "the result is binary and stdout is a terminal"),
 ])
-def test_terminals(room, environment, command, at, message):
+def test_terminals(room, command, at, message):
     ours, theirs = pty.openpty()
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | {at: theirs}
     try:
-        done = subprocess.run(["talkhead", *command], cwd=room, env=environment, stderr=subprocess.PIPE, timeout=300, **streams)
+        done = subprocess.run([sys.executable, "-m", "talkhead", *command], cwd=room, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                              stderr=subprocess.PIPE, timeout=300, **streams)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -179,6 +183,7 @@ def test_terminals(room, environment, command, at, message):
 
 def test_progress_is_for_terminals(room, environment):
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a new one has no width
     with subprocess.Popen(["talkhead", "invert", "clip.mp4", "-o", "lat.npy"], cwd=room, env=environment, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
@@ -199,7 +204,8 @@ def test_progress_is_for_terminals(room, environment):
 def test_interrupted(room, environment, sent, status):
     np.save(room / "long.npy", np.zeros((20000, 6, 512), np.float32))
     with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:  # a job in the background ignores it
         started = time.monotonic()
         while not left_over(room) and process.poll() is None and time.monotonic() - started < 120:
             time.sleep(0.05)
@@ -212,7 +218,7 @@ def test_interrupted(room, environment, sent, status):
 # The README -------------------------------------------------------------------------------------------------------------
 
 # What makes its training lines take seconds; everything else is run as printed.
-SMALL = {"--count": "4", "--size": "32", "--seconds": "0.5", "--steps": "2", "--batch": "2", "--resolution": "16", "--channels": "8,8,8",
+SMALL = {"--count": "4", "--size": "16", "--seconds": "0.5", "--steps": "2", "--batch": "2", "--resolution": "16", "--channels": "8,8,8",
          "--width": "4", "--input-size": "16", "--components": "4", "--hold-out": "1", "--frames": "4", "--hidden": "8", "--features": "8",
          "--lstm": "8", "--decoder": "8"}
 
@@ -231,9 +237,9 @@ def desk(tmp_path_factory, puppet):
     """A folder with the files that the README speaks of; its blocks are run here one after the other."""
     desk = tmp_path_factory.mktemp("desk")
     (desk / "examples").mkdir()
-    for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.png", "in.mp4": "in.mp4"}.items():
-        shutil.copy(puppet / name, desk / place)
-    (desk / "photo.png").rename(desk / "photo.jpg")  # what a picture is does not hang on its name
+    for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.jpg", "in.mp4": "in.mp4"}.items():
+        shutil.copy(puppet / name, desk / place)  # a PNG by the name of photo.jpg is read as what it is
+    shutil.copy(puppet / "speech.wav", desk)
     return desk
 
 
