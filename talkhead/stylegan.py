@@ -36,10 +36,12 @@ def _check(resolution, channels):
 
 def _blurred(weight, gain=1.0):
     """(O, I, k, k) -> (O, I, k+3, k+3): the kernel that convolves and applies the [1, 3, 3, 1] filter at once."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=weight.device, dtype=weight.dtype)
-    taps = torch.outer(taps, taps) * (gain / 64)
-    flat = weight.reshape(-1, 1, *weight.shape[2:])
-    return F.conv2d(flat, taps[None, None], padding=3).reshape(*weight.shape[:2], weight.shape[2] + 3, weight.shape[3] + 3)
+    size = weight.shape[-1]
+    spread = torch.zeros(size + 3, size, device=weight.device, dtype=weight.dtype)
+    for tap, value in enumerate((1, 3, 3, 1)):
+        spread.diagonal(-tap).fill_(value * math.sqrt(gain) / 8)
+    both = torch.kron(spread, spread)  # ((k+3)², k²): one small matrix product is far faster than a convolution of kernels
+    return F.linear(weight.flatten(2), both).unflatten(2, (size + 3, size + 3))
 
 
 def _activate(x, bias):
@@ -278,7 +280,27 @@ class _Average:
             slow.copy_(fast)
 
 
-def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, r1=10.0, r1_every=16, path_length=2.0,
+@torch.no_grad()
+def inherit(generator, state):
+    """Give a generator what fits of another one's weights; what it has beyond that starts without effect.
+
+    generator   Generator of any resolution
+    state       state dict of a generator of the same widths at the levels that both have
+    raises      TalkheadError if nothing but the mapping network fits
+
+    Colours of the levels that only the new generator has are zeroed, so that it first draws the old one's picture, larger.
+    """
+    own = generator.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if "convs.0.conv.weight" not in fitting:
+        raise TalkheadError("the weights to start from have other channels at 4x4; give the same --channels at the levels that both have")
+    generator.load_state_dict(own | fitting)
+    for level, rgb in enumerate(generator.rgbs):
+        if f"rgbs.{level}.conv.weight" not in fitting:
+            rgb.conv.weight.zero_()
+
+
+def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, reconstruct_only=0,
           precision="float32",
@@ -287,6 +309,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, r
 
     images              training.Images
     generator, discriminator   networks of one resolution; what they hold is the start
+    beta1               Adam's memory of gradients; StyleGAN2 has none, and reconstruction alone learns faster with 0.9
     r1, r1_every        weight γ of R1 and how often it is applied (lazily)
     path_length, path_every    weight of path-length regularisation, 0 to leave it out, and how often
     style_mixing        chance that an image takes its later layers from a second z
@@ -341,8 +364,8 @@ class _Trainer:
             raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
         self.device = next(generator.parameters()).device
         self.average = _Average(generator, options["average_images"])
-        self.g_optimizer = _lazy_adam(generator, options["lr"], options["path_every"] if options["path_length"] else 0)
-        self.d_optimizer = _lazy_adam(discriminator, options["lr"], options["r1_every"])
+        self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
+        self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
         if encoder is not None:
             self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=options["encoder_lr"])
         self.scalars = _Scalars(path_mean=0.0)
@@ -457,7 +480,7 @@ class _Trainer:
         record["r1"] = penalty.item()
 
 
-def _lazy_adam(network, lr, every):
+def _lazy_adam(network, options, every):
     """Adam as StyleGAN2 sets it when a regulariser is applied only every so many steps."""
     ratio = every / (every + 1) if every else 1.0
-    return torch.optim.Adam(network.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio))
+    return torch.optim.Adam(network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"]**ratio, 0.99**ratio))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from talkhead import training
 from talkhead.errors import TalkheadError
-from talkhead.stylegan import Discriminator, Generator, channel_widths, train
+from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
 FROZEN_IMAGES = [
@@ -109,6 +109,23 @@ def test_truncation_moves_towards_the_mean():
     half = generator.mapping(z, psi=0.5)
     torch.testing.assert_close(half, (generator.mapping(z) + generator.w_avg) / 2)
     torch.testing.assert_close(generator.mapping(z, psi=0.0)[1, 2], generator.w_avg)
+
+
+def test_a_larger_generator_inherits_the_smaller_ones_picture():
+    torch.manual_seed(0)
+    small, large = (Generator(size, [8, 6, 4][:levels], z_dim=16, w_dim=16, mapping_layers=1) for size, levels in ((8, 2), (16, 3)))
+    inherit(large, small.state_dict())
+    w_plus = torch.randn(2, large.num_ws, 16)
+    with torch.no_grad():
+        drawn, before = large.synthesis(w_plus), small.synthesis(w_plus[:, :small.num_ws])
+    spread = torch.zeros(2, 3, 19, 19)
+    spread[..., 2:-1:2, 2:-1:2] = before
+    taps = torch.outer(*[torch.tensor([1.0, 3, 3, 1])] * 2) / 16
+    larger = F.conv2d(spread.flatten(0, 1)[:, None], taps[None, None]).view(2, 3, 16, 16)
+    torch.testing.assert_close(drawn, larger, rtol=1e-4, atol=1e-5)
+    assert torch.equal(large.mapping(torch.ones(1, 16))[:, 0], small.mapping(torch.ones(1, 16))[:, 0])
+    with pytest.raises(TalkheadError, match="other channels at 4x4"):
+        inherit(Generator(8, [4, 4], z_dim=16, w_dim=16, mapping_layers=1), small.state_dict())
 
 
 def test_second_derivatives_agree_with_finite_differences():
