@@ -227,9 +227,9 @@ def _looks(still):
     beside = [tone([place]) for place in (points[_of(361)] + outwards, points[_of(132)] - outwards)]
     backdrop = tone([(0.04, 0.1), (0.96, 0.1), (0.04, 0.25), (0.96, 0.25)])
     hair = min(np.abs(colour - backdrop).max() for colour in beside)
-    red = lambda colour: (colour[0] - colour[1]) / (colour[0] + colour[1] + 1)
+    redness = [(colour[0] - colour[1]) / (colour[0] + colour[1] + 1) for colour in (lips, cheek)]
     return np.array([level / 14, (cheek[0] - cheek[1]) / 5, (cheek[1] - cheek[2]) / 5, (level - chin.mean()) / 12,
-                     (red(lips) - red(cheek)) / 0.05, min(hair, 60) / 15])
+                     (redness[0] - redness[1]) / 0.05, min(hair, 60) / 15])
 
 
 def _wears_glasses(still):
@@ -478,7 +478,10 @@ def _draw_shape(rng):
         points[_MIRRORED[_of(vertex)]] = (1000 - place[0], place[1])
     points /= 1000
     middle = np.array((0.5, points[_of(168)][1]))
-    change = lambda spread: np.exp(rng.normal(0, spread))
+
+    def change(spread):
+        return np.exp(rng.normal(0, spread))
+
     points[:, 0] = 0.5 + (points[:, 0] - 0.5) * change(0.05)                                    # a broad face
     low = _ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
     points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))                 # a broad jaw
@@ -541,7 +544,8 @@ class _Easel:
         from scipy.ndimage import gaussian_filter
         grain = gaussian_filter(self.rng.standard_normal((256, 256)), (256 * down, 256 * across), mode="wrap")
         grain = torch.from_numpy(grain / grain.std())[None, None]
-        return F.interpolate(grain, size=(self.size, self.size), mode="area" if self.size < 256 else "bilinear")[0, 0].numpy()
+        mode = "area" if self.size < 256 else "bilinear"
+        return F.interpolate(grain, size=(self.size, self.size), mode=mode)[0, 0].numpy()
 
     def finish(self):
         grain = 1 + 0.012 * self.noise(0.012, 0.012) + 0.006 * self.noise(0.003, 0.003)
@@ -558,8 +562,9 @@ def _draw_backdrop(easel, points, colours, rng):
         length = rng.uniform(0.9, 1.7)
         easel.lay(easel.ellipse(middle + (0, 0.25 * half * length), (1.28 * half, 1.5 * half * length), 0.06),
                   colours["hair"] * 0.8)
-    easel.lay(easel.shape([(middle[0] - 0.62 * half, chin[1] - 0.5 * half), (middle[0] + 0.62 * half, chin[1] - 0.5 * half),
-                           (middle[0] + 0.75 * half, 1.2), (middle[0] - 0.75 * half, 1.2)], 0.02), colours["skin"] * 0.82)
+    throat = chin[1] - 0.5 * half
+    neck = [(middle[0] + aside * half, y) for aside, y in ((-0.62, throat), (0.62, throat), (0.75, 1.2), (-0.75, 1.2))]
+    easel.lay(easel.shape(neck, 0.02), colours["skin"] * 0.82)
     easel.shade(easel.ellipse(chin - (0, 0.05), (0.75 * half, 0.12), 0.5), 0.78)                # the chin's shadow
     slope = rng.uniform(0.1, 0.22)
     collar = chin[1] + rng.uniform(0.07, 0.12)
@@ -614,9 +619,10 @@ def _draw_eyes(easel, points, colours, rng):
         iris = points[_of(*IRISES[5 * side:5 * side + 5])]
         radius = np.linalg.norm(iris[1:] - iris[0], axis=1).mean()
         easel.lay(cover, (228, 224, 220))
-        for size, colour, soft in ((1.0, colours["iris"] * 0.6, 0.1), (0.85, colours["iris"], 0.2), (0.42, (14, 12, 12), 0.2)):
-            easel.lay(cover * easel.ellipse(iris[0], (size * radius, size * radius), soft), colour)
-        easel.lay(cover * easel.ellipse(iris[0] + (0.35 * radius, -0.35 * radius), (0.22 * radius,) * 2, 0.4), (250, 250, 250))
+        for part, colour, soft in ((1.0, colours["iris"] * 0.6, 0.1), (0.85, colours["iris"], 0.2), (0.42, PUPIL, 0.2)):
+            easel.lay(cover * easel.ellipse(iris[0], (part * radius, part * radius), soft), colour)
+        glint = iris[0] + (0.35 * radius, -0.35 * radius)
+        easel.lay(cover * easel.ellipse(glint, (0.22 * radius, 0.22 * radius), 0.4), (250, 250, 250))
         easel.shade(cover * (1 - _ramp(easel.y - upper[:, 1].min(), 0.0, 0.022)), 0.65)
         lash = np.concatenate([upper, upper[::-1] - (0, 0.008)])
         easel.lay(0.85 * easel.shape(lash, 0.003), colours["hair"] * 0.4)
@@ -689,198 +695,176 @@ def _iod(points):
 
 FIELDS = ("close", "lower", "upper", "jaw", "width", "round", "brow_left", "brow_right",
           "yaw", "pitch", "right", "down", "roll", "scale")
+UPPER_SHARE = 0.2           # of an opening that the upper lip makes by rising
+JAW_AT_LIP = 0.92           # of the jaw's drop that reaches the middle of the lower lip
+CORNER_DROP = 0.3           # of the jaw's drop that reaches the mouth's corners
+LID_TRAVEL = 0.92           # of the way to the lower lid that the upper lid goes
 
 
-class Rig:
+class _Rig:
     """The motion fields of one still, and the picture they move.
 
-    A weight of 1 moves the part by one inter-ocular distance (roll: one radian).
+    A weight of 1 moves the part by one inter-ocular distance ("close": shuts the mouth; "roll": turns by one radian;
+    "scale": doubles; "width": doubles the mouth's). Above and below the lips' line the same motions apply; they are
+    two layers because each is a spline through points of its own, one without the lower lip, one without the upper.
     """
 
     def __init__(self, still, size):
         self.size = size
         self.points = still.points.astype(np.float64)
         self.iod = _iod(still.points)
-        self._frame()
         self.texture = _texture(still.image, size)
-        extra = self._surroundings()
-        moves = self._moves(extra)                                       # (2 layers, F, N, 2)
-        controls = np.concatenate([self.points, extra["at"]])
-        fields = []
-        for layer, torn in ((0, _LOWER_LIP), (1, _UPPER_LIP)):
-            keep = np.setdiff1d(np.arange(len(controls)), torn)
-            values = moves[layer][:, keep].transpose(1, 0, 2).reshape(len(keep), -1)
-            fields.append(_spline(controls[keep], values, GRID, smoothing=2e-5))
-        self.fields = torch.from_numpy(np.stack(fields)).view(2, len(FIELDS), 2, GRID, GRID)
-        self.at_points = self._at_points()                                # (F, N, 2)
-        self.gain = self._gain()
-
-    def _frame(self):
-        """The mouth's own axes: its middle, the direction to its right corner and the one to the chin."""
         corners = self.points[_of(78, 308)]
         self.centre = corners.mean(0)
-        across = corners[1] - corners[0]
-        self.half = np.linalg.norm(across) / 2
-        self.right = across / np.linalg.norm(across)
+        self.half = np.linalg.norm(corners[1] - corners[0]) / 2
+        self.right = (corners[1] - corners[0]) / (2 * self.half)         # the mouth's own axes
         self.down = np.array((-self.right[1], self.right[0]))
+        self._place_controls()
+        moves = self._moves()                                            # (F, N, 2)
+        layers = []
+        for torn in (_LOWER_LIP, _UPPER_LIP):
+            keep = np.setdiff1d(np.arange(len(self.controls)), torn)
+            values = moves[:, keep].transpose(1, 0, 2).reshape(len(keep), -1)
+            layers.append(_spline(self.controls[keep], values, GRID, smoothing=2e-5))
+        self.fields = torch.from_numpy(np.stack(layers)).view(2, len(FIELDS), 2, GRID, GRID)
+        self.at_points = self._at_points()                               # (F, len(LAYOUT), 2)
+        self._calibrate()
 
-    def _surroundings(self):
-        """Points that belong to no face: neck, hair, borders; with how far they follow the head and the jaw."""
-        chin, top, iod = self.points[_of(152)], self.points[_of(10)], self.iod
-        at, head, jaw = [], [], []
-        for below, follows_head, follows_jaw in ((0.1, 0.75, 0.6), (0.22, 0.5, 0.22), (0.36, 0.25, 0.04), (0.5, 0.08, 0)):
-            for aside in (-0.75, -0.4, 0, 0.4, 0.75):
-                at.append(chin + self.down * below * iod * (1 - 0.5 * abs(aside)) + self.right * aside * iod)
-                head.append(follows_head)
-                jaw.append(follows_jaw * np.exp(-(aside / 0.45) ** 2))
+    def move(self, weights):
+        """Points moved by the fields: (T, F) -> (T, len(LAYOUT), 2)."""
+        return self.points + np.einsum("tf,fnc->tnc", weights, self.at_points)
+
+    def _place_controls(self):
+        """Points that hold the fields: the face's, then those of neck, hair and border, with what they follow."""
+        chin, iod = self.points[_of(152)], self.iod
         middle = 0.5 * (self.points[_of(234)] + self.points[_of(454)])
-        for vertex in OVAL:
-            point = self.points[_of(vertex)]
+        around = []                                                      # x, y, shares of the head's and jaw's motion
+        for below, head, jaw in ((0.1, 0.75, 0.6), (0.22, 0.5, 0.22), (0.36, 0.25, 0.04), (0.5, 0.08, 0)):
+            for aside in (-0.75, -0.4, 0, 0.4, 0.75):
+                place = chin + self.down * below * iod * (1 - 0.5 * abs(aside)) + self.right * aside * iod
+                around.append((*place, head, jaw * np.exp(-(aside / 0.45) ** 2)))
+        for point in self.points[_of(*OVAL)]:
             if (point - middle) @ self.down < 0.1 * iod:
-                for far, follows in ((1.22, 0.85), (1.5, 0.5)):
-                    at.append(middle + (point - middle) * far)
-                    head.append(follows)
-                    jaw.append(0)
+                around += [(*(middle + (point - middle) * far), head, 0) for far, head in ((1.22, 0.85), (1.5, 0.5))]
+        around = np.array(around)
+        around = around[((around[:, :2] > 0.02) & (around[:, :2] < 0.98)).all(1)]
         border = _border()
-        at = np.concatenate([np.array(at), border])
-        inside = ((at > 0.02) & (at < 0.98)).all(1)
-        inside[-len(border):] = True
-        zeros = np.zeros(len(border))
-        return {"at": at[inside], "head": np.concatenate([head, zeros])[inside],
-                "jaw": np.concatenate([jaw, zeros])[inside]}
+        around = np.concatenate([around, np.pad(border, ((0, 0), (0, 2)))])
+        count = len(self.points)
+        self.controls = np.concatenate([self.points, around[:, :2]])
+        self.follows_head = np.concatenate([np.ones(count), around[:, 2]])
+        self.follows_jaw = around[:, 3]
+        self.is_face = np.arange(len(self.controls)) < count
+        self.h = (self.controls - self.centre) @ self.right / iod        # from the mouth, in inter-ocular distances
+        self.v = (self.controls - self.centre) @ self.down / iod
 
-    def _moves(self, extra):
-        """What each field does at each control point: (2 layers, F, N, 2), fractions of the side."""
-        points = np.concatenate([self.points, extra["at"]])
-        count, faces_count = len(points), len(self.points)
-        h = (points - self.centre) @ self.right / self.iod
-        v = (points - self.centre) @ self.down / self.iod
-        head = np.concatenate([np.ones(faces_count), extra["head"]])
-        moves = np.zeros((2, len(FIELDS), count, 2))
-        set_ = lambda name, values: moves[:, FIELDS.index(name)].__setitem__(slice(None), values * self.iod)
-        lips = self._lips(h, v, count)
-        jaw = self._jaw(h, v, lips)
-        jaw[faces_count:] = extra["jaw"]
-        face = np.arange(count) < faces_count
-        set_("lower", (lips["lower"] * face)[:, None] * self.down)
-        set_("upper", -(lips["upper"] * face)[:, None] * self.down)
-        set_("jaw", jaw[:, None] * self.down)
-        set_("width", self._width(h, v, face))
-        set_("round", (lips["thick"] * face)[:, None] * self.down)
-        self._close(moves)
-        self._brows(moves, points, face)
-        self._head(moves, points, head, face)
-        # Above the mouth the upper lip does not follow the jaw.
-        return moves
+    def _moves(self):
+        """What each field does at each control point: (F, N, 2), fractions of the side."""
+        moves = dict.fromkeys(FIELDS)
+        lower, upper, thick, arch = self._lips()
+        vertical = {"lower": lower, "upper": -upper, "round": thick, "jaw": self._jaw(arch)}
+        moves.update({name: amount[:, None] * self.down * self.iod for name, amount in vertical.items()})
+        moves["width"] = self._width()
+        moves["close"] = self._close()
+        moves["brow_left"], moves["brow_right"] = self._brow(0), self._brow(1)
+        moves.update(self._head())
+        return np.stack([moves[name] for name in FIELDS])
 
-    def _lips(self, h, v, count):
-        """Profiles of the lips' own motion along the mouth: 1 at its middle, 0 at its corners."""
-        x = np.clip(np.abs(h) * self.iod / self.half, 0, 1)
-        arch = (1 - x ** 2) ** 0.7
-        lower, upper, thick = np.zeros(count), np.zeros(count), np.zeros(count)
-        lip = self.points[_of(17)]
-        v_lip = (lip - self.centre) @ self.down / self.iod
-        below, above = v > v_lip, v < 0
-        lower[below] = (np.exp(-((h / 0.3) ** 2)) * 0.8 * np.exp(-(v - v_lip) / 0.13))[below]
-        lower[v > v_lip + 0.45] = 0
-        for vertex, base in ((2, 0.0), (164, 0.3)):
-            upper[_of(vertex)] = base
-        def put(target, line, amount):
-            target[_of(*line[1:-1])] = amount * arch[_of(*line[1:-1])]
-        put(lower, LOWER_INNER, 1.0)
-        put(lower, LOWER_OUTER, 0.88)
-        put(upper, UPPER_INNER, 1.0)
-        put(upper, UPPER_OUTER, 0.75)
-        put(thick, UPPER_OUTER, -0.22)
-        put(thick, LOWER_OUTER, 0.26)
-        return {"lower": lower, "upper": upper, "thick": thick, "arch": arch, "above": above}
+    def _lips(self):
+        """The lips' own motion: how far each control goes with lower lip, upper lip and rounding, and the arch of it.
 
-    def _jaw(self, h, v, lips):
-        """The jaw drops as one piece, its edges near the ears hardly at all."""
-        aside = np.exp(-(np.abs(h) / 0.62) ** 2.5)
-        drop = (0.32 + 0.68 * _ramp(v, 0.0, 0.3)) * aside
-        cheeks = 0.32 * np.exp(v / 0.14) * _ramp(np.abs(h), 0.2, 0.42) * aside
-        jaw = np.where(v < 0, cheeks, drop)
-        jaw[_UPPER_LIP] = 0.3 * (1 - lips["arch"][_UPPER_LIP])
-        jaw[_LOWER_LIP] = 0.3 + 0.62 * lips["arch"][_LOWER_LIP]
-        jaw[_of(61, 291, 78, 308)] = 0.3
-        still = np.concatenate([NOSE, IRISES, *UPPER_LIDS, *LOWER_LIDS, *BROWS, FOREHEAD])
-        jaw[_of(*still)] = 0
+        The arch is 1 at the middle of the mouth and 0 at its corners.
+        """
+        across = np.clip(np.abs(self.h) * self.iod / self.half, 0, 1)
+        arch = (1 - across ** 2) ** 0.7
+        lower, upper, thick = np.zeros((3, len(self.controls)))
+        edge = self.v[_of(17)]
+        below = self.is_face & (self.v > edge) & (self.v < edge + 0.45)
+        lower[below] = 0.8 * np.exp(-(self.h[below] / 0.3) ** 2 - (self.v[below] - edge) / 0.13)
+        upper[_of(164)] = 0.3
+        for target, line, amount in ((lower, LOWER_INNER, 1.0), (lower, LOWER_OUTER, 0.88),
+                                     (upper, UPPER_INNER, 1.0), (upper, UPPER_OUTER, 0.75),
+                                     (thick, UPPER_OUTER, -0.22), (thick, LOWER_OUTER, 0.26)):
+            lip = _of(*line[1:-1])
+            target[lip] = amount * arch[lip]
+        return lower, upper, thick, arch
+
+    def _jaw(self, arch):
+        """The jaw drops as one piece, hardly at all near the ears; the upper lip stays."""
+        aside = np.exp(-(np.abs(self.h) / 0.62) ** 2.5)
+        drop = (0.32 + 0.68 * _ramp(self.v, 0.0, 0.3)) * aside
+        cheeks = 0.32 * np.exp(np.minimum(self.v, 0) / 0.14) * _ramp(np.abs(self.h), 0.2, 0.42) * aside
+        jaw = np.where(self.v < 0, cheeks, drop)
+        jaw[_UPPER_LIP] = CORNER_DROP * (1 - arch[_UPPER_LIP])
+        jaw[_LOWER_LIP] = CORNER_DROP + (JAW_AT_LIP - CORNER_DROP) * arch[_LOWER_LIP]
+        jaw[_of(61, 291, 78, 308)] = CORNER_DROP
+        jaw[_of(*NOSE, *IRISES, *np.ravel(UPPER_LIDS), *np.ravel(LOWER_LIDS), *np.ravel(BROWS), *FOREHEAD)] = 0
+        jaw[~self.is_face] = self.follows_jaw
         return jaw
 
-    def _width(self, h, v, face):
-        """The corners go outwards; the change fades towards cheeks, nose and chin."""
+    def _width(self):
+        """The corners go outwards and a little up; it fades towards cheeks, nose and chin."""
         reach = self.half / self.iod
-        inner = np.clip(h / reach, -1, 1) * reach
-        fade = np.exp(-(np.maximum(np.abs(h) - reach, 0) / 0.3) ** 1.5) * np.exp(-(v / 0.32) ** 2)
-        fade[:len(self.points)][_of(*NOSE)] = 0
-        fade = fade * face
-        lift = -0.12 * np.abs(inner) * fade
-        return (inner * fade)[:, None] * self.right + lift[:, None] * self.down
+        outwards = np.clip(self.h, -reach, reach)
+        fade = np.exp(-(np.maximum(np.abs(self.h) - reach, 0) / 0.3) ** 1.5 - (self.v / 0.32) ** 2) * self.is_face
+        fade[_of(*NOSE)] = 0
+        amount = (outwards * fade)[:, None] * self.right - 0.12 * np.abs(outwards * fade)[:, None] * self.down
+        return amount * self.iod
 
-    def _close(self, moves):
-        """Bring the inner lips of a not quite shut mouth together, on the line between them."""
-        index = FIELDS.index("close")
+    def _close(self):
+        """Bring the inner lips of a not quite shut mouth together, on a line between them."""
+        moves = np.zeros_like(self.controls)
         upper, lower = _of(*UPPER_INNER[1:-1]), _of(*LOWER_INNER[1:-1])
-        middle = 0.35 * self.points[upper] + 0.65 * self.points[lower]
-        moves[:, index, upper] = middle - self.points[upper]
-        moves[:, index, lower] = middle - self.points[lower]
-        for outer, inner, share in ((UPPER_OUTER, upper, 0.8), (LOWER_OUTER, lower, 0.8)):
-            moves[:, index, _of(*outer[1:-1])] = share * moves[:, index, inner]
+        line = 0.35 * self.points[upper] + 0.65 * self.points[lower]
+        for inner, outer in ((upper, UPPER_OUTER), (lower, LOWER_OUTER)):
+            moves[inner] = line - self.points[inner]
+            moves[_of(*outer[1:-1])] = 0.8 * moves[inner]
+        return moves
 
-    def _brows(self, moves, points, face):
-        for name, side in (("brow_left", 0), ("brow_right", 1)):
-            brow = self.points[_of(*BROWS[side])]
-            eye = self.points[_of(*UPPER_LIDS[side])].mean(0)
-            centre = brow.mean(0)
-            h = (points - centre) @ self.right / self.iod
-            v = (points - centre) @ self.down / self.iod
-            gap = max((eye - centre) @ self.down / self.iod, 0.1)
-            amount = np.exp(-(h / 0.38) ** 2) * np.where(v < 0, np.exp(-(v / 0.4) ** 2), 1 - _ramp(v, 0.03, 0.8 * gap))
-            moves[:, FIELDS.index(name)] -= (amount * face)[:, None] * self.down * self.iod
+    def _brow(self, side):
+        brow = self.points[_of(*BROWS[side])].mean(0)
+        eye = self.points[_of(*UPPER_LIDS[side])].mean(0)
+        aside = (self.controls - brow) @ self.right / self.iod
+        below = (self.controls - brow) @ self.down / self.iod
+        room = max((eye - brow) @ self.down / self.iod, 0.1)
+        fade = np.where(below < 0, np.exp(-(below / 0.4) ** 2), 1 - _ramp(below, 0.03, 0.8 * room))
+        amount = fade * np.exp(-(aside / 0.38) ** 2) * self.is_face
+        return -amount[:, None] * self.down * self.iod
 
-    def _head(self, moves, points, head, face):
-        """Turning a head in the picture: what is nearer to the camera moves further."""
-        middle = 0.5 * (self.points[_of(234)] + self.points[_of(454)])
-        half = np.linalg.norm(self.points[_of(454)] - self.points[_of(234)]) / 2
-        h = (points - middle) @ self.right / half
-        v = (points - middle) @ self.down / (1.35 * half)
-        depth = np.clip(1 - 0.8 * h ** 2 - 0.45 * v ** 2, 0, 1) * face
-        nose = self.points[_of(4)]
-        depth += 0.55 * np.exp(-(((points - nose) ** 2).sum(1)) / (0.22 * self.iod) ** 2) * face
-        pivot = self.points[_of(152)] + 0.2 * self.iod * self.down
-        arm = (points - pivot) * head[:, None]
-        set_ = lambda name, values: moves[:, FIELDS.index(name)].__setitem__(slice(None), values)
-        set_("yaw", (depth - 0.3 * head)[:, None] * self.right * self.iod)
-        set_("pitch", (depth - 0.3 * head)[:, None] * self.down * self.iod)
-        set_("right", head[:, None] * self.right * self.iod)
-        set_("down", head[:, None] * self.down * self.iod)
-        set_("roll", np.stack([-arm[:, 1], arm[:, 0]], 1))
-        set_("scale", (points - middle) * head[:, None])
+    def _head(self):
+        """Turning a head: what is nearer to the camera moves further, and the nose is nearest.
+
+        Eyes and mouth, by which frames are aligned, stay about where they are; the outline goes the other way.
+        """
+        ears = self.points[_of(234, 454)]
+        middle, half = ears.mean(0), np.linalg.norm(ears[1] - ears[0]) / 2
+        from_middle = self.controls - middle
+        depth = 1 - 0.8 * (from_middle @ self.right / half) ** 2 - 0.45 * (from_middle @ self.down / (1.35 * half)) ** 2
+        nose = np.exp(-((self.controls - self.points[_of(4)]) ** 2).sum(1) / (0.22 * self.iod) ** 2)
+        depth = (np.clip(depth, 0, 1) + 0.55 * nose) * self.is_face
+        arm = self.controls - (self.points[_of(152)] + 0.2 * self.iod * self.down)      # from the neck
+        head = self.follows_head[:, None]
+        turn = (depth[:, None] - 0.75 * head) * self.iod
+        return {"yaw": turn * self.right, "pitch": turn * self.down,
+                "right": head * self.right * self.iod, "down": head * self.down * self.iod,
+                "roll": head * np.stack([-arm[:, 1], arm[:, 0]], 1), "scale": head * from_middle}
 
     def _at_points(self):
         """How far each field moves each point: read from the very grids that warp the picture."""
         at = torch.from_numpy(self.points.astype(np.float32))[None, None].expand(2, -1, -1, -1)
         moved = _sample(self.fields.flatten(1, 2), at)[:, :, 0].view(2, len(FIELDS), 2, -1).permute(0, 1, 3, 2).numpy()
-        below = (self.points - self.centre) @ self.down > 0
+        below = self.v[:len(self.points)] > 0
         below[_UPPER_LIP], below[_LOWER_LIP] = False, True
         return np.where(below[None, :, None], moved[1], moved[0])
 
-    def _gain(self):
-        """How wide the measured opening is per unit of lip weight, with the share of the upper lip."""
+    def _calibrate(self):
+        """Measure the opening that is left when shut, and the lips' weight that makes one unit of opening."""
         weights = np.zeros((2, len(FIELDS)))
-        weights[:, 0] = 1
-        weights[1, [FIELDS.index("lower"), FIELDS.index("upper")]] = 0.1 * (1 - UPPER_SHARE), 0.1 * UPPER_SHARE
-        shut, opened = faces.mouth_opening(self._move(weights)[:, _IN_68].mean(2))
-        self.rest = shut
-        return 0.1 / (opened - shut)
-
-    def _move(self, weights):
-        """Points moved by the fields: (T, F) -> (T, N, 2)."""
-        return self.points + np.einsum("tf,fnc->tnc", weights, self.at_points)
-
-
-UPPER_SHARE = 0.2           # of an opening that the upper lip makes by rising
+        weights[:, FIELDS.index("close")] = 1
+        weights[1, FIELDS.index("lower")] = 0.1 * (1 - UPPER_SHARE)
+        weights[1, FIELDS.index("upper")] = 0.1 * UPPER_SHARE
+        shut, opened = faces.mouth_opening(self.move(weights)[:, _IN_68].mean(2))
+        self.rest, self.gain = shut, 0.1 / (opened - shut)
 
 
 def _texture(image, size):
@@ -970,8 +954,9 @@ def _motion(rig, track, rng, independent):
     w["round"] = 0.6 * np.maximum(-width, 0)
     both = np.maximum(brows[:, 0], -0.5) * 0.018 + 0.1 * (loud - loud.mean())
     w["brow_left"], w["brow_right"] = both + 0.005 * brows[:, 1], both - 0.005 * brows[:, 1]
-    for name, column, amount in (("yaw", 0, 0.035), ("pitch", 1, 0.025), ("right", 2, 0.02), ("down", 3, 0.018),
-                                 ("roll", 4, 0.022), ("scale", 5, 0.008)):
+    # Small, but for the turning: alignment takes a head's shift, roll and size out of a real clip too.
+    for name, column, amount in (("yaw", 0, 0.045), ("pitch", 1, 0.03), ("right", 2, 0.008), ("down", 3, 0.006),
+                                 ("roll", 4, 0.009), ("scale", 5, 0.004)):
         w[name] = np.clip(head[:, column], -2.2, 2.2) * amount
     w["pitch"] = w["pitch"] + 0.12 * (loud - loud.mean())
     if independent:
@@ -984,9 +969,6 @@ def _motion(rig, track, rng, independent):
     tongue = rng.random(count) if independent else np.clip(0.5 + 0.35 * _noise(rng, count, 1, 0.12)[:, 0], 0, 1)
     bite = np.full(count, rng.uniform(-0.005, 0.03))
     return Motion(np.stack([w[name] for name in FIELDS], 1), opening, jaw, lids, gaze, tongue, bite)
-
-
-JAW_AT_LIP = 0.92           # of the jaw's drop that reaches the middle of the lower lip
 
 
 def _smooth(values, seconds):
@@ -1004,7 +986,7 @@ def perform(still, track, size=None, seed=0, independent=False):
     independent  no clip but T moments of the same face, each by itself
     returns      iterator of (frame uint8 (size, size, 3), landmarks float32 (68, 2) in pixels)
     """
-    rig = Rig(still, size or len(still.image))
+    rig = _Rig(still, size or len(still.image))
     motion = _motion(rig, track, np.random.default_rng(seed), independent)
     yield from _perform(rig, motion)
 
@@ -1022,15 +1004,12 @@ def _perform(rig, motion):
 # Rendering
 
 def _moved_points(rig, motion):
-    points = rig._move(motion.weights)
+    points = rig.move(motion.weights)
     for upper, lower in zip(UPPER_LIDS, LOWER_LIDS):
         lid = _of(*upper[1:-1])
         drop = LID_TRAVEL * (rig.points[_of(*lower[1:-1])] - rig.points[lid])
         points[:, lid] += motion.lids[:, None, None] * drop
     return points
-
-
-LID_TRAVEL = 0.92           # of the way to the lower lid that the upper lid goes
 
 
 def _render(rig, motion, points):
@@ -1051,7 +1030,7 @@ def _render(rig, motion, points):
     texture = rig.texture.expand(count, -1, -1, -1)
     frames = _sample(texture, at)
     for side in (0, 1):
-        _blink(rig, motion, points, texture, frames, at, side)
+        _blink(rig, motion, texture, frames, at, side)
     mouth.paint(frames)
     return frames.clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -1096,11 +1075,10 @@ class _Mouth:
 
     def _local(self, rows, columns):
         """Pixels of a box in the mouth's coordinates: x, y, each (T, h, w)."""
-        as_tensor = lambda values: torch.from_numpy(values.astype(np.float32))[:, None, None]
-        px = (torch.arange(columns.start, columns.stop) + 0.5).view(1, 1, -1) - as_tensor(self.centre[:, 0])
-        py = (torch.arange(rows.start, rows.stop) + 0.5).view(1, -1, 1) - as_tensor(self.centre[:, 1])
-        x = (px * as_tensor(self.right[:, 0]) + py * as_tensor(self.right[:, 1])) / as_tensor(self.half)
-        return x, px * as_tensor(self.down[:, 0]) + py * as_tensor(self.down[:, 1])
+        px = (torch.arange(columns.start, columns.stop) + 0.5).view(1, 1, -1) - _column(self.centre[:, 0])
+        py = (torch.arange(rows.start, rows.stop) + 0.5).view(1, -1, 1) - _column(self.centre[:, 1])
+        x = (px * _column(self.right[:, 0]) + py * _column(self.right[:, 1])) / _column(self.half)
+        return x, px * _column(self.down[:, 0]) + py * _column(self.down[:, 1])
 
     def _read(self, line, x):
         place = (x.clamp(-1, 1) + 1) * (len(self.KNOTS) - 1) / 2
@@ -1136,23 +1114,25 @@ class _Mouth:
         frames[:, :, rows, columns] = torch.lerp(part, inside, cover)
 
     def _inside(self, x, y, upper, lower):
-        """Throat, tongue and teeth: (T, 3, h, w). Upper teeth belong to the skull, tongue and lower teeth to the jaw."""
-        column = lambda values: torch.from_numpy(np.asarray(values, np.float32))[:, None, None]
+        """Throat, tongue and teeth: (T, 3, h, w). Upper teeth belong to the skull, tongue and lower ones to the jaw."""
         iod = self.iod
-        bite = column(self._bite())                                              # where the teeth meet, at rest
-        jaw = column(np.maximum(self.motion.jaw, 0.55 * self.motion.opening) * JAW_AT_LIP) * iod
+        bite = _column(self._bite())                                              # where the teeth meet, at rest
+        jaw = _column(np.maximum(self.motion.jaw, 0.55 * self.motion.opening) * JAW_AT_LIP) * iod
         soft = max(0.9, 0.012 * iod)
-        edge = lambda distance: (0.5 + distance / soft).clamp(0, 1)
+
+        def edge(distance):
+            return (0.5 + distance / soft).clamp(0, 1)
+
         x2 = x * x
         depth = ((y - upper) / (lower - upper).clamp(min=1)).clamp(0, 1)
         colour = _mix(THROAT, DEEP, depth)
-        tongue = bite + 0.85 * jaw + (0.06 - 0.09 * column(self.motion.tongue) + 0.10 * x2) * iod
+        tongue = bite + 0.85 * jaw + (0.06 - 0.09 * _column(self.motion.tongue) + 0.10 * x2) * iod
         colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, _ramp(y - tongue, 0, 0.10 * iod)),
                        _ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - _ramp(x.abs(), 0.5, 0.9)))
         top = bite + jaw + (0.03 - 0.03 * x2) * iod
         lower_teeth = edge(y - top) * (1 - _ramp(x.abs(), 0.5, 0.78))
         colour = _over(colour, self._teeth(x, 0.7, 11.0), lower_teeth * 0.9)
-        biting = bite + (column(self.motion.bite) - 0.05 * x2) * iod
+        biting = bite + (_column(self.motion.bite) - 0.05 * x2) * iod
         upper_teeth = edge(biting - y) * (1 - _ramp(x.abs(), 0.66, 0.93))
         colour = _over(colour, self._teeth(x, 1.0, 7.5), upper_teeth)
         shadow = 0.42 + 0.58 * _ramp(y - upper, -0.01 * iod, 0.07 * iod)
@@ -1171,7 +1151,7 @@ class _Mouth:
         rest = self.motion.weights.copy()
         for name in ("lower", "upper", "jaw", "width", "round"):
             rest[:, FIELDS.index(name)] = 0
-        middle = self.rig._move(rest)[:, _of(13, 14)].mean(1) * self.rig.size
+        middle = self.rig.move(rest)[:, _of(13, 14)].mean(1) * self.rig.size
         return np.einsum("tc,tc->t", middle - self.centre, self.down)
 
     def _light(self):
@@ -1185,7 +1165,13 @@ THROAT = torch.tensor([34.0, 12.0, 12.0])
 DEEP = torch.tensor([84.0, 34.0, 34.0])
 TONGUE = torch.tensor([120.0, 52.0, 52.0])
 TONGUE_FRONT = torch.tensor([178.0, 92.0, 88.0])
+PUPIL = (14, 12, 12)
 TEETH = torch.tensor([232.0, 215.0, 196.0])
+
+
+def _column(values):
+    """One number per frame, (T,), ready for pictures: (T, 1, 1)."""
+    return torch.from_numpy(np.asarray(values, np.float32))[:, None, None]
 
 
 def _mix(start, stop, amount):
@@ -1208,8 +1194,11 @@ class _Eye:
         self.right = across / self.length
         self.down = np.array((-self.right[1], self.right[0]))
         knots = np.linspace(0, 1, 33)
-        line = lambda points: np.interp(knots, (points - self.start) @ self.right / self.length,
-                                        (points - self.start) @ self.down)
+
+        def line(points):
+            along, down = (points - self.start) @ self.right, (points - self.start) @ self.down
+            return np.interp(knots, along / self.length, down)
+
         self.upper = torch.from_numpy(line(upper).astype(np.float32))
         self.lower = torch.maximum(torch.from_numpy(line(lower).astype(np.float32)), self.upper)
         self.fold = float(np.clip(-(brow - self.start) @ self.down, 0.08 * rig.iod, 0.3 * rig.iod))
@@ -1225,7 +1214,7 @@ class _Eye:
         left = place.floor().clamp(max=31).long()
         return torch.lerp(line[left], line[left + 1], place - left)
 
-    def box(self, rig, points=None):
+    def box(self, rig):
         """The pixels that may show this eye, with a margin for the head's motion."""
         centre = self.start + self.right * self.length / 2
         reach = np.array((0.95 * self.length, 0.55 * self.length + self.fold)) + 0.06 * rig.iod
@@ -1248,7 +1237,7 @@ def _look(rig, motion, at, side):
     at[:, rows, columns] = part - inside[..., None] * gaze
 
 
-def _blink(rig, motion, points, texture, frames, at, side):
+def _blink(rig, motion, texture, frames, at, side):
     """Draw the upper lid down: its skin is stretched from the fold to the lashes; changes `frames`."""
     moving = np.flatnonzero(np.abs(motion.lids) > 0.01)
     if not len(moving):
@@ -1302,9 +1291,9 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits, "model": detector_model,
-           "exclude": tuple(exclude), "voices": voices, "recordings": tuple(sorted(map(str, recordings))),
-           "share": recorded_share, "seed": seed}
+    job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits,
+           "model": detector_model, "exclude": tuple(exclude), "voices": voices,
+           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "seed": seed}
     indices = range(start, start + count)
     if workers <= 1:
         studio = _Studio(**job)
@@ -1340,7 +1329,7 @@ class _Studio:
         rng = np.random.default_rng([self.seed, index])
         still = self._face(rng)
         speech = self._speech(rng)
-        rig = Rig(still, self.size)
+        rig = _Rig(still, self.size)
         motion = _motion(rig, speech.track, rng, independent=self.frames is not None)
         self._write(name, rig, motion, speech, still)
         return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": list(still.names)}

@@ -144,12 +144,13 @@ def test_blinks_come_as_often_as_people_blink():
     closed = puppet.blinks(np.random.default_rng(0), 25 * 60 * 30)
     edges = np.flatnonzero(np.diff((closed > 0.3).astype(int)) == 1)
     assert 13 < len(edges) / 30 < 22
-    lengths = np.flatnonzero(np.diff((closed > 0).astype(int)) == -1) - np.flatnonzero(np.diff((closed > 0).astype(int)) == 1)
+    change = np.diff((closed > 0).astype(int))
+    lengths = np.flatnonzero(change == -1) - np.flatnonzero(change == 1)
     assert lengths.max() <= 8 and closed.max() <= 1
 
 
 def test_lids_cover_the_eyes(still):
-    rig = puppet.Rig(still, 64)
+    rig = puppet._Rig(still, 64)
     motion = puppet._motion(rig, np.zeros((2, 3)), np.random.default_rng(0), True)
     motion.weights[1] = motion.weights[0]
     motion.lids[:] = 0, 1
@@ -205,7 +206,8 @@ def test_a_speaking_clip_is_as_long_as_its_sound(tmp_path):
 
 def test_composites_are_aligned_and_seen_by_yunet(portraits, shared_data):
     cv2 = pytest.importorskip("cv2")
-    yunet = cv2.FaceDetectorYN.create(str(shared_data / "weights" / "yunet" / "yunet_n_dynamic.onnx"), "", (128, 128), 0.6)
+    weights = shared_data / "weights" / "yunet" / "yunet_n_dynamic.onnx"
+    yunet = cv2.FaceDetectorYN.create(str(weights), "", (128, 128), 0.6)
     rng = np.random.default_rng(0)
     seen = []
     for index in range(6):
