@@ -303,8 +303,7 @@ def inherit(generator, state):
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, reconstruct_only=0,
-          precision="float32",
-          seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          precision="float32", lineage=(), seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
     images              training.Images
@@ -317,11 +316,13 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
                         half of each fake batch are reconstructions
     reconstruction      distance of two image batches -> (N,); needed with an encoder
+    encoder_lr          its learning rate; 0 holds it still, so that latents keep their meaning while the pictures improve
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
     feature_weight      weight of the distance between the critic's activations of image and reconstruction
     reconstruct_only    first so many steps reconstruct and leave the critic alone
     precision           "float32", or "bfloat16" for forward and backward passes under autocast; R1 and path length
                         are always float32
+    lineage             fingerprints of the generators whose encoders and speech models fit this one too
     yields              {"step", "seconds", "images", losses…}
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
@@ -334,7 +335,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
              "scalars": trainer.scalars}
     if encoder is not None:
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
-    header = {"kind": "generator", "config": generator.config}
+    header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {})}
     yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, save_minutes=save_minutes,
                    log_every=log_every, on_save=on_save)
 
@@ -368,6 +369,7 @@ class _Trainer:
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
         if encoder is not None:
             self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=options["encoder_lr"])
+            encoder.requires_grad_(options["encoder_lr"] > 0).train(options["encoder_lr"] > 0)
         self.scalars = _Scalars(path_mean=0.0)
 
     def _autocast(self):
@@ -406,7 +408,6 @@ class _Trainer:
             if adversarial:
                 parts.append(self.generator.synthesis(self._latents(samples), noise="random"))
             if self.encoder is not None:
-                self.encoder.train()
                 rebuilt = self.generator.synthesis(self.encoder(real), noise="random")
                 loss = loss + self._reconstruction(rebuilt.float(), real, record)
                 parts.append(rebuilt[: len(real) - samples])

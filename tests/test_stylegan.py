@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from talkhead import training
+from talkhead import checkpoints, training
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 
@@ -190,6 +190,19 @@ def test_training_lowers_the_reconstruction(tmp_path):
                          reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
     assert records[-1]["reconstruction"] < 0.5 * records[0]["reconstruction"]
     assert "discriminator" not in records[-1]
+
+
+def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
+    from talkhead.inversion import ResNetEncoder
+
+    generator, critic = toy()
+    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=2, batch=4, encoder=encoder, encoder_lr=0.0,
+               reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)), lineage={"0123456789abcdef"}))
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    loaded = checkpoints.load_generator(tmp_path / "g.pt")
+    assert loaded.lineage == {"0123456789abcdef", loaded.fingerprint}
 
 
 def test_images_cross_the_pixel_range_and_back():
