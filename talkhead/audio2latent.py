@@ -307,7 +307,8 @@ class _Mouth(nn.Module):
 def _measure(model, mouth, lessons, codes):
     """Fit the basis to codes of the training clips, then measure the spreads and the mouth's reading in it."""
     components = model.config["components"]
-    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 20_000))
+    # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
+    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 3000))
     model.basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), components)
     sound, motion, tracked = _Moments(), _Moments(), _Moments()
     for lesson in lessons:
@@ -437,7 +438,8 @@ def _fingerprint(encoder):
 
 
 def _find(sources):
-    found = [path for path in training.clips(sources) if path.suffix.lower() not in STILLS]
+    # A name that begins with a dot is that of a file which somebody is still writing.
+    found = [path for path in training.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
     if not found:
         raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
     return found
