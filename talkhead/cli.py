@@ -4,6 +4,7 @@ Rooms are imported inside commands, because torch takes seconds to load and `--h
 """
 
 import json
+import os
 import signal
 import sys
 
@@ -66,24 +67,31 @@ def _print_records(records):
 
 def _from_stdin(ctx, param, value):
     if value == "-":
-        if sys.stdin.isatty():
-            raise click.BadParameter("nothing to read, stdin is a terminal; name a file, or pipe one in", ctx, param)
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.BadParameter("nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param)
         if ctx.meta.setdefault("talkhead.stdin", param.name) != param.name:
             raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
     return value
 
 
-def _to_stdout(ctx, param, value):
-    if value == "-":
-        if sys.stdout.isatty():
-            raise click.BadParameter("the result is binary and stdout is a terminal; name a file, or redirect it", ctx, param)
-        if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
-            raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
+def _writable(ctx, param, value):
+    """Say at once, not after hours of work, that there is no place for the result."""
+    if value is not None and value != "-" and not os.path.exists(value):
+        folder = os.path.dirname(os.path.abspath(value))
+        if not os.path.isdir(folder):
+            raise TalkheadError(f"{value}: its folder does not exist; make it first")
+        if not os.access(folder, os.W_OK):
+            raise TalkheadError(f"{value}: its folder may not be written to; name another")
     return value
 
 
-def source(name="source"):
-    return click.argument(name, default="-", callback=_from_stdin)
+def _to_stdout(ctx, param, value):
+    if value == "-":
+        if sys.stdout is None or sys.stdout.isatty():
+            raise click.BadParameter("the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param)
+        if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
+            raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
+    return _writable(ctx, param, value)
 
 
 def input_option(flag, help):
@@ -96,15 +104,19 @@ def output(help, flag="--output", default="-"):
 
 
 def weights_out(what):
-    return click.option("-o", "--output", metavar="FILE", required=True, help=f"Where to write {what} (.pt); a run that is there is resumed.")
+    return click.option("-o", "--output", metavar="FILE", required=True, callback=_writable, help=f"Where to write {what} (.pt).")
 
 
-def weights_in(kind, required=False):
-    return click.option(f"--{kind}", metavar="FILE", help=f"Weights of the {kind}.  [default: the bundled ones]")
+def trained(what):
+    return weights_out(f"{what}, and where a run that was stopped is resumed")
+
+
+def weights_in(kind):
+    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}.  [default: the bundled ones]")
 
 
 def number(flag, default, help, least=0):
-    """An option for an int or a float, after its default; a float must be more than `least` only if that is None."""
+    """An option for an int or a float, whichever its default is; no smaller than `least`."""
     kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
     return click.option(flag, type=kind, default=default, show_default=True, help=help)
 
@@ -134,6 +146,8 @@ def lr(default):
     return number("--lr", default, "Learning rate.")
 
 
+source = click.argument("source", default="-", callback=_from_stdin)
+sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
 device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
 perceptual = one_of("--perceptual", ["auto", "lpips", "pyramid"], "auto",
@@ -146,10 +160,8 @@ alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     detection,
 )
-
-
-sources = click.argument("sources", nargs=-1, required=True)
-training_steps = click.option("--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all; a resumed run goes on to here.")
+training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
+                              help="Optimiser steps in all; a resumed run goes on to here.")
 data = together(
     number("--every", 1, "Take one frame in so many.", least=1),
     click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
@@ -160,10 +172,9 @@ run = together(
     seed,
     device,
 )
-
-
 validation = together(
-    click.option("--validation", metavar="PATH", multiple=True, help="Measure on these held-out clips, and keep the best; may be repeated."),
+    click.option("--validation", metavar="PATH", multiple=True,
+                 help="Measure on these held-out clips, and keep the best; may be repeated."),
     number("--validate-every", 500, "Steps between two measurements.", least=1),
 )
 encoder_shape = together(
@@ -293,7 +304,7 @@ def cli():
 
 
 @cli.command()
-@source()
+@source
 @output("Aligned clip, picture, or folder of pictures.")
 @number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
@@ -333,7 +344,7 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
 
 
 @cli.command()
-@source()
+@source
 @output("Latents (.npy, float32, frames × layers × 512).")
 @weights_in("generator")
 @weights_in("encoder")
@@ -451,8 +462,8 @@ def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, al
 
 
 @cli.command()
-@source()
-@click.option("-o", "--output", metavar="FILE", required=True, help="Where to write the tuned generator (.pt).")
+@source
+@weights_out("the tuned generator")
 @weights_in("generator")
 @weights_in("encoder")
 @alignment
@@ -480,8 +491,8 @@ def pti(source, output, generator, encoder, limit, aligned, detector, detector_m
 
 
 @cli.command()
-@click.argument("real")
-@click.argument("fake")
+@click.argument("real", callback=_from_stdin)
+@click.argument("fake", callback=_from_stdin)
 @click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
 @click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
 @detection
@@ -530,7 +541,7 @@ def synth(output, count, recordings, **options):
 
 @cli.command("train-stylegan")
 @sources
-@weights_out("the generator")
+@trained("the generator")
 @number("--resolution", 256, "Side of the pictures, a power of two.", least=4)
 @widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F]")
 @training_steps
@@ -543,7 +554,7 @@ def synth(output, count, recordings, **options):
 @number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@click.option("--encoder-out", metavar="FILE", help="Train an encoder along, by reconstruction, and write it here (.pt).")
+@click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @encoder_shape
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic; needs --encoder-out.")
 @perceptual
@@ -577,7 +588,7 @@ def train_stylegan(sources, output, resolution, channels, init, encoder_out, wid
 
 @cli.command("train-encoder")
 @sources
-@weights_out("the encoder")
+@trained("the encoder")
 @weights_in("generator")
 @encoder_shape
 @click.option("--imagenet", metavar="FILE", help="Start the first blocks from torchvision's resnet18 weights.")
@@ -621,7 +632,7 @@ def train_encoder(sources, output, generator, width, input_size, stem_stride, po
 
 @cli.command("train-audio2latent")
 @sources
-@weights_out("the speech model")
+@trained("the speech model")
 @weights_in("generator")
 @weights_in("encoder")
 @number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
@@ -694,7 +705,7 @@ def weights_show(file):
 
 @weights.command("export")
 @click.argument("source", metavar="SOURCE")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The copy (.pt).")
+@weights_out("the copy")
 @click.option("--half/--full", default=True, show_default=True, help="Half precision, or as it is.")
 def weights_export(source, output, half):
     """Copy weights without what only training needs.
