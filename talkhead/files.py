@@ -44,6 +44,8 @@ AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000,
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe; a fragment, and so a reader's wait, is as long
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
+UNKNOWN, UNKNOWN_SIZE = 12 * 3600, 0x7FFFF000  # seconds, and bytes of a WAV: who writes to a pipe puts such a length in the head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
 
 
@@ -188,14 +190,12 @@ def _reading(source):
 @contextmanager
 def _writing(destination):
     """A binary stream to `destination`, which appears only when the block ends well."""
-    if _named(destination):
-        with atomic(destination) as temporary, open(temporary, "wb") as stream:
-            yield stream
-    else:
-        sink = _Sink(destination)
-        with _mendable(_name(destination)):
-            yield sink
-            sink.check()
+    with _mendable(_name(destination)), ExitStack() as stack:
+        if _named(destination):
+            destination = stack.enter_context(open(stack.enter_context(_placed(destination)), "wb"))
+        sink = _Sink(destination)  # numpy writes to a file itself through C, and then has no reason to give
+        yield sink
+        sink.check()
 
 
 def read_array(source):
@@ -328,7 +328,7 @@ def load_weights(path, kind=None):
             weights = torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise TalkheadError(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:  # torch's words for a damaged archive
+        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
     found = weights.get("kind") if isinstance(weights, dict) else None
     if kind is not None and found != kind:
@@ -429,15 +429,17 @@ class _Decoder:
     """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
 
     start    Fraction, seconds on the container's clock; None: where the sound starts
+    end      Fraction, the same where it ends; None: with the last packet, which codecs fill up
     rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
     """
 
-    def __init__(self, start, rate, layout, format):
-        self._start, self._rate, self._layout, self._format = start, rate, layout, format
+    def __init__(self, start, end, rate, layout, format):
+        self._start, self._end, self._rate, self._layout, self._format = start, end, rate, layout, format
         self._resampler = None
         self._setup = None
         self._fed = Fraction(0)  # seconds given to the resampler, from `start`
         self._skip = 0  # samples still to drop: those before `start`
+        self._left = None  # samples still to give; None if there is no knowing
 
     def decode(self, packet):
         """A packet, or the empty one that ends the stream, to a list of (channels, n) blocks."""
@@ -448,7 +450,7 @@ class _Decoder:
         blocks = [block for frame in frames if frame.samples for block in self._frame(frame)]
         if packet.size == 0:
             blocks += self._resample(None)
-        return [block for block in map(self._drop, blocks) if block.shape[1]]
+        return [block for block in map(self._trim, blocks) if block.shape[1]]
 
     def _frame(self, frame):
         blocks = []
@@ -474,6 +476,8 @@ class _Decoder:
         """Put the first frame at its time: silence before it, or the part before `start` dropped."""
         time = Fraction(0) if frame.pts is None else frame.pts * frame.time_base
         self._start = time if self._start is None else self._start
+        if self._end is not None:
+            self._left = max(round((self._end - self._start) * self._rate), 0)
         early = self._start - time
         if early <= 0:
             return [self._silence(-early)]
@@ -491,10 +495,14 @@ class _Decoder:
             return []
         return [out.to_ndarray() for out in self._resampler.resample(frame)]
 
-    def _drop(self, block):
+    def _trim(self, block):
         skipped = min(self._skip, block.shape[1])
         self._skip -= skipped
-        return block[:, skipped:]
+        block = block[:, skipped:]
+        if self._left is not None:
+            block = block[:, :self._left]
+            self._left -= block.shape[1]
+        return block
 
 
 def read_audio(source, sample_rate=16000):
@@ -510,7 +518,7 @@ def read_audio(source, sample_rate=16000):
         if media.audio is None:
             raise TalkheadError(f"{media.name}: has no sound track; pass a recording")
         # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
-        decoder = _Decoder(media.origin if media.video else None, sample_rate, "mono", "s32p")
+        decoder = _Decoder(media.origin if media.video else None, media.end(media.audio), sample_rate, "mono", "s32p")
         blocks = [block for packet in media.packets(pictures=False) for block in decoder.decode(packet)]
     if not blocks:
         raise TalkheadError(f"{media.name}: its sound track is empty; pass a recording")
@@ -530,7 +538,7 @@ class Sound:
         self._blocks = deque()
         self.rate = media.audio.codec_context.sample_rate
         self.channels = min(media.audio.codec_context.channels, 2)
-        self._decoder = _Decoder(media.origin, self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
+        self._decoder = _Decoder(media.origin, media.end(media.audio), self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
 
     def _push(self, packet):
         self._packets.append(packet)
@@ -627,21 +635,46 @@ class _Media:
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
         streams = [stream for stream in (self.video if pictures else None, self.audio) if stream is not None]
+        reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
         try:
-            yield from self._container.demux(streams)
+            for packet in self._container.demux(streams):
+                if packet.pts is not None:
+                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                    reached[packet.stream.index] = max(reached[packet.stream.index], end)
+                yield packet
         except (av.error.FFmpegError, ValueError) as error:
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
-        tail = self._tail()
-        if self._is_stream and tail[4:8] != b"mfro":
-            raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
+        if self._source is not None:
+            self._source.drain()
+        if self._is_stream:
+            if self._tail()[4:8] != b"mfro":
+                raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
+        elif self._falls_short(streams, reached):
+            raise TalkheadError(f"{self.name}: cut short; copy it again")
+
+    def _falls_short(self, streams, reached):
+        """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
+        kind = self._container.format.name
+        if kind == "wav" and self._source is None:  # FFmpeg knows the file's size, and believes that instead of the head
+            with open(self.name, "rb") as stream:
+                promised = int.from_bytes(stream.read(8)[4:], "little")
+            return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
+        promised = {stream.index: self.end(stream) for stream in streams}
+        return any(end is not None and SHORT < end - reached[index] < UNKNOWN for index, end in promised.items())
+
+    def end(self, stream):
+        """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
+        kind = self._container.format.name.split(",")[0]
+        # Of other kinds the duration is a guess, and so it is where MP4 has no table of its samples because it comes in fragments.
+        if not stream.duration or not (kind in ("flac", "wav") or kind == "mov" and stream.frames):
+            return None
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
 
     def _tail(self):
         if self._source is not None:
-            self._source.drain()
             return self._source.tail
         with open(self.name, "rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(stream.tell() - TAIL, 0))
+            stream.seek(-TAIL, os.SEEK_END)
             return stream.read()
 
     def begin(self):
@@ -803,14 +836,10 @@ class FrameReader:
             yield first
             yield from timed
 
-        held = image = None
         for frame in _resample(again(), Fraction(self.fps).limit_denominator(1001)):
-            if frame is held:
-                image = image.copy()  # the caller may have drawn on the one before
-            else:
-                held, image = frame, _picture(frame, self._aspect, self._scaler)
-                if image.shape[:2] != self.size:
-                    raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
+            image = _picture(frame, self._aspect, self._scaler)  # of a repeated frame too: the caller may draw on what it gets
+            if image.shape[:2] != self.size:
+                raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
             yield image
 
     @property
@@ -895,7 +924,7 @@ class FrameWriter:
         elif suffix in VIDEO_FORMATS:
             self._output = _VideoOutput(VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
         elif suffix in IMAGE_FORMATS:
-            self._output = _ImageOutput(IMAGE_FORMATS[suffix], tags)
+            self._output = _ImageOutput(self.name, IMAGE_FORMATS[suffix], tags)
         elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
             self._output = _FolderOutput(tags)
         else:
@@ -942,8 +971,8 @@ class _ImageOutput:
 
     folder = False
 
-    def __init__(self, format, tags):
-        self._format, self._tags = format, tags
+    def __init__(self, name, format, tags):
+        self._name, self._format, self._tags = name, format, tags
         self._place, self._count = None, 0
 
     def open(self, place):
@@ -952,7 +981,7 @@ class _ImageOutput:
 
     def write(self, frame):
         if self._count:
-            raise TalkheadError(f"{self._place.name}: more than one frame for one picture; name an .mp4 or a folder")
+            raise TalkheadError(f"{self._name}: more than one frame for one picture; name an .mp4 or a folder")
         with open(self._place, "wb") as stream:
             _save_picture(stream, frame, self._format, self._tags)
         self._count += 1

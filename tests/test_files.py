@@ -1,0 +1,870 @@
+"""Arrays and streams to and from files and pipes."""
+
+import io
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from talkhead import files
+from talkhead.errors import TalkheadError
+
+RATE = 16000  # samples per second
+CHECKOUT = Path(__file__).parents[1]
+
+
+def noise(count, height=17, width=15, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def tone(seconds, rate=RATE, hertz=440.0, channels=1):
+    wave = 0.4 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+    return wave if channels == 1 else np.stack([wave] * channels, axis=1)
+
+
+def clicks(seconds, rate=RATE, every=0.5):
+    """Silence with a short burst at every multiple of `every` seconds but the first: what alignment is measured on."""
+    samples = np.zeros(round(seconds * rate), np.float32)
+    for start in np.arange(every, seconds, every):
+        at = round(start * rate)
+        samples[at:at + rate // 200] = 0.8
+    return samples
+
+
+def first_click(samples, rate=RATE):
+    return np.argmax(np.abs(samples) > 0.3) / rate
+
+
+def written(frames, **options):
+    """The bytes of a pipe that carried these frames."""
+    stream = io.BytesIO()
+    with files.FrameWriter(stream, **options) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return stream.getvalue()
+
+
+def save(path, frames, **options):
+    with files.FrameWriter(path, **options) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return path
+
+
+def read(source, **options):
+    with files.read_frames(source, **options) as reader:
+        return np.stack(list(reader))
+
+
+class OneWay:
+    """What a pipe offers: bytes in order, and no position."""
+
+    def __init__(self, data):
+        self._stream = io.BytesIO(data)
+        self.taken = 0
+
+    def read(self, size):
+        data = self._stream.read(min(size, 5000))
+        self.taken += len(data)
+        return data
+
+
+def make_video(path, times, time_base=Fraction(1, 90000), rate=30):
+    """A video made without the code under test: frame i, grey level i, is shown at times[i] seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "rgb24"
+        stream.codec_context.time_base = time_base
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time / time_base), time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def ffmpeg_fps(path, fps=25):
+    """Grey levels that FFmpeg's own filter "fps" gives."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        chain = [graph.add_buffer(template=stream, time_base=stream.time_base), graph.add("fps", f"fps={fps}"), graph.add("buffersink")]
+        chain[0].link_to(chain[1])
+        chain[1].link_to(chain[2])
+        graph.configure()
+        levels = []
+        for frame in [*container.decode(stream), None]:
+            graph.push(frame)
+            while True:
+                try:
+                    levels.append(int(graph.pull().to_ndarray(format="rgb24")[0, 0, 0]))
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    break
+    return levels
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text and ";" in text, text
+    return text
+
+
+# Arrays and latents ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4)), np.asfortranarray(np.eye(3)), np.int64(7)])
+def test_array_through_file_and_pipe(tmp_path, array):
+    pipe = io.BytesIO()
+    files.write_array(tmp_path / "a.npy", array)
+    files.write_array(pipe, array)
+    for back in (files.read_array(tmp_path / "a.npy"), np.load(tmp_path / "a.npy"), files.read_array(OneWay(pipe.getvalue()))):
+        np.testing.assert_array_equal(back, array)
+        assert back.dtype == array.dtype
+
+
+def test_array_that_is_none(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(TalkheadError, match="objects.npy: holds objects") as error:
+        files.read_array(tmp_path / "objects.npy")
+    one_line(error)
+    np.save(tmp_path / "whole.npy", np.zeros(1000))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:5000])
+    (tmp_path / "header.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:50])
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "text.npy").write_text("not an array at all")
+    for name, word in [("cut", "cut short"), ("header", "cut short"), ("empty", "empty"), ("text", "not a .npy"), ("missing", "no such file")]:
+        with pytest.raises(TalkheadError, match=word) as error:
+            files.read_array(tmp_path / f"{name}.npy")
+        assert one_line(error).startswith(str(tmp_path / f"{name}.npy"))
+    with pytest.raises(TalkheadError, match="-: empty"):
+        files.read_array(OneWay(b""))
+
+
+def test_latents(tmp_path):
+    latents = np.random.default_rng(0).standard_normal((5, 10, 512)).astype(np.float32)
+    files.write_latents(tmp_path / "lat.npy", latents, {"generator": "abc", "fps": 25.0})
+    np.testing.assert_array_equal(files.read_latents(tmp_path / "lat.npy"), latents)
+    assert json.loads((tmp_path / "lat.json").read_text()) == files.read_about(tmp_path / "lat.npy") == {"generator": "abc", "fps": 25.0}
+    pipe = io.BytesIO()
+    files.write_latents(pipe, iter(latents), {"generator": "abc"})
+    np.testing.assert_array_equal(files.read_latents(OneWay(pipe.getvalue())), latents)
+    assert files.read_about("-") == {}
+    files.write_array(tmp_path / "one.npy", latents[0].astype(np.float64))
+    one = files.read_latents(tmp_path / "one.npy")
+    assert one.shape == (1, 10, 512) and one.dtype == np.float32
+
+
+@pytest.mark.parametrize("array, word", [
+    (np.zeros((3, 10, 511), np.float32), r"\(3, 10, 511\)"), (np.zeros((512,), np.float32), r"\(512,\)"),
+    (np.zeros((0, 10, 512), np.float32), r"\(0, 10, 512\)"), (np.zeros((2, 10, 512), np.int32), "int32"),
+    (np.where(np.arange(3)[:, None, None] == 1, np.nan, np.zeros((3, 10, 512))), "frame 1: holds NaN"),
+    (np.full((1, 10, 512), np.inf), "frame 0: holds NaN or infinity")])
+def test_latents_that_are_none(tmp_path, array, word):
+    np.save(tmp_path / "lat.npy", array)
+    with pytest.raises(TalkheadError, match=word) as error:
+        files.read_latents(tmp_path / "lat.npy")
+    one_line(error)
+
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+def test_atomic(tmp_path):
+    place = tmp_path / "a.txt"
+    place.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        with files.atomic(place) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+    assert place.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    with files.atomic(place) as temporary:
+        temporary.write_text("new")
+        assert place.read_text() == "old" and temporary.suffix == ".txt"
+    assert place.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_atomic_keeps_links_modes_and_devices(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    with files.atomic(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "target").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    files.write_array("/dev/null", np.zeros(3))
+    assert Path("/dev/null").is_char_device()
+
+
+WRITERS = {
+    "array.npy": lambda place: files.write_array(place, np.zeros(100_000)),
+    "picture.png": lambda place: files.write_image(place, noise(1, 300, 300)[0]),
+    "video.mp4": lambda place: save(place, noise(30, 64, 64), sound=(tone(1), RATE)),
+    "video.mkv": lambda place: save(place, noise(30, 64, 64), lossless=True),
+    "frame.png": lambda place: save(place, noise(1, 300, 300)),
+    "folder": lambda place: save(place, noise(3, 300, 300)),
+    "weights.pt": lambda place: files.save_weights(place, {"kind": "encoder", "model": {"w": __import__("torch").zeros(100_000)}}),
+    "about.json": lambda place: files.write_json(place, {"a": [0] * 100_000}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_place_that_cannot_be_written_to(tmp_path, name):
+    (tmp_path / "file").touch()
+    for folder, word in [(tmp_path / "missing", "does not exist"), (tmp_path / "file", "does not exist|part of its path")]:
+        with pytest.raises(TalkheadError, match=word) as error:
+            WRITERS[name](folder / name)
+        assert one_line(error).startswith(str(folder / name))
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(TalkheadError, match="permission denied") as error:
+            WRITERS[name](tmp_path / "locked" / name)
+        one_line(error)
+    assert os.listdir(tmp_path / "missing" if (tmp_path / "missing").exists() else tmp_path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_full_disk(tmp_path, name):
+    """A limit on the size of files fails a write half-way as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(TalkheadError, match="larger than a file may be") as error:
+            WRITERS[name](tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert one_line(error).startswith(str(tmp_path / name))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_full_device():
+    for write in (WRITERS["array.npy"], lambda place: save(place, noise(30, 64, 64))):
+        with open("/dev/full", "wb", buffering=0) as full:
+            with pytest.raises(TalkheadError, match="the disk is full") as error:
+                write(full)
+        one_line(error)
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+def test_weights(tmp_path):
+    import torch
+
+    path = tmp_path / "e.pt"
+    weights = {"kind": "encoder", "config": {"width": 8}, "step": 3, "model": {"w": torch.arange(5.0)}}
+    files.save_weights(path, weights)
+    back = files.load_weights(path, kind="encoder")
+    assert back["step"] == 3 and torch.equal(back["model"]["w"], weights["model"]["w"])
+    with pytest.raises(TalkheadError, match="holds an encoder, wanted a generator; pass it as --encoder"):
+        files.load_weights(path, kind="generator")
+    torch.save({"g_ema": {}}, tmp_path / "other.pt")
+    assert files.load_weights(tmp_path / "other.pt") == {"g_ema": {}}
+    with pytest.raises(TalkheadError, match="not talkhead weights"):
+        files.load_weights(tmp_path / "other.pt", kind="generator")
+
+
+def test_weights_that_are_none(tmp_path):
+    import torch
+
+    files.save_weights(tmp_path / "whole.pt", {"kind": "encoder", "model": {"w": torch.zeros(5000)}})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:9000])
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("hello, this is not a pickle")
+    (tmp_path / "noise.pt").write_bytes(noise(30).tobytes())
+    torch.save({"kind": "encoder", "run": subprocess.run}, tmp_path / "unsafe.pt")
+    for name in ("cut", "empty", "text", "noise", "unsafe", "missing"):
+        with pytest.raises(TalkheadError) as error:
+            files.load_weights(tmp_path / f"{name}.pt", kind="encoder")
+        assert one_line(error).startswith(str(tmp_path / f"{name}.pt"))
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+def test_picture_back_and_forth(tmp_path):
+    image = noise(1, 20, 31)[0]
+    files.write_image(tmp_path / "a.png", image, {"talkhead_aligned": "20", "author": "Zoë"})
+    np.testing.assert_array_equal(files.read_image(tmp_path / "a.png"), image)
+    assert Image.open(tmp_path / "a.png").text == {"talkhead_aligned": "20", "author": "Zoë"}
+    with files.read_frames(tmp_path / "a.png") as reader:
+        assert (reader.size, reader.aligned, reader.metadata["author"], reader.sound) == ((20, 31), True, "Zoë", None)
+        np.testing.assert_array_equal(np.stack(list(reader)), image[None])
+    smooth = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (64, 64, 3))
+    files.write_image(tmp_path / "a.jpg", smooth)
+    assert np.abs(files.read_image(tmp_path / "a.jpg").astype(int) - smooth).max() <= 3
+    np.testing.assert_array_equal(files.read_image(OneWay((tmp_path / "a.png").read_bytes())), image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """All eight, against the table of the EXIF standard: where row 0 and column 0 of what is stored are seen."""
+    seen = np.zeros((24, 16, 3), np.uint8)
+    seen[:8, :8] = [250, 20, 20]  # top left
+    seen[:8, 8:] = [20, 250, 20]  # top right
+    stored = {1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.swapaxes(0, 1), 6: np.rot90(seen, 1),
+              7: seen[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(seen, -1)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(files.read_image(tmp_path / "photo.png"), seen)
+
+
+def test_picture_modes(tmp_path):
+    grey = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("grey", "deep"):
+        np.testing.assert_array_equal(files.read_image(tmp_path / f"{name}.png"), np.stack([grey] * 3, axis=-1))
+    half = np.full((4, 6, 4), [0, 100, 200, 128], np.uint8)
+    Image.fromarray(half).save(tmp_path / "alpha.png")
+    assert np.abs(files.read_image(tmp_path / "alpha.png").astype(int) - [127, 177, 227]).max() <= 1
+    palette = Image.fromarray(noise(1, 4, 6)[0]).quantize(4)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    image = files.read_image(tmp_path / "palette.png")
+    assert (image[np.asarray(palette) == 0] == 255).all() and image.shape == (4, 6, 3)
+    Image.fromarray(noise(1, 8, 8)[0]).convert("CMYK").save(tmp_path / "print.jpg")
+    assert files.read_image(tmp_path / "print.jpg").shape == (8, 8, 3)
+
+
+def test_picture_that_is_none(tmp_path):
+    files.write_image(tmp_path / "whole.png", noise(1, 64, 64)[0])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("cut.png", "empty.png", "text.jpg", "missing.png", "folder.png"):
+        with pytest.raises(TalkheadError) as error:
+            files.read_image(tmp_path / name)
+        assert one_line(error).startswith(str(tmp_path / name))
+    with pytest.raises(TalkheadError, match="end the name in"):
+        files.write_image(tmp_path / "a.tga", noise(1)[0])
+
+
+# Frames through a pipe ------------------------------------------------------------------------------------------------
+
+def test_pipe_is_bit_exact():
+    """Frames of odd size, noise in all three colours, and 16-bit sound: equal after one pipe, and after two."""
+    frames = noise(33)
+    samples = np.random.default_rng(1).integers(-32768, 32768, (round(33 / 25 * 44100), 2), dtype=np.int16)
+    once = written(frames, sound=(samples / np.float32(32768), 44100), metadata={"talkhead_aligned": "17"})
+    with files.read_frames(OneWay(once)) as reader:
+        assert (reader.size, reader.fps, reader.source_fps, reader.aligned) == ((17, 15), 25.0, 25.0, True)
+        assert (reader.sound.rate, reader.sound.channels) == (44100, 2)
+        twice = written(reader, sound=reader.sound, metadata=reader.metadata)
+    for stream in (once, twice):
+        np.testing.assert_array_equal(read(OneWay(stream)), frames)
+        with files.read_frames(OneWay(stream)) as reader:
+            sound = reader.sound
+            list(reader)
+            np.testing.assert_array_equal(sound.take(10 ** 9, wait=True), samples)
+    with av.open(io.BytesIO(twice)) as container:  # a plain file that others can play
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "flac"]
+        assert container.metadata["talkhead_aligned"] == "17"
+
+
+def test_pipe_needs_no_position():
+    class Forward:
+        def __init__(self):
+            self.data = b""
+
+        def write(self, data):
+            self.data += bytes(data)
+            return len(data)
+
+    stream = Forward()
+    with files.FrameWriter(stream) as writer:
+        for frame in noise(12):
+            writer.write(frame)
+    np.testing.assert_array_equal(read(OneWay(stream.data)), noise(12))
+
+
+def test_pipe_gives_frames_soon():
+    """A frame comes out before 25 more, one second, have gone in, and most come sooner."""
+    marks = []
+    stream = io.BytesIO()
+    with files.FrameWriter(stream, sound=(tone(4), RATE)) as writer:
+        for frame in noise(100, 32, 32):
+            writer.write(frame)
+            marks.append(stream.tell())
+    source = OneWay(stream.getvalue())
+    with files.read_frames(source) as reader:
+        ahead = [int(np.searchsorted(marks, source.taken)) - index for index, _ in enumerate(reader)]
+    assert len(ahead) == 100 and max(ahead) <= 25 and np.mean(ahead) <= 15
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.5, 0.9, 0.999])
+def test_pipe_cut_short(cut):
+    data = written(noise(40, 32, 32), sound=(tone(1.6), RATE))
+    with pytest.raises(TalkheadError, match="-: ") as error:
+        read(OneWay(data[:int(cut * len(data))]))
+    one_line(error)
+
+
+def test_failed_writer_is_noticed_wherever_it_stopped():
+    """Also where a fragment ends, when every byte there is makes sense."""
+    for count in (1, 10, 11, 20, 25):
+        stream = io.BytesIO()
+        with pytest.raises(RuntimeError, match="upstream"):
+            with files.FrameWriter(stream) as writer:
+                for frame in noise(count):
+                    writer.write(frame)
+                raise RuntimeError("upstream")
+        with pytest.raises(TalkheadError, match="empty|cut short|damaged") as error:
+            read(OneWay(stream.getvalue()))
+        one_line(error)
+
+
+def test_pipe_that_holds_no_video():
+    for data, word in [(b"", "empty"), (b"hello world\n" * 100, "not a video"), (noise(30).tobytes(), "not a video"),
+                       (np.lib.format.MAGIC_PREFIX + bytes(5000), "not a video")]:
+        with pytest.raises(TalkheadError, match=word) as error:
+            read(OneWay(data))
+        assert one_line(error).startswith("-: ")
+
+
+def test_reader_leaves(capfd):
+    """BrokenPipeError and nothing else: no traceback out of a callback, nothing on stderr."""
+    reading, writing = os.pipe()
+    reader = threading.Thread(target=lambda: (os.read(reading, 1000), os.close(reading)))
+    reader.start()
+    with open(writing, "wb", buffering=0) as stream:
+        with pytest.raises(BrokenPipeError):
+            with files.FrameWriter(stream, sound=(tone(8), RATE)) as writer:
+                for frame in noise(200, 64, 64):
+                    writer.write(frame)
+    reader.join()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):
+        files.write_array(stream, np.zeros(100_000))
+    assert capfd.readouterr() == ("", "")
+
+
+def run(script, *arguments, **options):
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=CHECKOUT, capture_output=True, **options)
+
+
+def test_standard_streams():
+    """"-" is standard input and output, between processes."""
+    frames = noise(15)
+    copy = """
+        from talkhead import files
+        with files.read_frames("-") as reader, files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
+            for frame in reader:
+                writer.write(frame)
+        """
+    result = run(copy, input=written(frames, sound=(tone(0.6), RATE), metadata={"talkhead_aligned": "17"}))
+    assert (result.returncode, result.stderr) == (0, b"")
+    np.testing.assert_array_equal(read(OneWay(result.stdout)), frames)
+    sound = files.read_audio(OneWay(result.stdout))
+    assert len(sound) == 9600 and np.abs(sound - tone(0.6)).max() < 1e-4
+
+
+def test_memory_is_flat(tmp_path):
+    """Ten times the frames through reader and writer, the sound along with them, takes no more memory."""
+    frame = noise(1, 48, 48)[0]
+    for count in (60, 600):
+        with open(tmp_path / f"{count}.mp4", "wb") as stream:
+            stream.write(written((np.roll(frame, shift, 1) for shift in range(count)), sound=(tone(count / 25, 48000, channels=2), 48000)))
+    copy = """
+        import resource, sys
+        from talkhead import files
+        for count in (60, 600):
+            with open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0) as source, open("/dev/null", "wb", buffering=0) as target:
+                with files.read_frames(source) as reader, files.FrameWriter(target, sound=reader.sound) as writer:
+                    for frame in reader:
+                        writer.write(frame)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        """
+    result = run(copy, str(tmp_path), text=True)
+    assert result.returncode == 0, result.stderr
+    short, long = map(float, result.stdout.split())
+    assert long < short + 3  # MiB; the long clip's frames are 4 MB, its sound 4.6 MB
+
+
+# Frames out of any video ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("name", ["25", "30", "29.97", "12", "60", "variable", "one"])
+def test_frame_rate_as_ffmpeg_does(tmp_path, name, suffix):
+    """Frames dropped and repeated are those that FFmpeg's filter "fps" drops and repeats."""
+    steps = np.random.default_rng(0).choice([0.01, 0.033, 0.04, 0.1, 0.3], 50)
+    times = {"25": np.arange(31) / 25, "30": np.arange(61) / 30, "29.97": np.arange(90) * 1001 / 30000, "12": np.arange(20) / 12,
+             "60": np.arange(77) / 60, "variable": np.cumsum(steps) - steps[0], "one": [0]}[name]
+    path = make_video(tmp_path / f"clip{suffix}", [Fraction(float(time)) for time in times],
+                      Fraction(1, 1000) if suffix == ".mkv" else Fraction(1, 90000))
+    got = [int(frame[0, 0, 0]) for frame in files.read_frames(path)]
+    assert got == (ffmpeg_fps(path) or [0])  # Departure: of a clip shorter than half a frame one frame is left
+    if name == "30":
+        with files.read_frames(path) as reader:
+            assert reader.source_fps == 30
+
+
+def test_thirty_to_twenty_five_by_hand(tmp_path):
+    """Frame i of 30 per second belongs to output frame round(i * 25 / 30): of every six one gives way to the next."""
+    path = make_video(tmp_path / "clip.mp4", [Fraction(index, 30) for index in range(12)])
+    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path)] == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
+    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path, limit=3)] == [0, 1, 2]
+    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path, fps=30)] == list(range(12))
+
+
+def test_repeated_frames_are_arrays_of_their_own(tmp_path):
+    path = make_video(tmp_path / "clip.mp4", [Fraction(index, 10) for index in range(3)], rate=10)
+    levels = []
+    for frame in files.read_frames(path):
+        levels.append(int(frame[0, 0, 0]))
+        frame[:] = 99
+    assert levels == [0] * 3 + [1] * 2 + [2] * 3  # a tenth of a second is two and a half frames
+
+
+@pytest.mark.parametrize("matrix, expected", [
+    ((1, 0, 0, 1), lambda seen: seen), ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)), ((-1, 0, 0, -1), lambda seen: np.rot90(seen, 2)),
+    ((0, -1, 1, 0), lambda seen: np.rot90(seen, 1)), ((-1, 0, 0, 1), lambda seen: seen[:, ::-1]), ((1, 0, 0, -1), lambda seen: seen[::-1]),
+    ((0, 1, 1, 0), lambda seen: seen.swapaxes(0, 1)), ((0, -1, -1, 0), lambda seen: seen[::-1, ::-1].swapaxes(0, 1))])
+def test_rotated_phone_video(tmp_path, matrix, expected):
+    """The matrix of MP4's track header (ISO 14496-12: x' = ax + cy, y' = bx + dy), put there byte by byte."""
+    frame = noise(1, 12, 20)[0]
+    path = save(tmp_path / "phone.mp4", [frame] * 3, lossless=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version, flags, times, id, duration, layer, volume: 40 bytes before the matrix
+    a, b, c, d = (value << 16 for value in matrix)
+    assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    seen = expected(frame)
+    with files.read_frames(path) as reader:
+        assert reader.size == seen.shape[:2]
+        np.testing.assert_array_equal(next(reader), seen)
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 9)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 72, 3), 90, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    with files.read_frames(tmp_path / "wide.mp4") as reader:
+        assert reader.size == next(reader).shape[:2] == (64, 128)
+
+
+def test_folder_of_pictures(tmp_path):
+    frames = noise(12)
+    save(tmp_path / "frames", frames, metadata={"talkhead_aligned": "17"})
+    assert sorted(os.listdir(tmp_path / "frames")) == [f"{index:06}.png" for index in range(12)]
+    with files.read_frames(tmp_path / "frames") as reader:
+        assert reader.aligned and reader.size == (17, 15) and reader.sound is None
+        np.testing.assert_array_equal(np.stack(list(reader)), frames)
+    for index in range(12):  # by number, not by letter
+        (tmp_path / f"frames/{index:06}.png").rename(tmp_path / f"frames/{index}.png")
+    (tmp_path / "frames/.thumbnails.png").touch()
+    (tmp_path / "frames/notes.txt").touch()
+    np.testing.assert_array_equal(read(tmp_path / "frames", limit=11), frames[:11])
+    files.write_image(tmp_path / "frames/12.png", noise(1, 5, 5)[0])
+    with pytest.raises(TalkheadError, match="12.png: is 5x5, the first picture is 15x17") as error:
+        read(tmp_path / "frames")
+    one_line(error)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(TalkheadError, match="a folder without pictures") as error:
+        files.read_frames(tmp_path / "none")
+    one_line(error)
+    with pytest.raises(TalkheadError, match="not an empty folder") as error:
+        save(tmp_path / "frames", frames)
+    one_line(error)
+    assert len(os.listdir(tmp_path / "frames")) == 15
+
+
+def test_video_that_is_none(tmp_path):
+    whole = save(tmp_path / "whole.mp4", noise(50, 64, 64), sound=(tone(2), RATE)).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[:len(whole) * 2 // 3])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.txt").write_text("hello world\n" * 500)
+    (tmp_path / "text.mp4").write_text("hello world\n" * 500)
+    (tmp_path / "noise.mp4").write_bytes(noise(200).tobytes())
+    write_wave(tmp_path / "sound.wav", tone(1))
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n")
+    for name in ("cut.mp4", "empty.mp4", "text.txt", "text.mp4", "noise.mp4", "sound.wav", "list.m3u8", "missing.mp4"):
+        with pytest.raises(TalkheadError) as error:
+            read(tmp_path / name)
+        assert one_line(error).startswith(str(tmp_path / name))
+
+
+def test_name_with_a_colon(tmp_path):
+    path = save(tmp_path / "12:30 clip.mp4", noise(3), lossless=True)
+    np.testing.assert_array_equal(read(path), noise(3))
+    assert files.read_image(save(tmp_path / "a:b.png", noise(1))).shape == (17, 15, 3)
+
+
+def test_grid(shared_data):
+    """MPEG-1 of the thesis's corpus: 75 frames, three seconds of sound, in step."""
+    for path in sorted((shared_data / "grid_s1" / "video").glob("*.mpg"))[:3]:
+        with files.read_frames(path) as reader:
+            assert reader.size == (288, 360) and reader.source_fps == 25
+            sound, frames = reader.sound, np.stack(list(reader))
+            assert (sound.rate, sound.channels) == (44100, 2)
+        assert frames.shape == (75, 288, 360, 3)
+        assert len(files.read_audio(path)) == pytest.approx(3 * RATE, abs=0.04 * RATE)
+
+
+# Video for people -----------------------------------------------------------------------------------------------------
+
+def scene(count, height=48, width=64):
+    """Smooth moving colours, as video codecs expect."""
+    time, y, x = np.meshgrid(np.arange(count) * 0.2, np.linspace(0, 3, height), np.linspace(0, 4, width), indexing="ij")
+    return (127 + 100 * np.stack([np.sin(x + time), np.sin(y + time), np.cos(x + y)], axis=-1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_video_for_people(tmp_path, suffix):
+    frames = scene(31)
+    path = save(tmp_path / f"out{suffix}", frames, sound=(tone(31 / 25), RATE))
+    with av.open(str(path)) as container:
+        video, audio = container.streams
+        assert (video.codec_context.name, video.codec_context.pix_fmt, audio.codec_context.name) == ("h264", "yuv420p", "aac")
+        assert video.average_rate == 25 and audio.codec_context.sample_rate == RATE
+    back = read(path)
+    assert back.shape == frames.shape
+    error = back.astype(float) - frames
+    assert 10 * np.log10(255 ** 2 / (error ** 2).mean()) > 38  # dB
+    assert np.abs(error.mean(axis=(0, 1, 2))).max() < 0.7  # of 255: no colour drifts
+    if suffix != ".mkv":
+        data = path.read_bytes()
+        assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before the end has come
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 64, 200)])
+def test_colours_survive(tmp_path, colour):
+    path = save(tmp_path / "plain.mp4", np.full((2, 32, 32, 3), colour, np.uint8))
+    assert np.abs(read(path).astype(int) - colour).max() <= 2
+
+
+def test_odd_sizes_are_padded(tmp_path):
+    frames = scene(3, 33, 47)
+    back = read(save(tmp_path / "odd.mp4", frames))
+    assert back.shape == (3, 34, 48, 3)
+    assert np.abs(back[:, :33, :47].astype(int) - frames).mean() < 3
+
+
+def test_lossless_by_name(tmp_path):
+    path = save(tmp_path / "whole.mp4", noise(9), sound=(tone(9 / 25), RATE), lossless=True)
+    np.testing.assert_array_equal(read(path), noise(9))
+    assert np.abs(files.read_audio(path) - tone(9 / 25)).max() < 1e-4
+
+
+@pytest.mark.parametrize("place", ["out.mp4", "frames", "-"])
+def test_synthetic_mark(tmp_path, place):
+    """What `ffprobe` shows: the digital source type of the IPTC, and who made it."""
+    stream = io.BytesIO()
+    destination = stream if place == "-" else tmp_path / place
+    save(destination, scene(2), synthetic=True, metadata={"talkhead_aligned": "48", "encoder": "other", "minor_version": "512"})
+    if place == "frames":
+        tags = Image.open(tmp_path / "frames/000001.png").text
+    else:
+        with av.open(io.BytesIO(stream.getvalue()) if place == "-" else str(destination)) as container:
+            tags = container.metadata
+    assert tags["digital_source_type"] == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    assert tags["software"].startswith("talkhead ") and tags["talkhead_aligned"] == "48" and tags.get("encoder") != "other"
+    with files.read_frames(io.BytesIO(stream.getvalue()) if place == "-" else destination) as reader:
+        assert reader.aligned and files.STREAM_TAG not in reader.metadata
+        again = save(tmp_path / "again.mp4", reader, metadata=reader.metadata)
+    with files.read_frames(again) as reader:  # a mark stays on what is made of what bears it
+        assert reader.metadata["digital_source_type"] == tags["digital_source_type"]
+
+
+def test_one_picture(tmp_path):
+    frame = noise(2)
+    np.testing.assert_array_equal(read(save(tmp_path / "a.png", frame[:1])), frame[:1])
+    with pytest.raises(TalkheadError, match="more than one frame") as error:
+        save(tmp_path / "b.png", frame)
+    assert one_line(error).startswith(str(tmp_path / "b.png")) and not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("place", ["out.mp4", "frames", "a.png"])
+def test_nothing_is_left_behind(tmp_path, place):
+    with pytest.raises(KeyboardInterrupt):
+        with files.FrameWriter(tmp_path / place, sound=(tone(1), RATE)) as writer:
+            writer.write(noise(1)[0])
+            raise KeyboardInterrupt
+    with pytest.raises(TalkheadError, match="no frames") as error:
+        save(tmp_path / place, [])
+    one_line(error)
+    with pytest.raises(TalkheadError, match="frame 1: the size changes to 5x5") as error:
+        save(tmp_path / place, [noise(1)[0], noise(1, 5, 5)[0]])
+    one_line(error)
+    with pytest.raises(TalkheadError, match="end the name in") as error:
+        save(tmp_path / "out.webm", noise(1))
+    one_line(error)
+    assert os.listdir(tmp_path) == []
+
+
+# Sound ----------------------------------------------------------------------------------------------------------------
+
+def write_wave(path, samples, rate=RATE):
+    """A WAV made without the code under test."""
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    with wave.open(str(path), "wb") as stream:
+        stream.setparams((samples.shape[1], 2, rate, 0, "NONE", ""))
+        stream.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+def encode_sound(path, samples, rate, codec, layout):
+    """A sound file of any codec made without the code under test."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.codec_context.layout = layout
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray((samples * 32767).astype(np.int16)).reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_speech_as_it_is(tmp_path):
+    samples = tone(1.003)
+    back = files.read_audio(write_wave(tmp_path / "a.wav", samples))
+    assert back.dtype == np.float32 and back.shape == samples.shape
+    np.testing.assert_array_equal(back, ((samples * 32767).astype(np.int16) / np.float32(32768)))
+    np.testing.assert_array_equal(files.read_audio(OneWay((tmp_path / "a.wav").read_bytes())), back)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sound_of_any_rate(tmp_path, rate, channels):
+    """A tone comes out as the same tone: same length, same phase, same height."""
+    back = files.read_audio(write_wave(tmp_path / "a.wav", tone(1, rate, channels=channels), rate))
+    assert abs(len(back) - RATE) <= 1
+    assert np.abs(back[500:-500] - tone(1)[500:len(back) - 500]).max() < 0.004
+
+
+def test_surround_sound(tmp_path):
+    """5.1: the speech in the centre is heard, and nothing clips though all six speak at once."""
+    six = np.zeros((48000, 6), np.float32)
+    six[:, 2] = tone(1, 48000)
+    centre = files.read_audio(write_wave(tmp_path / "centre.wav", six, 48000))
+    assert len(centre) == RATE and np.corrcoef(centre[500:-500], tone(1)[500:-500])[0, 1] > 0.999 and np.abs(centre).max() > 0.08
+    loud = files.read_audio(write_wave(tmp_path / "loud.wav", np.repeat(tone(1, 48000, channels=1)[:, None] * 2.4, 6, axis=1), 48000))
+    assert 0.5 < np.abs(loud).max() <= 1 and np.corrcoef(loud[500:-500], tone(1)[500:-500])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("name, codec, rate, layout", [("a.m4a", "aac", 44100, "stereo"), ("a.ogg", "libopus", 48000, "mono"),
+                                                       ("a.mp3", "libmp3lame", 44100, "mono"), ("a.flac", "flac", 96000, "5.1")])
+def test_sound_of_any_codec(tmp_path, name, codec, rate, layout):
+    """A click at half a second stays there: what codecs put before the first sample is dropped."""
+    channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
+    samples = np.repeat(clicks(2, rate)[:, None], channels, axis=1)
+    back = files.read_audio(encode_sound(tmp_path / name, samples, rate, codec, layout))
+    assert np.abs(back[:RATE // 3]).max() < 0.1
+    assert np.argmax(np.abs(back) > 0.25) / RATE == pytest.approx(0.5, abs=0.004)
+    assert len(back) == pytest.approx(2 * RATE, abs=0.06 * RATE)
+
+
+def test_sound_keeps_step_with_frames(tmp_path):
+    """A flash and a click at the same instants, through every kind of file and twice through a pipe, stay together."""
+    flashes = [np.full((32, 32, 3), 255 if index % 25 == 12 else 0, np.uint8) for index in range(75)]  # at 0.48 s, 1.48 s, 2.48 s
+    sound = np.roll(clicks(3, 48000, every=1.0), -round(0.52 * 48000))
+    pipe = written(flashes, sound=(sound, 48000))
+    with files.read_frames(OneWay(pipe)) as reader:
+        pipe = written(reader, sound=reader.sound)
+    sources = [pipe]
+    for suffix in (".mp4", ".mkv", ".mov"):
+        with files.read_frames(OneWay(pipe)) as reader:
+            save(tmp_path / f"out{suffix}", reader, sound=reader.sound)
+        sources.append(tmp_path / f"out{suffix}")
+    for source in sources:
+        opened = (lambda: OneWay(source)) if source is pipe else (lambda: source)
+        frames = read(opened())
+        assert len(frames) == 75 and np.argmax(frames.mean(axis=(1, 2, 3)) > 128) == 12
+        samples = files.read_audio(opened())
+        assert first_click(samples) == pytest.approx(0.48, abs=0.002)
+        assert len(samples) == pytest.approx(3 * RATE, abs=0.04 * RATE)  # end within one frame
+
+
+@pytest.mark.parametrize("video_start, audio_start", [(0, 0), (0.5, 0), (0, 0.5), (10, 10.2), (3, 2)])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+def test_sample_zero_is_heard_with_the_first_picture(tmp_path, suffix, video_start, audio_start):
+    """Tracks that start at different times: sound before the first picture is dropped, silence put where it is late."""
+    path = tmp_path / f"late{suffix}"
+    samples = clicks(4, 48000, every=2.0)  # one click, at 2 s of the sound
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"tune": "zerolatency"})
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac" if suffix == ".ts" else "flac", rate=48000)
+        audio.codec_context.layout = "mono"
+        packets = []
+        for index in range(75):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index + round(video_start * 25), Fraction(1, 25)
+            packets += video.encode(frame)
+        block = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        block.sample_rate, block.time_base, block.pts = 48000, Fraction(1, 48000), round(audio_start * 48000)
+        packets += video.encode(None) + audio.encode(block) + audio.encode(None)
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    expected = 2 + audio_start - video_start
+    assert first_click(files.read_audio(path)) == pytest.approx(expected, abs=0.025)  # AAC in MPEG-TS keeps its priming, 21 ms
+    with files.read_frames(path) as reader:
+        pipe = written(reader, sound=reader.sound)
+    assert len(read(OneWay(pipe))) == 75
+    if expected < 3:
+        assert first_click(files.read_audio(OneWay(pipe))) == pytest.approx(expected, abs=0.025)
+
+
+def test_sound_ends_with_the_frames(tmp_path):
+    for seconds in (0.3, 1.0, 5.0):
+        for place in (tmp_path / "out.mp4", io.BytesIO()):
+            save(place, scene(25, 16, 16), sound=(tone(seconds), RATE))
+            place = place if isinstance(place, Path) else OneWay(place.getvalue())
+            samples = files.read_audio(place)
+            assert len(samples) == pytest.approx(RATE, abs=0.04 * RATE)
+            heard = round(min(seconds, 1.0) * RATE) - 400
+            assert np.abs(samples[heard - 200:heard]).max() > 0.3 and np.abs(samples[heard + 1600:RATE]).max(initial=0) < 0.05
+
+
+def test_limit_cuts_the_sound_too(tmp_path):
+    pipe = written(noise(50), sound=(tone(2), RATE))
+    with files.read_frames(OneWay(pipe), limit=10) as reader:
+        part = written(reader, sound=reader.sound)
+    np.testing.assert_array_equal(read(OneWay(part)), noise(50)[:10])
+    assert len(files.read_audio(OneWay(part))) == 0.4 * RATE
+
+
+def test_silence_is_sound(tmp_path):
+    back = files.read_audio(write_wave(tmp_path / "silence.wav", np.zeros(RATE, np.float32)))
+    assert len(back) == RATE and not back.any()
+
+
+def test_sound_that_is_none(tmp_path, capfd):
+    save(tmp_path / "mute.mp4", scene(5))
+    save(tmp_path / "picture.png", noise(1))
+    write_wave(tmp_path / "nothing.wav", np.zeros(0, np.float32))
+    write_wave(tmp_path / "whole.wav", tone(2))
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:40_000])
+    (tmp_path / "header.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:30])
+    encode_sound(tmp_path / "whole.m4a", tone(2)[:, None], RATE, "aac", "mono")
+    (tmp_path / "cut.m4a").write_bytes((tmp_path / "whole.m4a").read_bytes()[:6000])
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("hello world\n" * 500)
+    (tmp_path / "noise.wav").write_bytes(noise(200).tobytes())
+    for name in ("mute.mp4", "picture.png", "nothing.wav", "cut.wav", "header.wav", "cut.m4a", "empty.wav", "text.wav", "noise.wav", "missing.wav"):
+        with pytest.raises(TalkheadError) as error:
+            files.read_audio(tmp_path / name)
+        assert one_line(error).startswith(str(tmp_path / name))
+    with pytest.raises(TalkheadError, match="has no sound track"):
+        files.read_audio(tmp_path / "mute.mp4")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_real_sound(shared_data):
+    for name, seconds in {"jfk.flac": 11.0, "RD_Radio31_000.wav": 8.0, "librispeech_84-121550-0000.flac": 8.44}.items():
+        samples = files.read_audio(shared_data / "audio" / name)
+        assert len(samples) == pytest.approx(seconds * RATE, abs=0.01 * RATE) and 0.05 < np.abs(samples).max() <= 1
