@@ -1,6 +1,6 @@
 """Arrays and streams to and from .npy, .pt, .png, .jpg, .mp4, any sound file, and pipes.
 
-The only room that imports av and PIL. What it gives is arrays and iterators of arrays; what it takes apart is told from its
+The only room that imports av. What it gives is arrays and iterators of arrays; what it takes apart is told from its
 name (the suffix), and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
 
 A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -45,7 +46,7 @@ KEYFRAMES = 10  # frames from one key frame to the next on a pipe; a fragment, a
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
-UNKNOWN, UNKNOWN_SIZE = 12 * 3600, 0x7FFFF000  # seconds, and bytes of a WAV: who writes to a pipe puts such a length in the head
+UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
 
 
@@ -73,6 +74,8 @@ def _mendable(name):
     except BrokenPipeError:
         raise
     except (OSError, av.error.FFmpegError) as error:
+        if not isinstance(error, OSError) and error.errno not in _CURES:
+            raise  # FFmpeg's own kind of error: we asked it for something wrong
         reason = _CURES.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
         raise TalkheadError(f"{name}: {reason}") from error
 
@@ -154,20 +157,20 @@ def atomic(path):
 @contextmanager
 def _placed(path, folder=False):
     """`atomic`, for a file or for a folder, that leaves errors raised in the block as they are."""
-    path = Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
+    name, path = str(path), Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
     if not path.parent.is_dir():
-        raise TalkheadError(f"{path}: its folder does not exist; make it first")
+        raise TalkheadError(f"{name}: its folder does not exist; make it first")
     if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise TalkheadError(f"{path}: exists and is not an empty folder; name a new one")
+        raise TalkheadError(f"{name}: exists and is not an empty folder; name a new one")
     if not folder and path.is_dir():
-        raise TalkheadError(f"{path}: is a folder; name a file")
+        raise TalkheadError(f"{name}: is a folder; name a file")
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path
         return
-    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        with _mendable(path):
+        with _mendable(name):
             os.replace(temporary, path)
     finally:
         if folder:
@@ -370,6 +373,8 @@ def _read_picture(source):
                 raise
             raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+    comment = image.info.get("comment", b"") if image.format == "JPEG" else b""  # as _save_picture writes it
+    text.update(line.split(": ", 1) for line in comment.decode(errors="replace").splitlines() if ": " in line)
     return _to_rgb(ImageOps.exif_transpose(image)), text
 
 
@@ -614,17 +619,18 @@ class _Media:
         self.metadata = dict(self._container.metadata)
         self._is_stream = self.metadata.pop(STREAM_TAG, None) is not None
         streams = self._container.streams
-        self.audio = streams.audio[0] if streams.audio else None
-        # A music file's cover picture is no video.
-        shown = [s for s in streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        self.video = shown[0] if shown else None
+        # A music file's cover picture is no video; a phone may add a sound track in a format of its own that nobody decodes.
+        shown = (s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic)
+        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate)
+        self.video, self.audio = next(shown, None), next(heard, None)
         self.sound = None
         self._packets = None
 
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
             raise TalkheadError(f"{self.name}: empty; the command before it failed") from error
-        raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; pass one that FFmpeg can read") from error
+        cure = "pass one that FFmpeg can read" if self._source is None else "pass a file by its name"  # some cannot be read in order
+        raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; {cure}") from error
 
     @property
     def origin(self):
@@ -660,7 +666,7 @@ class _Media:
                 promised = int.from_bytes(stream.read(8)[4:], "little")
             return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
         promised = {stream.index: self.end(stream) for stream in streams}
-        return any(end is not None and SHORT < end - reached[index] < UNKNOWN for index, end in promised.items())
+        return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
 
     def end(self, stream):
         """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
@@ -668,7 +674,10 @@ class _Media:
         # Of other kinds the duration is a guess, and so it is where MP4 has no table of its samples because it comes in fragments.
         if not stream.duration or not (kind in ("flac", "wav") or kind == "mov" and stream.frames):
             return None
-        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+        seconds = stream.duration * stream.time_base
+        if kind == "wav" and seconds * stream.codec_context.bit_rate / 8 > UNKNOWN_SIZE:
+            return None
+        return (stream.start_time or 0) * stream.time_base + seconds
 
     def _tail(self):
         if self._source is not None:
@@ -783,7 +792,6 @@ class FrameReader:
         self.name = _name(source)
         self._left = limit
         self._media = None
-        self._first = None
         self._wants_sound = self._begun = False
         path = Path(source) if _named(source) else None
         if path is not None and path.is_dir():
@@ -832,11 +840,7 @@ class FrameReader:
         self._frames = self._decoded(first, timed)
 
     def _decoded(self, first, timed):
-        def again():
-            yield first
-            yield from timed
-
-        for frame in _resample(again(), Fraction(self.fps).limit_denominator(1001)):
+        for frame in _resample(chain([first], timed), Fraction(self.fps).limit_denominator(1001)):
             image = _picture(frame, self._aspect, self._scaler)  # of a repeated frame too: the caller may draw on what it gets
             if image.shape[:2] != self.size:
                 raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
@@ -905,7 +909,7 @@ class FrameWriter:
     destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p and AAC, odd
                  sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs, 000000.png, …
     fps          frames per second
-    sound        None, (samples float32 (N,) or (N, channels) in [-1, 1], rate), or the Sound of a FrameReader. Cut, or filled up
+    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), or the Sound of a FrameReader. Cut, or filled up
                  with silence, to end with the frames
     metadata     dict[str, str], tags of the container or text of the PNGs
     synthetic    mark it as made by a trained model, as IPTC asks

@@ -298,6 +298,9 @@ def test_picture_back_and_forth(tmp_path):
     with files.read_frames(tmp_path / "a.png") as reader:
         assert (reader.size, reader.aligned, reader.metadata["author"], reader.sound) == ((20, 31), True, "Zoë", None)
         np.testing.assert_array_equal(np.stack(list(reader)), image[None])
+    files.write_image(tmp_path / "b.jpg", image, {"talkhead_aligned": "20"}, synthetic=True)
+    with files.read_frames(tmp_path / "b.jpg") as reader:
+        assert reader.aligned and reader.metadata["digital_source_type"] == files.SYNTHETIC_TYPE
     smooth = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (64, 64, 3))
     files.write_image(tmp_path / "a.jpg", smooth)
     assert np.abs(files.read_image(tmp_path / "a.jpg").astype(int) - smooth).max() <= 3
@@ -786,7 +789,7 @@ def test_sound_keeps_step_with_frames(tmp_path):
         assert len(frames) == 75 and np.argmax(frames.mean(axis=(1, 2, 3)) > 128) == 12
         samples = files.read_audio(opened())
         assert first_click(samples) == pytest.approx(0.48, abs=0.002)
-        assert len(samples) == pytest.approx(3 * RATE, abs=0.04 * RATE)  # end within one frame
+        assert len(samples) == (pytest.approx(3 * RATE, abs=0.04 * RATE) if str(source).endswith(".mkv") else 3 * RATE)
 
 
 @pytest.mark.parametrize("video_start, audio_start", [(0, 0), (0.5, 0), (0, 0.5), (10, 10.2), (3, 2)])
@@ -836,6 +839,18 @@ def test_limit_cuts_the_sound_too(tmp_path):
         part = written(reader, sound=reader.sound)
     np.testing.assert_array_equal(read(OneWay(part)), noise(50)[:10])
     assert len(files.read_audio(OneWay(part))) == 0.4 * RATE
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_wave_from_a_pipe(tmp_path, size):
+    """sox and ffmpeg cannot know the length when they write the head; what they put there is no promise."""
+    data = bytearray(write_wave(tmp_path / "a.wav", tone(2, 44100, channels=2), 44100).read_bytes())
+    struct.pack_into("<I", data, 4, size)
+    struct.pack_into("<I", data, data.index(b"data") + 4, size)
+    (tmp_path / "b.wav").write_bytes(data)
+    assert len(files.read_audio(tmp_path / "b.wav")) == 2 * RATE
+    if size:  # FFmpeg takes a 0 on a pipe for no sound at all
+        assert len(files.read_audio(OneWay(data))) == 2 * RATE
 
 
 def test_silence_is_sound(tmp_path):
