@@ -200,8 +200,8 @@ def _hold_out(ctx, param, value):
     return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
 
 
-def widths(help):
-    return click.option("--channels", metavar="N,N,…", callback=_widths, help=help)
+def widths(help, flag="--channels"):
+    return click.option(flag, metavar="N,N,…", callback=_widths, help=help)
 
 
 def _widths(ctx, param, value):
@@ -263,19 +263,27 @@ def _images(sources, size, every, limit):
     return images
 
 
-def _start_generator(start, resolution, channels):
-    """A generator and its critic: new, or as a file of weights has them."""
-    from talkhead import files, stylegan
+def _networks(init, critic_channels, **sizes):
+    """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
+    from talkhead import checkpoints, files, stylegan
 
-    if start is None:
-        return stylegan.Generator(resolution, channels), stylegan.Discriminator(resolution, channels)
-    weights = files.load_weights(start, kind="generator")
+    weights = {"config": {"resolution": 256}} if init is None else files.load_weights(init, kind="generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
-    generator, discriminator = stylegan.Generator(**config), stylegan.Discriminator(config["resolution"], config["channels"])
-    generator.load_state_dict({name: value.float() for name, value in weights["model"].items()})
-    if "training" in weights:
-        discriminator.load_state_dict(weights["training"]["discriminator"])
-    return generator, discriminator
+    if sizes["resolution"] not in (None, config["resolution"]):
+        config.pop("channels", None)  # they were for its levels
+    config |= {key: value for key, value in sizes.items() if value is not None}
+    generator = stylegan.Generator(**config)
+    critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"))
+    if init is None:
+        return generator, critic, set()
+    training = weights.get("training", {})
+    stylegan.inherit(generator, {name: value.float() for name, value in training.get("generator", weights["model"]).items()})
+    judged = training.get("discriminator", {})
+    if {name: value.shape for name, value in judged.items()} == {name: value.shape for name, value in critic.state_dict().items()}:
+        critic.load_state_dict(judged)
+    else:
+        _say(f"{init}: no critic of these sizes; a new one learns from the start")
+    return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
 def _save_encoder(path, encoder, generator_file):
@@ -357,7 +365,7 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
 @lr(0.01)
 @number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @perceptual
-@number("--exploration", 0.05, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
 @batch(4)
 @seed
 @device
@@ -542,11 +550,15 @@ def synth(output, count, recordings, **options):
 @cli.command("train-stylegan")
 @sources
 @trained("the generator")
-@number("--resolution", 256, "Side of the pictures, a power of two.", least=4)
-@widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F]")
+@click.option("--resolution", type=click.IntRange(min=8), help="Side of the pictures, a power of two.  [default: 256, or that of --init]")
+@widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init]")
+@widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
+@click.option("--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]")
+@init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")
 @training_steps
 @batch(16)
 @lr(0.002)
+@number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
 @number("--r1", 10.0, "Weight of the R1 penalty.")
 @number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
 @number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
@@ -555,15 +567,19 @@ def synth(output, count, recordings, **options):
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
+@click.option("--encoder", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @encoder_shape
-@number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic; needs --encoder-out.")
+@number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
+@number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
+@number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
+@number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
+@number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
 @perceptual
 @one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
-@init_option("Start from these weights of a generator; sizes and all.")
 @data
 @run
-def train_stylegan(sources, output, resolution, channels, init, encoder_out, width, input_size, stem_stride, pool_size,
-                   perceptual, every, limit, device, **options):
+def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder,
+                   width, input_size, stem_stride, pool_size, perceptual, every, limit, device, **options):
     """Train the face generator on pictures and clips.
 
     \b
@@ -571,19 +587,26 @@ def train_stylegan(sources, output, resolution, channels, init, encoder_out, wid
     """
     import torch
 
-    from talkhead import inversion, stylegan, training
+    from talkhead import checkpoints, inversion, stylegan, training
     from talkhead.losses import Perceptual
 
     torch.manual_seed(options["seed"])
-    generator, discriminator = _start_generator(init, resolution, channels)
-    if encoder_out:
-        encoder = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size)
-        options |= {"encoder": encoder, "reconstruction": Perceptual(perceptual).to(training.pick_device(device)),
-                    "on_save": lambda: _save_encoder(encoder_out, encoder, output)}
+    device = training.pick_device(device)
+    generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
+    if encoder_out or encoder:
+        if encoder:
+            along = inversion.grow(checkpoints.load_encoder(encoder), generator.num_ws)
+        else:
+            along = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size)
+        options |= {"encoder": along, "reconstruction": Perceptual(perceptual).to(device)}
+        if options["encoder_lr"] == 0:
+            options["lineage"] = lineage
+        if encoder_out:
+            options["on_save"] = lambda: _save_encoder(encoder_out, along, output)
     elif options["reconstruct_only"]:
-        raise click.UsageError("--reconstruct-only needs --encoder-out: only an encoder can reconstruct")
+        raise click.UsageError("--reconstruct-only needs --encoder or --encoder-out: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)
-    _print_records(stylegan.train(images, output, generator, discriminator, device=training.pick_device(device), **options))
+    _print_records(stylegan.train(images, output, generator, critic, device=device, **options))
 
 
 @cli.command("train-encoder")

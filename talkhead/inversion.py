@@ -123,7 +123,41 @@ class ResNetEncoder(nn.Module):
                                 "take width 64 or start from scratch") from error
 
 
+@torch.no_grad()
+def grow(encoder, num_ws):
+    """An encoder for a generator of more layers: what it finds for the last layer, it says of every new one.
+
+    encoder  ResNetEncoder of at most `num_ws` layers; left as it is
+    returns  ResNetEncoder of `num_ws` layers, on the CPU
+    raises   TalkheadError if the encoder has more layers than that
+
+    A generator that has just grown draws the same picture from the longer codes (`stylegan.inherit`).
+    """
+    missing = num_ws - encoder.num_ws
+    if missing < 0:
+        raise TalkheadError(f"encoder of {encoder.num_ws} layers: the generator has only {num_ws}; pass an encoder of a smaller one")
+    grown = ResNetEncoder(**encoder.config | {"num_ws": num_ws})
+    state = {name: value.cpu() for name, value in encoder.state_dict().items()}
+    for name, rows in {"fc.weight": encoder.w_dim, "fc.bias": encoder.w_dim, "w_avg": 1}.items():  # rows of one layer
+        state[name] = torch.cat([state[name], *[state[name][-rows:]] * missing])
+    grown.load_state_dict(state)
+    return grown
+
+
 # ---- frames to codes ----
+
+
+@torch.no_grad()
+def inherit(encoder, smaller):
+    """Give an encoder the weights of one for a smaller generator; latents it has beyond that start as the last of those.
+
+    encoder, smaller   ResNetEncoder of one shape but for num_ws, which is no smaller in `encoder`
+    """
+    state, more = smaller.state_dict(), encoder.num_ws - smaller.num_ws
+    for name in ("fc.weight", "fc.bias", "w_avg"):
+        layers = state[name].unflatten(0, (smaller.num_ws, -1))
+        state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
+    encoder.load_state_dict(state)
 
 
 def encode(encoder, frames, batch=16, device=None):
@@ -146,7 +180,7 @@ def encode(encoder, frames, batch=16, device=None):
 
 
 def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=5000, next_steps=500, hybrid_steps=100,
-           lr=0.01, pixel_weight=1.0, perceptual="auto", exploration=0.05, seed=0, batch=4, device=None, on_loss=None):
+           lr=0.01, pixel_weight=1.0, perceptual="auto", exploration=0.01, seed=0, batch=4, device=None, on_loss=None):
     """The latent of each frame: what makes the generator draw it.
 
     frames        iterable of uint8 (H, H, 3), aligned faces; resized to the generator's size
@@ -175,7 +209,8 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
     Source: thesis §3.3.1.1, Algorithms 1 and 2 (line 6 read as w_{t−1}); §2.5.3.
     Departure: where the thesis steps until convergence, the number of steps is fixed, and the
     learning rate rises over the first 5 % of them and falls along a cosine over the last 25 %, as in
-    Karras et al. 2020: the end does not jitter. The exploration noise is theirs too.
+    Karras et al. 2020: the end does not jitter. The exploration noise is theirs too, at a fifth of
+    its strength: theirs costs 2 dB where steps are few, and this still sends two seeds to different places (Fig. 3.7).
     """
     if method not in ("encoder", "optimise", "sequential", "hybrid"):
         raise TalkheadError(f"method {method!r}: unknown; take encoder, optimise, sequential or hybrid")
