@@ -237,7 +237,8 @@ def portrait(path, audio, model, eye, steps):
     record = {"part": "portraits", "portrait": path.name, "faces": len(found)}
     for name, frames in clips.items():
         opening = spread(openings(frames, eye))
-        record[name] = {"psnr": metrics.psnr(small, frames[0]), "ssim": metrics.ssim(small, frames[0]), "range": opening["p95"] - opening["p5"]} | opening
+        record[name] = opening | {"range": opening["p95"] - opening["p5"],
+                                  "psnr": metrics.psnr(small, frames[0]), "ssim": metrics.ssim(small, frames[0])}
     record["range_ratio"] = record["tuned"]["range"] / record["untuned"]["range"] if record["untuned"]["range"] else None
     return record, [[small], *clips.values()]
 
