@@ -38,7 +38,7 @@ SIGNATURES = {
     "pti": ["pti.tune", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
-    "train-stylegan": ["stylegan.train", "inversion.ResNetEncoder", "losses.Perceptual"],
+    "train-stylegan": ["stylegan.train", "stylegan.Generator", "inversion.ResNetEncoder", "losses.Perceptual"],
     "train-encoder": ["inversion.train", "inversion.ResNetEncoder", "training.Images"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel"],
     "weights export": ["checkpoints.export"],
@@ -52,7 +52,8 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
-    "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "init", "steps", "every", "limit", "device", "perceptual"},
+    "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
+                       "init", "encoder", "steps", "every", "limit", "device", "perceptual"},
     "train-encoder": {"sources", "output", "generator", "imagenet", "init", "steps", "validation", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "device"},
     "weights export": {"source", "output"},
@@ -452,14 +453,43 @@ BRIEF = ["--steps", 2, "--batch", 2, "--log-every", 1]
 
 def test_train_stylegan_and_its_encoder_and_go_on(scene):
     line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--batch", 2,
-            "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
+            "--mapping-layers", 2, "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
     assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
     assert [record["step"] for record in records(run(*line, "--steps", 3))] == [3]
     generator = checkpoints.load_generator(scene / "g.pt")
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
+    # Sizes not given are those of the file.
     onward = ["train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "g.pt", *BRIEF]
     assert len(records(run(*onward))) == 2
-    assert checkpoints.load_generator(scene / "h.pt").resolution == 16
+    assert checkpoints.load_generator(scene / "h.pt").config == generator.config
+    # Around an encoder that is held still, its codes keep their meaning: it fits the result too.
+    held = [*onward[:2], "-o", scene / "i.pt", *onward[4:], "--encoder", scene / "e.pt", "--encoder-lr", 0, "--perceptual", "pyramid"]
+    assert len(records(run(*held))) == 2
+    checkpoints.load_encoder(scene / "e.pt", checkpoints.load_generator(scene / "i.pt"))
+
+
+def test_train_stylegan_grows(scene):
+    small = ["train-stylegan", scene / "clip.mp4", "-o", scene / "8.pt", "--resolution", 8, "--channels", "8,6", "--mapping-layers", 1,
+             "--perceptual", "pyramid", "--encoder-out", scene / "e8.pt", *TINY_ENCODER, *BRIEF, "--reconstruct-only", 2]
+    records(run(*small))
+    large = ["train-stylegan", scene / "clip.mp4", "-o", scene / "16.pt", "--init", scene / "8.pt", "--encoder", scene / "e8.pt", "--resolution", 16,
+             "--channels", "8,6,4", "--critic-channels", "4,4,4", "--perceptual", "pyramid", "--encoder-out", scene / "e16.pt", *BRIEF]
+    result = run(*large)
+    assert len(records(result)) == 2 and "8.pt: no critic of these sizes" in result.stderr
+    generator = checkpoints.load_generator(scene / "16.pt")
+    assert generator.config["channels"] == [8, 6, 4] and generator.config["mapping_layers"] == 1
+    assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
+
+
+def test_an_encoder_grows_by_its_last_layer(toy):
+    import torch
+
+    encoder = checkpoints.load_encoder(toy / "encoder.pt")
+    images = torch.randn(2, 3, 16, 16)
+    grown = talkhead.inversion.grow(encoder, 9).eval()(images)
+    assert torch.equal(grown[:, :6], encoder(images)) and torch.equal(grown[:, 6:], encoder(images)[:, -1:].expand(-1, 3, -1))
+    with pytest.raises(TalkheadError, match="encoder of 6 layers: the generator has only 4"):
+        talkhead.inversion.grow(encoder, 4)
 
 
 def test_train_encoder(scene):
