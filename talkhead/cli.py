@@ -286,6 +286,20 @@ def _networks(init, critic_channels, **sizes):
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
+def _encoder(init, num_ws, shape):
+    """An encoder for a generator of `num_ws` layers: new, or grown out of the file `init`."""
+    from talkhead import checkpoints, inversion
+
+    if init is None:
+        return inversion.ResNetEncoder(num_ws, **shape)
+    smaller = checkpoints.load_encoder(init)
+    if smaller.num_ws > num_ws:
+        raise TalkheadError(f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator")
+    encoder = inversion.ResNetEncoder(**smaller.config | {"num_ws": num_ws})
+    inversion.inherit(encoder, smaller)
+    return encoder
+
+
 def _save_encoder(path, encoder, generator_file):
     """Write an encoder that was trained along with the generator in a file."""
     from talkhead import checkpoints, files
@@ -587,17 +601,15 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     """
     import torch
 
-    from talkhead import checkpoints, inversion, stylegan, training
+    from talkhead import stylegan, training
     from talkhead.losses import Perceptual
 
     torch.manual_seed(options["seed"])
     device = training.pick_device(device)
     generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
     if encoder_out or encoder:
-        if encoder:
-            along = inversion.grow(checkpoints.load_encoder(encoder), generator.num_ws)
-        else:
-            along = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size)
+        shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
+        along = _encoder(encoder, generator.num_ws, shape)
         options |= {"encoder": along, "reconstruction": Perceptual(perceptual).to(device)}
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage

@@ -201,7 +201,7 @@ def test_every_command_is_in_the_readme():
     (["train-stylegan", "clips", "-o", "x.pt"], "Missing option '--steps'"),
     (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
-    (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "needs --encoder-out"),
+    (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "only an encoder can reconstruct"),
     (["metrics", "a.mp4"], "Missing argument 'FAKE'"),
 ])
 def test_usage_errors_exit_2(arguments, message):
@@ -479,17 +479,8 @@ def test_train_stylegan_grows(scene):
     generator = checkpoints.load_generator(scene / "16.pt")
     assert generator.config["channels"] == [8, 6, 4] and generator.config["mapping_layers"] == 1
     assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
-
-
-def test_an_encoder_grows_by_its_last_layer(toy):
-    import torch
-
-    encoder = checkpoints.load_encoder(toy / "encoder.pt")
-    images = torch.randn(2, 3, 16, 16)
-    grown = talkhead.inversion.grow(encoder, 9).eval()(images)
-    assert torch.equal(grown[:, :6], encoder(images)) and torch.equal(grown[:, 6:], encoder(images)[:, -1:].expand(-1, 3, -1))
-    with pytest.raises(TalkheadError, match="encoder of 6 layers: the generator has only 4"):
-        talkhead.inversion.grow(encoder, 4)
+    result = run(*small[:3], scene / "x.pt", *small[4:], "--encoder", scene / "e16.pt")
+    assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
 
 
 def test_train_encoder(scene):
