@@ -587,6 +587,7 @@ def synth(output, count, recordings, **options):
 @number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
 @number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
 @number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
+@number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
 @perceptual
 @one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")

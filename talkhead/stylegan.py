@@ -302,8 +302,8 @@ def inherit(generator, state):
 
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
-          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, reconstruct_only=0,
-          precision="float32", lineage=(), seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
+          reconstruct_only=0, precision="float32", lineage=(), seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
     images              training.Images
@@ -314,7 +314,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     style_mixing        chance that an image takes its later layers from a second z
     average_images      half life of the running average, in images
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
-                        half of each fake batch are reconstructions
+                        the critic judges reconstructions too
+    sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
     reconstruction      distance of two image batches -> (N,); needed with an encoder
     encoder_lr          its learning rate; 0 holds it still, so that latents keep their meaning while the pictures improve
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
@@ -404,8 +405,8 @@ class _Trainer:
         self.discriminator.requires_grad_(False)
         options, parts, loss = self.options, [], 0.0
         with self._autocast():
-            samples = len(real) if self.encoder is None else len(real) // 2
-            if adversarial:
+            samples = len(real) if self.encoder is None else round(len(real) * options["sample_share"])
+            if adversarial and samples:
                 parts.append(self.generator.synthesis(self._latents(samples), noise="random"))
             if self.encoder is not None:
                 rebuilt = self.generator.synthesis(self.encoder(real), noise="random")
