@@ -135,8 +135,8 @@ def displacements(model, windows, identity, chunk=25, gain=1.0):
 # Training -------------------------------------------------------------------------------------------------------------
 
 def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
-          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, hold_out=10,
-          validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
+          hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -151,6 +151,8 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
     perceptual      name of a losses.Perceptual, or such a loss
     augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
+    identity_noise  how far the model sees an identity beside its place, in spreads of the basis: a few hundred faces are
+                    soon learned by heart, with every nod and blink that went with them
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
@@ -161,7 +163,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     Source: thesis §4.3.2.1, eqs 4.4–4.6; §4.3.4 for the weights and Adam's rate.
     Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would drown the image term, whose
     distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step.
-    Augmentation, the mouth term and averaged weights are ours.
+    Augmentation, identity noise, the mouth term and averaged weights are ours.
     """
     generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
     if not encoder.num_ws == generator.num_ws == model.num_ws:
@@ -175,7 +177,8 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
                 yield {"step": 0, "clips": len(lessons)}
         training_set, held_out = _split(lessons, hold_out, seed)
         settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
-                    "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment, "average": average}
+                    "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
+                    "identity_noise": identity_noise, "average": average}
         mouth = _Mouth(model.config["components"])
         if not Path(out).exists():
             _measure(model, mouth, training_set, codes)
@@ -205,7 +208,7 @@ class _Trainer:
 
     def step(self, index):
         windows, identity, target, valid = self._batch(np.random.default_rng([self.seed, index]))
-        predicted = self.model.coordinates(windows, identity)[0][valid]  # (n, K)
+        predicted = self.model.coordinates(windows, self._blur(identity))[0][valid]  # (n, K)
         wanted = (target - identity[:, None])[valid]  # (n, L, 512)
         true = self.model.basis.project(wanted, centre=False)
         latent = self._latent_loss(predicted, true, wanted)
@@ -223,6 +226,11 @@ class _Trainer:
         self.adam.step()
         self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
         return {"loss": loss.item()} | record
+
+    def _blur(self, identity):
+        basis = self.model.basis
+        away = torch.randn(len(identity), len(basis.stdev), device=self.device) * basis.stdev
+        return identity + self.settings["identity_noise"] * basis.expand(away)
 
     def _opening(self, coordinates):
         return self.mouth(coordinates / self.model.motion_spread)
