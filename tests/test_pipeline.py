@@ -202,7 +202,7 @@ def test_progress_is_for_terminals(room, environment):
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(room, environment, sent, status):
-    np.save(room / "long.npy", np.zeros((20000, 6, 512), np.float32))
+    np.save(room / "long.npy", np.zeros((5000, 6, 512), np.float32))
     with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:  # a job in the background ignores it
@@ -220,7 +220,7 @@ def test_interrupted(room, environment, sent, status):
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {"--count": "4", "--size": "16", "--steps": "2", "--resolution": "16", "--channels": "8,8,8", "--input-size": "16", "--components": "4",
          "--hold-out": "1"}
-MORE = {"synth": "--seconds 0.5", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
+MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
         "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --features 8 --lstm 8 --decoder 8 --image-frames 2"}
 
 
@@ -229,6 +229,7 @@ def readme(language):
 
 
 def reduced(block):
+    block = block.replace("--pti ", "--pti --pti-steps 5 ")
     block = re.sub(r"(--[a-z0-9-]+)( +)(\S+)", lambda m: f"{m[1]} {SMALL.get(m[1], m[3])}", block)
     return re.sub(r"talkhead (\S+)", lambda m: f"{m[0]} {MORE.get(m[1], '')}", block)
 
@@ -240,7 +241,8 @@ def desk(tmp_path_factory, puppet):
     (desk / "examples").mkdir()
     for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.jpg", "in.mp4": "in.mp4"}.items():
         shutil.copy(puppet / name, desk / place)  # a PNG by the name of photo.jpg is read as what it is
-    shutil.copy(puppet / "speech.wav", desk)
+    for name in ("face.png", "speech.wav"):
+        shutil.copy(puppet / name, desk)
     return desk
 
 
