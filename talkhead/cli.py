@@ -581,7 +581,7 @@ def synth(output, count, recordings, **options):
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
-@click.option("--encoder", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
+@click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @encoder_shape
 @number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
 @number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
@@ -593,7 +593,7 @@ def synth(output, count, recordings, **options):
 @one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 @data
 @run
-def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder,
+def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder_init,
                    width, input_size, stem_stride, pool_size, perceptual, every, limit, device, **options):
     """Train the face generator on pictures and clips.
 
@@ -608,16 +608,16 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     torch.manual_seed(options["seed"])
     device = training.pick_device(device)
     generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
-    if encoder_out or encoder:
+    if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
-        along = _encoder(encoder, generator.num_ws, shape)
+        along = _encoder(encoder_init, generator.num_ws, shape)
         options |= {"encoder": along, "reconstruction": Perceptual(perceptual).to(device)}
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage
         if encoder_out:
             options["on_save"] = lambda: _save_encoder(encoder_out, along, output)
     elif options["reconstruct_only"]:
-        raise click.UsageError("--reconstruct-only needs --encoder or --encoder-out: only an encoder can reconstruct")
+        raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)
     _print_records(stylegan.train(images, output, generator, critic, device=device, **options))
 

@@ -53,7 +53,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
-                       "init", "encoder", "steps", "every", "limit", "device", "perceptual"},
+                       "init", "encoder_init", "steps", "every", "limit", "device", "perceptual"},
     "train-encoder": {"sources", "output", "generator", "imagenet", "init", "steps", "validation", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "device"},
     "weights export": {"source", "output"},
@@ -463,7 +463,7 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     assert len(records(run(*onward))) == 2
     assert checkpoints.load_generator(scene / "h.pt").config == generator.config
     # Around an encoder that is held still, its codes keep their meaning: it fits the result too.
-    held = [*onward[:2], "-o", scene / "i.pt", *onward[4:], "--encoder", scene / "e.pt", "--encoder-lr", 0, "--perceptual", "pyramid"]
+    held = [*onward[:2], "-o", scene / "i.pt", *onward[4:], "--encoder-init", scene / "e.pt", "--encoder-lr", 0, "--perceptual", "pyramid"]
     assert len(records(run(*held))) == 2
     checkpoints.load_encoder(scene / "e.pt", checkpoints.load_generator(scene / "i.pt"))
 
@@ -472,14 +472,14 @@ def test_train_stylegan_grows(scene):
     small = ["train-stylegan", scene / "clip.mp4", "-o", scene / "8.pt", "--resolution", 8, "--channels", "8,6", "--mapping-layers", 1,
              "--perceptual", "pyramid", "--encoder-out", scene / "e8.pt", *TINY_ENCODER, *BRIEF, "--reconstruct-only", 2]
     records(run(*small))
-    large = ["train-stylegan", scene / "clip.mp4", "-o", scene / "16.pt", "--init", scene / "8.pt", "--encoder", scene / "e8.pt", "--resolution", 16,
+    large = ["train-stylegan", scene / "clip.mp4", "-o", scene / "16.pt", "--init", scene / "8.pt", "--encoder-init", scene / "e8.pt", "--resolution", 16,
              "--channels", "8,6,4", "--critic-channels", "4,4,4", "--perceptual", "pyramid", "--encoder-out", scene / "e16.pt", *BRIEF]
     result = run(*large)
     assert len(records(result)) == 2 and "8.pt: no critic of these sizes" in result.stderr
     generator = checkpoints.load_generator(scene / "16.pt")
     assert generator.config["channels"] == [8, 6, 4] and generator.config["mapping_layers"] == 1
     assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
-    result = run(*small[:3], scene / "x.pt", *small[4:], "--encoder", scene / "e16.pt")
+    result = run(*small[:3], scene / "x.pt", *small[4:], "--encoder-init", scene / "e16.pt")
     assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
 
 
