@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from talkhead import files
 
@@ -29,7 +29,10 @@ EXAMPLES = Path(__file__).parents[1]
 def spoken(source, seconds, path):
     """Repeat a recording until it lasts so long, as WAV."""
     audio = files.read_audio(source)
-    soundfile.write(path, np.resize(audio, round(seconds * 16000)), 16000)
+    samples = np.resize(audio, round(seconds * 16000))
+    with wave.open(str(path), "wb") as sound:
+        sound.setparams((1, 2, 16000, 0, "NONE", ""))
+        sound.writeframes((samples * 32767).astype("<i2").tobytes())
     return path
 
 
