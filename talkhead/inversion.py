@@ -124,30 +124,6 @@ class ResNetEncoder(nn.Module):
 
 
 @torch.no_grad()
-def grow(encoder, num_ws):
-    """An encoder for a generator of more layers: what it finds for the last layer, it says of every new one.
-
-    encoder  ResNetEncoder of at most `num_ws` layers; left as it is
-    returns  ResNetEncoder of `num_ws` layers, on the CPU
-    raises   TalkheadError if the encoder has more layers than that
-
-    A generator that has just grown draws the same picture from the longer codes (`stylegan.inherit`).
-    """
-    missing = num_ws - encoder.num_ws
-    if missing < 0:
-        raise TalkheadError(f"encoder of {encoder.num_ws} layers: the generator has only {num_ws}; pass an encoder of a smaller one")
-    grown = ResNetEncoder(**encoder.config | {"num_ws": num_ws})
-    state = {name: value.cpu() for name, value in encoder.state_dict().items()}
-    for name, rows in {"fc.weight": encoder.w_dim, "fc.bias": encoder.w_dim, "w_avg": 1}.items():  # rows of one layer
-        state[name] = torch.cat([state[name], *[state[name][-rows:]] * missing])
-    grown.load_state_dict(state)
-    return grown
-
-
-# ---- frames to codes ----
-
-
-@torch.no_grad()
 def inherit(encoder, smaller):
     """Give an encoder the weights of one for a smaller generator; latents it has beyond that start as the last of those.
 
@@ -158,6 +134,9 @@ def inherit(encoder, smaller):
         layers = state[name].unflatten(0, (smaller.num_ws, -1))
         state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
     encoder.load_state_dict(state)
+
+
+# ---- frames to codes ----
 
 
 def encode(encoder, frames, batch=16, device=None):
