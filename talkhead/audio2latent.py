@@ -136,7 +136,7 @@ def displacements(model, windows, identity, chunk=25, gain=1.0):
 
 def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
           image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
-          hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -153,6 +153,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
     identity_noise  how far the model sees an identity beside its place, in spreads of the basis: a few hundred faces are
                     soon learned by heart, with every nod and blink that went with them
+    cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
@@ -163,7 +164,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     Source: thesis §4.3.2.1, eqs 4.4–4.6; §4.3.4 for the weights and Adam's rate.
     Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would drown the image term, whose
     distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step.
-    Augmentation, identity noise, the mouth term and averaged weights are ours.
+    Augmentation, identity noise, the mouth term, the falling rate and averaged weights are ours.
     """
     generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
     if not encoder.num_ws == generator.num_ws == model.num_ws:
@@ -179,6 +180,8 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
                     "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
                     "identity_noise": identity_noise, "average": average}
+        if cool_down:
+            settings |= {"cool_down": cool_down, "steps": steps}
         mouth = _Mouth(model.config["components"])
         if not Path(out).exists():
             _measure(model, mouth, training_set, codes)
@@ -220,6 +223,7 @@ class _Trainer:
             image = self._image_loss(identity, predicted, wanted)
             loss = loss + self.settings["image_weight"] * image
             record["image"] = image.item()
+        self._set_rate(index)
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -249,6 +253,12 @@ class _Trainer:
         with torch.no_grad():
             projected = self.generator.synthesis(identity + wanted[pick], noise="const")
         return self.perceptual(self.generator.synthesis(identity + moved, noise="const"), projected).mean()
+
+    def _set_rate(self, index):
+        if "cool_down" in self.settings:
+            total = self.settings["steps"]
+            left = min((total - index) / (self.settings["cool_down"] * total), 1.0)
+            self.adam.param_groups[0]["lr"] = self.settings["lr"] * (0.5 - 0.5 * math.cos(math.pi * left))
 
     def _follow(self, keep):
         with torch.no_grad():

@@ -690,6 +690,8 @@ def train_encoder(sources, output, generator, width, input_size, stem_stride, po
 @click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=_hold_out,
               help="Speakers, or single clips, kept to measure on: how many, or which.")
 @number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
+@number("--identity-noise", 0.3, "Blur of the identity that the model is shown, so that it learns no face by heart.")
+@number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
 @number("--average", 0.998, "Share that the running average of the weights keeps each step.")
 @run
 def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder, device, **options):

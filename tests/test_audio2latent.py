@@ -195,6 +195,14 @@ def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path):
         assert torch.equal(whole["training"]["live"][name], parts["training"]["live"][name]), name
 
 
+def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
+    run(clips, networks, tmp_path / "whole.pt", 4, lr=0.1, cool_down=0.5)
+    rate = files.load_weights(tmp_path / "whole.pt")["training"]["optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.05)  # the fourth of four steps lies half way down
+    run(clips, networks, tmp_path / "even.pt", 4, lr=0.1)
+    assert files.load_weights(tmp_path / "even.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == 0.1
+
+
 def test_the_best_model_is_kept(clips, networks, tmp_path):
     records = run(clips, networks, tmp_path / "a.pt", 8, lr=0.05)
     checked = {record["step"]: record["val_error"] for record in records if "val_error" in record}
