@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Train the weights that come with the package: from portraits and recordings to the final files.
+#
+#     examples/train_bundled.sh DATA OUT
+#
+# Needs `pip install '.[synth]'`. DATA holds images/congress/ (portraits), grid_s1/video/ and videos/us_gov_pd/video/ (recordings with their words beside
+# them) and weights/mediapipe/face_landmarker_v2_with_blendshapes.task. OUT is made, and keeps everything: stop the script
+# whenever you like and run it again, every stage goes on from where it was. Set SCALE=0.05 to see all of it pass in minutes.
+set -euo pipefail
+
+data=${1:?usage: train_bundled.sh DATA OUT}
+out=${2:?usage: train_bundled.sh DATA OUT}
+here=$(cd "$(dirname "$0")" && pwd)
+detector=$data/weights/mediapipe/face_landmarker_v2_with_blendshapes.task
+precision=${PRECISION:-bfloat16}   # float32 where the processor has no bfloat16 arithmetic: slower, no worse
+scale() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { m = int(n * s + 0.5); print m < 2 ? 2 : m }'; }
+
+mkdir -p "$out"
+
+# Ten portraits are donors of no face, forty recordings drive none, and one voice in eight is never heard: for measuring.
+held_donors=$(cd "$data/images/congress" && printf '%s\n' *.jpg | sed 's/\.jpg$//' | sort | awk 'NR % 53 == 1' | head -n 10 | paste -sd,)
+mapfile -t heard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | head -n 160)
+mapfile -t unheard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | tail -n 40)
+voices() { python -c "from talkhead import articulation as a; print(','.join(v for i, v in enumerate(a.voices()) if (i % 8 == 3) == $1))"; }
+recordings() { printf -- '--recordings\n%s\n' "$@"; }
+faces=(--size 128 --portraits "$data/images/congress" --exclude "$held_donors" --detector-model "$detector")
+
+mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
+mapfile -t tested < <(recordings "${unheard[@]}")
+talkhead synth -o "$out/stills" --count "$(scale 3200)" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
+talkhead synth -o "$out/clips" --count "$(scale 520)" --seconds 4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
+talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
+
+# Generator and encoder together, by reconstruction: coarse to fine, because a step at 32² costs a fraction of one at 128².
+widths=256,192,128,96,48,24
+critic=192,128,96,64,32,16
+grow() {  # RESOLUTION STEPS LR MOUTH_WEIGHT [OPTION…]
+    local resolution=$1 steps=$2 lr=$3 mouth=$4 levels
+    levels=$(awk -v r="$resolution" 'BEGIN { print int(log(r) / log(2) + 0.5) - 1 }')
+    shift 4
+    talkhead train-stylegan "$out/stills" -o "$out/generator-$resolution.pt" --encoder-out "$out/encoder-$resolution.pt" \
+        --resolution "$resolution" --channels "$(cut -d, -f "1-$levels" <<< "$widths")" --critic-channels "$(cut -d, -f "1-$levels" <<< "$critic")" \
+        --steps "$steps" --reconstruct-only "$steps" --lr "$lr" --beta1 0.9 --encoder-lr 0.0005 --mouth-weight "$mouth" --batch 16 \
+        --path-length 0 --perceptual pyramid --average-images 5000 --precision "$precision" --log-every 50 "$@" >> "$out/generator-$resolution.jsonl"
+}
+grow 32 "$(scale 1400)" 0.005 5 --mapping-layers 4 --width 32 --input-size 128 --pool-size 2
+grow 64 "$(scale 1200)" 0.004 5 --init "$out/generator-32.pt" --encoder-init "$out/encoder-32.pt"
+grow 128 "$(scale 2500)" 0.004 12 --init "$out/generator-64.pt" --encoder-init "$out/encoder-64.pt"
+
+# The critic sharpens the pictures around an encoder that is held still, so latents keep their meaning and the speech model,
+# which is taught on the codes of whole clips, fits this generator as it fits its parent.
+talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$out/generator-128.pt" --encoder-init "$out/encoder-128.pt" --encoder-lr 0 \
+    --critic-channels "$critic" --steps "$(scale 1300)" --r1 1 --mouth-weight 12 --feature-weight 5 --sample-share 0 --batch 16 \
+    --path-length 0 --perceptual pyramid --average-images 3000 --precision "$precision" --log-every 50 >> "$out/generator.jsonl"
+
+talkhead train-audio2latent "$out/clips" --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" -o "$out/audio2latent.pt" \
+    --components 256 --channels 12,24,48,48,96 --hidden 384 --features 128 --lstm 128 --decoder 256 --steps "$(scale 3000)" \
+    --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --log-every 50 >> "$out/audio2latent.jsonl"
+
+mkdir -p "$out/weights"
+talkhead weights export "$out/generator.pt" -o "$out/weights/generator.pt"
+talkhead weights export "$out/encoder-128.pt" -o "$out/weights/encoder.pt"
+talkhead weights export "$out/audio2latent.pt" -o "$out/weights/audio2latent.pt"
+
+python "$here/evaluate_bundled.py" --clips "$out/held-out" --speech "$data/audio" "${unheard[@]}" --portraits "$data/images/congress" \
+    --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
+    --audio2latent "$out/weights/audio2latent.pt" -o "$out/evaluation"
+echo "to ship them: cp $out/weights/*.pt talkhead/weights/" >&2
