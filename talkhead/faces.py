@@ -208,7 +208,7 @@ class FaceAlignment(Detector):
             raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there")
         # Plain torch, no compiler run on first use; older versions do not have the switch.
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
-        hub = torch.hub.get_dir()
+        hub = torch.hub._hub_dir    # not get_dir(): to set that would pin a folder that $TORCH_HOME may still move
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
             (Path(stand_in) / "checkpoints").symlink_to(folder.resolve())
             torch.hub.set_dir(stand_in)
@@ -219,7 +219,7 @@ class FaceAlignment(Detector):
                 raise TalkheadError(f"{folder}: face-alignment cannot use these weights "
                                     f"({str(error).splitlines()[0]}); fetch them again") from None
             finally:
-                torch.hub.set_dir(hub)
+                torch.hub._hub_dir = hub
 
     def _find(self, image):
         factor = max(max(image.shape[:2]) / self.longest, 1.0)

@@ -299,6 +299,9 @@ def test_auto_takes_face_alignment_where_its_weights_are(no_weights):
 
     find = faces.detector()
     assert find.name == "face-alignment"
+    with pytest.MonkeyPatch.context() as moved:
+        moved.setenv("TORCH_HOME", str(no_weights / "elsewhere"))
+        assert torch.hub.get_dir() == str(no_weights / "elsewhere" / "hub"), "torch's cache stays where the user points"
     found = find(np.zeros((128, 128, 3), np.uint8))
     assert [face.shape for face in found] == [(68, 2)] and found[0].dtype == np.float32
     assert torch.hub.get_dir() == str(no_weights / "torch" / "hub")
