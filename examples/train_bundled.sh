@@ -28,7 +28,7 @@ faces=(--size 128 --portraits "$data/images/congress" --exclude "$held_donors" -
 mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
 mapfile -t tested < <(recordings "${unheard[@]}")
 talkhead synth -o "$out/stills" --count "$(scale 3200)" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
-talkhead synth -o "$out/clips" --count "$(scale 520)" --seconds 4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
+talkhead synth -o "$out/clips" --count "$(scale 1000)" --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
 talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
 
 # Generator and encoder together, by reconstruction: coarse to fine, because a step at 32² costs a fraction of one at 128².
