@@ -186,7 +186,7 @@ def fit(step, state, *, steps, out, header, seed=0, save_minutes=5.0, log_every=
 
 
 def _seeded(function, index, seed):
-    with torch.random.fork_rng(enabled=True):
+    with torch.random.fork_rng():
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)
         return function(index)
 
