@@ -142,7 +142,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
                     "speaker" (else the folder's name is taken) and NNNNNN.track.npy, its true mouth opening (T, 3)
     generator       stylegan.Generator with `fingerprint`; frozen
-    encoder         inversion.ResNetEncoder; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
+    encoder         encoders.ResNetEncoder; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
     out             path of the .pt; resumed if it exists
     model           SecondModel; in a new run its basis is fitted to the codes of the training clips
     steps           optimiser steps of `batch` chunks of `frames` frames

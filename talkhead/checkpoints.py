@@ -64,7 +64,7 @@ def load_encoder(path, generator=None, device="cpu"):
     generator   if given, must be the one that the encoder was trained against, or tuned from it
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
-    from talkhead.inversion import ResNetEncoder
+    from talkhead.encoders import ResNetEncoder
 
     return _load_fitted(path, "encoder", ResNetEncoder, generator, device)
 

@@ -288,15 +288,15 @@ def _networks(init, critic_channels, **sizes):
 
 def _encoder(init, num_ws, shape):
     """An encoder for a generator of `num_ws` layers: new, or grown out of the file `init`."""
-    from talkhead import checkpoints, inversion
+    from talkhead import checkpoints, encoders
 
     if init is None:
-        return inversion.ResNetEncoder(num_ws, **shape)
+        return encoders.ResNetEncoder(num_ws, **shape)
     smaller = checkpoints.load_encoder(init)
     if smaller.num_ws > num_ws:
         raise TalkheadError(f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator")
-    encoder = inversion.ResNetEncoder(**smaller.config | {"num_ws": num_ws})
-    inversion.inherit(encoder, smaller)
+    encoder = encoders.ResNetEncoder(**smaller.config | {"num_ws": num_ws})
+    encoders.inherit(encoder, smaller)
     return encoder
 
 
@@ -649,14 +649,14 @@ def train_encoder(sources, output, generator, width, input_size, stem_stride, po
     """
     import torch
 
-    from talkhead import checkpoints, inversion
+    from talkhead import checkpoints, encoders, inversion
 
     device, generator = _load(device, generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
     else:
-        encoder = inversion.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size,
+        encoder = encoders.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size,
                                           w_avg=generator.w_avg.cpu())
         if imagenet:
             encoder.load_imagenet(imagenet)

@@ -49,7 +49,7 @@ def _checked(latent, generator, index):
 def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
     """Say where in W+ a face goes while it speaks.
 
-    encoder       inversion.ResNetEncoder
+    encoder       encoders.ResNetEncoder
     audio2latent  audio2latent.SecondModel
     identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
     audio         float32 (N,) mono at 16 kHz in [-1, 1]

@@ -34,7 +34,7 @@ def toy_weights(tmp_path_factory):
     import torch
 
     from talkhead import checkpoints, files
-    from talkhead.inversion import ResNetEncoder
+    from talkhead.encoders import ResNetEncoder
     from talkhead.stylegan import Generator
 
     folder = tmp_path_factory.mktemp("weights")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from talkhead import audio2latent, files
 from talkhead.audio2latent import SecondModel, displacements, train
 from talkhead.errors import TalkheadError
-from talkhead.inversion import ResNetEncoder
+from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
 from talkhead.stylegan import Generator
 

@@ -5,7 +5,7 @@ import torch
 
 from talkhead import checkpoints, files
 from talkhead.errors import TalkheadError
-from talkhead.inversion import ResNetEncoder
+from talkhead.encoders import ResNetEncoder
 from talkhead.stylegan import Generator
 
 

@@ -38,8 +38,8 @@ SIGNATURES = {
     "pti": ["pti.tune", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
-    "train-stylegan": ["stylegan.train", "stylegan.Generator", "inversion.ResNetEncoder", "losses.Perceptual"],
-    "train-encoder": ["inversion.train", "inversion.ResNetEncoder", "training.Images"],
+    "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual"],
+    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "training.Images"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel"],
     "weights export": ["checkpoints.export"],
 }

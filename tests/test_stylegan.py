@@ -154,7 +154,7 @@ class Pictures:
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_four_steps_equal_two_and_two(tmp_path, joint):
-    from talkhead.inversion import ResNetEncoder
+    from talkhead.encoders import ResNetEncoder
 
     def run(out, steps):
         generator, critic = toy()
@@ -178,7 +178,7 @@ def test_four_steps_equal_two_and_two(tmp_path, joint):
 
 
 def test_training_lowers_the_reconstruction(tmp_path):
-    from talkhead.inversion import ResNetEncoder
+    from talkhead.encoders import ResNetEncoder
 
     class OnePicture:
         def batch(self, step, count, seed=0, flip=False):
@@ -193,7 +193,7 @@ def test_training_lowers_the_reconstruction(tmp_path):
 
 
 def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
-    from talkhead.inversion import ResNetEncoder
+    from talkhead.encoders import ResNetEncoder
 
     generator, critic = toy()
     encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16)

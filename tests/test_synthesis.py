@@ -7,7 +7,7 @@ import torch
 from conftest import toy_second_model
 from talkhead import synthesis
 from talkhead.errors import TalkheadError
-from talkhead.inversion import ResNetEncoder
+from talkhead.encoders import ResNetEncoder
 from talkhead.speech import mfcc_windows
 from talkhead.stylegan import Generator
 
