@@ -273,7 +273,7 @@ def _networks(init, critic_channels, **sizes):
         config.pop("channels", None)  # they were for its levels
     config |= {key: value for key, value in sizes.items() if value is not None}
     generator = stylegan.Generator(**config)
-    critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"))
+    critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"), config.get("clamp"))
     if init is None:
         return generator, critic, set()
     training = weights.get("training", {})

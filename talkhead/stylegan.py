@@ -44,10 +44,19 @@ def _blurred(weight, gain=1.0):
     return F.linear(weight.flatten(2), both).unflatten(2, (size + 3, size + 3))
 
 
-def _activate(x, bias):
+def _activate(x, bias, clamp=None):
     """Leaky ReLU 0.2 with the gain √2 that keeps the variance."""
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    return F.leaky_relu(x + bias.to(x.dtype).view(shape), 0.2) * math.sqrt(2)
+    return _clamped(F.leaky_relu(x + bias.to(x.dtype).view(shape), 0.2) * math.sqrt(2), clamp)
+
+
+def _clamped(x, clamp):
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+def _config(clamp, **config):
+    """What rebuilds a network; what it does not use is left out, so that older files and their like agree."""
+    return config if clamp is None else config | {"clamp": clamp}
 
 
 def _wide(x):
@@ -102,8 +111,9 @@ class _ModulatedConv(nn.Module):
 class _StyledConv(nn.Module):
     """Modulated convolution, noise, bias and activation."""
 
-    def __init__(self, inputs, outputs, resolution, w_dim, up=False):
+    def __init__(self, inputs, outputs, resolution, w_dim, up=False, clamp=None):
         super().__init__()
+        self.clamp = clamp
         self.conv = _ModulatedConv(inputs, outputs, 3, w_dim, up=up)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -115,19 +125,20 @@ class _StyledConv(nn.Module):
             x = x + (self.noise_const * self.noise_strength).to(x.dtype)
         elif noise == "random":
             x = x + (torch.randn_like(x[:, :1]) * self.noise_strength.to(x.dtype))
-        return _activate(x, self.bias)
+        return _activate(x, self.bias, self.clamp)
 
 
 class _ToRGB(nn.Module):
     """Features to colours, added to the upsampled colours of the level below."""
 
-    def __init__(self, inputs, w_dim):
+    def __init__(self, inputs, w_dim, clamp=None):
         super().__init__()
+        self.clamp = clamp
         self.conv = _ModulatedConv(inputs, 3, 1, w_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x, w, skip):
-        rgb = _wide(self.conv(x, w)) + self.bias.view(1, 3, 1, 1)
+        rgb = _clamped(_wide(self.conv(x, w)) + self.bias.view(1, 3, 1, 1), self.clamp)
         if skip is None:
             return rgb
         delta = torch.ones(3, 1, 1, 1, device=rgb.device, dtype=rgb.dtype)
@@ -141,27 +152,29 @@ class Generator(nn.Module):
     channels         widths at 4², 8² … R²; None gives config-F's
     z_dim, w_dim     widths of Z and W
     mapping_layers   fully connected layers from Z to W
+    clamp            largest size of an activation, and of what a level adds to the colours; None sets no limit.
+                     NVIDIA trains with 256, so that half precision holds them
 
     `num_ws` is L = 2·log2(R) − 2; `w_avg` (w_dim,) is the mean of W; `config` rebuilds the network.
 
     Source: thesis §2.4.1, §3.3.1; Karras et al. 2020, appendix B.
     """
 
-    def __init__(self, resolution, channels=None, z_dim=512, w_dim=512, mapping_layers=8):
+    def __init__(self, resolution, channels=None, z_dim=512, w_dim=512, mapping_layers=8, clamp=None):
         super().__init__()
         channels = _check(resolution, channels)
-        self.config = {"resolution": resolution, "channels": channels, "z_dim": z_dim, "w_dim": w_dim, "mapping_layers": mapping_layers}
+        self.config = _config(clamp, resolution=resolution, channels=channels, z_dim=z_dim, w_dim=w_dim, mapping_layers=mapping_layers)
         self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
         self.num_ws = 2 * len(channels)
         self.mapping_net = nn.Sequential(*(
             _Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True) for k in range(mapping_layers)))
         self.register_buffer("w_avg", torch.zeros(w_dim))
         self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
-        convs, rgbs = [_StyledConv(channels[0], channels[0], 4, w_dim)], [_ToRGB(channels[0], w_dim)]
+        convs, rgbs = [_StyledConv(channels[0], channels[0], 4, w_dim, clamp=clamp)], [_ToRGB(channels[0], w_dim, clamp)]
         for k, (narrow, wide) in enumerate(zip(channels, channels[1:])):
             side = 8 * 2**k
-            convs += [_StyledConv(narrow, wide, side, w_dim, up=True), _StyledConv(wide, wide, side, w_dim)]
-            rgbs.append(_ToRGB(wide, w_dim))
+            convs += [_StyledConv(narrow, wide, side, w_dim, up=True, clamp=clamp), _StyledConv(wide, wide, side, w_dim, clamp=clamp)]
+            rgbs.append(_ToRGB(wide, w_dim, clamp))
         self.convs, self.rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
 
     def mapping(self, z, psi=1.0):
@@ -201,8 +214,9 @@ class Generator(nn.Module):
 class _DownBlock(nn.Module):
     """Residual block of the critic: two convolutions, the second of stride 2, beside a strided 1x1."""
 
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs, outputs, clamp=None):
         super().__init__()
+        self.clamp = clamp
         self.conv0 = nn.Parameter(torch.randn(inputs, inputs, 3, 3))
         self.conv1 = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.skip = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
@@ -211,8 +225,8 @@ class _DownBlock(nn.Module):
 
     def forward(self, x):
         inputs = x.shape[1]
-        y = _activate(F.conv2d(x, self.conv0 / math.sqrt(inputs * 9), padding=1), self.bias0)
-        y = _activate(F.conv2d(y, _blurred(self.conv1 / math.sqrt(inputs * 9)), stride=2, padding=2), self.bias1)
+        y = _activate(F.conv2d(x, self.conv0 / math.sqrt(inputs * 9), padding=1), self.bias0, self.clamp)
+        y = _activate(F.conv2d(y, _blurred(self.conv1 / math.sqrt(inputs * 9)), stride=2, padding=2), self.bias1, self.clamp)
         skip = F.conv2d(x, _blurred(self.skip / math.sqrt(inputs)), stride=2, padding=1)
         return (y + skip) / math.sqrt(2)
 
@@ -220,19 +234,19 @@ class _DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """StyleGAN2's residual critic with minibatch standard deviation.
 
-    images (N, 3, R, R) -> logits (N, 1); with `features=True` also the activations of each level.
+    images (N, 3, R, R) -> logits (N, 1); with `features=True` also the activations of each level. Options as Generator's.
 
     Source: thesis §2.4.1; Karras et al. 2020, appendix B.
     """
 
-    def __init__(self, resolution, channels=None):
+    def __init__(self, resolution, channels=None, clamp=None):
         super().__init__()
         channels = _check(resolution, channels)
-        self.config = {"resolution": resolution, "channels": channels}
+        self.config, self.clamp = _config(clamp, resolution=resolution, channels=channels), clamp
         down = channels[::-1]
         self.from_rgb = nn.Parameter(torch.randn(down[0], 3, 1, 1))
         self.from_rgb_bias = nn.Parameter(torch.zeros(down[0]))
-        self.blocks = nn.ModuleList(_DownBlock(a, b) for a, b in zip(down, down[1:]))
+        self.blocks = nn.ModuleList(_DownBlock(a, b, clamp) for a, b in zip(down, down[1:]))
         last = channels[0]
         self.conv = nn.Parameter(torch.randn(last, last + 1, 3, 3))
         self.conv_bias = nn.Parameter(torch.zeros(last))
@@ -243,13 +257,13 @@ class Discriminator(nn.Module):
         x = images
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        x = _activate(F.conv2d(x, self.from_rgb / math.sqrt(3)), self.from_rgb_bias)
+        x = _activate(F.conv2d(x, self.from_rgb / math.sqrt(3)), self.from_rgb_bias, self.clamp)
         seen = []
         for block in self.blocks:
             x = block(x)
             seen.append(x)
         x = torch.cat([x, self._spread(x)], 1)
-        x = _activate(F.conv2d(x, self.conv / math.sqrt(x.shape[1] * 9), padding=1), self.conv_bias)
+        x = _activate(F.conv2d(x, self.conv / math.sqrt(x.shape[1] * 9), padding=1), self.conv_bias, self.clamp)
         logits = _wide(self.out(_wide(self.linear(x.flatten(1)))))
         return (logits, seen) if features else logits
 

@@ -23,6 +23,12 @@ FROZEN_IMAGES = [
     0.57035, -4.1157, 2.39326, -2.91545, -0.1248, 1.16899, -0.3029, -2.44408, -0.65187, 0.99337, -0.54873, -3.06605]
 FROZEN_LOGITS = [0.8141340613365173, 0.9768192172050476, 0.8574771881103516, 0.8722364902496338]
 
+# NVlabs/stylegan2-ada-pytorch with conv_clamp=2, on the same weights: every eighth pixel, and the logits.
+CLAMPED_IMAGES = [
+    -0.00196, -0.99243, -1.0577, -1.72652, 2.32262, 0.20107, 3.42555, 4.35647, -0.60629, -0.87614, -0.42452, 0.87246,
+    0.34724, -1.01264, -2.6366, -2.38253, 2.14221, 1.20560, 3.42968, 3.36967, -0.99223, -0.29319, -0.79128, -0.24173]
+CLAMPED_LOGITS = [0.642819, 0.650311, 0.644718, 0.647331]
+
 
 def fill(network):
     """Weights that any implementation can repeat: numpy's frozen normal stream, seeded by a tensor's place in the names."""
@@ -57,6 +63,22 @@ def test_discriminator_equals_frozen_logits():
     images = torch.from_numpy(np.random.RandomState(101).randn(4, 3, 16, 16)).float()
     with torch.no_grad():
         np.testing.assert_allclose(fill(Discriminator(16))(images).flatten(), FROZEN_LOGITS, rtol=1e-4)
+
+
+def test_clamped_networks_equal_frozen_numbers():
+    z = torch.from_numpy(np.random.RandomState(100).randn(2, 512)).float()
+    images = torch.from_numpy(np.random.RandomState(101).randn(4, 3, 16, 16)).float()
+    generator, critic = fill(Generator(16, clamp=2.0)), fill(Discriminator(16, clamp=2.0))
+    with torch.no_grad():
+        np.testing.assert_allclose(generator(z)[:, :, ::8, ::8].flatten(), CLAMPED_IMAGES, atol=5 * 1e-4)
+        np.testing.assert_allclose(critic(images).flatten(), CLAMPED_LOGITS, rtol=1e-4)
+
+
+def test_the_config_rebuilds_a_network_and_names_no_clamp_where_there_is_none():
+    for clamp in (None, 256.0):
+        for network in (Generator(8, [4, 4], mapping_layers=1, clamp=clamp), Discriminator(8, [4, 4], clamp=clamp)):
+            assert network.config.get("clamp", "left out") == ("left out" if clamp is None else clamp)
+            assert type(network)(**network.config).config == network.config
 
 
 def slow_styled_conv(layer, x, w, up):
