@@ -26,6 +26,7 @@ import numpy as np
 import PIL.Image
 
 from .errors import TalkheadError
+from .files import cache_folder, hub_folder
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 
@@ -199,7 +200,7 @@ class FaceAlignment(Detector):
     longest = 1280      # pixels: S3FD's memory grows with the image, and FAN sees a face at 256 anyway
 
     def __init__(self, folder=None, device="cpu"):
-        folder = Path(folder) if folder else _hub_folder()
+        folder = Path(folder) if folder else hub_folder()
         import face_alignment
         import torch
 
@@ -246,12 +247,6 @@ def _benchmark_kept():
 
 # Finding the files
 
-def _hub_folder():
-    """Where torch keeps what it downloads, by torch's own rules but without the seconds of importing it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
-
-
 def _face_alignment_urls():
     """The two files that the installed version wants: their names change with it."""
     from face_alignment.api import models_urls as networks
@@ -260,15 +255,11 @@ def _face_alignment_urls():
 
 
 def _has_face_alignment():
-    folder = _hub_folder()
+    folder = hub_folder()
     # The cheap look first: importing the library costs seconds.
     if not (list(folder.glob("2DFAN4-*")) and list(folder.glob("s3fd-*")) and _installed("face_alignment")):
         return False
     return all((folder / Path(url).name).is_file() for url in _face_alignment_urls())
-
-
-def _mediapipe_folder():
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "talkhead"
 
 
 def _mediapipe_model():
@@ -276,7 +267,7 @@ def _mediapipe_model():
     named = os.environ.get("TALKHEAD_MEDIAPIPE_MODEL")
     if named:
         return Path(named).expanduser()
-    return next(iter(sorted(_mediapipe_folder().glob("face_landmarker*.task"))), None)
+    return next(iter(sorted(cache_folder().glob("face_landmarker*.task"))), None)
 
 
 def _installed(package):
@@ -288,7 +279,7 @@ def detector(name="auto", model=None, device="cpu"):
 
     name     "face-alignment", "mediapipe", or "auto": face-alignment if its weights are in torch's cache, else MediaPipe
     model    MediaPipe's .task file, or the folder of face-alignment's weights. Without it, MediaPipe's is looked for in
-             $TALKHEAD_MEDIAPIPE_MODEL, then as face_landmarker*.task in ~/.cache/talkhead ($XDG_CACHE_HOME/talkhead);
+             $TALKHEAD_MEDIAPIPE_MODEL, then as face_landmarker*.task in talkhead's own cache (`files.cache_folder`);
              face-alignment's in torch's hub cache
     device   for face-alignment; MediaPipe runs on the CPU
     returns  Detector; its .name says which it is
@@ -314,12 +305,12 @@ def _choose(name, model, device):
     found = model or _mediapipe_model()
     if name == "auto" and not (found and _installed("mediapipe")):
         raise TalkheadError(f"detector: no weights found; pip install mediapipe and save {MEDIAPIPE_MODEL_URL} as "
-                            f"{_mediapipe_folder() / 'face_landmarker.task'}, or fill {_hub_folder()} for face-alignment")
+                            f"{cache_folder() / 'face_landmarker.task'}, or fill {hub_folder()} for face-alignment")
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
     if not found:
         raise TalkheadError(f"detector: no MediaPipe model; save {MEDIAPIPE_MODEL_URL} as "
-                            f"{_mediapipe_folder() / 'face_landmarker.task'} or pass --detector-model")
+                            f"{cache_folder() / 'face_landmarker.task'} or pass --detector-model")
     return MediaPipe(found)
 
 

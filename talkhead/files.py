@@ -67,7 +67,7 @@ _CURES = {
 
 
 @contextmanager
-def _mendable(name):
+def mendable(name):
     """Turn the operating system's errors into one line about `name`. A reader that left stays BrokenPipeError."""
     try:
         yield
@@ -78,6 +78,18 @@ def _mendable(name):
             raise  # FFmpeg's own kind of error: we asked it for something wrong
         reason = _CURES.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
         raise TalkheadError(f"{name}: {reason}") from error
+
+
+def hub_folder():
+    """Where torch keeps what it downloads, by torch's own rules but without the seconds of importing it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
+
+
+def cache_folder():
+    """Where talkhead keeps what it downloads: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
+    own = os.environ.get("TALKHEAD_CACHE")
+    return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
 
 
 def _named(place):
@@ -150,7 +162,7 @@ def atomic(path):
     yields  Path with the same suffix, of a file that does not exist yet
     raises  TalkheadError if the folder is missing or cannot be written to, or the disk is full
     """
-    with _mendable(path), _placed(path) as temporary:
+    with mendable(path), _placed(path) as temporary:
         yield temporary
 
 
@@ -170,7 +182,7 @@ def _placed(path, folder=False):
     temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        with _mendable(name):
+        with mendable(name):
             os.replace(temporary, path)
     finally:
         if folder:
@@ -184,7 +196,7 @@ def _placed(path, folder=False):
 @contextmanager
 def _reading(source):
     if _named(source):
-        with _mendable(source), open(source, "rb") as stream:
+        with mendable(source), open(source, "rb") as stream:
             yield stream
     else:
         yield _Source(source)
@@ -193,7 +205,7 @@ def _reading(source):
 @contextmanager
 def _writing(destination):
     """A binary stream to `destination`, which appears only when the block ends well."""
-    with _mendable(_name(destination)), ExitStack() as stack:
+    with mendable(_name(destination)), ExitStack() as stack:
         if _named(destination):
             destination = stack.enter_context(open(stack.enter_context(_placed(destination)), "wb"))
         sink = _Sink(destination)  # numpy writes to a file itself through C, and then has no reason to give
@@ -598,7 +610,7 @@ class _Media:
         self._stack = ExitStack()
         self._source = None
         if _named(source):
-            with _mendable(self.name), open(source, "rb") as stream:  # Python's error for a folder or a missing file
+            with mendable(self.name), open(source, "rb") as stream:  # Python's error for a folder or a missing file
                 empty = not stream.read(1)
             if empty:
                 raise TalkheadError(f"{self.name}: empty; pass a whole file")
@@ -938,7 +950,7 @@ class FrameWriter:
         self._stack = ExitStack()
 
     def __enter__(self):
-        with ExitStack() as stack, _mendable(self.name):
+        with ExitStack() as stack, mendable(self.name):
             if _named(self._destination):
                 place = stack.enter_context(_placed(self._destination, self._output.folder))
             else:
@@ -955,13 +967,13 @@ class FrameWriter:
         self._size = self._size or frame.shape
         if frame.shape != self._size:
             raise TalkheadError(f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal")
-        with _mendable(self.name):
+        with mendable(self.name):
             self._output.write(frame)
         self.count += 1
 
     def _finish(self, kind, error, trace):
         whole = kind is None and self.count > 0
-        with _mendable(self.name):
+        with mendable(self.name):
             self._output.close(whole)
         if kind is None and not whole:
             raise TalkheadError(f"{self.name}: no frames to write; check the input")

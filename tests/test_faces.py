@@ -31,6 +31,7 @@ def no_weights(tmp_path, monkeypatch):
     """A machine that has no detector's weights; returns its cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.delenv("TALKHEAD_CACHE", raising=False)
     monkeypatch.delenv("TALKHEAD_MEDIAPIPE_MODEL", raising=False)
     return tmp_path
 

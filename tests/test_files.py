@@ -883,3 +883,26 @@ def test_real_sound(shared_data):
     for name, seconds in {"jfk.flac": 11.0, "RD_Radio31_000.wav": 8.0, "librispeech_84-121550-0000.flac": 8.44}.items():
         samples = files.read_audio(shared_data / "audio" / name)
         assert len(samples) == pytest.approx(seconds * RATE, abs=0.01 * RATE) and 0.05 < np.abs(samples).max() <= 1
+
+
+# Caches ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("set_to", [{}, {"XDG_CACHE_HOME": "/x"}, {"XDG_CACHE_HOME": "/x", "TORCH_HOME": "~/y"}])
+def test_the_hub_folder_is_torchs_own(set_to, monkeypatch):
+    import torch
+
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert files.hub_folder() == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    for name in ("XDG_CACHE_HOME", "TALKHEAD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert files.cache_folder() == Path.home() / ".cache" / "talkhead"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert files.cache_folder() == Path("/x/talkhead")
+    monkeypatch.setenv("TALKHEAD_CACHE", "~/own")
+    assert files.cache_folder() == Path.home() / "own"
