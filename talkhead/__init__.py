@@ -21,7 +21,7 @@ ROOMS = {
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "training": ("pick_device", "to_frames", "to_images"),
-    "encoders": ("ResNetEncoder",),
+    "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),

@@ -64,9 +64,12 @@ def load_encoder(path, generator=None, device="cpu"):
     generator   if given, must be the one that the encoder was trained against, or tuned from it
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
-    from talkhead.encoders import ResNetEncoder
+    from talkhead import encoders, stylegan
 
-    return _load_fitted(path, "encoder", ResNetEncoder, generator, device)
+    def encoder(**config):
+        return encoders.build(config, stylegan.Generator)
+
+    return _load_fitted(path, "encoder", encoder, generator, device)
 
 
 def load_audio2latent(path, generator=None, device="cpu"):

@@ -1,8 +1,13 @@
-"""Networks that see: an image to its latent code in one pass.
+"""Networks that see: an image to its latent code in one pass, or in a few.
+
+ResNet18 with one linear head is the thesis's own encoder. The family of pSp (Richardson et al. 2021), e4e (Tov et al.
+2021) and ReStyle (Alaluf et al. 2021) shares the trunk of a face-recognition network, IR-SE-50; here its modules carry
+the names that those projects' files use, so that their weights need no translation.
 
 Source: thesis §3.3.2.
 """
 
+import math
 import pickle
 
 import torch
@@ -13,6 +18,15 @@ from talkhead.errors import TalkheadError
 
 # What ResNet18 calls its stem and its first four residual blocks, two in each layer.
 IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
+
+
+def _resized(images, size):
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+# ---- ResNet18 ----
 
 
 class Block(nn.Module):
@@ -85,9 +99,7 @@ class ResNetEncoder(nn.Module):
 
     def features(self, images):
         """The trunk: float (N, 3, H, W) in [-1, 1] to pooled features, float (N, 8·width·pool_size²)."""
-        if images.shape[-2:] != (self.input_size, self.input_size):
-            images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear",
-                                   align_corners=False, antialias=True)
+        images = _resized(images, self.input_size)
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
@@ -105,18 +117,39 @@ class ResNetEncoder(nn.Module):
 
         Source: thesis §3.3.2.2 ("the first 4 ResNet blocks").
         """
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            wanted = {name: weights[name] for name in self.state_dict() if name.split(".")[0] in IMAGENET_PARTS}
-        except OSError as error:
-            raise TalkheadError(f"{path}: {error.strerror}; give torchvision's resnet18 weights") from error
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            raise TalkheadError(f"{path}: not torchvision's resnet18 weights; give resnet18-f37072fd.pth") from error
-        try:
-            self.load_state_dict(wanted, strict=False)
-        except RuntimeError as error:
-            raise TalkheadError(f"{path}: of another width than this encoder, which has {self.config['width']}; "
-                                "take width 64 or start from scratch") from error
+        _start_from(self, path, IMAGENET_PARTS, "torchvision's resnet18 weights", "resnet18-f37072fd.pth")
+
+
+def _start_from(network, path, parts, what, example):
+    """Load the parts of a network that a file of weights has too; the rest stays as it is."""
+    weights = _read_state(path, what, example)
+    try:
+        wanted = {name: weights[name] for name in network.state_dict() if name.split(".")[0] in parts and not _optional(name, weights)}
+    except KeyError as error:
+        raise TalkheadError(f"{path}: not {what}; give {example}") from error
+    try:
+        network.load_state_dict(wanted, strict=False)
+    except RuntimeError as error:
+        raise TalkheadError(f"{path}: of another width than this encoder, which has {network.config['width']}; "
+                            "take width 64 or start from scratch") from error
+
+
+def _optional(name, state):
+    """Files older than torch 0.4.1 do not count the batches that a normalisation saw; nothing here needs the count."""
+    return name.endswith(".num_batches_tracked") and name not in state
+
+
+def _read_state(path, what, example):
+    """A state dict that some project saved by torch.save, of this or an older format; nothing in it is run."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TalkheadError(f"{path}: {error.strerror}; give {what}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise TalkheadError(f"{path}: not {what}; give {example}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise TalkheadError(f"{path}: not {what}; give {example}")
+    return weights
 
 
 @torch.no_grad()
@@ -130,3 +163,375 @@ def inherit(encoder, smaller):
         layers = state[name].unflatten(0, (smaller.num_ws, -1))
         state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
     encoder.load_state_dict(state)
+
+
+# ---- IR-SE-50 ----
+
+BODY = (3, 4, 14, 3)  # residual blocks of IR-SE-50 at a half, a quarter, an eighth and a sixteenth of the input's size
+EXCITATION = 16  # channels to each one inside a squeeze-and-excitation
+
+# pSp's view of an aligned face for recognition: rows and columns of a 256² picture, scaled to 112².
+RECOGNISED = (35, 223, 32, 220)
+ALIGNED_SIZE, RECOGNISED_SIZE = 256, 112  # pixels
+
+IRSE_PARTS = ("input_layer", "body")
+FACES, FACES_FILE = "the weights of an IR-SE-50 face-recognition network", "model_ir_se50.pth"
+
+
+class Excitation(nn.Module):
+    """Squeeze and excitation: channels weighed by what the whole map shows (Hu et al. 2018)."""
+
+    def __init__(self, wide):
+        super().__init__()
+        self.fc1 = nn.Conv2d(wide, max(1, wide // EXCITATION), 1, bias=False)
+        self.fc2 = nn.Conv2d(max(1, wide // EXCITATION), wide, 1, bias=False)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class IRBlock(nn.Module):
+    """IR-SE's residual block: normalise first, excite last, and a shortcut that only skips pixels where widths agree."""
+
+    def __init__(self, wide_in, wide, stride):
+        super().__init__()
+        if wide_in == wide:
+            self.shortcut_layer = nn.MaxPool2d(1, stride)
+        else:
+            self.shortcut_layer = nn.Sequential(nn.Conv2d(wide_in, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(wide_in), nn.Conv2d(wide_in, wide, 3, 1, 1, bias=False), nn.PReLU(wide),
+            nn.Conv2d(wide, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), Excitation(wide))
+
+    def forward(self, x):
+        return self.res_layer(x) + self.shortcut_layer(x)
+
+
+class IRSE50(nn.Module):
+    """The trunk of a face-recognition network: 50 layers, of which each block reweighs its channels.
+
+    width      channels of the first layers; 64 is IR-SE-50
+    channels   of the input
+
+    Source: Deng et al. 2019 (ArcFace), §3.2; thesis §3.3.2.1.
+    """
+
+    def __init__(self, width=64, channels=3):
+        super().__init__()
+        self.input_layer = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+        blocks, wide_in = [], width
+        for wide, count in zip((width, 2 * width, 4 * width, 8 * width), BODY):
+            blocks += [IRBlock(wide_in, wide, 2)] + [IRBlock(wide, wide, 1) for _ in range(count - 1)]
+            wide_in = wide
+        self.body = nn.Sequential(*blocks)
+
+    def maps(self, images):
+        """float (N, channels, H, H) to its features at H/4, H/8 and H/16: 2, 4 and 8 times `width` channels."""
+        if images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        x, found, last = self.input_layer(images), [], 0
+        for count in BODY:
+            x = self.body[last:last + count](x)
+            last += count
+            found.append(x)
+        return found[1:]
+
+
+class FaceRecognition(IRSE50):
+    """Aligned faces to the embeddings by which IR-SE-50 tells people apart.
+
+    width   channels of the first layers; 64 is IR-SE-50
+    size    numbers in an embedding
+    affine  whether the last normalisation has weights of its own
+
+    Source: the identity loss of pSp (thesis §3.3.2.1): what it cuts out of a face, and the layout of model_ir_se50.pth.
+    """
+
+    def __init__(self, width=64, size=512, affine=True):
+        super().__init__(width)
+        self.output_layer = nn.Sequential(nn.BatchNorm2d(8 * width), nn.Identity(), nn.Flatten(), nn.Linear(8 * width * 7**2, size),
+                                          nn.BatchNorm1d(size, affine=affine))
+
+    def embed(self, images):
+        """float (N, 3, 112, 112), the face alone, to float (N, size) of length 1."""
+        return F.normalize(self.output_layer(self.maps(images)[-1]), dim=1)
+
+    def forward(self, images):
+        """float (N, 3, H, H) in [-1, 1], aligned as FFHQ, any size, to float (N, size) of length 1."""
+        top, bottom, left, right = RECOGNISED
+        images = _resized(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
+        return self.embed(F.adaptive_avg_pool2d(images, RECOGNISED_SIZE))
+
+
+def load_face_recognition(path):
+    """The network in a file of the layout of model_ir_se50.pth, frozen and in evaluation mode.
+
+    raises   TalkheadError if it is not that
+    """
+    weights = _read_state(path, FACES, FACES_FILE)
+    try:
+        network = FaceRecognition(len(weights["input_layer.0.weight"]), len(weights["output_layer.3.weight"]), "output_layer.4.weight" in weights)
+        network.load_state_dict(weights)
+    except (RuntimeError, KeyError) as error:
+        raise TalkheadError(f"{path}: not {FACES}; give {FACES_FILE}") from error
+    return network.eval().requires_grad_(False)
+
+
+# ---- pSp, e4e ----
+
+COARSE, MIDDLE = 3, 7  # the pyramid's map at H/16 makes latents 0-2, that at H/8 3-6, that at H/4 the others
+
+
+class EqualLinear(nn.Module):
+    """A linear layer whose weights are N(0, 1) and scaled on use, as StyleGAN's."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return F.linear(x, self.weight / math.sqrt(self.weight.shape[1]), self.bias)
+
+
+class Map2Style(nn.Module):
+    """A feature map to one latent: halved by convolutions until a single pixel is left."""
+
+    def __init__(self, wide, w_dim, halvings):
+        super().__init__()
+        layers = []
+        for _ in range(halvings):
+            layers += [nn.Conv2d(wide, wide, 3, 2, 1), nn.LeakyReLU()]
+        self.convs = nn.Sequential(*layers)
+        self.linear = EqualLinear(wide, w_dim)
+
+    def forward(self, x):
+        return self.linear(self.convs(x).flatten(1))
+
+
+class PSPEncoder(IRSE50):
+    """An image to its W+ code in one pass: IR-SE-50 and a head that predicts the offset from the mean latent.
+
+    num_ws      L, the generator's latent layers
+    head        "pyramid"  every latent from a map of its scale: coarse (0-2), middle (3-6), fine (pSp)
+                "last"     every latent from the last map (ReStyle)
+                "w+"       all latents by one linear layer from the last map (pSp)
+                "w"        one latent, for every layer, from the averaged last map (pSp, e4e)
+    deltas      the first latent is the code in W, the others are added to it (e4e); for "pyramid" and "last"
+    width       channels of the first layers; 64 is IR-SE-50
+    input_size  images of other sizes are resized to this, pixels; a power of two from 32
+    w_dim       width of one latent
+    channels    of the input: 3, or 6 inside a ReStyle
+    w_avg       float (w_dim,) or (L, w_dim), what the offset is added to; zeros if not given
+
+    Source: thesis §3.3.2.1; Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et al. 2021 (ReStyle).
+    """
+
+    def __init__(self, num_ws, head="pyramid", deltas=False, width=64, input_size=256, w_dim=512, channels=3, w_avg=None):
+        super().__init__(width, channels)
+        halvings = int(math.log2(max(input_size, 1))) - 4
+        if input_size != 2 ** (halvings + 4) or halvings < 1:
+            raise TalkheadError(f"encoder: input_size {input_size}; take a power of two from 32")
+        self.config = {"arch": "psp", "num_ws": num_ws, "head": head, "deltas": deltas, "width": width,
+                       "input_size": input_size, "w_dim": w_dim, "channels": channels}
+        self.num_ws, self.w_dim, self.input_size, self.head, self.deltas = num_ws, w_dim, input_size, head, deltas
+        wide = 8 * width
+        if head == "pyramid":
+            self.styles = nn.ModuleList(Map2Style(wide, w_dim, halvings + (k >= COARSE) + (k >= MIDDLE)) for k in range(num_ws))
+            self.latlayer1 = nn.Conv2d(4 * width, wide, 1)
+            self.latlayer2 = nn.Conv2d(2 * width, wide, 1)
+        elif head == "last":
+            self.styles = nn.ModuleList(Map2Style(wide, w_dim, halvings) for _ in range(num_ws))
+        elif head == "w+":
+            self.output_layer_2 = nn.Sequential(nn.BatchNorm2d(wide), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(wide * 7**2, wide))
+            self.linear = EqualLinear(wide, num_ws * w_dim)
+        elif head == "w":
+            self.linear = EqualLinear(wide, w_dim)
+        else:
+            raise TalkheadError(f"encoder: head {head!r}; take pyramid, last, w+ or w")
+        self.register_buffer("w_avg", torch.zeros(num_ws, w_dim))
+        if w_avg is not None:
+            self.w_avg.copy_(w_avg)
+
+    def forward(self, images):
+        """float (N, channels, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
+        return self.w_avg + self.offset(images)
+
+    def offset(self, images):
+        """What `forward` adds to the mean latent, float (N, L, w_dim)."""
+        fine, middle, coarse = self.maps(_resized(images, self.input_size))
+        if self.head == "w":
+            return self.linear(coarse.mean((2, 3)))[:, None].expand(-1, self.num_ws, -1)
+        if self.head == "w+":
+            return self.linear(self.output_layer_2(coarse)).view(-1, self.num_ws, self.w_dim)
+        if self.head == "pyramid":
+            middle = _enlarged(coarse, middle) + self.latlayer1(middle)
+            fine = _enlarged(middle, fine) + self.latlayer2(fine)
+            seen = [coarse if k < COARSE else middle if k < MIDDLE else fine for k in range(self.num_ws)]
+        else:
+            seen = [coarse] * self.num_ws
+        codes = torch.stack([style(x) for style, x in zip(self.styles, seen)], 1)
+        return torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1) if self.deltas else codes
+
+    def load_irse(self, path):
+        """Start the trunk from a face-recognition network, as pSp does.
+
+        path    state dict of the layout of model_ir_se50.pth
+        raises  TalkheadError if the file is not that, or this encoder has another width or other input channels
+        """
+        _start_from(self, path, IRSE_PARTS, FACES, FACES_FILE)
+
+
+def _enlarged(x, like):
+    """A map at the size of another; corner on corner, as pSp's pyramid is trained."""
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+# ---- ReStyle ----
+
+
+class ReStyle(nn.Module):
+    """An encoder that looks again: each pass sees the image beside what its code draws, and corrects the code.
+
+    encoder     PSPEncoder of 6 channels; the first pass sees what its w_avg draws
+    decoder     the stylegan.Generator that it was trained with; frozen
+    iterations  passes
+
+    A generator tuned afterwards is not put in the decoder's place: the encoder knows the pictures of this one.
+
+    Source: Alaluf et al. 2021, §3.
+    """
+
+    def __init__(self, encoder, decoder, iterations=5):
+        super().__init__()
+        if encoder.num_ws != decoder.num_ws:
+            raise TalkheadError(f"encoder of {encoder.num_ws} layers, its generator of {decoder.num_ws}; the file is damaged")
+        self.encoder, self.decoder, self.iterations = encoder, decoder.requires_grad_(False), iterations
+        self.config = {"arch": "restyle", "encoder": encoder.config, "decoder": decoder.config, "iterations": iterations}
+        self.num_ws, self.w_dim, self.input_size = encoder.num_ws, encoder.w_dim, encoder.input_size
+
+    @property
+    def w_avg(self):
+        return self.encoder.w_avg
+
+    def forward(self, images):
+        """float (N, 3, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
+        images = _resized(images, self.input_size)
+        codes = self.w_avg.expand(len(images), -1, -1)
+        drawn = self._draw(self.w_avg[None]).expand_as(images)
+        for index in range(self.iterations):
+            if index:
+                drawn = self._draw(codes)
+            codes = codes + self.encoder.offset(torch.cat([images, drawn], 1))
+        return codes
+
+    def _draw(self, codes):
+        # Averaged, not resampled: this is the picture that the encoder was trained to look at.
+        return F.adaptive_avg_pool2d(self.decoder.synthesis(codes), self.input_size)
+
+
+# ---- from a file ----
+
+
+def build(config, generator=None):
+    """The network that an encoder's `config` describes, untrained.
+
+    config     {"arch": "psp" or "restyle", …}; without "arch", a ResNetEncoder
+    generator  makes the decoder of a ReStyle of its config, as stylegan.Generator(**config) does
+    raises     TalkheadError if the architecture is unknown; TypeError or KeyError if the config does not fit it
+    """
+    config = dict(config)
+    arch = config.pop("arch", "resnet")
+    if arch == "resnet":
+        return ResNetEncoder(**config)
+    if arch == "psp":
+        return PSPEncoder(**config)
+    if arch == "restyle":
+        return ReStyle(build(config["encoder"]), generator(**config["decoder"]), config["iterations"])
+    raise TalkheadError(f"encoder of architecture {arch!r}: unknown to this version; take resnet, psp or restyle")
+
+
+# Which head and whether deltas, by the name that pSp's, e4e's and ReStyle's options give their encoder.
+PSP_TYPES = {
+    "GradualStyleEncoder": ("pyramid", False), "Encoder4Editing": ("pyramid", True),
+    "BackboneEncoder": ("last", False), "ProgressiveBackboneEncoder": ("last", True),
+    "BackboneEncoderUsingLastLayerIntoWPlus": ("w+", False),
+    "BackboneEncoderUsingLastLayerIntoW": ("w", False), "SingleStyleCodeEncoder": ("w", False),
+}
+RESTYLE_ITERATIONS = 5
+
+
+def from_psp(state, latent_avg, opts, decoder=None):
+    """The encoder in a file of pSp, e4e or ReStyle, as `build` and `load_state_dict` take it.
+
+    state       state dict of the encoder alone: names without their prefix "encoder."
+    latent_avg  float (512,), (1, 512) or (L, 512), the mean latent; None if the file has none
+    opts        dict of the options that it was trained with; {} if unknown
+    decoder     for ReStyle, whose input has 6 channels: (config, state) of its stylegan.Generator
+    returns     (config, state)
+    raises      TalkheadError if it is another network, or a part is missing
+
+    Sizes come from shapes. Only whether an encoder adds its codes up (e4e), whether it starts from the mean, and L of
+    one that answers in W are in the options alone.
+    """
+    name, head, deltas = _psp_type(state, opts)
+    channels, restyle = state["input_layer.0.weight"].shape[1], state["input_layer.0.weight"].shape[1] == 6
+    if channels not in (3, 6):
+        raise TalkheadError(f"{name} of {channels} input channels: reads segmentation maps or sketches; pass one trained on pictures of faces")
+    # ReStyle starts at the mean whatever its options say.
+    wanted = restyle or opts.get("start_from_latent_avg", False)
+    if wanted and latent_avg is None:
+        raise TalkheadError(f"{name}: the file lacks latent_avg, which its codes are added to; take it from the generator that it was trained with")
+    config = {"arch": "psp", "head": head, "deltas": deltas, "channels": channels} | _psp_sizes(state, head, latent_avg, opts)
+    w_avg = latent_avg.float() if wanted else torch.zeros(1)
+    state = {**state, "w_avg": w_avg.expand(config["num_ws"], config["w_dim"]).clone()}
+    _check_names(name, config, state)
+    if not restyle:
+        return config, state
+    if decoder is None:
+        raise TalkheadError(f"{name}: a ReStyle encoder without its generator; pass the whole file")
+    drawn = {f"decoder.{key}": value for key, value in decoder[1].items()}
+    return ({"arch": "restyle", "encoder": config, "decoder": decoder[0], "iterations": opts.get("n_iters_per_batch", RESTYLE_ITERATIONS)},
+            {f"encoder.{key}": value for key, value in state.items()} | drawn)
+
+
+def _psp_type(state, opts):
+    """What an encoder's own project calls it, its head, and whether its codes add up."""
+    name = opts.get("encoder_type")
+    if "conv1.weight" in state:
+        raise TalkheadError(f"{name or 'encoder'}: its trunk is ResNet34, which is not known here; pass an encoder on IR-SE-50")
+    if "input_layer.0.weight" not in state or "body.23.res_layer.5.fc2.weight" not in state or "body.24.res_layer.1.weight" in state:
+        raise TalkheadError(f"{name or 'encoder'}: not an encoder of pSp, e4e or ReStyle on IR-SE-50; pass one of those")
+    if name is None:
+        names = {"latlayer1.weight": "GradualStyleEncoder", "styles.0.linear.weight": "BackboneEncoder",
+                 "output_layer_2.3.weight": "BackboneEncoderUsingLastLayerIntoWPlus"}
+        name = next((found for key, found in names.items() if key in state), "BackboneEncoderUsingLastLayerIntoW")
+        if name == "GradualStyleEncoder" and "stylegan_size" in opts:
+            name = "Encoder4Editing"
+    if name not in PSP_TYPES:
+        raise TalkheadError(f"encoder of type {name}: unknown; known are {', '.join(PSP_TYPES)}")
+    return name, *PSP_TYPES[name]
+
+
+def _psp_sizes(state, head, latent_avg, opts):
+    """num_ws, width, input_size and w_dim of an encoder with these weights."""
+    sizes = {"width": state["input_layer.0.weight"].shape[0], "input_size": ALIGNED_SIZE}
+    if head in ("pyramid", "last"):
+        halvings = sum(key.startswith("styles.0.convs.") and key.endswith(".weight") for key in state)
+        return sizes | {"num_ws": sum(key.startswith("styles.") and key.endswith(".linear.weight") for key in state),
+                        "w_dim": state["styles.0.linear.weight"].shape[0], "input_size": 2 ** (halvings + 4)}
+    outputs = state["linear.weight"].shape[0]
+    if head == "w+":
+        w_dim = 512 if latent_avg is None else latent_avg.shape[-1]
+        return sizes | {"num_ws": outputs // w_dim, "w_dim": w_dim}
+    resolution = opts.get("output_size") or opts.get("stylegan_size") or 1024
+    return sizes | {"num_ws": 2 * int(math.log2(resolution)) - 2, "w_dim": outputs}
+
+
+def _check_names(name, config, state):
+    with torch.device("meta"):
+        wanted = build(config).state_dict()
+    wrong = sorted(key for key in wanted.keys() | state.keys()
+                   if key not in wanted or not _optional(key, state) and (key not in state or wanted[key].shape != state[key].shape))
+    if wrong:
+        raise TalkheadError(f"{name}: {wrong[0]} is missing, of another shape or not its own; the file is damaged or of another network")

@@ -1,11 +1,15 @@
 """The encoders: against the libraries whose networks they are."""
 
 import copy
+import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
-from talkhead.encoders import ResNetEncoder
+from talkhead import checkpoints, encoders, files
+from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 
@@ -108,3 +112,167 @@ def test_other_imagenet_files_are_refused(tmp_path):
 def test_stem_stride_is_checked():
     with pytest.raises(TalkheadError, match="1, 2 or 4"):
         ResNetEncoder(4, stem_stride=3)
+
+
+# ---- pSp, e4e, ReStyle ----
+
+# What the projects' own code answers, four times narrower: weights and picture come from the formula in this script, which
+# also compares the whole networks live.
+ROOT = Path(__file__).parents[1]
+PEERS = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_encoders.py")
+FROZEN = [json.loads(line) for line in (ROOT / "tests" / "data" / "encoders.jsonl").read_text().splitlines()]
+
+
+def theirs(opts):
+    """An encoder's state as a project's file would hold it, its mean latent, and a generator for ReStyle."""
+    generator = PEERS["small_generator"](opts["output_size"], 128)
+    head, deltas = encoders.PSP_TYPES[opts["encoder_type"]]
+    state = PSPEncoder(generator.num_ws, head, deltas, width=16, w_dim=128, channels=opts["input_nc"]).state_dict()
+    del state["w_avg"]
+    PEERS["fill"](state)
+    rows = 1 if opts["learn_in_w"] else generator.num_ws
+    return state, 0.1 * PEERS["noise"]((rows, 128), 99), (generator.config, generator.state_dict())
+
+
+def rebuilt(config, state):
+    encoder = encoders.build(config, Generator)
+    encoder.load_state_dict(state)
+    return encoder.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("record", FROZEN, ids=lambda record: f"{record['project']}-{record['encoder']}")
+def test_codes_are_those_of_the_projects_own_code(record):
+    state, latent_avg, decoder = theirs(record["opts"])
+    encoder = rebuilt(*encoders.from_psp(state, latent_avg, record["opts"], decoder))
+    codes = encoder(PEERS["noise"]((1, 3, 256, 256), 7))
+    assert codes.shape == (1, 8, 128) and codes.dtype == torch.float32
+    wanted = torch.tensor(record["codes"])
+    assert (codes[0, :, :3] - wanted).abs().max() < 1e-4 * (wanted - latent_avg[:, :3]).abs().max()
+    assert torch.equal(encoder.w_avg.expand(8, 128), latent_avg.expand(8, 128))
+
+
+def tiny(head="pyramid", **options):
+    torch.manual_seed(1)
+    return PSPEncoder(**{"num_ws": 8, "head": head, "width": 4, "input_size": 32, "w_dim": 16} | options).eval().requires_grad_(False)
+
+
+def opts(encoder_type, **more):
+    return {"encoder_type": encoder_type, "start_from_latent_avg": True, "output_size": 32} | more
+
+
+@pytest.mark.parametrize("head, name", [("pyramid", "GradualStyleEncoder"), ("last", "BackboneEncoder"),
+                                        ("w+", "BackboneEncoderUsingLastLayerIntoWPlus"), ("w", "BackboneEncoderUsingLastLayerIntoW")])
+def test_shapes_decide_the_sizes_and_what_the_options_leave_out(head, name):
+    encoder = tiny(head, input_size=256 if "w" in head else 32, w_avg=torch.randn(8, 16))
+    state = encoder.state_dict()
+    latent_avg = state.pop("w_avg")
+    images = torch.rand(2, 3, 32, 32)
+    for options in (opts(name), opts(None), opts(name, label_nc=0, device="cuda:0")):
+        config, found = encoders.from_psp(state, latent_avg, options)
+        assert config == encoder.config
+        assert torch.equal(rebuilt(config, found)(images), encoder(images))
+    # An older torch counted no batches.
+    uncounted = {key: value for key, value in state.items() if "num_batches" not in key}
+    assert torch.equal(rebuilt(*encoders.from_psp(uncounted, latent_avg, opts(name)))(images), encoder(images))
+
+
+def test_codes_start_at_the_mean_only_if_trained_so():
+    encoder = tiny()
+    state = encoder.state_dict()
+    del state["w_avg"]
+    images, mean = torch.rand(1, 3, 32, 32), torch.randn(16)
+    from_mean = rebuilt(*encoders.from_psp(state, mean, opts("GradualStyleEncoder")))
+    from_zero = rebuilt(*encoders.from_psp(state, mean, opts("GradualStyleEncoder", start_from_latent_avg=False)))
+    assert torch.equal(from_zero(images), encoder.offset(images))
+    assert torch.equal(from_mean(images), mean + encoder.offset(images))
+    with pytest.raises(TalkheadError, match="lacks latent_avg"):
+        encoders.from_psp(state, None, opts("GradualStyleEncoder"))
+
+
+def test_what_is_no_such_encoder_is_refused_by_name():
+    state = tiny().state_dict()
+    mean = state.pop("w_avg")
+    resnet34 = {"conv1.weight": torch.zeros(1)}
+    sketch = state | {"input_layer.0.weight": torch.zeros(4, 1, 3, 3)}
+    deeper = state | {"body.24.res_layer.1.weight": torch.zeros(1)}
+    torn = {key: value for key, value in state.items() if key != "styles.5.linear.bias"}
+    restyle = tiny(channels=6).state_dict()
+    for message, weights, kind in [
+        ("ResNetBackboneEncoder: its trunk is ResNet34", resnet34, "ResNetBackboneEncoder"),
+        ("of 1 input channels: reads segmentation maps or sketches", sketch, "GradualStyleEncoder"),
+        ("not an encoder of pSp, e4e or ReStyle", deeper, "GradualStyleEncoder"),
+        ("not an encoder of pSp, e4e or ReStyle", {}, None),
+        ("encoder of type Hyper: unknown; known are GradualStyleEncoder", state, "Hyper"),
+        ("styles.5.linear.bias is missing", torn, "GradualStyleEncoder"),
+        ("latlayer1.bias is missing, of another shape or not its own", state, "BackboneEncoder"),
+        ("GradualStyleEncoder: a ReStyle encoder without its generator", {key: value for key, value in restyle.items() if key != "w_avg"}, "GradualStyleEncoder"),
+    ]:
+        with pytest.raises(TalkheadError, match=message) as error:
+            encoders.from_psp(weights, mean, opts(kind))
+        assert "\n" not in str(error.value)
+
+
+def test_deltas_are_added_to_the_first_latent():
+    plain, summed = (rebuilt(tiny().config | {"deltas": deltas}, tiny().state_dict()) for deltas in (False, True))
+    images = torch.rand(2, 3, 32, 32)
+    codes = plain(images)
+    assert torch.allclose(summed(images), torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("head", ["pyramid", "last", "w+", "w"])
+def test_one_picture_or_many_of_any_size(head):
+    encoder = tiny(head)
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    assert torch.allclose(encoder(images)[1:2], encoder(images[1:2]), atol=1e-5)
+    assert torch.allclose(encoder(torch.full((1, 3, 48, 48), 0.5)), encoder(torch.full((1, 3, 32, 32), 0.5)), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_ws, input_size", [(4, 32), (12, 128), (18, 64)])
+def test_every_latent_has_its_own_convolutions(num_ws, input_size):
+    encoder = tiny(num_ws=num_ws, input_size=input_size)
+    last = {32: 1, 64: 2, 128: 3}[input_size]  # halvings of a map of 2, 4 or 8 pixels
+    halvings = [sum(isinstance(part, torch.nn.Conv2d) for part in style.convs) for style in encoder.styles]
+    assert halvings == ([last] * 3 + [last + 1] * 4 + [last + 2] * 11)[:num_ws]
+    assert encoder(torch.rand(1, 3, input_size, input_size)).shape == (1, num_ws, 16)
+
+
+def test_sizes_and_heads_are_checked():
+    for options in ({"input_size": 16}, {"input_size": 96}, {"head": "neck"}):
+        with pytest.raises(TalkheadError, match="take"):
+            tiny(**options)
+    with pytest.raises(TalkheadError, match="architecture 'vit': unknown"):
+        encoders.build({"arch": "vit"})
+
+
+@pytest.fixture
+def restyle():
+    torch.manual_seed(2)
+    generator = Generator(16, [8, 8, 8], w_dim=16, mapping_layers=1)
+    inner = tiny("last", num_ws=6, channels=6, w_avg=torch.randn(16))
+    return ReStyle(inner, generator, iterations=3).eval().requires_grad_(False)
+
+
+def test_restyle_looks_again(restyle):
+    images = torch.rand(2, 3, 32, 32)
+    wanted = []
+    for image in images:  # one at a time, drawn anew for each pass
+        code = restyle.w_avg[None]
+        for _ in range(3):
+            drawn = restyle.decoder.synthesis(code).repeat_interleave(2, 2).repeat_interleave(2, 3)  # 16² seen at 32²
+            code = code + restyle.encoder.offset(torch.cat([image[None], drawn], 1))
+        wanted.append(code[0])
+    assert torch.allclose(restyle(images), torch.stack(wanted), atol=1e-4)
+
+
+def test_a_restyle_of_another_generator_is_refused(restyle):
+    with pytest.raises(TalkheadError, match="encoder of 6 layers, its generator of 4"):
+        ReStyle(restyle.encoder, Generator(8, [8, 8], w_dim=16))
+
+
+def test_a_file_rebuilds_every_encoder(tmp_path, restyle):
+    images = torch.rand(1, 3, 32, 32)
+    for encoder in (restyle, tiny(w_avg=torch.randn(16)), tiny("w"), ResNetEncoder(4, width=4, input_size=32).eval()):
+        files.save_weights(tmp_path / "e.pt", {"kind": "encoder", "config": encoder.config, "step": 0, "model": encoder.state_dict()})
+        again = checkpoints.load_encoder(tmp_path / "e.pt")
+        assert again.config == encoder.config and again.num_ws == encoder.num_ws
+        assert torch.equal(again(images), encoder(images))
