@@ -16,6 +16,7 @@ ROOMS = {
     "errors": ("TalkheadError",),
     "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents",
               "write_array", "write_image", "write_latents"),
+    "pickles": (),
     "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
     "speech": ("mfcc", "mfcc_windows"),
     "articulation": ("speak",),

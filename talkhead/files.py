@@ -194,7 +194,8 @@ def _placed(path, folder=False):
 # Arrays, latents, JSON ------------------------------------------------------------------------------------------------
 
 @contextmanager
-def _reading(source):
+def reading(source):
+    """A binary stream from a path (a file, with a position), from "-" or from a stream (with only `read`); errors in one line."""
     if _named(source):
         with mendable(source), open(source, "rb") as stream:
             yield stream
@@ -221,7 +222,7 @@ def read_array(source):
     raises   TalkheadError if it is missing, empty, cut short, or not a .npy of numbers
     """
     name = _name(source)
-    with _reading(source) as stream:
+    with reading(source) as stream:
         start = stream.read(6)
         if not start:
             raise TalkheadError(f"{name}: empty; the command that should have written it failed")
@@ -298,7 +299,7 @@ def read_about(source):
 
 def read_json(source):
     """Read one JSON value from a path, "-" or a binary stream; TalkheadError if it is missing or not JSON."""
-    with _reading(source) as stream:
+    with reading(source) as stream:
         try:
             return json.loads(stream.read())
         except ValueError as error:
@@ -338,7 +339,7 @@ def load_weights(path, kind=None):
     """
     import torch
 
-    with _reading(path) as stream:
+    with reading(path) as stream:
         try:
             weights = torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -372,7 +373,7 @@ def read_image(source):
 def _read_picture(source):
     """The picture and its text, dict[str, str]."""
     name = _name(source)
-    with _reading(source) as stream:
+    with reading(source) as stream:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -1,0 +1,704 @@
+"""What another project's pickle holds, without running it.
+
+A pickle is a program: Python's own unpickler imports and calls whatever the file names. Here is another machine for the same
+programs. It has no way to import or to call: a global is a name looked up in one closed table, and what stands there
+makes numbers, dicts and tensors out of data. NVIDIA's networks carry their source code, which is left unread; of each module
+remains its name, its tensors and its attributes.
+
+Formats: pickle protocols 2 to 5 (NVIDIA's .pkl); torch.save's zip archive and the stream of pickles that came before it.
+Nothing of torch's own reader is used, so neither its version nor its settings matter.
+"""
+
+import io
+import math
+import pickletools
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from talkhead import files
+from talkhead.errors import TalkheadError
+
+# What one file may ask for. NVIDIA's largest, three networks for 1024 x 1024, take some 60 000 opcodes and 6 levels.
+OPCODES = 2_000_000
+DEPTH = 50  # of lists in lists
+NODES = 1_000_000  # of what comes back, everything counted as often as it is referred to
+NAME = 256  # characters of a global's or a tensor's name
+CHUNK = 1 << 24  # bytes read from an archive at once
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
+LEGACY_START = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(LEGACY_MAGIC.to_bytes(10, "little")), re.DOTALL)
+LEGACY_PROTOCOL = 1001
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A network of another project, or a part of one.
+
+    name        its class: "Generator", "SynthesisLayer"
+    state       tensors by dotted name, parameters and buffers of it and of its parts, as its state_dict() would have them
+    attributes  its own plain attributes, with "init_args" and "init_kwargs" if they were recorded
+    children    its parts: Module by name
+    """
+
+    name: str
+    state: dict
+    attributes: dict = field(repr=False)
+    children: dict = field(repr=False)
+
+
+def read(path):
+    """The contents of a pickle, or of a file that torch.save wrote.
+
+    path     NVIDIA's .pkl, the tuned generator of PTI, or any .pt of plain containers and tensors
+    returns  dict, list, tuple, set, str, bytes, numbers, None, numpy arrays, torch tensors on the CPU; Module for each persistent
+             module. OrderedDict, EasyDict and Namespace are dicts, numpy's numbers are Python's
+    raises   TalkheadError if the file is missing, damaged, not of these formats, or needs anything that is not in the table
+    """
+    with files.reading(path) as stream, _refusals(path):
+        size = stream.seek(0, io.SEEK_END)
+        budget = _Budget(size)
+        source = _Stretch(stream, 0, size)
+        form = _form(source)
+        if form == "zip":
+            value = _read_zip(stream, budget)
+        elif form == "legacy":
+            value = _read_legacy(source, budget)
+        else:
+            value = _Machine(source, budget).load()
+        return _Plain(size).of(value)[0]
+
+
+def sniff(path):
+    """What kind of file `read` would take it for: "zip" or "legacy" (torch.save's formats) or "pickle".
+
+    raises   TalkheadError if it is missing or none of these
+    """
+    with files.reading(path) as stream, _refusals(path):
+        return _form(_Stretch(stream, 0, stream.seek(0, io.SEEK_END)))
+
+
+class _Refusal(Exception):
+    """Why a file is not read: "what; how to mend"."""
+
+
+@contextmanager
+def _refusals(path):
+    try:
+        yield
+    except _Refusal as refusal:
+        raise TalkheadError(f"{path}: {refusal}") from refusal
+    except (struct.error, zipfile.BadZipFile, NotImplementedError, EOFError, LookupError, TypeError, ValueError, OverflowError,
+            RuntimeError, MemoryError) as error:  # what becomes of opcodes out of place; RuntimeError is torch's and zipfile's
+        raise TalkheadError(f"{path}: damaged or cut short; copy or download it again") from error
+
+
+def _shown(name):
+    """A name out of the file, fit for one line."""
+    text = str(name)
+    return ascii(text[:77] + "..." if len(text) > 80 else text)[1:-1]
+
+
+def _form(source):
+    start = source.peek(64)
+    if not start:
+        raise _Refusal("empty; copy or download it again")
+    if start.startswith(ZIP_MAGIC):
+        return "zip"
+    if LEGACY_START.match(start):
+        return "legacy"
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return "pickle"
+    if start.startswith(b"version https://git-lfs"):
+        raise _Refusal("only the pointer of a file in git-lfs; run `git lfs pull` where it comes from")
+    if re.match(rb"\s*<", start):
+        raise _Refusal("a web page, not weights; the download was answered with text: fetch the file itself")
+    raise _Refusal("neither a pickle (protocol 2 to 5) nor written by torch.save; pass a .pkl or .pt of weights")
+
+
+class _Budget:
+    """What a file may still ask for: opcodes, and bytes of memory. It cannot hold more numbers than it has bytes."""
+
+    def __init__(self, size):
+        self.opcodes, self.bytes = OPCODES, size
+
+    def step(self):
+        self.opcodes -= 1
+        if self.opcodes < 0:
+            raise _Refusal(f"more than {OPCODES} opcodes, which no file of weights needs; get it from its makers")
+
+    def take(self, count):
+        self.bytes -= count
+        if count < 0 or self.bytes < 0:
+            raise _Refusal("asks for more memory than it has data; copy or download it again, from its makers")
+
+
+class _Stretch:
+    """A stretch of a file, read in order and never past its end. What it is asked for is there before memory is taken for it."""
+
+    def __init__(self, stream, start, stop):
+        self._stream, self._at, self._stop = stream, start, stop
+
+    def __len__(self):
+        return self._stop - self._at
+
+    def peek(self, count):
+        self._stream.seek(self._at)
+        return self._stream.read(min(count, len(self)))
+
+    def copy(self):
+        return _Stretch(self._stream, self._at, self._stop)
+
+    def skip(self, count):
+        """The next `count` bytes as a stretch of their own."""
+        if count > len(self):
+            raise _Refusal("damaged or cut short; copy or download it again")
+        start, self._at = self._at, self._at + count
+        return _Stretch(self._stream, start, self._at)
+
+    def read(self, count):
+        return self.skip(count).peek(count)
+
+    def readinto(self, memory):
+        self._stream.seek(self.skip(len(memory))._at)
+        if self._stream.readinto(memory) != len(memory):
+            raise EOFError
+
+    def readline(self):
+        line = self.peek(NAME + 1).partition(b"\n")[0]
+        return self.read(len(line) + 1)[:-1].decode()
+
+
+# The machine ----------------------------------------------------------------------------------------------------------
+
+_CONSTANTS = {b"N": lambda: None, b"\x88": lambda: True, b"\x89": lambda: False, b")": tuple, b"]": list, b"}": dict, b"\x8f": set}
+_NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
+_TEXTS = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}  # by the format of their length
+_BYTES = {b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
+_LONGS = {b"\x8a": "<B", b"\x8b": "<I"}
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+_GETS = {b"h": "<B", b"j": "<I"}
+_PUTS = {b"q": "<B", b"r": "<I"}
+_KEYS = (str, bytes, int, bool, type(None))  # a nested tuple's hash would overflow the C stack; a float's can be made to collide
+
+
+class _Machine:
+    """Runs a pickle's opcodes on plain data.
+
+    source      _Stretch; what follows the pickle stays unread
+    persistent  function of a persistent id, or None: torch's files refer so to their storages
+    inner       True inside of another pickle
+    """
+
+    def __init__(self, source, budget, persistent=None, inner=False):
+        self.source, self.budget, self.inner = source, budget, inner
+        self._persistent = persistent
+        self._count = 0
+
+    def load(self):
+        self._stack, self._marks, self._memo = [], [], {}
+        while (code := self.source.read(1)) != b".":
+            self.budget.step()
+            self._count += 1
+            self._step(code)
+        return self._stack.pop()
+
+    def _step(self, code):
+        stack = self._stack
+        if code in _CONSTANTS:
+            stack.append(_CONSTANTS[code]())
+        elif code in _NUMBERS:
+            stack.append(self._number(_NUMBERS[code]))
+        elif code in _TEXTS:
+            stack.append(str(self.source.read(self._number(_TEXTS[code])), "utf-8", "surrogatepass"))
+        elif code in _BYTES:  # most are a tensor's file of its own: read only when they are wanted
+            stack.append(self.source.skip(self._number(_BYTES[code])))
+        elif code in _LONGS:
+            stack.append(self._long(self._number(_LONGS[code])))
+        elif code in _TUPLES:
+            count = _TUPLES[code]
+            stack[-count:] = [tuple(self._top(count))]
+        elif code in _GETS:
+            stack.append(self._memo[self._number(_GETS[code])])
+        elif code in _PUTS:
+            self._put(self._number(_PUTS[code]))
+        elif code in _STEPS:
+            _STEPS[code](self)
+        else:
+            names = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
+            raise _Refusal(f"uses pickle opcode {names.get(code, code.hex())}, which no file of weights needs, or is damaged; "
+                           "get it again from its makers")
+
+    def _number(self, form):
+        return struct.unpack(form, self.source.read(struct.calcsize(form)))[0]
+
+    def _long(self, count):
+        if count > 16:
+            raise _Refusal(f"an integer of {count} bytes, which no file of weights needs; get it again from its makers")
+        return int.from_bytes(self.source.read(count), "little", signed=True)
+
+    def _top(self, count):
+        if len(self._stack) < count:
+            raise IndexError
+        return self._stack[-count:]
+
+    def _put(self, index):
+        if index >= self._count:  # each is put by an opcode of its own
+            raise _Refusal(f"memo index {index} out of range, which no pickler writes; get it again from its makers")
+        self._memo[index] = self._stack[-1]
+
+    def _items(self):
+        """What lies above the last mark, taken off."""
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    def _protocol(self):
+        if not 2 <= self._number("<B") <= 5:
+            raise ValueError
+
+    def _mark(self):
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _tuple(self):
+        items = self._items()
+        self._stack.append(tuple(items))
+
+    def _append(self, items):
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise TypeError
+        target.extend(items)
+
+    def _set(self, items):
+        target = self._stack[-1]
+        if type(target) not in (dict, OrderedDict) or len(items) % 2:
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2]):
+            target[_key(key)] = value
+
+    def _add(self):
+        items = self._items()
+        if type(self._stack[-1]) is not set:
+            raise TypeError
+        self._stack[-1].update(map(_key, items))
+
+    def _pair(self):
+        pair = self._top(2)
+        del self._stack[-2:]
+        return pair
+
+    def _global(self, module, name):
+        full = f"{module}.{name}"
+        if type(module) is not str or type(name) is not str or full not in _GLOBALS:
+            raise _Refusal(_unknown(full))
+        self._stack.append(_GLOBALS[full])
+
+    def _reduce(self):
+        maker, arguments = self._pair()
+        if type(maker) is not _Maker or type(arguments) is not tuple:
+            raise _Refusal(f"calls {_called(maker)}; get it again from its makers")
+        self._stack.append(maker.make(self, *arguments))
+
+    def _build(self):
+        target, state = self._pair()
+        self._stack.append(target)
+        if type(target) is dict and type(state) is dict:
+            target.update(state)  # Namespace
+        elif type(target) in (_Dtype, _Array):
+            target.build(self, state)
+        elif type(target) is not OrderedDict:  # its state is a state_dict's _metadata
+            raise _Refusal(f"gives a state to {_called(target)}; get it again from its makers")
+
+    def _refer(self):
+        reference = self._stack.pop()
+        if self._persistent is None:
+            raise _Refusal("uses pickle opcode BINPERSID outside of torch's own formats; get it again from its makers")
+        self._stack.append(self._persistent(reference))
+
+
+_STEPS = {
+    b"\x80": _Machine._protocol,
+    b"\x95": lambda machine: machine.source.read(8),  # FRAME: a hint to read ahead
+    b"(": _Machine._mark,
+    b"t": _Machine._tuple,
+    b"a": lambda machine: machine._append([machine._stack.pop()]),
+    b"e": lambda machine: machine._append(machine._items()),
+    b"s": lambda machine: machine._set(machine._pair()),
+    b"u": lambda machine: machine._set(machine._items()),
+    b"\x90": _Machine._add,
+    b"\x94": lambda machine: machine._put(len(machine._memo)),
+    b"c": lambda machine: machine._global(machine.source.readline(), machine.source.readline()),
+    b"\x93": lambda machine: machine._global(*machine._pair()),
+    b"R": _Machine._reduce,
+    b"\x81": _Machine._reduce,  # NEWOBJ: what may be called is in the table, either way
+    b"b": _Machine._build,
+    b"Q": _Machine._refer,
+}
+
+
+def _key(key):
+    if type(key) is _Stretch:
+        key = key.peek(NAME)
+    if type(key) not in _KEYS or type(key) is int and not -2**63 <= key < 2**63:
+        raise _Refusal(f"has {_called(key)} as the key of a dict, which no file of weights needs; get it again from its makers")
+    return key
+
+
+def _called(value):
+    return _shown(value.name) if type(value) is _Maker else f"a {type(value).__name__.strip('_').lower()}"
+
+
+def _unknown(name):
+    if name.startswith("dnnlib.tflib."):
+        return f"networks of TensorFlow ({_shown(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, then pass the result"
+    return (f"refers to {_shown(name)}, which is not data of a network, so it was not read and nothing was run; "
+            "ask its makers for plain weights (a state_dict)")
+
+
+# What the table's names make ------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Maker:
+    name: str
+    make: object  # function of the machine and of the arguments in the file
+
+
+class _Recorded:
+    """A persistent module: what its pickle says of it, still to be made plain."""
+
+    def __init__(self, machine, meta):
+        self.name, self.state = meta["class_name"], meta["state"]
+        if type(self.name) is not str or type(self.state) is not dict:
+            raise TypeError
+
+
+class _Dtype:
+    """A numpy type of numbers. Its byte order comes later, by BUILD."""
+
+    def __init__(self, machine, code, *_):
+        if not re.fullmatch("b1|[iu][1248]|f[248]", code):
+            raise _Refusal(f"holds numpy values of type {_shown(code)}, wanted numbers; ask its makers for plain weights (a state_dict)")
+        self._code, self._order = code, "="
+
+    def build(self, machine, state):
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError
+        self._order = state[1]
+
+    def numbers(self, machine, data, count):
+        """One-dimensional array of the numbers in `data`, exactly `count`."""
+        dtype = np.dtype(self._order + self._code)
+        data = _data(machine, data)
+        if type(count) is not int or len(data) != count * dtype.itemsize:
+            raise ValueError
+        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
+
+
+class _Array:
+    """A numpy array, filled by BUILD."""
+
+    def __init__(self, machine, *_):
+        self.values = None
+
+    def build(self, machine, state):
+        _, shape, dtype, by_columns, data = state
+        self.fill(machine, data, dtype, shape, "F" if by_columns is True else "C")
+        return self
+
+    def fill(self, machine, data, dtype, shape, order):
+        if type(dtype) is not _Dtype or order not in ("C", "F"):
+            raise TypeError
+        self.values = dtype.numbers(machine, data, math.prod(_sizes(shape))).reshape(shape, order=order)
+        return self
+
+
+class _Storage:
+    """The numbers that tensors are views of."""
+
+    def __init__(self, budget, dtype, count):
+        if type(dtype) is not torch.dtype or type(count) is not int:
+            raise TypeError
+        size = count * dtype.itemsize
+        budget.take(size)
+        self.bytes = torch.empty(size, dtype=torch.uint8, device="cpu")
+        self.values = self.bytes.view(dtype)
+
+    @property
+    def memory(self):
+        return memoryview(self.bytes.numpy())
+
+
+def _data(machine, value):
+    """Bytes out of the file."""
+    if type(value) is _Stretch:
+        machine.budget.take(len(value))
+        return value.peek(len(value))
+    if type(value) is not bytes:
+        raise TypeError
+    return value
+
+
+def _sizes(shape):
+    """Sizes or strides, checked: up to 8 numbers that a tensor may have."""
+    if type(shape) is not tuple or len(shape) > 8 or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+        raise ValueError
+    return shape
+
+
+def _encoded(machine, text, encoding="utf-8"):
+    """Bytes, which protocol 2 writes as text."""
+    if encoding != "latin1":
+        raise ValueError
+    machine.budget.take(len(text))
+    return text.encode("latin-1")
+
+
+def _made_set(machine, items):
+    machine.budget.take(len(items))
+    return set(map(_key, items))
+
+
+def _scalar(machine, dtype, data):
+    if type(dtype) is not _Dtype:
+        raise TypeError
+    return dtype.numbers(machine, data, 1)[0].item()
+
+
+def _tensor(machine, storage, offset, sizes, strides, *_):
+    values = storage.values if type(storage) is _Storage else None
+    count, last = math.prod(_sizes(sizes)), sum((size - 1) * stride for size, stride in zip(sizes, _sizes(strides), strict=True))
+    if values is None or type(offset) is not int or offset < 0:
+        raise TypeError
+    if count > len(values) or count and offset + last >= len(values):
+        raise _Refusal(f"a tensor of shape {sizes} has more numbers than its storage, {len(values)}; get it again from its makers")
+    return values.as_strided(sizes, strides, offset) if count else values.new_empty(sizes)
+
+
+def _parameter(machine, tensor, *_):
+    if type(tensor) is not torch.Tensor:
+        raise TypeError
+    return tensor
+
+
+def _inner(machine, data):
+    """The storage in bytes that torch.save wrote: so a tensor lies in a plain pickle."""
+    if machine.inner:
+        raise _Refusal("holds torch's files in torch's files; get it again from its makers")
+    source = data.copy() if type(data) is _Stretch else _Stretch(io.BytesIO(_data(machine, data)), 0, len(data))
+    return _read_legacy(source, machine.budget, inner=True)
+
+
+_DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
+           "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+
+_MAKERS = {
+    "torch_utils.persistence._reconstruct_persistent_obj": _Recorded,
+    "collections.OrderedDict": lambda machine: OrderedDict(),
+    "dnnlib.util.EasyDict": lambda machine: {},
+    "dnnlib.EasyDict": lambda machine: {},
+    "argparse.Namespace": lambda machine: {},
+    "builtins.set": _made_set,
+    "__builtin__.set": _made_set,  # Python 2's name, which protocol 2 writes
+    "builtins.bytes": lambda machine: b"",
+    "__builtin__.bytes": lambda machine: b"",
+    "_codecs.encode": _encoded,
+    "torch.Size": lambda machine, sizes: _sizes(sizes),
+    "torch.device": lambda machine, kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.storage._load_from_bytes": _inner,
+    "numpy.dtype": _Dtype,
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": lambda machine, *given: _Array(machine).fill(machine, *given) for core in ("core", "_core")},
+}
+
+# A storage class is used as nothing but the type of its numbers.
+_GLOBALS = {**{name: _Maker(name, make) for name, make in _MAKERS.items()},
+            **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
+            **{str(dtype): dtype for dtype in _DTYPES.values()},
+            "numpy.ndarray": "numpy.ndarray"}  # named to _reconstruct, which makes nothing else here
+
+
+# torch.save's two formats ---------------------------------------------------------------------------------------------
+
+class _Storages:
+    """The storages that a pickle of torch.save refers to: (its key, _Storage) as they are asked for."""
+
+    def __init__(self, budget, fill=lambda key, storage: None):
+        self.budget, self.all, self._fill = budget, {}, fill
+
+    def __call__(self, reference):
+        kind, dtype, key, _, count, *view = reference
+        if kind != "storage" or type(key) is not str or any(part is not None for part in view):
+            raise _Refusal("refers to something other than a storage; get it again from its makers")
+        if key not in self.all:
+            self.all[key] = _Storage(self.budget, dtype, count)
+            self._fill(key, self.all[key])
+        storage = self.all[key]
+        if (storage.values.dtype, len(storage.values)) != (dtype, count):
+            raise ValueError
+        return storage
+
+
+def _read_legacy(source, budget, inner=False):
+    """torch.save before 1.6, and still the format of a tensor in a plain pickle: pickles one after another, then the numbers."""
+    storages = _Storages(budget)
+    machine = _Machine(source, budget, storages, inner)
+    if (machine.load(), machine.load(), machine.load()["little_endian"]) != (LEGACY_MAGIC, LEGACY_PROTOCOL, True):
+        raise ValueError
+    value = machine.load()
+    keys = machine.load()
+    if sorted(keys) != sorted(storages.all):
+        raise ValueError
+    for key in keys:
+        if struct.unpack("<q", source.read(8))[0] != len(storages.all[key].values):
+            raise ValueError
+        source.readinto(storages.all[key].memory)
+    return value
+
+
+class _Sparing:
+    """A file as zipfile sees it, which would take whatever length an archive claims for its directory."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def read(self, count=-1):
+        if count > CHUNK:
+            raise zipfile.BadZipFile
+        return self._stream.read(count)
+
+
+def _read_zip(stream, budget):
+    """torch.save since 1.6: an archive of data.pkl, byteorder and data/KEY, none of them compressed."""
+    with zipfile.ZipFile(_Sparing(stream)) as archive:
+        # Without the folder, which is called after the file that torch.save was given.
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        if "constants.pkl" in entries:
+            raise _Refusal("a TorchScript program, not weights; pass the file that its networks were saved to by torch.save")
+        if "data.pkl" not in entries:
+            raise _Refusal("a zip archive that torch.save did not write; unpack it and pass the weights inside")
+
+        def fill(name, memory):
+            entry = entries[name]
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != len(memory):
+                raise ValueError
+            with archive.open(entry) as data:
+                for start in range(0, len(memory), CHUNK):
+                    piece = memory[start:start + CHUNK]
+                    if data.readinto(piece) != len(piece):
+                        raise EOFError
+
+        def load(name):
+            budget.take(entries[name].file_size)
+            memory = bytearray(entries[name].file_size)
+            fill(name, memoryview(memory))
+            return memory
+
+        if "byteorder" in entries and load("byteorder") != b"little":
+            raise _Refusal("written on a machine of the other byte order; save it again on a common one")
+        program = load("data.pkl")
+        storages = _Storages(budget, lambda key, storage: fill(f"data/{key}", storage.memory))
+        return _Machine(_Stretch(io.BytesIO(program), 0, len(program)), budget, storages).load()
+
+
+# What the caller gets -------------------------------------------------------------------------------------------------
+
+class _Plain:
+    """Makes what a machine left into plain values that are safe to walk: no cycles, not too deep, not unfolding without end.
+
+    size    bytes of the file: no module holds more numbers
+    """
+
+    def __init__(self, size):
+        self._size = size
+        self._done = {}  # by id: the machine's own objects, which live until the root is let go
+
+    def of(self, value, depth=0):
+        """The plain value, its height, and its nodes: each counted as often as it is referred to."""
+        if type(value) in (str, bytes, int, float, bool, type(None), torch.dtype, torch.Tensor):
+            return value, 0, 1
+        if depth > DEPTH or self._done.get(id(value), True) is None:
+            raise _Refusal("nested too deep, or within itself; get it again from its makers")
+        if id(value) not in self._done:
+            self._done[id(value)] = None  # being made
+            self._done[id(value)] = made = self._made(value, depth + 1)
+            _check(*made[1:])
+        return self._done[id(value)]
+
+    def _made(self, value, depth):
+        kind = type(value)
+        if kind is _Recorded:
+            return self._module(value, depth)
+        if kind in (dict, OrderedDict):
+            return self._dict(value, depth)
+        if kind in (list, tuple):
+            parts = [self.of(part, depth) for part in value]
+            return kind(part[0] for part in parts), *_extent(parts)
+        if kind is set:
+            return set(value), 1, 1 + len(value)
+        if kind is _Stretch:
+            return value.peek(len(value)), 1, 1
+        if kind in (_Array, _Storage) and value.values is not None:
+            return value.values, 1, 1
+        raise _Refusal(f"holds {_called(value)} where data should be; ask its makers for plain weights (a state_dict)")
+
+    def _dict(self, value, depth):
+        parts = [self.of(part, depth) for part in value.values()]
+        return dict(zip(value, (part[0] for part in parts))), *_extent(parts)
+
+    def _module(self, recorded, depth):
+        own = recorded.state
+        children, height, nodes = self._dict(_named(own, "_modules", _Recorded), depth)
+        public = {name: value for name, value in own.items() if type(name) is str and not name.startswith("_")}
+        public.update((name[1:], own[name]) for name in ("_init_args", "_init_kwargs") if name in own)
+        attributes, *more = self._dict(public, depth)
+        transient = own.get("_non_persistent_buffers_set")
+        state = _named(own, "_parameters", torch.Tensor)
+        state.update((name, tensor) for name, tensor in _named(own, "_buffers", torch.Tensor).items()
+                     if type(transient) is not set or name not in transient)
+        extent = max(height, more[0]), nodes + more[1] + len(state) + sum(len(child.state) for child in children.values())
+        _check(*extent)  # before that many names are made
+        for name, child in children.items():
+            state.update((_short(f"{name}.{part}"), tensor) for part, tensor in child.state.items())
+        if sum(tensor.nbytes for tensor in state.values()) > self._size:
+            raise _Refusal("its tensors are the same few numbers again and again; get it again from its makers")
+        return Module(recorded.name, state, attributes, children), *extent
+
+
+def _extent(parts):
+    return 1 + max((part[1] for part in parts), default=0), 1 + sum(part[2] for part in parts)
+
+
+def _check(height, nodes):
+    if height > DEPTH or nodes > NODES:
+        raise _Refusal("unfolds to more than any file of weights holds; get it again from its makers")
+
+
+def _named(own, key, kind):
+    """One of the dicts in which torch keeps a module's parts: those of its entries that are not None."""
+    entries = {name: value for name, value in (own.get(key) or {}).items() if value is not None}
+    for name, value in entries.items():
+        if type(_short(name)) is not str or "." in name or type(value) is not kind:
+            raise _Refusal(f"a module's {key} hold {_called(value)}; ask its makers for plain weights (a state_dict)")
+    return entries
+
+
+def _short(name):
+    if len(name) > NAME:
+        raise _Refusal(f"a tensor's name has {len(name)} characters, which no file of weights needs; get it again from its makers")
+    return name
