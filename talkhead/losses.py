@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from talkhead.encoders import load_face_recognition
 from talkhead.errors import TalkheadError
 
 # What torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
@@ -124,17 +125,24 @@ def pixel_loss(images, targets):
 def identity_network(path, device="cpu"):
     """A face recognition network for `identity_loss`, frozen.
 
-    path    program written by torch.export.save: float (N, 3, H, W) in [-1, 1] to (N, D), any N. It
-            runs what it holds: load only what you trust
-    raises  TalkheadError if it is not that
+    path    model_ir_se50.pth, the network of pSp's own loss, or a state dict of its layout; or a program
+            written by torch.export.save: float (N, 3, H, W) in [-1, 1] to (N, D), any N. A program runs what
+            it holds: load only what you trust
+    raises  TalkheadError if it is neither
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile(path)
-        network = torch.export.load(path).module()
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        raise TalkheadError(f"{path}: not a face recognition network; export one with torch.export.save") from error
+        network = torch.export.load(path).module() if _is_program(path) else load_face_recognition(path)
+    except (OSError, RuntimeError, TalkheadError) as error:
+        raise TalkheadError(f"{path}: not a face recognition network; give model_ir_se50.pth, or export one with torch.export.save") from error
     return network.to(device).requires_grad_(False)
+
+
+def _is_program(path):
+    """Whether a file is an archive of torch.export, where torch.save would put a pickle in its first folder."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(name.count("/") == 1 and name.endswith("/data.pkl") for name in archive.namelist())
 
 
 def identity_loss(network, images, targets):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from talkhead import checkpoints, encoders, files
-from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
+from talkhead.encoders import FaceRecognition, PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 
@@ -120,7 +120,7 @@ def test_stem_stride_is_checked():
 # also compares the whole networks live.
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_encoders.py")
-FROZEN = [json.loads(line) for line in (ROOT / "tests" / "data" / "encoders.jsonl").read_text().splitlines()]
+FROZEN_FACE, *FROZEN = [json.loads(line) for line in (ROOT / "tests" / "data" / "encoders.jsonl").read_text().splitlines()]
 
 
 def theirs(opts):
@@ -276,3 +276,56 @@ def test_a_file_rebuilds_every_encoder(tmp_path, restyle):
         again = checkpoints.load_encoder(tmp_path / "e.pt")
         assert again.config == encoder.config and again.num_ws == encoder.num_ws
         assert torch.equal(again(images), encoder(images))
+
+
+# ---- face recognition ----
+
+
+def face_recognition(path, **options):
+    network = FaceRecognition(width=16, size=128, **options)
+    PEERS["fill"](network.state_dict())
+    torch.save(network.state_dict(), path)
+    return network.eval()
+
+
+def test_embeddings_are_those_of_psps_own_loss(tmp_path):
+    face_recognition(tmp_path / "faces.pth")
+    found = encoders.load_face_recognition(tmp_path / "faces.pth")(PEERS["noise"]((1, 3, 256, 256), 7))
+    (wanted,) = FROZEN_FACE["codes"]
+    assert (found[0, :24] - torch.tensor(wanted)).abs().max() < 1e-4 * max(wanted)
+    assert found.shape == (1, 128) and found.square().sum().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_only_the_face_is_recognised(tmp_path):
+    network = face_recognition(tmp_path / "faces.pth")
+    image = torch.rand(1, 3, 256, 256)
+    frame = image.clone()
+    frame[:, :, 35:223, 32:220] = 0
+    inside = image.clone()
+    inside[:, :, 100, 100] = 1 - inside[:, :, 100, 100]
+    with torch.no_grad():
+        assert torch.equal(network(image), network(image - frame))
+        assert not torch.equal(network(image), network(inside))
+        # Other sizes are brought to 256² first.
+        assert torch.allclose(network(torch.full((1, 3, 64, 64), 0.5)), network(torch.full((1, 3, 256, 256), 0.5)), atol=1e-5)
+
+
+def test_the_last_normalisation_may_lack_weights(tmp_path):
+    network = face_recognition(tmp_path / "faces.pth", affine=False)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(encoders.load_face_recognition(tmp_path / "faces.pth")(image), network(image))
+
+
+def test_face_recognition_fills_the_trunk(tmp_path):
+    faces = FaceRecognition(width=4, size=6).state_dict()
+    torch.save(faces, tmp_path / "faces.pth")
+    encoder = tiny()
+    before = copy.deepcopy(encoder.state_dict())
+    encoder.load_irse(tmp_path / "faces.pth")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, faces[name] if name.startswith(("input_layer", "body")) else before[name])
+    with pytest.raises(TalkheadError, match="which has 8"):
+        tiny(width=8).load_irse(tmp_path / "faces.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(TalkheadError, match="not the weights of an IR-SE-50"):
+        encoder.load_irse(tmp_path / "other.pth")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
 
@@ -157,6 +158,30 @@ def test_identity_network_comes_from_a_file(tmp_path):
     assert torch.allclose(distance, identity_loss(network, a, b), atol=1e-6)
     distance.sum().backward()
     assert a.grad.abs().sum() > 0 and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_identity_network_of_psp_is_known_by_its_content(tmp_path, legacy):
+    torch.manual_seed(0)
+    network = FaceRecognition(width=4, size=6).eval()
+    torch.save(network.state_dict(), tmp_path / "anything", _use_new_zipfile_serialization=not legacy)
+    loaded = identity_network(tmp_path / "anything")
+    a, b = (torch.rand(2, 2, 3, 16, 16) * 2 - 1)
+    a.requires_grad_(True)
+    distance = identity_loss(loaded, a, b)
+    assert torch.equal(distance, identity_loss(network, a, b))
+    distance.sum().backward()
+    assert a.grad.abs().sum() > 0 and not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not loaded.training
+
+
+def test_weights_that_are_no_face_recognition_are_refused(tmp_path):
+    network = FaceRecognition(width=4, size=6)
+    for weights in ({"a": torch.zeros(1)}, [1, 2], network, {**network.state_dict(), "input_layer.0.weight": torch.zeros(8, 3, 3, 3)}):
+        torch.save(weights, tmp_path / "faces.pth")  # the third is a pickled module, which would run code
+        with pytest.raises(TalkheadError, match="not a face recognition network") as error:
+            identity_network(tmp_path / "faces.pth")
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [None, b"not weights"])

@@ -27,6 +27,7 @@ from talkhead import encoders
 from talkhead.stylegan import Generator
 
 PRIME = 2**31 - 1
+PACKAGES = ("models", "configs", "utils", "criteria")
 SIZE = 256
 
 # The options that select each encoder of each project, and the class of its network.
@@ -46,12 +47,17 @@ def noise(shape, seed):
 
 
 def fill(state):
-    """Give each tensor of a state dict numbers that keep a signal alive through all layers; by its place in the alphabet."""
+    """Give each tensor of a state dict numbers that keep a signal alive through all layers; by its place in the alphabet.
+
+    The last layers get small ones, so that codes stay near the mean as a trained encoder's do: ReStyle feeds its pictures
+    back, and far out it would enlarge the least difference at every pass.
+    """
     for seed, name in enumerate(sorted(state)):
         value = state[name]
-        if value.dim() >= 2:
-            fan = 1 if name.endswith("linear.weight") else value[0].numel()
-            value.copy_(noise(value.shape, seed) * (3 / fan) ** 0.5)
+        if name.endswith("linear.weight"):
+            value.copy_(noise(value.shape, seed) * 0.02)
+        elif value.dim() >= 2:
+            value.copy_(noise(value.shape, seed) * (3 / value[0].numel()) ** 0.5)
         elif name.endswith(("running_var", "weight")):
             value.copy_(1 + 0.5 * noise(value.shape, seed))
         elif value.is_floating_point():
@@ -69,7 +75,7 @@ def narrower(source, shrink):
 def checkout(folder, shrink):
     """A project's packages, importable without matplotlib and the CUDA code that they would compile."""
     with tempfile.TemporaryDirectory() as copy:
-        for package in ("models", "configs", "utils"):
+        for package in PACKAGES:
             shutil.copytree(Path(folder) / package, Path(copy) / package)
         for path in Path(copy, "models", "encoders").glob("*.py"):
             path.write_text(narrower(path.read_text(), shrink))
@@ -80,7 +86,7 @@ def checkout(folder, shrink):
         sys.modules |= {"models.stylegan2.op": ops, "matplotlib": plots}
         with unittest.mock.patch.object(sys, "path", [copy, *sys.path]):
             yield
-        for name in [name for name in sys.modules if name.split(".")[0] in ("models", "configs", "utils")]:
+        for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
             del sys.modules[name]  # the next project's packages have the same names
 
 
@@ -157,6 +163,25 @@ def compare(kind, encoder_type, resolution, shrink, numbers):
     return record
 
 
+@torch.no_grad()
+def compare_faces(shrink, numbers):
+    """pSp's identity network and ours, from one file, on the same picture of a face."""
+    from configs.paths_config import model_paths
+    from criteria.id_loss import IDLoss
+    from models.encoders.model_irse import Backbone
+
+    state = Backbone(112, 50, "ir_se").state_dict()
+    fill(state)
+    images = noise((1, 3, SIZE, SIZE), 7)
+    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+        torch.save(state, file.name)
+        with unittest.mock.patch.dict(model_paths, {"ir_se50": file.name}), contextlib.redirect_stdout(sys.stderr):
+            wanted = IDLoss().extract_feats(images)
+        found = encoders.load_face_recognition(file.name)(images)
+    record = {"project": "psp", "encoder": "IDLoss", "shrink": shrink, "relative_error": ((found - wanted).abs().max() / wanted.abs().max()).item()}
+    return record | ({"codes": [[round(value, 6) for value in wanted[0, :8 * numbers].tolist()]]} if numbers else {})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("psp", "e4e", "restyle"):
@@ -165,6 +190,9 @@ def main():
     parser.add_argument("--shrink", type=int, default=1, help="how many times narrower than published; 4 needs little memory")
     parser.add_argument("--numbers", type=int, default=0, help="print so many numbers of each of their latents")
     options = parser.parse_args()
+    if options.psp:
+        with checkout(options.psp, options.shrink):
+            print(json.dumps(compare_faces(options.shrink, options.numbers)), flush=True)
     for kind, (_, _, types_) in KINDS.items():
         folder = getattr(options, kind.split("-")[0])
         for encoder_type in types_ if folder else ():
