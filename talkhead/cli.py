@@ -293,10 +293,25 @@ def _encoder(init, num_ws, shape):
     if init is None:
         return encoders.ResNetEncoder(num_ws, **shape)
     smaller = checkpoints.load_encoder(init)
+    if not isinstance(smaller, encoders.ResNetEncoder):
+        raise TalkheadError(f"{init}: only an encoder of architecture resnet is trained along; leave it out")
     if smaller.num_ws > num_ws:
         raise TalkheadError(f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator")
     encoder = encoders.ResNetEncoder(**smaller.config | {"num_ws": num_ws})
     encoders.inherit(encoder, smaller)
+    return encoder
+
+
+def _new_encoder(arch, generator, imagenet, irse, **shape):
+    """An encoder for a generator, that starts at its mean face; what a classifier or a face-recognition network gives it."""
+    from talkhead import encoders
+
+    network = {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}[arch]
+    encoder = network(generator.num_ws, w_dim=generator.w_dim, w_avg=generator.w_avg.cpu(), **shape)
+    if imagenet:
+        encoder.load_imagenet(imagenet)
+    if irse:
+        encoder.load_irse(irse)
     return encoder
 
 
@@ -626,40 +641,51 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 @sources
 @trained("the encoder")
 @weights_in("generator")
+@one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid.")
 @encoder_shape
-@click.option("--imagenet", metavar="FILE", help="Start the first blocks from torchvision's resnet18 weights.")
-@init_option("Start from these weights of an encoder; sizes and all.")
+@one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "What pSp's trunk wears: latents from maps of their scale, all from the last, by one layer, or one for all.")
+@click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
+@click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
+@init_option("Start from these weights of an encoder; architecture, sizes and all.")
 @training_steps
 @batch(8)
-@lr(0.004)
+@number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
+@click.option("--pixel", type=click.Choice(["rms", "mse"]), help="Pixel loss: root mean square or mean square.  [default: rms, psp mse]")
 @number("--pixel-weight", 1.0, "Weight of the pixel loss.")
-@number("--perceptual-weight", 1.0, "Weight of the perceptual loss.")
+@number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
 @number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
+@click.option("--identity-network", metavar="FILE", help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.")
+@number("--identity-weight", 0.1, "Weight of the identity loss.")
+@click.option("--loss-size", type=click.IntRange(min=8), help="Compare larger pictures at this size.  [default: the generator's, psp 256]")
 @perceptual
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @validation
 @data
 @run
-def train_encoder(sources, output, generator, width, input_size, stem_stride, pool_size, imagenet, init, validation,
-                  every, limit, device, **options):
+def train_encoder(sources, output, generator, arch, width, input_size, stem_stride, pool_size, head, imagenet, irse, init,
+                  identity_network, validation, every, limit, device, **options):
     """Train an encoder to find the latents of a frozen generator.
 
     \b
       talkhead train-encoder clips/ --generator generator.pt -o encoder.pt --steps 50000
+      talkhead train-encoder clips/ --arch psp --irse model_ir_se50.pth --identity-network model_ir_se50.pth -o psp.pt --steps 500000
     """
     import torch
 
-    from talkhead import checkpoints, encoders, inversion
+    from talkhead import checkpoints, inversion, losses
 
+    for_resnet, for_psp = imagenet or (stem_stride, pool_size) != (4, 1), irse or head != "pyramid"
+    if not init and (for_psp if arch == "resnet" else for_resnet):
+        raise click.UsageError("--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp")
     device, generator = _load(device, generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
     else:
-        encoder = encoders.ResNetEncoder(generator.num_ws, width, input_size, stem_stride=stem_stride, pool_size=pool_size,
-                                          w_avg=generator.w_avg.cpu())
-        if imagenet:
-            encoder.load_imagenet(imagenet)
+        own = {"head": head} if arch == "psp" else {"stem_stride": stem_stride, "pool_size": pool_size}
+        encoder = _new_encoder(arch, generator, imagenet, irse, width=width, input_size=input_size, **own)
+    if identity_network:
+        options["identity"] = losses.identity_network(identity_network, device)
     size = max(generator.resolution, encoder.input_size)
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None

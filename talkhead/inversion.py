@@ -228,38 +228,54 @@ def learning_rate_ramp(step, steps):
 
 # ---- training the encoder ----
 
+# What those who published each encoder trained it with, where `train` is not told otherwise.
+RECIPES = {
+    "resnet": {"lr": 0.004, "pixel": "rms", "perceptual_weight": 1.0, "loss_size": None},  # thesis §3.3.2.2
+    "psp": {"lr": 1e-4, "pixel": "mse", "perceptual_weight": 0.8, "loss_size": 256},  # pSp's own command for faces
+}
 
-def train(images, generator, out, encoder, *, steps, batch=8, lr=0.004, pixel_weight=1.0, perceptual_weight=1.0,
-          perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, flip=False, validation=None,
+
+def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=None, pixel_weight=1.0, perceptual_weight=None,
+          perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, loss_size=None, flip=False, validation=None,
           validate_every=500, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
     """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
 
     images             training.Images
     generator          stylegan.Generator with `fingerprint`; frozen
     out                path of the .pt; resumed if it exists
-    encoder            ResNetEncoder with the generator's L and w_avg; what it holds is the start
+    encoder            ResNetEncoder or PSPEncoder with the generator's L and w_avg; what it holds is the start
     steps              optimiser steps of `batch` images
-    pixel_weight       weight of the L2 norm of the difference (eq. 3.1)
+    lr, pixel, perceptual_weight, loss_size   None is what RECIPES has for the encoder
+    pixel              "rms", the L2 norm of the difference over √N (eq. 3.1), or "mse", its mean square (pSp)
+    pixel_weight       its weight
     perceptual_weight  weight of the perceptual distance (eq. 3.2)
     perceptual         name of a losses.Perceptual, or such a loss
-    latent_weight      weight of the mean squared offset from w_avg (pSp's regularisation, §3.3.2.1)
+    latent_weight      weight of the length of the offset from w_avg (pSp's regularisation, §3.3.2.1)
     identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
+    loss_size          pictures of larger generators are compared at this size, pixels
     validation         training.Images to measure every `validate_every` steps; the best encoder is then kept
     yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where measured
+    raises             TalkheadError if the encoder is of another L, or a ReStyle
 
-    Source: thesis §3.3.2.2, eqs 3.1–3.3.
-    Departure: the L2 norm is divided by √N, its number of pixel values, so that the two terms keep
-    their balance at every size: it is the root mean square.
+    Source: thesis §3.3.2.2, eqs 3.1–3.3; §3.3.2.1 and Richardson et al. 2021 for pSp, whose weights for faces are 1 (L2),
+    0.8 (LPIPS), 0.1 (identity) and 0 (regularisation; 0.005 for its other tasks).
+    Departure: the L2 norm is divided by √N, its number of pixel values, so that the terms keep their balance at every
+    size. pSp is trained here by Adam, not Ranger, and LPIPS looks through VGG, not AlexNet.
     """
     _check_encoder(encoder, generator, "train", "w+")
+    arch = encoder.config.get("arch", "resnet")
+    if arch not in RECIPES:
+        raise TalkheadError(f"an encoder of architecture {arch} is used, not trained; take {' or '.join(RECIPES)}")
+    given = {"lr": lr, "pixel": pixel, "perceptual_weight": perceptual_weight, "loss_size": loss_size}
+    recipe = RECIPES[arch] | {name: value for name, value in given.items() if value is not None}
     device = _settle(device, generator, encoder)
     generator.requires_grad_(False)
     encoder.requires_grad_(True)
     if isinstance(perceptual, str):
         perceptual = Perceptual(perceptual)
-    distance = _Reconstruction(generator, encoder, perceptual.to(device), pixel_weight, perceptual_weight, latent_weight,
-                               identity, identity_weight)
-    adam = torch.optim.Adam(encoder.parameters(), lr=lr)
+    weights = {"pixel": pixel_weight, "perceptual": recipe["perceptual_weight"], "latent": latent_weight, "identity": identity_weight}
+    distance = _Reconstruction(generator, encoder, perceptual.to(device), identity, weights, recipe["pixel"], recipe["loss_size"])
+    adam = torch.optim.Adam(encoder.parameters(), lr=recipe["lr"])
 
     def step(index):
         encoder.train()
@@ -284,19 +300,20 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=0.004, pixel_we
 class _Reconstruction:
     """How far images are from what the generator makes of their codes: a loss, and its parts for the log."""
 
-    def __init__(self, generator, encoder, perceptual, pixel_weight, perceptual_weight, latent_weight, identity, identity_weight):
+    def __init__(self, generator, encoder, perceptual, identity, weights, pixel, size):
         self.generator, self.encoder, self.perceptual, self.identity = generator, encoder, perceptual, identity
-        self.weights = {"pixel": pixel_weight, "perceptual": perceptual_weight, "latent": latent_weight, "identity": identity_weight}
+        self.weights, self.pixel, self.size = weights, pixel, min(generator.resolution, size or generator.resolution)
 
     def __call__(self, images):
         codes = self.encoder(images)
-        targets = _resized(images, self.generator.resolution)
-        drawn = self.generator.synthesis(codes)
+        targets = _resized(images, self.size)
+        drawn = _resized(self.generator.synthesis(codes), self.size)
+        square = pixel_loss(drawn, targets)
         # The root's slope is endless at zero.
-        parts = {"pixel": (pixel_loss(drawn, targets) + 1e-8).sqrt().mean(),
+        parts = {"pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
                  "perceptual": self.perceptual(drawn, targets).mean()}
         if self.weights["latent"]:
-            parts["latent"] = (codes - self.generator.w_avg).square().mean()
+            parts["latent"] = (codes - self.generator.w_avg).flatten(1).norm(dim=1).mean()
         if self.identity is not None:
             parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
         loss = sum(self.weights[name] * value for name, value in parts.items())

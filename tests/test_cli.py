@@ -39,7 +39,7 @@ SIGNATURES = {
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual"],
-    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "training.Images"],
+    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel"],
     "weights export": ["checkpoints.export"],
 }
@@ -54,7 +54,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "synth": {"output", "count"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
                        "init", "encoder_init", "steps", "every", "limit", "device", "perceptual"},
-    "train-encoder": {"sources", "output", "generator", "imagenet", "init", "steps", "validation", "device"},
+    "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "device"},
     "weights export": {"source", "output"},
 }
@@ -489,6 +489,35 @@ def test_train_encoder(scene):
     assert all("validation" in record for record in records(run(*line)))
     onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "f.pt", "--init", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
     assert len(records(run(*onward))) == 2
+
+
+def test_train_psp_and_use_it(scene, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    faces = talkhead.FaceRecognition(width=4, size=8)
+    torch.save(faces.state_dict(), tmp_path / "faces.pth")
+    line = ["train-encoder", scene / "clip.mp4", "-o", scene / "p.pt", "--arch", "psp", "--width", 4, "--input-size", 32, *BRIEF, "--perceptual", "pyramid"]
+    start = ["--irse", tmp_path / "faces.pth", "--identity-network", tmp_path / "faces.pth", "--latent-weight", 0.005]
+    record = records(run(*line, *start))[-1]
+    wanted = record["pixel"] + 0.8 * record["perceptual"] + 0.1 * record["identity"] + 0.005 * record["latent"]
+    assert record["loss"] == pytest.approx(wanted, rel=1e-4)
+    assert files.load_weights(scene / "p.pt")["config"]["arch"] == "psp"
+    # It is an encoder like any other.
+    few = ["--perceptual", "pyramid", "--hybrid-steps", 1]
+    for method in ("encoder", "hybrid"):
+        assert run("invert", scene / "face.png", "--encoder", scene / "p.pt", "--method", method, *few, "-o", scene / "p.npy").exit_code == 0
+        assert files.read_latents(scene / "p.npy").shape == (1, 6, 512)
+    talk = ["--identity", scene / "face.png", "--audio", scene / "speech.wav", "--encoder", scene / "p.pt"]
+    assert run("generate", *talk, "-o", scene / "out.mp4").exit_code == 0
+    assert run("pti", scene / "face.png", "--encoder", scene / "p.pt", "-o", scene / "me.pt", "--steps", 1, "--perceptual", "pyramid").exit_code == 0
+    onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "q.pt", "--init", scene / "p.pt", *BRIEF, "--perceptual", "pyramid"]
+    assert len(records(run(*onward))) == 2
+
+
+@pytest.mark.parametrize("wrong", [["--irse", "x"], ["--head", "w"], ["--arch", "psp", "--imagenet", "x"], ["--arch", "psp", "--pool-size", 2]])
+def test_options_of_the_other_architecture_are_refused(wrong):
+    result = run(*["train-encoder", "clips", "-o", "x.pt", "--steps", 1], *wrong)
+    assert result.exit_code == 2 and "for --arch" in result.stderr
 
 
 def test_train_audio2latent(scene, puppet):

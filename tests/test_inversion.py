@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from talkhead.encoders import ResNetEncoder
+from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode, invert, learning_rate_ramp, train
 from talkhead.stylegan import Generator
@@ -285,6 +286,50 @@ def test_training_loss_by_its_parts(tmp_path, generator):
     drawn = generator.synthesis(generator.w_avg.expand(2, 4, -1))
     square = (drawn - Pictures(6, 8).batch(0, 2)).square().mean((1, 2, 3))
     assert record["pixel"] == pytest.approx(square.sqrt().mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("loss_size", [None, 4])
+def test_psps_loss_by_its_parts(tmp_path, generator, loss_size):
+    torch.manual_seed(3)
+    encoder = PSPEncoder(4, width=4, input_size=32, w_avg=generator.w_avg)
+    options = {"batch": 2, "perceptual": "pyramid", "latent_weight": 5.0, "identity": torch.nn.Flatten(), "loss_size": loss_size}
+    before = copy.deepcopy(encoder)
+    (record,) = train(Pictures(6, 8), generator, tmp_path / "e.pt", encoder, steps=1, log_every=1, **options)
+    assert record["loss"] == pytest.approx(record["pixel"] + 0.8 * record["perceptual"] + 0.1 * record["identity"] + 5 * record["latent"], rel=1e-5)
+    images = Pictures(6, 8).batch(0, 2)
+    with torch.no_grad():
+        codes = before.train()(images)
+        drawn = generator.synthesis(codes)
+        if loss_size:
+            images, drawn = (F.interpolate(x, (4, 4), mode="bilinear", antialias=True) for x in (images, drawn))
+    assert record["pixel"] == pytest.approx((drawn - images).square().mean().item(), rel=1e-4)
+    assert record["latent"] == pytest.approx(np.mean([np.linalg.norm(code - generator.w_avg) for code in codes]), rel=1e-4)
+    # Adam's first step is its learning rate, whatever the gradient.
+    moved = max((new - old).abs().max().item() for new, old in zip(encoder.parameters(), before.parameters()))
+    assert moved == pytest.approx(1e-4, rel=0.01)
+
+
+def test_training_psp_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, generator):
+    def run(out, steps):
+        torch.manual_seed(3)
+        encoder = PSPEncoder(4, width=4, input_size=32, w_avg=generator.w_avg)
+        options = {"batch": 2, "perceptual": "pyramid", "log_every": 1, "lr": 0.002}
+        return encoder, [record["loss"] for record in train(Pictures(6, 8), generator, out, encoder, steps=steps, **options)]
+
+    straight, losses = run(tmp_path / "a.pt", 30)
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    short, _ = run(tmp_path / "b.pt", 4)
+    run(tmp_path / "c.pt", 2)
+    resumed, more = run(tmp_path / "c.pt", 4)
+    assert more == losses[2:4]
+    for name, value in short.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+
+
+def test_restyle_is_not_trained(tmp_path, generator):
+    encoder = ReStyle(PSPEncoder(4, width=4, input_size=32, channels=6), copy.deepcopy(generator))
+    with pytest.raises(TalkheadError, match="restyle is used, not trained"):
+        next(train(Pictures(2, 8), generator, tmp_path / "e.pt", encoder, steps=1))
 
 
 def test_four_steps_equal_two_and_two_more(tmp_path, generator):
