@@ -29,6 +29,7 @@ ROOMS = {
     "audio2latent": ("SecondModel", "displacements"),
     "pti": ("tune",),
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),
+    "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
     "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),

@@ -740,18 +740,64 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
 
 @cli.group()
 def weights():
-    """What weight files hold, and small copies of them."""
+    """Files of weights: what is to be had, what they hold, and copies of them."""
 
 
 @weights.command("list")
 def weights_list():
-    """Tell about the weights that came with the package: a JSON object for each file."""
-    from talkhead import checkpoints
+    """Tell about weights: those that came with the package, then public ones that can be fetched, a JSON object each."""
+    from talkhead import checkpoints, downloads
 
     found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
+    _print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
+    _print_records(downloads.describe(name) for name in downloads.REGISTRY)
     if not found:
         raise TalkheadError(f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release")
-    _print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
+
+
+@weights.command("fetch")
+@click.argument("name")
+@click.option("-o", "--output", metavar="FILE", callback=_writable,
+              help="Where to put the file.  [default: where the library that wants it looks]")
+@click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
+@click.option("--url", help="Take it from here instead.")
+def weights_fetch(name, output, accept_licence, url):
+    """Download public weights; one that was cut short goes on where it stopped.
+
+    \b
+      talkhead weights fetch face-landmarker
+      talkhead weights fetch vgg16 --accept-licence
+    """
+    from tqdm import tqdm
+
+    from talkhead import downloads
+
+    _say(downloads.terms(name))
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
+        def on_progress(done, total):
+            if bar.n == 0:
+                bar.initial = done  # what an earlier call brought is not this one's speed
+            bar.total = total
+            bar.update(done - bar.n)
+
+        record = downloads.fetch(name, output, accept_licence, url, on_progress)
+    _print_records([record])
+
+
+@weights.command("verify")
+@click.argument("places", metavar="FILE|NAME...", nargs=-1, required=True)
+@click.pass_context
+def weights_verify(ctx, places):
+    """Compare files with the sizes and hashes that public weights should have; exit status 1 if any is wrong.
+
+    \b
+      talkhead weights verify vgg16 e4e_ffhq_encode.pt
+    """
+    from talkhead import downloads
+
+    records = [downloads.verify(place) for place in places]
+    _print_records(records)
+    ctx.exit(int(any(record["ok"] is False for record in records)))
 
 
 @weights.command("show")

@@ -206,7 +206,8 @@ class FaceAlignment(Detector):
 
         missing = [url for url in _face_alignment_urls() if not (folder / Path(url).name).is_file()]
         if missing:
-            raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there")
+            raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
+                                "(talkhead weights fetch s3fd and fan do)")
         # Plain torch, no compiler run on first use; older versions do not have the switch.
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
         hub = torch.hub._hub_dir    # not get_dir(): to set that would pin a folder that $TORCH_HOME may still move
@@ -304,13 +305,13 @@ def _choose(name, model, device):
         return FaceAlignment(model, device)
     found = model or _mediapipe_model()
     if name == "auto" and not (found and _installed("mediapipe")):
-        raise TalkheadError(f"detector: no weights found; pip install mediapipe and save {MEDIAPIPE_MODEL_URL} as "
-                            f"{cache_folder() / 'face_landmarker.task'}, or fill {hub_folder()} for face-alignment")
+        raise TalkheadError(f"detector: no weights found; pip install mediapipe and run talkhead weights fetch face-landmarker "
+                            f"({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'}), or fill {hub_folder()} for face-alignment")
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
     if not found:
-        raise TalkheadError(f"detector: no MediaPipe model; save {MEDIAPIPE_MODEL_URL} as "
-                            f"{cache_folder() / 'face_landmarker.task'} or pass --detector-model")
+        raise TalkheadError(f"detector: no MediaPipe model; run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as "
+                            f"{cache_folder() / 'face_landmarker.task'}), or pass --detector-model")
     return MediaPipe(found)
 
 

@@ -1,0 +1,477 @@
+"""Where public weights are, under which licence, and how to get them whole.
+
+A download grows as FILE.part beside its place, with what is known of the remote file in FILE.part.json. It goes on where it
+stopped, however it stopped; only when size and hash are right does it get its name. Nothing here runs unless it is asked for by name.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from talkhead import __version__, files
+from talkhead.errors import TalkheadError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two downloads of one file at a time go unnoticed until the hash is checked
+    fcntl = None
+
+BLOCK = 1 << 18  # bytes read at a time
+SPARE = 64 << 20  # bytes of disk that a download leaves free
+LONGEST_PAUSE = 30.0  # seconds between two tries, however many there were
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone at the next try
+
+
+# The registry ---------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Weights:
+    """A public file of weights.
+
+    purpose     what it is for, in a line
+    file        its name on disk, which the library that wants it looks for
+    urls        where it is, the best first; a Google Drive page stands for the file that it shows
+    licence     of the weights, as far as anybody says
+    commercial  whether that allows commercial use; None where nobody says
+    size        bytes; None if unknown
+    sha256      hexadecimal, all of it or only its beginning; None if unknown
+    hub         it lies in torch's hub cache, else in talkhead's own
+    """
+
+    purpose: str
+    file: str
+    urls: tuple
+    licence: str
+    commercial: bool | None
+    size: int | None = None
+    sha256: str | None = None
+    hub: bool = False
+
+    @property
+    def path(self):
+        return (files.hub_folder() if self.hub else files.cache_folder()) / self.file
+
+
+_ADA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
+_NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan2/versions/1/files/"
+_FAN = "https://www.adrianbulat.com/downloads/python-fan/"
+_DRIVE = "https://drive.google.com/file/d/{}/view"
+
+_NVIDIA = "NVIDIA Source Code License, non-commercial; trained on FFHQ (CC BY-NC-SA 4.0)"
+_ROSINALITY = "MIT code; trained on FFHQ (CC BY-NC-SA 4.0)"
+_PSP = "MIT code; holds NVIDIA's FFHQ generator (non-commercial)"
+_BULAT = "BSD-3-Clause by its author, who does not own the photos it learnt from"
+_TORCHVISION = "BSD-3-Clause code; of the weights torchvision says only that ImageNet's terms may apply"
+
+# Sizes and hashes are those that several public projects pin, or the file's own name holds; None where none could be found.
+REGISTRY = {
+    "stylegan2-ada-ffhq-1024": Weights(
+        "face generator, 1024 pixels (NVIDIA, the one that PTI tunes)", "ffhq.pkl", (_ADA + "ffhq.pkl",), _NVIDIA, False,
+        381_624_121, "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c"),
+    "stylegan2-ada-ffhq-256": Weights(
+        "face generator, 256 pixels, half the channels (NVIDIA)", "ffhq-res256-mirror-paper256-noaug.pkl",
+        (_ADA + "transfer-learning-source-nets/ffhq-res256-mirror-paper256-noaug.pkl",), _NVIDIA, False),
+    "stylegan2-ffhq-256": Weights(
+        "face generator, 256 pixels (NVIDIA)", "stylegan2-ffhq-256x256.pkl", (_NGC + "stylegan2-ffhq-256x256.pkl",), _NVIDIA, False),
+    "stylegan2-ffhq-512": Weights(
+        "face generator, 512 pixels (NVIDIA)", "stylegan2-ffhq-512x512.pkl", (_NGC + "stylegan2-ffhq-512x512.pkl",), _NVIDIA, False),
+    "stylegan2-ffhq-1024": Weights(
+        "face generator, 1024 pixels (NVIDIA)", "stylegan2-ffhq-1024x1024.pkl", (_NGC + "stylegan2-ffhq-1024x1024.pkl",), _NVIDIA, False),
+    "rosinality-ffhq-256": Weights(
+        "face generator, 256 pixels (rosinality)", "550000.pt",
+        (_DRIVE.format("1PQutd-JboOCOZqmd95XWxWrO8gGEvRcO"),), _ROSINALITY, False),
+    "rosinality-ffhq-1024": Weights(
+        "face generator, 1024 pixels (NVIDIA's, converted by rosinality's script)", "stylegan2-ffhq-config-f.pt",
+        (_DRIVE.format("1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT"),), _NVIDIA, False),
+    "psp-ffhq": Weights(
+        "image encoder to W+ (pSp), with its generator", "psp_ffhq_encode.pt",
+        (_DRIVE.format("1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0"),), _PSP, False,
+        1_201_489_451, "f786ac5cf18fcdbc5c57c9f3f12cbedca69381fbdf5694dd132294e3133749d7"),
+    "e4e-ffhq": Weights(
+        "image encoder to W+ near W (e4e), with its generator", "e4e_ffhq_encode.pt",
+        (_DRIVE.format("1cUv_reLE6k3604or78EranS7XzuVMWeO"),), _PSP, False,
+        1_201_649_680, "2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999"),
+    "restyle-psp-ffhq": Weights(
+        "image encoder that refines its answer (ReStyle over pSp), with its generator", "restyle_psp_ffhq_encode.pt",
+        (_DRIVE.format("1sw6I2lRIB0MpuJkpc8F5BJiSZrc0hjfE"),), _PSP, False),
+    "restyle-e4e-ffhq": Weights(
+        "image encoder that refines its answer (ReStyle over e4e), with its generator", "restyle_e4e_ffhq_encode.pt",
+        (_DRIVE.format("1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e"),), _PSP, False),
+    "ir-se50": Weights(
+        "face recognition: the identity loss, and the trunk that pSp starts from", "model_ir_se50.pth",
+        ("https://github.com/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
+         _DRIVE.format("1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn")),
+        "MIT code; trained on InsightFace's data, for non-commercial research only", False,
+        175_367_323, "a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28"),
+    "face-landmarker": Weights(
+        "where the face is, by MediaPipe", "face_landmarker.task",
+        ("https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",),
+        "Apache-2.0", True, 3_758_596, "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"),
+    "s3fd": Weights(
+        "where the face is, by face-alignment", "s3fd-619a316812.pth", (_FAN + "s3fd-619a316812.pth",), _BULAT, None,
+        89_843_225, "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543", hub=True),
+    "fan": Weights(
+        "68 landmarks, by face-alignment 1.5 or later", "2DFAN4-11f355bf06.pth.tar",
+        (_FAN + "2DFAN4-11f355bf06.pth.tar",), _BULAT, None,
+        95_641_761, "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa", hub=True),
+    "fan-1.4": Weights(
+        "68 landmarks, by face-alignment before 1.5", "2DFAN4-cd938726ad.zip", (_FAN + "2DFAN4-cd938726ad.zip",), _BULAT, None,
+        96_316_515, "cd938726adb1f15f361263cce2db9cb820c42585fa8796ec72ce19107f369a46", hub=True),
+    "vgg16": Weights(
+        "the perceptual loss (LPIPS)", "vgg16-397923af.pth",
+        ("https://download.pytorch.org/models/vgg16-397923af.pth",), _TORCHVISION, None,
+        553_433_881, "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", hub=True),
+    "resnet18": Weights(
+        "the first blocks of the ResNet encoder (train-encoder --imagenet)", "resnet18-f37072fd.pth",
+        ("https://download.pytorch.org/models/resnet18-f37072fd.pth",), _TORCHVISION, None,
+        46_830_571, "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", hub=True),
+    "inception-fid": Weights(
+        "the metric FID", "pt_inception-2015-12-05-6726825d.pth",
+        ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"),
+        "Apache-2.0", True, 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", hub=True),
+    "deepspeech": Weights(
+        "speech recogniser DeepSpeech 0.1.0, with its language model (an archive, left packed)", "deepspeech-0.1.0-models.tar.gz",
+        ("https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",), "MPL-2.0", True),
+    "deepspeech-graph": Weights(
+        "speech recogniser DeepSpeech 0.1.0, the network alone (an archive, left packed)", "deepspeech-0_1_0-b90017e8.pb.zip",
+        ("https://github.com/osmr/deepspeech_features/releases/download/v0.0.1/deepspeech-0_1_0-b90017e8.pb.zip",),
+        "MPL-2.0 (Mozilla's network, copied by another project)", True),
+    "syncnet": Weights(
+        "lip-sync metrics LSE-C and LSE-D", "syncnet_v2.model",
+        ("http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",),
+        "MIT code; the weights' terms are not stated", None,
+        54_573_114, "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"),
+}
+
+
+def find(name):
+    """The Weights of a name; TalkheadError that lists the names if there is none."""
+    if name not in REGISTRY:
+        raise TalkheadError(f"{name}: unknown weights; take one of {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+def describe(name):
+    """What the registry says of a name, and whether the file is there: a plain dict."""
+    weights = find(name)
+    return {"name": name, "purpose": weights.purpose, "licence": weights.licence, "commercial": weights.commercial,
+            "size": weights.size, "sha256": weights.sha256, "urls": list(weights.urls),
+            "present": weights.path.is_file(), "path": str(weights.path)}
+
+
+def terms(name):
+    """One line that says the licence, to be read before a download."""
+    weights = find(name)
+    use = {True: "allowed", False: "not allowed", None: "not spoken of"}[weights.commercial]
+    return f"{name}: licence: {weights.licence}; commercial use is {use}"
+
+
+# Whole or not ---------------------------------------------------------------------------------------------------------
+
+def verify(place):
+    """Compare a file with the registry.
+
+    place    name in the registry, or path
+    returns  dict: file, size, sha256, matches (the registry's name for it, or None) and ok: True if size and hash are
+             right as far as they are known, False if not or if nothing like it is known, None if there is nothing to compare
+    raises   TalkheadError if the file cannot be read
+    """
+    name = str(place) if str(place) in REGISTRY else None
+    path = Path(place) if name is None else REGISTRY[name].path
+    if name and not path.is_file():
+        raise TalkheadError(f"{path}: not there; run talkhead weights fetch {name}")
+    size, sha256 = _measure(path)
+    if name is None:
+        name = _recognise(path.name, size, sha256)
+    ok = _agrees(REGISTRY[name], size, sha256) if name else False
+    return {"file": str(path), "size": size, "sha256": sha256, "matches": name, "ok": ok}
+
+
+def _recognise(file, size, sha256):
+    """The name of the weights that a file is by its hash, or else claims to be by its file name."""
+    known = [name for name, weights in REGISTRY.items() if weights.sha256 and _agrees(weights, size, sha256)]
+    alike = [name for name, weights in REGISTRY.items() if weights.file == file]
+    return next(iter(known + alike), None)
+
+
+def _agrees(weights, size, sha256):
+    if weights.size is None and weights.sha256 is None:
+        return None
+    return weights.size in (None, size) and sha256.startswith(weights.sha256 or "")
+
+
+def _measure(path):
+    """Size and sha256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with files.mendable(path), open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+# Downloading ----------------------------------------------------------------------------------------------------------
+
+class _Refused(Exception):
+    """This URL will not give the file, however often it is asked."""
+
+
+class _Broken(Exception):
+    """The connection broke, and may not the next time; `offline` if there seems to be no way to the server at all."""
+
+    def __init__(self, reason, offline=False):
+        super().__init__(reason)
+        self.offline = offline
+
+
+def fetch(name, destination=None, accept_licence=False, url=None, on_progress=None, timeout=30.0, retries=5, pause=1.0):
+    """Download public weights, whole or not at all.
+
+    name            a name in the registry
+    destination     file, or folder; without it, where the library that wants the file looks
+    accept_licence  the licence was read and accepted: asked for unless it allows commercial use
+    url             take it from this address instead; size and hash remain the registry's
+    on_progress     called with the bytes that are there, and the bytes in all or None
+    timeout         seconds of silence after which a connection counts as broken
+    retries         times in a row to connect again without getting further
+    pause           seconds before the first of them; doubled for each one after
+    returns         what `verify` says of the file; one that was there already and is right is left alone
+    raises          TalkheadError if it cannot be had whole. FILE.part then remains, and the next call goes on there,
+                    unless the remote file has changed or the hash was wrong
+    """
+    weights = find(name)
+    if not weights.commercial and not accept_licence:
+        raise TalkheadError(f"{name}: its licence must be accepted first ({weights.licence}); read it and pass --accept-licence")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise TalkheadError(f"{url}: not an address to download from; pass one that begins with https://")
+    if destination is None:
+        destination = weights.path
+        with files.mendable(destination.parent):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+    destination = Path(destination)
+    if destination.is_dir():
+        destination = destination / weights.file
+    measured = _measure(destination) if destination.is_file() else None
+    if measured is None or _agrees(weights, *measured) is False:
+        part = destination.with_name(destination.name + ".part")
+        addresses = (url,) if url else weights.urls
+        with files.mendable(destination), _alone(part):
+            for address in addresses:
+                try:
+                    measured = _download(weights, address, part, on_progress, timeout, retries, pause)
+                    break
+                except _Refused as refused:
+                    if address == addresses[-1]:
+                        raise TalkheadError(f"{name}: {refused}") from refused
+            os.replace(part, destination)
+    size, sha256 = measured
+    return {"file": str(destination), "size": size, "sha256": sha256, "matches": name, "ok": _agrees(weights, size, sha256)}
+
+
+@contextmanager
+def _alone(part):
+    """Hold `part` against other downloads of it; leave nothing behind that is of no use to the next."""
+    part.touch()
+    with open(part, "rb") if fcntl else nullcontext() as held:
+        if fcntl:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TalkheadError(f"{part}: another download is writing it; wait for that one") from None
+        try:
+            yield
+        finally:
+            if not part.exists() or part.stat().st_size == 0:
+                _forget(part)
+
+
+def _download(weights, address, part, on_progress, timeout, retries, pause):
+    """Bring `part` to the end of the remote file and check it, however often the connection breaks; its size and sha256."""
+    began = furthest = _had(part, address)
+    tries = 0
+    while True:
+        try:
+            _pull(weights, address, part, on_progress or (lambda *_: None), timeout)
+            break
+        except _Broken as broken:
+            have = _had(part, address)
+            if have > furthest:
+                furthest, tries = have, 0
+            if tries == retries or broken.offline and furthest == began:
+                kept = f"; {have} bytes are kept, the same command goes on there" if have else "; try again later, or pass --url"
+                raise _Refused(f"{address}: {broken}{kept}") from broken
+            time.sleep(min(pause * 2 ** tries, LONGEST_PAUSE))
+            tries += 1
+    size, sha256 = _measure(part)
+    if size == 0:
+        raise _Refused(f"{address}: gives an empty file; pass --url with another source")
+    if _agrees(weights, size, sha256) is False:
+        _forget(part)
+        raise _Refused(f"{address}: damaged on the way, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
+                       f"of {weights.sha256}; try again, or pass --url")
+    return size, sha256
+
+
+def _pull(weights, address, part, on_progress, timeout):
+    """One connection: append to `part` what the server sends.
+
+    raises  _Broken if that is not the whole file; _Refused if it is not the file, or there is no such address;
+            TalkheadError if it does not fit on the disk
+    """
+    have, notes = _had(part, address), _recall(part, address)
+    if have and have == notes["total"]:
+        return
+    with _ask(address, have, notes, timeout) as response:
+        start, total = _span(response, have, notes, part)
+        if start == total:
+            return
+        block = _read(response, total, start)
+        if response.headers.get_content_type() == "text/html" or start == 0 and re.match(rb"\s*<(!doctype\s+)?html", block, re.I):
+            raise _Refused(f"{address}: gives a web page, not the file; download it in a browser and save it as {part.with_suffix('')}")
+        if None not in (total, weights.size) and total != weights.size:
+            raise _Refused(f"{address}: offers {total} bytes, {weights.file} has {weights.size}; another file: pass --url")
+        _make_room(part, (total or weights.size or 0) - start, 0 if start else have)
+        on_progress(start, total)
+        with open(part, "ab" if start else "wb") as stream:
+            if start == 0:
+                _note(part, {"address": address, "total": total, "validator": _validator(response)})
+            while block:
+                stream.write(block)
+                start += len(block)
+                on_progress(start, total)
+                block = _read(response, total, start)
+            stream.flush()
+            os.fsync(stream.fileno())
+    if total is not None and start < total:
+        raise _Broken(f"ended after {start} of {total} bytes")
+
+
+def _direct(address):
+    """The address of a file's bytes: a page of Google Drive shows a file, another host gives it, with no virus check between."""
+    drive = re.match(r"https://(?:drive|docs)\.google\.com/.*?(?:/d/|[?&]id=)([\w-]+)", address)
+    if drive:
+        return f"https://drive.usercontent.google.com/download?id={drive[1]}&export=download&confirm=t"
+    return address
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, response, code, message, headers, url):
+        if request.type == "https" and not url.startswith("https:"):
+            raise _Refused(f"{request.full_url}: sends us on to {url}, which is not encrypted; pass --url")
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+def _ask(address, have, notes, timeout):
+    """The server's answer to a request for all of the file, or for what follows the first `have` bytes."""
+    headers = {"User-Agent": f"talkhead/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if notes["validator"]:
+            headers["If-Range"] = notes["validator"]
+    try:
+        request = urllib.request.Request(_direct(address), headers=headers)
+        return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:
+            return error
+        reason = f"HTTP {error.code} {str(error.reason).splitlines()[0] if error.reason else ''}".strip()
+        error.close()
+        if error.code in PASSING:
+            raise _Broken(reason) from error
+        raise _Refused(f"{address}: {reason}; pass --url with another source") from error
+    except urllib.error.URLError as error:
+        cause = error.reason
+        offline = isinstance(cause, (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError))
+        raise _Broken(f"no connection ({getattr(cause, 'strerror', None) or cause})", offline) from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise _Refused(f"{address}: not an address ({error})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(_why(error)) from error
+
+
+def _span(response, have, notes, part):
+    """Where in the file a response begins, and the file's size, None if the server does not say.
+
+    raises  _Broken if it continues another file than the one that `part` began; the part is emptied then
+    """
+    if response.status == 200:
+        return 0, response.length
+    said = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
+    start, total = (int(number) if number and number != "*" else None for number in said.groups()) if said else (None, None)
+    if response.status == 416 and total == have:
+        return have, have
+    if start == have and _alike(total, notes["total"]) and _alike(_validator(response), notes["validator"]):
+        return start, total or notes["total"]
+    os.truncate(part, 0)
+    raise _Broken("the remote file has changed")
+
+
+def _alike(one, other):
+    return None in (one, other) or one == other
+
+
+def _validator(response):
+    """What names this version of a remote file for If-Range, which takes no weak ETags; None if nothing does."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified")
+
+
+def _read(response, total, start):
+    """The next bytes as they come; empty at the end."""
+    try:
+        return response.read1(BLOCK if total is None else min(BLOCK, total - start))
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(_why(error)) from error
+
+
+def _why(error):
+    return "the server went silent" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+
+
+def _make_room(part, wanted, freed):
+    free = shutil.disk_usage(part.parent).free + freed - SPARE
+    if wanted > free:
+        raise TalkheadError(f"{part.parent}: {wanted / 1e6:.0f} MB to come and room for {max(free, 0) / 1e6:.0f} MB; "
+                            "free some space, or pass -o with another place")
+
+
+# What is known of a part: without it there is no telling which file its bytes began.
+
+def _notes(part):
+    return part.with_name(part.name + ".json")
+
+
+def _note(part, notes):
+    _notes(part).write_text(json.dumps(notes))
+
+
+def _recall(part, address):
+    """The notes of a part that this address can continue, else None."""
+    try:
+        notes = json.loads(_notes(part).read_text())
+        fits = notes["address"] == address and (notes["validator"] or notes["total"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return notes if fits else None
+
+
+def _had(part, address):
+    """Bytes of a part that this address can continue."""
+    return part.stat().st_size if _recall(part, address) else 0
+
+
+def _forget(part):
+    for path in (part, _notes(part)):
+        path.unlink(missing_ok=True)
