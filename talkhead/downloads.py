@@ -284,12 +284,14 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
 def _alone(part):
     """Hold `part` against other downloads of it; leave nothing behind that is of no use to the next."""
     part.touch()
-    with open(part, "rb") if fcntl else nullcontext() as held:
+    with open(part, "r+b") if fcntl else nullcontext() as held:  # to write, which NFS asks of who locks
         if fcntl:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TalkheadError(f"{part}: another download is writing it; wait for that one") from None
+            except OSError:
+                pass  # a file system without locks: as on Windows
         try:
             yield
         finally:
@@ -408,6 +410,8 @@ def _span(response, have, notes, part):
     """
     if response.status == 200:
         return 0, response.length
+    if not have or response.status not in (206, 416):
+        raise _Broken(f"answers with HTTP {response.status}, which is no file")
     said = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
     start, total = (int(number) if number and number != "*" else None for number in said.groups()) if said else (None, None)
     if response.status == 416 and total == have:

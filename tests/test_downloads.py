@@ -1,5 +1,6 @@
 """Downloads, against a local server that does what servers do: stall, cut short, change, lie, send a web page."""
 
+import errno
 import hashlib
 import json
 import os
@@ -368,6 +369,14 @@ def test_a_size_that_was_promised_too_large(server, toy, name):
         assert fetch(name)["sha256"] == HASH
 
 
+@pytest.mark.parametrize("status", [204, 206])
+def test_an_answer_that_nobody_asked_for(server, toy, caches, status):
+    server.plans = [{"status": status}]
+    with pytest.raises(TalkheadError, match=f"answers with HTTP {status}"):
+        fetch()
+    assert left(caches) == []
+
+
 def test_a_size_that_was_promised_too_small(server, toy, caches):
     server.plans = [{"length": HALF}]
     with pytest.raises(TalkheadError, match=f"offers {HALF} bytes"):
@@ -528,6 +537,16 @@ def test_two_downloads_of_one_file_do_not_mix(server, toy):
         fetch()
     other.join()
     assert toy.path.read_bytes() == BODY
+
+
+def test_a_file_system_without_locks_will_do(server, toy, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert fetch()["ok"]
 
 
 # Licences ---------------------------------------------------------------------------------------------------------------
