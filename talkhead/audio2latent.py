@@ -136,7 +136,7 @@ def displacements(model, windows, identity, chunk=25, gain=1.0):
 
 def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
           image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
-          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", **run):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -156,6 +156,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
+    run             how training.fit logs and saves
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
                     "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
                     spread: below 0 the mouth moves too little), "val_error" (share of the opening's variance missed)
@@ -174,7 +175,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         lessons = []
         for clip in _find(clips):
             lessons.append(codes.learn(clip, device))
-            if len(lessons) % log_every == 0:
+            if len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
         training_set, held_out = _split(lessons, hold_out, seed)
         settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
@@ -194,7 +195,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
         state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
         yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
-                                save_minutes=save_minutes, log_every=log_every, on_save=on_save, **checks)
+                                batch=batch * frames, unit="frames", feed=trainer.feed, **checks, **run)
 
 
 class _Trainer:
@@ -202,15 +203,16 @@ class _Trainer:
 
     def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed):
         self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
-        self.codes, self.training_set, self.held_out, self.settings, self.seed = codes, training_set, held_out, settings, seed
+        self.codes, self.training_set, self.held_out, self.settings = codes, training_set, held_out, settings
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
         self.device = next(model.parameters()).device
         lengths = np.array([lesson.frames for lesson in training_set])
         self.chances = lengths / lengths.sum()
+        self.feed = training.Feed(lambda index: self._batch(np.random.default_rng([seed, index])))
 
     def step(self, index):
-        windows, identity, target, valid = self._batch(np.random.default_rng([self.seed, index]))
+        windows, identity, target, valid = (part.to(self.device) for part in self.feed(index))
         predicted = self.model.coordinates(windows, self._blur(identity))[0][valid]  # (n, K)
         wanted = (target - identity[:, None])[valid]  # (n, L, 512)
         true = self.model.basis.project(wanted, centre=False)
@@ -270,7 +272,7 @@ class _Trainer:
         the frames are there (B, T), for a chunk may be longer than its clip."""
         picks = rng.choice(len(self.training_set), self.settings["batch"], p=self.chances)
         chunks = [self._chunk(self.training_set[pick], rng) for pick in picks]
-        return [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*chunks)]
+        return [torch.from_numpy(np.stack(part)) for part in zip(*chunks)]
 
     def _chunk(self, lesson, rng):
         codes, audio = self.codes.read(lesson)
@@ -401,7 +403,7 @@ class _Codes:
         if not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
         with self._mendable():
-            self.file = sqlite3.connect(self.path)
+            self.file = sqlite3.connect(self.path, check_same_thread=False)  # chunks are read by a Feed
             self.file.execute("create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)")
         return self
 

@@ -62,6 +62,33 @@ def _print_records(records):
         click.echo(json.dumps(record))
 
 
+def _watch(records, steps, tensorboard):
+    """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
+    draw = _curves(tensorboard) if tensorboard else lambda record: None
+    with _progress(None, steps, "step") as bar:
+        for record in records:
+            bar.clear()
+            _print_records([record])
+            bar.update(record["step"] - bar.n)
+            draw(record)
+
+
+def _curves(folder):
+    """A function that adds a record to TensorBoard's curves."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as problem:
+        raise TalkheadError("--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'") from problem
+    writer = SummaryWriter(folder)
+
+    def draw(record):
+        for name, value in record.items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return draw
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Options that mean the same everywhere
 
@@ -168,9 +195,15 @@ data = together(
 )
 run = together(
     number("--save-minutes", 5.0, "Time between two checkpoints."),
+    number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
     number("--log-every", 10, "Steps between two records on stdout.", least=1),
+    click.option("--tensorboard", metavar="FOLDER", help="Write the records there too, for TensorBoard; needs the extra tensorboard."),
     seed,
     device,
+)
+sheets = together(
+    click.option("--samples", metavar="FOLDER", help="Draw there, now and then, what has been learnt (PNG)."),
+    number("--samples-every", 1000, "Steps between two such pictures.", least=1),
 )
 validation = together(
     click.option("--validation", metavar="PATH", multiple=True,
@@ -607,9 +640,10 @@ def synth(output, count, recordings, **options):
 @perceptual
 @one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 @data
+@sheets
 @run
 def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder_init,
-                   width, input_size, stem_stride, pool_size, perceptual, every, limit, device, **options):
+                   width, input_size, stem_stride, pool_size, perceptual, every, limit, tensorboard, device, **options):
     """Train the face generator on pictures and clips.
 
     \b
@@ -634,7 +668,8 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     elif options["reconstruct_only"]:
         raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)
-    _print_records(stylegan.train(images, output, generator, critic, device=device, **options))
+    records = stylegan.train(images, output, generator, critic, device=device, **options)
+    _watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-encoder")
@@ -661,9 +696,10 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @validation
 @data
+@sheets
 @run
 def train_encoder(sources, output, generator, arch, width, input_size, stem_stride, pool_size, head, imagenet, irse, init,
-                  identity_network, validation, every, limit, device, **options):
+                  identity_network, validation, every, limit, tensorboard, device, **options):
     """Train an encoder to find the latents of a frozen generator.
 
     \b
@@ -689,7 +725,8 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     size = max(generator.resolution, encoder.input_size)
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
-    _print_records(inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options))
+    records = inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options)
+    _watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-audio2latent")
@@ -720,7 +757,8 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
 @number("--average", 0.998, "Share that the running average of the weights keeps each step.")
 @run
-def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder, device, **options):
+def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder,
+                       tensorboard, device, **options):
     """Train the speech model on talking clips.
 
     \b
@@ -735,7 +773,8 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     torch.manual_seed(options["seed"])
     sizes = {"channels": tuple(channels)} if channels else {}
     model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
-    _print_records(audio2latent.train(sources, generator, encoder, output, model, device=device, **options))
+    records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
+    _watch(records, options["steps"], tensorboard)
 
 
 @cli.group()

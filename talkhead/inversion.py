@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
-from talkhead.training import fit, to_images
+from talkhead.training import Feed, fit, sheet, to_images
 
 # ---- frames to codes ----
 
@@ -237,7 +237,7 @@ RECIPES = {
 
 def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=None, pixel_weight=1.0, perceptual_weight=None,
           perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, loss_size=None, flip=False, validation=None,
-          validate_every=500, seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          validate_every=500, seed=0, device="cpu", **run):
     """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
 
     images             training.Images
@@ -254,6 +254,7 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
     loss_size          pictures of larger generators are compared at this size, pixels
     validation         training.Images to measure every `validate_every` steps; the best encoder is then kept
+    run                how training.fit logs and saves; its `samples` are pictures over their reconstructions
     yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where measured
     raises             TalkheadError if the encoder is of another L, or a ReStyle
 
@@ -277,9 +278,12 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     distance = _Reconstruction(generator, encoder, perceptual.to(device), identity, weights, recipe["pixel"], recipe["loss_size"])
     adam = torch.optim.Adam(encoder.parameters(), lr=recipe["lr"])
 
+    feed = Feed(lambda index: images.batch(index, batch, seed, flip))
+    shown = (validation or images).batch(0, 8, seed)
+
     def step(index):
         encoder.train()
-        loss, record = distance(images.batch(index, batch, seed, flip).to(device))
+        loss, record = distance(feed(index).to(device))
         adam.zero_grad(set_to_none=True)
         loss.backward()
         adam.step()
@@ -291,10 +295,14 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
         count = math.ceil(len(validation) / batch)
         return {"validation": sum(distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)) / count}
 
+    @torch.no_grad()
+    def draw():
+        return sheet(_resized(shown, generator.resolution), generator.synthesis(encoder.eval()(shown.to(device))))
+
     header = {"kind": "encoder", "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)}}
     checks = {} if validation is None else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(step, {"model": encoder, "optimizer": adam}, steps=steps, out=out, header=header, seed=seed,
-                   save_minutes=save_minutes, log_every=log_every, on_save=on_save, **checks)
+                   batch=batch, feed=feed, draw=draw, **checks, **run)
 
 
 class _Reconstruction:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from talkhead.errors import TalkheadError
-from talkhead.training import fit
+from talkhead.training import Feed, fit, sheet
 
 MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
 
@@ -317,7 +317,7 @@ def inherit(generator, state):
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
-          reconstruct_only=0, precision="float32", lineage=(), seed=0, device="cpu", save_minutes=5.0, log_every=10, on_save=None):
+          reconstruct_only=0, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
     images              training.Images
@@ -338,6 +338,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     precision           "float32", or "bfloat16" for forward and backward passes under autocast; R1 and path length
                         are always float32
     lineage             fingerprints of the generators whose encoders and speech models fit this one too
+    run                 how training.fit logs and saves; its `samples` are faces drawn from the same z every time, and with an
+                        encoder pictures over their reconstructions
     yields              {"step", "seconds", "images", losses…}
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
@@ -351,8 +353,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     if encoder is not None:
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
     header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {})}
-    yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, save_minutes=save_minutes,
-                   log_every=log_every, on_save=on_save)
+    yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, batch=batch, feed=trainer.feed,
+                   draw=trainer.draw, **run)
 
 
 class _Scalars:
@@ -372,7 +374,7 @@ class _Trainer:
     """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, critic, its regulariser."""
 
     def __init__(self, images, generator, discriminator, encoder, options):
-        self.images, self.generator, self.discriminator, self.encoder = images, generator, discriminator, encoder
+        self.generator, self.discriminator, self.encoder = generator, discriminator, encoder
         self.options = {key: value for key, value in options.items() if key not in ("images", "generator", "discriminator", "encoder")}
         if encoder is not None and options["reconstruction"] is None:
             raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
@@ -386,6 +388,8 @@ class _Trainer:
             self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=options["encoder_lr"])
             encoder.requires_grad_(options["encoder_lr"] > 0).train(options["encoder_lr"] > 0)
         self.scalars = _Scalars(path_mean=0.0)
+        self.feed = Feed(lambda index: images.batch(index, options["batch"], options["seed"], options["flip"]))
+        self.shown = images.batch(0, 8, options["seed"]) if encoder is not None else None
 
     def _autocast(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.options["precision"] == "bfloat16")
@@ -402,7 +406,7 @@ class _Trainer:
         return torch.where(early[..., None], first, second)
 
     def step(self, index):
-        real = self.images.batch(index, self.options["batch"], self.options["seed"], self.options["flip"]).to(self.device)
+        real = self.feed(index).to(self.device)
         adversarial = self.encoder is None or index >= self.options["reconstruct_only"]
         record = {"images": (index + 1) * len(real)}
         fake = self._step_generator(real, adversarial, record)
@@ -494,6 +498,18 @@ class _Trainer:
         (penalty * self.options["r1"] / 2 * self.options["r1_every"]).backward()
         self.d_optimizer.step()
         record["r1"] = penalty.item()
+
+
+    @torch.no_grad()
+    def draw(self):
+        """What the average draws: three rows from z, and with an encoder a row of pictures over their reconstructions."""
+        average = self.average.copy
+        rows = [average(torch.randn(8, average.z_dim).to(self.device)) for _ in range(3)]
+        if self.encoder is not None:
+            training = self.encoder.training
+            rows += [self.shown, average.synthesis(self.encoder.eval()(self.shown.to(self.device)))]
+            self.encoder.train(training)
+        return sheet(*rows)
 
 
 def _lazy_adam(network, options, every):

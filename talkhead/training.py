@@ -7,9 +7,14 @@ repeat the uninterrupted one bit for bit.
 
 import copy
 import math
+import os
+import shutil
 import signal
 import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +141,33 @@ def clips(sources):
     return found
 
 
-def fit(step, state, *, steps, out, header, seed=0, save_minutes=5.0, log_every=10, validate=None, validate_every=None,
-        keep_best=None, on_save=None):
+class Feed:
+    """What each step learns from, made ready by a thread while the step before is at work.
+
+    make   function of the step index; whatever is random in it hangs on the index alone, for it is called ahead of time
+
+    `seconds` is how long steps have waited for it.
+    """
+
+    def __init__(self, make):
+        self.seconds = 0.0
+        self._make, self._thread, self._ahead = make, ThreadPoolExecutor(1), {}
+
+    def __call__(self, index):
+        began = time.monotonic()
+        made = (self._ahead.pop(index, None) or self._thread.submit(self._make, index)).result()
+        self.seconds += time.monotonic() - began
+        self._ahead = {index + 1: self._thread.submit(self._make, index + 1)}
+        return made
+
+
+def sheet(*rows):
+    """Images in rows, one below the other: float (N, 3, H, W) each -> uint8 (rows · H, N · W, 3)."""
+    return np.concatenate([np.concatenate(list(to_frames(row)), 1) for row in rows])
+
+
+def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
+        validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
     """Run a trainer to `steps`, resuming from `out` if it is there; yield its log records.
 
     step            function of the step index that takes one optimiser step and returns a dict of floats
@@ -145,41 +175,50 @@ def fit(step, state, *, steps, out, header, seed=0, save_minutes=5.0, log_every=
                     loads, the others are kept in the file under "training"
     out             path of the .pt to write, and to resume
     header          {"kind": str, "config": dict}; a resumed file must have the same config
-    save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM
+    batch, unit     how many of what a step learns from, for the log
+    feed            the Feed that `step` draws from, for the log
+    save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM. One that cannot be
+                    written, for the disk is full, is a warning, and the one before is kept; only the last one must be
+    keep            how many checkpoints to keep beside `out`, in NAME-STEP.pt: the newest ones
     validate        function without arguments that returns a dict of floats, run every `validate_every` steps
     keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
+    draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
+    samples         folder for these pictures, one every `samples_every` steps and at the end; None draws none
     on_save         called after each checkpoint
-    yields          {"step": int, "seconds": float, ...}: one record every `log_every` steps and at each validation
-    raises          TalkheadError on another config, on a loss that is not finite, and when stopped by SIGTERM
+    yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
+                    "images_per_second": float, ...}: one record every `log_every` steps and at each validation
+    raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
+                    little memory, and when stopped by SIGTERM
     """
-    out = Path(out)
-    done, best = _resume(out, header, state)
-    stop = _StopSignal()
-    started = saved = time.monotonic()
-
-    def save(count):
-        _save(out, header, state, count, best)
-        if on_save is not None:
-            on_save()
-
-    with stop:
+    file = _File(Path(out), header, state, keep, on_save)
+    folder = draw and samples and _folder(samples)
+    with file.locked(), _StopSignal() as stop:
+        done, saved, seconds, waited = file.resume(), time.monotonic(), 0.0, feed.seconds if feed else 0.0
         for index in range(done, steps):
-            record = _seeded(step, index, seed)
-            bad = [name for name, value in record.items() if not math.isfinite(value)]
-            if bad:
-                raise TalkheadError(f"{out}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last good checkpoint")
-            count = index + 1
+            count, began = index + 1, time.monotonic()
+            with _enough_memory(f"{out}, step {index}"):
+                record = _seeded(step, index, seed)
+            file.refuse_nan(index, record)
+            seconds += time.monotonic() - began
             checked = validate is not None and (count % validate_every == 0 or count == steps)
             if checked:
                 record |= _seeded(lambda _: validate(), index, seed)
-                if keep_best is not None and (best is None or record[keep_best] < best["value"]):
-                    best = {"value": record[keep_best], "step": count, "model": _cpu(state["model"].state_dict())}
+                file.consider(count, record.get(keep_best))
             if checked or count % log_every == 0 or count == steps:
-                yield {"step": count, "seconds": round(time.monotonic() - started, 3), **record}
-            if stop.raised or count == steps or time.monotonic() - saved > 60 * save_minutes:
-                save(count)
+                speed = {f"{unit}_per_second": round(batch * (count - done) / seconds, 3)}
+                wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
+                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record
+            if folder and (count % samples_every == 0 or count == steps):
+                with _survived(f"{folder}, step {count}: no picture written"):
+                    files.write_image(folder / f"{count:08}.png", _seeded(lambda _: draw(), 0, seed), synthetic=True)
+            last = stop.raised or count == steps
+            if last or time.monotonic() - saved > 60 * save_minutes:
+                if not file.sound():  # the loss tells of it only in the next step
+                    file.refuse_nan(index, {"a weight": math.nan})
+                with nullcontext() if last else _survived(f"step {count}: the checkpoint before this one is kept"):
+                    file.save(count)
                 saved = time.monotonic()
-            if stop.raised:
+            if stop.raised and count < steps:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on")
     if done >= steps and on_save is not None:
         on_save()
@@ -191,6 +230,150 @@ def _seeded(function, index, seed):
         return function(index)
 
 
+def _folder(path):
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise TalkheadError(f"{path}: {problem.strerror}; name another folder") from problem
+    return Path(path)
+
+
+@contextmanager
+def _survived(consequence):
+    """A file that could not be written, which training goes on without."""
+    try:
+        yield
+    except TalkheadError as problem:
+        warnings.warn(f"{consequence} ({problem})", stacklevel=1)
+
+
+@contextmanager
+def _enough_memory(where):
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        # On a CPU, torch has no class for it.
+        if not isinstance(problem, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(problem):
+            raise
+        raise TalkheadError(f"{where}: out of memory; lower --batch, or the sizes of the networks") from problem
+
+
+class _File:
+    """The file of a run: what it resumes, its checkpoints, and that nobody else writes them."""
+
+    def __init__(self, path, header, state, keep, on_save):
+        self.path, self.header, self.state, self.keep, self.on_save = path, header, state, keep, on_save
+        self.best = None  # {"value", "step", "model"} by validation
+
+    @contextmanager
+    def locked(self):
+        """Refuse to write a file that another run writes. The lock goes with its process, however that ends."""
+        if not self.path.parent.is_dir():
+            raise TalkheadError(f"{self.path}: its folder does not exist; make it first")
+        if os.name == "nt":  # no such locks
+            yield
+            return
+        import fcntl
+
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with open(lock, "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as problem:
+                raise TalkheadError(f"{self.path}: another run writes it; wait for that, or pass another --output") from problem
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def refuse_nan(self, index, record):
+        bad = [name for name, value in record.items() if not math.isfinite(value)]
+        if bad:
+            raise TalkheadError(f"{self.path}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last good checkpoint")
+
+    def consider(self, count, value):
+        """Keep the model as it is now if it is the best by validation."""
+        if value is not None and (self.best is None or value < self.best["value"]):
+            self.best = {"value": value, "step": count, "model": _cpu(self.state["model"].state_dict())}
+
+    def sound(self):
+        """Whether all that would be saved is finite."""
+        return all(tensor.isfinite().all() for tensor in _tensors([part.state_dict() for part in self.state.values()]))
+
+    def save(self, count):
+        weights = {**self.header, "step": count, "model": self.state["model"].state_dict()}
+        training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
+        if self.best is not None:
+            training |= {"last": weights["model"], "best_value": self.best["value"], "best_step": self.best["step"]}
+            weights["model"] = self.best["model"]
+        files.save_weights(self.path, weights | {"training": training})
+        if self.keep:
+            self._snapshot(count)
+        if self.on_save is not None:
+            self.on_save()
+
+    def _snapshot(self, count):
+        """A second name for what was just written: the next checkpoint is a new file, and leaves this one as it is."""
+        name = self.path.with_name(f"{self.path.stem}-{count:08}{self.path.suffix}")
+        name.unlink(missing_ok=True)
+        try:
+            os.link(self.path, name)
+        except OSError:  # a file system without links
+            shutil.copy(self.path, name)
+        pattern = f"{self.path.stem}-{'[0-9]' * 8}{self.path.suffix}"
+        for old in sorted(self.path.parent.glob(pattern))[: -self.keep]:
+            old.unlink()
+
+    def resume(self):
+        """Load the file if it exists; returns the steps done."""
+        if not self.path.exists():
+            return 0
+        weights = files.load_weights(self.path, kind=self.header["kind"])
+        if "training" not in weights:
+            raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
+        self._compare(_flat(weights["config"]), _flat(self.header["config"]))
+        training = weights["training"]
+        for name in sorted(self.state.keys() - training.keys() - {"model"}):
+            raise TalkheadError(f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output")
+        if "last" in training:
+            self.best = {"value": training["best_value"], "step": training["best_step"], "model": weights["model"]}
+        for name, part in self.state.items():
+            _load(part, training[name] if name != "model" else training.get("last", weights["model"]))
+        return weights["step"]
+
+    def _compare(self, before, now):
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not key.endswith(".lr")]
+        if changed:
+            differences = ", ".join(f"{key}={before.get(key)}, now {now.get(key)}" for key in changed)
+            raise TalkheadError(f"{self.path}: was trained with {differences}; resume with the same options or pass another --output")
+
+
+def _flat(config, prefix=""):
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _load(part, state):
+    """Load what was saved; but an optimiser keeps the learning rates of now, so that a resumed run may change them."""
+    rates = [group["lr"] for group in getattr(part, "param_groups", ())]
+    part.load_state_dict(state)
+    for group, rate in zip(getattr(part, "param_groups", ()), rates):
+        group["lr"] = rate
+
+
+def _tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (dict, list, tuple)):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(part)
+
+
 def _cpu(tree):
     """A copy of a state dict whose tensors no later step can change."""
     if isinstance(tree, torch.Tensor):
@@ -198,39 +381,6 @@ def _cpu(tree):
     if isinstance(tree, dict):
         return {key: _cpu(value) for key, value in tree.items()}
     return copy.deepcopy(tree)
-
-
-def _save(out, header, state, count, best):
-    weights = {**header, "step": count, "model": state["model"].state_dict()}
-    training = {name: part.state_dict() for name, part in state.items() if name != "model"}
-    if best is not None:
-        training |= {"last": weights["model"], "best_value": best["value"], "best_step": best["step"]}
-        weights["model"] = best["model"]
-    files.save_weights(out, weights | {"training": training})
-
-
-def _resume(out, header, state):
-    """Load `out` into `state` if it exists; returns the steps done and the best model so far."""
-    if not out.exists():
-        return 0, None
-    weights = files.load_weights(out, kind=header["kind"])
-    if "training" not in weights:
-        raise TalkheadError(f"{out}: holds finished weights, not a training run; pass another --output")
-    changed = [key for key in sorted(set(weights["config"]) | set(header["config"]))
-               if weights["config"].get(key) != header["config"].get(key)]
-    if changed:
-        key = changed[0]
-        raise TalkheadError(f"{out}: was trained with {key}={weights['config'].get(key)}, now {header['config'].get(key)}; "
-                            "resume with the same options or pass another --output")
-    training = weights["training"]
-    best = None
-    if "last" in training:
-        best = {"value": training["best_value"], "step": training["best_step"], "model": weights["model"]}
-    state["model"].load_state_dict(training.get("last", weights["model"]))
-    for name, part in state.items():
-        if name != "model":
-            part.load_state_dict(training[name])
-    return weights["step"], best
 
 
 class _StopSignal:
@@ -241,6 +391,7 @@ class _StopSignal:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._remember)
+        return self
 
     def _remember(self, *_):
         self.raised = True

@@ -7,6 +7,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import click
@@ -38,9 +39,9 @@ SIGNATURES = {
     "pti": ["pti.tune", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
-    "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual"],
-    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images"],
-    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel"],
+    "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
+    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images", "training.fit"],
+    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights export": ["checkpoints.export"],
 }
@@ -54,9 +55,10 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
-                       "init", "encoder_init", "steps", "every", "limit", "device", "perceptual"},
-    "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation", "device"},
-    "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "device"},
+                       "init", "encoder_init", "steps", "every", "limit", "tensorboard", "device", "perceptual"},
+    "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation",
+                      "tensorboard", "device"},
+    "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "tensorboard", "device"},
     "weights fetch": {"name", "output"},
     "weights export": {"source", "output"},
 }
@@ -457,7 +459,8 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--batch", 2,
             "--mapping-layers", 2, "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
     assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
-    assert [record["step"] for record in records(run(*line, "--steps", 3))] == [3]
+    assert [record["step"] for record in records(run(*line, "--steps", 3, "--samples", scene / "sheets"))] == [3]
+    assert files.read_image(scene / "sheets" / "00000003.png").shape == (5 * 16, 8 * 16, 3)
     generator = checkpoints.load_generator(scene / "g.pt")
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
     # Sizes not given are those of the file.
@@ -487,8 +490,10 @@ def test_train_stylegan_grows(scene):
 
 def test_train_encoder(scene):
     line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, *TINY_ENCODER, "--perceptual", "pyramid",
-            "--validation", scene / "face.png", "--validate-every", 1]
+            "--validation", scene / "face.png", "--validate-every", 1, "--samples", scene / "sheets", "--samples-every", 1, "--keep", 1]
     assert all("validation" in record for record in records(run(*line)))
+    assert files.read_image(scene / "sheets" / "00000001.png").shape == (2 * 16, 8 * 16, 3)
+    assert checkpoints.load_encoder(scene / "e-00000002.pt").num_ws == 6
     onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "f.pt", "--init", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
     assert len(records(run(*onward))) == 2
 
@@ -530,6 +535,18 @@ def test_train_audio2latent(scene, puppet):
     result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4",
                  "--audio2latent", scene / "a.pt")
     assert result.exit_code == 0, result.output
+
+
+def test_curves_for_tensorboard(scene, monkeypatch):
+    line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, *TINY_ENCODER, "--perceptual", "pyramid", "--tensorboard", scene / "curves"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run(*line)
+    assert result.exit_code == 1 and "--tensorboard: its package is not installed; pip install" in result.stderr
+    drawn = []
+    writer = types.SimpleNamespace(add_scalar=lambda *point: drawn.append(point), flush=lambda: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=lambda folder: writer))
+    last = records(run(*line))[-1]
+    assert ("loss", last["loss"], 2) in drawn
 
 
 def test_a_changed_run_is_refused(scene):

@@ -1,9 +1,11 @@
 """The loop: resume, best weights, refusals; and the images it is fed."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
     Descent().fit(tmp_path / "whole.pt", 8)
     one, two = (files.load_weights(tmp_path / name) for name in ("whole.pt", "killed.pt"))
     assert two["step"] == 8 and torch.equal(one["model"]["weight"], two["model"]["weight"])
-    assert os.listdir(tmp_path).count("killed.pt") == 1 and len(os.listdir(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == ["killed.pt", "whole.pt"]
 
 
 def test_sigterm_writes_a_checkpoint(tmp_path):
@@ -112,6 +114,130 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
         run.fit(tmp_path / "a.pt", 9, save_minutes=0)
     weights = files.load_weights(tmp_path / "a.pt")
     assert weights["step"] == 3 and torch.isfinite(weights["model"]["weight"]).all()
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    run = Descent()
+    step = run.step
+
+    def broken(index):
+        record = step(index)
+        if index == 3:
+            run.model.weight.data.fill_(float("inf"))
+        return record
+
+    run.step = broken
+    with pytest.raises(TalkheadError, match="step 3: a weight is not finite"):
+        run.fit(tmp_path / "a.pt", 9, save_minutes=0)
+    assert files.load_weights(tmp_path / "a.pt")["step"] == 3
+
+
+def test_two_runs_in_one_file_are_refused(tmp_path):
+    first, second = Descent(), Descent()
+    header = {"kind": "encoder", "config": {"width": 1}}
+    running = training.fit(first.step, {"model": first.model}, steps=2, out=tmp_path / "a.pt", header=header, log_every=1)
+    next(running)
+    with pytest.raises(TalkheadError, match="a.pt: another run writes it"):
+        second.fit(tmp_path / "a.pt", 2)
+    second.fit(tmp_path / "b.pt", 2)
+    list(running)
+    Descent().fit(tmp_path / "c.pt", 2)
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt", "c.pt"]
+
+
+def test_a_full_disk_is_survived(tmp_path, monkeypatch):
+    """Checkpoints 2 and 3 fail in the writing; the run goes on, and only the last one must be written."""
+    full, sync = [], os.fsync
+
+    def fsync(file):
+        if len(full) in (1, 2):
+            full.append(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        full.append(0)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.warns(UserWarning, match="step 2: the checkpoint before this one is kept .*disk is full"):
+        Descent().fit(tmp_path / "a.pt", 4, save_minutes=0)
+    assert len(full) == 4 and files.load_weights(tmp_path / "a.pt")["step"] == 4 and os.listdir(tmp_path) == ["a.pt"]
+    full[:] = [0]
+    with pytest.warns(UserWarning), pytest.raises(TalkheadError, match="disk is full"):
+        Descent().fit(tmp_path / "a.pt", 6, save_minutes=0)
+    assert files.load_weights(tmp_path / "a.pt")["step"] == 4
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    Descent().fit(tmp_path / "a.pt", 4, save_minutes=0, keep=2)
+    assert sorted(os.listdir(tmp_path)) == ["a-00000003.pt", "a-00000004.pt", "a.pt"]
+    assert [files.load_weights(tmp_path / name)["step"] for name in ("a-00000003.pt", "a-00000004.pt")] == [3, 4]
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+                                     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+def test_too_little_memory_is_said_with_what_to_lower(tmp_path, problem):
+    def hungry(index):
+        raise problem
+
+    run = Descent()
+    run.step = hungry
+    with pytest.raises(TalkheadError, match="a.pt, step 0: out of memory; lower --batch"):
+        run.fit(tmp_path / "a.pt", 1)
+
+
+def test_a_resumed_run_may_change_its_rate(tmp_path):
+    Descent().fit(tmp_path / "a.pt", 1)
+    run = Descent()
+    run.optimizer.param_groups[0]["lr"] = 0.01
+    run.fit(tmp_path / "a.pt", 2)
+    assert run.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_what_a_run_was_trained_without_is_named(tmp_path):
+    Descent().fit(tmp_path / "a.pt", 1, config={"sizes": {"a": 1, "b": 2}})
+    with pytest.raises(TalkheadError, match="trained with sizes.b=2, now 3; resume"):
+        Descent().fit(tmp_path / "a.pt", 2, config={"sizes": {"a": 1, "b": 3}})
+    run = Descent()
+    state = {"model": run.model, "optimizer": run.optimizer, "second_optimizer": run.optimizer}
+    with pytest.raises(TalkheadError, match="trained without second optimizer"):
+        list(training.fit(run.step, state, steps=2, out=tmp_path / "a.pt", header={"kind": "encoder", "config": {"sizes": {"a": 1, "b": 2}}}))
+
+
+def test_pictures_are_drawn_on_schedule_and_at_the_end(tmp_path):
+    drawn = []
+
+    def draw():
+        drawn.append(torch.rand(1).item())
+        return np.zeros((2, 3, 3), np.uint8)
+
+    Descent().fit(tmp_path / "a.pt", 5, draw=draw, samples=tmp_path / "new" / "sheets", samples_every=2)
+    assert sorted(os.listdir(tmp_path / "new" / "sheets")) == ["00000002.png", "00000004.png", "00000005.png"]
+    assert len(set(drawn)) == 1  # the same draw each time
+    (tmp_path / "file").touch()
+    with pytest.raises(TalkheadError, match="name another folder"):
+        Descent().fit(tmp_path / "b.pt", 1, draw=draw, samples=tmp_path / "file" / "sheets")
+
+
+def test_a_feed_works_ahead_and_counts_what_steps_wait(tmp_path):
+    made = []
+
+    def make(index):
+        made.append(index)
+        time.sleep(0.02)
+        return index
+
+    feed = training.Feed(make)
+    run = Descent()
+    run.step = lambda index: {"fed": float(feed(index))} | ({} if time.sleep(0.06) else {})
+    records = run.fit(tmp_path / "a.pt", 4, feed=feed, batch=5, unit="faces")
+    assert [record["fed"] for record in records] == [0, 1, 2, 3] and made[:4] == [0, 1, 2, 3]
+    assert 0.02 <= records[0]["data_seconds"] <= records[-1]["data_seconds"] < 0.5 * records[-1]["seconds"]
+    assert records[-1]["faces_per_second"] == pytest.approx(20 / records[-1]["seconds"], rel=0.01)
+
+
+def test_a_sheet_is_rows_of_images():
+    images = torch.linspace(-1, 1, 4 * 3 * 2 * 2).view(4, 3, 2, 2)
+    drawn = training.sheet(images[:2], images[2:])
+    assert drawn.shape == (4, 4, 3) and np.array_equal(drawn[2:, :2], training.to_frames(images[2:3])[0])
 
 
 def test_best_by_validation_is_what_the_file_holds(tmp_path):
