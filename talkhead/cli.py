@@ -211,7 +211,7 @@ validation = together(
     number("--validate-every", 500, "Steps between two measurements.", least=1),
 )
 encoder_shape = together(
-    number("--width", 64, "The encoder's width; 64 is ResNet18.", least=1),
+    number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1),
     number("--input-size", 256, "Side of the pictures it looks at.", least=1),
     number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
     number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
@@ -678,7 +678,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 @weights_in("generator")
 @one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid.")
 @encoder_shape
-@one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "What pSp's trunk wears: latents from maps of their scale, all from the last, by one layer, or one for all.")
+@one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "How psp makes latents: each from the map of its scale, each from the last map, all by one layer, or one for all.")
 @click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
 @click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
 @init_option("Start from these weights of an encoder; architecture, sizes and all.")

@@ -483,8 +483,10 @@ def from_psp(state, latent_avg, opts, decoder=None):
     if wanted and latent_avg is None:
         raise TalkheadError(f"{name}: the file lacks latent_avg, which its codes are added to; take it from the generator that it was trained with")
     config = {"arch": "psp", "head": head, "deltas": deltas, "channels": channels} | _psp_sizes(state, head, latent_avg, opts)
-    w_avg = latent_avg.float() if wanted else torch.zeros(1)
-    state = {**state, "w_avg": w_avg.expand(config["num_ws"], config["w_dim"]).clone()}
+    shape = config["num_ws"], config["w_dim"]
+    if wanted and tuple(latent_avg.shape) not in (shape, (1, shape[1]), shape[1:]):
+        raise TalkheadError(f"{name}: latent_avg of shape {tuple(latent_avg.shape)} for codes of {shape}; the file is damaged or its parts are of two networks")
+    state = {**state, "w_avg": (latent_avg.float() if wanted else torch.zeros(1)).expand(shape).clone()}
     _check_names(name, config, state)
     if not restyle:
         return config, state

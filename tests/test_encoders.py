@@ -187,6 +187,8 @@ def test_codes_start_at_the_mean_only_if_trained_so():
     assert torch.equal(from_mean(images), mean + encoder.offset(images))
     with pytest.raises(TalkheadError, match="lacks latent_avg"):
         encoders.from_psp(state, None, opts("GradualStyleEncoder"))
+    with pytest.raises(TalkheadError, match=r"latent_avg of shape \(6, 16\) for codes of \(8, 16\)"):
+        encoders.from_psp(state, mean.expand(6, 16), opts("GradualStyleEncoder"))
 
 
 def test_what_is_no_such_encoder_is_refused_by_name():
