@@ -1,0 +1,227 @@
+"""Names and shapes of a StyleGAN2's tensors: ours, rosinality's and NVIDIA's. Pure functions on state dicts.
+
+The three hold the same numbers. No kernel is flipped and no axis swapped on the way, only names differ and where axes of
+length one stand, so a state that goes there and back is the same bit for bit. Shapes alone say how large a network is.
+"""
+
+import torch
+
+from talkhead.errors import TalkheadError
+
+FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64  # the blur that all three apply
+
+
+def from_rosinality(state):
+    """rosinality's generator or discriminator -> ours.
+
+    state     dict of tensors, as under g_ema, g or d
+    returns   ours, but without `w_avg`, which stands beside it in the file, and without `noise_const` where the file is older than those
+    raises    TalkheadError if it is not a StyleGAN2, or holds more or less
+    """
+    if "input.input" in state:
+        if "to_rgbs.0.conv.weight" not in state:
+            raise TalkheadError("has no to_rgbs.0: not a StyleGAN2 of 8² or more")
+        names = _generator(_count(state, "to_rgbs.{}.bias") + 1, _count(state, "style.{}.weight", 1))
+        return _ours(state, [(ours, theirs) for ours, theirs, _ in names if theirs], _rosinality_filters)
+    names = _discriminator(_count(state, "convs.{}.skip.1.weight", 1) + 1)
+    return _ours(state, [(ours, theirs) for ours, theirs, _ in names], _rosinality_filters)
+
+
+def to_rosinality(state):
+    """Our generator or discriminator -> rosinality's, with the filters that its modules keep; `w_avg` has no place there."""
+    theirs = {name: _reframe(state[ours], *frame) for ours, (name, *frame), _ in filter(lambda row: row[1], _names(state))}
+    return theirs | {name: FILTER * gain for name, gain in _rosinality_filters(theirs)}
+
+
+def from_nvidia(state):
+    """NVIDIA's generator or discriminator -> ours.
+
+    state     dict of tensors, as state_dict() of G_ema, G or D says it
+    raises    TalkheadError if it is conditional, alias-free, of another architecture, or holds more or less
+    """
+    _refuse_nvidia(state)
+    if "synthesis.b4.const" in state:
+        names = _generator(_count(state, "synthesis.b{}.torgb.bias", size=True), _count(state, "mapping.fc{}.weight"))
+    else:
+        names = _discriminator(_count(state, "b{}.skip.weight", 1, size=True) + 1)
+    return _ours(state, [(ours, theirs) for ours, _, theirs in names], _nvidia_filters)
+
+
+def to_nvidia(state):
+    """Our generator or discriminator -> NVIDIA's, with the filters that its modules keep."""
+    theirs = {name: _reframe(state[ours], *frame) for ours, _, (name, *frame) in _names(state)}
+    return theirs | {name: FILTER * gain for name, gain in _nvidia_filters(theirs)}
+
+
+def nvidia_clamp(module):
+    """What limits the activations of NVIDIA's network (its conv_clamp), or None.
+
+    module   pickles.Module of a generator or a discriminator
+    raises   TalkheadError if its layers are not all limited alike, or differ from StyleGAN2's in what their tensors do not show
+    """
+    limits = set()
+    for name, part in _parts(module):
+        own, leaf = part.attributes, name.rpartition(".")[2]
+        if leaf in ("conv0", "conv1", "torgb", "fromrgb", "conv"):
+            limits.add(own.get("conv_clamp"))
+        if own.get("activation", "lrelu") != ("lrelu" if leaf not in ("affine", "skip", "out") else "linear"):
+            raise TalkheadError(f"{name} has the activation {own['activation']}, which StyleGAN2's has not; it cannot be read")
+        if name.startswith("mapping.fc") and own.get("bias_gain", 0.01) != 0.01:
+            raise TalkheadError(f"its mapping network has an lr_multiplier of {own['bias_gain']}; only 0.01 can be read")
+    if len(limits) > 1:
+        raise TalkheadError(f"its layers are clamped at {', '.join(map(str, limits))}; only one limit for all can be read")
+    return limits.pop() if limits else None
+
+
+def _parts(module, prefix=""):
+    for name, part in module.children.items():
+        yield prefix + name, part
+        yield from _parts(part, f"{prefix}{name}.")
+
+
+def generator_config(state):
+    """What rebuilds our generator of this state, told from its shapes."""
+    levels, layers = _count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight")
+    w_dim = _width(state, "convs.0.conv.affine.weight")
+    return {"resolution": 2 << levels, "channels": [_width(state, f"rgbs.{k}.conv.weight") for k in range(levels)],
+            "z_dim": _width(state, "mapping_net.0.weight") if layers else w_dim, "w_dim": w_dim, "mapping_layers": layers}
+
+
+def discriminator_config(state):
+    """What rebuilds our discriminator of this state, told from its shapes."""
+    levels = _count(state, "blocks.{}.skip") + 1
+    down = [_width(state, f"blocks.{k}.skip") for k in range(levels - 1)] + [_width(state, "out.weight")]
+    return {"resolution": 2 << levels, "channels": down[::-1]}
+
+
+def _width(state, name):
+    """How many channels go into a layer."""
+    if state[name].dim() < 2:
+        raise TalkheadError(f"{name} has the shape {tuple(state[name].shape)}: not a StyleGAN2's")
+    return state[name].shape[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The names. A row is (ours, (rosinality's, axes in front, axes behind), (NVIDIA's, axes in front, axes behind)): how many
+# axes of length one the other has more than we have.
+
+def _generator(levels, layers):
+    for k in range(layers):
+        for part in ("weight", "bias"):
+            yield f"mapping_net.{k}.{part}", (f"style.{k + 1}.{part}", 0, 0), (f"mapping.fc{k}.{part}", 0, 0)
+    yield "w_avg", None, ("mapping.w_avg", 0, 0)
+    yield "const", ("input.input", 0, 0), ("synthesis.b4.const", -1, 0)
+    for k in range(2 * levels - 1):
+        a, b = f"convs.{k - 1}" if k else "conv1", f"synthesis.b{4 << (k + 1) // 2}.conv{(k + 1) % 2}"
+        yield from _modulated(f"convs.{k}", a, b)
+        yield f"convs.{k}.noise_strength", (f"{a}.noise.weight", 1, 0), (f"{b}.noise_strength", 0, 0)
+        yield f"convs.{k}.bias", (f"{a}.activate.bias", 0, 0), (f"{b}.bias", 0, 0)
+        yield f"convs.{k}.noise_const", (f"noises.noise_{k}", 2, 0), (f"{b}.noise_const", 0, 0)
+    for k in range(levels):
+        a, b = f"to_rgbs.{k - 1}" if k else "to_rgb1", f"synthesis.b{4 << k}.torgb"
+        yield from _modulated(f"rgbs.{k}", a, b)
+        yield f"rgbs.{k}.bias", (f"{a}.bias", 1, 2), (f"{b}.bias", 0, 0)
+
+
+def _modulated(ours, a, b):
+    yield f"{ours}.conv.weight", (f"{a}.conv.weight", 1, 0), (f"{b}.weight", 0, 0)
+    for part in ("weight", "bias"):
+        yield f"{ours}.conv.affine.{part}", (f"{a}.conv.modulation.{part}", 0, 0), (f"{b}.affine.{part}", 0, 0)
+
+
+def _discriminator(levels):
+    top = f"b{2 << levels}.fromrgb"
+    rows = [("from_rgb", "convs.0.0.weight", f"{top}.weight"), ("from_rgb_bias", "convs.0.1.bias", f"{top}.bias")]
+    for k in range(levels - 1):
+        a, b = f"convs.{k + 1}", f"b{2 << levels - k}"
+        rows += [(f"blocks.{k}.conv0", f"{a}.conv1.0.weight", f"{b}.conv0.weight"), (f"blocks.{k}.bias0", f"{a}.conv1.1.bias", f"{b}.conv0.bias"),
+                 (f"blocks.{k}.conv1", f"{a}.conv2.1.weight", f"{b}.conv1.weight"), (f"blocks.{k}.bias1", f"{a}.conv2.2.bias", f"{b}.conv1.bias"),
+                 (f"blocks.{k}.skip", f"{a}.skip.1.weight", f"{b}.skip.weight")]
+    rows += [("conv", "final_conv.0.weight", "b4.conv.weight"), ("conv_bias", "final_conv.1.bias", "b4.conv.bias")]
+    for ours, a, b in (("linear", "final_linear.0", "b4.fc"), ("out", "final_linear.1", "b4.out")):
+        rows += [(f"{ours}.{part}", f"{a}.{part}", f"{b}.{part}") for part in ("weight", "bias")]
+    return [(ours, (a, 0, 0), (b, 0, 0)) for ours, a, b in rows]
+
+
+def _names(state):
+    """The rows of one of our states."""
+    if "const" in state:
+        return _generator(_count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight"))
+    return _discriminator(_count(state, "blocks.{}.skip") + 1)
+
+
+def _rosinality_filters(state):
+    """Names of the filters that go with a state of rosinality's, each with its gain: 4 where zeros were put between pixels."""
+    for name in state:
+        if name.endswith(".conv.weight") and name.startswith("to_rgbs."):
+            yield name.replace("conv.weight", "upsample.kernel"), 4
+        elif name.endswith(".conv.weight") and name.startswith("convs.") and int(name.split(".")[1]) % 2 == 0:
+            yield name.replace("weight", "blur.kernel"), 4
+        elif name.endswith((".conv2.1.weight", ".skip.1.weight")):
+            yield name.replace("1.weight", "0.kernel"), 1
+
+
+def _nvidia_filters(state):
+    """NVIDIA's, likewise: every block and every convolution has one, whether it resamples or not."""
+    for name in state:
+        part = name.removesuffix(".weight")
+        if name != part and part.endswith((".conv0", ".conv1", ".skip", ".fromrgb", "b4.conv")):
+            yield f"{part}.resample_filter", 1
+        if name.endswith((".torgb.bias", ".skip.weight")):
+            yield f"{name.rsplit('.', 2)[0]}.resample_filter", 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# From one to the other
+
+def _ours(state, names, filters):
+    rest = dict(state)
+    for name, gain in filters(state):
+        kernel = rest.pop(name, None)
+        if kernel is not None and not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3):
+            raise TalkheadError(f"{name} is another filter than [1, 3, 3, 1]; no other can be read")
+    ours = {}
+    for name, (theirs, before, after) in names:
+        if theirs in rest:
+            ours[name] = _reframe(rest.pop(theirs), -before, -after, theirs)
+        elif not name.endswith(("noise_const", "w_avg")):
+            raise TalkheadError(f"has no {theirs}: not a StyleGAN2, or not all of it")
+    if rest:
+        raise TalkheadError(f"has {next(iter(rest))}, which a StyleGAN2 has not; not a network that can be read")
+    if "const" in ours and ours["rgbs.0.bias"].shape != (3,):
+        raise TalkheadError(f"draws {len(ours['rgbs.0.bias'])} colour channels; only RGB can be read")
+    return ours
+
+
+def _reframe(value, before, after, name=None):
+    """Put so many axes of length one in front and behind, or take them away where negative."""
+    shape = tuple(value.shape)
+    lost = shape[:max(-before, 0)] + shape[len(shape) - max(-after, 0):]
+    if set(lost) - {1} or len(lost) != max(-before, 0) + max(-after, 0):
+        raise TalkheadError(f"{name} has the shape {shape}: not a StyleGAN2's")
+    kept = shape[max(-before, 0):len(shape) - max(-after, 0)]
+    return value.reshape((1,) * before + kept + (1,) * after)
+
+
+def _count(state, pattern, first=0, size=False):
+    """How many tensors in a row have the names that a pattern makes of first, first + 1, … (or of 4, 8, 16, … if `size`)."""
+    count = 0
+    while pattern.format(4 << first + count if size else first + count) in state:
+        count += 1
+    return count
+
+
+def _refuse_nvidia(state):
+    """Say by name what is not StyleGAN2's default architecture."""
+    if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in state):
+        raise TalkheadError("an alias-free (StyleGAN3) generator; only StyleGAN2 can be read")
+    if "mapping.embed.weight" in state:
+        raise TalkheadError("a conditional network, made to draw labelled classes; only unconditional ones can be read")
+    if "synthesis.b4.const" in state and "synthesis.b4.torgb.weight" not in state:
+        other = "resnet" if "synthesis.b8.skip.weight" in state else "orig"
+        raise TalkheadError(f"a generator of the {other} architecture; only skip, StyleGAN2's own, can be read")
+    if "b4.fc.weight" in state and "b8.skip.weight" not in state:
+        other = "skip" if "b4.fromrgb.weight" in state else "orig"
+        raise TalkheadError(f"a discriminator of the {other} architecture; only resnet, StyleGAN2's own, can be read")
+    if "b4.conv.weight" in state and state["b4.conv.weight"].shape[1] != state["b4.conv.weight"].shape[0] + 1:
+        raise TalkheadError("a discriminator of another minibatch layer than StyleGAN2's one channel; it cannot be read")
