@@ -30,6 +30,7 @@ ROOMS = {
     "pti": ("tune",),
     "layouts": (),
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),
+    "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
     "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),
