@@ -26,7 +26,7 @@ from talkhead import files
 from talkhead.errors import TalkheadError
 
 # What one file may ask for. NVIDIA's largest, three networks for 1024 x 1024, take some 60 000 opcodes and 6 levels.
-OPCODES = 2_000_000
+OPCODES = 1_000_000
 DEPTH = 50  # of lists in lists
 NODES = 1_000_000  # of what comes back, everything counted as often as it is referred to
 NAME = 256  # characters of a global's or a tensor's name
@@ -49,7 +49,7 @@ class Module:
     """
 
     name: str
-    state: dict
+    state: dict = field(repr=False)
     attributes: dict = field(repr=False)
     children: dict = field(repr=False)
 
@@ -96,7 +96,7 @@ def _refusals(path):
     except _Refusal as refusal:
         raise TalkheadError(f"{path}: {refusal}") from refusal
     except (struct.error, zipfile.BadZipFile, NotImplementedError, EOFError, LookupError, TypeError, ValueError, OverflowError,
-            RuntimeError, MemoryError) as error:  # what becomes of opcodes out of place; RuntimeError is torch's and zipfile's
+            RuntimeError, MemoryError) as error:  # what comes of opcodes out of place; RuntimeError is torch's and zipfile's
         raise TalkheadError(f"{path}: damaged or cut short; copy or download it again") from error
 
 
@@ -124,10 +124,10 @@ def _form(source):
 
 
 class _Budget:
-    """What a file may still ask for: opcodes, and bytes of memory. It cannot hold more numbers than it has bytes."""
+    """What a file of `size` bytes may still ask for: opcodes, and bytes of memory. A number may be copied on its way, not multiplied."""
 
     def __init__(self, size):
-        self.opcodes, self.bytes = OPCODES, size
+        self.opcodes, self.bytes = OPCODES, 4 * size
 
     def step(self):
         self.opcodes -= 1
@@ -159,12 +159,16 @@ class _Stretch:
     def skip(self, count):
         """The next `count` bytes as a stretch of their own."""
         if count > len(self):
-            raise _Refusal("damaged or cut short; copy or download it again")
+            raise EOFError
         start, self._at = self._at, self._at + count
         return _Stretch(self._stream, start, self._at)
 
     def read(self, count):
-        return self.skip(count).peek(count)
+        if count > self._stop - self._at:
+            raise EOFError
+        self._stream.seek(self._at)
+        self._at += count
+        return self._stream.read(count)
 
     def readinto(self, memory):
         self._stream.seek(self.skip(len(memory))._at)
@@ -263,6 +267,10 @@ class _Machine:
         if not 2 <= self._number("<B") <= 5:
             raise ValueError
 
+    def _frame(self):
+        """How much may be read at once: of no use here, but it should be there."""
+        self.source.copy().skip(self._number("<Q"))
+
     def _mark(self):
         self._marks.append(self._stack)
         self._stack = []
@@ -296,21 +304,23 @@ class _Machine:
         return pair
 
     def _global(self, module, name):
-        full = f"{module}.{name}"
-        if type(module) is not str or type(name) is not str or full not in _GLOBALS:
-            raise _Refusal(_unknown(full))
-        self._stack.append(_GLOBALS[full])
+        if type(module) is not str or type(name) is not str:
+            raise TypeError
+        if (name := f"{module}.{name}") not in _GLOBALS:
+            raise _Refusal(_unknown(name))
+        self._stack.append(_GLOBALS[name])
 
     def _reduce(self):
         maker, arguments = self._pair()
         if type(maker) is not _Maker or type(arguments) is not tuple:
-            raise _Refusal(f"calls {_called(maker)}; get it again from its makers")
+            raise _Refusal(f"calls {_called(maker)}, and nothing was run; get it again from its makers")
         self._stack.append(maker.make(self, *arguments))
 
     def _build(self):
         target, state = self._pair()
         self._stack.append(target)
         if type(target) is dict and type(state) is dict:
+            self.budget.take(len(state))  # once for every time that one state is given
             target.update(state)  # Namespace
         elif type(target) in (_Dtype, _Array):
             target.build(self, state)
@@ -326,7 +336,7 @@ class _Machine:
 
 _STEPS = {
     b"\x80": _Machine._protocol,
-    b"\x95": lambda machine: machine.source.read(8),  # FRAME: a hint to read ahead
+    b"\x95": _Machine._frame,
     b"(": _Machine._mark,
     b"t": _Machine._tuple,
     b"a": lambda machine: machine._append([machine._stack.pop()]),
@@ -345,21 +355,23 @@ _STEPS = {
 
 
 def _key(key):
-    if type(key) is _Stretch:
+    if type(key) is _Stretch and len(key) <= NAME:
         key = key.peek(NAME)
     if type(key) not in _KEYS or type(key) is int and not -2**63 <= key < 2**63:
-        raise _Refusal(f"has {_called(key)} as the key of a dict, which no file of weights needs; get it again from its makers")
+        raise _Refusal(f"has {_called(key)} as a key, which no file of weights needs; get it again from its makers")
     return key
 
 
 def _called(value):
-    return _shown(value.name) if type(value) is _Maker else f"a {type(value).__name__.strip('_').lower()}"
+    """A value in an error: never by its contents, which may be without end."""
+    kind = type(value).__name__.strip("_").lower()
+    return _shown(value.name) if type(value) is _Maker else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _unknown(name):
     if name.startswith("dnnlib.tflib."):
-        return f"networks of TensorFlow ({_shown(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, then pass the result"
-    return (f"refers to {_shown(name)}, which is not data of a network, so it was not read and nothing was run; "
+        return f"a TensorFlow network ({_shown(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
+    return (f"refers to {_shown(name)}, which is code, not weights, and nothing was run; "
             "ask its makers for plain weights (a state_dict)")
 
 
@@ -371,12 +383,12 @@ class _Maker:
     make: object  # function of the machine and of the arguments in the file
 
 
-class _Recorded:
+class _Network:
     """A persistent module: what its pickle says of it, still to be made plain."""
 
     def __init__(self, machine, meta):
-        self.name, self.state = meta["class_name"], meta["state"]
-        if type(self.name) is not str or type(self.state) is not dict:
+        self.name, self.state = _word(meta["class_name"]), meta["state"]
+        if type(self.state) is not dict:
             raise TypeError
 
 
@@ -385,7 +397,7 @@ class _Dtype:
 
     def __init__(self, machine, code, *_):
         if not re.fullmatch("b1|[iu][1248]|f[248]", code):
-            raise _Refusal(f"holds numpy values of type {_shown(code)}, wanted numbers; ask its makers for plain weights (a state_dict)")
+            raise _Refusal(f"holds numpy values of type {_shown(code)}, not numbers; ask its makers for plain weights (a state_dict)")
         self._code, self._order = code, "="
 
     def build(self, machine, state):
@@ -411,13 +423,17 @@ class _Array:
     def build(self, machine, state):
         _, shape, dtype, by_columns, data = state
         self.fill(machine, data, dtype, shape, "F" if by_columns is True else "C")
-        return self
 
     def fill(self, machine, data, dtype, shape, order):
         if type(dtype) is not _Dtype or order not in ("C", "F"):
             raise TypeError
         self.values = dtype.numbers(machine, data, math.prod(_sizes(shape))).reshape(shape, order=order)
-        return self
+
+
+def _from_buffer(machine, data, dtype, shape, order):
+    array = _Array(machine)
+    array.fill(machine, data, dtype, shape, order)
+    return array
 
 
 class _Storage:
@@ -455,8 +471,8 @@ def _sizes(shape):
 
 def _encoded(machine, text, encoding="utf-8"):
     """Bytes, which protocol 2 writes as text."""
-    if encoding != "latin1":
-        raise ValueError
+    if type(text) is not str or encoding != "latin1":
+        raise TypeError
     machine.budget.take(len(text))
     return text.encode("latin-1")
 
@@ -466,6 +482,12 @@ def _made_set(machine, items):
     return set(map(_key, items))
 
 
+def _device(machine, kind, index=None):
+    if type(kind) is not str or type(index) not in (int, type(None)):
+        raise TypeError
+    return kind if index is None else f"{kind}:{index}"
+
+
 def _scalar(machine, dtype, data):
     if type(dtype) is not _Dtype:
         raise TypeError
@@ -473,10 +495,10 @@ def _scalar(machine, dtype, data):
 
 
 def _tensor(machine, storage, offset, sizes, strides, *_):
-    values = storage.values if type(storage) is _Storage else None
-    count, last = math.prod(_sizes(sizes)), sum((size - 1) * stride for size, stride in zip(sizes, _sizes(strides), strict=True))
-    if values is None or type(offset) is not int or offset < 0:
+    if type(storage) is not _Storage or type(offset) is not int or offset < 0:
         raise TypeError
+    values = storage.values
+    count, last = math.prod(_sizes(sizes)), sum((size - 1) * stride for size, stride in zip(sizes, _sizes(strides), strict=True))
     if count > len(values) or count and offset + last >= len(values):
         raise _Refusal(f"a tensor of shape {sizes} has more numbers than its storage, {len(values)}; get it again from its makers")
     return values.as_strided(sizes, strides, offset) if count else values.new_empty(sizes)
@@ -493,14 +515,17 @@ def _inner(machine, data):
     if machine.inner:
         raise _Refusal("holds torch's files in torch's files; get it again from its makers")
     source = data.copy() if type(data) is _Stretch else _Stretch(io.BytesIO(_data(machine, data)), 0, len(data))
-    return _read_legacy(source, machine.budget, inner=True)
+    storage = _read_legacy(source, machine.budget, inner=True)
+    if type(storage) is not _Storage:
+        raise _Refusal(f"holds {_called(storage)} where a storage should be; get it again from its makers")
+    return storage
 
 
 _DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
            "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
 
 _MAKERS = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _Recorded,
+    "torch_utils.persistence._reconstruct_persistent_obj": _Network,
     "collections.OrderedDict": lambda machine: OrderedDict(),
     "dnnlib.util.EasyDict": lambda machine: {},
     "dnnlib.EasyDict": lambda machine: {},
@@ -511,7 +536,7 @@ _MAKERS = {
     "__builtin__.bytes": lambda machine: b"",
     "_codecs.encode": _encoded,
     "torch.Size": lambda machine, sizes: _sizes(sizes),
-    "torch.device": lambda machine, kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.device": _device,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
@@ -520,7 +545,7 @@ _MAKERS = {
     "numpy.dtype": _Dtype,
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": lambda machine, *given: _Array(machine).fill(machine, *given) for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
 
 # A storage class is used as nothing but the type of its numbers.
@@ -559,7 +584,7 @@ def _read_legacy(source, budget, inner=False):
         raise ValueError
     value = machine.load()
     keys = machine.load()
-    if sorted(keys) != sorted(storages.all):
+    if type(keys) is not list or {*map(_key, keys)} != storages.all.keys() or len(keys) != len(storages.all):
         raise ValueError
     for key in keys:
         if struct.unpack("<q", source.read(8))[0] != len(storages.all[key].values):
@@ -642,7 +667,7 @@ class _Plain:
 
     def _made(self, value, depth):
         kind = type(value)
-        if kind is _Recorded:
+        if kind is _Network:
             return self._module(value, depth)
         if kind in (dict, OrderedDict):
             return self._dict(value, depth)
@@ -663,7 +688,7 @@ class _Plain:
 
     def _module(self, recorded, depth):
         own = recorded.state
-        children, height, nodes = self._dict(_named(own, "_modules", _Recorded), depth)
+        children, height, nodes = self._dict(_named(own, "_modules", _Network), depth)
         public = {name: value for name, value in own.items() if type(name) is str and not name.startswith("_")}
         public.update((name[1:], own[name]) for name in ("_init_args", "_init_kwargs") if name in own)
         attributes, *more = self._dict(public, depth)
@@ -676,7 +701,7 @@ class _Plain:
         for name, child in children.items():
             state.update((_short(f"{name}.{part}"), tensor) for part, tensor in child.state.items())
         if sum(tensor.nbytes for tensor in state.values()) > self._size:
-            raise _Refusal("its tensors are the same few numbers again and again; get it again from its makers")
+            raise _Refusal("a network whose tensors are the same few numbers again and again; get it again from its makers")
         return Module(recorded.name, state, attributes, children), *extent
 
 
@@ -691,14 +716,23 @@ def _check(height, nodes):
 
 def _named(own, key, kind):
     """One of the dicts in which torch keeps a module's parts: those of its entries that are not None."""
-    entries = {name: value for name, value in (own.get(key) or {}).items() if value is not None}
-    for name, value in entries.items():
-        if type(_short(name)) is not str or "." in name or type(value) is not kind:
-            raise _Refusal(f"a module's {key} hold {_called(value)}; ask its makers for plain weights (a state_dict)")
+    entries = own.get(key, {})
+    if type(entries) not in (dict, OrderedDict):
+        raise TypeError
+    entries = {_word(name): value for name, value in entries.items() if value is not None}
+    for value in entries.values():
+        if type(value) is not kind:
+            raise _Refusal(f"{_called(value)} among a module's {key}; ask its makers for plain weights (a state_dict)")
     return entries
+
+
+def _word(name):
+    if type(name) is not str or not re.fullmatch(r"\w+", name, re.ASCII):
+        raise ValueError
+    return _short(name)
 
 
 def _short(name):
     if len(name) > NAME:
-        raise _Refusal(f"a tensor's name has {len(name)} characters, which no file of weights needs; get it again from its makers")
+        raise _Refusal(f"a name of {len(name)} characters, which no file of weights needs; get it again from its makers")
     return name
