@@ -487,6 +487,14 @@ def test_what_is_no_pickle_says_so(tmp_path):
                 pickles.sniff(path)
 
 
+def test_a_pipe_and_a_folder_are_told_apart_from_damage(tmp_path):
+    reader, writer = os.pipe()
+    for path, reason in [(f"/dev/fd/{reader}", "name another file"), (tmp_path, "is a folder; name a file")]:
+        with pytest.raises(TalkheadError, match=reason):
+            pickles.read(path)
+    os.close(reader), os.close(writer)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_archives_that_torch_save_did_not_write(tmp_path):
     path = tmp_path / "net.pt"
