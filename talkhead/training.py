@@ -333,6 +333,9 @@ class _File:
         weights = files.load_weights(self.path, kind=self.header["kind"])
         if "training" not in weights:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
+        optimizers = {name for name, part in self.state.items() if hasattr(part, "param_groups")}
+        if optimizers and not optimizers & weights["training"].keys():
+            raise TalkheadError(f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
         training = weights["training"]
         for name in sorted(self.state.keys() - training.keys() - {"model"}):

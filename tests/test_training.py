@@ -106,6 +106,14 @@ def test_another_config_and_a_finished_file_are_refused(tmp_path):
         Descent().fit(tmp_path / "b.pt", 2)
 
 
+def test_a_converted_file_is_no_run_to_go_on_with(tmp_path):
+    Descent().fit(tmp_path / "a.pt", 1)
+    weights = files.load_weights(tmp_path / "a.pt")
+    files.save_weights(tmp_path / "c.pt", weights | {"training": {"generator": {}}})
+    with pytest.raises(TalkheadError, match="c.pt: was converted, without its optimisers; pass it as --init, and another --output$"):
+        Descent().fit(tmp_path / "c.pt", 2)
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
     run = Descent()
     step = run.step
