@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 
 import click
 
@@ -15,7 +16,7 @@ from talkhead.errors import TalkheadError
 
 
 class Shell(click.Group):
-    """A group that turns what the caller can mend into one line on stderr and an exit status.
+    """A group that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
 
     Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
     """
@@ -23,7 +24,9 @@ class Shell(click.Group):
     def invoke(self, ctx):
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: _say(" ".join(str(message).split()))
+                return super().invoke(ctx)
         except TalkheadError as problem:
             _say(str(problem))
             ctx.exit(1)
@@ -139,7 +142,9 @@ def trained(what):
 
 
 def weights_in(kind):
-    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}.  [default: the bundled ones]")
+    origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
+              "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
+    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
 
 
 def number(flag, default, help, least=0):
@@ -298,9 +303,9 @@ def _images(sources, size, every, limit):
 
 def _networks(init, critic_channels, **sizes):
     """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
-    from talkhead import checkpoints, files, stylegan
+    from talkhead import checkpoints, stylegan
 
-    weights = {"config": {"resolution": 256}} if init is None else files.load_weights(init, kind="generator")
+    weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
     if sizes["resolution"] not in (None, config["resolution"]):
         config.pop("channels", None)  # they were for its levels
@@ -842,14 +847,32 @@ def weights_verify(ctx, places):
 @weights.command("show")
 @click.argument("file")
 def weights_show(file):
-    """Tell what a weights file holds, as JSON.
+    """Tell what a weights file holds, as JSON: talkhead's, rosinality's, NVIDIA's, PTI's, pSp's, e4e's or ReStyle's.
 
     \b
-      talkhead weights show generator.pt
+      talkhead weights show stylegan2-ffhq-config-f.pt
     """
     from talkhead import checkpoints
 
     _print_records([checkpoints.describe(file)])
+
+
+@weights.command("convert")
+@click.argument("source", metavar="SOURCE")
+@weights_out("the converted weights")
+@one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
+@click.option("--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them.")
+def weights_convert(source, output, to, part):
+    """Rewrite weights in another project's layout, number for number.
+
+    \b
+      talkhead weights convert stylegan2-ffhq-config-f.pt -o ffhq.pt
+      talkhead weights convert network-snapshot.pkl -o ffhq.pt --to rosinality
+      talkhead weights convert psp_ffhq_encode.pt -o encoder.pt --part encoder
+    """
+    from talkhead import checkpoints
+
+    checkpoints.convert(source, output, to, part)
 
 
 @weights.command("export")

@@ -329,32 +329,41 @@ def save_weights(path, weights):
         os.fsync(stream.fileno())
 
 
-def load_weights(path, kind=None):
+class NotPlainWeights(TalkheadError):
+    """The file holds more than tensors and plain values."""
+
+
+def load_weights(path, kind=None, mapped=False):
     """Read a .pt without running anything that it carries.
 
     path     file of save_weights, or another project's plain one
     kind     "generator", "encoder", "audio2latent": what the caller needs; None takes any
-    returns  the dict, tensors on the CPU
-    raises   TalkheadError if it is missing, damaged, unsafe, or of another kind
+    mapped   leave each tensor on the disk until it is used; for a named file in torch's archive format
+    returns  the dict, tensors on the CPU; an argparse.Namespace stays one
+    raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
     """
+    import argparse
+
     import torch
 
     with reading(path) as stream:
         try:
-            weights = torch.load(stream, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                weights = torch.load(os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
-            raise TalkheadError(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
+            raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
         except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
     found = weights.get("kind") if isinstance(weights, dict) else None
     if kind is not None and found != kind:
         if found is None:
             raise TalkheadError(f"{path}: not talkhead weights; convert it first")
-        raise TalkheadError(f"{path}: holds {_a(found)}, wanted {_a(kind)}; pass it as --{found}")
+        raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as --{found}")
     return weights
 
 
-def _a(noun):
+def a(noun):
+    """A noun with its article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -79,16 +79,16 @@ def slerp(a, b, t):
 
 @torch.no_grad()
 def mean_latent(generator, samples=10000, seed=0):
-    """The mean of W: what the generator's mapping makes of `samples` random z. float (512,) on its device.
+    """The mean of W: what the generator's mapping makes of `samples` random z. float32 (512,) on its device.
 
     Source: thesis §3.3.1.1 ("the average latent code").
     """
     random = torch.Generator().manual_seed(seed)
-    device = next(generator.parameters()).device
+    like = next(generator.parameters())
     total = 0
     for start in range(0, samples, 1000):
         z = torch.randn(min(1000, samples - start), generator.config["z_dim"], generator=random)
-        total = total + generator.mapping(z.to(device))[:, 0].double().sum(0)
+        total = total + generator.mapping(z.to(like))[:, 0].double().sum(0)
     return (total / samples).float()
 
 

@@ -1,12 +1,18 @@
 """Weights that find their network again, and the guard against files that do not belong together."""
 
+import argparse
+import json
+import pickle
+
+import foreign
 import pytest
+import test_pickles
 import torch
 
 from talkhead import checkpoints, files
+from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.encoders import ResNetEncoder
-from talkhead.stylegan import Generator
+from talkhead.stylegan import Discriminator, Generator
 
 
 @pytest.fixture
@@ -77,3 +83,272 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
     with pytest.raises(TalkheadError, match="bad.pt: config and weights do not make a Generator") as caught:
         checkpoints.load_generator(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
+
+
+# Other projects' files ---------------------------------------------------------------------------------------------------
+
+SMALL = {"z_dim": 6, "w_dim": 6, "channels": (5, 4, 3), "layers": 2}
+
+
+def rosinality_contents(**more):
+    """What rosinality's training saves, but for the options in `more`."""
+    state = foreign.rosinality_generator(**SMALL)
+    other = {name: value + 1 if value.dim() else value for name, value in state.items() if "kernel" not in name}
+    contents = {"g": state | other, "d": foreign.rosinality_discriminator(**SMALL), "g_ema": state,
+                "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}, "d_optim": {"state": {}, "param_groups": []},
+                "args": argparse.Namespace(path="/data/faces", size=16, batch=16, ckpt=None), "ada_aug_p": 0.25}
+    return contents | more
+
+
+class Network(test_pickles.Persistent):
+    """Stands for a NVIDIA network of any state: its parts have the attributes that say what their tensors do not."""
+
+    def __init__(self, state, clamp=None, name=""):
+        super().__init__()
+        for child in dict.fromkeys(key.partition(".")[0] for key in state if "." in key):
+            self.add_module(child, Network({key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{child}.")}, clamp, child))
+        for key, value in state.items():
+            if "." not in key:
+                self.register_buffer(key, value)
+        self.activation = "linear" if name in ("affine", "skip", "out") else "lrelu"
+        if name in ("conv0", "conv1", "torgb", "fromrgb", "conv"):
+            self.conv_clamp = clamp
+        if name.startswith("fc"):
+            self.bias_gain = 0.01
+
+
+def write_nvidia(path, contents):
+    """Pickle it; dicts of tensors become modules."""
+    with test_pickles.nvidia():
+        contents = {key: Network(value, clamp=256) if key in ("G", "D", "G_ema") else value for key, value in contents.items()}
+        path.write_bytes(pickle.dumps(contents))
+
+
+@pytest.fixture
+def w_avg():
+    return foreign.formula((6,), 1002)
+
+
+def drawn(path, **how):
+    """What the generator in a file draws of one z."""
+    generator = checkpoints.load_generator(path)
+    return generator(foreign.formula((1, generator.z_dim), 1000), **how)
+
+
+def test_a_generator_of_rosinalitys_in_every_wrapping_is_the_same(tmp_path, w_avg):
+    state = foreign.rosinality_generator(**SMALL)
+    wrappings = {"converted": {"g_ema": state, "latent_avg": w_avg}, "parallel": {"g_ema": {f"module.{name}": value for name, value in state.items()}, "latent_avg": w_avg},
+                 "row": {"g_ema": state, "latent_avg": w_avg[None]}, "training": rosinality_contents(latent_avg=w_avg),
+                 "psp": {"state_dict": {f"decoder.{name}": value for name, value in state.items()}, "latent_avg": w_avg.repeat(6, 1),
+                         "opts": {"dataset_type": "ffhq_encode", "device": "cuda:0"}}}
+    for name, contents in wrappings.items():
+        torch.save(contents, tmp_path / f"{name}.pt")
+        torch.save(contents, tmp_path / f"{name}-old.pt", _use_new_zipfile_serialization=False)
+    loaded = [checkpoints.load_generator(path) for path in sorted(tmp_path.glob("*.pt"))]
+    assert len({generator.fingerprint for generator in loaded}) == 1 and len(loaded) == 10
+    for generator in loaded:
+        assert generator.config == {"resolution": 16, "channels": [5, 4, 3], "z_dim": 6, "w_dim": 6, "mapping_layers": 2}
+        assert torch.equal(generator.w_avg, w_avg) and torch.equal(generator.convs[4].noise_const, state["noises.noise_4"][0, 0])
+        assert not generator.training and generator.lineage == {generator.fingerprint}
+
+
+def test_what_a_file_lacks_is_made_again_and_said(tmp_path):
+    state = {name: value for name, value in foreign.rosinality_generator(**SMALL).items() if not name.startswith("noises")}
+    torch.save({"g_ema": state}, tmp_path / "bare.pt")
+    with pytest.warns(UserWarning) as said:
+        generator, again = (checkpoints.load_generator(tmp_path / "bare.pt") for _ in range(2))
+    assert [str(warning.message).split(": ")[1].split(";")[0] for warning in said][:2] == ["does not record the mean of W", "has no noise pictures"]
+    assert generator.fingerprint == again.fingerprint
+    z = torch.randn(20000, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(generator.w_avg, generator.mapping(z)[:, 0].mean(0), atol=0.05)
+    assert generator.convs[4].noise_const.std() == pytest.approx(1, abs=0.2)
+    about = checkpoints.describe(tmp_path / "bare.pt")
+    assert about["w_avg"] == about["noise"] == "missing"
+
+
+def test_nvidias_pickle_and_the_tuned_generator_of_pti(tmp_path):
+    main = foreign.nvidia_generator(**foreign.NVIDIA)
+    write_nvidia(tmp_path / "net.pkl", {"G_ema": main, "G": main | {"mapping.w_avg": main["mapping.w_avg"] + 1}, "augment_pipe": None,
+                                        "D": foreign.nvidia_discriminator(**foreign.NVIDIA), "training_set_kwargs": {"path": "ffhq.zip"}})
+    with test_pickles.nvidia():
+        torch.save(Network(main, clamp=256), tmp_path / "tuned.pt")
+    network, tuned = checkpoints.load_generator(tmp_path / "net.pkl"), checkpoints.load_generator(tmp_path / "tuned.pt")
+    assert network.config["clamp"] == 256 and network.config["mapping_layers"] == 3 and network.fingerprint == tuned.fingerprint
+    assert torch.equal(network.w_avg, main["mapping.w_avg"])
+    training = checkpoints.read(tmp_path / "net.pkl")["training"]
+    assert torch.equal(training["generator"]["w_avg"], network.w_avg + 1) and "from_rgb" in training["discriminator"]
+    about = checkpoints.describe(tmp_path / "net.pkl")
+    assert about["format"] == "nvidia" and about["trained_with"] == {"path": "ffhq.zip"} and about["num_ws"] == 8
+    assert about["discriminator"] and about["training_copy"] and not about["optimizer"]
+
+
+def test_a_discriminator_that_is_not_stylegan2s_is_left_out_and_said(tmp_path, w_avg):
+    contents = rosinality_contents(latent_avg=w_avg)
+    contents["d"]["extra"] = torch.zeros(1)
+    torch.save(contents, tmp_path / "odd.pt")
+    with pytest.warns(UserWarning, match="its discriminator is left out: has extra"):
+        weights = checkpoints.read(tmp_path / "odd.pt")
+    assert set(weights["training"]) == {"generator"}
+
+
+def same(one, two):
+    assert set(one) == set(two)
+    for name, value in one.items():
+        assert value.shape == two[name].shape and value.dtype == two[name].dtype and torch.equal(value, two[name]), name
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
+    torch.manual_seed(0)
+    networks = [Generator(16, [8, 8, 4], z_dim=6, w_dim=6, mapping_layers=2, clamp=256) for _ in range(2)]
+    for network in networks:
+        network.w_avg.normal_()
+    critic = Discriminator(16, [8, 8, 4])
+    state, fast, judge = ({name: value.half() if half else value for name, value in network.state_dict().items()} for network in (*networks, critic))
+    files.save_weights(tmp_path / "0.pt", {"kind": "generator", "config": {**networks[0].config, "lineage": ["0123456789abcdef"]}, "step": 7,
+                                           "model": state, "training": {"generator": fast, "discriminator": judge}})
+    with pytest.warns(UserWarning, match="rosinality's code makes no generator of the channels"):
+        checkpoints.convert(tmp_path / "0.pt", tmp_path / "1.pt", "rosinality")
+    checkpoints.convert(tmp_path / "1.pt", tmp_path / "2.pt", "nvidia")
+    checkpoints.convert(tmp_path / "2.pt", tmp_path / "3.pt")
+    before, after = (files.load_weights(tmp_path / name) for name in ("0.pt", "3.pt"))
+    assert {key: after[key] for key in ("kind", "config", "step")} == {key: before[key] for key in ("kind", "config", "step")}
+    same(after["model"], before["model"])
+    for name in ("generator", "discriminator"):
+        same(after["training"][name], before["training"][name])
+    pictures = [drawn(tmp_path / f"{index}.pt", psi=0.7) for index in range(4)]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+    described = [checkpoints.describe(tmp_path / f"{index}.pt") for index in range(4)]
+    assert [about["format"] for about in described] == ["talkhead", "rosinality", "nvidia", "talkhead"]
+    assert all(described[0] | {"format": about["format"]} == about for about in described)
+
+
+def test_what_is_written_for_others_is_in_their_layout(tmp_path, w_avg):
+    torch.save(rosinality_contents(latent_avg=w_avg), tmp_path / "r.pt")
+    checkpoints.convert(tmp_path / "r.pt", tmp_path / "ours.pt")
+    with pytest.warns(UserWarning, match="channels"):
+        checkpoints.convert(tmp_path / "ours.pt", tmp_path / "back.pt", "rosinality")
+    theirs, back = rosinality_contents(), files.load_weights(tmp_path / "back.pt")
+    assert torch.equal(back["latent_avg"], w_avg)
+    for name in ("g", "d", "g_ema"):
+        same(back[name], theirs[name])
+    state = foreign.nvidia_generator(**foreign.NVIDIA)
+    write_nvidia(tmp_path / "n.pkl", {"G_ema": state, "D": foreign.nvidia_discriminator(**foreign.NVIDIA)})
+    checkpoints.convert(tmp_path / "n.pkl", tmp_path / "n.pt", "nvidia")
+    back = files.load_weights(tmp_path / "n.pt")
+    same(back["G_ema"], state)
+    same(back["D"], foreign.nvidia_discriminator(**foreign.NVIDIA))
+    widths = {"channel_base": 128, "channel_max": 32, "num_fp16_res": 0, "conv_clamp": 256}
+    assert back["kwargs"] == {
+        "G": {"z_dim": 24, "c_dim": 0, "w_dim": 32, "img_resolution": 32, "img_channels": 3, "mapping_kwargs": {"num_layers": 3}, "synthesis_kwargs": widths},
+        "D": {"c_dim": 0, "img_resolution": 32, "img_channels": 3, **widths}}
+    assert checkpoints.load_generator(tmp_path / "n.pt").fingerprint == checkpoints.load_generator(tmp_path / "n.pkl").fingerprint
+
+
+def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
+    torch.save(rosinality_contents(latent_avg=w_avg), tmp_path / "r.pt")
+    about = checkpoints.describe(tmp_path / "r.pt")
+    json.dumps(about)
+    assert about["format"] == "rosinality" and about["kind"] == "generator" and about["resolution"] == 16 and about["num_ws"] == 6
+    assert about["precision"] == "float32" and about["w_avg"] == about["noise"] == "recorded"
+    assert about["discriminator"] and about["training_copy"] and about["optimizer"] and about["training_state"]
+    assert about["trained_with"] == {"path": "/data/faces", "size": 16, "batch": 16, "ckpt": None}
+    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").state_dict().values())
+
+
+# pSp -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def psp_file(tmp_path):
+    """A pSp file of 16²: a narrow encoder and its generator."""
+    torch.manual_seed(0)
+    encoder = PSPEncoder(6, width=2, input_size=256, w_dim=16)
+    decoder = foreign.rosinality_generator(16, 16, (4, 4, 4), 1)
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items() if name != "w_avg"}
+    state |= {f"decoder.{name}": value for name, value in decoder.items()} | {"face_pool.x": torch.zeros(1)}
+    opts = {"encoder_type": "GradualStyleEncoder", "dataset_type": "ffhq_encode", "output_size": 16, "start_from_latent_avg": True, "device": "cuda:0"}
+    latent_avg = torch.randn(16)
+    torch.save({"state_dict": state, "opts": opts, "latent_avg": latent_avg.repeat(6, 1)}, tmp_path / "psp.pt")
+    return tmp_path / "psp.pt", encoder.eval(), latent_avg
+
+
+@torch.no_grad()
+def test_both_networks_of_a_psp_file(psp_file, tmp_path):
+    path, encoder, latent_avg = psp_file
+    generator = checkpoints.load_generator(path)
+    assert torch.equal(generator.w_avg, latent_avg)
+    loaded = checkpoints.load_encoder(path, generator)
+    images = torch.randn(1, 3, 256, 256)
+    assert torch.allclose(loaded(images), encoder(images) + latent_avg, atol=1e-5) and loaded.trained_on is None
+    about = checkpoints.describe(path)
+    json.dumps(about)
+    assert about["format"] == "psp" and about["kind"] == "generator" and about["encoder"]["kind"] == "encoder" and about["encoder"]["num_ws"] == 6
+    assert about["trained_with"]["dataset_type"] == "ffhq_encode"
+    with pytest.raises(TalkheadError, match="holds a generator and an encoder; take one out"):
+        checkpoints.convert(path, tmp_path / "x.pt")
+    checkpoints.convert(path, tmp_path / "e.pt", part="encoder")
+    assert torch.equal(checkpoints.load_encoder(tmp_path / "e.pt", generator)(images), loaded(images))
+    with pytest.raises(TalkheadError, match="holds an encoder; only a generator can be written for nvidia"):
+        checkpoints.convert(path, tmp_path / "x.pt", "nvidia", "encoder")
+    other = Generator(32, [4, 4, 4, 4], z_dim=16, w_dim=16, mapping_layers=1)
+    files.save_weights(tmp_path / "other.pt", {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()})
+    with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has 8"):
+        checkpoints.load_encoder(path, checkpoints.load_generator(tmp_path / "other.pt"))
+
+
+def test_an_encoder_that_is_not_known_leaves_the_generator_readable(psp_file):
+    path, *_ = psp_file
+    contents = torch.load(path, weights_only=True)
+    contents["opts"]["encoder_type"] = "Novel"
+    torch.save(contents, path)
+    checkpoints.load_generator(path)
+    assert "Novel" in checkpoints.describe(path)["encoder"]["unreadable"]
+    with pytest.raises(TalkheadError, match=f"^{path}: .*Novel"):
+        checkpoints.load_encoder(path)
+
+
+# What is none ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("contents, message", [
+    ({"body.0.res_layer.1.weight": torch.zeros(1)}, "holds IR-SE-50, which recognises faces"),
+    ({"features.0.weight": torch.zeros(1)}, "holds a classifier such as VGG"),
+    ({"lin0.model.1.weight": torch.zeros(1)}, "holds the linear layers of LPIPS"),
+    ({"weight": torch.zeros(1)}, r"holds unknown weights \(weight, …\)"),
+    ({"epoch": 3}, "holds no weights"),
+    (torch.zeros(2), "holds a Tensor"),
+    ({"g_ema": {}}, "has no convs.0.0.weight: not a StyleGAN2"),
+    ({"g_ema": foreign.rosinality_discriminator(**SMALL)}, "holds a discriminator in the generator's place"),
+    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"to_rgbs.1.conv.weight": torch.zeros(1, 3)}}, "not a StyleGAN2's"),
+    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}}, "config and weights do not make a Generator"),
+    ({"g_ema": {"weight": print}}, "refers to builtins.print|refers to __builtin__.print"),
+])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_no_generator_is_refused_in_one_line(tmp_path, contents, message):
+    torch.save(contents, tmp_path / "x.pt")
+    with pytest.raises(TalkheadError, match=message) as caught:
+        checkpoints.load_generator(tmp_path / "x.pt")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.pt'}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data, message", [
+    (None, "is a folder; name a file"), (b"", "empty"), (b"<!DOCTYPE html><title>Google Drive", "a web page"), (b"hello", "neither a pickle"),
+    (b"PK\x03\x04 and no more", "damaged"),
+])
+def test_a_file_that_is_not_weights_is_refused_in_one_line(tmp_path, data, message):
+    path = tmp_path / "x.pt"
+    path.mkdir() if data is None else path.write_bytes(data)
+    for read in (checkpoints.load_generator, checkpoints.load_encoder, checkpoints.describe):
+        with pytest.raises(TalkheadError, match=message) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    with pytest.raises(TalkheadError, match="no such file"):
+        checkpoints.describe(tmp_path / "none.pt")
+
+
+def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
+    torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    for length in (40, len(data) // 3, len(data) - 30):
+        (tmp_path / "cut.pt").write_bytes(data[:length])
+        with pytest.raises(TalkheadError, match="damaged"):
+            checkpoints.load_generator(tmp_path / "cut.pt")

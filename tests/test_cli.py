@@ -28,7 +28,7 @@ LEAST = {
     "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
-    "weights show": ["x.pt"], "weights export": ["x.pt", "-o", "y.pt"],
+    "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
 }
 
 # Whose signature each option's default repeats, where the command does not merely choose.
@@ -43,6 +43,7 @@ SIGNATURES = {
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images", "training.fit"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
+    "weights convert": ["checkpoints.convert"],
     "weights export": ["checkpoints.export"],
 }
 RENAMED = {"detector": "name", "detector_model": "model"}
@@ -60,6 +61,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                       "tensorboard", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "tensorboard", "device"},
     "weights fetch": {"name", "output"},
+    "weights convert": {"source", "output"},
     "weights export": {"source", "output"},
 }
 
@@ -436,6 +438,44 @@ def test_weights_list_show_and_export(scene, toy):
     small, large = (json.loads(run("weights", "show", path).stdout) for path in (scene / "small.pt", toy / "generator.pt"))
     assert small["precision"] == "float16" and large["precision"] == "float32"
     assert small["fingerprint"] == large["fingerprint"] and small["config"] == large["config"]
+
+
+def test_other_projects_weights_draw_invert_and_convert(scene, toy):
+    assert run("weights", "convert", toy / "generator.pt", "-o", scene / "r.pt", "--to", "nvidia").exit_code == 0
+    theirs, ours = (json.loads(run("weights", "show", path).stdout) for path in (scene / "r.pt", toy / "generator.pt"))
+    assert theirs["format"] == "nvidia" and theirs["fingerprint"] == ours["fingerprint"]
+    for name, path in (("a", scene / "r.pt"), ("b", toy / "generator.pt")):
+        result = run("generate", "--latents", scene / "lat.npy", "--generator", path, "-o", scene / name)
+        assert result.exit_code == 0 and result.stderr == "", result.output
+    a, b = (np.stack(list(files.read_frames(scene / name))) for name in "ab")
+    assert np.array_equal(a, b)
+    result = run("invert", scene / "clip.mp4", "--generator", scene / "r.pt", "-o", scene / "codes.npy")  # the toy encoder knows it
+    assert result.exit_code == 0, result.output
+    result = run("weights", "convert", toy / "encoder.pt", "-o", scene / "e.pt", "--to", "rosinality")
+    assert result.exit_code == 1 and "only a generator can be written for rosinality" in result.stderr
+
+
+def test_a_warning_is_one_line_on_stderr(scene, toy):
+    import torch
+
+    result = run("weights", "convert", toy / "generator.pt", "-o", scene / "r.pt", "--to", "rosinality")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert result.stderr == "talkhead: rosinality's code makes no generator of the channels [8, 8, 8]; change its table to load this file\n"
+    contents = files.load_weights(scene / "r.pt")
+    torch.save({"g_ema": contents["g_ema"]}, scene / "bare.pt")
+    result = run("generate", "--latents", scene / "lat.npy", "--generator", scene / "bare.pt", "-o", scene / "out")
+    assert result.stderr == f"talkhead: {scene / 'bare.pt'}: does not record the mean of W; made again from 10000 random z\n"
+
+
+def test_train_stylegan_starts_from_rosinalitys_weights_but_does_not_go_on_with_them(scene, toy):
+    line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--mapping-layers", 2, *BRIEF]
+    assert len(records(run(*line))) == 2
+    assert run("weights", "convert", scene / "g.pt", "-o", scene / "r.pt", "--to", "rosinality").exit_code == 0
+    result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "r.pt", *BRIEF)
+    assert len(records(result)) == 2 and "no critic" not in result.stderr
+    assert run("weights", "convert", scene / "r.pt", "-o", scene / "c.pt").exit_code == 0
+    result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "c.pt", "--init", scene / "r.pt", *BRIEF)
+    assert result.exit_code == 1 and "was converted, without its optimisers; pass it as --init" in result.stderr
 
 
 def test_no_bundled_weights(tmp_path, monkeypatch):
