@@ -727,7 +727,7 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
         encoder = _new_encoder(arch, generator, imagenet, irse, width=width, input_size=input_size, **own)
     if identity_network:
         options["identity"] = losses.identity_network(identity_network, device)
-    size = max(generator.resolution, encoder.input_size)
+    size = inversion.training_size(generator, encoder, options["loss_size"])
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
     records = inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options)

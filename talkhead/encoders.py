@@ -120,6 +120,22 @@ class ResNetEncoder(nn.Module):
         _start_from(self, path, IMAGENET_PARTS, "torchvision's resnet18 weights", "resnet18-f37072fd.pth")
 
 
+@torch.no_grad()
+def inherit(encoder, smaller):
+    """Give an encoder the weights of one for a smaller generator; latents it has beyond that start as the last of those.
+
+    encoder, smaller   ResNetEncoder of one shape but for num_ws, which is no smaller in `encoder`
+    """
+    state, more = smaller.state_dict(), encoder.num_ws - smaller.num_ws
+    for name in ("fc.weight", "fc.bias", "w_avg"):
+        layers = state[name].unflatten(0, (smaller.num_ws, -1))
+        state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
+    encoder.load_state_dict(state)
+
+
+# ---- what other networks' files give ----
+
+
 def _start_from(network, path, parts, what, example):
     """Load the parts of a network that a file of weights has too; the rest stays as it is."""
     weights = _read_state(path, what, example)
@@ -150,19 +166,6 @@ def _read_state(path, what, example):
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise TalkheadError(f"{path}: not {what}; give {example}")
     return weights
-
-
-@torch.no_grad()
-def inherit(encoder, smaller):
-    """Give an encoder the weights of one for a smaller generator; latents it has beyond that start as the last of those.
-
-    encoder, smaller   ResNetEncoder of one shape but for num_ws, which is no smaller in `encoder`
-    """
-    state, more = smaller.state_dict(), encoder.num_ws - smaller.num_ws
-    for name in ("fc.weight", "fc.bias", "w_avg"):
-        layers = state[name].unflatten(0, (smaller.num_ws, -1))
-        state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
-    encoder.load_state_dict(state)
 
 
 # ---- IR-SE-50 ----

@@ -264,11 +264,7 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     size. pSp is trained here by Adam, not Ranger, and LPIPS looks through VGG, not AlexNet.
     """
     _check_encoder(encoder, generator, "train", "w+")
-    arch = encoder.config.get("arch", "resnet")
-    if arch not in RECIPES:
-        raise TalkheadError(f"an encoder of architecture {arch} is used, not trained; take {' or '.join(RECIPES)}")
-    given = {"lr": lr, "pixel": pixel, "perceptual_weight": perceptual_weight, "loss_size": loss_size}
-    recipe = RECIPES[arch] | {name: value for name, value in given.items() if value is not None}
+    recipe = _recipe(encoder, lr=lr, pixel=pixel, perceptual_weight=perceptual_weight, loss_size=loss_size)
     device = _settle(device, generator, encoder)
     generator.requires_grad_(False)
     encoder.requires_grad_(True)
@@ -303,6 +299,23 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     checks = {} if validation is None else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(step, {"model": encoder, "optimizer": adam}, steps=steps, out=out, header=header, seed=seed,
                    batch=batch, feed=feed, draw=draw, **checks, **run)
+
+
+def training_size(generator, encoder, loss_size=None):
+    """The side of the pictures that `train` looks at, pixels: smaller ones lack detail, larger ones only take memory.
+
+    Arguments and what is raised as in `train`.
+    """
+    compared = _recipe(encoder, loss_size=loss_size)["loss_size"] or generator.resolution
+    return max(encoder.input_size, min(generator.resolution, compared))
+
+
+def _recipe(encoder, **given):
+    """What RECIPES has for an encoder, where it is not given."""
+    arch = encoder.config.get("arch", "resnet")
+    if arch not in RECIPES:
+        raise TalkheadError(f"an encoder of architecture {arch} is used, not trained; take {' or '.join(RECIPES)}")
+    return RECIPES[arch] | {name: value for name, value in given.items() if value is not None}
 
 
 class _Reconstruction:

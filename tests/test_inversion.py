@@ -1,5 +1,6 @@
 """Frames to latents at toy size: the algorithms against what they promise."""
 
+import argparse
 import copy
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
-from talkhead.inversion import encode, invert, learning_rate_ramp, train
+from talkhead.inversion import encode, invert, learning_rate_ramp, train, training_size
 from talkhead.stylegan import Generator
 from talkhead.training import to_frames, to_images
 
@@ -324,6 +325,17 @@ def test_training_psp_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, gen
     assert more == losses[2:4]
     for name, value in short.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
+
+
+@pytest.mark.parametrize("encoder, resolution, loss_size, wanted", [
+    (PSPEncoder(4, width=4, input_size=256), 1024, None, 256),  # 70,000 pictures are 14 GB, not 220
+    (PSPEncoder(4, width=4, input_size=256), 1024, 512, 512),
+    (PSPEncoder(4, width=4, input_size=64), 128, None, 128),
+    (ResNetEncoder(4, width=4, input_size=256), 1024, None, 1024),
+    (ResNetEncoder(4, width=4, input_size=256), 64, None, 256),
+])
+def test_pictures_are_held_as_large_as_they_are_looked_at(encoder, resolution, loss_size, wanted):
+    assert training_size(argparse.Namespace(resolution=resolution), encoder, loss_size) == wanted
 
 
 def test_restyle_is_not_trained(tmp_path, generator):
