@@ -1,12 +1,16 @@
 """StyleGAN2 config-F: the image generator, its critic, and how the two are trained.
 
 Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN"; thesis §2.4.1, §3.3.1.
-Plain torch operations only. The blur that follows an upsampling convolution, and the one before a downsampling
-convolution, is folded into the weights: a 3x3 kernel and the 4x4 filter [1, 3, 3, 1] make one 6x6 kernel. The result is
-the same and the image is read once instead of three times.
+Plain torch operations only, and three ways to spend them well that do not change the picture:
+
+- Without gradients, a large picture is drawn in strips of rows: what lies between two operations stays in the cache.
+- On a CPU, where multiplying is what takes time, the blur beside an up- or downsampling convolution is a cheap filter of
+  its own. Elsewhere memory is what takes time, and the blur is folded into the weights: a 3x3 kernel and the 4x4 filter
+  [1, 3, 3, 1] make one 6x6 kernel, four times the work on an image that is read once.
 """
 
 import copy
+import itertools
 import math
 
 import torch
@@ -16,6 +20,8 @@ from torch import nn
 from talkhead.errors import TalkheadError
 from talkhead.training import Feed, fit, sheet
 
+STRIP = 2**23  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
+FOLDING = ("cuda", "mps")  # devices on which the blur is folded into the weights
 MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
 
 
@@ -34,6 +40,12 @@ def _check(resolution, channels):
     return channels
 
 
+def _taps(like, gain=1.0):
+    """The filter [1, 3, 3, 1] down and across for each channel: (C, 1, 4, 4)."""
+    line = torch.tensor((1.0, 3.0, 3.0, 1.0), device=like.device, dtype=like.dtype) * (math.sqrt(gain) / 8)
+    return torch.outer(line, line).expand(like.shape[1], 1, 4, 4)
+
+
 def _blurred(weight, gain=1.0):
     """(O, I, k, k) -> (O, I, k+3, k+3): the kernel that convolves and applies the [1, 3, 3, 1] filter at once."""
     size = weight.shape[-1]
@@ -44,10 +56,40 @@ def _blurred(weight, gain=1.0):
     return F.linear(weight.flatten(2), both).unflatten(2, (size + 3, size + 3))
 
 
+def _conv(x, weight, edge=True):
+    """Convolution that keeps the size. Without `edge`, the first and last row of x are neighbours that get no result."""
+    reach = weight.shape[-1] // 2
+    return F.conv2d(x, weight, padding=(reach if edge else 0, reach))
+
+
+def _conv_up(x, weight, edge=True):
+    """Convolution of 3x3 that doubles the size, and the blur that smooths it. `edge` as in `_conv`."""
+    weight = weight.transpose(0, 1)
+    if x.device.type in FOLDING:
+        return F.conv_transpose2d(x, _blurred(weight, gain=4), stride=2, padding=(2 if edge else 4, 2))
+    x = F.conv_transpose2d(x, weight, stride=2, padding=(0 if edge else 1, 0))
+    return F.conv2d(x, _taps(x, gain=4), padding=(1 if edge else 0, 1), groups=x.shape[1])
+
+
+def _conv_down(x, weight):
+    """Blur, and the convolution that halves the size."""
+    reach = weight.shape[-1] // 2
+    if x.device.type in FOLDING:
+        return F.conv2d(x, _blurred(weight), stride=2, padding=1 + reach)
+    return F.conv2d(F.conv2d(x, _taps(x), padding=1 + reach, groups=x.shape[1]), weight, stride=2)
+
+
+def _rows(x, top, bottom):
+    """Rows of a picture (N, C, H, W), from top up to bottom; what lies beyond it is zero."""
+    inside = x[:, :, max(top, 0):bottom]
+    missing = max(-top, 0), max(bottom - x.shape[2], 0)
+    return F.pad(inside, (0, 0, *missing)) if any(missing) else inside
+
+
 def _activate(x, bias, clamp=None):
-    """Leaky ReLU 0.2 with the gain √2 that keeps the variance."""
+    """Leaky ReLU 0.2 with the gain √2 that keeps the variance. x is overwritten."""
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    return _clamped(F.leaky_relu(x + bias.to(x.dtype).view(shape), 0.2) * math.sqrt(2), clamp)
+    return _clamped(F.leaky_relu(x.add_(bias.to(x.dtype).view(shape)), 0.2).mul_(math.sqrt(2)), clamp)
 
 
 def _clamped(x, clamp):
@@ -90,20 +132,17 @@ class _ModulatedConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = _Linear(w_dim, inputs, bias=1)
-        self.scale, self.up, self.demodulate = 1 / math.sqrt(inputs * kernel**2), up, demodulate
+        self.scale, self.demodulate = 1 / math.sqrt(inputs * kernel**2), demodulate
+        self.convolve = _conv_up if up else _conv
 
-    def forward(self, x, w):
-        style = self.affine(w)  # (N, I)
-        weight = self.weight * self.scale
-        x = x * style.to(x.dtype)[:, :, None, None]
-        if self.up:
-            y = F.conv_transpose2d(x, _blurred(weight, gain=4).transpose(0, 1), stride=2, padding=2)
-        else:
-            y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    def forward(self, x, w, edge=True):
+        """x (N, I, H, W), w (N, w_dim) -> (N, O, H, W), or twice the size; `edge` as in `_conv`."""
+        style = self.affine(w) * self.scale  # (N, I)
+        y = self.convolve(x * style.to(x.dtype)[:, :, None, None], self.weight, edge)
         if not self.demodulate:
             return y
         with torch.autocast(x.device.type, enabled=False):
-            power = F.linear(_wide(style).square(), _wide(weight).square().sum((2, 3)))  # (N, O)
+            power = F.linear(_wide(style).square(), _wide(self.weight).square().sum((2, 3)))  # (N, O)
             gain = (power + 1e-8).rsqrt()
         return y * gain.to(y.dtype)[:, :, None, None]
 
@@ -119,17 +158,20 @@ class _StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
-    def forward(self, x, w, noise):
-        x = self.conv(x, w)
-        if noise == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        elif noise == "random":
-            x = x + (torch.randn_like(x[:, :1]) * self.noise_strength.to(x.dtype))
-        return _activate(x, self.bias, self.clamp)
+    def noise(self, mode, count):
+        """What is added to every channel of each image: (N, 1, R, R)."""
+        picture = self.noise_const * (mode == "const")
+        if mode == "random":
+            picture = picture.new_empty(count, 1, *picture.shape).normal_()
+        return (picture * self.noise_strength).expand(count, 1, -1, -1)
+
+    def forward(self, x, w, noise, edge=True):
+        x = self.conv(x, w, edge)
+        return _activate(x.add_(noise.to(x.dtype)), self.bias, self.clamp)
 
 
 class _ToRGB(nn.Module):
-    """Features to colours, added to the upsampled colours of the level below."""
+    """Features to colours."""
 
     def __init__(self, inputs, w_dim, clamp=None):
         super().__init__()
@@ -137,12 +179,31 @@ class _ToRGB(nn.Module):
         self.conv = _ModulatedConv(inputs, 3, 1, w_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
 
-    def forward(self, x, w, skip):
-        rgb = _clamped(_wide(self.conv(x, w)) + self.bias.view(1, 3, 1, 1), self.clamp)
-        if skip is None:
-            return rgb
-        delta = torch.ones(3, 1, 1, 1, device=rgb.device, dtype=rgb.dtype)
-        return rgb + F.conv_transpose2d(skip, _blurred(delta, gain=4), stride=2, padding=1, groups=3)
+    def forward(self, x, w):
+        return _clamped(_wide(self.conv(x, w)).add_(self.bias.view(1, 3, 1, 1)), self.clamp)
+
+
+def _draw(layers, x, styles, noises, last):
+    """One level: features (N, C, H, H) -> features (N, C', 2H, 2H), None at the last, and what they add to the colours."""
+    up, conv, to_rgb = layers
+    size = 2 * x.shape[-1]
+    row = size * len(up.bias) * x.element_size()  # bytes
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) * size * row <= STRIP:
+        x = conv(up(x, styles[0], noises[0]), styles[1], noises[1])
+        return x, to_rgb(x, styles[2])
+    features = None if last else x.new_empty(len(x), size, size, len(up.bias)).permute(0, 3, 1, 2)
+    colours = _wide(x.new_empty(len(x), size, size, 3)).permute(0, 3, 1, 2)
+    rows = min(size, max(16, STRIP // row // 4 * 4))
+    for n, top in itertools.product(range(len(x)), range(0, size, rows)):
+        # The second convolution looks one row further than its strip, and the first makes its rows in pairs.
+        bottom, start, end = min(size, top + rows), max(0, top - 2), min(size, top + rows + 2)
+        w, noise = [style[n:n + 1] for style in styles], [picture[n:n + 1] for picture in noises]
+        y = up(_rows(x[n:n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], edge=False)
+        y = conv(_rows(y, top - 1 - start, bottom + 1 - start), w[1], noise[1][:, :, top:bottom], edge=False)
+        colours[n, :, top:bottom] = to_rgb(y, w[2])[0]
+        if not last:
+            features[n, :, top:bottom] = y[0]
+    return features, colours
 
 
 class Generator(nn.Module):
@@ -199,12 +260,14 @@ class Generator(nn.Module):
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.convs[0](x, w_plus[:, 0], noise)
-        rgb = self.rgbs[0](x, w_plus[:, 1], None)
+        pictures = [conv.noise(noise, len(x)) for conv in self.convs]
+        x = self.convs[0](x, w_plus[:, 0], pictures[0])
+        rgb = self.rgbs[0](x, w_plus[:, 1])
         for k in range(1, len(self.rgbs)):
-            x = self.convs[2 * k - 1](x, w_plus[:, 2 * k - 1], noise)
-            x = self.convs[2 * k](x, w_plus[:, 2 * k], noise)
-            rgb = self.rgbs[k](x, w_plus[:, min(2 * k + 1, self.num_ws - 1)], rgb)
+            layers = self.convs[2 * k - 1], self.convs[2 * k], self.rgbs[k]
+            styles = w_plus[:, 2 * k - 1:2 * k + 2].unbind(1)
+            x, delta = _draw(layers, x, (*styles, styles[-1])[:3], pictures[2 * k - 1:2 * k + 1], last=k == len(self.rgbs) - 1)
+            rgb = delta.add_(F.conv_transpose2d(rgb, _taps(rgb, gain=4), stride=2, padding=1, groups=3))
         return rgb
 
     def forward(self, z, psi=1.0, noise="const"):
@@ -226,8 +289,8 @@ class _DownBlock(nn.Module):
     def forward(self, x):
         inputs = x.shape[1]
         y = _activate(F.conv2d(x, self.conv0 / math.sqrt(inputs * 9), padding=1), self.bias0, self.clamp)
-        y = _activate(F.conv2d(y, _blurred(self.conv1 / math.sqrt(inputs * 9)), stride=2, padding=2), self.bias1, self.clamp)
-        skip = F.conv2d(x, _blurred(self.skip / math.sqrt(inputs)), stride=2, padding=1)
+        y = _activate(_conv_down(y, self.conv1 / math.sqrt(inputs * 9)), self.bias1, self.clamp)
+        skip = _conv_down(x, self.skip / math.sqrt(inputs))
         return (y + skip) / math.sqrt(2)
 
 

@@ -1,13 +1,15 @@
 """The generator and critic against a slow reference and against numbers frozen from another implementation."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from talkhead import checkpoints, training
+from talkhead import checkpoints, stylegan, training
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 
@@ -106,9 +108,75 @@ def test_styled_conv_equals_the_slow_one(index, up):
     torch.nn.init.normal_(layer.bias)
     x, w = torch.randn(3, 8, 4 if index < 2 else 8, 4 if index < 2 else 8), torch.randn(3, 16)
     with torch.no_grad():
-        fast = layer(x, w, "const")
+        fast = layer(x, w, layer.noise("const", 3))
         slow = torch.cat([slow_styled_conv(layer, x[k:k + 1], w[k], up) for k in range(3)])
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def uneven(clamp=None):
+    """A generator of 64x64 whose levels all differ, and latents for three images."""
+    torch.manual_seed(0)
+    generator = Generator(64, [8, 6, 5, 4, 3], z_dim=16, w_dim=16, mapping_layers=1, clamp=clamp)
+    for layer in (*generator.convs, *generator.rgbs):
+        torch.nn.init.normal_(layer.bias)
+    for conv in generator.convs:
+        torch.nn.init.normal_(conv.noise_strength)
+    return generator.requires_grad_(False), torch.randn(3, generator.num_ws, 16)
+
+
+@pytest.mark.parametrize("strip", [2**12, 2**14])  # of 16 rows, and of 20 with a remainder of 4
+@pytest.mark.parametrize("folding", [(), ("cpu",)])
+@pytest.mark.parametrize("clamp", [None, 1.0])
+@pytest.mark.parametrize("noise", ["const", "random", "none"])
+def test_strips_make_the_whole_picture(monkeypatch, noise, clamp, folding, strip):
+    generator, w_plus = uneven(clamp)
+    monkeypatch.setattr(stylegan, "FOLDING", folding)
+    torch.manual_seed(1)
+    whole = generator.synthesis(w_plus, noise)  # gradients are possible here, and then it is drawn whole
+    monkeypatch.setattr(stylegan, "STRIP", strip)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        strips = generator.synthesis(w_plus, noise)
+    assert strips.shape == whole.shape == (3, 3, 64, 64) and not torch.equal(strips, whole)
+    torch.testing.assert_close(strips, whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
+
+
+def test_folded_blur_is_the_blur(monkeypatch):
+    generator, w_plus = uneven()
+    critic = Discriminator(64, [8, 6, 5, 4, 3])
+    images = generator.synthesis(w_plus)
+    logits = critic(images)
+    monkeypatch.setattr(stylegan, "FOLDING", ("cpu",))
+    torch.testing.assert_close(generator.synthesis(w_plus), images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(critic(images), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_strips_remember_nothing_of_the_weights(monkeypatch):
+    monkeypatch.setattr(stylegan, "STRIP", 2**12)
+    generator, w_plus = uneven()
+    names = list(generator.state_dict())
+    with torch.no_grad():
+        before = generator.synthesis(w_plus)
+        twins = copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))
+        generator.convs[3].conv.weight.data.mul_(-1)
+        assert not torch.allclose(generator.synthesis(w_plus), before)
+        generator.convs[3].conv.weight.data.mul_(-1)
+        for same in (generator, *twins):
+            assert torch.equal(same.synthesis(w_plus), before)
+    assert list(generator.state_dict()) == names
+
+
+def test_strips_in_half_precision(monkeypatch):
+    generator, w_plus = uneven()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = generator.synthesis(w_plus)
+        monkeypatch.setattr(stylegan, "STRIP", 2**12)
+        strips = generator.synthesis(w_plus)
+        monkeypatch.undo()
+    exact = generator.synthesis(w_plus)
+    assert strips.dtype == whole.dtype == torch.float32
+    for images in (whole, strips):
+        assert (images - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_batch_of_one_equals_batch_of_many_and_noise_modes():
