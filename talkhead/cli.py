@@ -471,10 +471,11 @@ def invert(source, output, generator, encoder, method, device, **options):
 @number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
 @number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
+@one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @batch(8)
 @seed
 @device
-def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, gain, batch, device, **options):
+def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, gain, precision, batch, device, **options):
     """Make a face speak, or render latents.
 
     \b
@@ -500,7 +501,7 @@ def generate(identity, audio, latents, output, latents_out, generator, encoder, 
     if latents_out:
         path = np.stack(list(path))
         files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
-    pictures = synthesis.synthesize(generator, path, batch)
+    pictures = synthesis.synthesize(generator, path, batch, precision=precision)
     if label:
         pictures = synthesis.label(pictures)
     track = None if sound is None else (sound, speech.SAMPLE_RATE)

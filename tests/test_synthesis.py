@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import toy_second_model
-from talkhead import synthesis
+from talkhead import metrics, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
 from talkhead.speech import mfcc_windows
@@ -51,6 +51,18 @@ def test_batches_do_not_change_the_picture(generator, latents, batch):
     frames = np.stack(list(synthesis.synthesize(generator, latents, batch=batch))).astype(int)
     alone = np.concatenate([list(synthesis.synthesize(generator, latents[i : i + 1])) for i in range(5)])
     assert np.abs(frames - alone).max() <= 1
+
+
+@pytest.mark.parametrize("precision, least", [("bfloat16", 30), ("float16", 50)])
+def test_halved_precision_draws_nearly_the_same(generator, latents, precision, least):
+    whole, half = (np.stack(list(synthesis.synthesize(generator, latents, precision=name))) for name in ("float32", precision))
+    assert metrics.psnr(whole, half) > least
+    assert not np.array_equal(whole, half)
+
+
+def test_unknown_precision_is_refused(generator, latents):
+    with pytest.raises(TalkheadError, match="precision 'int8': unknown; take float32, bfloat16 or float16"):
+        next(synthesis.synthesize(generator, latents, precision="int8"))
 
 
 def test_latents_are_read_no_further_than_a_batch_ahead(generator, latents):
