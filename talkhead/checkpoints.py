@@ -139,13 +139,15 @@ class _File:
         if self.format is None:
             raise TalkheadError(f"{path}: holds {_stranger(contents)}; pass weights of a generator or an encoder")
         self.kinds = [contents["kind"]] if self.format == "talkhead" else list(_READERS[self.format])
+        if self.format == "talkhead":
+            _check_ours(path, contents)
         if self.format == "psp":
             self.kinds = [kind for kind in self.kinds if _within(self.contents["state_dict"], _PREFIXES[kind])]
 
     def read(self, kind=None, training=True):
         weights = self.convert(kind, training)
         if "w_avg" in weights["missing"]:
-            warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z")
+            warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it")
         if "noise" in weights["missing"]:
             warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed")
         return {key: value for key, value in weights.items() if key != "missing"}
@@ -163,7 +165,7 @@ class _File:
         try:
             weights = _READERS[self.format][kind](self, training)
         except TalkheadError as problem:
-            raise TalkheadError(f"{self.path}: {problem}") from problem
+            raise TalkheadError(f"{self.path}: {' '.join(str(problem).split())}") from problem
         weights = {"kind": kind, "step": 0, "missing": ()} | weights
         if not weights.get("training"):
             weights.pop("training", None)
@@ -177,7 +179,8 @@ class _File:
         if "const" not in model:
             raise TalkheadError("holds a discriminator in the generator's place")
         record = _record(self.contents.get("talkhead"))
-        config = layouts.generator_config(model) | ({} if clamp is None else {"clamp": clamp}) | _record(record.get("config"))
+        own = {key: value for key, value in _record(record.get("config")).items() if key in _OWN_CONFIG}
+        config = layouts.generator_config(model) | ({} if clamp is None else {"clamp": clamp}) | own
         if w_avg is not None:
             model["w_avg"] = w_avg
         missing = _complete(model, config)
@@ -190,6 +193,22 @@ class _File:
         if "generator" in parts:
             parts["generator"] = {**model, **({"w_avg": record["w_avg"]} if "w_avg" in record else {}), **parts["generator"]}
         return {"config": config, "step": record.get("step", 0), "model": model, "training": parts, "missing": missing}
+
+
+def _check_ours(path, contents):
+    """Refuse what no version of ours wrote."""
+    kinds = {"kind": str, "config": dict, "step": int, "model": dict, "training": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(contents.get(key, {} if key == "training" else None), kind)]
+    if not wrong and not all(isinstance(value, torch.Tensor) for value in contents["model"].values()):
+        wrong = ["model"]
+    if not wrong and contents["kind"] == "generator":
+        try:
+            found = layouts.generator_config(contents["model"])
+        except TalkheadError as problem:
+            raise TalkheadError(f"{path}: {problem}; the file is damaged") from problem
+        wrong = [key for key in found if contents["config"].get(key) != found[key]]
+    if wrong:
+        raise TalkheadError(f"{path}: {wrong[0]} and the rest do not go together; the file is damaged, copy or train it again")
 
 
 def _contents(path):
@@ -301,7 +320,8 @@ def _psp_generator(file, training):
 
 
 def _psp_encoder(file, training):
-    contents, opts = file.contents, _record(file.contents.get("opts"))
+    contents = file.contents
+    opts = {key: value for key, value in _record(contents.get("opts")).items() if isinstance(value, (str, int, float, bool))}
     state, latent_avg = _within(contents["state_dict"], "encoder."), contents.get("latent_avg")
     decoder, missing = None, ()
     if _within(contents["state_dict"], "decoder."):
@@ -319,6 +339,8 @@ _READERS = {"rosinality": {"generator": _rosinality}, "nvidia": {"generator": _n
 
 def _one_latent(w):
     """(512,), (1, 512) or, once for each layer, (L, 512) -> (512,)."""
+    if w is not None and not (isinstance(w, torch.Tensor) and w.is_floating_point() and w.dim() in (1, 2) and w.numel()):
+        raise TalkheadError("its latent_avg is not a latent; the file is damaged")
     if w is None or w.dim() == 1:
         return w
     return (w[0] if (w == w[:1]).all() else w.mean(0)).clone()
@@ -392,9 +414,12 @@ def _to_nvidia(weights):
 _WRITERS = {"talkhead": dict, "rosinality": _to_rosinality, "nvidia": _to_nvidia}
 
 
+_OWN_CONFIG = ("clamp", "lineage")
+
+
 def _own_record(weights):
     """What another project's layout has no place for. Their code does not look at it."""
-    return {"step": weights["step"], "config": {key: weights["config"][key] for key in ("clamp", "lineage") if key in weights["config"]}}
+    return {"step": weights["step"], "config": {key: weights["config"][key] for key in _OWN_CONFIG if key in weights["config"]}}
 
 
 def _rosinality_channels(channels):
@@ -463,8 +488,7 @@ def _described(file, kind):
 
 
 def _has_optimizer(contents):
-    training = contents.get("training", {})
-    return any(key.endswith("optim") or key.endswith("optimizer") for key in [*contents, *training])
+    return any(str(key).endswith(("optim", "optimizer")) for key in [*contents, *_record(contents.get("training"))])
 
 
 _TOLD = ("dataset_type", "encoder_type", "output_size", "stylegan_size", "start_from_latent_avg", "learn_in_w", "max_steps")

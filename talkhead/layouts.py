@@ -29,7 +29,7 @@ def from_rosinality(state):
 
 def to_rosinality(state):
     """Our generator or discriminator -> rosinality's, with the filters that its modules keep; `w_avg` has no place there."""
-    theirs = {name: _reframe(state[ours], *frame) for ours, (name, *frame), _ in filter(lambda row: row[1], _names(state))}
+    theirs = _theirs(state, [(ours, there) for ours, there, _ in _names(state) if there])
     return theirs | {name: FILTER * gain for name, gain in _rosinality_filters(theirs)}
 
 
@@ -49,7 +49,7 @@ def from_nvidia(state):
 
 def to_nvidia(state):
     """Our generator or discriminator -> NVIDIA's, with the filters that its modules keep."""
-    theirs = {name: _reframe(state[ours], *frame) for ours, _, (name, *frame) in _names(state)}
+    theirs = _theirs(state, [(ours, there) for ours, _, there in _names(state)])
     return theirs | {name: FILTER * gain for name, gain in _nvidia_filters(theirs)}
 
 
@@ -96,8 +96,8 @@ def discriminator_config(state):
 
 def _width(state, name):
     """How many channels go into a layer."""
-    if state[name].dim() < 2:
-        raise TalkheadError(f"{name} has the shape {tuple(state[name].shape)}: not a StyleGAN2's")
+    if name not in state or state[name].dim() < 2:
+        raise TalkheadError(f"{name} is missing, or not a StyleGAN2's")
     return state[name].shape[1]
 
 
@@ -178,7 +178,7 @@ def _ours(state, names, filters):
     rest = dict(state)
     for name, gain in filters(state):
         kernel = rest.pop(name, None)
-        if kernel is not None and not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3):
+        if kernel is not None and (kernel.shape != FILTER.shape or not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3)):
             raise TalkheadError(f"{name} is another filter than [1, 3, 3, 1]; no other can be read")
     ours = {}
     for name, (theirs, before, after) in names:
@@ -193,7 +193,14 @@ def _ours(state, names, filters):
     return ours
 
 
-def _reframe(value, before, after, name=None):
+def _theirs(state, names):
+    lacking = next((ours for ours, _ in names if ours not in state), None)
+    if lacking:
+        raise TalkheadError(f"has no {lacking}; the file is damaged")
+    return {name: _reframe(state[ours], *frame, ours) for ours, (name, *frame) in names}
+
+
+def _reframe(value, before, after, name):
     """Put so many axes of length one in front and behind, or take them away where negative."""
     shape = tuple(value.shape)
     lost = shape[:max(-before, 0)] + shape[len(shape) - max(-after, 0):]

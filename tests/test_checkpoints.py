@@ -80,7 +80,7 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
         checkpoints.load_encoder(path)
     files.save_weights(tmp_path / "bad.pt", {"kind": "generator", "config": {**generator.config, "channels": [4, 8]},
                                              "step": 0, "model": generator.state_dict()})
-    with pytest.raises(TalkheadError, match="bad.pt: config and weights do not make a Generator") as caught:
+    with pytest.raises(TalkheadError, match="bad.pt: channels and the rest do not go together") as caught:
         checkpoints.load_generator(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
 
@@ -296,6 +296,23 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
         checkpoints.load_encoder(path, checkpoints.load_generator(tmp_path / "other.pt"))
 
 
+@torch.no_grad()
+def test_a_restyle_file_without_its_mean(psp_file):
+    path, *_ = psp_file
+    contents = torch.load(path, weights_only=True)
+    del contents["latent_avg"]
+    first = contents["state_dict"]["encoder.input_layer.0.weight"]
+    contents["state_dict"]["encoder.input_layer.0.weight"] = torch.cat([first, first], 1)
+    contents["opts"] |= {"n_iters_per_batch": 2}
+    torch.save(contents, path)
+    with pytest.warns(UserWarning, match="does not record the mean of W"):
+        encoder = checkpoints.load_encoder(path)
+        generator = checkpoints.load_generator(path)
+    assert encoder.config["arch"] == "restyle" and torch.equal(encoder.w_avg[3], generator.w_avg)
+    assert encoder(torch.randn(1, 3, 256, 256)).shape == (1, 6, 16)
+    assert checkpoints.describe(path)["encoder"]["num_ws"] == 6
+
+
 def test_an_encoder_that_is_not_known_leaves_the_generator_readable(psp_file):
     path, *_ = psp_file
     contents = torch.load(path, weights_only=True)
@@ -305,6 +322,22 @@ def test_an_encoder_that_is_not_known_leaves_the_generator_readable(psp_file):
     assert "Novel" in checkpoints.describe(path)["encoder"]["unreadable"]
     with pytest.raises(TalkheadError, match=f"^{path}: .*Novel"):
         checkpoints.load_encoder(path)
+
+
+def test_foreign_weights_are_exported_too(psp_file, tmp_path, w_avg):
+    torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
+    checkpoints.export(tmp_path / "r.pt", tmp_path / "small.pt")
+    assert checkpoints.describe(tmp_path / "small.pt")["precision"] == "float16"
+    assert checkpoints.load_generator(tmp_path / "small.pt").fingerprint == checkpoints.load_generator(tmp_path / "r.pt").fingerprint
+    with pytest.raises(TalkheadError, match="take one out with talkhead weights convert --part"):
+        checkpoints.export(psp_file[0], tmp_path / "x.pt")
+
+
+def test_converting_onto_itself(tmp_path, w_avg):
+    torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
+    before = drawn(tmp_path / "r.pt")
+    checkpoints.convert(tmp_path / "r.pt", tmp_path / "r.pt")
+    assert files.load_weights(tmp_path / "r.pt", kind="generator")["step"] == 0 and torch.equal(drawn(tmp_path / "r.pt"), before)
 
 
 # What is none ---------------------------------------------------------------------------------------------------------------
@@ -320,6 +353,9 @@ def test_an_encoder_that_is_not_known_leaves_the_generator_readable(psp_file):
     ({"g_ema": foreign.rosinality_discriminator(**SMALL)}, "holds a discriminator in the generator's place"),
     ({"g_ema": foreign.rosinality_generator(**SMALL) | {"to_rgbs.1.conv.weight": torch.zeros(1, 3)}}, "not a StyleGAN2's"),
     ({"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}}, "config and weights do not make a Generator"),
+    ({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": 3}, "its latent_avg is not a latent"),
+    ({"kind": "generator", "config": {}, "step": 0, "model": {"const": 3}}, "model and the rest do not go together"),
+    ({"kind": "generator", "config": {}, "step": 0, "model": {"const": torch.zeros(1)}}, "convs.0.conv.affine.weight is missing"),
     ({"g_ema": {"weight": print}}, "refers to builtins.print|refers to __builtin__.print"),
 ])
 @pytest.mark.filterwarnings("ignore::UserWarning")

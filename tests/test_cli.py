@@ -464,7 +464,7 @@ def test_a_warning_is_one_line_on_stderr(scene, toy):
     contents = files.load_weights(scene / "r.pt")
     torch.save({"g_ema": contents["g_ema"]}, scene / "bare.pt")
     result = run("generate", "--latents", scene / "lat.npy", "--generator", scene / "bare.pt", "-o", scene / "out")
-    assert result.stderr == f"talkhead: {scene / 'bare.pt'}: does not record the mean of W; made again from 10000 random z\n"
+    assert result.stderr == f"talkhead: {scene / 'bare.pt'}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it\n"
 
 
 def test_train_stylegan_starts_from_rosinalitys_weights_but_does_not_go_on_with_them(scene, toy):
