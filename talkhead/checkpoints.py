@@ -145,14 +145,14 @@ class _File:
             self.kinds = [kind for kind in self.kinds if _within(self.contents["state_dict"], _PREFIXES[kind])]
 
     def read(self, kind=None, training=True):
-        weights = self.convert(kind, training)
+        weights = self.ours(kind, training)
         if "w_avg" in weights["missing"]:
             warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it")
         if "noise" in weights["missing"]:
             warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed")
         return {key: value for key, value in weights.items() if key != "missing"}
 
-    def convert(self, kind=None, training=True):
+    def ours(self, kind=None, training=True):
         """`read`, where "missing" says what had to be made again, instead of a warning."""
         if kind is None and len(self.kinds) > 1:
             raise TalkheadError(f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; take one out with talkhead weights convert --part")
@@ -206,7 +206,7 @@ def _check_ours(path, contents):
             found = layouts.generator_config(contents["model"])
         except TalkheadError as problem:
             raise TalkheadError(f"{path}: {problem}; the file is damaged") from problem
-        wrong = [key for key in found if contents["config"].get(key) != found[key]]
+        wrong = [key for key in found if _plain(contents["config"]).get(key) != found[key]]
     if wrong:
         raise TalkheadError(f"{path}: {wrong[0]} and the rest do not go together; the file is damaged, copy or train it again")
 
@@ -472,7 +472,7 @@ def describe(path):
 
 
 def _described(file, kind):
-    weights = file.convert(kind)
+    weights = file.ours(kind)
     model, config, training = weights["model"], weights["config"], weights.get("training", {})
     about = {"kind": kind, "step": weights["step"], "parameters": sum(value.numel() for value in model.values()),
              "precision": str(next(iter(model.values())).dtype).removeprefix("torch."),
