@@ -35,8 +35,9 @@ class Perceptual(nn.Module):
           "pyramid"  L1 over the levels of a Laplacian pyramid (Bojanowski 2018); needs no file
           "auto"     LPIPS where its weights are, the pyramid elsewhere; `.name` tells which
 
-    Called with two float (N, 3, H, W) in [-1, 1], returns float (N,), 0 for equal images. Its own
-    weights are frozen; gradients flow to the images.
+    Called with images and targets, float (N, 3, H, W) in [-1, 1], returns float (N,), 0 for equal images.
+    Its own weights are frozen; gradients flow to the images, not to the targets. Where the targets stay the
+    same from step to step, `toward(targets)` is cheaper: what depends on them alone is computed once.
 
     raises  TalkheadError if VGG's weights are missing or unreadable, or the name is unknown
 
@@ -59,9 +60,15 @@ class Perceptual(nn.Module):
         return super().train(False)
 
     def forward(self, images, targets):
+        return self.toward(targets)(images)
+
+    def toward(self, targets):
+        """The distance to some targets: a function of images (N, 3, H, W) that returns (N,), equal to calling with both."""
         if self.network is None:
-            return pyramid_distance(images, targets)
-        return self.network(images, targets).flatten()
+            return lambda images: pyramid_distance(images, targets)
+        with torch.no_grad():
+            wanted = _unit_features(self.network, targets)
+        return lambda images: _lpips_distance(self.network, images, wanted)
 
 
 def _lpips():
@@ -79,6 +86,18 @@ def _lpips():
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TalkheadError(f"{weights}: not VGG-16's weights; delete it and download {VGG16_URL} again") from error
     return network.eval().requires_grad_(False)
+
+
+def _unit_features(network, images):
+    """What VGG sees at five depths, each place's feature vector of length one; Zhang et al. 2018, eq. 1."""
+    features = [seen.float() for seen in network.net(network.scaling_layer(images))]  # autocast would sum squares in halves
+    return [seen / (seen.square().sum(1, keepdim=True).sqrt() + 1e-10) for seen in features]
+
+
+def _lpips_distance(network, images, wanted):
+    """LPIPS between images and what was seen in the targets: the lpips package's own networks, its forward in two halves."""
+    pairs = zip(_unit_features(network, images), wanted, network.lins)
+    return sum(weigh((seen - target).square()).float().mean((1, 2, 3)) for seen, target, weigh in pairs)
 
 
 def pyramid_distance(images, targets):

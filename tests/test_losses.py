@@ -81,6 +81,7 @@ def test_pyramid_is_a_distance_for_each_pair():
 
 
 def test_pyramid_gives_a_gradient_at_every_pixel():
+    torch.manual_seed(0)
     a = torch.rand(1, 3, 16, 16, requires_grad=True)
     pyramid_distance(a, torch.rand(1, 3, 16, 16)).sum().backward()
     assert a.grad.abs().min() > 0
@@ -119,8 +120,13 @@ def test_lpips_equals_the_lpips_package(random_vgg, capsys):
     a, b = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     with pytest.warns(UserWarning):
         theirs = lpips.LPIPS(net="vgg", verbose=False)
-    assert torch.equal(ours(a, b), theirs(a, b).flatten())
+    wanted = theirs(a, b).flatten()
+    assert torch.allclose(ours(a, b), wanted, rtol=1e-6, atol=0)
+    toward = ours.toward(b)  # what b looks like is kept
+    assert torch.allclose(toward(a), wanted, rtol=1e-6, atol=0) and torch.equal(toward(b), torch.zeros(2))
     a.requires_grad_(True)
+    ours_slope, theirs_slope = (torch.autograd.grad(distance.sum(), a)[0] for distance in (toward(a), theirs(a, b)))
+    assert torch.allclose(ours_slope, theirs_slope, rtol=1e-4, atol=1e-6 * theirs_slope.abs().max().item())
     ours(a, b).sum().backward()
     assert a.grad.abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in ours.parameters())
