@@ -4,7 +4,6 @@ Source: thesis §4.3.
 """
 
 import copy
-import hashlib
 import math
 import sqlite3
 from contextlib import contextmanager
@@ -191,7 +190,8 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed)
         header = {"kind": "audio2latent", "config": {
             "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
-            "training": settings | {"clips": len(training_set), "held_out": len(held_out)}}}
+            "training": settings | {"clips": len(training_set), "held_out": len(held_out)}},
+            "perceptual": perceptual.name if image_frames else None}
         checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
         state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
         yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
@@ -397,7 +397,7 @@ class _Codes:
     """
 
     def __init__(self, path, encoder):
-        self.path, self.encoder, self.fingerprint = path, encoder, _fingerprint(encoder)
+        self.path, self.encoder, self.fingerprint = path, encoder, training.digest(encoder)
 
     def __enter__(self):
         if not self.path.parent.is_dir():
@@ -448,13 +448,6 @@ class _Codes:
         rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
         mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
         return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
-
-
-def _fingerprint(encoder):
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _find(sources):

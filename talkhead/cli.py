@@ -54,10 +54,75 @@ def _say(text):
     click.echo(f"talkhead: {text}", err=True)
 
 
+def _perceptual(name, device):
+    """A perceptual distance by name; where "auto" had to choose, which one it is gets said."""
+    from talkhead.losses import Perceptual
+
+    perceptual = Perceptual(name).to(device)
+    if name == "auto":
+        _say(f"perceptual loss: {perceptual.name}" + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips"))
+    return perceptual
+
+
 def _progress(items, total=None, unit="frame"):
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, disable=None)
+
+
+class _DescentLog:
+    """Shows how far the descents of `inversion.invert` are, a step at a time, and logs every so many of their steps.
+
+    total   steps of all frames together, None if that is not known
+    log     path of a JSON-lines file or None
+    resumed whether frames found before come first: they leave no records, and the log keeps theirs
+    """
+
+    def __init__(self, total, log, log_every, resumed):
+        self.bar, self.every, self.taken, self.early = _progress(None, total, "step"), log_every, {}, 0
+        self.log = log and self._open(log, "r+" if resumed and os.path.exists(log) else "w+")
+
+    @staticmethod
+    def _open(log, mode):
+        from talkhead import files
+
+        with files.mendable(log):
+            return open(log, mode, encoding="utf-8")
+
+    def record(self, record):
+        frame, step = record["frame"], record["step"]
+        if not self.taken and self.log is not None:
+            self._forget(frame)
+        if self.log is not None and (step % self.every == 0 or step + 1 == record["steps"]):
+            self.log.write(json.dumps(record) + "\n")
+            self.log.flush()
+        self.taken[frame] = step + 1
+        self.bar.set_postfix_str(f"frame {frame + 1}, loss {record['loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def _forget(self, frame):
+        """Drop what a run that was killed had logged of frames that it did not finish."""
+        kept = [line for line in self.log if line.endswith("\n") and json.loads(line)["frame"] < frame]
+        self.log.seek(0)
+        self.log.truncate()
+        self.log.writelines(kept)
+
+    def path(self, latents, planned):
+        """Hand on latents, and let the bar know of those that cost no steps, or fewer than planned."""
+        for frame, latent in enumerate(latents):
+            saved = planned(frame) - self.taken.get(frame, 0)
+            self.early += 0 < saved < planned(frame)
+            if self.bar.total is not None:
+                self.bar.total -= saved
+            yield latent
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
 
 
 def _print_records(records):
@@ -192,6 +257,7 @@ alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     detection,
 )
+precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
                               help="Optimiser steps in all; a resumed run goes on to here.")
 data = together(
@@ -359,7 +425,8 @@ def _save_encoder(path, encoder, generator_file):
 
     weights = files.load_weights(generator_file, kind="generator")
     config = encoder.config | {"generator": checkpoints.fingerprint(weights["model"])}
-    files.save_weights(path, {"kind": "encoder", "config": config, "step": weights["step"], "model": encoder.state_dict()})
+    header = {"kind": "encoder", "config": config, "step": weights["step"], "perceptual": weights["perceptual"]}
+    files.save_weights(path, header | {"model": encoder.state_dict()})
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -425,7 +492,7 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
 @weights_in("encoder")
 @one_of("--method", ["encoder", "optimise", "sequential", "hybrid"], "encoder",
         "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
-@one_of("--space", ["w+", "w"], "w+", "A latent for every layer, or one for all.")
+@one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
 @steps(5000)
 @number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
 @number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
@@ -433,27 +500,53 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
 @number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @perceptual
 @number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@number("--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps.")
+@precision
 @batch(4)
+@click.option("--log", metavar="FILE", callback=_writable, help="Write the loss of every frame's steps here, as JSON lines.")
+@number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
 @seed
 @device
-def invert(source, output, generator, encoder, method, device, **options):
+def invert(source, output, generator, encoder, method, perceptual, log, log_every, device, **options):
     """Find the latents that make a generator draw each frame.
+
+    Optimising into a named file keeps what is done in FILE.part: the same command goes on from there.
 
     \b
       talkhead align clip.mpg | talkhead invert > latents.npy
       talkhead invert face.png --method hybrid -o face.npy
     """
-    import numpy as np
-
     from talkhead import files, inversion
 
     networks = {"generator": generator} | ({"encoder": encoder} if method in ("encoder", "hybrid") else {})
     device, generator, *encoder = _load(device, **networks)
+    about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
     with files.read_frames(source) as reader:
         if not reader.aligned:
             _say(f"{reader.name}: not marked as aligned; taken as it is")
-        path = inversion.invert(_progress(reader), generator, method, *encoder, device=device, **options)
-        files.write_latents(output, path, {"generator": generator.fingerprint, "fps": files.FPS})
+        if method == "encoder":
+            latents = inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)
+            return files.write_latents(output, latents, about)
+        _optimised(reader, output, generator, method, encoder, _perceptual(perceptual, device), log, log_every, about, device=device, **options)
+
+
+def _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, **options):
+    """Latents by optimisation, written: what is shown, logged and kept on the way is settled here."""
+    from talkhead import files, inversion
+
+    planned = inversion.planned_steps(method, options["batch"], options["steps"], options["next_steps"], options["hybrid_steps"])
+    total = None if reader.count is None else sum(map(planned, range(reader.count)))
+    partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
+    resumed = partial is not None and os.path.exists(partial)
+    if resumed:
+        _say(f"{partial}: going on from what was done")
+    with _DescentLog(total, log, log_every, resumed) as watch:
+        latents = inversion.invert(reader, generator, method, *encoder, perceptual=perceptual, partial=partial, on_record=watch.record, **options)
+        files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
+    if options["tolerance"]:
+        _say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
+    if partial is not None and os.path.exists(partial):
+        os.remove(partial)
 
 
 @cli.command()
@@ -533,7 +626,7 @@ def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, al
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, detector, detector_model, device), pti_frames if pti else 1))
     if pti:
-        generator = _tuned(generator, encoder, frames, device, pti_steps, seed=seed)
+        generator = _tuned(generator, encoder, frames, device, pti_steps, perceptual=_perceptual("auto", device), seed=seed)
     return frames[0], generator
 
 
@@ -549,7 +642,7 @@ def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, al
 @number("--limit", 125, "Frames of a clip to tune on.", least=1)
 @seed
 @device
-def pti(source, output, generator, encoder, limit, aligned, detector, detector_model, device, **options):
+def pti(source, output, generator, encoder, perceptual, limit, aligned, detector, detector_model, device, **options):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
     \b
@@ -561,9 +654,10 @@ def pti(source, output, generator, encoder, limit, aligned, detector, detector_m
     device, generator, encoder = _load(device, generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
         frames = list(_aligned_frames(reader, 256, aligned, detector, detector_model, device))
-    tuned = _tuned(generator, encoder, frames, device, **options)
+    perceptual = _perceptual(perceptual, device)
+    tuned = _tuned(generator, encoder, frames, device, perceptual=perceptual, **options)
     config = tuned.config | {"lineage": sorted(tuned.lineage)}
-    files.save_weights(output, {"kind": "generator", "config": config, "step": 0, "model": tuned.state_dict()})
+    files.save_weights(output, {"kind": "generator", "config": config, "step": 0, "perceptual": perceptual.name, "model": tuned.state_dict()})
 
 
 @cli.command()
@@ -644,7 +738,7 @@ def synth(output, count, recordings, **options):
 @number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
 @perceptual
-@one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
+@precision
 @data
 @sheets
 @run
@@ -658,7 +752,6 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     import torch
 
     from talkhead import stylegan, training
-    from talkhead.losses import Perceptual
 
     torch.manual_seed(options["seed"])
     device = training.pick_device(device)
@@ -666,7 +759,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
         along = _encoder(encoder_init, generator.num_ws, shape)
-        options |= {"encoder": along, "reconstruction": Perceptual(perceptual).to(device)}
+        options |= {"encoder": along, "reconstruction": _perceptual(perceptual, device)}
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage
         if encoder_out:
@@ -705,7 +798,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 @sheets
 @run
 def train_encoder(sources, output, generator, arch, width, input_size, stem_stride, pool_size, head, imagenet, irse, init,
-                  identity_network, validation, every, limit, tensorboard, device, **options):
+                  identity_network, perceptual, validation, every, limit, tensorboard, device, **options):
     """Train an encoder to find the latents of a frozen generator.
 
     \b
@@ -731,7 +824,8 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     size = inversion.training_size(generator, encoder, options["loss_size"])
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
-    records = inversion.train(images, generator, output, encoder, validation=held_out, device=device, **options)
+    records = inversion.train(images, generator, output, encoder, perceptual=_perceptual(perceptual, device), validation=held_out,
+                              device=device, **options)
     _watch(records, options["steps"], tensorboard)
 
 
@@ -779,6 +873,8 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     torch.manual_seed(options["seed"])
     sizes = {"channels": tuple(channels)} if channels else {}
     model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
+    if options["image_frames"]:
+        options["perceptual"] = _perceptual(options["perceptual"], device)
     records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
     _watch(records, options["steps"], tensorboard)
 

@@ -803,6 +803,7 @@ class FrameReader:
     fps         float, frames per second as given here
     source_fps  float, as found
     size        (H, W) of every frame
+    count       how many frames there are to be, by what the source says of itself; None where it does not
     metadata    dict[str, str]: the container's tags, or a PNG's text
     aligned     bool: talkhead cropped these frames, so that they need not be aligned again
     sound       Sound or None; ask before the first frame is read, else the sound is not kept
@@ -826,9 +827,11 @@ class FrameReader:
         else:
             self._open_media(source)
         self.aligned = ALIGNED_TAG in self.metadata
+        if limit is not None and self.count is not None:
+            self.count = min(self.count, limit)
 
     def _open_pictures(self, names):
-        self.source_fps = self.fps
+        self.source_fps, self.count = self.fps, len(names)
         first, self.metadata = _read_picture(names[0])
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
@@ -856,6 +859,8 @@ class FrameReader:
             raise
         self.metadata = media.metadata
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
+        seconds = media.video.duration and media.video.duration * media.video.time_base
+        self.count = round(seconds * self.fps) if seconds else None
         self._aspect = media.video.sample_aspect_ratio
         self._scaler = VideoReformatter()
         self.size = _picture(first[2], self._aspect, self._scaler).shape[:2]

@@ -10,9 +10,7 @@ import torch
 
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual
-
-# Tuning ends early when the mean loss of this many steps is hardly below that of as many before.
-WINDOW = 50  # steps
+from talkhead.training import settled
 
 
 def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch=4, locality=0.0, locality_radius=30.0,
@@ -57,7 +55,7 @@ def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch
         if on_record is not None:
             on_record(record)
         history.append(record["loss"])
-        if _settled(history, least_gain):
+        if settled(history, least_gain):
             break
     return tuned.requires_grad_(False)
 
@@ -91,13 +89,6 @@ def _minibatches(count, batch, seed):
     while True:
         # A round's last few wait for the next one: every batch is of one size.
         yield from torch.randperm(count, generator=random)[: count - count % batch].split(batch)
-
-
-def _settled(history, least_gain):
-    if not least_gain or len(history) < 2 * WINDOW:
-        return False
-    before, now = sum(history[-2 * WINDOW:-WINDOW]), sum(history[-WINDOW:])
-    return before - now <= least_gain * before
 
 
 class _Tuner:

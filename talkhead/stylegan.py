@@ -415,7 +415,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
              "scalars": trainer.scalars}
     if encoder is not None:
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
-    header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {})}
+    header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
+              "perceptual": getattr(reconstruction, "name", None)}
     yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, batch=batch, feed=trainer.feed,
                    draw=trainer.draw, **run)
 

@@ -6,6 +6,7 @@ repeat the uninterrupted one bit for bit.
 """
 
 import copy
+import hashlib
 import math
 import os
 import shutil
@@ -22,6 +23,8 @@ import torch
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+
+WINDOW = 50  # steps: what `settled` averages losses over
 
 
 def pick_device(name="auto"):
@@ -166,6 +169,26 @@ def sheet(*rows):
     return np.concatenate([np.concatenate(list(to_frames(row)), 1) for row in rows])
 
 
+def digest(network):
+    """16 hex digits that name a network by its numbers, to the last bit."""
+    numbers = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        numbers.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return numbers.hexdigest()[:16]
+
+
+def settled(history, least_gain):
+    """Whether a descent has come to rest: the mean loss of its last WINDOW steps is hardly below that of as many before.
+
+    history     losses, one a step
+    least_gain  the part of it by which the mean must have fallen to go on; 0: never settled
+    """
+    if not least_gain or len(history) < 2 * WINDOW:
+        return False
+    before, now = sum(history[-2 * WINDOW:-WINDOW]), sum(history[-WINDOW:])
+    return before - now <= least_gain * before
+
+
 def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
         validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
     """Run a trainer to `steps`, resuming from `out` if it is there; yield its log records.
@@ -174,7 +197,7 @@ def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed
     state           {"model": ..., name: ...} objects with state_dict and load_state_dict; "model" is what inference
                     loads, the others are kept in the file under "training"
     out             path of the .pt to write, and to resume
-    header          {"kind": str, "config": dict}; a resumed file must have the same config
+    header          {"kind": str, "config": dict, …}; a resumed file must have the same config, and the rest if it has it
     batch, unit     how many of what a step learns from, for the log
     feed            the Feed that `step` draws from, for the log
     save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM. One that cannot be
@@ -337,6 +360,9 @@ class _File:
         if optimizers and not optimizers & weights["training"].keys():
             raise TalkheadError(f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
+        # A file of an older version has nothing to compare beside its config.
+        beside = self.header.keys() & weights.keys() - {"kind", "config"}
+        self._compare({key: weights[key] for key in beside}, {key: self.header[key] for key in beside})
         training = weights["training"]
         for name in sorted(self.state.keys() - training.keys() - {"model"}):
             raise TalkheadError(f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output")

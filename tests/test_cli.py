@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import talkhead
-from talkhead import checkpoints, faces, files
+from talkhead import checkpoints, faces, files, inversion
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 
@@ -49,7 +49,7 @@ SIGNATURES = {
 RENAMED = {"detector": "name", "detector_model": "model"}
 CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device"},
-    "invert": {"source", "output", "generator", "encoder", "device"},
+    "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
                  "pti_steps", "pti_frames", "label", "seed", "device"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
@@ -253,6 +253,8 @@ def scene(tmp_path, puppet, toy):
     ("invert empty.mp4 -o out.npy", "empty.mp4: "),
     ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
     ("invert wide.png -o out.npy", "is not a square face; align it first"),
+    ("invert face.png --method hybrid --space z -o out.npy", "no z that maps to it"),
+    ("invert face.png --method optimise --log nowhere/losses.jsonl -o out.npy", "nowhere/losses.jsonl: its folder does not exist"),
     ("pti face.png -o nowhere/out.pt", "nowhere/out.pt: its folder does not exist"),
     ("train-encoder clip.mp4 -o face.png/out.pt --steps 1", "face.png/out.pt: its folder does not exist"),
     ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
@@ -339,6 +341,7 @@ def test_gain_of_zero_keeps_still(scene):
 def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     result = run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid")
     assert result.exit_code == 0, result.output
+    assert files.load_weights(scene / "me.pt")["perceptual"] == "pyramid"
     mine = ["--identity", scene / "face.png", "--audio", scene / "speech.wav"]
     assert run("generate", *mine, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
     # Both at once is the same as one after the other.
@@ -371,6 +374,52 @@ def test_invert_by_optimisation(scene, method):
     result = run("invert", scene / "face.png", "--method", method, *few, "-o", scene / "codes.npy")
     assert result.exit_code == 0, result.output
     assert files.read_latents(scene / "codes.npy").shape == (1, 6, 512)
+    about = files.read_about(scene / "codes.npy")
+    assert (about["method"], about["space"], about["perceptual"]) == (method, "w+", "pyramid")
+    assert not (scene / "codes.npy.part").exists()
+
+
+def test_invert_logs_losses(scene):
+    result = run("invert", scene / "clip.mp4", "--method", "sequential", "--steps", 7, "--next-steps", 4, "--perceptual", "pyramid",
+                 "--log", scene / "losses.jsonl", "--log-every", 3, "-o", scene / "codes.npy")
+    assert result.exit_code == 0, result.output
+    logged = [json.loads(line) for line in (scene / "losses.jsonl").read_text().splitlines()]
+    # Every third step of a frame, and its last.
+    assert [(record["frame"], record["step"]) for record in logged] == [(0, 0), (0, 3), (0, 6)] + [(frame, step) for frame in range(1, 8) for step in (0, 3)]
+    assert set(logged[0]) == {"frame", "step", "loss", "perceptual", "pixel", "lr", "steps"}
+    assert all(record["loss"] == pytest.approx(record["perceptual"] + record["pixel"]) for record in logged)
+
+
+def test_a_resumed_invert_logs_as_if_it_had_never_stopped(scene):
+    line = ["invert", scene / "clip.mp4", "--method", "optimise", "--steps", 3, "--perceptual", "pyramid", "--batch", 2]
+    assert run(*line, "-o", scene / "whole.npy", "--log", scene / "whole.jsonl").exit_code == 0
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    with files.read_frames(scene / "clip.mp4") as reader:
+        stopped = inversion.invert(reader, generator, "optimise", steps=3, perceptual="pyramid", batch=2, partial=scene / "codes.npy.part")
+        for _ in range(3):
+            next(stopped)
+    lines = (scene / "whole.jsonl").read_text().splitlines(keepends=True)
+    (scene / "codes.jsonl").write_text("".join(lines[:9]) + lines[9][:11])  # a frame and a half more than was kept
+    result = run(*line, "-o", scene / "codes.npy", "--log", scene / "codes.jsonl")
+    assert result.exit_code == 0 and "codes.npy.part: going on from what was done" in result.stderr
+    assert (scene / "codes.npy").read_bytes() == (scene / "whole.npy").read_bytes()
+    assert (scene / "codes.jsonl").read_text() == (scene / "whole.jsonl").read_text()
+    assert not (scene / "codes.npy.part").exists()
+
+
+def test_invert_says_which_loss_it_took_and_who_converged(scene, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(scene))
+    result = run("invert", scene / "face.png", "--method", "optimise", "--steps", 4, "--tolerance", 0.1, "-o", scene / "codes.npy")
+    assert "perceptual loss: pyramid, because torch's cache holds no VGG weights for lpips" in result.stderr
+    assert "0 of 1 frames converged early; 4 steps in all" in result.stderr
+    assert files.read_about(scene / "codes.npy")["perceptual"] == "pyramid"
+
+
+def test_invert_to_a_pipe_keeps_nothing_beside_it(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    before = sorted(scene.iterdir())
+    result = run("invert", "face.png", "--method", "optimise", "--steps", 2, "--perceptual", "pyramid")
+    assert result.exit_code == 0 and result.stdout_bytes.startswith(b"\x93NUMPY") and sorted(scene.iterdir()) == before
 
 
 class Stub(faces.Detector):
@@ -503,6 +552,7 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     assert files.read_image(scene / "sheets" / "00000003.png").shape == (5 * 16, 8 * 16, 3)
     generator = checkpoints.load_generator(scene / "g.pt")
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
+    assert files.load_weights(scene / "g.pt")["perceptual"] == files.load_weights(scene / "e.pt")["perceptual"] == "pyramid"
     # Sizes not given are those of the file.
     onward = ["train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "g.pt", *BRIEF]
     assert len(records(run(*onward))) == 2
@@ -536,6 +586,11 @@ def test_train_encoder(scene):
     assert checkpoints.load_encoder(scene / "e-00000002.pt").num_ws == 6
     onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "f.pt", "--init", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
     assert len(records(run(*onward))) == 2
+    assert files.load_weights(scene / "f.pt")["perceptual"] == "pyramid"
+    weights = files.load_weights(scene / "f.pt")
+    files.save_weights(scene / "f.pt", weights | {"perceptual": "lpips"})
+    result = run(*onward)
+    assert result.exit_code == 1 and "was trained with perceptual=lpips, now pyramid; resume with the same" in result.stderr
 
 
 def test_train_psp_and_use_it(scene, tmp_path):
@@ -572,6 +627,7 @@ def test_train_audio2latent(scene, puppet):
     line = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *BRIEF, *tiny, "--frames", 4, "--hold-out", 1,
             "--perceptual", "pyramid", "--validate-every", 1]
     assert "val_correlation" in records(run(*line))[-1]
+    assert files.load_weights(scene / "a.pt")["perceptual"] == "pyramid"
     result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4",
                  "--audio2latent", scene / "a.pt")
     assert result.exit_code == 0, result.output

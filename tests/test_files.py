@@ -520,6 +520,21 @@ def test_thirty_to_twenty_five_by_hand(tmp_path):
     assert [int(frame[0, 0, 0]) for frame in files.read_frames(path, fps=30)] == list(range(12))
 
 
+def test_readers_say_how_many_frames_are_to_come(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
+    for name in ("clip.mp4", "folder", "clip.mkv"):
+        with files.FrameWriter(tmp_path / name) as writer:
+            for frame in frames:
+                writer.write(frame)
+        if name != "clip.mkv":  # Matroska tells the time of the whole file alone
+            with files.read_frames(tmp_path / name) as reader:
+                assert reader.count == 7 == len(list(reader))
+        with files.read_frames(tmp_path / name, limit=3) as reader:
+            assert reader.count in (3, None) and len(list(reader)) == 3
+    with files.read_frames(tmp_path / "clip.mp4", fps=50) as twice:
+        assert twice.count == 14
+
+
 def test_repeated_frames_are_arrays_of_their_own(tmp_path):
     path = make_video(tmp_path / "clip.mp4", [Fraction(index, 10) for index in range(3)], rate=10)
     levels = []

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from talkhead import training
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
-from talkhead.inversion import encode, invert, learning_rate_ramp, train, training_size
+from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps, train, training_size
 from talkhead.stylegan import Generator
 from talkhead.training import to_frames, to_images
 
@@ -117,8 +118,8 @@ def test_method_encoder_is_encode(generator, encoder, clip):
 @pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
 def test_optimisation_lowers_the_loss(generator, encoder, clip, method):
     losses = {}
-    latents = run(clip[:2], generator, method, encoder, steps=30, next_steps=30, hybrid_steps=30,
-                  on_loss=lambda index, step, loss: losses.setdefault(index, []).append(loss))
+    latents = run(clip[:2], generator, method, encoder, steps=30, next_steps=30, hybrid_steps=3,
+                  on_record=lambda record: losses.setdefault(record["frame"], []).append(record["loss"]))
     assert latents.shape == (2, 4, 512) and latents.dtype == np.float32
     for index in (0, 1):
         assert len(losses[index]) == 30 and losses[index][-1] < 0.7 * losses[index][0]
@@ -128,11 +129,14 @@ def test_the_loss_is_perceptual_plus_mean_square(generator, clip):
     from talkhead.losses import pyramid_distance
 
     seen = []
-    run(clip[:1], generator, steps=1, exploration=0, pixel_weight=3.0, on_loss=lambda *record: seen.append(record))
+    run(clip[:1], generator, steps=1, exploration=0, pixel_weight=3.0, on_record=seen.append)
     drawn = generator.synthesis(generator.w_avg.expand(1, 4, -1))
     target = to_images(clip[:1])
-    wanted = pyramid_distance(drawn, target) + 3 * (drawn - target).square().mean()
-    assert seen == [(0, 0, pytest.approx(wanted.item(), rel=1e-5))]
+    perceptual, pixel = pyramid_distance(drawn, target).item(), (drawn - target).square().mean().item()
+    (record,) = seen
+    assert (record["frame"], record["step"], record["steps"], record["lr"]) == (0, 0, 1, 0.05)
+    assert record["perceptual"] == pytest.approx(perceptual, rel=1e-5) and record["pixel"] == pytest.approx(pixel, rel=1e-5)
+    assert record["loss"] == pytest.approx(perceptual + 3 * pixel, rel=1e-5)
 
 
 def test_the_first_step_is_adams_from_the_mean(generator, clip):
@@ -153,8 +157,25 @@ def test_frames_do_not_feel_their_batch_mates(generator, clip):
 
 
 def test_hybrid_frames_do_not_feel_their_batch_mates(generator, encoder, clip):
-    alone, together = (run(clip, generator, "hybrid", encoder, batch=batch) for batch in (1, 4))
-    assert np.abs(alone - together).mean() < 1e-4
+    alone, together = run(clip[:1], generator, "hybrid", encoder, batch=1), run(clip, generator, "hybrid", encoder, batch=4)
+    assert np.abs(alone[0] - together[0]).mean() < 1e-4
+
+
+def test_hybrid_starts_at_the_code_moved_as_the_frame_before_was(generator, encoder, clip):
+    latents = run(clip, generator, "hybrid", encoder, batch=1, hybrid_steps=1, lr=0.01)
+    codes = np.stack(list(encode(encoder, clip)))
+    # One step of Adam moves no number by more than the learning rate; the first frame takes ten.
+    assert np.abs(np.diff(latents - codes, axis=0)).max() <= 0.01 + 1e-5
+    assert np.abs(latents[0] - codes[0]).max() > 0.02
+
+
+@pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
+def test_steps_are_as_planned(generator, encoder, clip, method):
+    counts = {}
+    run(clip, generator, method, encoder, batch=2, on_record=lambda record: counts.update({record["frame"]: record["step"] + 1}))
+    planned = planned_steps(method, 2, 8, 4, 4)
+    assert counts == {frame: planned(frame) for frame in range(4)}
+    assert list(counts.values()) == {"optimise": [8, 8, 8, 8], "sequential": [8, 4, 4, 4], "hybrid": [40, 40, 4, 4]}[method]
 
 
 def test_same_seed_same_latents(generator, clip):
@@ -202,6 +223,125 @@ def test_hybrid_in_w_starts_at_the_codes_mean(generator, encoder, clip):
     assert np.allclose(latents[0], code.mean(0), atol=1e-4)
 
 
+def test_in_z_the_result_is_what_the_mapping_makes_of_some_z(generator, clip):
+    latents = run(clip[:2], generator, space="z", steps=30)
+    assert latents.shape == (2, 4, 512)
+    assert np.array_equal(latents, np.broadcast_to(latents[:, :1], latents.shape))
+    start = run(clip[:1], generator, space="z", steps=1, exploration=0, lr=1e-9)
+    assert error(latents[:1], generator, clip[:1]) < error(start, generator, clip[:1])
+
+
+def test_in_z_the_start_is_the_one_of_many_that_maps_nearest_to_the_mean(generator, clip):
+    start = run(clip[:1], generator, space="z", steps=1, exploration=0, lr=1e-9)[0, 0]
+    random = np.stack([generator.mapping(torch.randn(1, 512))[0, 0].numpy() for _ in range(100)])
+    mean = generator.w_avg.numpy()
+    assert np.linalg.norm(start - mean) < np.linalg.norm(random - mean, axis=1).min()
+
+
+def test_in_z_each_frame_goes_on_from_the_z_before(generator, clip):
+    latents = run(clip, generator, "sequential", space="z", next_steps=1, lr=1e-6, exploration=0)
+    assert np.abs(latents - latents[:1]).max() < 1e-4
+
+
+# ---- convergence ----
+
+
+def converging(clip, generator, monkeypatch, **options):
+    """Latents, and every frame's records, where twice five steps tell whether a loss still falls."""
+    monkeypatch.setattr(training, "WINDOW", 5)
+    records = {}
+    latents = run(clip, generator, steps=400, exploration=0, on_record=lambda record: records.setdefault(record["frame"], []).append(record),
+                  **options)
+    return latents, records
+
+
+def test_a_converged_frame_lands_early(generator, clip, monkeypatch):
+    latents, records = converging(clip[:1], generator, monkeypatch, tolerance=0.05)
+    taken, losses = len(records[0]), [record["loss"] for record in records[0]]
+    assert 40 < taken < 300 and taken == records[0][-1]["steps"]
+    # The first steps at which five gained less than a twentieth, counted by hand, are three quarters of all.
+    # The rate rises over the first twenty, which tell nothing.
+    settled = next(k for k in range(30, taken) if sum(losses[k - 10:k - 5]) - sum(losses[k - 5:k]) <= 0.05 * sum(losses[k - 10:k - 5]))
+    assert taken == -(-settled * 4 // 3)
+    rates = [record["lr"] for record in records[0]]
+    assert rates[settled - 1] == 0.05 and rates[settled:] == sorted(rates[settled:], reverse=True) and rates[-1] < 0.01
+    whole, _ = converging(clip[:1], generator, monkeypatch)
+    assert error(latents, generator, clip[:1]) < 4 * error(whole, generator, clip[:1]) + 1e-3
+
+
+def test_each_frame_converges_by_itself(generator, clip, monkeypatch):
+    mates = np.stack([clip[0], 255 - clip[1], clip[2]])
+    together, records = converging(mates, generator, monkeypatch, tolerance=0.05, batch=3)
+    assert len({len(seen) for seen in records.values()}) > 1  # not all at once
+    for k in range(3):
+        alone, (seen,) = (lambda found: (found[0], list(found[1].values())))(converging(mates[k:k + 1], generator, monkeypatch, tolerance=0.05))
+        assert abs(len(seen) - len(records[k])) <= 2
+        assert np.abs(error(alone, generator, mates[k:k + 1]) - error(together[k:k + 1], generator, mates[k:k + 1])) < 1e-3
+
+
+def test_bfloat16_is_near(generator, clip):
+    single, half = (run(clip[:2], generator, steps=30, precision=precision) for precision in ("float32", "bfloat16"))
+    assert not np.array_equal(single, half)
+    assert np.allclose(error(single, generator, clip[:2]), error(half, generator, clip[:2]), rtol=0.3)
+
+
+# ---- a run that is stopped ----
+
+
+STOPPED = [("optimise", 2, "w+"), ("optimise", 3, "z"), ("sequential", 4, "w+"), ("sequential", 1, "w"), ("sequential", 1, "z"), ("hybrid", 2, "w+")]
+
+
+@pytest.mark.parametrize("method, batch, space", STOPPED)
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, generator, encoder, clip, method, batch, space, done):
+    options = {"method": method, "encoder": encoder, "batch": batch, "space": space}
+    whole = run(clip, generator, **options)
+    part, seen = tmp_path / "lat.npy.part", []
+    few = {"steps": 8, "next_steps": 4, "hybrid_steps": 4, "lr": 0.05, "perceptual": "pyramid"} | options
+    stopped = invert(clip, generator, partial=part, **few)
+    for _ in range(done):
+        next(stopped)
+    del stopped
+    resumed = run(clip, generator, partial=part, on_record=lambda record: seen.append(record["frame"]), **options)
+    assert np.array_equal(resumed, whole)
+    assert min(seen, default=4) >= done - done % (1 if method == "sequential" else batch)
+    seen.clear()
+    assert np.array_equal(run(clip, generator, partial=part, on_record=lambda record: seen.append(record["frame"]), **options), whole)
+    assert set(seen) <= {3}  # all is there but a last batch that was not full
+
+
+def test_a_record_that_was_cut_short_is_made_again(tmp_path, generator, clip):
+    part = tmp_path / "part"
+    whole = run(clip, generator, "sequential", partial=part)
+    size = part.stat().st_size
+    for cut in (1, 600, 9000):
+        with open(part, "r+b") as stream:
+            stream.truncate(size - cut)
+        assert np.array_equal(run(clip, generator, "sequential", partial=part), whole)
+        assert part.stat().st_size == size
+
+
+def test_another_run_does_not_go_on(tmp_path, generator, encoder, clip):
+    part = tmp_path / "part"
+    run(clip[:2], generator, "sequential", partial=part)
+    before = part.read_bytes()
+    other = copy.deepcopy(generator)
+    other.w_avg += 0.01
+    for message, line in {"begun with lr=0.05, now 0.02": {"lr": 0.02}, "begun with method=sequential, now optimise": {"method": "optimise"},
+                          "begun with next_steps=4, now 5": {"next_steps": 5}, "begun with generator": {"generator": other},
+                          "begun with seed=0, now 1": {"seed": 1}}.items():
+        with pytest.raises(TalkheadError, match=message):
+            run(clip, **{"generator": generator, "method": "sequential", "partial": part} | line)
+    with pytest.raises(TalkheadError, match="frame 1 was another picture"):
+        run(clip[[0, 2]], generator, "sequential", partial=part)
+    assert part.read_bytes() == before
+    # What the method does not use may change.
+    assert len(run(clip, generator, "sequential", partial=part, hybrid_steps=9, batch=2)) == 4
+    part.write_text("shopping list")
+    with pytest.raises(TalkheadError, match="not the partial latents"):
+        run(clip, generator, "sequential", partial=part)
+
+
 def test_latents_come_as_soon_as_they_are_known(generator, clip):
     seen = []
 
@@ -236,8 +376,9 @@ def test_what_does_not_fit_is_refused_at_once(generator, encoder, clip):
         "needs an encoder": {"method": "hybrid"},
         "encoder of 6 layers, generator of 4": {"method": "encoder", "encoder": other},
         "its codes are in W": {"method": "encoder", "encoder": encoder, "space": "w"},
+        "no z that maps to it": {"method": "hybrid", "encoder": encoder, "space": "z"},
         "take encoder, optimise": {"method": "magic"},
-        "take w\\+ or w": {"method": "optimise", "space": "z"},
+        "take w\\+, w or z": {"method": "optimise", "space": "x"},
     }.items():
         with pytest.raises(TalkheadError, match=message):
             invert(clip, generator, **options)
@@ -259,7 +400,7 @@ def test_learning_rate_rises_and_falls():
 # ---- train ----
 
 
-def training(out, generator, steps, **options):
+def trained(out, generator, steps, **options):
     torch.manual_seed(3)
     encoder = ResNetEncoder(generator.num_ws, width=4, input_size=8, stem_stride=2, w_avg=generator.w_avg)
     options = {"batch": 2, "perceptual": "pyramid", "log_every": 1} | options
@@ -268,18 +409,19 @@ def training(out, generator, steps, **options):
 
 def test_training_lowers_the_loss_and_leaves_the_generator(tmp_path, generator):
     before = copy.deepcopy(generator.state_dict())
-    encoder, records = training(tmp_path / "e.pt", generator, 30)
+    encoder, records = trained(tmp_path / "e.pt", generator, 30)
     losses = [record["loss"] for record in records]
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
     assert [record["step"] for record in records] == list(range(1, 31))
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     weights = torch.load(tmp_path / "e.pt", weights_only=True)
+    assert weights["perceptual"] == "pyramid"
     assert weights["kind"] == "encoder" and weights["config"] == encoder.config | {"generator": "0123456789abcdef"}
     assert all(torch.equal(value, weights["model"][name]) for name, value in encoder.state_dict().items())
 
 
 def test_training_loss_by_its_parts(tmp_path, generator):
-    _, (record,) = training(tmp_path / "e.pt", generator, 1, pixel_weight=2.0, perceptual_weight=3.0, latent_weight=5.0,
+    _, (record,) = trained(tmp_path / "e.pt", generator, 1, pixel_weight=2.0, perceptual_weight=3.0, latent_weight=5.0,
                             identity=torch.nn.Flatten(), identity_weight=7.0)
     parts = 2 * record["pixel"] + 3 * record["perceptual"] + 5 * record["latent"] + 7 * record["identity"]
     assert record["loss"] == pytest.approx(parts, rel=1e-5)
@@ -345,16 +487,16 @@ def test_restyle_is_not_trained(tmp_path, generator):
 
 
 def test_four_steps_equal_two_and_two_more(tmp_path, generator):
-    straight, _ = training(tmp_path / "a.pt", generator, 4)
-    training(tmp_path / "b.pt", generator, 2)
-    resumed, records = training(tmp_path / "b.pt", generator, 4)
+    straight, _ = trained(tmp_path / "a.pt", generator, 4)
+    trained(tmp_path / "b.pt", generator, 2)
+    resumed, records = trained(tmp_path / "b.pt", generator, 4)
     assert [record["step"] for record in records] == [3, 4]
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
 
 
 def test_validation_is_measured_with_frozen_statistics(tmp_path, generator):
-    _, records = training(tmp_path / "e.pt", generator, 4, validation=Pictures(3, 8, seed=9), validate_every=2)
+    _, records = trained(tmp_path / "e.pt", generator, 4, validation=Pictures(3, 8, seed=9), validate_every=2)
     assert ["validation" in record for record in records] == [False, True, False, True]
 
 

@@ -73,7 +73,8 @@ def room(tmp_path, puppet):
 
 def shell(line, room, environment, **options):
     """Run a line of bash as a careful script does; its exit status, stdout and stderr."""
-    return subprocess.run(["bash", "-c", f"set -euo pipefail\n{line}"], cwd=room, env=environment, capture_output=True, timeout=600, **options)
+    return subprocess.run(["bash", "-c", f"set -euo pipefail\n{line}"], cwd=room, env=environment, timeout=600,
+                          **{"capture_output": True} | options)
 
 
 def said(done):
@@ -101,6 +102,54 @@ def test_there_and_back(room, environment):
     with files.read_frames(room / "aligned.mp4") as aligned:
         assert aligned.aligned and aligned.sound is not None and len(list(aligned)) == 5
     assert left_over(room) == []
+
+
+@pytest.mark.parametrize("method", ["sequential", "hybrid"])
+def test_a_killed_inversion_goes_on_to_the_same_bits(room, environment, method):
+    line = f"exec talkhead invert clip.mp4 --method {method} --steps 20 --next-steps 20 --hybrid-steps 20 --batch 2 --perceptual pyramid"
+    whole = shell(f"{line} -o whole.npy", room, environment)
+    assert whole.returncode == 0, said(whole)
+    part = room / "lat.npy.part"
+    with subprocess.Popen(["bash", "-c", f"{line} -o lat.npy"], cwd=room, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (part.exists() and part.stat().st_size > 20_000):
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and part.exists() and not (room / "lat.npy").exists()
+    again = shell(f"{line} -o lat.npy", room, environment)
+    assert again.returncode == 0 and "lat.npy.part: going on from what was done" in said(again)
+    assert (room / "lat.npy").read_bytes() == (room / "whole.npy").read_bytes()
+    assert not part.exists() and left_over(room) == []
+
+
+def test_a_changed_inversion_does_not_go_on(room, environment):
+    line = "talkhead invert clip.mp4 --method sequential --next-steps 20 --perceptual pyramid -o lat.npy"
+    part = room / "lat.npy.part"
+    with subprocess.Popen(["bash", "-c", f"exec {line} --steps 20"], cwd=room, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not part.exists():
+            time.sleep(0.001)
+        process.kill()
+    done = shell(f"{line} --steps 30", room, environment)
+    assert done.returncode == 1 and said(done).splitlines()[-1].startswith("talkhead: lat.npy.part: was begun with steps=20, now 30")
+
+
+def test_progress_moves_within_a_frame(room, environment):
+    """On a terminal: steps taken of all that are planned, the time left, and which frame it is."""
+    main, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # a new one has no width
+    line = "talkhead invert clip.mp4 --method sequential --steps 300 --next-steps 20 --perceptual pyramid -o lat.npy"
+    shown = b""
+    with subprocess.Popen(line.split(), cwd=room, env=environment, stderr=end) as process:
+        os.close(end)
+        try:
+            while data := os.read(main, 1 << 16):
+                shown += data
+        except OSError:  # the other end was closed
+            pass
+    os.close(main)
+    assert process.returncode == 0
+    counts = [int(count) for count in re.findall(rb"(\d+)/440 ", shown)]
+    assert counts == sorted(counts) and len({count for count in counts if 0 < count < 300}) > 1 and counts[-1] == 440
+    assert b"frame 1, loss" in shown and re.search(rb"<\d\d:\d\d", shown)
 
 
 def test_identity_and_speech_from_pipes(room, environment):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import pti
+from talkhead import pti, training
 from talkhead.errors import TalkheadError
 from talkhead.losses import pyramid_distance
 from talkhead.pti import tune
@@ -102,7 +102,7 @@ def test_every_frame_is_used_once_a_round(generator, images, pivots):
 
 
 def test_tuning_ends_when_nothing_is_gained(generator, images, pivots, monkeypatch):
-    monkeypatch.setattr(pti, "WINDOW", 5)
+    monkeypatch.setattr(training, "WINDOW", 5)
     for wanted in (images[:1], generator.synthesis(pivots[:1])):  # nothing learnt, and nothing to learn
         _, records = tuned(generator, wanted, pivots[:1], lr=1e-12)
         assert len(records) == 10  # two windows of five are the least to tell
