@@ -21,6 +21,7 @@ ROOMS = {
     "speech": ("mfcc", "mfcc_windows"),
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
+    "team": (),
     "training": ("pick_device", "to_frames", "to_images"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),

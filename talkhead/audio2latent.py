@@ -21,6 +21,7 @@ from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
+from talkhead.team import Team
 
 SAMPLES_PER_FRAME = speech.SAMPLE_RATE // speech.FPS
 LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
@@ -135,7 +136,7 @@ def displacements(model, windows, identity, chunk=25, gain=1.0):
 
 def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
           image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
-          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, seed=0, device="cpu", **run):
+          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, accumulate=1, precision="float32", seed=0, device="cpu", **run):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -146,7 +147,7 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     model           SecondModel; in a new run its basis is fitted to the codes of the training clips
     steps           optimiser steps of `batch` chunks of `frames` frames
     latent_weight, image_weight   weights of eqs 4.4 and 4.5
-    image_frames    frames in a step of which images are drawn for eq. 4.5; 0 trains on latents alone
+    image_frames    frames in a step of which images are drawn for eq. 4.5, of as many chunks; 0 trains on latents alone
     mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
     perceptual      name of a losses.Perceptual, or such a loss
     augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
@@ -155,6 +156,8 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
+    accumulate      turns in which a batch is worked on, to fit into memory: the result is the same
+    precision       "float32", or "bfloat16" or "float16" for the networks' passes under autocast
     run             how training.fit logs and saves
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
                     "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
@@ -170,12 +173,17 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     if not encoder.num_ws == generator.num_ws == model.num_ws:
         raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
                             "use networks that were made for each other")
+    team = Team(batch, accumulate, precision, device)
     with _Codes(Path(out).with_suffix(".codes"), encoder) as codes:
         lessons = []
+        if not team.leads:
+            team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
         for clip in _find(clips):
             lessons.append(codes.learn(clip, device))
-            if len(lessons) % run.get("log_every", 10) == 0:
+            if team.leads and len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
+        if team.leads:
+            team.wait()
         training_set, held_out = _split(lessons, hold_out, seed)
         settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
                     "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
@@ -183,11 +191,11 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         if cool_down:
             settings |= {"cool_down": cool_down, "steps": steps}
         mouth = _Mouth(model.config["components"])
-        if not Path(out).exists():
+        if team.leads and not Path(out).exists():
             _measure(model, mouth, training_set, codes)
         if isinstance(perceptual, str) and image_frames:
             perceptual = Perceptual(perceptual).to(device)
-        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed)
+        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed, team)
         header = {"kind": "audio2latent", "config": {
             "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
             "training": settings | {"clips": len(training_set), "held_out": len(held_out)}},
@@ -195,47 +203,55 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
         state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
         yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
-                                batch=batch * frames, unit="frames", feed=trainer.feed, **checks, **run)
+                                team=team, unit="chunks", feed=trainer.feed, **checks, **run)
 
 
 class _Trainer:
     """One optimiser step of the speech model, and its validation."""
 
-    def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed):
+    def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed, team):
         self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
-        self.codes, self.training_set, self.held_out, self.settings = codes, training_set, held_out, settings
+        self.codes, self.training_set, self.held_out, self.settings, self.seed, self.team = codes, training_set, held_out, settings, seed, team
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
-        self.device = next(model.parameters()).device
+        self.device = team.device
         lengths = np.array([lesson.frames for lesson in training_set])
         self.chances = lengths / lengths.sum()
-        self.feed = training.Feed(lambda index: self._batch(np.random.default_rng([seed, index])))
+        self.feed = training.Feed(self._batch)
 
     def step(self, index):
-        windows, identity, target, valid = (part.to(self.device) for part in self.feed(index))
-        predicted = self.model.coordinates(windows, self._blur(identity))[0][valid]  # (n, K)
-        wanted = (target - identity[:, None])[valid]  # (n, L, 512)
-        true = self.model.basis.project(wanted, centre=False)
-        latent = self._latent_loss(predicted, true, wanted)
-        mouth = F.mse_loss(self._opening(predicted), self._opening(true))
-        loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
-        record = {"latent": latent.item(), "mouth": mouth.item()}
-        if self.settings["image_frames"]:
-            identity = identity[:, None].expand_as(target)[valid]
-            image = self._image_loss(identity, predicted, wanted)
-            loss = loss + self.settings["image_weight"] * image
-            record["image"] = image.item()
         self._set_rate(index)
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.adam.step()
+        chunks = self.feed(index)  # for each turn
+        record = self.team.descend(lambda share: self._loss(share, *chunks[share.turn]), self.adam, longest=1.0)
         self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
-        return {"loss": loss.item()} | record
+        return record
 
-    def _blur(self, identity):
+    def _loss(self, share, windows, identity, target, there, portion, shown):
+        """The mean loss of a share of the batch, weighed by its portion of the frames that are there.
+
+        windows (B, T, 12, 28), identity (B, L, 512), target (B, T, L, 512); there (B, T), which frames the clips have;
+        shown   (2, n), chunk and frame of each picture to be drawn
+        """
+        windows, identity, target, there = (part.to(self.device) for part in (windows, identity, target, there))
+        with self.team.autocast():
+            predicted = self.model.coordinates(windows, self._blur(identity, share))[0].float()  # (B, T, K)
+        wanted = target - identity[:, None]
+        true = self.model.basis.project(wanted, centre=False)
+        latent = portion * self._latent_loss(predicted[there], true[there], wanted[there])
+        mouth = portion * F.mse_loss(self._opening(predicted[there]), self._opening(true[there]))
+        loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
+        record = {"latent": latent.detach(), "mouth": mouth.detach()}
+        if self.settings["image_frames"]:
+            chunk, frame = shown
+            image = self._image_loss(identity[chunk], predicted[chunk, frame], wanted[chunk, frame])
+            image = image.sum() * share.of / self.settings["image_frames"]
+            loss = loss + self.settings["image_weight"] * image
+            record["image"] = image.detach()
+        return loss, {"loss": loss.detach()} | record
+
+    def _blur(self, identity, share):
         basis = self.model.basis
-        away = torch.randn(len(identity), len(basis.stdev), device=self.device) * basis.stdev
+        away = share.randn(self.settings["batch"], len(basis.stdev), device=self.device) * basis.stdev
         return identity + self.settings["identity_noise"] * basis.expand(away)
 
     def _opening(self, coordinates):
@@ -249,12 +265,12 @@ class _Trainer:
         return (F.mse_loss(predicted, true, reduction="sum") + outside) / wanted.numel()
 
     def _image_loss(self, identity, predicted, wanted):
-        """Mean perceptual distance of the frame drawn from the predicted code to the one drawn from the encoded frame."""
-        pick = torch.randperm(len(wanted))[: self.settings["image_frames"]].to(self.device)
-        identity, moved = identity[pick], self.model.basis.expand(predicted[pick])
-        with torch.no_grad():
-            projected = self.generator.synthesis(identity + wanted[pick], noise="const")
-        return self.perceptual(self.generator.synthesis(identity + moved, noise="const"), projected).mean()
+        """Perceptual distances (n,) of the frames drawn from predicted codes to those drawn from the encoded frames."""
+        with self.team.autocast():
+            with torch.no_grad():
+                projected = self.generator.synthesis(identity + wanted, noise="const")
+            drawn = self.generator.synthesis(identity + self.model.basis.expand(predicted), noise="const")
+            return self.perceptual(drawn.float(), projected.float())
 
     def _set_rate(self, index):
         if "cool_down" in self.settings:
@@ -267,28 +283,22 @@ class _Trainer:
             for slow, fast in zip(self.average.parameters(), self.model.parameters()):
                 slow.lerp_(fast, 1 - keep)
 
-    def _batch(self, rng):
-        """Chunks of random clips: windows (B, T, 12, 28), identities (B, L, 512), targets (B, T, L, 512), and which of
-        the frames are there (B, T), for a chunk may be longer than its clip."""
-        picks = rng.choice(len(self.training_set), self.settings["batch"], p=self.chances)
-        chunks = [self._chunk(self.training_set[pick], rng) for pick in picks]
-        return [torch.from_numpy(np.stack(part)) for part in zip(*chunks)]
-
-    def _chunk(self, lesson, rng):
-        codes, audio = self.codes.read(lesson)
-        augment, count = self.settings["augment"], self.settings["frames"]
-        speed = rng.uniform(7 / 8, 9 / 8) if augment else 1.0
-        start = int(rng.integers(max(lesson.frames - math.ceil(count * speed), 0) + 1))
-        first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
-        end = start + math.ceil(count * speed) + LAG
-        heard = audio[first * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME]
-        if augment:
-            heard = speech.disturb(speech.hasten(heard, speed), rng)
-        skip = math.ceil((start - first) / speed)
-        windows = speech.windows(speech.mfcc(heard), skip + count)[skip:]
-        times = first + (skip + np.arange(count) + 0.5) * speed - 0.5  # of the chunk's frames, in frames of the clip
-        identity = codes[rng.integers(lesson.frames)]
-        return windows, identity, _at(codes, times), times < lesson.frames - 0.5
+    def _batch(self, index):
+        """What `_loss` takes in each turn: chunks of random clips. A chunk may be longer than its clip."""
+        size, pictures = self.settings["batch"], self.settings["image_frames"]
+        rng = np.random.default_rng([self.seed, index])
+        picks = rng.choice(len(self.training_set), size, p=self.chances)
+        # Each chunk has its own randomness, so that no process need make another's.
+        chunks = [_Chunk(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k])) for k, pick in enumerate(picks)]
+        counts = np.array([chunk.there.sum() for chunk in chunks])
+        shown = np.stack([np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)])
+        turns = []
+        for share in self.team.shares:
+            parts = zip(*(chunk.read(self.codes) for chunk in share(chunks)))
+            mine = shown[:, shown[0] % share.of == share.first]
+            turns.append([*(torch.from_numpy(np.stack(part)) for part in parts),
+                          float(share(counts).sum() * share.of / counts.sum()), (mine[0] // share.of, mine[1])])
+        return turns
 
     @torch.no_grad()
     def validate(self):
@@ -310,6 +320,31 @@ class _Trainer:
                 spreads.append(math.log(mine.std() / true.std()))
         mean = {"val_correlation": correlations, "val_log_spread": spreads, "val_latent": latent}
         return {"val_error": float(missed / max(spread, 1e-12))} | {name: float(np.mean(x)) if x else 0.0 for name, x in mean.items()}
+
+
+class _Chunk:
+    """A part of a clip, heard a little faster or slower than it was, and where its frames lie in the clip."""
+
+    def __init__(self, lesson, settings, rng):
+        count, self.augment = settings["frames"], settings["augment"]
+        self.lesson, self.rng = lesson, rng
+        self.speed = rng.uniform(7 / 8, 9 / 8) if self.augment else 1.0
+        start = int(rng.integers(max(lesson.frames - math.ceil(count * self.speed), 0) + 1))
+        self.first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
+        self.end = start + math.ceil(count * self.speed) + LAG
+        self.skip = math.ceil((start - self.first) / self.speed)
+        self.times = self.first + (self.skip + np.arange(count) + 0.5) * self.speed - 0.5  # in frames of the clip
+        self.there = self.times < lesson.frames - 0.5
+
+    def read(self, codes):
+        """Windows (T, 12, 28), an identity (L, 512), targets (T, L, 512), and which frames are there (T,)."""
+        latents, audio = codes.read(self.lesson)
+        heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
+        if self.augment:
+            heard = speech.disturb(speech.hasten(heard, self.speed), self.rng)
+        windows = speech.windows(speech.mfcc(heard), self.skip + len(self.times))[self.skip :]
+        identity = latents[self.rng.integers(self.lesson.frames)]
+        return windows, identity, _at(latents, self.times), self.there
 
 
 class _Mouth(nn.Module):
@@ -429,7 +464,7 @@ class _Codes:
             sound = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
             row = [" ".join(map(str, codes.shape))]
             with self._mendable(), self.file:  # one transaction
-                self.file.execute("insert into codes values (?, ?, ?, ?, ?)", [
+                self.file.execute("insert or replace into codes values (?, ?, ?, ?, ?)", [
                     key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
         frames = int(row[0].split()[0])
         return _Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames))

@@ -28,7 +28,7 @@ class Shell(click.Group):
                 warnings.showwarning = lambda message, *_: _say(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
-            _say(str(problem))
+            click.echo(f"talkhead: {problem}" if not _rank() else f"talkhead, process {_rank()}: {problem}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
@@ -51,7 +51,13 @@ def _stop(*_):
 
 
 def _say(text):
-    click.echo(f"talkhead: {text}", err=True)
+    if not _rank():
+        click.echo(f"talkhead: {text}", err=True)
+
+
+def _rank():
+    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes."""
+    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ else 0
 
 
 def _perceptual(name, device):
@@ -67,7 +73,7 @@ def _perceptual(name, device):
 def _progress(items, total=None, unit="frame"):
     from tqdm import tqdm
 
-    return tqdm(items, total=total, unit=unit, disable=None)
+    return tqdm(items, total=total, unit=unit, disable=True if _rank() else None)
 
 
 class _DescentLog:
@@ -132,7 +138,7 @@ def _print_records(records):
 
 def _watch(records, steps, tensorboard):
     """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
-    draw = _curves(tensorboard) if tensorboard else lambda record: None
+    draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with _progress(None, steps, "step") as bar:
         for record in records:
             bar.clear()
@@ -265,6 +271,8 @@ data = together(
     click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
 )
 run = together(
+    number("--accumulate", 1, "Turns in which a batch is worked on: less memory, same result.", least=1),
+    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."),
     number("--save-minutes", 5.0, "Time between two checkpoints."),
     number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
     number("--log-every", 10, "Steps between two records on stdout.", least=1),
@@ -328,6 +336,13 @@ def _load(device, **paths):
     generator = checkpoints.load_generator(found.pop("generator"), device)
     loaders = {"encoder": checkpoints.load_encoder, "audio2latent": checkpoints.load_audio2latent}
     return device, generator, *(loaders[kind](path, generator, device) for kind, path in found.items())
+
+
+def _join(device):
+    """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
+    from talkhead import team, training
+
+    return click.get_current_context().with_resource(team.join(training.pick_device(device)))
 
 
 def _aligned_frames(reader, size, aligned, detector, detector_model, device):
@@ -738,7 +753,6 @@ def synth(output, count, recordings, **options):
 @number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
 @perceptual
-@precision
 @data
 @sheets
 @run
@@ -751,10 +765,10 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     """
     import torch
 
-    from talkhead import stylegan, training
+    from talkhead import stylegan
 
+    device = _join(device)
     torch.manual_seed(options["seed"])
-    device = training.pick_device(device)
     generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
     if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
@@ -812,7 +826,7 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     for_resnet, for_psp = imagenet or (stem_stride, pool_size) != (4, 1), irse or head != "pyramid"
     if not init and (for_psp if arch == "resnet" else for_resnet):
         raise click.UsageError("--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp")
-    device, generator = _load(device, generator=generator)
+    device, generator = _load(_join(device), generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
@@ -869,7 +883,7 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
 
     from talkhead import audio2latent
 
-    device, generator, encoder = _load(device, generator=generator, encoder=encoder)
+    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     sizes = {"channels": tuple(channels)} if channels else {}
     model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)

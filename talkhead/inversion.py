@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from talkhead import files
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
+from talkhead.team import Team
 from talkhead.training import Feed, digest, fit, settled, sheet, to_images
 
 # The learning rate rises over the first part of a frame's steps and falls over the last; Karras et al. 2020, appendix D.
@@ -420,7 +422,7 @@ RECIPES = {
 
 def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=None, pixel_weight=1.0, perceptual_weight=None,
           perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, loss_size=None, flip=False, validation=None,
-          validate_every=500, seed=0, device="cpu", **run):
+          validate_every=500, accumulate=1, precision="float32", seed=0, device="cpu", **run):
     """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
 
     images             training.Images
@@ -437,6 +439,9 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
     loss_size          pictures of larger generators are compared at this size, pixels
     validation         training.Images to measure every `validate_every` steps; the best encoder is then kept
+    accumulate         turns in which a batch is worked on, to fit into memory: the result is the same, but for batch
+                       normalisation, which sees the pictures of one turn
+    precision          "float32", or "bfloat16" or "float16" for the passes under autocast
     run                how training.fit logs and saves; its `samples` are pictures over their reconstructions
     yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where measured
     raises             TalkheadError if the encoder is of another L, or a ReStyle
@@ -457,16 +462,15 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     distance = _Reconstruction(generator, encoder, perceptual.to(device), identity, weights, recipe["pixel"], recipe["loss_size"])
     adam = torch.optim.Adam(encoder.parameters(), lr=recipe["lr"])
 
-    feed = Feed(lambda index: images.batch(index, batch, seed, flip))
+    team = Team(batch, accumulate, precision, device)
+    team.share_statistics(encoder)
+    feed = Feed(lambda index: [images.batch(index, batch, seed, flip, share) for share in team.shares])
     shown = (validation or images).batch(0, 8, seed)
 
     def step(index):
         encoder.train()
-        loss, record = distance(feed(index).to(device))
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
-        return record
+        real = feed(index)
+        return team.descend(lambda share: distance(real[share.turn].to(device), team.autocast()), adam)
 
     @torch.no_grad()
     def validate():
@@ -482,7 +486,7 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
               "perceptual": perceptual.name}
     checks = {} if validation is None else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(step, {"model": encoder, "optimizer": adam}, steps=steps, out=out, header=header, seed=seed,
-                   batch=batch, feed=feed, draw=draw, **checks, **run)
+                   team=team, feed=feed, draw=draw, **checks, **run)
 
 
 def training_size(generator, encoder, loss_size=None):
@@ -509,17 +513,18 @@ class _Reconstruction:
         self.generator, self.encoder, self.perceptual, self.identity = generator, encoder, perceptual, identity
         self.weights, self.pixel, self.size = weights, pixel, min(generator.resolution, size or generator.resolution)
 
-    def __call__(self, images):
-        codes = self.encoder(images)
-        targets = _resized(images, self.size)
-        drawn = _resized(self.generator.synthesis(codes), self.size)
-        square = pixel_loss(drawn, targets)
-        # The root's slope is endless at zero.
-        parts = {"pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
-                 "perceptual": self.perceptual(drawn, targets).mean()}
-        if self.weights["latent"]:
-            parts["latent"] = (codes - self.generator.w_avg).flatten(1).norm(dim=1).mean()
-        if self.identity is not None:
-            parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
-        loss = sum(self.weights[name] * value for name, value in parts.items())
-        return loss, {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
+    def __call__(self, images, precision=nullcontext()):
+        with precision:
+            codes = self.encoder(images)
+            targets = _resized(images, self.size)
+            drawn = _resized(self.generator.synthesis(codes).float(), self.size)
+            square = pixel_loss(drawn, targets)
+            # The root's slope is endless at zero.
+            parts = {"pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
+                     "perceptual": self.perceptual(drawn, targets).mean()}
+            if self.weights["latent"]:
+                parts["latent"] = (codes - self.generator.w_avg).flatten(1).norm(dim=1).mean()
+            if self.identity is not None:
+                parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
+            loss = sum(self.weights[name] * value for name, value in parts.items())
+        return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from talkhead.errors import TalkheadError
+from talkhead.team import Team
 from talkhead.training import Feed, fit, sheet
 
 STRIP = 2**23  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
@@ -163,6 +164,8 @@ class _StyledConv(nn.Module):
         picture = self.noise_const * (mode == "const")
         if mode == "random":
             picture = picture.new_empty(count, 1, *picture.shape).normal_()
+        elif callable(mode):
+            picture = mode(len(picture))
         return (picture * self.noise_strength).expand(count, 1, -1, -1)
 
     def forward(self, x, w, noise, edge=True):
@@ -249,13 +252,14 @@ class Generator(nn.Module):
     def synthesis(self, w_plus, noise="const"):
         """w_plus (N, L, w_dim) -> images (N, 3, R, R), about [-1, 1].
 
-        noise    "const" (the stored pictures), "random" (fresh each call) or "none"
+        noise    "const" (the stored pictures), "random" (fresh each call), "none", or a function that is given a side R
+                 and returns pictures (N, 1, R, R)
         raises   TalkheadError if L or the width differs, or noise is another word
         """
         if w_plus.dim() != 3 or tuple(w_plus.shape[1:]) != (self.num_ws, self.w_dim):
             raise TalkheadError(f"latents of shape {tuple(w_plus.shape)}: this {self.resolution}² generator wants "
                                 f"(N, {self.num_ws}, {self.w_dim}); use latents made with it")
-        if noise not in ("const", "random", "none"):
+        if noise not in ("const", "random", "none") and not callable(noise):
             raise TalkheadError(f"noise {noise!r}: must be const, random or none")
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if x.device.type == "cpu":
@@ -380,7 +384,7 @@ def inherit(generator, state):
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
-          reconstruct_only=0, precision="float32", lineage=(), seed=0, device="cpu", **run):
+          reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
     images              training.Images
@@ -398,8 +402,9 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
     feature_weight      weight of the distance between the critic's activations of image and reconstruction
     reconstruct_only    first so many steps reconstruct and leave the critic alone
-    precision           "float32", or "bfloat16" for forward and backward passes under autocast; R1 and path length
-                        are always float32
+    accumulate          turns in which a batch is worked on, to fit into memory: the result is the same
+    precision           "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and
+                        path length are always float32
     lineage             fingerprints of the generators whose encoders and speech models fit this one too
     run                 how training.fit logs and saves; its `samples` are faces drawn from the same z every time, and with an
                         encoder pictures over their reconstructions
@@ -407,9 +412,11 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
     Departure: the encoder, its reconstruction loss and the critic's feature distance (Larsen et al. 2016) are ours: they
-    make a generator out of few images in hours on a CPU, and are off unless an encoder is given.
+    make a generator out of few images in hours on a CPU, and are off unless an encoder is given. Path lengths are compared
+    with their mean before the step, not after it, so that parts of a batch need not wait for each other.
     """
-    trainer = _Trainer(images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), locals())
+    team = Team(batch, accumulate, precision, device, whole=4)
+    trainer = _Trainer(images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), team, locals())
     state = {"model": trainer.average.copy, "generator": generator, "discriminator": discriminator,
              "generator_optimizer": trainer.g_optimizer, "discriminator_optimizer": trainer.d_optimizer,
              "scalars": trainer.scalars}
@@ -417,7 +424,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
     header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
               "perceptual": getattr(reconstruction, "name", None)}
-    yield from fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, batch=batch, feed=trainer.feed,
+    yield from fit(trainer.step, state, steps=steps, out=out, header=header, team=team, seed=seed, feed=trainer.feed,
                    draw=trainer.draw, **run)
 
 
@@ -437,90 +444,102 @@ class _Scalars:
 class _Trainer:
     """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, critic, its regulariser."""
 
-    def __init__(self, images, generator, discriminator, encoder, options):
-        self.generator, self.discriminator, self.encoder = generator, discriminator, encoder
-        self.options = {key: value for key, value in options.items() if key not in ("images", "generator", "discriminator", "encoder")}
+    def __init__(self, images, generator, discriminator, encoder, team, options):
+        self.generator, self.discriminator, self.encoder, self.team = generator, discriminator, encoder, team
+        self.options = {key: options[key] for key in options if key not in ("images", "generator", "discriminator", "encoder", "team")}
         if encoder is not None and options["reconstruction"] is None:
             raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
         if generator.resolution != discriminator.config["resolution"]:
             raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
-        self.device = next(generator.parameters()).device
+        self.device = team.device
         self.average = _Average(generator, options["average_images"])
         self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
+        self.g_optimizers = [self.g_optimizer]
+        self.samples = team.batch  # how many of the fakes are drawn from z
         if encoder is not None:
-            self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=options["encoder_lr"])
-            encoder.requires_grad_(options["encoder_lr"] > 0).train(options["encoder_lr"] > 0)
+            self._take_along(encoder)
         self.scalars = _Scalars(path_mean=0.0)
-        self.feed = Feed(lambda index: images.batch(index, options["batch"], options["seed"], options["flip"]))
+        self.feed = Feed(lambda index: [images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares])
         self.shown = images.batch(0, 8, options["seed"]) if encoder is not None else None
 
-    def _autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.options["precision"] == "bfloat16")
+    def _take_along(self, encoder):
+        rate, parts = self.options["encoder_lr"], self.team.shares[0].of
+        self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=rate)
+        if rate > 0:
+            self.g_optimizers.append(self.e_optimizer)
+        encoder.requires_grad_(rate > 0).train(rate > 0)
+        self.team.share_statistics(encoder)
+        self.samples = round(self.team.batch * self.options["sample_share"])
+        if self.samples % parts:
+            raise TalkheadError(f"sample_share: {self.samples} of {self.team.batch} pictures cannot be cut into {parts} parts; pass a multiple")
 
-    def _latents(self, count):
-        """w_plus of fresh z, some with two styles; `w_avg` follows their mean."""
+    def _latents(self, count, share):
+        """w_plus of fresh z, some with two styles."""
         generator = self.generator
-        z = torch.randn(2 * count, generator.z_dim).to(self.device)
+        z = torch.cat([share.randn(count, generator.z_dim), share.randn(count, generator.z_dim)]).to(self.device)
         first, second = generator.mapping(z).chunk(2)
-        generator.w_avg.lerp_(first[:, 0].detach().mean(0).float(), 0.002)
+        self.drawn.append(first[:, 0].detach().float().mean(0))
         cut = torch.randint(1, generator.num_ws, (count,))
         cut[torch.rand(count) >= self.options["style_mixing"]] = generator.num_ws
-        early = (torch.arange(generator.num_ws) < cut[:, None]).to(self.device)
+        early = (torch.arange(generator.num_ws) < share(cut)[:, None]).to(self.device)
         return torch.where(early[..., None], first, second)
 
+    def _pictures(self, w_plus, count, share):
+        """Pictures of latents, with fresh noise in each."""
+        return self.generator.synthesis(w_plus, lambda side: share.randn(count, 1, side, side, device=self.device))
+
     def step(self, index):
-        real = self.feed(index).to(self.device)
-        adversarial = self.encoder is None or index >= self.options["reconstruct_only"]
-        record = {"images": (index + 1) * len(real)}
-        fake = self._step_generator(real, adversarial, record)
+        options, descend = self.options, self.team.descend
+        real = self.feed(index)  # for each turn
+        adversarial = self.encoder is None or index >= options["reconstruct_only"]
+        record, fakes = {"images": (index + 1) * options["batch"]}, []
+        self.drawn = []  # means of W
+        self.discriminator.requires_grad_(False)
+        record |= descend(lambda share: self._generator_loss(share, real[share.turn].to(self.device), adversarial, fakes), *self.g_optimizers)
+        self.discriminator.requires_grad_(True)
         if adversarial:
-            if self.options["path_length"] and index % self.options["path_every"] == 0:
-                self._step_path_length(record)
-            self._step_discriminator(real, fake, record)
-            if index % self.options["r1_every"] == 0:
-                self._step_r1(real, record)
-        self.average.update(self.generator, len(real), record["images"])
+            if options["path_length"] and index % options["path_every"] == 0:
+                record |= descend(self._path_loss, self.g_optimizer, scaled=False)
+                self._remember_path(record["path_length"])
+            record |= descend(lambda share: self._critic_loss(real[share.turn].to(self.device), fakes[share.turn]), self.d_optimizer)
+            if index % options["r1_every"] == 0:
+                record |= descend(lambda share: self._r1_loss(real[share.turn].to(self.device)), self.d_optimizer, scaled=False)
+        if self.drawn:
+            self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
+        self.average.update(self.generator, options["batch"], record["images"])
         return record
 
-    def _step_generator(self, real, adversarial, record):
-        self.discriminator.requires_grad_(False)
-        options, parts, loss = self.options, [], 0.0
-        with self._autocast():
-            samples = len(real) if self.encoder is None else round(len(real) * options["sample_share"])
+    def _generator_loss(self, share, real, adversarial, fakes):
+        options, parts, loss, record = self.options, [], 0.0, {}
+        batch, samples = options["batch"], self.samples
+        with self.team.autocast():
             if adversarial and samples:
-                parts.append(self.generator.synthesis(self._latents(samples), noise="random"))
+                parts.append(self._pictures(self._latents(samples, share), samples, share))
             if self.encoder is not None:
-                rebuilt = self.generator.synthesis(self.encoder(real), noise="random")
+                rebuilt = self._pictures(self.encoder(real), batch, share)
                 loss = loss + self._reconstruction(rebuilt.float(), real, record)
-                parts.append(rebuilt[: len(real) - samples])
+                parts.append(rebuilt[: (batch - samples) // share.of])
             fake = torch.cat(parts)
             if adversarial:
                 logits, seen = self.discriminator(fake, features=True)
                 realism = F.softplus(-logits).mean()
                 loss = loss + realism
-                record["generator"] = realism.item()
+                record["generator"] = realism.detach()
                 if self.encoder is not None and options["feature_weight"]:
-                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, samples)
-        self.g_optimizer.zero_grad(set_to_none=True)
-        if self.encoder is not None:
-            self.e_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.g_optimizer.step()
-        if self.encoder is not None:
-            self.e_optimizer.step()
-        self.discriminator.requires_grad_(True)
-        return fake.detach().float()
+                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, samples // share.of)
+        fakes.append(fake.detach().float())
+        return loss, record
 
     def _reconstruction(self, rebuilt, real, record):
         options = self.options
         distance = options["reconstruction"](rebuilt, real).mean()
-        record["reconstruction"] = distance.item()
+        record["reconstruction"] = distance.detach()
         loss = options["reconstruction_weight"] * distance
         if options["mouth_weight"]:
             left, right, top, bottom = (round(edge * self.generator.resolution) for edge in MOUTH)
             mouth = options["reconstruction"](rebuilt[..., top:bottom, left:right], real[..., top:bottom, left:right]).mean()
-            record["mouth"] = mouth.item()
+            record["mouth"] = mouth.detach()
             loss = loss + options["mouth_weight"] * mouth
         return loss
 
@@ -530,39 +549,31 @@ class _Trainer:
             _, wanted = self.discriminator(real[:rebuilt], features=True)
         return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(wanted)
 
-    def _step_path_length(self, record):
-        options = self.options
-        w_plus = self._latents(max(1, options["batch"] // 2))
-        images = self.generator.synthesis(w_plus, noise="random")
-        weights = torch.randn_like(images) / self.generator.resolution
+    def _path_loss(self, share):
+        options, count = self.options, max(1, self.options["batch"] // 2)
+        w_plus = self._latents(count, share)
+        images = self._pictures(w_plus, count, share)
+        weights = share.randn(count, *images.shape[1:], device=self.device) / self.generator.resolution
         (grad,) = torch.autograd.grad((images * weights).sum(), w_plus, create_graph=True)
         lengths = grad.square().sum(2).mean(1).sqrt()
-        mean = self.scalars.values["path_mean"] + 0.01 * (lengths.mean().item() - self.scalars.values["path_mean"])
-        self.scalars.values["path_mean"] = mean
-        loss = (lengths - mean).square().mean() * options["path_length"] * options["path_every"]
-        self.g_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.g_optimizer.step()
-        record["path_length"] = lengths.mean().item()
+        loss = (lengths - self.scalars.values["path_mean"]).square().mean() * options["path_length"] * options["path_every"]
+        return loss, {"path_length": lengths.detach().mean()}
 
-    def _step_discriminator(self, real, fake, record):
-        with self._autocast():
+    def _remember_path(self, length):
+        before = self.scalars.values["path_mean"]
+        self.scalars.values["path_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
+
+    def _critic_loss(self, real, fake):
+        with self.team.autocast():
             fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
             loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
-        self.d_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.d_optimizer.step()
-        record |= {"discriminator": loss.item(), "real_logits": real_logits.mean().item(), "fake_logits": fake_logits.mean().item()}
+        return loss, {"discriminator": loss.detach(), "real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
 
-    def _step_r1(self, real, record):
+    def _r1_loss(self, real):
         real = real.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(self.discriminator(real).sum(), real, create_graph=True)
         penalty = grad.square().sum((1, 2, 3)).mean()
-        self.d_optimizer.zero_grad(set_to_none=True)
-        (penalty * self.options["r1"] / 2 * self.options["r1_every"]).backward()
-        self.d_optimizer.step()
-        record["r1"] = penalty.item()
-
+        return penalty * self.options["r1"] / 2 * self.options["r1_every"], {"r1": penalty.detach()}
 
     @torch.no_grad()
     def draw(self):

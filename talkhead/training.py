@@ -1,6 +1,6 @@
 """The one loop that every trainer shares: seed, step, average, log, save, resume.
 
-A trainer builds its networks and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
+A trainer builds its networks, a `team.Team` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
 step is drawn from a generator that is reseeded from (seed, step index), so a resumed run needs no saved random state to
 repeat the uninterrupted one bit for bit.
 """
@@ -23,6 +23,7 @@ import torch
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+from talkhead.team import Share, Team
 
 WINDOW = 50  # steps: what `settled` averages losses over
 
@@ -110,15 +111,16 @@ class Images:
     def __len__(self):
         return len(self.frames)
 
-    def batch(self, step, count, seed=0, flip=False):
+    def batch(self, step, count, seed=0, flip=False, share=Share()):
         """The images of one step: every frame once an epoch, in an order set by the seed alone.
 
-        returns  float32 (count, 3, size, size) in [-1, 1]
+        share    team.Share: which of the `count` to make
+        returns  float32 (count, 3, size, size) in [-1, 1], or that share of them
         """
-        picks = [self._pick(step * count + k, seed) for k in range(count)]
+        picks = [self._pick(step * count + k, seed) for k in share(range(count))]
         images = to_images(self.frames[picks])
         if flip:
-            mirrored = np.random.default_rng([seed, step, 1]).random(count) < 0.5
+            mirrored = share(np.random.default_rng([seed, step, 1]).random(count) < 0.5)
             images[mirrored] = images[mirrored].flip(-1)
         return images
 
@@ -189,7 +191,7 @@ def settled(history, least_gain):
     return before - now <= least_gain * before
 
 
-def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
+def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
         validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
     """Run a trainer to `steps`, resuming from `out` if it is there; yield its log records.
 
@@ -198,7 +200,8 @@ def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed
                     loads, the others are kept in the file under "training"
     out             path of the .pt to write, and to resume
     header          {"kind": str, "config": dict, …}; a resumed file must have the same config, and the rest if it has it
-    batch, unit     how many of what a step learns from, for the log
+    team            the Team that steps together; only its leader writes and yields. None is this process alone
+    unit            what a batch is made of, for the log
     feed            the Feed that `step` draws from, for the log
     save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM. One that cannot be
                     written, for the disk is full, is a warning, and the one before is kept; only the last one must be
@@ -213,42 +216,47 @@ def fit(step, state, *, steps, out, header, seed=0, batch=1, unit="images", feed
     raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
                     little memory, and when stopped by SIGTERM
     """
-    file = _File(Path(out), header, state, keep, on_save)
-    folder = draw and samples and _folder(samples)
+    team = team or Team()
+    file = _File(Path(out), header, state, team, keep, on_save)
+    folder = draw and samples and team.leads and _folder(samples)
     with file.locked(), _StopSignal() as stop:
         done, saved, seconds, waited = file.resume(), time.monotonic(), 0.0, feed.seconds if feed else 0.0
         for index in range(done, steps):
             count, began = index + 1, time.monotonic()
             with _enough_memory(f"{out}, step {index}"):
-                record = _seeded(step, index, seed)
+                record, stopped = team.agree(_seeded(step, index, seed, team.device), stop.raised)
             file.refuse_nan(index, record)
             seconds += time.monotonic() - began
+            if stopped and count < steps and not team.leads:
+                raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
+            if not team.leads:
+                continue
             checked = validate is not None and (count % validate_every == 0 or count == steps)
             if checked:
-                record |= _seeded(lambda _: validate(), index, seed)
+                record |= _seeded(lambda _: validate(), index, seed, team.device)
                 file.consider(count, record.get(keep_best))
             if checked or count % log_every == 0 or count == steps:
-                speed = {f"{unit}_per_second": round(batch * (count - done) / seconds, 3)}
+                speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
                 wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
                 yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record
             if folder and (count % samples_every == 0 or count == steps):
                 with _survived(f"{folder}, step {count}: no picture written"):
-                    files.write_image(folder / f"{count:08}.png", _seeded(lambda _: draw(), 0, seed), synthetic=True)
-            last = stop.raised or count == steps
+                    files.write_image(folder / f"{count:08}.png", _seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)
+            last = stopped or count == steps
             if last or time.monotonic() - saved > 60 * save_minutes:
                 if not file.sound():  # the loss tells of it only in the next step
                     file.refuse_nan(index, {"a weight": math.nan})
                 with nullcontext() if last else _survived(f"step {count}: the checkpoint before this one is kept"):
                     file.save(count)
                 saved = time.monotonic()
-            if stop.raised and count < steps:
+            if stopped and count < steps:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on")
-    if done >= steps and on_save is not None:
+    if done >= steps and on_save is not None and team.leads:
         on_save()
 
 
-def _seeded(function, index, seed):
-    with torch.random.fork_rng():
+def _seeded(function, index, seed, device):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)
         return function(index)
 
@@ -278,22 +286,23 @@ def _enough_memory(where):
         # On a CPU, torch has no class for it.
         if not isinstance(problem, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(problem):
             raise
-        raise TalkheadError(f"{where}: out of memory; lower --batch, or the sizes of the networks") from problem
+        raise TalkheadError(f"{where}: out of memory; raise --accumulate, or lower --batch") from problem
 
 
 class _File:
     """The file of a run: what it resumes, its checkpoints, and that nobody else writes them."""
 
-    def __init__(self, path, header, state, keep, on_save):
-        self.path, self.header, self.state, self.keep, self.on_save = path, header, state, keep, on_save
+    def __init__(self, path, header, state, team, keep, on_save):
+        self.path, self.header, self.team, self.keep, self.on_save = path, header, team, keep, on_save
+        self.state = state | ({"scaler": team.scaler} if team.scaler.is_enabled() else {})
         self.best = None  # {"value", "step", "model"} by validation
 
     @contextmanager
     def locked(self):
         """Refuse to write a file that another run writes. The lock goes with its process, however that ends."""
-        if not self.path.parent.is_dir():
+        if self.team.leads and not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path}: its folder does not exist; make it first")
-        if os.name == "nt":  # no such locks
+        if not self.team.leads or os.name == "nt":  # Windows has no such locks
             yield
             return
         import fcntl
@@ -350,7 +359,15 @@ class _File:
             old.unlink()
 
     def resume(self):
-        """Load the file if it exists; returns the steps done."""
+        """Load the file if it exists, and give all processes what the leader then holds; returns the steps done."""
+        done = self._read() if self.team.leads else 0
+        if self.team.size > 1:
+            done, held = self.team.copy((done, {name: _cpu(part.state_dict()) for name, part in self.state.items()}))
+            for name, part in self.state.items():
+                _load(part, held[name])
+        return done
+
+    def _read(self):
         if not self.path.exists():
             return 0
         weights = files.load_weights(self.path, kind=self.header["kind"])
@@ -364,12 +381,14 @@ class _File:
         beside = self.header.keys() & weights.keys() - {"kind", "config"}
         self._compare({key: weights[key] for key in beside}, {key: self.header[key] for key in beside})
         training = weights["training"]
-        for name in sorted(self.state.keys() - training.keys() - {"model"}):
+        for name in sorted(self.state.keys() - training.keys() - {"model", "scaler"}):
             raise TalkheadError(f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output")
         if "last" in training:
             self.best = {"value": training["best_value"], "step": training["best_step"], "model": weights["model"]}
+        held = training | {"model": training.get("last", weights["model"])}
         for name, part in self.state.items():
-            _load(part, training[name] if name != "model" else training.get("last", weights["model"]))
+            if name in held:
+                _load(part, held[name])
         return weights["step"]
 
     def _compare(self, before, now):

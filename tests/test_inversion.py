@@ -13,6 +13,7 @@ from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps, train, training_size
 from talkhead.stylegan import Generator
+from talkhead.team import Share
 from talkhead.training import to_frames, to_images
 
 
@@ -52,8 +53,8 @@ class Pictures:
     def __len__(self):
         return len(self.frames)
 
-    def batch(self, step, count, seed=0, flip=False):
-        return to_images(self.frames[[(step * count + k) % len(self) for k in range(count)]])
+    def batch(self, step, count, seed=0, flip=False, share=Share()):
+        return share(to_images(self.frames[[(step * count + k) % len(self) for k in range(count)]]))
 
 
 def run(clip, generator, method="optimise", encoder=None, **options):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from talkhead import checkpoints, stylegan, training
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
+from talkhead.team import Share
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
 FROZEN_IMAGES = [
@@ -238,8 +239,8 @@ def test_bad_sizes_are_refused_in_one_line():
 class Pictures:
     """Stands in for training.Images: noise pictures by step."""
 
-    def batch(self, step, count, seed=0, flip=False):
-        return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1)
+    def batch(self, step, count, seed=0, flip=False, share=Share()):
+        return share(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -271,8 +272,8 @@ def test_training_lowers_the_reconstruction(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
     class OnePicture:
-        def batch(self, step, count, seed=0, flip=False):
-            return torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1)
+        def batch(self, step, count, seed=0, flip=False, share=Share()):
+            return share(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1))
 
     generator, critic = toy()
     records = list(train(OnePicture(), tmp_path / "g.pt", generator, critic, steps=30, batch=4, lr=0.01, log_every=1,

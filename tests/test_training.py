@@ -13,6 +13,7 @@ import torch
 
 from talkhead import files, training
 from talkhead.errors import TalkheadError
+from talkhead.team import Team
 
 
 class Descent:
@@ -188,7 +189,7 @@ def test_too_little_memory_is_said_with_what_to_lower(tmp_path, problem):
 
     run = Descent()
     run.step = hungry
-    with pytest.raises(TalkheadError, match="a.pt, step 0: out of memory; lower --batch"):
+    with pytest.raises(TalkheadError, match="a.pt, step 0: out of memory; raise --accumulate, or lower --batch"):
         run.fit(tmp_path / "a.pt", 1)
 
 
@@ -236,7 +237,7 @@ def test_a_feed_works_ahead_and_counts_what_steps_wait(tmp_path):
     feed = training.Feed(make)
     run = Descent()
     run.step = lambda index: {"fed": float(feed(index))} | ({} if time.sleep(0.06) else {})
-    records = run.fit(tmp_path / "a.pt", 4, feed=feed, batch=5, unit="faces")
+    records = run.fit(tmp_path / "a.pt", 4, feed=feed, team=Team(batch=5), unit="faces")
     assert [record["fed"] for record in records] == [0, 1, 2, 3] and made[:4] == [0, 1, 2, 3]
     assert 0.02 <= records[0]["data_seconds"] <= records[-1]["data_seconds"] < 0.5 * records[-1]["seconds"]
     assert records[-1]["faces_per_second"] == pytest.approx(20 / records[-1]["seconds"], rel=0.01)
