@@ -445,7 +445,8 @@ def export(source, destination, half=True):
     """
     weights = read(source, training=False)
     model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    files.save_weights(destination, {**{key: weights[key] for key in ("kind", "config", "step")}, "model": model})
+    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual") if key in weights}
+    files.save_weights(destination, kept | {"model": model})
 
 
 # What a file holds ----------------------------------------------------------------------------------------------------
@@ -455,8 +456,8 @@ def describe(path):
 
     returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
-              (likewise), and whether discriminator, training_copy and optimizer are there; trained_with, if the file says
-              what it was trained on. Where it holds an encoder too, "encoder" is another such dict.
+              (likewise), and whether discriminator, training_copy and optimizer are there; trained_with and perceptual,
+              if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
     """
     file = _File(path)
     about = {"format": file.format}
@@ -484,7 +485,7 @@ def _described(file, kind):
                   "optimizer": _has_optimizer(file.contents)}
     elif kind == "encoder":
         about["num_ws"] = config.get("encoder", config)["num_ws"]
-    return about
+    return about | {key: weights[key] for key in ("perceptual",) if key in weights}
 
 
 def _has_optimizer(contents):

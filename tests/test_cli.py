@@ -586,7 +586,8 @@ def test_train_encoder(scene):
     assert checkpoints.load_encoder(scene / "e-00000002.pt").num_ws == 6
     onward = ["train-encoder", scene / "clip.mp4", "-o", scene / "f.pt", "--init", scene / "e.pt", *BRIEF, "--perceptual", "pyramid"]
     assert len(records(run(*onward))) == 2
-    assert files.load_weights(scene / "f.pt")["perceptual"] == "pyramid"
+    assert run("weights", "export", scene / "f.pt", "-o", scene / "small.pt").exit_code == 0
+    assert json.loads(run("weights", "show", scene / "small.pt").stdout)["perceptual"] == "pyramid"
     weights = files.load_weights(scene / "f.pt")
     files.save_weights(scene / "f.pt", weights | {"perceptual": "lpips"})
     result = run(*onward)
