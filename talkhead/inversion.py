@@ -109,7 +109,7 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
             "sequential": lambda: _Sequential(search, steps, next_steps, exploration, seed),
             "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps)}[method]()
     batch = 1 if method == "sequential" else batch
-    options = {"method": method, "batch": batch} | search.options | plan.options
+    options = {"method": method, "batch": batch} | search.options() | plan.options() if partial is not None else {}
     return _found(frames, search, plan, batch, _Partial(partial, options, search.mean.shape))
 
 
@@ -171,9 +171,11 @@ class _Independent:
     """Algorithm 1: every frame starts at the mean latent."""
 
     def __init__(self, search, steps, exploration, seed):
-        self.search, self.steps, self.seed = search, steps, seed
+        self.search, self.steps, self.exploration, self.seed = search, steps, exploration, seed
         self.scale = exploration * search.spread() if exploration else 0.0
-        self.options = {"steps": steps, "exploration": exploration, "seed": seed}
+
+    def options(self):
+        return {"steps": self.steps, "exploration": self.exploration, "seed": self.seed}
 
     def begin(self, index, images, last):
         noises = [_Noise(self.scale, frame, self.seed) if self.scale else None for frame in range(index, index + len(images))]
@@ -186,7 +188,9 @@ class _Sequential:
     def __init__(self, search, steps, next_steps, exploration, seed):
         self.search, self.next_steps = search, next_steps
         self.first = _Independent(search, steps, exploration, seed)
-        self.options = self.first.options | {"next_steps": next_steps}
+
+    def options(self):
+        return self.first.options() | {"next_steps": self.next_steps}
 
     def begin(self, index, images, last):
         if last is None:
@@ -200,7 +204,9 @@ class _Hybrid:
 
     def __init__(self, search, encoder, steps):
         self.search, self.encoder, self.steps = search, encoder.eval(), steps
-        self.options = {"encoder": digest(encoder), "hybrid_steps": steps}
+
+    def options(self):
+        return {"encoder": digest(self.encoder), "hybrid_steps": self.steps}
 
     def begin(self, index, images, last):
         codes, steps = self._encoded(images), FIRST * self.steps
@@ -275,8 +281,11 @@ class _Search:
         self.lr, self.pixel_weight, self.tolerance, self.precision = lr, pixel_weight, tolerance, precision
         self.device = next(generator.parameters()).device
         self.mean = self._mean()
-        self.options = {"generator": digest(generator), "perceptual": perceptual.name, "space": space, "lr": lr,
-                        "pixel_weight": pixel_weight, "tolerance": tolerance, "precision": precision}
+
+    def options(self):
+        """What a run that goes on must have in common with the one that was stopped."""
+        return {"generator": digest(self.generator), "perceptual": self.perceptual.name, "space": self.space, "lr": self.lr,
+                "pixel_weight": self.pixel_weight, "tolerance": self.tolerance, "precision": self.precision}
 
     def _mean(self):
         if self.space != "z":
