@@ -743,6 +743,7 @@ def synth(output, count, recordings, **options):
 @number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
+@number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
 @click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @encoder_shape

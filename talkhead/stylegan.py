@@ -382,7 +382,7 @@ def inherit(generator, state):
 
 
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
-          path_every=4, style_mixing=0.9, average_images=10_000, flip=False, encoder=None, encoder_lr=0.001,
+          path_every=4, style_mixing=0.9, average_images=10_000, flip=False, freeze_d=0, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
           reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
@@ -394,6 +394,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     path_length, path_every    weight of path-length regularisation, 0 to leave it out, and how often
     style_mixing        chance that an image takes its later layers from a second z
     average_images      half life of the running average, in images
+    freeze_d            levels of the critic that stay as they are, from the pictures' own downwards: for a start from
+                        weights of many pictures, and few new ones (Mo et al. 2020)
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
                         the critic judges reconstructions too
     sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
@@ -455,6 +457,7 @@ class _Trainer:
         self.average = _Average(generator, options["average_images"])
         self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
+        self.learning = _above(discriminator, options["freeze_d"])
         self.g_optimizers = [self.g_optimizer]
         self.samples = team.batch  # how many of the fakes are drawn from z
         if encoder is not None:
@@ -495,9 +498,9 @@ class _Trainer:
         adversarial = self.encoder is None or index >= options["reconstruct_only"]
         record, fakes = {"images": (index + 1) * options["batch"]}, []
         self.drawn = []  # means of W
-        self.discriminator.requires_grad_(False)
+        self._judge(False)
         record |= descend(lambda share: self._generator_loss(share, real[share.turn].to(self.device), adversarial, fakes), *self.g_optimizers)
-        self.discriminator.requires_grad_(True)
+        self._judge(True)
         if adversarial:
             if options["path_length"] and index % options["path_every"] == 0:
                 record |= descend(self._path_loss, self.g_optimizer, scaled=False)
@@ -509,6 +512,11 @@ class _Trainer:
             self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
         self.average.update(self.generator, options["batch"], record["images"])
         return record
+
+    def _judge(self, learning):
+        self.discriminator.requires_grad_(False)
+        for parameter in self.learning:
+            parameter.requires_grad_(learning)
 
     def _generator_loss(self, share, real, adversarial, fakes):
         options, parts, loss, record = self.options, [], 0.0, {}
@@ -585,6 +593,15 @@ class _Trainer:
             rows += [self.shown, average.synthesis(self.encoder.eval()(self.shown.to(self.device)))]
             self.encoder.train(training)
         return sheet(*rows)
+
+
+def _above(discriminator, frozen):
+    """The critic's parameters but for those of so many levels from the pictures on; the first holds the colours too."""
+    levels = [[discriminator.from_rgb, discriminator.from_rgb_bias], *(list(block.parameters()) for block in discriminator.blocks)]
+    if frozen > len(discriminator.blocks):
+        raise TalkheadError(f"freeze_d {frozen}: this critic has {len(discriminator.blocks)} levels to freeze; pass fewer")
+    still = {id(parameter) for level in levels[: frozen + 1] for parameter in level} if frozen else set()
+    return [parameter for parameter in discriminator.parameters() if id(parameter) not in still]
 
 
 def _lazy_adam(network, options, every):

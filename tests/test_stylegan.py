@@ -268,6 +268,17 @@ def test_four_steps_equal_two_and_two(tmp_path, joint):
         assert torch.equal(value, two["training"]["discriminator"][name]), name
 
 
+def test_frozen_levels_of_the_critic_stay_as_they_were(tmp_path):
+    generator, critic = toy()
+    before = {name: value.clone() for name, value in critic.state_dict().items()}
+    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=2, batch=4, freeze_d=1))
+    for name, value in critic.state_dict().items():
+        still = name.startswith(("from_rgb", "blocks.0."))
+        assert torch.equal(value, before[name]) == still, name
+    with pytest.raises(TalkheadError, match="freeze_d 3: this critic has 2 levels"):
+        next(train(Pictures(), tmp_path / "h.pt", generator, critic, steps=2, batch=4, freeze_d=3))
+
+
 def test_training_lowers_the_reconstruction(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
