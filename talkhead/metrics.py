@@ -182,6 +182,59 @@ def _frame_lmd(real, fake, detector, truth):
     return lmd(found[0], made[0]) if found and made else None
 
 
+def frechet_distance(real, fake):
+    """Distance of two clouds of features, each taken for a normal distribution: FID, where they are Inception's.
+
+    real, fake  float (N, D), a feature vector for each picture; two at least
+    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), of the means and the covariances over N − 1
+    raises      TalkheadError if the widths differ or there are too few
+
+    Source: thesis §5.2.1; Heusel et al. 2017.
+    √(S1·S2) is never formed: its trace is the sum of the singular values of the product of the centred clouds, which
+    is exact, and real, also where there are fewer pictures than features and the matrix root fails.
+    """
+    real, fake = _clouds(real, fake)
+    gap = real.mean(0) - fake.mean(0)
+    real, fake = ((cloud - cloud.mean(0)) / np.sqrt(len(cloud) - 1) for cloud in (real, fake))
+    # Of many pictures only the triangle of their QR decomposition is needed: S = Rᵀ·R.
+    real, fake = (np.linalg.qr(cloud, mode="r") if len(cloud) > cloud.shape[1] else cloud for cloud in (real, fake))
+    root = np.linalg.svd(real @ fake.T, compute_uv=False).sum()
+    return float(gap @ gap + np.square(real).sum() + np.square(fake).sum() - 2 * root)
+
+
+def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
+    """Distance of two clouds of features without taking them for normal: KID, where they are Inception's.
+
+    real, fake  float (N, D)
+    subsets     how many pairs of subsets are compared, of `size` vectors each, or as many as there are
+    returns     float: the mean over pairs of the unbiased squared maximum mean discrepancy for the kernel (x·y / D + 1)³;
+                about 0, and sometimes below, where both come from one distribution
+    raises      TalkheadError if the widths differ or there are too few
+
+    Source: Bińkowski et al. 2018.
+    """
+    real, fake = _clouds(real, fake)
+    random, size = np.random.default_rng(seed), min(size, len(real), len(fake))
+    return float(np.mean([_discrepancy(*(cloud[random.choice(len(cloud), size, replace=False)] for cloud in (real, fake)))
+                          for _ in range(subsets)]))
+
+
+def _discrepancy(x, y):
+    count = len(x)
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+    within = sum(kernel(a, a).sum() - np.trace(kernel(a, a)) for a in (x, y))  # no vector is compared with itself
+    return within / (count * (count - 1)) - 2 * kernel(x, y).mean()
+
+
+def _clouds(real, fake):
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise TalkheadError(f"features of shapes {real.shape} and {fake.shape}: wanted (N, D) both, of one network")
+    if min(len(real), len(fake)) < 2:
+        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+    return real, fake
+
+
 def correlation_and_lag(real, fake, max_lag=5):
     """Say how well one signal follows another, and how late it is.
 

@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from talkhead import metrics
 from talkhead.errors import TalkheadError
@@ -292,3 +293,53 @@ def test_a_generated_mouth_is_measured_end_to_end():
     assert found.lag == 1 and found.best == pytest.approx(1)
     closed = int(true.argmin())
     assert metrics.closure_rate(mouth_opening(fake), [(closed / 25, (closed + 1) / 25)], true.min() + 1e-6) == 1.0
+
+
+# Distributions of features ----------------------------------------------------------------------------------------------
+
+def clouds(count, width, seed=0):
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width))
+    return rng.normal(size=(count, width)), rng.normal(size=(count + 7, width)) @ mix + 0.3
+
+
+def test_frechet_distance_equals_the_matrix_root():
+    """As pytorch-fid writes it down, with scipy's matrix root."""
+    real, fake = clouds(400, 24)
+    covariances = [np.cov(cloud, rowvar=False) for cloud in (real, fake)]
+    gap = real.mean(0) - fake.mean(0)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    wanted = gap @ gap + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root)
+    assert metrics.frechet_distance(real, fake) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_frechet_distance_of_known_distributions():
+    """Along one axis it is (m1 − m2)² + (s1 − s2)²; axes add up, and a shift alone is its square."""
+    real = np.array([[-1.0, 0], [1, 0], [0, -1], [0, 1]]) * np.sqrt(1.5)  # covariance: one, both ways
+    assert metrics.frechet_distance(real, real * [3, 0.5] + [2, 0]) == pytest.approx(4 + 4 + 0.25)
+    few, _ = clouds(5, 50)  # fewer pictures than features
+    assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(few, few + 1) == pytest.approx(50)
+
+
+def test_kernel_distance_equals_a_slow_loop():
+    real, fake = clouds(6, 3)
+    kernel = lambda a, b: (float(a @ b) / 3 + 1) ** 3
+    within = lambda cloud: np.mean([kernel(a, b) for i, a in enumerate(cloud) for j, b in enumerate(cloud) if i != j])
+    wanted = within(real) + within(fake[:6]) - 2 * np.mean([kernel(a, b) for a in real for b in fake[:6]])
+    assert metrics.kernel_distance(real, fake[:6], subsets=1) == pytest.approx(wanted)
+
+
+def test_kernel_distance_of_one_distribution_is_about_nothing():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 2000, 8))
+    assert abs(metrics.kernel_distance(one, other, 20, 500)) < 0.01 < metrics.kernel_distance(one, other + 0.5, 20, 500)
+    assert metrics.kernel_distance(one, other, 5, 100) == metrics.kernel_distance(one, other, 5, 100)
+
+
+@pytest.mark.parametrize("distance", [metrics.frechet_distance, metrics.kernel_distance])
+def test_features_that_cannot_be_compared_are_refused(distance):
+    with pytest.raises(TalkheadError, match="of one network"):
+        distance(np.zeros((4, 3)), np.zeros((4, 2)))
+    with pytest.raises(TalkheadError, match="fewer than two"):
+        distance(np.zeros((1, 3)), np.zeros((4, 3)))
