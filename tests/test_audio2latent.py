@@ -274,12 +274,16 @@ def test_a_folder_without_clips_is_refused(networks, tmp_path):
         run(tmp_path, networks, tmp_path / "a.pt", 1)
 
 
-def test_training_hears_the_sound(clips, networks, tmp_path):
-    """Loud is bright in these clips: an unheard voice must move an unseen face the right way."""
-    wide = {"channels": (4, 4, 8, 8, 8), "hidden": 32, "features": 16, "lstm": 16, "decoder": 32, "components": 4}
+def test_training_hears_the_sound(networks, tmp_path):
+    """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
+    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
+    wide = {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}
+    (tmp_path / "clips").mkdir()
+    for k in range(16):
+        write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)
     torch.manual_seed(0)
-    records = list(train([clips], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=100, batch=8, frames=10, lr=3e-3,
-                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=100, average=0.9))
+    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=150, batch=8, frames=10, lr=2e-3,
+                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=150, average=0.9))
     assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
 
 
