@@ -810,6 +810,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     elif options["reconstruct_only"]:
         raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)
+    images.warn_of_mixture()
     records = stylegan.train(images, output, generator, critic, device=device, **options)
     _watch(records, options["steps"], tensorboard)
 

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +85,7 @@ class Images:
     raises   TalkheadError if nothing can be read, or a packed file is damaged
 
     `frames` are uint8 (N, size, size, 3), indexed as an array is. `names[i]` is the file that frame i came from; `skipped` says of
-    files why they could not be read; `origins` holds an Origin for each of the others.
+    files why they could not be read; `origins` holds an Origin for each of the others. Frames of several sizes are a warning.
     """
 
     def __init__(self, sources, size, every=1, limit=None):
@@ -108,6 +108,18 @@ class Images:
 
     def __len__(self):
         return len(self.frames)
+
+    def warn_of_mixture(self):
+        """Warn if films and still pictures are mixed, out of which a generator learns neither.
+
+        Source: thesis §3.5. Puppets' unconnected moments may go with both.
+        """
+        count = Counter()
+        for origin in self.origins:
+            count[origin.kind] += origin.frames
+        if count["film"] and count["still"]:
+            warnings.warn(f"films ({count['film']} frames) and still pictures ({count['still']}) are mixed: a generator of both draws neither well "
+                          "(thesis §3.5); train on the pictures alone, and then go on with the films by --init", stacklevel=2)
 
     def batch(self, step, count, seed=0, flip=False, share=Share()):
         """The images of one step: every frame once an epoch, in an order set by the seed alone.
@@ -261,7 +273,7 @@ class _Reading:
         self._before = folder, picture
 
     def finish(self, sources):
-        """All files have been read: refuse if there was nothing, and settle what is a film."""
+        """All files have been read: refuse if there was nothing, settle what is a film, and warn of several sizes."""
         if not self.count:
             first = f" ({self.skipped[0]})" if self.skipped else ""
             raise TalkheadError(f"{_few(sources)}: no frames to train on{first}; pass aligned clips or pictures")
@@ -269,6 +281,14 @@ class _Reading:
         for origin in self.origins:
             if origin.kind == "still" and str(Path(origin.file).parent) in films:
                 origin.kind = "film"  # its frames lie there as pictures
+        sizes = Counter()
+        for origin in self.origins:
+            sizes[origin.side] += origin.frames
+        small = sum(frames for side, frames in sizes.items() if side < self.size)
+        if len(sizes) > 1:
+            blurred = f"; smaller ones ({small} of {self.count}) get blurred when enlarged" if small else ""
+            warnings.warn(f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all resized to "
+                          f"{self.size}x{self.size}{blurred}", stacklevel=3)
 
 
 def _kind(path):

@@ -607,6 +607,20 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
     assert [{key: record[key] for key in keys} for record in records(clips)] == [{key: record[key] for key in keys} for record in records(packed)]
 
 
+def test_mixtures_are_said_in_one_line(scene):
+    train = ["-o", scene / "x.pt", "--perceptual", "pyramid", *BRIEF]
+    files.write_image(scene / "small.png", np.zeros((8, 8, 3), np.uint8))
+    result = run("train-stylegan", scene / "clip.mp4", scene / "small.png", "--resolution", 16, "--channels", "8,8,8", *train)
+    assert len(records(result)) == 2
+    assert result.stderr.splitlines() == [
+        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) get blurred when enlarged",
+        "talkhead: films (8 frames) and still pictures (1) are mixed: a generator of both draws neither well (thesis §3.5); "
+        "train on the pictures alone, and then go on with the films by --init"]
+    # An encoder is not a generator.
+    result = run("train-encoder", scene / "clip.mp4", scene / "face.png", *TINY_ENCODER, *train[:1], scene / "e.pt", *train[2:])
+    assert len(records(result)) == 2 and result.stderr == ""
+
+
 def test_train_encoder(scene):
     line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, *TINY_ENCODER, "--perceptual", "pyramid",
             "--validation", scene / "face.png", "--validate-every", 1, "--samples", scene / "sheets", "--samples-every", 1, "--keep", 1]

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -398,6 +400,7 @@ def test_packed_frames_need_nothing_beside_them(tmp_path):
     np.save(tmp_path / "p.npy", frames)
     images = training.Images([tmp_path / "p.npy"], 8, every=2)
     assert np.array_equal(images.frames[:], frames[::2]) and images.names == [str(tmp_path / "p.npy")] * 3
+    assert warned(images) == []  # what nobody knows is nothing to warn of
 
 
 @pytest.mark.parametrize("array, beside, message", [
@@ -453,6 +456,72 @@ def test_memory_is_flat_while_frames_are_packed(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
     short, long = map(float, done.stdout.split())
     assert long < short + 4  # MiB
+
+
+def test_frames_of_several_sizes_are_counted_and_said(tmp_path, recwarn):
+    clip(tmp_path / "films" / "a.mp4", 6, 16)
+    clip(tmp_path / "films" / "b.mp4", 5, 16, seed=1)
+    training.Images([tmp_path / "films"], 32)
+    assert not recwarn
+    clip(tmp_path / "films" / "c.mp4", 3, 64)
+    wanted = "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) get blurred when enlarged"
+    with pytest.warns(UserWarning) as said:
+        training.Images([tmp_path / "films"], 32)
+    assert [str(warning.message) for warning in said] == [wanted]
+    with pytest.warns(UserWarning, match=re.escape(wanted)):
+        packed([tmp_path / "films"], tmp_path / "p.npy", 32)
+    with pytest.warns(UserWarning, match="are all resized to 16x16$"):
+        training.Images([tmp_path / "films"], 16)
+    recwarn.clear()
+    training.Images([tmp_path / "p.npy"], 32)  # they are of one size now
+    assert not recwarn
+
+
+def stills(folder, count=4):
+    """Pictures of nothing in common."""
+    folder.mkdir()
+    for index in range(count):
+        files.write_image(folder / f"{index}.png", np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return folder
+
+
+def moments(folder):
+    """A film as `talkhead synth --frames` makes it."""
+    clip(folder / "m.mp4", seed=9)
+    files.write_json(folder / "m.json", {"source": "moments"})
+    return folder
+
+
+def extracted(folder):
+    """A film as a folder of pictures."""
+    clip(folder.with_suffix(".mp4"), seed=8)
+    with files.read_frames(folder.with_suffix(".mp4")) as reader, files.FrameWriter(folder) as writer:
+        for frame in reader:
+            writer.write(frame)
+    return folder
+
+
+def warned(images):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        images.warn_of_mixture()
+    return [str(warning.message) for warning in said]
+
+
+def test_films_and_still_pictures_are_not_to_be_mixed(tmp_path):
+    film = tmp_path / "film.mp4"
+    clip(film)
+    kinds = {"film": film, "stills": stills(tmp_path / "stills"), "moments": moments(tmp_path / "moments"), "extracted": extracted(tmp_path / "extracted"),
+             "one": tmp_path / "stills" / "0.png"}
+    for names, counts in {("film",): None, ("stills",): None, ("moments",): None, ("extracted",): None, ("one",): None, ("stills", "moments"): None,
+                          ("film", "moments", "extracted"): None, ("film", "stills"): (6, 4), ("stills", "extracted"): (6, 4),
+                          ("film", "one", "extracted", "moments"): (12, 1)}.items():
+        sources = [kinds[name] for name in names]
+        for images in (training.Images(sources, 16), training.Images([packed(sources, tmp_path / "p.npy", 16)], 16)):
+            said = warned(images)
+            assert len(said) == (counts is not None), (names, said)
+            if counts:
+                assert f"films ({counts[0]} frames) and still pictures ({counts[1]}) are mixed" in said[0] and "\n" not in said[0]
 
 
 def test_images_take_no_more_memory_than_their_bytes(tmp_path):
