@@ -9,6 +9,7 @@ import copy
 import hashlib
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -82,7 +83,7 @@ class Images:
     size     the side that frames are resized to; frames must be square
     every    keep one frame in `every` of each clip
     limit    stop after this many frames
-    raises   TalkheadError if nothing can be read, or a packed file is damaged
+    raises   TalkheadError if nothing can be read, a packed file is damaged, or the frames of the clips do not fit into memory
 
     `frames` are uint8 (N, size, size, 3), indexed as an array is. `names[i]` is the file that frame i came from; `skipped` says of
     files why they could not be read; `origins` holds an Origin for each of the others. Frames of several sizes are a warning.
@@ -91,7 +92,7 @@ class Images:
     def __init__(self, sources, size, every=1, limit=None):
         self.size, self.frames = size, _Frames(size)
         reading, paths = _Reading(size, every, limit), clips(sources)
-        held = _Held(size)
+        held = _Held(size, _most_frames(paths, reading, sources), sources)
         for path in paths:
             if reading.left == 0:
                 break
@@ -147,11 +148,13 @@ class _Held:
 
     BLOCK = 1024  # frames; memory that is not written to costs nothing
 
-    def __init__(self, size):
-        self._shape = (self.BLOCK, size, size, 3)
+    def __init__(self, size, most, sources):
+        self._shape, self._most, self._sources = (self.BLOCK, size, size, 3), most, sources
         self._blocks, self.count = [], 0
 
     def write(self, frame):
+        if self.count == self._most:
+            raise _too_many(f"more than {self._most}", self._most, frame.shape[0], self._sources)
         if self.count == len(self._blocks) * self.BLOCK:
             self._blocks.append(np.empty(self._shape, np.uint8))
         self[self.count][...] = frame
@@ -306,6 +309,53 @@ def _is_packed(path):
 
 def _few(sources):
     return ", ".join(map(str, sources[:3])) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+
+
+def _most_frames(paths, reading, sources):
+    """How many frames memory has room for. TalkheadError if the clips seem to have more, from a look into a few of them."""
+    space = memory_left()
+    if space is None:
+        return math.inf
+    most = space // (3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # each process of torchrun's holds them
+    if reading.limit is None or reading.limit > most:
+        films = [path for path in paths if path.suffix.lower() not in files.PICTURES and not _is_packed(path)]
+        looked = films[:: len(films) // 16 + 1]
+        total = sum(path.suffix.lower() in files.PICTURES for path in paths)
+        total += round(sum(map(_told, looked)) / max(len(looked), 1) * len(films) / reading.every)
+        if total > most:
+            raise _too_many(f"about {total}", most, reading.size, sources)
+    return most
+
+
+def _told(path):
+    """How many frames a clip says that it has."""
+    try:
+        with files.read_frames(path) as reader:
+            return reader.count or 0
+    except TalkheadError:
+        return 0
+
+
+def _too_many(count, most, size, sources):
+    return TalkheadError(f"{_few(sources)}: {count} frames of {size}x{size}, and memory has room for {most}; write them into a file by talkhead "
+                         "pack and train on that, or pass --every or --limit")
+
+
+def memory_left():
+    """Bytes of memory that may still be filled, as far as this machine and its control groups tell; None if they do not."""
+    found = []
+    with suppress(OSError):
+        found += [1024 * int(size) for size in re.findall(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)]
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            root, name = ("memory", "memory.limit_in_bytes") if "memory" in kinds.split(",") else ("", "memory.max")
+            place = Path(f"/sys/fs/cgroup/{root}{group}") / name
+            limits = [folder / name for folder in place.parents if (folder / name).is_file()]
+            found += [int(text) for text in (limit.read_text() for limit in limits) if text.strip().isdecimal()]
+    if not found and hasattr(os, "sysconf"):
+        with suppress(ValueError, OSError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
 
 
 def pack(sources, output, size=256, every=1, limit=None):

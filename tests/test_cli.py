@@ -621,6 +621,13 @@ def test_mixtures_are_said_in_one_line(scene):
     assert len(records(result)) == 2 and result.stderr == ""
 
 
+def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
+    monkeypatch.setattr(talkhead.training, "memory_left", lambda: 10_000)
+    result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+    assert "about 8 frames of 64x64, and memory has room for 0; write them into a file by talkhead pack" in result.stderr
+
+
 def test_train_encoder(scene):
     line = ["train-encoder", scene / "clip.mp4", "-o", scene / "e.pt", *BRIEF, *TINY_ENCODER, "--perceptual", "pyramid",
             "--validation", scene / "face.png", "--validate-every", 1, "--samples", scene / "sheets", "--samples-every", 1, "--keep", 1]

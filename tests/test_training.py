@@ -524,6 +524,33 @@ def test_films_and_still_pictures_are_not_to_be_mixed(tmp_path):
                 assert f"films ({counts[0]} frames) and still pictures ({counts[1]}) are mixed" in said[0] and "\n" not in said[0]
 
 
+def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(films, tmp_path, monkeypatch):
+    whole = packed([films], tmp_path / "p.npy", 16)
+    pictures(tmp_path / "faces", 9)
+    frame = 16 * 16 * 3  # bytes
+
+    def refused(sources, room, *arguments):
+        monkeypatch.setattr(training, "memory_left", lambda: room * frame)
+        with pytest.raises(TalkheadError, match="talkhead pack .*--every or --limit") as error:
+            training.Images(sources, 16, *arguments)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "about 9 frames" in refused([tmp_path / "faces"], 8)
+    assert "about 11 frames of 16x16, and memory has room for 10" in refused([films / "a.mp4", films / "c.mp4"], 10)
+    for arguments in [(2,), (1, 10)]:
+        assert len(training.Images([films / "a.mp4", films / "c.mp4"], 16, *arguments)) <= 10
+    assert len(training.Images([whole], 16)) == 11  # it need not fit
+    assert len(training.Images([whole, films / "a.mp4"], 16)) == 17
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "room for 7" in refused([films / "a.mp4", films / "c.mp4"], 15)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr(training, "_told", lambda path: 0)  # clips that say nothing of their length
+    assert "more than 10 frames" in refused([films / "a.mp4", films / "c.mp4"], 10)
+    monkeypatch.setattr(training, "memory_left", lambda: None)
+    assert len(training.Images([films], 16)) == 11
+
+
 def test_images_take_no_more_memory_than_their_bytes(tmp_path):
     """Frames that are made smaller leave no holes behind, and packed ones take none."""
     clip(tmp_path / "a.mp4", 800, 96)
@@ -539,6 +566,11 @@ def test_images_take_no_more_memory_than_their_bytes(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
     mapped, held = map(float, done.stdout.split())
     assert mapped < 2 and 9 < held < 9.4 + 15  # MiB; 800 frames are 9.4, and 75 before they are shrunk and as float32
+
+
+def test_memory_left_is_what_the_machine_tells():
+    room = training.memory_left()
+    assert room is None or 2**24 < room <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_devices():
