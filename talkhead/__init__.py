@@ -22,7 +22,7 @@ ROOMS = {
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "team": (),
-    "training": ("pick_device", "to_frames", "to_images"),
+    "training": ("Images", "pack", "pick_device", "to_frames", "to_images"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
     "stylegan": ("Discriminator", "Generator"),

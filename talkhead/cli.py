@@ -377,9 +377,15 @@ def _images(sources, size, every, limit):
     from talkhead.training import Images
 
     images = Images(sources, size, every, limit)
-    for problem in images.skipped:
-        _say(f"left out: {problem}")
+    _left_out(images.skipped, len(images))
     return images
+
+
+def _left_out(problems, frames):
+    for problem in problems:
+        _say(f"left out: {problem}")
+    if problems:
+        _say(f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken")
 
 
 def _networks(init, critic_channels, **sizes):
@@ -724,6 +730,28 @@ def synth(output, count, recordings, **options):
     _print_records(_progress(puppet.synth(output, count, recordings=clips, **options), count, "clip"))
 
 
+@cli.command()
+@sources
+@click.option("-o", "--output", metavar="FILE", required=True, callback=_writable,
+              help="The packed file (.npy); the .json beside it tells what came from where.")
+@number("--size", 256, "Side of the frames in pixels.", least=1)
+@data
+def pack(sources, output, size, every, limit):
+    """Decode clips and pictures once, into one file that the trainers read at random: data sets larger than memory.
+
+    \b
+      talkhead pack clips/ -o faces.npy --size 128
+      talkhead train-stylegan faces.npy -o generator.pt --resolution 128 --steps 100000
+    """
+    from talkhead import training
+
+    paths = training.clips(sources)
+    records = list(_progress(training.pack(paths, output, size, every, limit), len(paths), "file"))
+    problems, frames = [record["left_out"] for record in records if "left_out" in record], sum(record.get("frames", 0) for record in records)
+    _left_out(problems, frames)
+    _print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
+
+
 @cli.command("train-stylegan")
 @sources
 @trained("the generator")
@@ -759,7 +787,7 @@ def synth(output, count, recordings, **options):
 @run
 def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder_init,
                    width, input_size, stem_stride, pool_size, perceptual, every, limit, tensorboard, device, **options):
-    """Train the face generator on pictures and clips.
+    """Train the face generator on pictures or clips, or on what was packed of them.
 
     \b
       talkhead train-stylegan clips/ -o generator.pt --resolution 64 --steps 100000
@@ -782,6 +810,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     elif options["reconstruct_only"]:
         raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)
+    images.warn_of_mixture()
     records = stylegan.train(images, output, generator, critic, device=device, **options)
     _watch(records, options["steps"], tensorboard)
 

@@ -9,6 +9,7 @@ A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, 
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import secrets
@@ -222,17 +223,38 @@ def read_array(source):
     raises   TalkheadError if it is missing, empty, cut short, or not a .npy of numbers
     """
     name = _name(source)
-    with reading(source) as stream:
-        start = stream.read(6)
-        if not start:
-            raise TalkheadError(f"{name}: empty; the command that should have written it failed")
-        if start != np.lib.format.MAGIC_PREFIX:
-            raise TalkheadError(f"{name}: not a .npy array; pass a file written by numpy.save")
-        try:
-            return np.lib.format.read_array(_After(start, stream), allow_pickle=False)
-        except ValueError as error:  # numpy's word for a short file, and for one that holds objects
-            what = "holds objects, not numbers" if "allow_pickle" in str(error) else "damaged or cut short"
-            raise TalkheadError(f"{name}: {what}; write it again") from error
+    with reading(source) as stream, _whole_array(name):
+        return np.lib.format.read_array(_After(_array_start(name, stream), stream), allow_pickle=False)
+
+
+def map_array(path):
+    """A .npy as it lies on the disk: what is looked at is read then, and only that.
+
+    returns  numpy.memmap, read-only
+    raises   as read_array
+    """
+    with reading(path) as stream:
+        _array_start(path, stream)
+    with mendable(path), _whole_array(path):
+        return np.lib.format.open_memmap(path, mode="r")
+
+
+def _array_start(name, stream):
+    start = stream.read(6)
+    if not start:
+        raise TalkheadError(f"{name}: empty; the command that should have written it failed")
+    if start != np.lib.format.MAGIC_PREFIX:
+        raise TalkheadError(f"{name}: not a .npy array; pass a file written by numpy.save")
+    return start
+
+
+@contextmanager
+def _whole_array(name):
+    try:
+        yield
+    except ValueError as error:  # numpy's word for a short file, and for one that holds objects
+        what = "holds objects, not numbers" if "object" in str(error).lower() else "damaged or cut short"
+        raise TalkheadError(f"{name}: {what}; write it again") from error
 
 
 class _After:
@@ -255,6 +277,50 @@ def write_array(destination, array):
     """
     with _writing(destination) as stream:
         np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+
+@contextmanager
+def array_writer(path, shape, dtype=np.uint8):
+    """Write one .npy entry by entry, in flat memory; it appears only when the block ends well.
+
+    path    file to be
+    shape   of an entry; the array's is (count, *shape)
+    yields  an object with `write(entry)`, `count`, and `cut(count)`, which takes back all entries but so many
+    raises  TalkheadError if it cannot be written
+    """
+    with mendable(path), _placed(path) as temporary, open(temporary, "wb") as stream:
+        if not stream.seekable():
+            raise TalkheadError(f"{path}: is a pipe, but how much there is, is written last and comes first; name a file")
+        rows = _Rows(stream, shape, np.dtype(dtype))
+        yield rows
+        rows.finish()
+
+
+class _Rows:
+    """The entries of a .npy whose head, always of the same length, tells at the end how many they are."""
+
+    HEAD = 128  # bytes
+
+    def __init__(self, stream, shape, dtype):
+        self._stream, self._shape, self._dtype = stream, tuple(shape), dtype
+        self.count = 0
+        stream.write(bytes(self.HEAD))
+
+    def write(self, entry):
+        assert entry.shape == self._shape and entry.dtype == self._dtype, (entry.shape, entry.dtype)
+        self._stream.write(np.ascontiguousarray(entry).data)
+        self.count += 1
+
+    def cut(self, count):
+        self._stream.seek(self.HEAD + count * self._dtype.itemsize * math.prod(self._shape))
+        self._stream.truncate()
+        self.count = count
+
+    def finish(self):
+        about = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self._shape)}
+        text = repr(about).encode().ljust(self.HEAD - 11) + b"\n"
+        self._stream.seek(0)
+        self._stream.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
 
 
 def read_latents(source):

@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 # What each command must at least be told, to be parsed.
 LEAST = {
     "align": ["clip"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
-    "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
+    "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "pack": ["clips", "-o", "x.npy"],
+    "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
     "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
@@ -39,6 +40,7 @@ SIGNATURES = {
     "pti": ["pti.tune", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
+    "pack": ["training.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images", "training.fit"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
@@ -55,6 +57,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
+    "pack": {"sources", "output"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
                        "init", "encoder_init", "steps", "every", "limit", "tensorboard", "device", "perceptual"},
     "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation",
@@ -263,6 +266,13 @@ def scene(tmp_path, puppet, toy):
     ("weights export none.pt -o out.pt", "none.pt: no such file"),
     ("train-encoder text.mp4 -o out.pt --steps 1", "no frames to train on"),
     ("train-stylegan none -o out.pt --resolution 16 --steps 1", "none: not found"),
+    ("train-stylegan lat.npy -o out.pt --resolution 16 --steps 1", "lat.npy: holds float32 (3, 6, 512), wanted uint8 (frames, size, size, 3)"),
+    ("train-encoder clip.mp4 --validation flat.npy -o out.pt --steps 1", "flat.npy: holds float32 (3, 7), wanted uint8"),
+    ("pack none -o out.npy", "none: not found"),
+    ("pack clip.mp4 -o nowhere/out.npy", "nowhere/out.npy: its folder does not exist"),
+    ("pack clip.mp4 -o out.mp4", "out.mp4: packed frames are a .npy array; end the name in .npy"),
+    ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
+    ("pack clip.mp4 lat.npy -o out.npy", "lat.npy: holds float32"),
 ])
 def test_what_could_not_be_done_is_said_in_one_line(scene, toy, monkeypatch, line, message):
     if "--device cuda" in line:
@@ -576,6 +586,46 @@ def test_train_stylegan_grows(scene):
     assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
     result = run(*small[:3], scene / "x.pt", *small[4:], "--encoder-init", scene / "e16.pt")
     assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
+
+
+def test_packed_frames_train_as_their_clips_do(scene, puppet):
+    (scene / "clips").mkdir()
+    for clip in (puppet / "clips").glob("*.mp4"):
+        (scene / "clips" / clip.name).write_bytes(clip.read_bytes())
+    (scene / "clips" / "torn.mp4").write_bytes((scene / "clips" / "000000.mp4").read_bytes()[:3000])
+    (scene / "clips" / "wide.png").write_bytes((scene / "wide.png").read_bytes())
+    result = run("pack", scene / "clips", "-o", scene / "faces.npy", "--size", 16)
+    (record,) = records(result)
+    assert record == {"file": str(scene / "faces.npy"), "frames": 48, "size": 16, "left_out": 2}
+    said = result.stderr.splitlines()
+    assert [Path(line.split(": ")[2]).name for line in said[:2]] == ["torn.mp4", "wide.png"]
+    assert said[2:] == ["talkhead: 2 files were left out; 48 frames of the others were taken"]
+    train = ["train-stylegan", "--resolution", 16, "--channels", "8,8,8", "--mapping-layers", 2, *BRIEF, "-o"]
+    clips, packed = (run(*train, scene / f"{source}.pt", scene / source) for source in ("clips", "faces.npy"))
+    assert packed.stderr == "" and clips.stderr.splitlines() == said
+    keys = {"generator", "discriminator", "real_logits"}
+    assert [{key: record[key] for key in keys} for record in records(clips)] == [{key: record[key] for key in keys} for record in records(packed)]
+
+
+def test_mixtures_are_said_in_one_line(scene):
+    train = ["-o", scene / "x.pt", "--perceptual", "pyramid", *BRIEF]
+    files.write_image(scene / "small.png", np.zeros((8, 8, 3), np.uint8))
+    result = run("train-stylegan", scene / "clip.mp4", scene / "small.png", "--resolution", 16, "--channels", "8,8,8", *train)
+    assert len(records(result)) == 2
+    assert result.stderr.splitlines() == [
+        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) get blurred when enlarged",
+        "talkhead: films (8 frames) and still pictures (1) are mixed: a generator of both draws neither well (thesis §3.5); "
+        "train on the pictures alone, and then go on with the films by --init"]
+    # An encoder is not a generator.
+    result = run("train-encoder", scene / "clip.mp4", scene / "face.png", *TINY_ENCODER, *train[:1], scene / "e.pt", *train[2:])
+    assert len(records(result)) == 2 and result.stderr == ""
+
+
+def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
+    monkeypatch.setattr(talkhead.training, "memory_left", lambda: 10_000)
+    result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+    assert "about 8 frames of 64x64, and memory has room for 0; write them into a file by talkhead pack" in result.stderr
 
 
 def test_train_encoder(scene):

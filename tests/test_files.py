@@ -147,8 +147,39 @@ def test_array_that_is_none(tmp_path):
         with pytest.raises(TalkheadError, match=word) as error:
             files.read_array(tmp_path / f"{name}.npy")
         assert one_line(error).startswith(str(tmp_path / f"{name}.npy"))
+        with pytest.raises(TalkheadError, match=word) as mapped:
+            files.map_array(tmp_path / f"{name}.npy")
+        assert one_line(mapped) == one_line(error)
+    with pytest.raises(TalkheadError, match="objects.npy: holds objects"):
+        files.map_array(tmp_path / "objects.npy")
     with pytest.raises(TalkheadError, match="-: empty"):
         files.read_array(OneWay(b""))
+
+
+def test_array_written_entry_by_entry(tmp_path):
+    entries = np.random.default_rng(0).integers(0, 256, (7, 4, 5), dtype=np.uint8)
+    with files.array_writer(tmp_path / "a.npy", (4, 5)) as writer:
+        for count, entry in enumerate(entries):
+            writer.write(entry)
+            if count == 2:
+                writer.write(entry.T.reshape(4, 5))
+                writer.cut(3)
+        assert writer.count == 7 and not (tmp_path / "a.npy").exists()
+    for back in (np.load(tmp_path / "a.npy"), files.read_array(tmp_path / "a.npy"), files.map_array(tmp_path / "a.npy")):
+        assert back.dtype == np.uint8 and np.array_equal(back, entries)
+    mapped = files.map_array(tmp_path / "a.npy")
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+    # Whatever came into the file last, its length is what its head says.
+    assert (tmp_path / "a.npy").stat().st_size == mapped.offset + entries.nbytes and mapped.offset % 64 == 0
+    columns = np.arange(12.0).reshape(4, 3).T
+    with files.array_writer(tmp_path / "b.npy", (4,), ">f8") as writer:
+        for column in columns.astype(">f8"):
+            writer.write(column)
+    assert np.array_equal(np.load(tmp_path / "b.npy"), columns) and np.load(tmp_path / "b.npy").dtype == ">f8"
+    with pytest.raises(ZeroDivisionError), files.array_writer(tmp_path / "c.npy", (4, 5)) as writer:
+        writer.write(entries[0])
+        1 / 0
+    assert sorted(os.listdir(tmp_path)) == ["a.npy", "b.npy"]
 
 
 def test_latents(tmp_path):
@@ -205,7 +236,14 @@ def test_atomic_keeps_links_modes_and_devices(tmp_path):
     assert Path("/dev/null").is_char_device()
 
 
+def one_by_one(place):
+    with files.array_writer(place, (1000,)) as writer:
+        for _ in range(100):
+            writer.write(np.zeros(1000, np.uint8))
+
+
 WRITERS = {
+    "entries.npy": one_by_one,
     "array.npy": lambda place: files.write_array(place, np.zeros(100_000)),
     "picture.png": lambda place: files.write_image(place, noise(1, 300, 300)[0]),
     "video.mp4": lambda place: save(place, noise(30, 64, 64), sound=(tone(1), RATE)),

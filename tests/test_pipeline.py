@@ -208,6 +208,12 @@ def test_folder_that_may_not_be_written(room, environment):
     assert done.returncode == 1 and "permission denied" in said(done)
 
 
+def test_packing_more_than_a_file_may_hold(room, environment):
+    done = shell("ulimit -f 100; talkhead pack clips -o faces.npy --size 64", room, environment)
+    assert done.returncode == 1 and done.stdout == b"" and len(said(done).splitlines()) == 1, said(done)
+    assert "faces.npy: larger than a file may be here" in said(done) and left_over(room) == [] and not (room / "faces.npy").exists()
+
+
 # Terminals --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("command, at, message", [
@@ -262,6 +268,20 @@ def test_interrupted(room, environment, sent, status):
         errors = process.stderr.read().decode()
     assert process.returncode == status and "Traceback" not in errors and errors.strip() == "", errors
     assert not (room / "out.mp4").exists() and left_over(room) == []
+
+
+def test_interrupted_packing_leaves_nothing(room, environment):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    np.save(room / "many.npy", np.repeat(frames, 30_000, 0))
+    with subprocess.Popen(["talkhead", "pack", "clips", "many.npy", "-o", "faces.npy", "--size", "64"], cwd=room, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        started = time.monotonic()
+        while not left_over(room) and process.poll() is None and time.monotonic() - started < 120:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        errors = process.stderr.read().decode()
+    assert process.returncode == 143 and errors.strip() == "", errors
+    assert not (room / "faces.npy").exists() and not (room / "faces.json").exists() and left_over(room) == []
 
 
 # The README -------------------------------------------------------------------------------------------------------------
