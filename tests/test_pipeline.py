@@ -288,7 +288,7 @@ def test_interrupted_packing_leaves_nothing(room, environment):
 
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {"--count": "4", "--size": "16", "--steps": "2", "--resolution": "16", "--channels": "8,8,8", "--input-size": "16", "--components": "4",
-         "--hold-out": "1"}
+         "--hold-out": "1", "--next-steps": "2"}
 MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
         "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --features 8 --lstm 8 --decoder 8 --image-frames 2"}
 
@@ -304,9 +304,10 @@ def reduced(block):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, puppet):
+def desk(tmp_path_factory, puppet, toy_weights):
     """A folder with the files that the README speaks of; its blocks are run here one after the other."""
     desk = tmp_path_factory.mktemp("desk")
+    checkpoints.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
     (desk / "examples").mkdir()
     for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.jpg", "in.mp4": "in.mp4"}.items():
         shutil.copy(puppet / name, desk / place)  # a PNG by the name of photo.jpg is read as what it is
