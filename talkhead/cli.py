@@ -744,6 +744,10 @@ def synth(output, count, recordings, **options):
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
+@one_of("--augment", ["none", "ada", "fixed"], "none", "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.")
+@number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
+@number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
+@number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
 @click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @encoder_shape
