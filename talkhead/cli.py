@@ -382,7 +382,7 @@ def _images(sources, size, every, limit):
     return images
 
 
-def _networks(init, critic_channels, **sizes):
+def _networks(init, critic_channels, freeze_d, **sizes):
     """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
     from talkhead import checkpoints, stylegan
 
@@ -400,6 +400,8 @@ def _networks(init, critic_channels, **sizes):
     judged = training.get("discriminator", {})
     if {name: value.shape for name, value in judged.items()} == {name: value.shape for name, value in critic.state_dict().items()}:
         critic.load_state_dict(judged)
+    elif freeze_d:
+        raise TalkheadError(f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes")
     else:
         _say(f"{init}: no critic of these sizes; a new one learns from the start")
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
@@ -772,9 +774,12 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 
     from talkhead import stylegan
 
+    if options["freeze_d"] and not init:
+        raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
     device = _join(device)
     torch.manual_seed(options["seed"])
-    generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
+    sizes = {"resolution": resolution, "channels": channels, "mapping_layers": mapping_layers}
+    generator, critic, lineage = _networks(init, critic_channels, options["freeze_d"], **sizes)
     if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
         along = _encoder(encoder_init, generator.num_ws, shape)

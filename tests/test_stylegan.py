@@ -1,15 +1,19 @@
 """The generator and critic against a slow reference and against numbers frozen from another implementation."""
 
 import copy
+import json
 import math
 import pickle
 
+import foreign
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 
 from talkhead import checkpoints, stylegan, training
+from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 from talkhead.team import Share
@@ -311,6 +315,34 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
     parts = [[1, 3, 5, 7], [2, 4, 6, 8]]
     assert seen == [parts[0], parts[0][2:], parts[1], parts[1][2:], parts[0], parts[0], parts[1], parts[1], *parts]
     assert set(told) == {0.25}
+
+
+@pytest.mark.parametrize("resolution", [16, 32])
+def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path, puppet, resolution):
+    """From a file as rosinality's training writes it; at another resolution its critic does not fit, and none may be frozen."""
+    shape = {"z_dim": 12, "w_dim": 12, "channels": (8, 6, 4), "layers": 2}
+    theirs = foreign.rosinality_generator(**shape)
+    torch.save({"g": theirs, "d": foreign.rosinality_discriminator(**shape), "g_ema": theirs, "latent_avg": torch.zeros(12)}, tmp_path / "r.pt")
+    line = ["train-stylegan", str(puppet / "clips"), "--init", str(tmp_path / "r.pt"), "-o", str(tmp_path / "out.pt"), "--steps", "2", "--batch", "4",
+            "--log-every", "1", "--augment", "ada", "--augment-p", "0.3", "--freeze-d", "1"]
+    if resolution == 32:
+        line += ["--resolution", "32", "--channels", "8,6,4,4"]
+        refused = CliRunner().invoke(cli, line)
+        assert refused.exit_code == 1 and "--freeze-d holds levels" in refused.stderr and not (tmp_path / "out.pt").exists()
+        unlearnt = CliRunner().invoke(cli, ["train-stylegan", "clips", "-o", str(tmp_path / "new.pt"), "--steps", "1", "--freeze-d", "1"])
+        assert unlearnt.exit_code == 2 and "--freeze-d needs --init" in unlearnt.stderr
+        line += ["--freeze-d", "0"]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 0, done.output
+    assert [json.loads(text)["augment"] for text in done.stdout.splitlines()] == pytest.approx([0.3, 0.3])
+    critic = torch.load(tmp_path / "out.pt", weights_only=True)["training"]["discriminator"]
+    before = checkpoints.read(tmp_path / "r.pt", "generator")["training"]["discriminator"]
+    same = {name for name, value in critic.items() if name in before and torch.equal(value, before[name])}
+    assert same == ({name for name in critic if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set())
+    generator = checkpoints.load_generator(tmp_path / "out.pt")
+    assert generator.resolution == resolution
+    with torch.no_grad():
+        assert generator(torch.randn(1, 12)).isfinite().all()
 
 
 def test_frozen_levels_of_the_critic_stay_as_they_were(tmp_path):
