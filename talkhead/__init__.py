@@ -25,6 +25,7 @@ ROOMS = {
     "training": ("Images", "pack", "pick_device", "to_frames", "to_images"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
+    "augmentation": (),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),

@@ -388,7 +388,7 @@ def _left_out(problems, frames):
         _say(f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken")
 
 
-def _networks(init, critic_channels, **sizes):
+def _networks(init, critic_channels, freeze_d, **sizes):
     """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
     from talkhead import checkpoints, stylegan
 
@@ -406,6 +406,8 @@ def _networks(init, critic_channels, **sizes):
     judged = training.get("discriminator", {})
     if {name: value.shape for name, value in judged.items()} == {name: value.shape for name, value in critic.state_dict().items()}:
         critic.load_state_dict(judged)
+    elif freeze_d:
+        raise TalkheadError(f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes")
     else:
         _say(f"{init}: no critic of these sizes; a new one learns from the start")
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
@@ -772,6 +774,10 @@ def pack(sources, output, size, every, limit):
 @number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
+@one_of("--augment", ["none", "ada", "fixed"], "none", "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.")
+@number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
+@number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
+@number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
 @click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @encoder_shape
@@ -796,9 +802,12 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 
     from talkhead import stylegan
 
+    if options["freeze_d"] and not init:
+        raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
     device = _join(device)
     torch.manual_seed(options["seed"])
-    generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
+    sizes = {"resolution": resolution, "channels": channels, "mapping_layers": mapping_layers}
+    generator, critic, lineage = _networks(init, critic_channels, options["freeze_d"], **sizes)
     if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
         along = _encoder(encoder_init, generator.num_ws, shape)

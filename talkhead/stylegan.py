@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from talkhead import augmentation
 from talkhead.errors import TalkheadError
 from talkhead.team import Team
 from talkhead.training import Feed, fit, sheet
@@ -384,6 +385,7 @@ def inherit(generator, state):
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, freeze_d=0, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
+          augment="none", augment_p=0.0, augment_target=0.6, augment_images=500_000,
           reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
@@ -396,6 +398,11 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     average_images      half life of the running average, in images
     freeze_d            levels of the critic that stay as they are, from the pictures' own downwards: for a start from
                         weights of many pictures, and few new ones (Mo et al. 2020)
+    augment             whether all that the critic sees is changed at random, so that it cannot learn few images by heart:
+                        "none", "ada" (as often as it takes) or "fixed"
+    augment_p           how often: the probability of each change, from 0 to 1, if fixed, and where ada starts a new run
+    augment_target      what ada holds the mean sign of the critic's logits for real images at
+    augment_images      so many would take its probability from 0 to 1
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
                         the critic judges reconstructions too
     sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
@@ -415,7 +422,8 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
     Departure: the encoder, its reconstruction loss and the critic's feature distance (Larsen et al. 2016) are ours: they
     make a generator out of few images in hours on a CPU, and are off unless an encoder is given. Path lengths are compared
-    with their mean before the step, not after it, so that parts of a batch need not wait for each other.
+    with their mean before the step, not after it, so that parts of a batch need not wait for each other. Augmentation
+    leaves the reconstruction loss alone; the feature distance is between image and reconstruction changed alike.
     """
     team = Team(batch, accumulate, precision, device, whole=4)
     trainer = _Trainer(images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), team, locals())
@@ -440,7 +448,7 @@ class _Scalars:
         return dict(self.values)
 
     def load_state_dict(self, values):
-        self.values = dict(values)
+        self.values |= values  # what a file of an older version does not have starts anew
 
 
 class _Trainer:
@@ -453,6 +461,7 @@ class _Trainer:
             raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
         if generator.resolution != discriminator.config["resolution"]:
             raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
+        augmentation.check(options["augment"], options["augment_p"])
         self.device = team.device
         self.average = _Average(generator, options["average_images"])
         self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
@@ -462,7 +471,8 @@ class _Trainer:
         self.samples = team.batch  # how many of the fakes are drawn from z
         if encoder is not None:
             self._take_along(encoder)
-        self.scalars = _Scalars(path_mean=0.0)
+        adaptive = {"augment": float(options["augment_p"]), "signs": 0, "judged": 0} if options["augment"] == "ada" else {}
+        self.scalars = _Scalars(path_mean=0.0, **adaptive)
         self.feed = Feed(lambda index: [images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares])
         self.shown = images.batch(0, 8, options["seed"]) if encoder is not None else None
 
@@ -505,9 +515,13 @@ class _Trainer:
             if options["path_length"] and index % options["path_every"] == 0:
                 record |= descend(self._path_loss, self.g_optimizer, scaled=False)
                 self._remember_path(record["path_length"])
-            record |= descend(lambda share: self._critic_loss(real[share.turn].to(self.device), fakes[share.turn]), self.d_optimizer)
+            record |= descend(lambda share: self._critic_loss(share, real[share.turn].to(self.device), fakes[share.turn]), self.d_optimizer)
             if index % options["r1_every"] == 0:
-                record |= descend(lambda share: self._r1_loss(real[share.turn].to(self.device)), self.d_optimizer, scaled=False)
+                record |= descend(lambda share: self._r1_loss(share, real[share.turn].to(self.device)), self.d_optimizer, scaled=False)
+            if options["augment"] != "none":
+                record["augment"] = self._probability()
+            if options["augment"] == "ada":
+                self._adapt(record["real_signs"])
         if self.drawn:
             self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
         self.average.update(self.generator, options["batch"], record["images"])
@@ -517,6 +531,23 @@ class _Trainer:
         self.discriminator.requires_grad_(False)
         for parameter in self.learning:
             parameter.requires_grad_(learning)
+
+    def _probability(self):
+        return self.scalars.values["augment"] if self.options["augment"] == "ada" else float(self.options["augment_p"])
+
+    def _changes(self, share):
+        """Random changes for this share of a batch that the critic is to see."""
+        return None if self.options["augment"] == "none" else augmentation.draw(self.options["batch"], self._probability(), share)
+
+    def _adapt(self, signs):
+        """Count the signs of a step's logits for real images; after every few steps, move the probability."""
+        values, batch = self.scalars.values, self.options["batch"]
+        values["signs"] += round(self.team.mean(signs).item() * batch)  # a whole number, in however many parts it was summed
+        values["judged"] += 1
+        if values["judged"] == augmentation.EVERY:
+            values["augment"] = augmentation.adapt(values["augment"], values["signs"] / (augmentation.EVERY * batch), batch,
+                                                   self.options["augment_target"], self.options["augment_images"])
+            values["signs"] = values["judged"] = 0
 
     def _generator_loss(self, share, real, adversarial, fakes):
         options, parts, loss, record = self.options, [], 0.0, {}
@@ -530,12 +561,13 @@ class _Trainer:
                 parts.append(rebuilt[: (batch - samples) // share.of])
             fake = torch.cat(parts)
             if adversarial:
-                logits, seen = self.discriminator(fake, features=True)
+                changes = self._changes(share)
+                logits, seen = self.discriminator(_changed(fake, changes), features=True)
                 realism = F.softplus(-logits).mean()
                 loss = loss + realism
                 record["generator"] = realism.detach()
                 if self.encoder is not None and options["feature_weight"]:
-                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, samples // share.of)
+                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, changes, samples // share.of)
         fakes.append(fake.detach().float())
         return loss, record
 
@@ -551,10 +583,11 @@ class _Trainer:
             loss = loss + options["mouth_weight"] * mouth
         return loss
 
-    def _feature_distance(self, seen, real, samples):
+    def _feature_distance(self, seen, real, changes, samples):
         rebuilt = len(real) - samples
+        alike = changes and {name: values[samples:] for name, values in changes.items()}
         with torch.no_grad():
-            _, wanted = self.discriminator(real[:rebuilt], features=True)
+            _, wanted = self.discriminator(_changed(real[:rebuilt], alike), features=True)
         return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(wanted)
 
     def _path_loss(self, share):
@@ -571,15 +604,17 @@ class _Trainer:
         before = self.scalars.values["path_mean"]
         self.scalars.values["path_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
 
-    def _critic_loss(self, real, fake):
+    def _critic_loss(self, share, real, fake):
         with self.team.autocast():
-            fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
+            fake_logits = self.discriminator(_changed(fake, self._changes(share)))
+            real_logits = self.discriminator(_changed(real, self._changes(share)))
             loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
-        return loss, {"discriminator": loss.detach(), "real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
+        logits = {"real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
+        return loss, {"discriminator": loss.detach()} | logits | {"real_signs": real_logits.detach().sign().mean()}
 
-    def _r1_loss(self, real):
+    def _r1_loss(self, share, real):
         real = real.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(self.discriminator(real).sum(), real, create_graph=True)
+        (grad,) = torch.autograd.grad(self.discriminator(_changed(real, self._changes(share))).sum(), real, create_graph=True)
         penalty = grad.square().sum((1, 2, 3)).mean()
         return penalty * self.options["r1"] / 2 * self.options["r1_every"], {"r1": penalty.detach()}
 
@@ -593,6 +628,10 @@ class _Trainer:
             rows += [self.shown, average.synthesis(self.encoder.eval()(self.shown.to(self.device)))]
             self.encoder.train(training)
         return sheet(*rows)
+
+
+def _changed(images, changes):
+    return images if changes is None else augmentation.augment(images, changes)
 
 
 def _above(discriminator, frozen):

@@ -1,15 +1,19 @@
 """The generator and critic against a slow reference and against numbers frozen from another implementation."""
 
 import copy
+import json
 import math
 import pickle
 
+import foreign
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 
 from talkhead import checkpoints, stylegan, training
+from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 from talkhead.team import Share
@@ -243,15 +247,16 @@ class Pictures:
         return share(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_four_steps_equal_two_and_two(tmp_path, joint):
+@pytest.mark.parametrize("joint, augment", [(False, {}), (True, {}), (False, {"augment": "ada", "augment_p": 0.5, "augment_images": 200}),
+                                            (True, {"augment": "fixed", "augment_p": 0.5})])
+def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
     from talkhead.encoders import ResNetEncoder
 
     def run(out, steps):
         generator, critic = toy()
-        options = {}
+        options = dict(augment)
         if joint:
-            options = {"encoder": ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), "reconstruct_only": 1,
+            options |= {"encoder": ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), "reconstruct_only": 1,
                        "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)), "mouth_weight": 1.0}
         return list(train(Pictures(), out, generator, critic, steps=steps, batch=4, r1_every=2, path_every=2, log_every=1, **options))
 
@@ -261,11 +266,83 @@ def test_four_steps_equal_two_and_two(tmp_path, joint):
     for ours, theirs in zip(whole[2:], rest):
         assert {k: v for k, v in ours.items() if "second" not in k} == {k: v for k, v in theirs.items() if "second" not in k}
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
-    assert one["step"] == two["step"] == 4
+    assert one["step"] == two["step"] == 4 and one["training"]["scalars"] == two["training"]["scalars"]
     for name, value in one["model"].items():
         assert torch.equal(value, two["model"][name]), name
     for name, value in one["training"]["discriminator"].items():
         assert torch.equal(value, two["training"]["discriminator"][name]), name
+
+
+def test_ada_moves_its_probability_by_the_signs_of_four_steps(tmp_path):
+    """By hand from the log, over two files; what the file says goes before augment_p, and a lost count starts anew."""
+    records = []
+    for steps in (3, 10):
+        generator, critic = toy()
+        records += train(Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, log_every=1, r1_every=2,
+                         augment="ada", augment_p=0.5 if steps == 3 else 0.0, augment_target=0.1, augment_images=160)
+    p, signs = 0.5, [record["real_signs"] for record in records]
+    for step, record in enumerate(records):
+        if step and step % 4 == 0:
+            p = min(max(p + 16 / 160 * np.sign(round(np.mean(signs[step - 4:step]) - 0.1, 6)), 0.0), 1.0)
+        assert record["augment"] == pytest.approx(p), step
+    weights = torch.load(tmp_path / "g.pt", weights_only=True)
+    assert weights["training"]["scalars"]["augment"] == pytest.approx(p) and weights["training"]["scalars"]["judged"] == 2
+    weights["training"]["scalars"] = {"path_mean": weights["training"]["scalars"]["path_mean"]}  # as an older version wrote it
+    torch.save(weights, tmp_path / "g.pt")
+    for steps, augment, p in ((11, "ada", 0.25), (12, "fixed", 0.75), (13, "none", None)):
+        generator, critic = toy()
+        (record,) = train(Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, augment=augment, augment_p=p or 0.0)
+        assert record.get("augment") == p
+
+
+def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
+    """Changes that write the place of an image in the batch on its right half: the critic sees no image without it."""
+    from talkhead.encoders import ResNetEncoder
+
+    half, seen, told = torch.cat([torch.ones(8), torch.zeros(8)]), [], []
+
+    def number(count, p, share):
+        told.append(p)
+        return {"number": share(torch.arange(1.0, count + 1)[:, None])}
+
+    monkeypatch.setattr(stylegan.augmentation, "draw", number)
+    monkeypatch.setattr(stylegan.augmentation, "augment", lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half))
+    generator, critic = toy()
+    critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()[:, 0, 0, -1].tolist()))
+    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=1, batch=8, accumulate=2, augment="fixed", augment_p=0.25,
+               encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    # In two turns: fakes and the real images whose reconstructions are among them, then fakes and real images, then R1.
+    parts = [[1, 3, 5, 7], [2, 4, 6, 8]]
+    assert seen == [parts[0], parts[0][2:], parts[1], parts[1][2:], parts[0], parts[0], parts[1], parts[1], *parts]
+    assert set(told) == {0.25}
+
+
+@pytest.mark.parametrize("resolution", [16, 32])
+def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path, puppet, resolution):
+    """From a file as rosinality's training writes it; at another resolution its critic does not fit, and none may be frozen."""
+    shape = {"z_dim": 12, "w_dim": 12, "channels": (8, 6, 4), "layers": 2}
+    theirs = foreign.rosinality_generator(**shape)
+    torch.save({"g": theirs, "d": foreign.rosinality_discriminator(**shape), "g_ema": theirs, "latent_avg": torch.zeros(12)}, tmp_path / "r.pt")
+    line = ["train-stylegan", str(puppet / "clips"), "--init", str(tmp_path / "r.pt"), "-o", str(tmp_path / "out.pt"), "--steps", "2", "--batch", "4",
+            "--log-every", "1", "--augment", "ada", "--augment-p", "0.3", "--freeze-d", "1"]
+    if resolution == 32:
+        line += ["--resolution", "32", "--channels", "8,6,4,4"]
+        refused = CliRunner().invoke(cli, line)
+        assert refused.exit_code == 1 and "--freeze-d holds levels" in refused.stderr and not (tmp_path / "out.pt").exists()
+        unlearnt = CliRunner().invoke(cli, ["train-stylegan", "clips", "-o", str(tmp_path / "new.pt"), "--steps", "1", "--freeze-d", "1"])
+        assert unlearnt.exit_code == 2 and "--freeze-d needs --init" in unlearnt.stderr
+        line += ["--freeze-d", "0"]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 0, done.output
+    assert [json.loads(text)["augment"] for text in done.stdout.splitlines()] == pytest.approx([0.3, 0.3])
+    critic = torch.load(tmp_path / "out.pt", weights_only=True)["training"]["discriminator"]
+    before = checkpoints.read(tmp_path / "r.pt", "generator")["training"]["discriminator"]
+    same = {name for name, value in critic.items() if name in before and torch.equal(value, before[name])}
+    assert same == ({name for name in critic if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set())
+    generator = checkpoints.load_generator(tmp_path / "out.pt")
+    assert generator.resolution == resolution
+    with torch.no_grad():
+        assert generator(torch.randn(1, 12)).isfinite().all()
 
 
 def test_frozen_levels_of_the_critic_stay_as_they_were(tmp_path):

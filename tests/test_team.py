@@ -29,6 +29,8 @@ TRAINERS = {
                      "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--components", "4", "--channels", "4,4,4,4,4",
                      "--hidden", "8", "--features", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
 }
+ADA = ["--augment", "ada", "--augment-p", "0.5", "--augment-images", "100"]
+TRAINERS |= {f"{name} augmented": [*TRAINERS[name], *ADA] for name in ("stylegan", "joint")}
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def assert_alike(ours, theirs, tolerance=1e-5):
                 assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (one["step"], name)
 
 
-@pytest.mark.parametrize("name", ["joint", "encoder", "audio2latent"])
+@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent"])
 def test_two_processes_learn_what_one_learns(name, line, tmp_path):
     """Losses to 1e-5, over steps with every regulariser; and two go on from where one has stopped.
 
@@ -127,7 +129,7 @@ def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("name", ["stylegan", "audio2latent"])
+@pytest.mark.parametrize("name", ["stylegan", "stylegan augmented", "audio2latent"])
 def test_turns_learn_what_one_turn_learns(name, line, tmp_path):
     whole = alone(line(name))
     (tmp_path / "out.pt").unlink()
@@ -219,7 +221,7 @@ def test_gradients_are_of_the_mean_over_turns():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["joint", "encoder", "audio2latent"])
+@pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent"])
 def test_half_precision_learns_nearly_the_same_and_goes_on(name, precision, line, tmp_path):
     # Pictures of 16 leave maps of one pixel to an encoder, and oneDNN's bfloat16 gradient of their 3x3 kernels may hold anything.
     more = [] if name == "audio2latent" else ["--input-size", "64"]
