@@ -360,16 +360,14 @@ def _aligned_frames(reader, size, aligned, detector, detector_model, device):
     return (crop for crop, _, _ in faces.align_frames(reader, find, size))
 
 
-def _tuned(generator, encoder, frames, device, steps, **options):
-    """The generator tuned on some frames, around the codes that the encoder gives them."""
+def _lessons(generator, encoder, frames, device):
+    """What a generator is tuned on: frames as images of its size, and their pivots, the codes that the encoder gives them."""
     import numpy as np
 
-    from talkhead import inversion, pti, training
+    from talkhead import inversion, training
 
     pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
-    images = training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames]))
-    with _progress(None, steps, "step") as bar:
-        return pti.tune(generator, images, pivots, steps, on_record=lambda record: bar.update(), **options)
+    return training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames])), pivots
 
 
 def _images(sources, size, every, limit):
@@ -644,43 +642,46 @@ def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, al
     """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
     from itertools import islice
 
-    from talkhead import files
+    from talkhead import files, tune
 
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, detector, detector_model, device), pti_frames if pti else 1))
     if pti:
-        generator = _tuned(generator, encoder, frames, device, pti_steps, perceptual=_perceptual("auto", device), seed=seed)
+        images, pivots = _lessons(generator, encoder, frames, device)
+        with _progress(None, pti_steps, "step") as bar:
+            generator = tune(generator, images, pivots, pti_steps, perceptual=_perceptual("auto", device), seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
 
 
 @cli.command()
 @source
-@weights_out("the tuned generator")
+@trained("the tuned generator")
 @weights_in("generator")
 @weights_in("encoder")
 @alignment
-@steps(350)
+@number("--steps", 350, "Most optimiser steps; a resumed run goes on to here.", least=1)
+@batch(4)
 @lr(3e-4)
 @perceptual
+@number("--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps.")
 @number("--limit", 125, "Frames of a clip to tune on.", least=1)
-@seed
-@device
-def pti(source, output, generator, encoder, perceptual, limit, aligned, detector, detector_model, device, **options):
+@sheets
+@run
+def pti(source, output, generator, encoder, perceptual, limit, aligned, detector, detector_model, tensorboard, device, **options):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
     \b
       talkhead pti face.png -o me.pt
       talkhead generate --generator me.pt --identity face.png --audio speech.wav -o out.mp4
     """
-    from talkhead import files
+    from talkhead import files, pti
 
-    device, generator, encoder = _load(device, generator=generator, encoder=encoder)
+    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
         frames = list(_aligned_frames(reader, 256, aligned, detector, detector_model, device))
-    perceptual = _perceptual(perceptual, device)
-    tuned = _tuned(generator, encoder, frames, device, perceptual=perceptual, **options)
-    config = tuned.config | {"lineage": sorted(tuned.lineage)}
-    files.save_weights(output, {"kind": "generator", "config": config, "step": 0, "perceptual": perceptual.name, "model": tuned.state_dict()})
+    images, pivots = _lessons(generator, encoder, frames, device)
+    records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
+    _watch(records, options["steps"], tensorboard)
 
 
 @cli.command()

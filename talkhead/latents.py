@@ -3,7 +3,10 @@
 Everything here takes tensors; what is plain arithmetic takes numpy arrays just as well.
 """
 
+import numpy as np
+import scipy.linalg
 import torch
+from scipy.linalg import blas
 from torch import nn
 
 from talkhead.errors import TalkheadError
@@ -119,8 +122,8 @@ class Basis(nn.Module):
     def fit(cls, codes, components):
         """The exact principal components of some codes.
 
-        codes       float (N, L, 512), or an iterable of such chunks; each is read once, and memory
-                    stays under (L·512)² numbers however many there are
+        codes       float (N, L, 512), or an iterable of such chunks of any sizes; each is read once, and memory
+                    stays near 2 · (L·512)² doubles however many there are
         components  K; at most N − 1 and L·512
         raises      TalkheadError if there are too few codes for K
         """
@@ -150,36 +153,72 @@ class Basis(nn.Module):
 
 def _principal(chunks, components):
     """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
-    kept, scatter, count, total, origin = [], None, 0, 0, None
+    spread = _Spread()
     for chunk in chunks:
-        x = torch.as_tensor(chunk).detach().cpu().flatten(1).double()
-        # Sums of squares are taken around a point amid the codes, or they would cancel.
-        origin = x.mean(0) if origin is None else origin
-        x = x - origin
-        kept.append(x)
-        count += len(x)
-        total = total + x.sum(0)
-        if count > x.shape[1]:  # more rows than columns: their products are smaller than the rows
-            scatter = sum((rows.T @ rows for rows in kept), 0 if scatter is None else scatter)
-            kept = []
-    rank = min(count - 1, 0 if origin is None else len(origin))
-    if not 1 <= components <= rank:
-        raise TalkheadError(f"basis of {components} components: {count} codes allow 1 to {max(rank, 0)}; "
+        for rows in torch.as_tensor(chunk).detach().flatten(1).split(1024):  # one by one made doubles, if the codes came all at once
+            spread.add(rows.cpu().double().numpy())
+    if not 1 <= components <= spread.rank:
+        raise TalkheadError(f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
                             "ask for fewer or give more frames")
-    offset = total / count
-    if scatter is not None:
-        values, vectors = _largest(scatter - count * torch.outer(offset, offset), components)
-    else:
-        rows = torch.cat(kept) - offset
-        values, left = _largest(rows @ rows.T, components)
-        vectors = rows.T @ left  # (D, K), orthogonal up to rounding; QR makes them so, and unit
-        vectors = torch.linalg.qr(vectors).Q
-    directions = vectors.T
+    variances, directions = map(torch.from_numpy, spread.largest(components))
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return origin + offset, values / (count - 1), directions * strongest.sign()  # the sign is free: fix it
+    return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it
 
 
-def _largest(matrix, count):
-    """The `count` largest eigenvalues of a symmetric matrix, falling, and their vectors as columns."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return values[-count:].flip(0), vectors[:, -count:].flip(1)
+class _Spread:
+    """How rows (n, D) lie about their mean: the rows themselves while they are at most D, then the sums of their products,
+    in two D² arrays at most. By scipy, whose BLAS adds up one triangle alone, and whose LAPACK finds the largest vectors alone.
+    """
+
+    def __init__(self):
+        self.count, self.held, self.rows, self.products = 0, 0, None, None
+
+    def add(self, x):
+        if self.rows is None and len(x):
+            # Sums of squares are taken around a point amid the codes, or they would cancel.
+            self.origin, self.total, self.rows = x.mean(0), np.zeros(x.shape[1]), np.empty((x.shape[1], x.shape[1]))
+        self.count += len(x)
+        while len(x):
+            if self.held == len(self.rows):
+                self._fold()
+            place = self.rows[self.held:][:len(x)]
+            np.subtract(x[:len(place)], self.origin, out=place)
+            self.total += place.sum(0)
+            self.held, x = self.held + len(place), x[len(place):]
+
+    def _fold(self):
+        """Add the products of the rows held to the lower triangle, in place, and make room for others."""
+        if self.products is None:
+            self.products = np.zeros(self.rows.shape, order="F")
+        self.products = blas.dsyrk(1.0, self.rows[:self.held].T, beta=1.0, c=self.products, lower=1, overwrite_c=1)
+        self.held = 0
+
+    @property
+    def rank(self):
+        """How many components there can be."""
+        return max(min(self.count - 1, 0 if self.rows is None else len(self.rows)), 0)
+
+    @property
+    def mean(self):
+        return self.origin + self.total / self.count
+
+    def largest(self, components):
+        """The largest variances (K,), falling, and their directions (K, D); uses up what is held."""
+        offset = self.total / self.count
+        if self.products is None:  # no more rows than columns: the products of rows with rows have the same eigenvalues
+            rows = self.rows[:self.held]
+            rows -= offset
+            values, left = _largest(blas.dsyrk(1.0, rows.T, trans=1, lower=1), components)
+            vectors = np.linalg.qr(rows.T @ left)[0]  # orthogonal up to rounding; QR makes them so, and unit
+        else:
+            self._fold()
+            self.rows = None
+            values, vectors = _largest(blas.dsyr(-self.count, offset, a=self.products, lower=1, overwrite_a=1), components)
+        return values / (self.count - 1), np.ascontiguousarray(vectors.T)
+
+
+def _largest(triangle, count):
+    """The `count` largest eigenvalues of a symmetric matrix, falling, and their vectors as columns. Overwrites the matrix."""
+    size = len(triangle)
+    values, vectors = scipy.linalg.eigh(triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False)
+    return values[::-1].copy(), vectors[:, ::-1]

@@ -6,11 +6,15 @@ Source: thesis §4.3.2.2; Roich et al. 2021.
 import copy
 import math
 
+import numpy as np
 import torch
 
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual
-from talkhead.training import settled
+from talkhead.team import Team
+from talkhead.training import Rest, digest, fit, seeded, sheet
+
+SHOWN = 8  # images of a sample sheet
 
 
 def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch=4, locality=0.0, locality_radius=30.0,
@@ -38,26 +42,41 @@ def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch
     Departure: the pixel term is the mean absolute difference, as the text's name L1 says, where
     eq. 4.8 prints a norm; the steps end early, because a small generator is done in a few dozen.
     """
-    pivots = torch.as_tensor(pivots)
-    device = next(generator.parameters()).device
-    _check(generator, images, pivots)
-    if isinstance(perceptual, str):
-        perceptual = Perceptual(perceptual)
-    images, pivots, perceptual = images.to(device), pivots.to(device), perceptual.to(device)
-    tuned = _child(generator)
-    tuner = _Tuner(generator, tuned, perceptual.to(device), lr, locality, locality_radius, seed)
-    order, history = _minibatches(len(images), batch, seed), []
-    for step in range(1, steps + 1):
-        pick = next(order).to(device)
-        record = {"step": step} | tuner.step(images[pick], pivots[pick])
+    tuner = _Tuner(images, generator, pivots, perceptual, lr, locality, locality_radius, seed, batch=batch)
+    at_rest = Rest(least_gain)
+    for index in range(steps):
+        record = {name: float(value) for name, value in seeded(tuner.step, index, seed, tuner.team.device).items()}
         if not math.isfinite(record["loss"]):
-            raise TalkheadError(f"tuning, step {step}: the loss is {record['loss']}; lower --lr")
+            raise TalkheadError(f"tuning, step {index + 1}: the loss is {record['loss']}; lower --lr")
         if on_record is not None:
-            on_record(record)
-        history.append(record["loss"])
-        if settled(history, least_gain):
+            on_record({"step": index + 1} | record)
+        if at_rest(record):
             break
-    return tuned.requires_grad_(False)
+    return tuner.child.requires_grad_(False)
+
+
+def train(images, generator, pivots, out, *, steps=350, batch=4, lr=3e-4, perceptual="auto", locality=0.0, locality_radius=30.0,
+          least_gain=0.02, accumulate=1, precision="float32", seed=0, **run):
+    """Tune a generator as `tune` does, into a file, where a run that was stopped is resumed; yield log records.
+
+    images, generator, pivots   as in `tune`
+    out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator alone
+    steps … least_gain          as in `tune`; fewer images than a batch are a batch
+    accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
+    precision    "float32", or "bfloat16" or "float16" for the networks' passes under autocast
+    run          how training.fit logs and saves; its `samples` are some of the images over what is drawn at their pivots
+    yields       {"step", "seconds", "loss", "perceptual", "pixel"…}
+    raises       TalkheadError as `tune` and training.fit do; the file of another face, generator or recipe is refused
+
+    Source and departure as in `tune`.
+    """
+    tuner = _Tuner(images, generator, pivots, perceptual, lr, locality, locality_radius, seed, batch=batch, accumulate=accumulate, precision=precision)
+    at_rest, child = Rest(least_gain), tuner.child
+    about = {"generator": digest(generator), "images": digest({"images": images}), "pivots": _bearings(tuner.pivots), "batch": tuner.team.batch,
+             "lr": lr, "locality": locality, "locality_radius": locality_radius, "least_gain": least_gain, "seed": seed}
+    header = {"kind": "generator", "config": child.config | {"lineage": sorted(child.lineage)}, "perceptual": tuner.perceptual.name, "tuning": about}
+    yield from fit(tuner.step, {"model": child, "optimizer": tuner.adam, "rest": at_rest}, steps=steps, out=out, header=header,
+                   team=tuner.team, seed=seed, at_rest=at_rest, draw=tuner.draw, **run)
 
 
 def _check(generator, images, pivots):
@@ -80,46 +99,73 @@ def _child(generator):
     return child
 
 
-def _minibatches(count, batch, seed):
-    """Indices without end: everything in every step if it is few, else a new order in every round."""
-    random = torch.Generator().manual_seed(seed)
-    if count <= batch:
-        while True:
-            yield torch.arange(count)
-    while True:
-        # A round's last few wait for the next one: every batch is of one size.
-        yield from torch.randperm(count, generator=random)[: count - count % batch].split(batch)
+def _team(count, batch, **options):
+    """Fewer images than a batch are a batch."""
+    try:
+        return Team(min(batch, count), **options)
+    except TalkheadError as problem:
+        raise problem if batch <= count else TalkheadError(f"{count} images, all taken in every step: {problem}") from problem
+
+
+def _picks(index, batch, count, seed):
+    """Which images a step takes: every one once a round, in an order set by the seed alone."""
+    positions = range(index * batch, (index + 1) * batch)
+    orders = {turn: np.random.default_rng([seed, turn]).permutation(count) for turn in {position // count for position in positions}}
+    return [int(orders[position // count][position % count]) for position in positions]
+
+
+def _bearings(latents):
+    """16 hex digits that say where latents point, and do not hang on their last bits: another number of threads rounds an
+    encoder's codes otherwise, and the run is still the same. Each bit is the side of a random plane that they lie on.
+    """
+    random, flat = torch.Generator().manual_seed(0), latents.detach().cpu().double().flatten()
+    sides = [torch.randn(len(flat), generator=random).double() @ flat > 0 for _ in range(64)]
+    return f"{sum(int(side) << k for k, side in enumerate(sides)):016x}"
 
 
 class _Tuner:
-    """One optimiser step on the child."""
+    """A child of the generator, and one optimiser step on it."""
 
-    def __init__(self, parent, child, perceptual, lr, locality, radius, seed):
-        self.parent, self.child, self.perceptual, self.locality, self.radius = parent, child, perceptual, locality, radius
-        self.adam = torch.optim.Adam([p for p in child.parameters() if p.requires_grad], lr=lr)
-        self.random = torch.Generator().manual_seed(seed)
+    def __init__(self, images, generator, pivots, perceptual, lr, locality, radius, seed, batch, **team):
+        pivots = torch.as_tensor(pivots)
+        _check(generator, images, pivots)
+        device = next(generator.parameters()).device
+        self.team = _team(len(images), batch, device=device, **team)
+        perceptual = Perceptual(perceptual) if isinstance(perceptual, str) else perceptual
+        self.images, self.pivots, self.perceptual = images.to(device), pivots.to(device), perceptual.to(device)
+        self.parent, self.child, self.locality, self.radius, self.seed = generator, _child(generator), locality, radius, seed
+        self.adam = torch.optim.Adam([p for p in self.child.parameters() if p.requires_grad], lr=lr)
 
-    def step(self, images, pivots):
-        with torch.enable_grad():
-            parts = self._distance(self.child.synthesis(pivots), images)
+    def step(self, index):
+        picks = _picks(index, self.team.batch, len(self.images), self.seed)
+        return self.team.descend(lambda share: self._loss(share, share(picks)), self.adam)
+
+    def _loss(self, share, picks):
+        images, pivots = self.images[picks], self.pivots[picks]
+        near = self._near(share, pivots) if self.locality else None
+        with torch.enable_grad(), self.team.autocast():
+            parts = self._distance(pivots, images)
             loss = sum(parts.values())
             if self.locality:
-                parts["locality"] = sum(self._distance(*self._neighbours(pivots)).values())
+                with torch.no_grad():
+                    wanted = self.parent.synthesis(near).float()
+                parts["locality"] = sum(self._distance(near, wanted).values())
                 loss = loss + self.locality * parts["locality"]
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam.step()
-        return {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
+        return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
 
-    def _distance(self, drawn, images):
+    def _distance(self, latents, images):
         """Eq. 4.7, as its two terms."""
+        drawn = self.child.synthesis(latents).float()
         return {"perceptual": self.perceptual(drawn, images).mean(), "pixel": (drawn - images).abs().mean()}
 
-    def _neighbours(self, pivots):
-        """Child's and parent's picture of latents on the way from a pivot to a random face."""
-        with torch.no_grad():
-            z = torch.randn(len(pivots), self.parent.config["z_dim"], generator=self.random).to(pivots.device)
-            way = self.parent.mapping(z) - pivots
-            latents = pivots + self.radius * way / way.flatten(1).norm(dim=1).view(-1, 1, 1)
-            wanted = self.parent.synthesis(latents)
-        return self.child.synthesis(latents), wanted
+    @torch.no_grad()
+    def _near(self, share, pivots):
+        """Latents on the way from each pivot to a random face."""
+        z = share.randn(self.team.batch, self.parent.config["z_dim"]).to(pivots.device)
+        way = self.parent.mapping(z) - pivots
+        return pivots + self.radius * way / way.flatten(1).norm(dim=1).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def draw(self):
+        some = slice(None, None, math.ceil(len(self.images) / SHOWN))
+        return sheet(self.images[some], self.child.synthesis(self.pivots[some]))

@@ -454,9 +454,9 @@ def sheet(*rows):
 
 
 def digest(network):
-    """16 hex digits that name a network by its numbers, to the last bit."""
+    """16 hex digits that name a network, or tensors in a dict, by their numbers, to the last bit."""
     numbers = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted((network if isinstance(network, dict) else network.state_dict()).items()):
         numbers.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return numbers.hexdigest()[:16]
 
@@ -473,9 +473,26 @@ def settled(history, least_gain):
     return before - now <= least_gain * before
 
 
+class Rest:
+    """Tells, step by step, whether a run has `settled`; the losses that it goes by are state of the run."""
+
+    def __init__(self, least_gain):
+        self.least_gain, self.losses = least_gain, []
+
+    def __call__(self, record):
+        self.losses = [*self.losses, record["loss"]][-2 * WINDOW:]
+        return settled(self.losses, self.least_gain)
+
+    def state_dict(self):
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state):
+        self.losses = list(state["losses"])
+
+
 def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
-        validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
-    """Run a trainer to `steps`, resuming from `out` if it is there; yield its log records.
+        at_rest=None, validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
+    """Run a trainer to `steps`, or until it is at rest, resuming from `out` if it is there; yield its log records.
 
     step            function of the step index that takes one optimiser step and returns a dict of floats
     state           {"model": ..., name: ...} objects with state_dict and load_state_dict; "model" is what inference
@@ -488,56 +505,70 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM. One that cannot be
                     written, for the disk is full, is a warning, and the one before is kept; only the last one must be
     keep            how many checkpoints to keep beside `out`, in NAME-STEP.pt: the newest ones
+    at_rest         function of a step's record that tells whether there is nothing left to learn: called after every step,
+                    of all processes alike; what it remembers belongs into `state`. A run that has it is over at its end:
+                    the file then keeps "at_rest", whether it came to rest before all steps, in the place of "training"
     validate        function without arguments that returns a dict of floats, run every `validate_every` steps
     keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
     draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
     samples         folder for these pictures, one every `samples_every` steps and at the end; None draws none
     on_save         called after each checkpoint
     yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
-                    "images_per_second": float, ...}: one record every `log_every` steps and at each validation
+                    "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
+                    end; the last one of a run at rest has "at_rest": True
     raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
                     little memory, and when stopped by SIGTERM
+    warns           if the file says that all is done
     """
     team = team or Team()
-    file = _File(Path(out), header, state, team, keep, on_save)
+    file = _File(Path(out), header, state, team, keep, on_save, at_rest is not None)
     folder = draw and samples and team.leads and _folder(samples)
     with file.locked(), _StopSignal() as stop:
-        done, saved, seconds, waited = file.resume(), time.monotonic(), 0.0, feed.seconds if feed else 0.0
+        done, ended = file.resume(steps)
+        saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
+        idle = ended
         for index in range(done, steps):
+            if ended:
+                break
             count, began = index + 1, time.monotonic()
             with _enough_memory(f"{out}, step {index}"):
-                record, stopped = team.agree(_seeded(step, index, seed, team.device), stop.raised)
+                record, stopped = team.agree(seeded(step, index, seed, team.device), stop.raised)
             file.refuse_nan(index, record)
             seconds += time.monotonic() - began
-            if stopped and count < steps and not team.leads:
+            rested = at_rest is not None and at_rest(record)
+            ended = rested or count == steps
+            if stopped and not ended and not team.leads:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
             if not team.leads:
                 continue
-            checked = validate is not None and (count % validate_every == 0 or count == steps)
+            checked = validate is not None and (count % validate_every == 0 or ended)
             if checked:
-                record |= _seeded(lambda _: validate(), index, seed, team.device)
+                record |= seeded(lambda _: validate(), index, seed, team.device)
                 file.consider(count, record.get(keep_best))
-            if checked or count % log_every == 0 or count == steps:
+            if checked or count % log_every == 0 or ended:
                 speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
                 wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
-                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record
-            if folder and (count % samples_every == 0 or count == steps):
+                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record | ({"at_rest": True} if rested else {})
+            if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no picture written"):
-                    files.write_image(folder / f"{count:08}.png", _seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)
-            last = stopped or count == steps
+                    files.write_image(folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)
+            last = stopped or ended
             if last or time.monotonic() - saved > 60 * save_minutes:
                 if not file.sound():  # the loss tells of it only in the next step
                     file.refuse_nan(index, {"a weight": math.nan})
                 with nullcontext() if last else _survived(f"step {count}: the checkpoint before this one is kept"):
-                    file.save(count)
+                    file.save(count, ended, rested)
                 saved = time.monotonic()
-            if stopped and count < steps:
+            if stopped and not ended:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on")
-    if done >= steps and on_save is not None and team.leads:
-        on_save()
+    if idle and team.leads:
+        warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
+        if on_save is not None:
+            on_save()
 
 
-def _seeded(function, index, seed, device):
+def seeded(function, index, seed, device):
+    """What a function of the step index returns where torch's randomness hangs on (seed, index) alone, and is put back after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)
         return function(index)
@@ -574,8 +605,8 @@ def _enough_memory(where):
 class _File:
     """The file of a run: what it resumes, its checkpoints, and that nobody else writes them."""
 
-    def __init__(self, path, header, state, team, keep, on_save):
-        self.path, self.header, self.team, self.keep, self.on_save = path, header, team, keep, on_save
+    def __init__(self, path, header, state, team, keep, on_save, ends):
+        self.path, self.header, self.team, self.keep, self.on_save, self.ends = path, header, team, keep, on_save, ends
         self.state = state | ({"scaler": team.scaler} if team.scaler.is_enabled() else {})
         self.best = None  # {"value", "step", "model"} by validation
 
@@ -616,13 +647,13 @@ class _File:
         """Whether all that would be saved is finite."""
         return all(tensor.isfinite().all() for tensor in _tensors([part.state_dict() for part in self.state.values()]))
 
-    def save(self, count):
+    def save(self, count, ended, rested):
         weights = {**self.header, "step": count, "model": self.state["model"].state_dict()}
         training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
         if self.best is not None:
             training |= {"last": weights["model"], "best_value": self.best["value"], "best_step": self.best["step"]}
             weights["model"] = self.best["model"]
-        files.save_weights(self.path, weights | {"training": training})
+        files.save_weights(self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training}))
         if self.keep:
             self._snapshot(count)
         if self.on_save is not None:
@@ -640,29 +671,32 @@ class _File:
         for old in sorted(self.path.parent.glob(pattern))[: -self.keep]:
             old.unlink()
 
-    def resume(self):
-        """Load the file if it exists, and give all processes what the leader then holds; returns the steps done."""
-        done = self._read() if self.team.leads else 0
+    def resume(self, steps):
+        """Load the file if it exists, and give all processes what the leader then holds; returns the steps done, and whether that is all."""
+        done, ended = self._read(steps) if self.team.leads else (0, False)
         if self.team.size > 1:
-            done, held = self.team.copy((done, {name: _cpu(part.state_dict()) for name, part in self.state.items()}))
+            done, ended, held = self.team.copy((done, ended, {name: _cpu(part.state_dict()) for name, part in self.state.items()}))
             for name, part in self.state.items():
                 _load(part, held[name])
-        return done
+        return done, ended
 
-    def _read(self):
+    def _read(self, steps):
         if not self.path.exists():
-            return 0
+            return 0, False
         weights = files.load_weights(self.path, kind=self.header["kind"])
-        if "training" not in weights:
+        over = self.ends and "at_rest" in weights
+        if "training" not in weights and not over:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
-        optimizers = {name for name, part in self.state.items() if hasattr(part, "param_groups")}
-        if optimizers and not optimizers & weights["training"].keys():
-            raise TalkheadError(f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
         # A file of an older version has nothing to compare beside its config.
         beside = self.header.keys() & weights.keys() - {"kind", "config"}
-        self._compare({key: weights[key] for key in beside}, {key: self.header[key] for key in beside})
+        self._compare(_flat({key: weights[key] for key in beside}), _flat({key: self.header[key] for key in beside}))
+        if over:
+            return self._last(weights, steps), True
         training = weights["training"]
+        optimizers = {name for name, part in self.state.items() if hasattr(part, "param_groups")}
+        if optimizers and not optimizers & training.keys():
+            raise TalkheadError(f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output")
         for name in sorted(self.state.keys() - training.keys() - {"model", "scaler"}):
             raise TalkheadError(f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output")
         if "last" in training:
@@ -671,6 +705,13 @@ class _File:
         for name, part in self.state.items():
             if name in held:
                 _load(part, held[name])
+        return weights["step"], weights["step"] >= steps
+
+    def _last(self, weights, steps):
+        """Load what is kept of a run that is over; returns its last step."""
+        if not weights["at_rest"] and weights["step"] < steps:
+            raise TalkheadError(f"{self.path}: ended at step {weights['step']} and kept nothing to go on with; pass another --output to take {steps} steps")
+        _load(self.state["model"], weights["model"])
         return weights["step"]
 
     def _compare(self, before, now):

@@ -37,7 +37,7 @@ SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector"],
     "invert": ["inversion.invert"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector"],
-    "pti": ["pti.tune", "faces.detector"],
+    "pti": ["pti.train", "training.fit", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
     "pack": ["training.pack"],
@@ -54,7 +54,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
                  "pti_steps", "pti_frames", "label", "seed", "device"},
-    "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
+    "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
     "pack": {"sources", "output"},
@@ -154,10 +154,12 @@ def test_defaults_agree_with_the_library(name, command):
 def test_defaults_of_tuning_are_the_same_in_both_commands():
     alone = cli.commands["pti"].make_context("pti", ["face", "-o", "x.pt"]).params
     along = cli.commands["generate"].make_context("generate", []).params
-    tuning = inspect.signature(talkhead.tune).parameters
+    tuning, training = (inspect.signature(function).parameters for function in (talkhead.tune, talkhead.pti.train))
     assert along["pti_steps"] == alone["steps"] == tuning["steps"].default
     assert along["pti_frames"] == alone["limit"]
     assert along["seed"] == tuning["seed"].default
+    shared = tuning.keys() & training.keys() - {"generator", "images", "pivots"}
+    assert len(shared) == 8 and all(tuning[name].default == training[name].default for name in shared)
 
 
 def test_an_option_means_the_same_everywhere():
@@ -358,6 +360,22 @@ def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
     a, b = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
     assert np.abs(a - b).max() <= 1
+
+
+def test_pti_tells_how_it_goes_and_goes_on(scene):
+    line = ["pti", scene / "clip.mp4", "-o", scene / "me.pt", "--perceptual", "pyramid", "--batch", 4, "--log-every", 2]
+    said = records(run(*line, "--steps", 4, "--least-gain", 0, "--samples", scene / "sheets"))
+    assert [record["step"] for record in said] == [2, 4] and {"loss", "perceptual", "pixel", "seconds", "images_per_second"} <= said[0].keys()
+    assert files.read_image(scene / "sheets" / "00000004.png").shape == (32, 8 * 16, 3)
+    again = run(*line, "--steps", 4, "--least-gain", 0)
+    assert again.exit_code == 0 and again.stdout == "" and "me.pt: is done, at step 4; there is nothing left to do" in again.stderr
+    more = run(*line, "--steps", 5, "--least-gain", 0)
+    assert more.exit_code == 1 and "me.pt: ended at step 4 and kept nothing to go on with" in more.stderr
+    other = run("pti", scene / "face.png", *line[2:], "--steps", 4, "--least-gain", 0)
+    assert other.exit_code == 1 and len(other.stderr.splitlines()) == 2 and re.search(r"tuning.images=\w+, now \w+", other.stderr)
+    assert run("weights", "export", scene / "me.pt", "-o", scene / "small.pt").exit_code == 0
+    (told,) = records(run("weights", "show", scene / "me.pt"))
+    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "model"}
 
 
 def test_tuned_weights_do_not_fit_a_stranger(scene, tmp_path):

@@ -1,5 +1,7 @@
 """The latent coordinates: arithmetic, interpolation, and the basis against numpy's own decomposition."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,31 @@ def test_basis_of_chunks_equals_the_basis_of_all(count):
     assert torch.allclose(whole.components, parts.components, atol=1e-5)
     assert torch.allclose(whole.mean, parts.mean, atol=1e-5)
     assert torch.allclose(whole.stdev, parts.stdev, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [5, 1024, 1025, 2600])  # fewer, as many and more than the columns
+def test_uneven_chunks_give_the_exact_components(count):
+    """Against the SVD of all at once, and far from the origin: every number to 1e-4 of it, or of the largest beside it."""
+    x = codes(count, seed=count)
+    x = x + 300  # thirty times their spread
+    sizes, rng = [0, 1], np.random.default_rng(0)
+    while sum(sizes) < count:
+        sizes.append(min(int(rng.choice([1, 2, 70, 1500])), count - sum(sizes)))
+    basis = Basis.fit(iter(x.split(sizes)), 4)
+    components, stdev = numpy_components(x, 4)
+    assert np.allclose(basis.components, components, rtol=0, atol=1e-4 * np.abs(components).max())
+    assert np.allclose(basis.stdev, stdev, rtol=1e-4) and np.allclose(basis.mean, x.flatten(1).double().mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1000, 5000])
+def test_the_memory_of_a_basis_does_not_grow_with_the_codes(count):
+    square = 8 * 1024**2  # bytes of a (2·512)² matrix of doubles
+    chunks = (np.random.default_rng(k).normal(size=(50, 2, 512)).astype(np.float32) for k in range(count // 50))
+    tracemalloc.start()
+    Basis.fit(chunks, 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert square < peak < 3 * square, peak / square
 
 
 def test_basis_takes_numpy_codes():

@@ -28,6 +28,8 @@ TRAINERS = {
     "audio2latent": ["train-audio2latent", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt",
                      "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--components", "4", "--channels", "4,4,4,4,4",
                      "--hidden", "8", "--features", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
+    "pti": ["pti", "{faces}/000000.mp4", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "8",
+            "--lr", "1e-5", "--perceptual", "pyramid"],
 }
 ADA = ["--augment", "ada", "--augment-p", "0.5", "--augment-images", "100"]
 TRAINERS |= {f"{name} augmented": [*TRAINERS[name], *ADA] for name in ("stylegan", "joint")}
@@ -58,6 +60,16 @@ def alone(line):
     return records(done.stdout)
 
 
+def stopped(line, step=2):
+    """The records of a run of one process that is told to stop after some steps."""
+    agree, turns = Team.agree, iter(range(1, step + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Team, "agree", lambda self, record, stop: agree(self, record, next(turns) == step))
+        done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 1 and f"stopped at step {step} of {STEPS}, checkpoint written" in done.stderr, done.output
+    return records(done.stdout)
+
+
 def together(line):
     """The records of a run of two."""
     with torchrun(line) as run:
@@ -85,7 +97,7 @@ def assert_alike(ours, theirs, tolerance=1e-5):
                 assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (one["step"], name)
 
 
-@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent"])
+@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "pti"])
 def test_two_processes_learn_what_one_learns(name, line, tmp_path):
     """Losses to 1e-5, over steps with every regulariser; and two go on from where one has stopped.
 
@@ -94,7 +106,7 @@ def test_two_processes_learn_what_one_learns(name, line, tmp_path):
     one = alone(line(name))
     whole = weights(tmp_path / "out.pt")
     (tmp_path / "out.pt").unlink()
-    assert_alike(alone(line(name, "--steps", "2")) + together(line(name)), one)
+    assert_alike(stopped(line(name)) + together(line(name)), one)
     for key, value in weights(tmp_path / "out.pt").items():
         if "optimizer" not in key:
             torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-3, msg=key)
@@ -129,7 +141,7 @@ def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("name", ["stylegan", "stylegan augmented", "audio2latent"])
+@pytest.mark.parametrize("name", ["stylegan", "stylegan augmented", "audio2latent", "pti"])
 def test_turns_learn_what_one_turn_learns(name, line, tmp_path):
     whole = alone(line(name))
     (tmp_path / "out.pt").unlink()
@@ -165,6 +177,12 @@ def test_sigterm_ends_all_with_one_checkpoint(line, tmp_path):
     assert run.returncode != 0 and stopped, said
     assert files.load_weights(tmp_path / "out.pt")["step"] == int(stopped[1])
     assert os.listdir(tmp_path) == ["out.pt"]
+
+
+def test_two_come_to_rest_together(line, tmp_path):
+    done = together(line("pti", "--steps", "200", "--lr", "0", "--least-gain", "0.5"))
+    assert [record["step"] for record in done] == list(range(1, 101)) and done[-1]["at_rest"]
+    assert files.load_weights(tmp_path / "out.pt")["at_rest"] and os.listdir(tmp_path) == ["out.pt"]
 
 
 def test_an_error_of_one_ends_the_other(line, tmp_path):
@@ -221,19 +239,19 @@ def test_gradients_are_of_the_mean_over_turns():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent"])
+@pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent", "pti"])
 def test_half_precision_learns_nearly_the_same_and_goes_on(name, precision, line, tmp_path):
     # Pictures of 16 leave maps of one pixel to an encoder, and oneDNN's bfloat16 gradient of their 3x3 kernels may hold anything.
-    more = [] if name == "audio2latent" else ["--input-size", "64"]
+    more = ["--input-size", "64"] if name in ("joint", "joint augmented", "encoder") else []
     wanted = alone(line(name, *more))[0]
     (tmp_path / "out.pt").unlink()
     more += ["--precision", precision]
-    got = alone(line(name, *more, "--steps", "2")) + alone(line(name, *more))
+    got = stopped(line(name, *more))
+    assert ("scaler" in files.load_weights(tmp_path / "out.pt")["training"]) == (precision == "float16")
+    got += alone(line(name, *more))
     assert [record["step"] for record in got] == list(range(1, STEPS + 1))
     losses = wanted.keys() & {"reconstruction", "discriminator", "perceptual", "latent", "mouth"}
     assert losses and all(got[0][key] == pytest.approx(wanted[key], rel=0.02) and got[0][key] != wanted[key] for key in losses), {key: (got[0][key], wanted[key]) for key in losses}
-    kept = files.load_weights(tmp_path / "out.pt")
-    assert ("scaler" in kept["training"]) == (precision == "float16")
     assert all(value.dtype != torch.float16 and value.dtype != torch.bfloat16 for value in weights(tmp_path / "out.pt").values())
 
 

@@ -54,6 +54,66 @@ def test_resumed_run_equals_the_whole_one(tmp_path):
     assert losses(Descent().fit(tmp_path / "other.pt", 6, seed=1)) != losses(whole)
 
 
+def resting(out, steps=9, least_gain=2.0, **options):
+    """A run that ends as soon as it can tell; the losses that it can tell from are two."""
+    run, rest = Descent(), training.Rest(least_gain)
+    state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
+    header = {"kind": "encoder", "config": {"width": 1}, "data": {"faces": "a"}} | options.pop("header", {})
+    return run, list(training.fit(run.step, state, steps=steps, out=out, header=header, log_every=4, at_rest=rest, **options))
+
+
+def test_a_run_at_rest_ends_and_keeps_the_model_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "WINDOW", 3)
+    wanted = losses(Descent().fit(tmp_path / "whole.pt", 6))
+    saved = []
+    run, records = resting(tmp_path / "a.pt", on_save=lambda: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
+    assert losses(records) == [wanted[3], wanted[5]] and [record.get("at_rest") for record in records] == [None, True]
+    kept = files.load_weights(tmp_path / "a.pt")
+    assert kept["step"] == 6 and kept["at_rest"] is True and "training" not in kept and torch.equal(kept["model"]["weight"], run.model.weight)
+    assert os.listdir(tmp_path / "s") == ["00000006.png"]
+    for steps in (9, 99, 2):
+        with pytest.warns(UserWarning, match="a.pt: is done, at step 6; there is nothing left to do"):
+            again, records = resting(tmp_path / "a.pt", steps, on_save=lambda: saved.append(2))
+        assert records == [] and torch.equal(again.model.weight, run.model.weight)
+    assert saved == [1, 2, 2, 2] and files.load_weights(tmp_path / "a.pt")["step"] == 6
+
+
+def test_rest_is_found_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "WINDOW", 3)
+    run = Descent()
+    step = run.step
+
+    def fit(out, step=None):
+        rest = training.Rest(2.0)
+        state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
+        return list(training.fit(step or run.step, state, steps=9, out=out, header={"kind": "encoder", "config": {}}, log_every=1, at_rest=rest))
+
+    def stopping(index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(index)
+
+    with pytest.raises(TalkheadError, match="stopped at step 4 of 9"):
+        fit(tmp_path / "a.pt", stopping)
+    assert len(files.load_weights(tmp_path / "a.pt")["training"]["rest"]["losses"]) == 4
+    run = Descent()
+    assert [record["step"] for record in fit(tmp_path / "a.pt")] == [5, 6]
+
+
+def test_all_steps_taken_is_an_end_too(tmp_path):
+    run, records = resting(tmp_path / "a.pt", 3, least_gain=0)
+    assert [record["step"] for record in records] == [3] and "at_rest" not in records[0]
+    assert files.load_weights(tmp_path / "a.pt")["at_rest"] is False
+    with pytest.warns(UserWarning, match="is done, at step 3"):
+        assert resting(tmp_path / "a.pt", 2, least_gain=0)[1] == []
+    with pytest.raises(TalkheadError, match="a.pt: ended at step 3 and kept nothing to go on with; pass another --output to take 4 steps"):
+        resting(tmp_path / "a.pt", 4, least_gain=0)
+    with pytest.raises(TalkheadError, match="a.pt: was trained with data.faces=a, now b; resume"):
+        resting(tmp_path / "a.pt", 3, header={"data": {"faces": "b"}})
+    with pytest.raises(TalkheadError, match="finished weights"):  # to a trainer that goes on for ever
+        Descent().fit(tmp_path / "a.pt", 9)
+
+
 def test_the_callers_random_state_is_left_alone(tmp_path):
     run = Descent()
     torch.manual_seed(5)
@@ -103,6 +163,8 @@ def test_sigterm_writes_a_checkpoint(tmp_path):
 
 def test_another_config_and_a_finished_file_are_refused(tmp_path):
     Descent().fit(tmp_path / "a.pt", 1)
+    with pytest.warns(UserWarning, match="a.pt: is done, at step 1; there is nothing left to do"):
+        assert Descent().fit(tmp_path / "a.pt", 1) == []
     with pytest.raises(TalkheadError, match="width=1, now 2"):
         Descent().fit(tmp_path / "a.pt", 2, config={"width": 2})
     files.save_weights(tmp_path / "b.pt", {"kind": "encoder", "config": {"width": 1}, "step": 1, "model": {}})
