@@ -907,17 +907,23 @@ def metrics(real, fake, landmarks, lmd, detector, detector_model, device):
 @number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
 @number("--workers", 1, "Processes.", least=1)
+@shard
 @seed
-def synth(output, count, recordings, **options):
+def synth(output, count, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
     \b
       talkhead synth -o puppets/ --count 10 --size 128
+      talkhead synth -o puppets/ --count 10000 --shard 0/4
     """
     from talkhead import puppet, training
 
     clips = training.clips(recordings)
-    _print_records(_progress(puppet.synth(output, count, recordings=clips, **options), count, "clip"))
+    shard = _share(shard)
+    if shard.why:
+        _say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
+    records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
+    _print_records(_progress(records, len(shard(range(count))), "clip"))
 
 
 @cli.command("train-stylegan")

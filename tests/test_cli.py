@@ -217,6 +217,7 @@ def test_every_command_is_in_the_readme():
     (["invert", "--list", "clips.txt", "-o", "x", "--shard", "4/4"], "--shard 4/4: no share of a list; shards count from 0"),
     (["invert", "a.mp4", "--shard", "0/4"], "Invalid value for '--shard': it goes with --list"),
     (["align", "a.mp4", "--overwrite"], "Invalid value for '--overwrite': it goes with --list"),
+    (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: no share of a list"),
 ])
 def test_usage_errors_exit_2(arguments, message):
     result = run(*arguments)
@@ -629,6 +630,17 @@ def test_a_clip_that_needs_too_much_memory_is_one_failure_of_a_list(scene, monke
     result = run("invert", "--list", scene / "clips.txt", "-o", scene / "out")
     assert result.exit_code == 1 and f"{scene}/face.png: out of memory; lower --batch" in result.stderr
     assert [record["status"] for record in told(scene / "out/manifest.jsonl").values()] == ["failed", "done"]
+
+
+def test_synth_in_shards(tmp_path, monkeypatch):
+    line = ["synth", "-o", tmp_path / "p", "--count", 5, "--start", 3, "--size", 16, "--frames", 1]
+    assert [record["step"] for record in records(run(*line, "--shard", "1/2"))] == [4, 6]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "7")
+    result = run(*line)
+    assert [record["step"] for record in records(result)] == [3, 5, 7]
+    assert result.stderr.splitlines() == ["talkhead, shard 0/2: 3 of 5 clips, by the Slurm array"]
 
 
 # Training ---------------------------------------------------------------------------------------------------------------
