@@ -36,6 +36,7 @@ ROOMS = {
     "synthesis": ("generate", "synthesize"),
     "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),
+    "jobs": (),
 }
 
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}

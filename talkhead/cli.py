@@ -3,13 +3,17 @@
 Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
 import warnings
+from collections import Counter
+from contextlib import contextmanager
 
 import click
+from click.core import ParameterSource
 
 from talkhead import __version__
 from talkhead.errors import TalkheadError
@@ -24,20 +28,14 @@ class Shell(click.Group):
     def invoke(self, ctx):
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _memory():
                 warnings.showwarning = lambda message, *_: _say(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
-            click.echo(f"talkhead: {problem}" if not _rank() else f"talkhead, process {_rank()}: {problem}", err=True)
+            click.echo(f"{_who()}: {problem}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
-        except (MemoryError, RuntimeError) as problem:
-            # torch's OutOfMemoryError is a RuntimeError, named here because torch may not be loaded.
-            if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
-                raise
-            _say("out of memory; lower --batch, or pass --device cpu")
-            ctx.exit(1)
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -50,14 +48,42 @@ def _stop(*_):
     raise SystemExit(143)
 
 
+@contextmanager
+def _memory():
+    """Turn running out of memory into one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        # torch's OutOfMemoryError is a RuntimeError, named here because torch may not be loaded.
+        if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
+            raise
+        raise TalkheadError("out of memory; lower --batch, or pass --device cpu") from problem
+
+
 def _say(text):
-    if not _rank():
-        click.echo(f"talkhead: {text}", err=True)
+    if _batch("notes") is not None:
+        _batch("notes").append(text)
+    elif not _rank():
+        click.echo(f"{_who()}: {text}", err=True)
+
+
+def _batch(key):
+    """What is known of the batch job at work: its "shard", and the "notes" on the item in hand; None outside one."""
+    context = click.get_current_context(silent=True)
+    return context and context.meta.get(f"talkhead.{key}")
 
 
 def _rank():
-    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes."""
-    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ else 0
+    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes. Shards each tell."""
+    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ and not _batch("shard") else 0
+
+
+def _who():
+    """How the lines on stderr begin."""
+    shard = _batch("shard")
+    if shard and shard.of > 1:
+        return f"talkhead, shard {shard}"
+    return f"talkhead, process {_rank()}" if _rank() else "talkhead"
 
 
 def _perceptual(name, device):
@@ -73,7 +99,9 @@ def _perceptual(name, device):
 def _progress(items, total=None, unit="frame"):
     from tqdm import tqdm
 
-    return tqdm(items, total=total, unit=unit, disable=True if _rank() else None)
+    # Within a list, the list's own is enough.
+    hidden = _rank() or _batch("notes") is not None
+    return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
 
 
 class _DescentLog:
@@ -166,7 +194,18 @@ def _curves(folder):
 # ---------------------------------------------------------------------------------------------------------------
 # Options that mean the same everywhere
 
+def _of_a_list(ctx, param):
+    """Whether a list names what is read and written; an option that names it for a single clip is then asked wrongly."""
+    if ctx.params.get("listing") is None:
+        return False
+    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+        raise click.BadParameter("it is for a single clip; leave it out with --list", ctx, param)
+    return True
+
+
 def _from_stdin(ctx, param, value):
+    if _of_a_list(ctx, param):
+        return None
     if value == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise click.BadParameter("nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param)
@@ -177,6 +216,8 @@ def _from_stdin(ctx, param, value):
 
 def _writable(ctx, param, value):
     """Say at once, not after hours of work, that there is no place for the result."""
+    if _of_a_list(ctx, param):
+        return None
     if value is not None and value != "-" and not os.path.exists(value):
         folder = os.path.dirname(os.path.abspath(value))
         if not os.path.isdir(folder):
@@ -187,6 +228,10 @@ def _writable(ctx, param, value):
 
 
 def _to_stdout(ctx, param, value):
+    if param.name == "output" and ctx.params.get("listing") is not None:
+        if value == "-":
+            raise click.BadParameter("a list has many results; name the folder for them", ctx, param)
+        return value
     if value == "-":
         if sys.stdout is None or sys.stdout.isatty():
             raise click.BadParameter("the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param)
@@ -249,6 +294,36 @@ def lr(default):
     return number("--lr", default, "Learning rate.")
 
 
+def _with_a_list(ctx, param, value):
+    if value and ctx.params.get("listing", "") is None:
+        raise click.BadParameter("it goes with --list", ctx, param)
+    return value
+
+
+def _shard(ctx, param, value):
+    """Refuse what is no share; who gave none may yet have one from the environment."""
+    if _with_a_list(ctx, param, value) is None:
+        return None
+    from talkhead import jobs
+
+    try:
+        return jobs.shard(value)
+    except TalkheadError as problem:
+        raise click.BadParameter(str(problem), ctx, param) from None
+
+
+def listed(line):
+    """The options with which a command works through a list."""
+    return together(
+        click.option("--list", "listing", metavar="FILE", is_eager=True, callback=_from_stdin,
+                     help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own."),
+        shard,
+        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Make again what is there already."),
+    )
+
+
+shard = click.option("--shard", metavar="I/N", callback=_shard,
+                     help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]")
 source = click.argument("source", default="-", callback=_from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
@@ -345,7 +420,83 @@ def _join(device):
     return click.get_current_context().with_resource(team.join(training.pick_device(device)))
 
 
-def _aligned_frames(reader, size, aligned, detector, detector_model, device):
+def _share(shard):
+    """The share of this process: as told, else by the environment. From now on it speaks for itself."""
+    from talkhead import jobs
+
+    shard = click.get_current_context().meta["talkhead.shard"] = shard or jobs.shard()
+    return shard
+
+
+def _each(work, listing, folder, shard, overwrite, fields=("source",), suffix=".mp4", beside=()):
+    """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
+    from talkhead import jobs
+
+    shard = _share(shard)
+    if listing == "-" and shard.of > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
+    items = jobs.read_list(listing, fields, suffix)
+    if shard.why:
+        _say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
+    records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
+    counts, manifest = Counter(), jobs.manifest_path(folder, shard)
+    try:
+        _watch_list(records, fields, len(shard(items)), counts)
+    except (KeyboardInterrupt, SystemExit):
+        _say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
+        raise
+    _say(f"{_told(counts)}; see {manifest}")
+    jobs.meet()
+    click.get_current_context().exit(int(counts["failed"] > 0))
+
+
+def _told(counts):
+    return ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed"))
+
+
+def _noted(work, *arguments):
+    """Do some work; what would be said on the way is recorded with the number of frames."""
+    meta = click.get_current_context().meta
+    notes = meta["talkhead.notes"] = []
+    try:
+        with _memory():
+            return {"frames": work(*arguments)} | ({"notes": notes} if notes else {})
+    finally:
+        del meta["talkhead.notes"]
+
+
+def _watch_list(records, fields, total, counts):
+    """Count records by status, and say at once what failed."""
+    with _progress(None, total, "clip") as bar:
+        for record in records:
+            bar.update()
+            counts[record["status"]] += 1
+            if record["status"] == "failed":
+                bar.clear()
+                sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
+                named = any(source in reason for source in sources)
+                _say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
+
+
+def _device(name, listing):
+    """Where to compute: for a list, a device of this process's own."""
+    from talkhead import jobs
+    from talkhead.training import pick_device
+
+    return pick_device(name) if listing is None else jobs.own_device(pick_device(name))
+
+
+def _finder(detector, detector_model, device):
+    """A function that gives the face detector. It is loaded once, and not before it is wanted: what is aligned needs none."""
+    @functools.cache
+    def find():
+        from talkhead import faces
+
+        return faces.detector(detector, detector_model, device)
+    return find
+
+
+def _aligned_frames(reader, size, aligned, find):
     """The frames of a reader as square faces: as they are where they are aligned, else detected and cropped."""
     if aligned or reader.aligned:
         height, width = reader.size
@@ -355,9 +506,8 @@ def _aligned_frames(reader, size, aligned, detector, detector_model, device):
         return iter(reader)
     from talkhead import faces
 
-    find = faces.detector(detector, detector_model, device)
-    _say(f"{reader.name}: aligning the face that {find.name} finds")
-    return (crop for crop, _, _ in faces.align_frames(reader, find, size))
+    _say(f"{reader.name}: aligning the face that {find().name} finds")
+    return (crop for crop, _, _ in faces.align_frames(reader, find(), size))
 
 
 def _lessons(generator, encoder, frames, device):
@@ -473,19 +623,29 @@ def cli():
 @number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
 @output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@listed("the path of a clip")
 @detection
 @device
-def align(source, output, size, smoothing, on_missing, quads, detector, detector_model, device):
+def align(source, output, quads, listing, shard, overwrite, detector, detector_model, device, **options):
     """Crop a clip or picture to its face, the way FFHQ does.
 
     \b
       talkhead align photo.jpg -o face.png
       talkhead align clip.mpg --quads quads.npy > aligned.mp4
+      talkhead align --list clips.txt -o aligned/
     """
+    work = functools.partial(_align, find=_finder(detector, detector_model, _device(device, listing)), **options)
+    if listing is not None:
+        return _each(work, listing, output, shard, overwrite)
+    work(source, output, quads=quads)
+
+
+def _align(source, output, find, size, smoothing, on_missing, quads=None):
+    """Crop one clip; how many frames were written."""
     import numpy as np
 
     from talkhead import faces, files
-    from talkhead.training import pick_device, resize
+    from talkhead.training import resize
 
     with files.read_frames(source) as reader:
         if reader.aligned:
@@ -494,9 +654,8 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
             whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
-            find = faces.detector(detector, detector_model, pick_device(device))
-            _say(f"{reader.name}: landmarks by {find.name}")
-            crops = faces.align_frames(reader, find, size, smoothing=smoothing, on_missing=on_missing)
+            _say(f"{reader.name}: landmarks by {find().name}")
+            crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing)
         corners = []
         with files.FrameWriter(output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}) as writer:
             for crop, quad, index in _progress(crops):
@@ -504,6 +663,7 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
         files.write_array(quads, np.stack(corners))
+    return writer.count
 
 
 @cli.command()
@@ -526,9 +686,10 @@ def align(source, output, size, smoothing, on_missing, quads, detector, detector
 @batch(4)
 @click.option("--log", metavar="FILE", callback=_writable, help="Write the loss of every frame's steps here, as JSON lines.")
 @number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
+@listed("the path of a clip")
 @seed
 @device
-def invert(source, output, generator, encoder, method, perceptual, log, log_every, device, **options):
+def invert(source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options):
     """Find the latents that make a generator draw each frame.
 
     Optimising into a named file keeps what is done in FILE.part: the same command goes on from there.
@@ -536,23 +697,38 @@ def invert(source, output, generator, encoder, method, perceptual, log, log_ever
     \b
       talkhead align clip.mpg | talkhead invert > latents.npy
       talkhead invert face.png --method hybrid -o face.npy
+      talkhead invert --list aligned.txt -o latents/ --shard 0/4
     """
+    networks = {"generator": generator} | ({"encoder": encoder} if method in ("encoder", "hybrid") else {})
+    device, generator, *encoder = _load(_device(device, listing), **networks)
+    perceptual = None if method == "encoder" else _perceptual(perceptual, device)
+    work = functools.partial(_invert, generator=generator, encoder=encoder, method=method, perceptual=perceptual, device=device, **options)
+    if listing is not None:
+        return _each(work, listing, output, shard, overwrite, suffix=".npy", beside=[".json"])
+    work(source, output, log=log, log_every=log_every)
+
+
+def _invert(source, output, generator, encoder, method, perceptual, device, log=None, log_every=1, **options):
+    """Find the latents of one clip; how many were written."""
+    import numpy as np
+
     from talkhead import files, inversion
 
-    networks = {"generator": generator} | ({"encoder": encoder} if method in ("encoder", "hybrid") else {})
-    device, generator, *encoder = _load(device, **networks)
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
     with files.read_frames(source) as reader:
         if not reader.aligned:
             _say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
-            latents = inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)
-            return files.write_latents(output, latents, about)
-        _optimised(reader, output, generator, method, encoder, _perceptual(perceptual, device), log, log_every, about, device=device, **options)
+            latents = np.stack(list(inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)))
+            files.write_latents(output, latents, about)
+            return len(latents)
+        return _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, device=device, **options)
 
 
 def _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, **options):
-    """Latents by optimisation, written: what is shown, logged and kept on the way is settled here."""
+    """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
+    import numpy as np
+
     from talkhead import files, inversion
 
     planned = inversion.planned_steps(method, options["batch"], options["steps"], options["next_steps"], options["hybrid_steps"])
@@ -563,11 +739,13 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
         _say(f"{partial}: going on from what was done")
     with _DescentLog(total, log, log_every, resumed) as watch:
         latents = inversion.invert(reader, generator, method, *encoder, perceptual=perceptual, partial=partial, on_record=watch.record, **options)
-        files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
+        latents = np.stack(list(watch.path(latents, planned)))
+        files.write_latents(output, latents, about | {"perceptual": perceptual.name})
     if options["tolerance"]:
         _say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
     if partial is not None and os.path.exists(partial):
         os.remove(partial)
+    return len(latents)
 
 
 @cli.command()
@@ -587,45 +765,63 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
 @one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @batch(8)
+@listed("identity, tab, audio")
 @seed
 @device
-def generate(identity, audio, latents, output, latents_out, generator, encoder, audio2latent, label, gain, precision, batch, device, **options):
+def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
+             label, gain, precision, batch, device, detector, detector_model, **options):
     """Make a face speak, or render latents.
 
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
+      talkhead generate --list pairs.txt -o talking/
     """
+    from talkhead import files, speech, synthesis
+
+    _check_inputs(identity, audio, latents, listing)
+    device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
+    if latents is not None:
+        sound = None if audio is None else files.read_audio(audio)
+        device, generator = _load(device, generator=generator)
+        path = files.read_latents(latents)
+        _check_owner(latents, files.read_about(latents), generator)
+        return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
+    device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
+    options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
+
+    def speak(identity, audio, output, latents_out=None):
+        sound = files.read_audio(audio)
+        face, speaker = _identity(identity, generator, encoder, device, **options)
+        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
+        return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
+
+    if listing is not None:
+        return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
+    speak(identity, audio, output, latents_out)
+
+
+def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
+    """Draw a path of so many frames as a video; how many they are."""
     import numpy as np
 
     from talkhead import files, speech, synthesis
 
-    _check_inputs(identity, audio, latents)
-    sound = None if audio is None else files.read_audio(audio)
-    if latents is not None:
-        device, generator = _load(device, generator=generator)
-        path = files.read_latents(latents)
-        _check_owner(latents, files.read_about(latents), generator)
-        frames = len(path)
-    else:
-        device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
-        face, generator = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
-        frames = speech.num_frames(sound)
     if latents_out:
         path = np.stack(list(path))
         files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
     pictures = synthesis.synthesize(generator, path, batch, precision=precision)
-    if label:
+    if labelled:
         pictures = synthesis.label(pictures)
     track = None if sound is None else (sound, speech.SAMPLE_RATE)
     with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
         for picture in _progress(pictures, frames):
             writer.write(picture)
+    return writer.count
 
 
-def _check_inputs(identity, audio, latents):
-    if latents is None and (identity is None or audio is None):
+def _check_inputs(identity, audio, latents, listing):
+    if latents is None and listing is None and (identity is None or audio is None):
         raise click.UsageError("pass --identity and --audio, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
@@ -638,18 +834,18 @@ def _check_owner(name, about, generator):
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
 
 
-def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, detector, detector_model, seed):
+def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
     """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
     from itertools import islice
 
     from talkhead import files, tune
 
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
-        frames = list(islice(_aligned_frames(reader, 256, aligned, detector, detector_model, device), pti_frames if pti else 1))
+        frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
         images, pivots = _lessons(generator, encoder, frames, device)
         with _progress(None, pti_steps, "step") as bar:
-            generator = tune(generator, images, pivots, pti_steps, perceptual=_perceptual("auto", device), seed=seed, on_record=lambda record: bar.update())
+            generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
 
 
@@ -678,7 +874,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
-        frames = list(_aligned_frames(reader, 256, aligned, detector, detector_model, device))
+        frames = list(_aligned_frames(reader, 256, aligned, _finder(detector, detector_model, device)))
     images, pivots = _lessons(generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
     _watch(records, options["steps"], tensorboard)
@@ -720,17 +916,23 @@ def metrics(real, fake, landmarks, lmd, detector, detector_model, device):
 @number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
 @number("--workers", 1, "Processes.", least=1)
+@shard
 @seed
-def synth(output, count, recordings, **options):
+def synth(output, count, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
     \b
       talkhead synth -o puppets/ --count 10 --size 128
+      talkhead synth -o puppets/ --count 10000 --shard 0/4
     """
     from talkhead import puppet, training
 
     clips = training.clips(recordings)
-    _print_records(_progress(puppet.synth(output, count, recordings=clips, **options), count, "clip"))
+    shard = _share(shard)
+    if shard.why:
+        _say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
+    records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
+    _print_records(_progress(records, len(shard(range(count))), "clip"))
 
 
 @cli.command()

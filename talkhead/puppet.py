@@ -1268,7 +1268,7 @@ def _blink(rig, motion, texture, frames, at, side):
 # Clips
 
 def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
-          voices=None, recordings=(), recorded_share=0.5, seed=0, start=0, workers=1):
+          voices=None, recordings=(), recorded_share=0.5, seed=0, start=0, workers=1, shard=None):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
 
     out              folder, made if absent
@@ -1284,6 +1284,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets
     recorded_share   how many of the clips are driven by recordings, where there are voices too
     workers          processes
+    shard            a jobs.Shard, or what else takes its share of a sequence; None makes all clips
     returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order
 
     Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
@@ -1295,6 +1296,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
            "model": detector_model, "exclude": tuple(exclude), "voices": voices,
            "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "seed": seed}
     indices = range(start, start + count)
+    indices = indices if shard is None else shard(indices)
     if workers <= 1:
         studio = _Studio(**job)
         yield from map(studio, indices)

@@ -34,9 +34,9 @@ LEAST = {
 
 # Whose signature each option's default repeats, where the command does not merely choose.
 SIGNATURES = {
-    "align": ["faces.align_frames", "faces.detector"],
-    "invert": ["inversion.invert"],
-    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector"],
+    "align": ["faces.align_frames", "faces.detector", "jobs.run"],
+    "invert": ["inversion.invert", "jobs.run"],
+    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
     "metrics": ["faces.detector"],
     "synth": ["puppet.synth"],
@@ -50,10 +50,10 @@ SIGNATURES = {
 }
 RENAMED = {"detector": "name", "detector_model": "model"}
 CHOICES_OF_THE_COMMAND = {  # no library default to agree with
-    "align": {"source", "output", "quads", "device"},
-    "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every"},
+    "align": {"source", "output", "quads", "device", "listing", "shard"},
+    "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
-                 "pti_steps", "pti_frames", "label", "seed", "device"},
+                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "device"},
     "synth": {"output", "count"},
@@ -214,6 +214,15 @@ def test_every_command_is_in_the_readme():
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "only an encoder can reconstruct"),
     (["metrics", "a.mp4"], "Missing argument 'FAKE'"),
+    (["align", "--list", "clips.txt"], "name the folder for them"),
+    (["align", "a.mp4", "--list", "clips.txt", "-o", "x"], "it is for a single clip; leave it out with --list"),
+    (["align", "--list", "clips.txt", "-o", "x", "--quads", "q.npy"], "Invalid value for '--quads': it is for a single clip"),
+    (["invert", "--list", "clips.txt", "-o", "x", "--log", "l.jsonl"], "Invalid value for '--log': it is for a single clip"),
+    (["generate", "--list", "pairs.txt", "-o", "x", "--identity", "a.png"], "Invalid value for '--identity': it is for a single clip"),
+    (["invert", "--list", "clips.txt", "-o", "x", "--shard", "4/4"], "--shard 4/4: no share of a list; shards count from 0"),
+    (["invert", "a.mp4", "--shard", "0/4"], "Invalid value for '--shard': it goes with --list"),
+    (["align", "a.mp4", "--overwrite"], "Invalid value for '--overwrite': it goes with --list"),
+    (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: no share of a list"),
 ])
 def test_usage_errors_exit_2(arguments, message):
     result = run(*arguments)
@@ -275,6 +284,9 @@ def scene(tmp_path, puppet, toy):
     ("pack clip.mp4 -o out.mp4", "out.mp4: packed frames are a .npy array; end the name in .npy"),
     ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
     ("pack clip.mp4 lat.npy -o out.npy", "lat.npy: holds float32"),
+    ("invert --list none.txt -o out", "none.txt: no such file"),
+    ("align --list empty.mp4 -o out", "empty.mp4: holds no line of work; write SOURCE [RESULT] on each"),
+    ("generate --list text.mp4 -o out", "text.mp4, line 1: wanted IDENTITY AUDIO [RESULT], with tabs between"),
 ])
 def test_what_could_not_be_done_is_said_in_one_line(scene, toy, monkeypatch, line, message):
     if "--device cuda" in line:
@@ -559,6 +571,104 @@ def test_no_bundled_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
     result = run("weights", "list")
     assert result.exit_code == 1 and "no weights came with this package" in result.stderr
+
+
+# Lists ------------------------------------------------------------------------------------------------------------------
+
+def told(path):
+    """A manifest, by result."""
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({record["output"] for record in told}) == len(told)
+    return {record["output"]: record for record in told}
+
+
+def test_align_a_list(scene, puppet, stub, monkeypatch):
+    (scene / "clips.txt").write_text(f"# what there is\n{puppet}/in.mp4\n{scene}/text.mp4\n\n{puppet}/leaves.mp4\n{scene}/face.png\tmine/face.png\n")
+    calls = []
+    monkeypatch.setattr(faces, "detector", lambda *_, stub=faces.detector(): calls.append(1) or stub)
+    line = ["align", "--list", scene / "clips.txt", "-o", scene / "out", "--size", 32]
+    result = run(*line)
+    assert result.exit_code == 1 and result.stdout == "" and calls == [1]
+    *failures, summary = result.stderr.splitlines()
+    assert len(failures) == 2 and failures[0].startswith(f"talkhead: failed: {scene}/text.mp4: not a video")
+    assert summary == f"talkhead: 2 done, 0 skipped, 2 failed; see {scene}/out/manifest.jsonl"
+    records = told(scene / "out/manifest.jsonl")
+    assert {name: record["status"] for name, record in records.items()} == {
+        "in.mp4": "done", "text.mp4": "failed", "leaves.mp4": "failed", "mine/face.png": "done"}
+    assert records["in.mp4"]["frames"] == 5 and records["in.mp4"]["notes"] == [f"{puppet}/in.mp4: landmarks by stub"]
+    assert records["leaves.mp4"]["reason"].startswith(f"{puppet}/leaves.mp4, frame 2: no face found") and records["leaves.mp4"]["seconds"] >= 0
+    for source, name in ((puppet / "in.mp4", "in.mp4"), (scene / "face.png", "mine/face.png")):
+        single = scene / f"single{Path(name).suffix}"
+        assert run("align", source, "-o", single, "--size", 32).exit_code == 0
+        assert (scene / "out" / name).read_bytes() == single.read_bytes()
+    again = run(*line, "--on-missing", "hold")
+    assert again.stderr.splitlines()[-1].startswith("talkhead: 1 done, 2 skipped, 1 failed")
+    assert told(scene / "out/manifest.jsonl")["in.mp4"] == records["in.mp4"]
+
+
+@pytest.mark.parametrize("method", ["encoder", "optimise"])
+def test_invert_a_list_from_stdin_in_shards(scene, method, monkeypatch):
+    monkeypatch.chdir(scene)
+    few = ["--method", method, "--steps", 2, "--perceptual", "pyramid"]
+    for index in (0, 1):
+        result = run("invert", "--list", "-", "-o", "out", "--shard", f"{index}/2", *few, stdin="face.png\nclip.mp4\nwide.png\n")
+        lines = result.stderr.splitlines()
+        assert lines[0] == f"talkhead, shard {index}/2: {2 - index} of 3 lines of -, by --shard"
+        assert lines[-1] == f"talkhead, shard {index}/2: 1 done, 0 skipped, {1 - index} failed; see out/manifest-{index}-of-2.jsonl"
+        assert result.exit_code == 1 - index
+    assert "is not a square face" in told(scene / "out/manifest-0-of-2.jsonl")["wide.npy"]["reason"]
+    for name in ("face.png", "clip.mp4"):
+        assert run("invert", name, "-o", "single.npy", *few).exit_code == 0
+        made = (scene / "out" / name).with_suffix(".npy")
+        assert made.read_bytes() == (scene / "single.npy").read_bytes()
+        assert made.with_suffix(".json").read_bytes() == (scene / "single.json").read_bytes()
+    assert sorted(path.name for path in (scene / "out").iterdir()) == ["clip.json", "clip.npy", "face.json", "face.npy", "manifest-0-of-2.jsonl", "manifest-1-of-2.jsonl"]
+
+
+@pytest.mark.parametrize("more", [["--label"], ["--pti", "--pti-steps", 2]])
+def test_generate_a_list(scene, monkeypatch, more):
+    monkeypatch.chdir(scene)
+    (scene / "pairs.txt").write_text("face.png\tspeech.wav\nclip.mp4\tspeech.wav\tb.mkv\nface.png\tface.png\n")
+    result = run("generate", "--list", "pairs.txt", "-o", "out", *more)
+    assert result.exit_code == 1 and "talkhead: failed: face.png: has no sound track" in result.stderr
+    records = told(scene / "out/manifest.jsonl")
+    assert [record["status"] for record in records.values()] == ["done", "done", "failed"] and list(records) == ["face-speech.mp4", "b.mkv", "face.mp4"]
+    assert (records["b.mkv"]["identity"], records["b.mkv"]["audio"], records["b.mkv"]["frames"]) == ("clip.mp4", "speech.wav", 13)
+    assert run("generate", "--identity", "face.png", "--audio", "speech.wav", "-o", "single.mp4", *more).exit_code == 0
+    assert (scene / "out/face-speech.mp4").read_bytes() == (scene / "single.mp4").read_bytes()
+
+
+def test_networks_of_a_list_are_loaded_once(scene, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(checkpoints, "load_generator", lambda *args, load=checkpoints.load_generator: loaded.append(1) or load(*args))
+    (scene / "clips.txt").write_text(f"{scene}/face.png\n{scene}/clip.mp4\n")
+    assert run("invert", "--list", scene / "clips.txt", "-o", scene / "out").exit_code == 0 and loaded == [1]
+
+
+def test_a_clip_that_needs_too_much_memory_is_one_failure_of_a_list(scene, monkeypatch):
+    def hungry(*args, encode=inversion.encode, **options):
+        yield from encode(*args, **options)
+        if len(tried) == 0:
+            tried.append(1)
+            raise MemoryError
+
+    tried = []
+    monkeypatch.setattr(inversion, "encode", hungry)
+    (scene / "clips.txt").write_text(f"{scene}/face.png\n{scene}/clip.mp4\n")
+    result = run("invert", "--list", scene / "clips.txt", "-o", scene / "out")
+    assert result.exit_code == 1 and f"{scene}/face.png: out of memory; lower --batch" in result.stderr
+    assert [record["status"] for record in told(scene / "out/manifest.jsonl").values()] == ["failed", "done"]
+
+
+def test_synth_in_shards(tmp_path, monkeypatch):
+    line = ["synth", "-o", tmp_path / "p", "--count", 5, "--start", 3, "--size", 16, "--frames", 1]
+    assert [record["step"] for record in records(run(*line, "--shard", "1/2"))] == [4, 6]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "7")
+    result = run(*line)
+    assert [record["step"] for record in records(result)] == [3, 5, 7]
+    assert result.stderr.splitlines() == ["talkhead, shard 0/2: 3 of 5 clips, by the Slurm array"]
 
 
 # Training ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ where the puppet is. The last tests run the README on the bundled weights, where
 """
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -282,6 +283,102 @@ def test_interrupted_packing_leaves_nothing(room, environment):
         errors = process.stderr.read().decode()
     assert process.returncode == 143 and errors.strip() == "", errors
     assert not (room / "faces.npy").exists() and not (room / "faces.json").exists() and left_over(room) == []
+
+
+# Lists ------------------------------------------------------------------------------------------------------------------
+
+def manifests(folder):
+    """What all manifests tell, by result."""
+    return {record["output"]: record for path in sorted(folder.glob("manifest*.jsonl")) for record in map(json.loads, path.read_text().splitlines())}
+
+
+def assert_whole(room, singles):
+    """Each clip's latents are those that the single command gives; the torn one's failure is told."""
+    records = manifests(room / "out")
+    assert {name: record["status"] for name, record in records.items()} == dict.fromkeys(singles, "done") | {"torn.npy": "failed"}
+    assert "torn.mp4" in records["torn.npy"]["reason"]
+    assert {path.name: path.read_bytes() for path in (room / "out").glob("*.npy")} == singles
+    assert left_over(room) == [] and not list(room.rglob("*.part"))
+
+
+OPTIMISE = "--method optimise --steps 30 --batch 2 --perceptual pyramid"
+CLIPS = ["face.png", "torn.mp4", "clip.mp4", "clips/000000.mp4", "clips/000001.mp4"]  # the second is none
+
+
+@pytest.fixture(scope="module")
+def singles(puppet, environment, tmp_path_factory):
+    """What the single command makes of each whole clip, as bytes."""
+    folder = tmp_path_factory.mktemp("singles")
+    whole = [name for name in CLIPS if name != "torn.mp4"]
+    done = shell("\n".join(f"talkhead invert {name} {OPTIMISE} -o {folder}/{Path(name).stem}.npy" for name in whole), puppet, environment)
+    assert done.returncode == 0, said(done)
+    return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+
+
+@pytest.fixture
+def listed(room):
+    """The room, with a list of clips in it."""
+    (room / "torn.mp4").write_bytes((room / "clip.mp4").read_bytes()[:2000])
+    (room / "clips.txt").write_text("\n".join(CLIPS))
+    return room
+
+
+def test_a_killed_list_goes_on(listed, environment, singles):
+    line = f"exec talkhead invert --list clips.txt -o out {OPTIMISE}"
+    with subprocess.Popen(["bash", "-c", line], cwd=listed, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (listed / "out/000000.npy.part").exists():
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and (listed / "out/clip.npy").exists() and not (listed / "out/000001.npy").exists()
+    before = manifests(listed / "out")
+    done = shell(line, listed, environment)
+    assert done.returncode == 1 and "failed: torn.mp4" in said(done)
+    assert said(done).splitlines()[-1] == "talkhead: 2 done, 2 skipped, 1 failed; see out/manifest.jsonl"
+    after = manifests(listed / "out")
+    assert before["clip.npy"] == after["clip.npy"] and any("going on from what was done" in note for note in after["000000.npy"]["notes"])
+    assert_whole(listed, singles)
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_list(room, environment, sent, status):
+    (room / "pairs.txt").write_text("face.png\tspeech.wav\n" + "".join(f"face.png\tspeech.wav\t{number}.mp4\n" for number in range(500)))
+    with subprocess.Popen(["talkhead", "generate", "--list", "pairs.txt", "-o", "out"], cwd=room, env=environment, stderr=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        while process.poll() is None and not (room / "out/0.mp4").exists():
+            time.sleep(0.01)
+        process.send_signal(sent)
+        errors = process.stderr.read().decode()
+    assert process.returncode == status and re.fullmatch(r"talkhead: stopped: \d+ done, 0 skipped, 0 failed of 501; see out/manifest.jsonl\n", errors), errors
+    made = {path.name for path in (room / "out").glob("*.mp4")}
+    assert left_over(room) == [] and {name for name, record in manifests(room / "out").items() if record["status"] == "done"} <= made
+    assert len(made) - 1 <= len(manifests(room / "out")) < 501
+
+
+def test_shards_by_xargs(listed, environment, singles):
+    done = shell(f"seq 0 1 | xargs -P 2 -I I talkhead invert --list clips.txt -o out --shard I/2 {OPTIMISE}", listed, environment)
+    assert done.returncode == 123 and "talkhead, shard 1/2: failed: torn.mp4" in said(done)  # how xargs tells of a failure
+    assert "talkhead, shard 0/2: 3 of 5 lines of clips.txt, by --shard" in said(done)
+    assert_whole(listed, singles)
+
+
+def test_one_shard_given_twice(listed, environment, singles):
+    """One of the two says so and leaves; the other's results are whole."""
+    done = shell(f"seq 0 1 | xargs -P 2 -I I talkhead invert --list clips.txt -o out {OPTIMISE}", listed, environment)
+    assert said(done).count("another process is at work on this shard") == 1
+    assert_whole(listed, singles)
+
+
+def test_shards_by_torchrun(listed, environment, singles, toy_weights):
+    """Shard 1 fails at once, and torchrun would end shard 0 if its process did not wait."""
+    (listed / "clips.txt").write_text("clip.mp4\ntorn.mp4\nclips/000000.mp4\nface.png\n# and\nclips/000001.mp4\n")
+    done = shell(f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m talkhead invert --list clips.txt -o out {OPTIMISE}"
+                 f" --generator {toy_weights}/generator.pt --encoder {toy_weights}/encoder.pt", listed, environment | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and done.stdout == b"", said(done)
+    for line in ("0/2: 3 of 5 lines of clips.txt, by RANK and WORLD_SIZE", "1/2: 2 of 5 lines of clips.txt, by RANK and WORLD_SIZE",
+                 "1/2: failed: torn.mp4", "0/2: 3 done, 0 skipped, 0 failed; see out/manifest-0-of-2.jsonl",
+                 "1/2: 1 done, 0 skipped, 1 failed; see out/manifest-1-of-2.jsonl"):
+        assert f"talkhead, shard {line}" in said(done)
+    assert_whole(listed, singles)
 
 
 # The README -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+"""Lists, shards and manifests, with work that takes no time."""
+
+import io
+import json
+import os
+import types
+
+import pytest
+
+from talkhead import jobs
+from talkhead.errors import TalkheadError
+
+
+def read(text, *fields, **options):
+    items = jobs.read_list(io.BytesIO(text.encode()), fields or ("source",), **options)
+    return [(*item.sources.values(), item.name) for item in items]
+
+
+def names(*sources):
+    return [name for _, name in read("\n".join(sources))]
+
+
+# Shards -----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 30])
+def test_shards_make_up_the_list(of):
+    lines = [f"line {number}" for number in range(23)]
+    shards = [jobs.shard(f"{index}/{of}")(lines) for index in range(of)]
+    assert sorted(sum(shards, [])) == sorted(lines)
+    for number, line in enumerate(lines):
+        assert line in shards[number % of]
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}
+ARRAY = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "16", "SLURM_ARRAY_TASK_STEP": "2"}
+STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_NTASKS": "5"}
+
+
+@pytest.mark.parametrize("text, environment, expected", [
+    ("3/4", TORCHRUN | ARRAY | STEP, (3, 4, "--shard")),
+    (None, TORCHRUN | ARRAY | STEP, (1, 3, "RANK and WORLD_SIZE")),
+    (None, ARRAY, (2, 4, "the Slurm array")),
+    (None, STEP, (2, 5, "the Slurm step")),
+    (None, ARRAY | STEP, (2 * 5 + 2, 20, "the Slurm array and the Slurm step")),
+    (None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, (1, 2, "the Slurm array")),
+    (None, {"RANK": "1"}, (0, 1, "")),
+    # A batch script that has not called srun runs once, however many tasks it asked for.
+    (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "5"}, (0, 1, "")),
+    (None, {}, (0, 1, "")),
+])
+def test_who_chooses_the_shard(text, environment, expected):
+    assert tuple(jobs.shard(text, environment)) == expected
+
+
+def test_processes_of_arrays_and_steps_each_have_a_share():
+    shares = {jobs.shard(None, ARRAY | STEP | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_PROCID": str(process)})[:2]
+              for task in (10, 12, 14, 16) for process in range(5)}
+    assert shares == {(index, 20) for index in range(20)}
+
+
+@pytest.mark.parametrize("text, environment, message", [
+    ("4/4", {}, "--shard 4/4: no share of a list; shards count from 0"),
+    ("-1/4", {}, "--shard -1/4: no share"),
+    ("0/0", {}, "--shard 0/0: no share"),
+    ("1", {}, "--shard 1: no share"),
+    ("1/2/3", {}, "--shard 1/2/3: no share"),
+    (None, {"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3, WORLD_SIZE=3: no share"),
+    (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "13"}, "SLURM_ARRAY_TASK_ID=13: the numbers of this array are not evenly spaced; pass --shard"),
+    # --array=10,12,16
+    (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "10", "SLURM_ARRAY_TASK_COUNT": "3"}, "not evenly spaced"),
+    (None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "ten"}, "not evenly spaced"),
+])
+def test_bad_shards_are_refused(text, environment, message):
+    with pytest.raises(TalkheadError, match=message):
+        jobs.shard(text, environment)
+
+
+@pytest.mark.parametrize("name, environment, expected", [
+    ("cuda", {"LOCAL_RANK": "5"}, "cuda:1"), ("cuda", {"SLURM_LOCALID": "2"}, "cuda:2"), ("cuda", {}, "cuda"),
+    ("cuda:3", {"LOCAL_RANK": "1"}, "cuda:3"), ("cpu", {"LOCAL_RANK": "1"}, "cpu"),
+])
+def test_each_process_of_a_machine_takes_a_device_in_turn(monkeypatch, name, environment, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert jobs.own_device(torch.device(name), environment) == torch.device(expected)
+
+
+# Lists ------------------------------------------------------------------------------------------------------------------
+
+def test_lines_that_do_not_count():
+    assert read("# clips\n\n  \na.mpg\r\nb c.mpg\na.mpg\n#x.mpg") == [("a.mpg", "a.mp4"), ("b c.mpg", "b c.mp4")]
+
+
+def test_a_list_that_comes_in_pieces_is_read_to_its_end():
+    class Pipe:
+        pieces = [b"a.mpg\nb", b".mpg\nc.mpg\n"]
+
+        def read1(self, size):
+            return self.pieces.pop(0) if self.pieces else b""
+
+        read = read1
+
+    assert [item.name for item in jobs.read_list(Pipe())] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_names_that_are_no_text(tmp_path):
+    (tmp_path / "list").write_bytes(b"caf\xe9.mpg\n")
+    (item,) = jobs.read_list(tmp_path / "list")
+    assert os.fsencode(item.sources["source"]) == b"caf\xe9.mpg" and os.fsencode(item.name) == b"caf\xe9.mp4"
+
+
+@pytest.mark.parametrize("sources, expected", [
+    (["grid/s1/bbaf2n.mpg", "grid/s2/lgaz3s.mpg"], ["bbaf2n.mp4", "lgaz3s.mp4"]),
+    (["grid/s1/bbaf2n.mpg", "grid/s2/bbaf2n.mpg", "x/lgaz3s.mpg"], ["s1/bbaf2n.mp4", "s2/bbaf2n.mp4", "x/lgaz3s.mp4"]),
+    (["/d/s1/video/a.mpg", "/d/s2/video/a.mpg"], ["s1/video/a.mp4", "s2/video/a.mp4"]),
+    (["a.mpg", "./s1//a.mpg", "../s2/a.mpg"], ["a.mp4", "s1/a.mp4", "s2/a.mp4"]),
+    (["a.1.mpg", "a.2.mpg", "frames/"], ["a.1.mp4", "a.2.mp4", "frames.mp4"]),
+    (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
+    (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
+    (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
+])
+def test_names_of_results(sources, expected):
+    assert names(*sources) == expected
+    assert names(*reversed(sources)) == expected[::-1]
+
+
+def test_names_of_results_of_two_sources():
+    lines = ["faces/anna.png\ts1/a.wav", "faces/bob.png\ts1/a.wav", "clips/a.mp4\tsounds/a.wav"]
+    assert [item[-1] for item in read("\n".join(lines), "identity", "audio")] == ["anna-a.mp4", "bob-a.mp4", "a.mp4"]
+    lines += ["faces/anna.png\ts2/a.wav", "same/a.mp4\tsame/a.wav", "anna.png\ts3/a.wav\tmine.mkv"]
+    assert [item[-1] for item in read("\n".join(lines), "identity", "audio")] == [
+        "faces-s1/anna-a.mp4", "faces-s1/bob-a.mp4", "clips-sounds/a.mp4", "faces-s2/anna-a.mp4", "same/a.mp4", "mine.mkv"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("\n# nothing\n", "holds no line of work; write SOURCE"),
+    ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; name one otherwise, after a tab"),
+    ("s1/a.mpg\tx.mp4\ns2/b.mpg\t./x.mp4", "lines 1 and 2: both would be written to x.mp4"),
+    ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., with tabs between"),
+    ("a.mpg\n\tb.mp4", "line 2: wanted SOURCE"),
+    ("-", "line 1: - has no name to go by"),
+    ("x/..", "has no name to go by"),
+    ("../..", "has no name to go by"),
+])
+def test_bad_lists_are_refused(text, message):
+    with pytest.raises(TalkheadError, match=message):
+        read(text)
+
+
+# Work -------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def desk(tmp_path):
+    """Five sources, and work on them that copies; source 2 cannot be worked on, and 3 shows a bug of ours."""
+    items = [jobs.Item({"source": f"{number}.txt"}, f"{number % 2}/{number}.out") for number in range(5)]
+    worked = []
+
+    def work(source, place):
+        worked.append(source)
+        if source in bad:
+            raise bad[source]
+        with open(place, "w") as stream:
+            stream.write(source)
+        return {"frames": len(source)}
+
+    bad = {"2.txt": TalkheadError("2.txt: torn; mend it"), "3.txt": ZeroDivisionError("oh")}  # tests may empty it
+    return types.SimpleNamespace(items=items, work=work, bad=bad, worked=worked, folder=tmp_path / "out", manifest=tmp_path / "out" / "manifest.jsonl")
+
+
+def manifest(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def statuses(records):
+    return [record["status"] for record in records]
+
+
+def test_what_fails_is_recorded_and_the_next_is_done(desk):
+    records = list(jobs.run(desk.items, desk.work, desk.folder))
+    assert statuses(records) == ["done", "done", "failed", "failed", "done"] and manifest(desk.manifest) == records
+    seconds = [record.pop("seconds") for record in records]
+    assert all(0 <= value < 5 for value in seconds)
+    assert records[0] == {"source": "0.txt", "output": "0/0.out", "status": "done", "frames": 5}
+    assert records[2] == {"source": "2.txt", "output": "0/2.out", "status": "failed", "reason": "2.txt: torn; mend it"}
+    assert records[3]["reason"] == "ZeroDivisionError: oh" and "raise bad[source]" in records[3]["traceback"]
+    assert (desk.folder / "0/4.out").read_text() == "4.txt"
+
+
+def test_what_is_there_is_left_alone_and_keeps_its_record(desk):
+    first = list(jobs.run(desk.items, desk.work, desk.folder))
+    desk.bad.clear()
+    desk.worked.clear()
+    assert statuses(jobs.run(desk.items, desk.work, desk.folder)) == ["skipped", "skipped", "done", "done", "skipped"]
+    assert desk.worked == ["2.txt", "3.txt"]
+    now = {record["output"]: record for record in manifest(desk.manifest)}
+    assert len(now) == len(manifest(desk.manifest)) == 5
+    assert all(now[record["output"]] == record for record in first if record["status"] == "done")
+    assert all(record["status"] == "done" for record in now.values())
+    assert statuses(jobs.run(desk.items, desk.work, desk.folder, overwrite=True)) == ["done"] * 5
+    assert len(manifest(desk.manifest)) == 5
+
+
+def test_results_of_unknown_origin_are_recorded_as_skipped(desk):
+    (desk.folder / "0").mkdir(parents=True)
+    (desk.folder / "0/0.out").touch()
+    list(jobs.run(desk.items, desk.work, desk.folder))
+    assert manifest(desk.manifest)[0] == {"source": "0.txt", "output": "0/0.out", "status": "skipped"}
+    (desk.folder / "0/2.out").touch()  # somebody has mended it by hand
+    list(jobs.run(desk.items, desk.work, desk.folder))
+    assert {record["output"]: record["status"] for record in manifest(desk.manifest)}["0/2.out"] == "skipped"
+    assert len(manifest(desk.manifest)) == 5
+
+
+def test_a_result_is_not_done_before_what_belongs_beside_it(desk):
+    assert statuses(jobs.run(desk.items[:1], desk.work, desk.folder, beside=[".json"])) == ["done"]
+    assert statuses(jobs.run(desk.items[:1], desk.work, desk.folder, beside=[".json"])) == ["done"]
+    (desk.folder / "0/0.json").touch()
+    assert statuses(jobs.run(desk.items[:1], desk.work, desk.folder, beside=[".json"])) == ["skipped"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_who_is_stopped_goes_on_where_it_was(desk, stop):
+    desk.bad.clear()
+
+    def work(source, place):
+        if source == "3.txt":
+            raise stop
+        return desk.work(source, place)
+
+    with pytest.raises(type(stop)):
+        list(jobs.run(desk.items, work, desk.folder))
+    assert [record["output"] for record in manifest(desk.manifest)] == ["0/0.out", "1/1.out", "0/2.out"]
+    with open(desk.manifest, "a") as stream:
+        stream.write('{"source": "3.txt", "outp')  # and killed while it wrote
+    desk.worked.clear()
+    list(jobs.run(desk.items, desk.work, desk.folder))
+    assert desk.worked == ["3.txt", "4.txt"] and [record["source"] for record in manifest(desk.manifest)] == [f"{number}.txt" for number in range(5)]
+
+
+def test_each_shard_has_a_manifest_of_its_own(desk):
+    for index in range(2):
+        assert len(list(jobs.run(desk.items, desk.work, desk.folder, jobs.Shard(index, 2)))) == 3 - index
+    told = [manifest(desk.folder / f"manifest-{index}-of-2.jsonl") for index in range(2)]
+    assert [[record["source"] for record in records] for records in told] == [["0.txt", "2.txt", "4.txt"], ["1.txt", "3.txt"]]
+    assert not desk.manifest.exists()
+
+
+def test_a_manifest_keeps_what_it_tells_of_other_lists(desk):
+    list(jobs.run(desk.items[:2], desk.work, desk.folder))
+    list(jobs.run(desk.items[2:], desk.work, desk.folder))
+    assert [record["source"] for record in manifest(desk.manifest)] == [f"{number}.txt" for number in range(5)]
+
+
+def test_two_processes_do_not_work_on_one_shard(desk):
+    pytest.importorskip("fcntl")
+    first = jobs.run(desk.items, desk.work, desk.folder)
+    next(first)
+    with pytest.raises(TalkheadError, match=r"manifest.jsonl: another process is at work on this shard; give each its own --shard i/n"):
+        next(jobs.run(desk.items, desk.work, desk.folder))
+    assert len(list(first)) == 4
+    assert len(list(jobs.run(desk.items, desk.work, desk.folder))) == 5
+
+
+def test_a_manifest_of_somebody_else_is_left_alone(desk):
+    desk.folder.mkdir()
+    desk.manifest.write_text('{"audio_filepath": "a.wav", "duration": 2.0}\n')
+    with pytest.raises(TalkheadError, match="manifest.jsonl: not a manifest of talkhead; move it away"):
+        next(jobs.run(desk.items, desk.work, desk.folder))
+    assert desk.manifest.read_text() == '{"audio_filepath": "a.wav", "duration": 2.0}\n'
+
+
+def test_a_folder_that_is_a_file_is_refused(desk):
+    desk.folder.touch()
+    with pytest.raises(TalkheadError, match="out: is a file; name a folder"):
+        next(jobs.run(desk.items, desk.work, desk.folder))
+
+
+def test_alone_there_is_nobody_to_wait_for():
+    assert jobs.meet({}) is None and jobs.meet({"RANK": "0", "WORLD_SIZE": "2"}) is None
