@@ -69,7 +69,7 @@ def checkout(folder):
 
 
 def rosinality(generator, critic, device):
-    """Their generator with these weights, and functions for W, pictures of w_plus, truncated pictures of z, and logits."""
+    """Their networks with these weights, and functions for W, pictures of w_plus, truncated pictures of z, and logits."""
     import model
 
     multiplier = 2  # config F
@@ -78,21 +78,21 @@ def rosinality(generator, critic, device):
     judge = model.Discriminator(generator.resolution, channel_multiplier=multiplier).to(device)
     judge.load_state_dict(layouts.to_rosinality(critic.state_dict()))
     theirs.eval(), judge.eval()
-    return {"generator": theirs, "mapping": theirs.style, "images": lambda w_plus: theirs([w_plus], input_is_latent=True, randomize_noise=False)[0],
+    return {"generator": theirs, "critic": judge, "mapping": theirs.style, "images": lambda w_plus: theirs([w_plus], input_is_latent=True, randomize_noise=False)[0],
             "truncated": lambda z: theirs([z], truncation=PSI, truncation_latent=generator.w_avg, randomize_noise=False)[0], "logits": judge}
 
 
-def nvidia(generator, critic, device):
+def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
     """Likewise. NVIDIA keeps the mean of W with the weights. Half precision, which is for a GPU's speed, is left off."""
     networks, flat = _nvidia_networks()
-    widths = {"channel_base": 32768, "channel_max": 512, "num_fp16_res": 0, "conv_clamp": None}
+    widths = {"channel_base": channel_base, "channel_max": channel_max, "num_fp16_res": 0, "conv_clamp": None}
     sizes = {"img_resolution": generator.resolution, "img_channels": 3}
     options = widths if flat else {"synthesis_kwargs": widths}
     theirs = networks.Generator(z_dim=512, c_dim=0, w_dim=512, mapping_kwargs={"num_layers": 8}, **sizes, **options).to(device).eval()
     theirs.load_state_dict(layouts.to_nvidia(generator.state_dict()))
     judge = networks.Discriminator(c_dim=0, **sizes, **widths).to(device).eval()
     judge.load_state_dict(layouts.to_nvidia(critic.state_dict()))
-    return {"generator": theirs, "mapping": lambda z: theirs.mapping(z, None)[:, 0], "images": lambda w_plus: theirs.synthesis(w_plus, noise_mode="const"),
+    return {"generator": theirs, "critic": judge, "mapping": lambda z: theirs.mapping(z, None)[:, 0], "images": lambda w_plus: theirs.synthesis(w_plus, noise_mode="const"),
             "truncated": lambda z: theirs(z, None, truncation_psi=PSI, noise_mode="const"), "logits": lambda images: judge(images, None)}
 
 
