@@ -25,6 +25,7 @@ ROOMS = {
     "training": ("pick_device", "to_frames", "to_images"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
+    "metrics": ("lmd", "psnr", "ssim"),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),
@@ -33,7 +34,6 @@ ROOMS = {
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),
     "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
-    "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),
 }
 
