@@ -221,9 +221,13 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
 
 def _discrepancy(x, y):
     count = len(x)
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    within = sum(kernel(a, a).sum() - np.trace(kernel(a, a)) for a in (x, y))  # no vector is compared with itself
-    return within / (count * (count - 1)) - 2 * kernel(x, y).mean()
+    within = sum(values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y)))  # no vector is compared with itself
+    return within / (count * (count - 1)) - 2 * _kernel(x, y).mean()
+
+
+def _kernel(x, y):
+    values = x @ y.T / x.shape[1] + 1
+    return values * values * values  # numpy takes some fifty times as long for a power
 
 
 def _clouds(real, fake):
