@@ -4,7 +4,6 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import correlate1d
 
 from talkhead.errors import TalkheadError
 
@@ -77,6 +76,8 @@ def _ssim(real, fake):
 
 def _blur(planes):
     """Gaussian mean around each pixel whose window lies inside: (K, H, W) → (K, H − 10, W − 10)."""
+    from scipy.ndimage import correlate1d  # a tenth of a second that trainers can do without
+
     edge = SSIM_WINDOW // 2
     planes = correlate1d(planes, _GAUSSIAN, axis=1)[:, edge:-edge]
     return correlate1d(planes, _GAUSSIAN, axis=2)[:, :, edge:-edge]
