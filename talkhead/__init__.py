@@ -26,6 +26,7 @@ ROOMS = {
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
     "metrics": ("lmd", "psnr", "ssim"),
+    "inception": ("FaceFeatures", "Inception"),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),
