@@ -70,6 +70,15 @@ def _perceptual(name, device):
     return perceptual
 
 
+def _features(name, device):
+    """A feature network for FID by name: Inception, or the bundled encoder's trunk."""
+    from talkhead import checkpoints, inception
+
+    if name == "encoder":
+        return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
+    return inception.named(name, device)
+
+
 def _progress(items, total=None, unit="frame"):
     from tqdm import tqdm
 
@@ -157,7 +166,8 @@ def _curves(folder):
 
     def draw(record):
         for name, value in record.items():
-            writer.add_scalar(name, value, record["step"])
+            if not isinstance(value, str):
+                writer.add_scalar(name, value, record["step"])
         writer.flush()
 
     return draw
@@ -263,6 +273,8 @@ alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     detection,
 )
+fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
+                      "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
                               help="Optimiser steps in all; a resumed run goes on to here.")
@@ -753,6 +765,9 @@ def synth(output, count, recordings, **options):
 @number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
 @number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
+@number("--fid-every", 0, "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.")
+@number("--fid-images", 10_000, "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.", least=2)
+@fid_features
 @perceptual
 @data
 @sheets
@@ -769,6 +784,8 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     from talkhead import stylegan
 
     device = _join(device)
+    if options["fid_every"]:
+        options["fid_features"] = _features(options["fid_features"], device)
     torch.manual_seed(options["seed"])
     generator, critic, lineage = _networks(init, critic_channels, resolution=resolution, channels=channels, mapping_layers=mapping_layers)
     if encoder_out or encoder_init:

@@ -158,7 +158,7 @@ def test_defaults_of_tuning_are_the_same_in_both_commands():
 
 
 def test_an_option_means_the_same_everywhere():
-    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual"}
+    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
     seen = {}
     for name, command in COMMANDS:
         for param in command.params:
@@ -563,6 +563,18 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     checkpoints.load_encoder(scene / "e.pt", checkpoints.load_generator(scene / "i.pt"))
 
 
+def test_train_stylegan_measures_fid(scene, toy_inception):
+    line = ["train-stylegan", scene / "clip.mp4", "--resolution", 16, "--channels", "8,8,8", "--mapping-layers", 2, *BRIEF, "--fid-every", 1, "--fid-images", 5]
+    result = run(*line, "-o", scene / "g.pt")
+    assert [record["fid_features"] for record in records(result)] == ["inception"] * 2
+    assert "FID of 5 pictures by 128 features" in result.stderr
+    named = {record["fid_features"] for record in records(run(*line, "-o", scene / "h.pt", "--fid-features", "encoder"))}
+    assert len(named) == 1 and named.pop().startswith("encoder-")
+    toy_inception.unlink()
+    result = run(*line, "-o", scene / "i.pt")
+    assert result.exit_code == 1 and result.stdout == "" and "weights fetch inception-fid" in result.stderr and not (scene / "i.pt").exists()
+
+
 def test_train_stylegan_grows(scene):
     small = ["train-stylegan", scene / "clip.mp4", "-o", scene / "8.pt", "--resolution", 8, "--channels", "8,6", "--mapping-layers", 1,
              "--perceptual", "pyramid", "--encoder-out", scene / "e8.pt", *TINY_ENCODER, *BRIEF, "--reconstruct-only", 2]
@@ -644,6 +656,9 @@ def test_curves_for_tensorboard(scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=lambda folder: writer))
     last = records(run(*line))[-1]
     assert ("loss", last["loss"], 2) in drawn
+    fid = ["--fid-every", 1, "--fid-images", 2, "--fid-features", "encoder", "--resolution", 8, "--channels", "4,4", "--mapping-layers", 1]
+    last = records(run("train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", *BRIEF, *fid, "--tensorboard", scene / "curves"))[-1]
+    assert ("fid", last["fid"], 2) in drawn and "fid_features" not in {point[0] for point in drawn}  # a name has no curve
 
 
 def test_a_changed_run_is_refused(scene):
