@@ -692,21 +692,26 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 @click.argument("fake", callback=_from_stdin)
 @click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
 @click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
+@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID.")
+@fid_features
 @detection
 @device
-def metrics(real, fake, landmarks, lmd, detector, detector_model, device):
-    """Compare a generated clip with the real one: PSNR, SSIM and LMD as JSON.
+def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_model, device):
+    """Compare a generated clip with the real one: PSNR, SSIM, LMD and FID as JSON.
 
     \b
       talkhead metrics real.mp4 out.mp4
+      talkhead metrics real.mp4 out.mp4 --no-lmd --fid --fid-features encoder
     """
     from talkhead import faces, files, metrics
     from talkhead.training import pick_device
 
-    find = faces.detector(detector, detector_model, pick_device(device)) if lmd else None
+    device = pick_device(device)
+    features = _features(fid_features, device) if fid else None
+    find = faces.detector(detector, detector_model, device) if lmd else None
     known = None if landmarks is None else files.read_array(landmarks)
     with files.read_frames(real) as truth, files.read_frames(fake) as made:
-        _print_records([metrics.compare(_progress(truth), made, find, known)])
+        _print_records([metrics.compare(_progress(truth), made, find, known, features)])
 
 
 @cli.command()

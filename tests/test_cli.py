@@ -37,7 +37,7 @@ SIGNATURES = {
     "invert": ["inversion.invert"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector"],
     "pti": ["pti.tune", "faces.detector"],
-    "metrics": ["faces.detector"],
+    "metrics": ["faces.detector", "stylegan.train"],  # of the latter, --fid-features
     "synth": ["puppet.synth"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images", "training.fit"],
@@ -53,7 +53,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
                  "pti_steps", "pti_frames", "label", "seed", "device"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "device"},
-    "metrics": {"real", "fake", "landmarks", "lmd", "device"},
+    "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
     "synth": {"output", "count"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
                        "init", "encoder_init", "steps", "every", "limit", "tensorboard", "device", "perceptual"},
@@ -366,6 +366,29 @@ def test_invert_and_metrics(scene):
     result = run("metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd")
     record = json.loads(result.stdout)
     assert record["frames"] == 8 and record["identical"] == 8 and record["ssim"] == pytest.approx(1)
+
+
+def test_metrics_of_distributions(scene, toy, monkeypatch):
+    line = ["metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd", "--fid"]
+    result = run(*line, "--fid-features", "encoder")
+    record = json.loads(result.stdout)
+    assert record["fid_features"].startswith("encoder-") and record["fid"] == pytest.approx(0, abs=1e-4)
+    assert "talkhead: FID of 8 pictures by 64 features: its covariances are singular" in result.stderr
+    monkeypatch.setenv("TORCH_HOME", str(scene))
+    result = run(*line)
+    assert result.exit_code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "talkhead weights fetch inception-fid" in result.stderr
+
+
+def test_metrics_by_inception(scene, toy_inception):
+    record = json.loads(run("metrics", scene / "clip.mp4", scene / "face.png", "--no-lmd").stdout)
+    assert "fid" not in record
+    still = scene / "still"
+    still.mkdir()
+    for name in "ab":
+        (still / f"{name}.png").write_bytes((scene / "face.png").read_bytes())
+    record = json.loads(run("metrics", scene / "clip.mp4", still, "--no-lmd", "--fid").stdout)
+    assert record["fid_features"] == "inception" and record["fid"] > 1e-4
 
 
 @pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
