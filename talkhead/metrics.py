@@ -137,11 +137,12 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None):
     """
     totals = {"psnr": _Mean(), "ssim": _Mean(), "lmd": _Mean()}
     truth = None if real_landmarks is None else iter(real_landmarks)
-    seen = [] if features is None else [_Seen(features), _Seen(features)]
+    seen = [] if features is None else [Seen(features), Seen(features)]
     counts, identical, size = [0, 0], 0, None
     for a, b in zip_longest(real, fake):
         for cloud, frame in zip(seen, (a, b)):
-            cloud.add(frame)
+            if frame is not None:
+                cloud.add(frame)
         counts[0] += a is not None
         counts[1] += b is not None
         if a is None or b is None:
@@ -194,27 +195,30 @@ def _frame_lmd(real, fake, detector, truth):
     return lmd(found[0], made[0]) if found and made else None
 
 
-class _Seen:
+class Seen:
     """What a feature network sees in frames that come one by one, without keeping them."""
 
     def __init__(self, network):
-        self.network, self.waiting, self.seen = network, [], []
+        # One growing buffer: many small arrays would lie between the network's own and keep the heap from shrinking.
+        self.network, self.waiting, self.numbers = network, [], bytearray()
 
     def add(self, frame):
-        if frame is not None:
-            self.waiting.append(frame)
+        """Take one frame, uint8 (H, W, 3)."""
+        self.waiting.append(frame)
         if len(self.waiting) == TOGETHER:
-            self._look()
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+
+    def look(self, frames):
+        """Take some frames, uint8 (N, H, W, 3), at once."""
+        self.numbers += self.network(frames).astype(np.float32).tobytes()
 
     def features(self):
         """float32 (N, D) of all frames so far."""
         if self.waiting:
-            self._look()
-        return np.concatenate(self.seen)
-
-    def _look(self):
-        self.seen.append(self.network(np.stack(self.waiting)))
-        self.waiting = []
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+        return np.frombuffer(bytes(self.numbers), np.float32).reshape(-1, self.network.width)
 
 
 def compare_features(real, fake, network):

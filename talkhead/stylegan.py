@@ -13,7 +13,6 @@ import copy
 import itertools
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -463,8 +462,10 @@ class _Fid:
         return metrics.compare_features(self.real, self._seen(self._drawn(), self.count), self.network)
 
     def _seen(self, batches, count):
-        rounds = math.ceil(count / metrics.TOGETHER)
-        return np.concatenate([self.network(to_frames(batch)) for batch in itertools.islice(batches, rounds)])[:count]
+        cloud = metrics.Seen(self.network)
+        for batch in itertools.islice(batches, math.ceil(count / metrics.TOGETHER)):
+            cloud.look(to_frames(batch))
+        return cloud.features()[:count]
 
     @torch.no_grad()
     def _drawn(self):

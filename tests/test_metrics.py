@@ -237,6 +237,16 @@ def test_compare_warns_where_frames_are_fewer_than_features():
         metrics.compare(real[:1], fake, features=Colours())
 
 
+def test_what_was_seen_can_be_asked_for_on_the_way():
+    frames, _ = clip(20)
+    seen = metrics.Seen(Colours())
+    for count, frame in enumerate(frames, 1):
+        seen.add(frame)
+        if count in (3, 20):
+            np.testing.assert_allclose(seen.features(), frames[:count].mean((1, 2)), rtol=1e-5)
+    assert seen.features().dtype == np.float32
+
+
 def test_features_are_kept_and_frames_are_not():
     def peak(frames):
         real, fake = pictures(shape=(64, 64, 3))
