@@ -26,6 +26,8 @@ ROOMS = {
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "losses": ("Perceptual",),
     "augmentation": (),
+    "metrics": ("lmd", "psnr", "ssim"),
+    "inception": ("FaceFeatures", "Inception"),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),
@@ -34,7 +36,6 @@ ROOMS = {
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),
     "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
-    "metrics": ("lmd", "psnr", "ssim"),
     "puppet": ("composite", "drawn", "perform"),
     "jobs": (),
 }

@@ -96,6 +96,15 @@ def _perceptual(name, device):
     return perceptual
 
 
+def _features(name, device):
+    """A feature network for FID by name: Inception, or the bundled encoder's trunk."""
+    from talkhead import checkpoints, inception
+
+    if name == "encoder":
+        return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
+    return inception.named(name, device)
+
+
 def _progress(items, total=None, unit="frame"):
     from tqdm import tqdm
 
@@ -185,7 +194,8 @@ def _curves(folder):
 
     def draw(record):
         for name, value in record.items():
-            writer.add_scalar(name, value, record["step"])
+            if not isinstance(value, str):
+                writer.add_scalar(name, value, record["step"])
         writer.flush()
 
     return draw
@@ -338,6 +348,8 @@ alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     detection,
 )
+fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
+                      "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
                               help="Optimiser steps in all; a resumed run goes on to here.")
@@ -885,21 +897,26 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 @click.argument("fake", callback=_from_stdin)
 @click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
 @click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
+@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID.")
+@fid_features
 @detection
 @device
-def metrics(real, fake, landmarks, lmd, detector, detector_model, device):
-    """Compare a generated clip with the real one: PSNR, SSIM and LMD as JSON.
+def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_model, device):
+    """Compare a generated clip with the real one: PSNR, SSIM, LMD and FID as JSON.
 
     \b
       talkhead metrics real.mp4 out.mp4
+      talkhead metrics real.mp4 out.mp4 --no-lmd --fid --fid-features encoder
     """
     from talkhead import faces, files, metrics
     from talkhead.training import pick_device
 
-    find = faces.detector(detector, detector_model, pick_device(device)) if lmd else None
+    device = pick_device(device)
+    features = _features(fid_features, device) if fid else None
+    find = faces.detector(detector, detector_model, device) if lmd else None
     known = None if landmarks is None else files.read_array(landmarks)
     with files.read_frames(real) as truth, files.read_frames(fake) as made:
-        _print_records([metrics.compare(_progress(truth), made, find, known)])
+        _print_records([metrics.compare(_progress(truth), made, find, known, features)])
 
 
 @cli.command()
@@ -990,6 +1007,9 @@ def pack(sources, output, size, every, limit):
 @number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
 @number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
+@number("--fid-every", 0, "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.")
+@number("--fid-images", 10_000, "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.", least=2)
+@fid_features
 @perceptual
 @data
 @sheets
@@ -1008,6 +1028,8 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
     device = _join(device)
+    if options["fid_every"]:
+        options["fid_features"] = _features(options["fid_features"], device)
     torch.manual_seed(options["seed"])
     sizes = {"resolution": resolution, "channels": channels, "mapping_layers": mapping_layers}
     generator, critic, lineage = _networks(init, critic_channels, options["freeze_d"], **sizes)

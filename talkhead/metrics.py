@@ -1,10 +1,10 @@
 """Numbers that compare videos: how alike the pictures are, and whether the mouth follows the speech."""
 
+import warnings
 from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import correlate1d
 
 from talkhead.errors import TalkheadError
 
@@ -13,6 +13,7 @@ MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips,
 SSIM_WINDOW = 11  # pixels; the sides of a frame may not be shorter
 SSIM_SIGMA = 1.5  # pixels
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+TOGETHER = 16  # frames that a feature network looks at at once
 
 _OFFSETS = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
 _GAUSSIAN = np.exp(-0.5 * (_OFFSETS / SSIM_SIGMA) ** 2)
@@ -77,6 +78,8 @@ def _ssim(real, fake):
 
 def _blur(planes):
     """Gaussian mean around each pixel whose window lies inside: (K, H, W) → (K, H − 10, W − 10)."""
+    from scipy.ndimage import correlate1d  # a tenth of a second that trainers can do without
+
     edge = SSIM_WINDOW // 2
     planes = correlate1d(planes, _GAUSSIAN, axis=1)[:, edge:-edge]
     return correlate1d(planes, _GAUSSIAN, axis=2)[:, :, edge:-edge]
@@ -108,12 +111,13 @@ def _pictures(real, fake):
     return (real[None], fake[None]) if real.ndim == 3 else (real, fake)
 
 
-def compare(real, fake, detector=None, real_landmarks=None):
-    """Compare a generated clip with the true one, frame by frame, holding one frame of each at a time.
+def compare(real, fake, detector=None, real_landmarks=None, features=None):
+    """Compare a generated clip with the true one, frame by frame, holding few frames of each at a time.
 
     real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the shorter
     detector        faces.Detector, called on frames for the mouth landmarks; None leaves LMD out
     real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), where the truth is known: then only `fake` is searched
+    features        feature network as in inception.py, for distances of all frames of the clips; None leaves them out
     returns         dict that JSON can hold:
                       frames       how many were compared
                       real_frames, fake_frames    how many each clip has
@@ -124,15 +128,21 @@ def compare(real, fake, detector=None, real_landmarks=None):
                       lmd          pixels at `size`, mean over `lmd_frames`; null if there are none
                       lmd_frames   frames with a face in both clips (the largest face is taken)
                       detector     name of the detector
-                    the last three only if a detector was given
+                      fid, kid, fid_features    as `compare_features` has them, over all frames, also those of no partner
+                    lmd… only if a detector was given, fid… only with a feature network
     raises          TalkheadError if a clip is empty or the frame sizes differ
+    warns           as `warn_of_few`
 
     Source: thesis §5.2.1.
     """
     totals = {"psnr": _Mean(), "ssim": _Mean(), "lmd": _Mean()}
     truth = None if real_landmarks is None else iter(real_landmarks)
+    seen = [] if features is None else [Seen(features), Seen(features)]
     counts, identical, size = [0, 0], 0, None
     for a, b in zip_longest(real, fake):
+        for cloud, frame in zip(seen, (a, b)):
+            if frame is not None:
+                cloud.add(frame)
         counts[0] += a is not None
         counts[1] += b is not None
         if a is None or b is None:
@@ -154,6 +164,9 @@ def compare(real, fake, detector=None, real_landmarks=None):
               "psnr": totals["psnr"].value(), "identical": identical, "ssim": totals["ssim"].value()}
     if detector is not None:
         report |= {"lmd": totals["lmd"].value(), "lmd_frames": totals["lmd"].count, "detector": detector.name}
+    if features is not None:
+        warn_of_few(min(counts), features)
+        report |= compare_features(*(cloud.features() for cloud in seen), features)
     return report
 
 
@@ -182,12 +195,58 @@ def _frame_lmd(real, fake, detector, truth):
     return lmd(found[0], made[0]) if found and made else None
 
 
+class Seen:
+    """What a feature network sees in frames that come one by one, without keeping them."""
+
+    def __init__(self, network):
+        # One growing buffer: many small arrays would lie between the network's own and keep the heap from shrinking.
+        self.network, self.waiting, self.numbers = network, [], bytearray()
+
+    def add(self, frame):
+        """Take one frame, uint8 (H, W, 3)."""
+        self.waiting.append(frame)
+        if len(self.waiting) == TOGETHER:
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+
+    def look(self, frames):
+        """Take some frames, uint8 (N, H, W, 3), at once."""
+        self.numbers += self.network(frames).astype(np.float32).tobytes()
+
+    def features(self):
+        """float32 (N, D) of all frames so far."""
+        if self.waiting:
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+        return np.frombuffer(bytes(self.numbers), np.float32).reshape(-1, self.network.width)
+
+
+def compare_features(real, fake, network):
+    """Both distances of two clouds of features, and whose features they are.
+
+    real, fake  float (N, D), as `network` saw them
+    network     feature network as in inception.py
+    returns     {"fid": `frechet_distance`, "kid": `kernel_distance`, "fid_features": the network's name}. Numbers of two
+                networks, or of two numbers of pictures, may not be compared
+    raises      TalkheadError as they do
+    """
+    return {"fid": frechet_distance(real, fake), "kid": kernel_distance(real, fake), "fid_features": network.name}
+
+
+def warn_of_few(count, network):
+    """Warn if so many pictures are fewer than a network's features: FID's covariances are singular then, its bias large."""
+    if count < network.width:
+        warnings.warn(f"FID of {count} pictures by {network.width} features: its covariances are singular, and it comes out too large; "
+                      "compare it with nothing but FID of as many pictures, or look at KID, which has no bias", stacklevel=2)
+
+
 def frechet_distance(real, fake):
     """Distance of two clouds of features, each taken for a normal distribution: FID, where they are Inception's.
 
     real, fake  float (N, D), a feature vector for each picture; two at least
-    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), of the means and the covariances over N − 1
-    raises      TalkheadError if the widths differ or there are too few
+    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), of the means and the covariances over N − 1; the fewer pictures,
+                the larger: its bias goes with 1/N, so that only numbers of one N may be compared
+    raises      TalkheadError if the widths differ, there are too few or one is not finite
 
     Source: thesis §5.2.1; Heusel et al. 2017.
     √(S1·S2) is never formed: its trace is the sum of the singular values of the product of the centred clouds, which
@@ -209,7 +268,7 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
     subsets     how many pairs of subsets are compared, of `size` vectors each, or as many as there are
     returns     float: the mean over pairs of the unbiased squared maximum mean discrepancy for the kernel (x·y / D + 1)³;
                 about 0, and sometimes below, where both come from one distribution
-    raises      TalkheadError if the widths differ or there are too few
+    raises      TalkheadError if the widths differ, there are too few or one is not finite
 
     Source: Bińkowski et al. 2018.
     """
@@ -221,9 +280,13 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
 
 def _discrepancy(x, y):
     count = len(x)
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    within = sum(kernel(a, a).sum() - np.trace(kernel(a, a)) for a in (x, y))  # no vector is compared with itself
-    return within / (count * (count - 1)) - 2 * kernel(x, y).mean()
+    within = sum(values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y)))  # no vector is compared with itself
+    return within / (count * (count - 1)) - 2 * _kernel(x, y).mean()
+
+
+def _kernel(x, y):
+    values = x @ y.T / x.shape[1] + 1
+    return values * values * values  # numpy takes some fifty times as long for a power
 
 
 def _clouds(real, fake):
@@ -232,6 +295,8 @@ def _clouds(real, fake):
         raise TalkheadError(f"features of shapes {real.shape} and {fake.shape}: wanted (N, D) both, of one network")
     if min(len(real), len(fake)) < 2:
         raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+        raise TalkheadError("features that are not finite: nothing can be said of their distance")
     return real, fake
 
 

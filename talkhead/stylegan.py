@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from talkhead import augmentation
+from talkhead import augmentation, inception, metrics
 from talkhead.errors import TalkheadError
 from talkhead.team import Team
-from talkhead.training import Feed, fit, sheet
+from talkhead.training import Feed, fit, sheet, to_frames
 
 STRIP = 2**23  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
 FOLDING = ("cuda", "mps")  # devices on which the blur is folded into the weights
@@ -386,6 +386,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, freeze_d=0, encoder=None, encoder_lr=0.001,
           reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
           augment="none", augment_p=0.0, augment_target=0.6, augment_images=500_000,
+          fid_every=0, fid_images=10_000, fid_features="inception",
           reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
@@ -411,13 +412,19 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
     feature_weight      weight of the distance between the critic's activations of image and reconstruction
     reconstruct_only    first so many steps reconstruct and leave the critic alone
+    fid_every           steps between two measurements of FID and KID against the images, and one at the end; 0 for none. The
+                        file's "model" is then the best average by FID, unless an encoder learns along: it fits the last one
+    fid_images          pictures that the average draws for it, from z of their own, always the same; and as many of the
+                        images, or all. FID of few is too large: only numbers of equally many pictures may be compared
+    fid_features        "inception", for the weights in torch's hub cache, or a feature network as in inception.py
     accumulate          turns in which a batch is worked on, to fit into memory: the result is the same
     precision           "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and
                         path length are always float32
     lineage             fingerprints of the generators whose encoders and speech models fit this one too
     run                 how training.fit logs and saves; its `samples` are faces drawn from the same z every time, and with an
                         encoder pictures over their reconstructions
-    yields              {"step", "seconds", "images", losses…}
+    yields              {"step", "seconds", "images", losses…}, and "fid", "kid" and "fid_features", their network, where measured
+    raises              TalkheadError as training.fit does, and at once if Inception's weights are not there
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
     Departure: the encoder, its reconstruction loss and the critic's feature distance (Larsen et al. 2016) are ours: they
@@ -434,8 +441,45 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
     header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
               "perceptual": getattr(reconstruction, "name", None)}
+    checks = {}
+    if fid_every:
+        fid = _Fid(images, trainer.average.copy, fid_images, fid_features, seed, device)
+        header |= {"fid_images": fid_images, "fid_features": fid.network.name}
+        checks = {"validate": fid, "validate_every": fid_every, "keep_best": "fid" if encoder is None or encoder_lr == 0 else None}
     yield from fit(trainer.step, state, steps=steps, out=out, header=header, team=team, seed=seed, feed=trainer.feed,
-                   draw=trainer.draw, **run)
+                   draw=trainer.draw, **checks, **run)
+
+
+class _Fid:
+    """How far the pictures of a generator are from training images, as a feature network sees both. Both are looked at as bytes."""
+
+    def __init__(self, images, generator, count, network, seed, device):
+        self.network = inception.named(network, device)
+        # A copy remembers an order of the images for itself: the Feed's thread looks up another meanwhile.
+        self.images, self.generator, self.count, self.seed, self.device = copy.copy(images), generator, count, seed, device
+        self.real = None  # features of the images
+        if min(count, len(images)) < 2:
+            raise TalkheadError(f"FID of {min(count, len(images))} pictures: it compares two or more; pass more, or leave fid_every out")
+        metrics.warn_of_few(min(count, len(images)), self.network)
+
+    def __call__(self):
+        if self.real is None:
+            batches = (self.images.batch(index, metrics.TOGETHER, self.seed) for index in itertools.count())
+            self.real = self._seen(batches, min(self.count, len(self.images)))
+        return metrics.compare_features(self.real, self._seen(self._drawn(), self.count), self.network)
+
+    def _seen(self, batches, count):
+        cloud = metrics.Seen(self.network)
+        for batch in itertools.islice(batches, math.ceil(count / metrics.TOGETHER)):
+            cloud.look(to_frames(batch))
+        return cloud.features()[:count]
+
+    @torch.no_grad()
+    def _drawn(self):
+        random, count = torch.Generator().manual_seed(self.seed), metrics.TOGETHER
+        while True:
+            z = torch.randn(count, self.generator.z_dim, generator=random).to(self.device)
+            yield self.generator(z, noise=lambda side: torch.randn(count, 1, side, side, generator=random).to(self.device))
 
 
 class _Scalars:

@@ -117,3 +117,22 @@ def puppet(tmp_path_factory):
         sound.setframerate(16000)
         sound.writeframes((toy_speech(0.5 + 1 / 16000) * 32767).astype("<i2").tobytes())
     return folder
+
+
+@pytest.fixture
+def toy_inception(tmp_path, monkeypatch):
+    """Torch's cache with nothing in it but Inception's weights: random ones of the real file's names, 128 features. Its path."""
+    import json
+    import runpy
+
+    import torch
+
+    from talkhead import inception
+
+    root = Path(__file__).parents[1]
+    shapes = json.loads((root / "tests" / "data" / "inception.jsonl").read_text().splitlines()[0])["shapes"]
+    path = tmp_path / "torch" / "hub" / "checkpoints" / inception.WEIGHTS
+    path.parent.mkdir(parents=True)
+    torch.save(runpy.run_path(root / "examples" / "benchmarks" / "peer_fid.py")["weights"](shapes), path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return path

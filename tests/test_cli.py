@@ -38,7 +38,7 @@ SIGNATURES = {
     "invert": ["inversion.invert", "jobs.run"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
-    "metrics": ["faces.detector"],
+    "metrics": ["faces.detector", "stylegan.train"],  # of the latter, --fid-features
     "synth": ["puppet.synth"],
     "pack": ["training.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
@@ -55,7 +55,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
                  "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
-    "metrics": {"real", "fake", "landmarks", "lmd", "device"},
+    "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
     "synth": {"output", "count"},
     "pack": {"sources", "output"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
@@ -163,7 +163,7 @@ def test_defaults_of_tuning_are_the_same_in_both_commands():
 
 
 def test_an_option_means_the_same_everywhere():
-    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual"}
+    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
     seen = {}
     for name, command in COMMANDS:
         for param in command.params:
@@ -406,6 +406,29 @@ def test_invert_and_metrics(scene):
     result = run("metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd")
     record = json.loads(result.stdout)
     assert record["frames"] == 8 and record["identical"] == 8 and record["ssim"] == pytest.approx(1)
+
+
+def test_metrics_of_distributions(scene, toy, monkeypatch):
+    line = ["metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd", "--fid"]
+    result = run(*line, "--fid-features", "encoder")
+    record = json.loads(result.stdout)
+    assert record["fid_features"].startswith("encoder-") and record["fid"] == pytest.approx(0, abs=1e-4)
+    assert "talkhead: FID of 8 pictures by 64 features: its covariances are singular" in result.stderr
+    monkeypatch.setenv("TORCH_HOME", str(scene))
+    result = run(*line)
+    assert result.exit_code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "talkhead weights fetch inception-fid" in result.stderr
+
+
+def test_metrics_by_inception(scene, toy_inception):
+    record = json.loads(run("metrics", scene / "clip.mp4", scene / "face.png", "--no-lmd").stdout)
+    assert "fid" not in record
+    still = scene / "still"
+    still.mkdir()
+    for name in "ab":
+        (still / f"{name}.png").write_bytes((scene / "face.png").read_bytes())
+    record = json.loads(run("metrics", scene / "clip.mp4", still, "--no-lmd", "--fid").stdout)
+    assert record["fid_features"] == "inception" and record["fid"] > 1e-4
 
 
 @pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
@@ -701,6 +724,18 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     checkpoints.load_encoder(scene / "e.pt", checkpoints.load_generator(scene / "i.pt"))
 
 
+def test_train_stylegan_measures_fid(scene, toy_inception):
+    line = ["train-stylegan", scene / "clip.mp4", "--resolution", 16, "--channels", "8,8,8", "--mapping-layers", 2, *BRIEF, "--fid-every", 1, "--fid-images", 5]
+    result = run(*line, "-o", scene / "g.pt")
+    assert [record["fid_features"] for record in records(result)] == ["inception"] * 2
+    assert "FID of 5 pictures by 128 features" in result.stderr
+    named = {record["fid_features"] for record in records(run(*line, "-o", scene / "h.pt", "--fid-features", "encoder"))}
+    assert len(named) == 1 and named.pop().startswith("encoder-")
+    toy_inception.unlink()
+    result = run(*line, "-o", scene / "i.pt")
+    assert result.exit_code == 1 and result.stdout == "" and "weights fetch inception-fid" in result.stderr and not (scene / "i.pt").exists()
+
+
 def test_train_stylegan_grows(scene):
     small = ["train-stylegan", scene / "clip.mp4", "-o", scene / "8.pt", "--resolution", 8, "--channels", "8,6", "--mapping-layers", 1,
              "--perceptual", "pyramid", "--encoder-out", scene / "e8.pt", *TINY_ENCODER, *BRIEF, "--reconstruct-only", 2]
@@ -822,6 +857,9 @@ def test_curves_for_tensorboard(scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=lambda folder: writer))
     last = records(run(*line))[-1]
     assert ("loss", last["loss"], 2) in drawn
+    fid = ["--fid-every", 1, "--fid-images", 2, "--fid-features", "encoder", "--resolution", 8, "--channels", "4,4", "--mapping-layers", 1]
+    last = records(run("train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", *BRIEF, *fid, "--tensorboard", scene / "curves"))[-1]
+    assert ("fid", last["fid"], 2) in drawn and "fid_features" not in {point[0] for point in drawn}  # a name has no curve
 
 
 def test_a_changed_run_is_refused(scene):

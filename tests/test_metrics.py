@@ -1,7 +1,10 @@
 """Every number against something that is not talkhead: scikit-image, a slow loop, a value worked by hand."""
 
 import json
+import runpy
 import tracemalloc
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import scipy.linalg
 
 from talkhead import metrics
 from talkhead.errors import TalkheadError
+
+ROOT = Path(__file__).parents[1]
 
 
 def pictures(seed=0, shape=(40, 52, 3), strength=20):
@@ -196,6 +201,65 @@ def test_compare_holds_one_pair_of_frames():
     assert peak(60) < 1.1 * peak(3)
 
 
+class Colours:
+    """A feature network: each picture's mean colour."""
+
+    name, width = "colours", 3
+
+    def __init__(self):
+        self.most = 0
+
+    def __call__(self, frames):
+        self.most = max(self.most, len(frames))
+        return frames.mean((1, 2), dtype=np.float32)
+
+
+def test_compare_measures_distributions_of_all_frames():
+    real, fake = clip(21)
+    network = Colours()
+    report = metrics.compare(iter(real), iter(fake[:19]), features=network)
+    means = real.mean((1, 2)), fake[:19].mean((1, 2))
+    assert report["fid"] == pytest.approx(metrics.frechet_distance(*means), rel=1e-4)
+    assert report["kid"] == pytest.approx(metrics.kernel_distance(*means), rel=1e-4)
+    assert (report["frames"], report["fid_features"], network.most) == (19, "colours", metrics.TOGETHER)
+    json.dumps(report, allow_nan=False)
+    assert "fid" not in metrics.compare(real, fake)
+
+
+def test_compare_warns_where_frames_are_fewer_than_features():
+    real, fake = clip(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.compare(real, fake, features=Colours())
+        with pytest.raises(UserWarning, match="FID of 2 pictures by 3 features: its covariances are singular"):
+            metrics.compare(real, fake[:2], features=Colours())
+    with pytest.raises(TalkheadError, match="fewer than two"), pytest.warns(UserWarning):
+        metrics.compare(real[:1], fake, features=Colours())
+
+
+def test_what_was_seen_can_be_asked_for_on_the_way():
+    frames, _ = clip(20)
+    seen = metrics.Seen(Colours())
+    for count, frame in enumerate(frames, 1):
+        seen.add(frame)
+        if count in (3, 20):
+            np.testing.assert_allclose(seen.features(), frames[:count].mean((1, 2)), rtol=1e-5)
+    assert seen.features().dtype == np.float32
+
+
+def test_features_are_kept_and_frames_are_not():
+    def peak(frames):
+        real, fake = pictures(shape=(64, 64, 3))
+        tracemalloc.start()
+        metrics.compare((real.copy() for _ in range(frames)), (fake.copy() for _ in range(frames)), features=Colours())
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(40)
+    assert peak(200) < 1.1 * peak(40)  # 160 frames more of each would be 4 MB
+
+
 # Mouths and voices
 
 def wander(frames=80, seed=0):
@@ -313,6 +377,12 @@ def test_frechet_distance_equals_the_matrix_root():
     assert metrics.frechet_distance(real, fake) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_frechet_distance_is_that_of_pytorch_fid():
+    frozen = json.loads((ROOT / "tests" / "data" / "inception.jsonl").read_text().splitlines()[1])
+    clouds = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_fid.py")["clouds"]()
+    assert metrics.frechet_distance(*clouds) == pytest.approx(frozen["frechet_distance"], rel=1e-6)
+
+
 def test_frechet_distance_of_known_distributions():
     """Along one axis it is (m1 − m2)² + (s1 − s2)²; axes add up, and a shift alone is its square."""
     real = np.array([[-1.0, 0], [1, 0], [0, -1], [0, 1]]) * np.sqrt(1.5)  # covariance: one, both ways
@@ -343,3 +413,5 @@ def test_features_that_cannot_be_compared_are_refused(distance):
         distance(np.zeros((4, 3)), np.zeros((4, 2)))
     with pytest.raises(TalkheadError, match="fewer than two"):
         distance(np.zeros((1, 3)), np.zeros((4, 3)))
+    with pytest.raises(TalkheadError, match="not finite"):
+        distance(np.zeros((4, 3)), np.full((4, 3), np.nan))

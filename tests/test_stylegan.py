@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
-from talkhead import checkpoints, stylegan, training
+from talkhead import checkpoints, files, metrics, stylegan, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
@@ -382,6 +382,105 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     loaded = checkpoints.load_generator(tmp_path / "g.pt")
     assert loaded.lineage == {"0123456789abcdef", loaded.fingerprint}
+
+
+# FID while training --------------------------------------------------------------------------------------------------------
+
+class Corners:
+    """A feature network: the colours of two corners, so wide that some tests have fewer pictures."""
+
+    name, width = "corners", 6
+
+    def __call__(self, frames):
+        return np.concatenate([frames[:, 0, 0], frames[:, -1, -1]], 1).astype(np.float32)
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """training.Images of thirty pictures of noise."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    for index, frame in enumerate(np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)):
+        files.write_image(folder / f"{index:02}.png", frame)
+    return training.Images([folder], 16)
+
+
+def measured(images, out, steps=6, **options):
+    """The records of a short run on noise, with FID measured every second step."""
+    options = {"fid_every": 2, "fid_images": 24, "fid_features": Corners(), "lr": 0.01, "average_images": 1, "log_every": 1} | options
+    return list(train(images, out, *toy(), steps=steps, batch=4, r1_every=2, path_every=2, **options))
+
+
+def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
+    records = measured(noise, tmp_path / "g.pt", steps=7)
+    checked = {record["step"]: record["fid"] for record in records if "fid" in record}
+    assert list(checked) == [2, 4, 6, 7] and all(record["fid_features"] == "corners" for record in records if "kid" in record)
+    weights = torch.load(tmp_path / "g.pt", weights_only=True)
+    best = min(checked, key=checked.get)
+    assert weights["training"]["best_step"] == best and weights["training"]["best_value"] == checked[best]
+    assert (weights["fid_features"], weights["fid_images"]) == ("corners", 24)
+    real = Corners()(noise.frames[np.random.default_rng([0, 0]).permutation(30)[:24]])
+    for state, step in ((weights["model"], best), (weights["training"]["last"], 7)):
+        generator, _ = toy()
+        generator.load_state_dict(state)
+        random, drawn = torch.Generator().manual_seed(0), []
+        for _ in range(2):
+            z = torch.randn(16, 16, generator=random)
+            with torch.no_grad():
+                drawn.append(generator(z, noise=lambda side: torch.randn(16, 1, side, side, generator=random)))
+        fake = Corners()(training.to_frames(torch.cat(drawn)[:24]))
+        record = next(record for record in records if record["step"] == step)
+        assert record["fid"] == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-6)
+        assert record["kid"] == pytest.approx(metrics.kernel_distance(real, fake), rel=1e-6)
+
+
+def test_measuring_changes_nothing_in_training_and_goes_on_where_it_was(tmp_path, noise):
+    bare = measured(noise, tmp_path / "bare.pt", fid_every=0)
+    whole = measured(noise, tmp_path / "whole.pt")
+    measured(noise, tmp_path / "parts.pt", steps=4)
+    rest = measured(noise, tmp_path / "parts.pt")
+    without = lambda record, *words: {key: value for key, value in record.items() if not any(word in key for word in words)}
+    for ours, theirs in zip(bare, whole):
+        assert without(ours, "second") == without(theirs, "second", "fid", "kid")
+    for ours, theirs in zip(whole[4:], rest):
+        assert without(ours, "second") == without(theirs, "second")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
+    assert one["training"]["best_step"] == two["training"]["best_step"]
+    assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())
+
+
+def test_what_is_measured_may_not_change_on_the_way(tmp_path, noise):
+    measured(noise, tmp_path / "g.pt", steps=2)
+    other = Corners()
+    other.name = "edges"
+    for change, message in (({"fid_features": other}, "fid_features=corners, now edges"), ({"fid_images": 30}, "fid_images=24, now 30")):
+        with pytest.raises(TalkheadError, match=message):
+            measured(noise, tmp_path / "g.pt", steps=4, **change)
+
+
+def test_an_encoder_that_learns_along_fits_the_model_in_the_file(tmp_path, noise):
+    from talkhead.encoders import ResNetEncoder
+
+    for rate, last in ((0.001, True), (0.0, False)):
+        along = {"encoder": ResNetEncoder(6, width=4, input_size=32, w_dim=16), "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+                 "encoder_lr": rate}
+        assert "fid" in measured(noise, tmp_path / f"{rate}.pt", steps=2, **along)[-1]
+        assert ("last" in torch.load(tmp_path / f"{rate}.pt", weights_only=True)["training"]) != last
+
+
+def test_fid_by_inception(tmp_path, noise, toy_inception):
+    with pytest.warns(UserWarning, match="FID of 24 pictures by 128 features"):
+        *_, record = measured(noise, tmp_path / "g.pt", steps=1, fid_features="inception")
+    assert record["fid_features"] == "inception" and record["fid"] > 0
+
+
+def test_what_fid_lacks_is_said_before_training(tmp_path, noise, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for options, message in (({"fid_features": "inception"}, "not there.*talkhead weights fetch inception-fid"),
+                             ({"fid_images": 1}, "FID of 1 pictures: it compares two or more")):
+        with pytest.raises(TalkheadError, match=message):
+            measured(noise, tmp_path / "g.pt", **options)
+    assert not (tmp_path / "g.pt").exists()
 
 
 def test_images_cross_the_pixel_range_and_back():
