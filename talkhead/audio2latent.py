@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import files, speech, training
+from talkhead import datasets, files, speech, training
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import W_DIM, Basis
@@ -487,7 +487,7 @@ class _Codes:
 
 def _find(sources):
     # A name that begins with a dot is that of a file which somebody is still writing.
-    found = [path for path in training.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
+    found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
     if not found:
         raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
     return found

@@ -534,7 +534,7 @@ def _lessons(generator, encoder, frames, device):
 
 def _images(sources, size, every, limit):
     """Training images, saying which files were left out."""
-    from talkhead.training import Images
+    from talkhead.datasets import Images
 
     images = Images(sources, size, every, limit)
     _left_out(images.skipped, len(images))
@@ -942,9 +942,9 @@ def synth(output, count, recordings, shard, **options):
       talkhead synth -o puppets/ --count 10 --size 128
       talkhead synth -o puppets/ --count 10000 --shard 0/4
     """
-    from talkhead import puppet, training
+    from talkhead import datasets, puppet
 
-    clips = training.clips(recordings)
+    clips = datasets.clips(recordings)
     shard = _share(shard)
     if shard.why:
         _say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
@@ -965,10 +965,10 @@ def pack(sources, output, size, every, limit):
       talkhead pack clips/ -o faces.npy --size 128
       talkhead train-stylegan faces.npy -o generator.pt --resolution 128 --steps 100000
     """
-    from talkhead import training
+    from talkhead import datasets
 
-    paths = training.clips(sources)
-    records = list(_progress(training.pack(paths, output, size, every, limit), len(paths), "file"))
+    paths = datasets.clips(sources)
+    records = list(_progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
     problems, frames = [record["left_out"] for record in records if "left_out" in record], sum(record.get("frames", 0) for record in records)
     _left_out(problems, frames)
     _print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])

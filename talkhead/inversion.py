@@ -434,7 +434,7 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
           validate_every=500, accumulate=1, precision="float32", seed=0, device="cpu", **run):
     """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
 
-    images             training.Images
+    images             datasets.Images
     generator          stylegan.Generator with `fingerprint`; frozen
     out                path of the .pt; resumed if it exists
     encoder            ResNetEncoder or PSPEncoder with the generator's L and w_avg; what it holds is the start
@@ -447,7 +447,7 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     latent_weight      weight of the length of the offset from w_avg (pSp's regularisation, §3.3.2.1)
     identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
     loss_size          pictures of larger generators are compared at this size, pixels
-    validation         training.Images to measure every `validate_every` steps; the best encoder is then kept
+    validation         datasets.Images to measure every `validate_every` steps; the best encoder is then kept
     accumulate         turns in which a batch is worked on, to fit into memory: the result is the same, but for batch
                        normalisation, which sees the pictures of one turn
     precision          "float32", or "bfloat16" or "float16" for the passes under autocast

@@ -390,7 +390,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
           reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
-    images              training.Images
+    images              datasets.Images
     generator, discriminator   networks of one resolution; what they hold is the start
     beta1               Adam's memory of gradients; StyleGAN2 has none, and reconstruction alone learns faster with 0.9
     r1, r1_every        weight γ of R1 and how often it is applied (lazily)

@@ -40,9 +40,9 @@ SIGNATURES = {
     "pti": ["pti.train", "training.fit", "faces.detector"],
     "metrics": ["faces.detector", "stylegan.train"],  # of the latter, --fid-features
     "synth": ["puppet.synth"],
-    "pack": ["training.pack"],
+    "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
-    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.Images", "training.fit"],
+    "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
     "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
@@ -785,7 +785,7 @@ def test_mixtures_are_said_in_one_line(scene):
 
 
 def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
-    monkeypatch.setattr(talkhead.training, "memory_left", lambda: 10_000)
+    monkeypatch.setattr(talkhead.datasets, "memory_left", lambda: 10_000)
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
     assert "about 8 frames of 64x64, and memory has room for 0; write them into a file by talkhead pack" in result.stderr

@@ -45,7 +45,7 @@ def clip(generator):
 
 
 class Pictures:
-    """What `train` asks of training.Images."""
+    """What `train` asks of datasets.Images."""
 
     def __init__(self, count, size, seed=0):
         self.frames = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
-from talkhead import checkpoints, files, metrics, stylegan, training
+from talkhead import checkpoints, datasets, files, metrics, stylegan, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
@@ -241,7 +241,7 @@ def test_bad_sizes_are_refused_in_one_line():
 
 
 class Pictures:
-    """Stands in for training.Images: noise pictures by step."""
+    """Stands in for datasets.Images: noise pictures by step."""
 
     def batch(self, step, count, seed=0, flip=False, share=Share()):
         return share(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1))
@@ -397,12 +397,12 @@ class Corners:
 
 @pytest.fixture
 def noise(tmp_path):
-    """training.Images of thirty pictures of noise."""
+    """datasets.Images of thirty pictures of noise."""
     folder = tmp_path / "noise"
     folder.mkdir()
     for index, frame in enumerate(np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)):
         files.write_image(folder / f"{index:02}.png", frame)
-    return training.Images([folder], 16)
+    return datasets.Images([folder], 16)
 
 
 def measured(images, out, steps=6, **options):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import files, training
+from talkhead import datasets, files
 
 MOST_WAIT = 0.05  # of the time spent in steps
 CHANNELS = {64: "128,128,96,64,32", 128: "128,128,96,64,32,16"}
@@ -47,7 +47,7 @@ def forms(folder, size, count, frames):
 def feeding(source, resolution, batch, seconds=2):
     """Images a second that could be had if nothing was done with them."""
     torch.set_num_threads(1)  # a thread of its own makes them ready
-    images, step, started = training.Images([source], resolution), 0, time.monotonic()
+    images, step, started = datasets.Images([source], resolution), 0, time.monotonic()
     while time.monotonic() - started < seconds:
         images.batch(step, batch, flip=True)
         step += 1

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import talkhead
 from peer_generators import checkout, random_networks, rosinality
-from talkhead import checkpoints, files, inversion, losses, training
+from talkhead import checkpoints, files, losses, training
 
 LEAST_STEP_RATIO = 1.5
 MOST_TIME = 0.1  # of Algorithm 2's

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from peer_generators import checkout, nvidia
-from talkhead import layouts, training
+from talkhead import datasets, layouts, training
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 
 LEAST_RATIO, MOST_MEMORY = 1.5, 1.0  # of theirs
@@ -78,7 +78,7 @@ class Theirs:
                 slow.copy_(fast)
 
 
-class Pictures(training.Images):
+class Pictures(datasets.Images):
     """Noise in the place of clips: what is trained on does not change the time."""
 
     def __init__(self, size, count=256):
@@ -139,7 +139,7 @@ def quality(options):
     from talkhead import inception, metrics
 
     resolution = options.resolution[0]
-    images = training.Images([options.faces], resolution)
+    images = datasets.Images([options.faces], resolution)
     steps, out = options.images // options.batch, Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     see = inception.features_by(options.features)
