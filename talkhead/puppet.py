@@ -1096,7 +1096,7 @@ class _Mouth:
         return (0.5 + (y - middle) / soft).clamp(0, 1)
 
     def _box(self):
-        size, rig = self.rig.size, self.rig
+        size = self.rig.size
         low = np.floor((self.centre.min(0) - (self.half.max() + 2, 0.3 * self.iod))).astype(int)
         high = np.ceil((self.centre.max(0) + (self.half.max() + 2, 0.6 * self.iod))).astype(int)
         low, high = np.clip(low, 0, size - 1), np.clip(high, 1, size)
