@@ -29,6 +29,7 @@ ROOMS = {
     "augmentation": (),
     "metrics": ("lmd", "psnr", "ssim"),
     "inception": ("FaceFeatures", "Inception"),
+    "winograd": (),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "audio2latent": ("SecondModel", "displacements"),
