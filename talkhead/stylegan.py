@@ -25,6 +25,7 @@ from talkhead.training import Feed, fit, sheet, to_frames
 
 STRIP = 2**23  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
 FOLDING = ("cuda", "mps")  # devices on which the blur is folded into the weights
+GAIN = math.sqrt(2)  # after an activation, so that the variance stays
 MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
 
 
@@ -73,7 +74,7 @@ def _conv_up(x, weight, edge=True):
     if x.device.type in FOLDING:
         return F.conv_transpose2d(x, _blurred(weight, gain=4), stride=2, padding=(2 if edge else 4, 2))
     x = F.conv_transpose2d(x, weight, stride=2, padding=(0 if edge else 1, 0))
-    return F.conv2d(x, _taps(x, gain=4), padding=(1 if edge else 0, 1), groups=x.shape[1])
+    return _Blur.apply(x, 4, 1 if edge else 0, 1)
 
 
 def _conv_down(x, weight):
@@ -81,7 +82,23 @@ def _conv_down(x, weight):
     reach = weight.shape[-1] // 2
     if x.device.type in FOLDING:
         return F.conv2d(x, _blurred(weight), stride=2, padding=1 + reach)
-    return F.conv2d(F.conv2d(x, _taps(x), padding=1 + reach, groups=x.shape[1]), weight, stride=2)
+    return F.conv2d(_Blur.apply(x, 1, 1 + reach, 1 + reach), weight, stride=2)
+
+
+class _Blur(torch.autograd.Function):
+    """The filter [1, 3, 3, 1] down and across, times `gain`, with so much padding at either end.
+
+    Its gradient is the same filter again; torch would look for the gradient of the taps too when it differentiates that.
+    """
+
+    @staticmethod
+    def forward(ctx, x, gain, down, across):
+        ctx.gain, ctx.reach = gain, (3 - down, 3 - across)
+        return F.conv2d(x, _taps(x, gain), padding=(down, across), groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Blur.apply(gradient, ctx.gain, *ctx.reach), None, None, None
 
 
 def _rows(x, top, bottom):
@@ -91,10 +108,10 @@ def _rows(x, top, bottom):
     return F.pad(inside, (0, 0, *missing)) if any(missing) else inside
 
 
-def _activate(x, bias, clamp=None):
-    """Leaky ReLU 0.2 with the gain √2 that keeps the variance. x is overwritten."""
+def _activate(x, bias, clamp=None, gain=GAIN):
+    """Leaky ReLU 0.2 of x + gain · bias, within ± clamp. x is overwritten, and holds the gain already: in weights it costs less."""
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    return _clamped(F.leaky_relu(x.add_(bias.to(x.dtype).view(shape)), 0.2).mul_(math.sqrt(2)), clamp)
+    return _clamped(F.leaky_relu_(x.add_((bias * gain).to(x.dtype).view(shape)), 0.2), clamp)
 
 
 def _clamped(x, clamp):
@@ -122,7 +139,7 @@ class _Linear(nn.Module):
 
     def forward(self, x):
         if self.activate:
-            return _activate(F.linear(x, self.weight * self.scale), self.bias * self.lr_multiplier)
+            return _activate(F.linear(x, self.weight * (GAIN * self.scale)), self.bias * self.lr_multiplier)
         return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
 
 
@@ -140,24 +157,29 @@ class _ModulatedConv(nn.Module):
         self.scale, self.demodulate = 1 / math.sqrt(inputs * kernel**2), demodulate
         self.convolve = _conv_up if up else _conv
 
-    def forward(self, x, w, edge=True):
-        """x (N, I, H, W), w (N, w_dim) -> (N, O, H, W), or twice the size; `edge` as in `_conv`."""
+    def forward(self, x, w, edge=True, gain=1.0, noise=None):
+        """x (N, I, H, W), w (N, w_dim) -> (N, O, H, W), or twice the size, times gain, plus noise; `edge` as in `_conv`."""
         style = self.affine(w) * self.scale  # (N, I)
+        scale = self._gain(style, gain) if self.demodulate else None  # (N, O)
         if self._folds(x):
-            folded = self._gain(style).T * style if self.demodulate else style  # (O, I), or (1, I)
-            return self.convolve(x, self.weight * folded[..., None, None].to(x.dtype), edge)
+            folded = style if scale is None else scale.T * style  # (1 or O, I)
+            y = self.convolve(x, self.weight * folded[..., None, None].to(x.dtype), edge)
+            return y if noise is None else y.add_(noise.to(y.dtype))
         y = self.convolve(x * style.to(x.dtype)[:, :, None, None], self.weight, edge)
-        return y * self._gain(style).to(y.dtype)[:, :, None, None] if self.demodulate else y
+        if scale is None:
+            return y
+        scale = scale.to(y.dtype)[:, :, None, None]
+        return y * scale if noise is None else torch.addcmul(noise.to(y.dtype), y, scale)
 
     def _folds(self, x):
         """Whether style and gain are better multiplied into the weights, where there is one picture: if there are fewer of them."""
         return len(x) == 1 and not torch.is_grad_enabled() and x.numel() > self.weight.numel()
 
-    def _gain(self, style):
-        """What brings the variance of each output channel back to one: (N, O)."""
+    def _gain(self, style, gain):
+        """What brings the variance of each output channel to gain²: (N, O)."""
         with torch.autocast(style.device.type, enabled=False):
             power = F.linear(_wide(style).square(), _wide(self.weight).square().sum((2, 3)))
-            return (power + 1e-8).rsqrt()
+            return (power + 1e-8).rsqrt() * gain
 
 
 class _StyledConv(nn.Module):
@@ -172,17 +194,16 @@ class _StyledConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
     def noise(self, mode, count):
-        """What is added to every channel of each image: (N, 1, R, R)."""
+        """What is added to every channel of each image, with the activation's gain: (N, 1, R, R)."""
         picture = self.noise_const * (mode == "const")
         if mode == "random":
             picture = picture.new_empty(count, 1, *picture.shape).normal_()
         elif callable(mode):
             picture = mode(len(picture))
-        return (picture * self.noise_strength).expand(count, 1, -1, -1)
+        return (picture * (GAIN * self.noise_strength)).expand(count, 1, -1, -1)
 
     def forward(self, x, w, noise, edge=True):
-        x = self.conv(x, w, edge)
-        return _activate(x.add_(noise.to(x.dtype)), self.bias, self.clamp)
+        return _activate(self.conv(x, w, edge, GAIN, noise), self.bias, self.clamp)
 
 
 class _ToRGB(nn.Module):
@@ -304,10 +325,11 @@ class _DownBlock(nn.Module):
 
     def forward(self, x):
         inputs = x.shape[1]
-        y = _activate(F.conv2d(x, self.conv0 / math.sqrt(inputs * 9), padding=1), self.bias0, self.clamp)
-        y = _activate(_conv_down(y, self.conv1 / math.sqrt(inputs * 9)), self.bias1, self.clamp)
-        skip = _conv_down(x, self.skip / math.sqrt(inputs))
-        return (y + skip) / math.sqrt(2)
+        fan = math.sqrt(inputs * 9)
+        y = _activate(F.conv2d(x, self.conv0 * (GAIN / fan), padding=1), self.bias0, self.clamp)
+        # The sum of two branches is divided by √2, which takes the second activation's gain away.
+        y = _activate(_conv_down(y, self.conv1 / fan), self.bias1, self.clamp and self.clamp / GAIN, gain=1.0)
+        return _conv_down(x, self.skip / math.sqrt(2 * inputs)).add_(y)
 
 
 class Discriminator(nn.Module):
@@ -336,13 +358,13 @@ class Discriminator(nn.Module):
         x = images
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        x = _activate(F.conv2d(x, self.from_rgb / math.sqrt(3)), self.from_rgb_bias, self.clamp)
+        x = _activate(F.conv2d(x, self.from_rgb * (GAIN / math.sqrt(3))), self.from_rgb_bias, self.clamp)
         seen = []
         for block in self.blocks:
             x = block(x)
             seen.append(x)
         x = torch.cat([x, self._spread(x)], 1)
-        x = _activate(F.conv2d(x, self.conv / math.sqrt(x.shape[1] * 9), padding=1), self.conv_bias, self.clamp)
+        x = _activate(F.conv2d(x, self.conv * (GAIN / math.sqrt(x.shape[1] * 9)), padding=1), self.conv_bias, self.clamp)
         logits = _wide(self.out(_wide(self.linear(x.flatten(1)))))
         return (logits, seen) if features else logits
 
@@ -367,8 +389,7 @@ class _Average:
         # A short memory at first: an average over thousands of early images would lag far behind.
         half_life = min(self.half_life, 0.05 * max(seen, 1))
         keep = 0.5 ** (batch / max(half_life, 1e-8))
-        for slow, fast in zip(self.copy.parameters(), generator.parameters()):
-            slow.lerp_(fast, 1 - keep)
+        torch._foreach_lerp_(list(self.copy.parameters()), list(generator.parameters()), 1 - keep)
         for slow, fast in zip(self.copy.buffers(), generator.buffers()):
             slow.copy_(fast)
 
@@ -701,4 +722,4 @@ def _above(discriminator, frozen):
 def _lazy_adam(network, options, every):
     """Adam as StyleGAN2 sets it when a regulariser is applied only every so many steps."""
     ratio = every / (every + 1) if every else 1.0
-    return torch.optim.Adam(network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"]**ratio, 0.99**ratio))
+    return torch.optim.Adam(network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"]**ratio, 0.99**ratio), fused=True)

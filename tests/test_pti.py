@@ -139,7 +139,7 @@ def test_locality_keeps_other_faces(generator, images, pivots):
     free, _ = tuned(generator, images[:1], pivots[:1], lr=3e-3, steps=10)
     held, records = tuned(generator, images[:1], pivots[:1], lr=3e-3, steps=10, locality=1.0, locality_radius=10.0)
     assert drift(held) < drift(free)
-    assert "locality" in records[0] and records[0]["locality"] == 0  # the child begins as its parent
+    assert records[0]["locality"] < 1e-6  # the child begins as its parent; with gradients and without, a picture rounds differently
 
 
 def test_what_does_not_fit_is_refused(generator, images, pivots):
