@@ -74,7 +74,7 @@ def _conv_up(x, weight, edge=True):
     if x.device.type in FOLDING:
         return F.conv_transpose2d(x, _blurred(weight, gain=4), stride=2, padding=(2 if edge else 4, 2))
     x = F.conv_transpose2d(x, weight, stride=2, padding=(0 if edge else 1, 0))
-    return _Blur.apply(x, 4, 1 if edge else 0, 1)
+    return _Blur.apply(x, 4, (1 if edge else 0, 1))
 
 
 def _conv_down(x, weight):
@@ -82,23 +82,40 @@ def _conv_down(x, weight):
     reach = weight.shape[-1] // 2
     if x.device.type in FOLDING:
         return F.conv2d(x, _blurred(weight), stride=2, padding=1 + reach)
-    return F.conv2d(_Blur.apply(x, 1, 1 + reach, 1 + reach), weight, stride=2)
+    if reach == 0:
+        return F.conv2d(_Blur.apply(x, 1, (1, 1), 2), weight)
+    return F.conv2d(_Blur.apply(x, 1, (1 + reach, 1 + reach)), weight, stride=2)
 
 
 class _Blur(torch.autograd.Function):
-    """The filter [1, 3, 3, 1] down and across, times `gain`, with so much padding at either end.
+    """The filter [1, 3, 3, 1] down and across, times `gain`, with so much padding at either end; every pixel of the result, or every second.
 
     Its gradient is the same filter again; torch would look for the gradient of the taps too when it differentiates that.
     """
 
     @staticmethod
-    def forward(ctx, x, gain, down, across):
-        ctx.gain, ctx.reach = gain, (3 - down, 3 - across)
-        return F.conv2d(x, _taps(x, gain), padding=(down, across), groups=x.shape[1])
+    def forward(ctx, x, gain, padding, stride=1):
+        ctx.gain, ctx.padding, ctx.stride = gain, padding, stride
+        return F.conv2d(x, _taps(x, gain), stride=stride, padding=padding, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx, gradient):
-        return _Blur.apply(gradient, ctx.gain, *ctx.reach), None, None, None
+        if ctx.stride == 1:
+            return _Blur.apply(gradient, ctx.gain, [3 - ends for ends in ctx.padding]), None, None, None
+        return _Spread.apply(gradient, ctx.gain, ctx.padding), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """What carries a gradient back through `_Blur` of stride 2, to a picture of twice the size."""
+
+    @staticmethod
+    def forward(ctx, x, gain, padding):
+        ctx.gain, ctx.padding = gain, padding
+        return F.conv_transpose2d(x, _taps(x, gain), stride=2, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Blur.apply(gradient, ctx.gain, ctx.padding, 2), None, None
 
 
 def _rows(x, top, bottom):

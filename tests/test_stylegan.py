@@ -384,6 +384,14 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
     assert loaded.lineage == {"0123456789abcdef", loaded.fingerprint}
 
 
+@pytest.mark.parametrize("gain, padding, stride", [(4, (0, 1), 1), (1, (2, 2), 1), (1, (1, 1), 2)])
+def test_the_blur_knows_its_gradients(gain, padding, stride):
+    """Twice, for R1 and path length differentiate gradients."""
+    x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: stylegan._Blur.apply(x, gain, padding, stride), x)
+    assert torch.autograd.gradgradcheck(lambda x: stylegan._Blur.apply(x, gain, padding, stride).sin(), x)
+
+
 # FID while training --------------------------------------------------------------------------------------------------------
 
 class Corners:
