@@ -338,7 +338,7 @@ source = click.argument("source", default="-", callback=_from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
 device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
-perceptual = one_of("--perceptual", ["auto", "lpips", "pyramid"], "auto",
+perceptual = one_of("--perceptual", ["auto", "lpips", "ssim", "pyramid"], "auto",
                     "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
 detection = together(
     one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from talkhead.encoders import load_face_recognition
 from talkhead.errors import TalkheadError
+from talkhead.metrics import SSIM_K1, SSIM_K2, SSIM_SIGMA, SSIM_WINDOW
 
 # What torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -32,6 +33,7 @@ class Perceptual(nn.Module):
 
     name  "lpips"    LPIPS with VGG-16 (Zhang 2018), as the thesis uses; needs VGG's weights in
                      torch's cache and never fetches them
+          "ssim"     1 − SSIM (Wang 2004); needs no file, and draws eyes and mouths best of those that need none
           "pyramid"  L1 over the levels of a Laplacian pyramid (Bojanowski 2018); needs no file
           "auto"     LPIPS where its weights are, the pyramid elsewhere; `.name` tells which
 
@@ -42,16 +44,17 @@ class Perceptual(nn.Module):
     raises  TalkheadError if VGG's weights are missing or unreadable, or the name is unknown
 
     Source: thesis §3.3.1.1, Algorithms 1 and 2 (LPIPS); eq. 3.2, 4.5.
-    Departure: the pyramid, because a machine without a network has no VGG weights. It is not
-    learned: it asks for sharp edges in the right place at every scale, and knows nothing of faces.
+    Departure: SSIM and the pyramid, because a machine without a network has no VGG weights. They are not
+    learned and know nothing of faces: the one asks for the pattern around every pixel, the other for edges in the
+    right place at every scale.
     """
 
     def __init__(self, name="auto"):
         super().__init__()
         if name == "auto":
             name = "lpips" if vgg_weights().is_file() else "pyramid"
-        if name not in ("lpips", "pyramid"):
-            raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips or pyramid")
+        if name not in ("lpips", "ssim", "pyramid"):
+            raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips, ssim or pyramid")
         self.name = name
         self.network = _lpips() if name == "lpips" else None
 
@@ -64,8 +67,10 @@ class Perceptual(nn.Module):
 
     def toward(self, targets):
         """The distance to some targets: a function of images (N, 3, H, W) that returns (N,), equal to calling with both."""
-        if self.network is None:
+        if self.name == "pyramid":
             return lambda images: pyramid_distance(images, targets)
+        if self.name == "ssim":
+            return _structure(targets)
         with torch.no_grad():
             wanted = _unit_features(self.network, targets)
         return lambda images: _lpips_distance(self.network, images, wanted)
@@ -119,6 +124,37 @@ def pyramid_distance(images, targets):
         distance = distance + (level - blurred).abs().mean((1, 2, 3))
         level = blurred[:, :, ::2, ::2]
     return distance + level.abs().mean((1, 2, 3))
+
+
+def _structure(targets):
+    """1 − SSIM to some targets, mean over windows and channels: a function of images that returns (N,).
+
+    The constants are those of the measure (metrics.ssim), for values from 0 to 1.
+
+    raises  TalkheadError if a side is shorter than the window
+    """
+    if min(targets.shape[-2:]) < SSIM_WINDOW:
+        raise TalkheadError(f"pictures of {targets.shape[-1]}x{targets.shape[-2]}: ssim looks at windows of {SSIM_WINDOW} pixels; take the pyramid")
+    line = torch.exp(-0.5 * ((torch.arange(SSIM_WINDOW, device=targets.device) - SSIM_WINDOW // 2) / SSIM_SIGMA) ** 2)
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+
+    def mean(x):
+        return F.conv2d(F.conv2d(x, line, groups=3), line.mT, groups=3)
+
+    def distance(images):
+        with torch.autocast(images.device.type, enabled=False):  # small differences of squares
+            x = images.float() / 2 + 0.5
+            mean_x = mean(x)
+            spread_x, shared = mean(x * x) - mean_x**2, mean(x * y) - mean_x * mean_y
+            alike = (2 * mean_x * mean_y + SSIM_K1**2) * (2 * shared + SSIM_K2**2)
+            alike = alike / ((mean_x**2 + mean_y**2 + SSIM_K1**2) * (spread_x + spread_y + SSIM_K2**2))
+            return 1 - alike.mean((1, 2, 3))
+
+    with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
+        y = targets.float() / 2 + 0.5
+        mean_y = mean(y)
+        spread_y = mean(y * y) - mean_y**2
+    return distance
 
 
 def _blur(images):

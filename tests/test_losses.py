@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from talkhead import metrics
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
+from talkhead.training import to_images
 
 
 @pytest.fixture
@@ -43,6 +45,28 @@ def slow_pyramid(difference):
         total += np.abs(level - blurred).mean()
         level = blurred[::2, ::2]
     return total + np.abs(level).mean()
+
+
+def test_ssim_is_what_the_measure_says(no_vgg):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 24, 17, 3), np.uint8)
+    others = np.clip(frames + rng.normal(0, 40, frames.shape), 0, 255).astype(np.uint8)
+    distance = Perceptual("ssim")(to_images(frames), to_images(others))
+    assert distance.tolist() == pytest.approx([1 - metrics.ssim(a, b) for a, b in zip(frames, others)], abs=1e-5)
+    assert Perceptual("ssim")(to_images(frames), to_images(frames)).abs().max() < 1e-5
+
+
+def test_ssim_has_gradients_and_wants_pictures_as_large_as_its_window():
+    images, targets = torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1, torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1
+    loss = Perceptual("ssim").toward(targets)
+    moved = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(moved).sum(), moved)
+    step = 1e-2 * gradient / gradient.norm()
+    assert (loss(images + step) - loss(images - step)).item() == pytest.approx(2e-2 * gradient.norm().item(), rel=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(images.bfloat16()).item() == pytest.approx(loss(images).item(), abs=0.01)
+    with pytest.raises(TalkheadError, match="8x8: ssim looks at windows of 11 pixels; take the pyramid"):
+        Perceptual("ssim").toward(torch.zeros(1, 3, 8, 8))
 
 
 def test_pyramid_of_a_constant_difference_is_that_constant():
@@ -106,8 +130,8 @@ def test_unreadable_vgg_is_refused(no_vgg):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(TalkheadError, match="take auto, lpips or pyramid"):
-        Perceptual("ssim")
+    with pytest.raises(TalkheadError, match="take auto, lpips, ssim or pyramid"):
+        Perceptual("l1")
 
 
 def test_lpips_equals_the_lpips_package(random_vgg, capsys):
