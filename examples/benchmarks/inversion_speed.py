@@ -8,7 +8,8 @@ latent and moves it with Adam. Theirs is built as rosinality's projector builds 
 that of the generator's weights too, as there; `frozen` leaves those out. Ours is what `talkhead invert` runs. LPIPS looks through VGG's
 weights where torch's cache holds them, else through random ones: the time is the same.
 
-`hybrid` inverts an aligned clip by Algorithm 2, and then by hybrid with ever more steps until its mean loss is as low.
+`hybrid` inverts an aligned clip by Algorithm 2, and then by hybrid with ever more steps until its mean loss is as low. Hybrid takes one frame at a time,
+as Algorithm 2 does: each then goes on from the one before.
 
 Both print JSON objects.
 """
@@ -146,8 +147,8 @@ def hybrid(options):
         frames = list(reader)
     chain = Run(frames, generator, perceptual, "sequential", steps=options.steps, next_steps=options.next_steps, lr=options.lr)
     print(json.dumps(chain.record("Algorithm 2")), flush=True)
-    for steps in (2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200):
-        run = Run(frames, generator, perceptual, "hybrid", encoder=encoder, hybrid_steps=steps, lr=options.lr, batch=options.batch)
+    for steps in (1, 2, 3, 4, 5, 6, 8, 12, 20, 30, 50, 80, 120, 200):
+        run = Run(frames, generator, perceptual, "hybrid", encoder=encoder, hybrid_steps=steps, lr=options.hybrid_lr, batch=1)
         print(json.dumps(run.record(f"hybrid, {steps} steps")), flush=True)
         if run.loss <= chain.loss:
             break
@@ -169,8 +170,8 @@ def main():
     two.add_argument("--frames", type=int, default=16)
     two.add_argument("--steps", type=int, default=1000, help="of the first frame in Algorithm 2; the thesis takes 5000")
     two.add_argument("--next-steps", type=int, default=100, help="of the others; the thesis takes 500")
-    two.add_argument("--lr", type=float, default=0.01)
-    two.add_argument("--batch", type=int, default=4)
+    two.add_argument("--lr", type=float, default=0.01, help="of Algorithm 2")
+    two.add_argument("--hybrid-lr", type=float, default=0.02, help="of hybrid, which has few steps")
     two.add_argument("--perceptual", default="auto")
     for kind in ("generator", "encoder"):
         two.add_argument(f"--{kind}", help="weights; the bundled ones if left out")

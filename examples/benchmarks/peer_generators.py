@@ -14,6 +14,7 @@ On a CPU the projects run what they have there: rosinality's and NVIDIA's plain 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -21,7 +22,6 @@ import sys
 import time
 import types
 import unittest.mock
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,25 +47,23 @@ def random_networks(resolution, device):
     return [network.to(device).eval().requires_grad_(False) for network in (generator, critic)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def checkout(folder):
     """A project's folder to import from, without the CUDA code that rosinality compiles on the way: a CPU needs none."""
     before = set(sys.modules)
     stand_ins = {"requests": types.ModuleType("requests"), "pkg_resources": types.ModuleType("pkg_resources")}  # NVIDIA's; one is for downloads
     stand_ins["pkg_resources"].parse_version = torch.torch_version.TorchVersion
-    patches = [unittest.mock.patch.object(sys, "path", [str(folder), *sys.path]), unittest.mock.patch.dict(sys.modules, stand_ins)]
-    if not torch.cuda.is_available():
-        patches.append(unittest.mock.patch.object(torch.utils.cpp_extension, "load", lambda *_, **__: None))
-    for patch in patches:
-        patch.start()
-    try:
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules |= stand_ins
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(unittest.mock.patch.object(sys, "path", [str(folder), *sys.path]))
+        if not torch.cuda.is_available():
+            patches.enter_context(unittest.mock.patch.object(torch.utils.cpp_extension, "load", lambda *_, **__: None))
         yield
-    finally:
-        for patch in reversed(patches):
-            patch.stop()
-        for name in set(sys.modules) - before:
-            if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).is_relative_to(folder):
-                del sys.modules[name]  # the next project's may have the same names
+    for name in set(sys.modules) - before:
+        place = getattr(sys.modules[name], "__file__", None)
+        if name in stand_ins or place and Path(place).is_relative_to(folder):
+            del sys.modules[name]  # the next project's may have the same names
 
 
 def rosinality(generator, critic, device):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from peer_generators import checkout, nvidia
-from talkhead import datasets, layouts, training
+from talkhead import checkpoints, datasets, files, inception, layouts, metrics, training
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 
 LEAST_RATIO, MOST_MEMORY = 1.5, 1.0  # of theirs
@@ -59,18 +59,19 @@ class Theirs:
 
     def step(self, index, images):
         z, nothing = torch.randn(len(self.phases), self.batch, 512), torch.zeros(self.batch, 0)
-        for (name, network, adam, every), z in zip(self.phases, z):
+        for (name, network, adam, every), latents in zip(self.phases, z):
             if index % every:
                 continue
             adam.zero_grad(set_to_none=True)
             network.requires_grad_(True)
-            self.loss.accumulate_gradients(name, images, nothing, z, nothing, sync=True, gain=every)
+            self.loss.accumulate_gradients(name, images, nothing, latents, nothing, sync=True, gain=every)
             network.requires_grad_(False)
             for parameter in network.parameters():
                 if parameter.grad is not None:
                     torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
             adam.step()
-        beta = 0.5 ** (self.batch / 10_000)
+        # As `--cfg auto` sets it: a short memory at first.
+        beta = 0.5 ** (self.batch / min(10_000, 0.05 * self.batch * (index + 1)))
         with torch.no_grad():
             for slow, fast in zip(self.average.parameters(), self.generator.parameters()):
                 slow.copy_(fast.lerp(slow, beta))
@@ -136,13 +137,11 @@ def drawn(generator, count):
 
 
 def quality(options):
-    from talkhead import inception, metrics
-
     resolution = options.resolution[0]
     images = datasets.Images([options.faces], resolution)
     steps, out = options.images // options.batch, Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    see = inception.features_by(options.features)
+    see = inception.Inception() if options.features == "inception" else inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder")))
     wanted = np.concatenate([see(images.frames[start:start + 16]) for start in range(0, len(images), 16)])
     with checkout(options.nvidia.resolve()):
         theirs, began = Theirs(resolution, options.batch, options.r1), time.monotonic()
@@ -158,7 +157,6 @@ def quality(options):
     for record in train(images, out / "ours.pt", generator, critic, steps=steps, batch=options.batch, r1=options.r1, log_every=50):
         print(f"ours: {record['step']} of {steps}", file=sys.stderr, flush=True)
     spent["ours"] = time.monotonic() - began
-    from talkhead import checkpoints, files
     ours = checkpoints.load_generator(out / "ours.pt")
     other = networks(resolution)[0].eval()
     other.load_state_dict(state)
@@ -168,9 +166,9 @@ def quality(options):
         files.write_image(out / f"{who}.png", np.concatenate([np.concatenate(list(batch), 1) for batch in frames[:4]]), synthetic=True)
         seen = np.concatenate([see(batch) for batch in frames])
         answers[who] = {"fid": metrics.frechet_distance(wanted, seen), "kid": metrics.kernel_distance(wanted, seen)}
-        print(json.dumps({"who": who, "images": steps * options.batch, "features": options.features, "seconds": round(spent[who], 1)} | answers[who]), flush=True)
+        print(json.dumps({"who": who, "images": steps * options.batch, "features": see.name, "seconds": round(spent[who], 1)} | answers[who]), flush=True)
     ratio = answers["ours"]["fid"] / answers["theirs"]["fid"]
-    print(json.dumps({"resolution": resolution, "features": options.features, "fid_ratio": round(ratio, 3), "most": 1.0, "met": ratio <= 1.0}), flush=True)
+    print(json.dumps({"resolution": resolution, "features": see.name, "fid_ratio": round(ratio, 3), "most": 1.0, "met": ratio <= 1.0}), flush=True)
 
 
 def main():
