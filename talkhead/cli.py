@@ -722,8 +722,6 @@ def invert(source, output, listing, shard, overwrite, generator, encoder, method
 
 def _invert(source, output, generator, encoder, method, perceptual, device, log=None, log_every=1, **options):
     """Find the latents of one clip; how many were written."""
-    import numpy as np
-
     from talkhead import files, inversion
 
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
@@ -731,16 +729,13 @@ def _invert(source, output, generator, encoder, method, perceptual, device, log=
         if not reader.aligned:
             _say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
-            latents = np.stack(list(inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)))
-            files.write_latents(output, latents, about)
-            return len(latents)
+            latents = inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)
+            return files.write_latents(output, latents, about)
         return _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, device=device, **options)
 
 
 def _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, **options):
     """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
-    import numpy as np
-
     from talkhead import files, inversion
 
     planned = inversion.planned_steps(method, options["batch"], options["steps"], options["next_steps"], options["hybrid_steps"])
@@ -751,13 +746,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
         _say(f"{partial}: going on from what was done")
     with _DescentLog(total, log, log_every, resumed) as watch:
         latents = inversion.invert(reader, generator, method, *encoder, perceptual=perceptual, partial=partial, on_record=watch.record, **options)
-        latents = np.stack(list(watch.path(latents, planned)))
-        files.write_latents(output, latents, about | {"perceptual": perceptual.name})
+        count = files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
     if options["tolerance"]:
         _say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
     if partial is not None and os.path.exists(partial):
         os.remove(partial)
-    return len(latents)
+    return count
 
 
 @cli.command()

@@ -348,6 +348,7 @@ def write_latents(destination, latents, about=None):
     destination  path, "-" or binary stream
     latents      float32 (T, L, 512), or an iterable of (L, 512)
     about        plain dict: fingerprint of the generator, fps, …
+    returns      T, how many there are
     raises       as write_array
     """
     if not isinstance(latents, np.ndarray):
@@ -355,6 +356,7 @@ def write_latents(destination, latents, about=None):
     write_array(destination, latents.astype(np.float32, copy=False))
     if about is not None and _named(destination):
         write_json(Path(destination).with_suffix(".json"), about)
+    return len(latents)
 
 
 def read_about(source):
