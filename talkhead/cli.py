@@ -1,90 +1,19 @@
-"""The shell: every command reads, calls one library function, and writes. Alone imports click.
+"""The commands: each reads, calls one library function, and writes.
 
 Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
 import functools
-import json
 import os
-import signal
-import sys
-import warnings
 from collections import Counter
-from contextlib import contextmanager
 
 import click
-from click.core import ParameterSource
 
-from talkhead import __version__
+from talkhead import __version__, options, shell
 from talkhead.errors import TalkheadError
 
-
-class Shell(click.Group):
-    """A group that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
-
-    Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
-    """
-
-    def invoke(self, ctx):
-        before = signal.signal(signal.SIGTERM, _stop)
-        try:
-            with warnings.catch_warnings(), _memory():
-                warnings.showwarning = lambda message, *_: _say(" ".join(str(message).split()))
-                return super().invoke(ctx)
-        except TalkheadError as problem:
-            click.echo(f"{_who()}: {problem}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            ctx.exit(130)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def list_commands(self, ctx):
-        return list(self.commands)  # in the order of the work, not of the alphabet
-
-
-def _stop(*_):
-    """SIGTERM ends like an exit, so that half-written outputs are removed on the way."""
-    raise SystemExit(143)
-
-
-@contextmanager
-def _memory():
-    """Turn running out of memory into one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as problem:
-        # torch's OutOfMemoryError is a RuntimeError, named here because torch may not be loaded.
-        if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
-            raise
-        raise TalkheadError("out of memory; lower --batch, or pass --device cpu") from problem
-
-
-def _say(text):
-    if _batch("notes") is not None:
-        _batch("notes").append(text)
-    elif not _rank():
-        click.echo(f"{_who()}: {text}", err=True)
-
-
-def _batch(key):
-    """What is known of the batch job at work: its "shard", and the "notes" on the item in hand; None outside one."""
-    context = click.get_current_context(silent=True)
-    return context and context.meta.get(f"talkhead.{key}")
-
-
-def _rank():
-    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes. Shards each tell."""
-    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ and not _batch("shard") else 0
-
-
-def _who():
-    """How the lines on stderr begin."""
-    shard = _batch("shard")
-    if shard and shard.of > 1:
-        return f"talkhead, shard {shard}"
-    return f"talkhead, process {_rank()}" if _rank() else "talkhead"
-
+# ---------------------------------------------------------------------------------------------------------------
+# What several commands do with their options
 
 def _perceptual(name, device):
     """A perceptual distance by name; where "auto" had to choose, which one it is gets said."""
@@ -92,7 +21,7 @@ def _perceptual(name, device):
 
     perceptual = Perceptual(name).to(device)
     if name == "auto":
-        _say(f"perceptual loss: {perceptual.name}" + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips"))
+        shell.say(f"perceptual loss: {perceptual.name}" + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips"))
     return perceptual
 
 
@@ -104,314 +33,6 @@ def _features(name, device):
         return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
     return inception.named(name, device)
 
-
-def _progress(items, total=None, unit="frame"):
-    from tqdm import tqdm
-
-    # Within a list, the list's own is enough.
-    hidden = _rank() or _batch("notes") is not None
-    return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
-
-
-class _DescentLog:
-    """Shows how far the descents of `inversion.invert` are, a step at a time, and logs every so many of their steps.
-
-    total   steps of all frames together, None if that is not known
-    log     path of a JSON-lines file or None
-    resumed whether frames found before come first: they leave no records, and the log keeps theirs
-    """
-
-    def __init__(self, total, log, log_every, resumed):
-        self.bar, self.every, self.taken, self.early = _progress(None, total, "step"), log_every, {}, 0
-        self.log = log and self._open(log, "r+" if resumed and os.path.exists(log) else "w+")
-
-    @staticmethod
-    def _open(log, mode):
-        from talkhead import files
-
-        with files.mendable(log):
-            return open(log, mode, encoding="utf-8")
-
-    def record(self, record):
-        frame, step = record["frame"], record["step"]
-        if not self.taken and self.log is not None:
-            self._forget(frame)
-        if self.log is not None and (step % self.every == 0 or step + 1 == record["steps"]):
-            self.log.write(json.dumps(record) + "\n")
-            self.log.flush()
-        self.taken[frame] = step + 1
-        self.bar.set_postfix_str(f"frame {frame + 1}, loss {record['loss']:.4f}", refresh=False)
-        self.bar.update()
-
-    def _forget(self, frame):
-        """Drop what a run that was killed had logged of frames that it did not finish."""
-        kept = [line for line in self.log if line.endswith("\n") and json.loads(line)["frame"] < frame]
-        self.log.seek(0)
-        self.log.truncate()
-        self.log.writelines(kept)
-
-    def path(self, latents, planned):
-        """Hand on latents, and let the bar know of those that cost no steps, or fewer than planned."""
-        for frame, latent in enumerate(latents):
-            saved = planned(frame) - self.taken.get(frame, 0)
-            self.early += 0 < saved < planned(frame)
-            if self.bar.total is not None:
-                self.bar.total -= saved
-            yield latent
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-        if self.log is not None:
-            self.log.close()
-
-
-def _print_records(records):
-    for record in records:
-        click.echo(json.dumps(record))
-
-
-def _watch(records, steps, tensorboard):
-    """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
-    draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
-    with _progress(None, steps, "step") as bar:
-        for record in records:
-            bar.clear()
-            _print_records([record])
-            bar.update(record["step"] - bar.n)
-            draw(record)
-
-
-def _curves(folder):
-    """A function that adds a record to TensorBoard's curves."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as problem:
-        raise TalkheadError("--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'") from problem
-    writer = SummaryWriter(folder)
-
-    def draw(record):
-        for name, value in record.items():
-            if not isinstance(value, str):
-                writer.add_scalar(name, value, record["step"])
-        writer.flush()
-
-    return draw
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Options that mean the same everywhere
-
-def _of_a_list(ctx, param):
-    """Whether a list names what is read and written; an option that names it for a single clip is then asked wrongly."""
-    if ctx.params.get("listing") is None:
-        return False
-    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
-        raise click.BadParameter("it is for a single clip; leave it out with --list", ctx, param)
-    return True
-
-
-def _from_stdin(ctx, param, value):
-    if _of_a_list(ctx, param):
-        return None
-    if value == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise click.BadParameter("nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param)
-        if ctx.meta.setdefault("talkhead.stdin", param.name) != param.name:
-            raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
-    return value
-
-
-def _writable(ctx, param, value):
-    """Say at once, not after hours of work, that there is no place for the result."""
-    if _of_a_list(ctx, param):
-        return None
-    if value is not None and value != "-" and not os.path.exists(value):
-        folder = os.path.dirname(os.path.abspath(value))
-        if not os.path.isdir(folder):
-            raise TalkheadError(f"{value}: its folder does not exist; make it first")
-        if not os.access(folder, os.W_OK):
-            raise TalkheadError(f"{value}: its folder may not be written to; name another")
-    return value
-
-
-def _to_stdout(ctx, param, value):
-    if param.name == "output" and ctx.params.get("listing") is not None:
-        if value == "-":
-            raise click.BadParameter("a list has many results; name the folder for them", ctx, param)
-        return value
-    if value == "-":
-        if sys.stdout is None or sys.stdout.isatty():
-            raise click.BadParameter("the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param)
-        if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
-            raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
-    return _writable(ctx, param, value)
-
-
-def input_option(flag, help):
-    return click.option(flag, metavar="FILE", callback=_from_stdin, help=help)
-
-
-def output(help, flag="--output", default="-"):
-    names = ("-o", flag) if flag == "--output" else (flag,)
-    return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
-
-
-def weights_out(what):
-    return click.option("-o", "--output", metavar="FILE", required=True, callback=_writable, help=f"Where to write {what} (.pt).")
-
-
-def trained(what):
-    return weights_out(f"{what}, and where a run that was stopped is resumed")
-
-
-def weights_in(kind):
-    origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
-              "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
-    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
-
-
-def number(flag, default, help, least=0):
-    """An option for an int or a float, whichever its default is; no smaller than `least`."""
-    kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
-    return click.option(flag, type=kind, default=default, show_default=True, help=help)
-
-
-def one_of(flag, choices, default, help):
-    return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=help)
-
-
-def together(*options):
-    """One decorator out of several, so that a set of options is written once."""
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
-    return decorate
-
-
-def steps(default):
-    return number("--steps", default, "Optimiser steps.", least=1)
-
-
-def batch(default):
-    return number("--batch", default, "Images worked on together.", least=1)
-
-
-def lr(default):
-    return number("--lr", default, "Learning rate.")
-
-
-def _with_a_list(ctx, param, value):
-    if value and ctx.params.get("listing", "") is None:
-        raise click.BadParameter("it goes with --list", ctx, param)
-    return value
-
-
-def _shard(ctx, param, value):
-    """Refuse what is no share; who gave none may yet have one from the environment."""
-    if _with_a_list(ctx, param, value) is None:
-        return None
-    from talkhead import jobs
-
-    try:
-        return jobs.shard(value)
-    except TalkheadError as problem:
-        raise click.BadParameter(str(problem), ctx, param) from None
-
-
-def listed(line):
-    """The options with which a command works through a list."""
-    return together(
-        click.option("--list", "listing", metavar="FILE", is_eager=True, callback=_from_stdin,
-                     help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own."),
-        shard,
-        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Make again what is there already."),
-    )
-
-
-shard = click.option("--shard", metavar="I/N", callback=_shard,
-                     help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]")
-source = click.argument("source", default="-", callback=_from_stdin)
-sources = click.argument("sources", nargs=-1, required=True)
-seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
-device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
-perceptual = one_of("--perceptual", ["auto", "lpips", "ssim", "pyramid"], "auto",
-                    "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
-detection = together(
-    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
-    click.option("--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"),
-)
-alignment = together(
-    click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
-    detection,
-)
-fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
-                      "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
-precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
-training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
-                              help="Optimiser steps in all; a resumed run goes on to here.")
-data = together(
-    number("--every", 1, "Take one frame in so many.", least=1),
-    click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
-)
-run = together(
-    number("--accumulate", 1, "Turns in which a batch is worked on: less memory, same result.", least=1),
-    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."),
-    number("--save-minutes", 5.0, "Time between two checkpoints."),
-    number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
-    number("--log-every", 10, "Steps between two records on stdout.", least=1),
-    click.option("--tensorboard", metavar="FOLDER", help="Write the records there too, for TensorBoard; needs the extra tensorboard."),
-    seed,
-    device,
-)
-sheets = together(
-    click.option("--samples", metavar="FOLDER", help="Draw there, now and then, what has been learnt (PNG)."),
-    number("--samples-every", 1000, "Steps between two such pictures.", least=1),
-)
-validation = together(
-    click.option("--validation", metavar="PATH", multiple=True,
-                 help="Measure on these held-out clips, and keep the best; may be repeated."),
-    number("--validate-every", 500, "Steps between two measurements.", least=1),
-)
-encoder_shape = together(
-    number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1),
-    number("--input-size", 256, "Side of the pictures it looks at.", least=1),
-    number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
-    number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
-)
-
-
-def init_option(help):
-    return click.option("--init", metavar="FILE", help=help)
-
-
-def names(flag, help, default):
-    """Several names with commas between; "none" is an empty list."""
-    def split(ctx, param, value):
-        return default if value is None else tuple(name for name in value.split(",") if name and name != "none")
-    return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
-
-
-def _hold_out(ctx, param, value):
-    return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
-
-
-def widths(help, flag="--channels"):
-    return click.option(flag, metavar="N,N,…", callback=_widths, help=help)
-
-
-def _widths(ctx, param, value):
-    try:
-        return None if value is None else [int(width) for width in value.split(",")]
-    except ValueError:
-        raise click.BadParameter("wanted whole numbers with commas between, as 128,128,64", ctx, param) from None
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What several commands do with their options
 
 def _load(device, **paths):
     """The networks at `paths` (None: the bundled ones), on their device, and fitting each other."""
@@ -449,15 +70,15 @@ def _each(work, listing, folder, shard, overwrite, fields=("source",), suffix=".
         raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
     items = jobs.read_list(listing, fields, suffix)
     if shard.why:
-        _say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
+        shell.say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
     records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
     counts, manifest = Counter(), jobs.manifest_path(folder, shard)
     try:
         _watch_list(records, fields, len(shard(items)), counts)
     except (KeyboardInterrupt, SystemExit):
-        _say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
+        shell.say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
         raise
-    _say(f"{_told(counts)}; see {manifest}")
+    shell.say(f"{_told(counts)}; see {manifest}")
     jobs.meet()
     click.get_current_context().exit(int(counts["failed"] > 0))
 
@@ -471,7 +92,7 @@ def _noted(work, *arguments):
     meta = click.get_current_context().meta
     notes = meta["talkhead.notes"] = []
     try:
-        with _memory():
+        with shell.memory():
             return {"frames": work(*arguments)} | ({"notes": notes} if notes else {})
     finally:
         del meta["talkhead.notes"]
@@ -479,7 +100,7 @@ def _noted(work, *arguments):
 
 def _watch_list(records, fields, total, counts):
     """Count records by status, and say at once what failed."""
-    with _progress(None, total, "clip") as bar:
+    with shell.progress(None, total, "clip") as bar:
         for record in records:
             bar.update()
             counts[record["status"]] += 1
@@ -487,7 +108,7 @@ def _watch_list(records, fields, total, counts):
                 bar.clear()
                 sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
                 named = any(source in reason for source in sources)
-                _say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
+                shell.say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
 
 
 def _device(name, listing):
@@ -514,11 +135,11 @@ def _aligned_frames(reader, size, aligned, find):
         height, width = reader.size
         if height != width:
             raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
-        _say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
+        shell.say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
         return iter(reader)
     from talkhead import faces
 
-    _say(f"{reader.name}: aligning the face that {find().name} finds")
+    shell.say(f"{reader.name}: aligning the face that {find().name} finds")
     return (crop for crop, _, _ in faces.align_frames(reader, find(), size))
 
 
@@ -543,9 +164,9 @@ def _images(sources, size, every, limit):
 
 def _left_out(problems, frames):
     for problem in problems:
-        _say(f"left out: {problem}")
+        shell.say(f"left out: {problem}")
     if problems:
-        _say(f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken")
+        shell.say(f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken")
 
 
 def _networks(init, critic_channels, freeze_d, **sizes):
@@ -569,7 +190,7 @@ def _networks(init, critic_channels, freeze_d, **sizes):
     elif freeze_d:
         raise TalkheadError(f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes")
     else:
-        _say(f"{init}: no critic of these sizes; a new one learns from the start")
+        shell.say(f"{init}: no critic of these sizes; a new one learns from the start")
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
@@ -615,7 +236,7 @@ def _save_encoder(path, encoder, generator_file):
 # ---------------------------------------------------------------------------------------------------------------
 # Commands
 
-@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=shell.Shell, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="talkhead")
 def cli():
     """A photo and a speech recording become a talking-head video.
@@ -629,15 +250,15 @@ def cli():
 
 
 @cli.command()
-@source
-@output("Aligned clip, picture, or folder of pictures.")
-@number("--size", 256, "Side of the aligned frames in pixels.", least=1)
-@number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
-@one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
-@output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
-@listed("the path of a clip")
-@detection
-@device
+@options.source
+@options.output("Aligned clip, picture, or folder of pictures.")
+@options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
+@options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
+@options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
+@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@options.listed("the path of a clip")
+@options.detection
+@options.device
 def align(source, output, quads, listing, shard, overwrite, detector, detector_model, device, **options):
     """Crop a clip or picture to its face, the way FFHQ does.
 
@@ -661,16 +282,16 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
 
     with files.read_frames(source) as reader:
         if reader.aligned:
-            _say(f"{reader.name}: aligned already, only resized")
+            shell.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
             whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
-            _say(f"{reader.name}: landmarks by {find().name}")
+            shell.say(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing)
         corners = []
         with files.FrameWriter(output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}) as writer:
-            for crop, quad, index in _progress(crops):
+            for crop, quad, index in shell.progress(crops):
                 writer.write(crop)
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
@@ -679,28 +300,28 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
 
 
 @cli.command()
-@source
-@output("Latents (.npy, float32, frames × layers × 512).")
-@weights_in("generator")
-@weights_in("encoder")
-@one_of("--method", ["encoder", "optimise", "sequential", "hybrid"], "encoder",
+@options.source
+@options.output("Latents (.npy, float32, frames × layers × 512).")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.one_of("--method", ["encoder", "optimise", "sequential", "hybrid"], "encoder",
         "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
-@one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
-@steps(5000)
-@number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
-@number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
-@lr(0.01)
-@number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
-@perceptual
-@number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
-@number("--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps.")
-@precision
-@batch(4)
-@click.option("--log", metavar="FILE", callback=_writable, help="Write the loss of every frame's steps here, as JSON lines.")
-@number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
-@listed("the path of a clip")
-@seed
-@device
+@options.one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
+@options.steps(5000)
+@options.number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
+@options.number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
+@options.lr(0.01)
+@options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
+@options.perceptual
+@options.number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@options.number("--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps.")
+@options.precision
+@options.batch(4)
+@click.option("--log", metavar="FILE", callback=options.writable, help="Write the loss of every frame's steps here, as JSON lines.")
+@options.number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
+@options.listed("the path of a clip")
+@options.seed
+@options.device
 def invert(source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options):
     """Find the latents that make a generator draw each frame.
 
@@ -727,9 +348,9 @@ def _invert(source, output, generator, encoder, method, perceptual, device, log=
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
     with files.read_frames(source) as reader:
         if not reader.aligned:
-            _say(f"{reader.name}: not marked as aligned; taken as it is")
+            shell.say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
-            latents = inversion.invert(_progress(reader, reader.count), generator, method, *encoder, device=device, **options)
+            latents = inversion.invert(shell.progress(reader, reader.count), generator, method, *encoder, device=device, **options)
             return files.write_latents(output, latents, about)
         return _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, device=device, **options)
 
@@ -743,37 +364,37 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)
     if resumed:
-        _say(f"{partial}: going on from what was done")
-    with _DescentLog(total, log, log_every, resumed) as watch:
+        shell.say(f"{partial}: going on from what was done")
+    with shell.DescentLog(total, log, log_every, resumed) as watch:
         latents = inversion.invert(reader, generator, method, *encoder, perceptual=perceptual, partial=partial, on_record=watch.record, **options)
         count = files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
     if options["tolerance"]:
-        _say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
+        shell.say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
     if partial is not None and os.path.exists(partial):
         os.remove(partial)
     return count
 
 
 @cli.command()
-@input_option("--identity", "The face that speaks: a picture or a clip.")
-@input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
-@input_option("--latents", "Render these latents instead (.npy).")
-@output("Video, folder of pictures, or a pipe.")
-@output("Write the latents here too (.npy).", "--latents-out", default=None)
-@weights_in("generator")
-@weights_in("encoder")
-@weights_in("audio2latent")
-@alignment
+@options.input_option("--identity", "The face that speaks: a picture or a clip.")
+@options.input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@options.input_option("--latents", "Render these latents instead (.npy).")
+@options.output("Video, folder of pictures, or a pipe.")
+@options.output("Write the latents here too (.npy).", "--latents-out", default=None)
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.weights_in("audio2latent")
+@options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
-@number("--pti-steps", 350, "Steps of that tuning.", least=1)
-@number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
+@options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
+@options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
-@number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
-@one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
-@batch(8)
-@listed("identity, tab, audio")
-@seed
-@device
+@options.number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
+@options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
+@options.batch(8)
+@options.listed("identity, tab, audio")
+@options.seed
+@options.device
 def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
              label, gain, precision, batch, device, detector, detector_model, **options):
     """Make a face speak, or render latents.
@@ -821,7 +442,7 @@ def _draw(generator, path, frames, sound, output, latents_out, batch, precision,
         pictures = synthesis.label(pictures)
     track = None if sound is None else (sound, speech.SAMPLE_RATE)
     with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
-        for picture in _progress(pictures, frames):
+        for picture in shell.progress(pictures, frames):
             writer.write(picture)
     return writer.count
 
@@ -850,25 +471,25 @@ def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, al
         frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
         images, pivots = _lessons(generator, encoder, frames, device)
-        with _progress(None, pti_steps, "step") as bar:
+        with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
 
 
 @cli.command()
-@source
-@trained("the tuned generator")
-@weights_in("generator")
-@weights_in("encoder")
-@alignment
-@number("--steps", 350, "Most optimiser steps; a resumed run goes on to here.", least=1)
-@batch(4)
-@lr(3e-4)
-@perceptual
-@number("--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps.")
-@number("--limit", 125, "Frames of a clip to tune on.", least=1)
-@sheets
-@run
+@options.source
+@options.trained("the tuned generator")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.alignment
+@options.number("--steps", 350, "Most optimiser steps; a resumed run goes on to here.", least=1)
+@options.batch(4)
+@options.lr(3e-4)
+@options.perceptual
+@options.number("--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps.")
+@options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
+@options.sheets
+@options.run
 def pti(source, output, generator, encoder, perceptual, limit, aligned, detector, detector_model, tensorboard, device, **options):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
@@ -883,18 +504,18 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
         frames = list(_aligned_frames(reader, 256, aligned, _finder(detector, detector_model, device)))
     images, pivots = _lessons(generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
-    _watch(records, options["steps"], tensorboard)
+    shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.command()
-@click.argument("real", callback=_from_stdin)
-@click.argument("fake", callback=_from_stdin)
+@click.argument("real", callback=options.from_stdin)
+@click.argument("fake", callback=options.from_stdin)
 @click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
 @click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
 @click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID.")
-@fid_features
-@detection
-@device
+@options.fid_features
+@options.detection
+@options.device
 def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_model, device):
     """Compare a generated clip with the real one: PSNR, SSIM, LMD and FID as JSON.
 
@@ -910,25 +531,25 @@ def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_mo
     find = faces.detector(detector, detector_model, device) if lmd else None
     known = None if landmarks is None else files.read_array(landmarks)
     with files.read_frames(real) as truth, files.read_frames(fake) as made:
-        _print_records([metrics.compare(_progress(truth), made, find, known, features)])
+        shell.print_records([metrics.compare(shell.progress(truth), made, find, known, features)])
 
 
 @cli.command()
 @click.option("-o", "--output", metavar="FOLDER", required=True, help="Where to write the clips; those that are there are kept.")
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many clips.")
-@number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
-@number("--size", 256, "Side of the frames in pixels.", least=1)
+@options.number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
+@options.number("--size", 256, "Side of the frames in pixels.", least=1)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Cut the speech after so long.")
 @click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
 @click.option("--portraits", metavar="FOLDER", help="Blend the faces out of these photos.  [default: drawn faces]")
-@names("--exclude", "Portraits never to use, by file name without its ending.", default=())
-@names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
+@options.names("--exclude", "Portraits never to use, by file name without its ending.", default=())
+@options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
-@number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
+@options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
-@number("--workers", 1, "Processes.", least=1)
-@shard
-@seed
+@options.number("--workers", 1, "Processes.", least=1)
+@options.shard
+@options.seed
 def synth(output, count, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
@@ -941,17 +562,17 @@ def synth(output, count, recordings, shard, **options):
     clips = datasets.clips(recordings)
     shard = _share(shard)
     if shard.why:
-        _say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
+        shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
     records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
-    _print_records(_progress(records, len(shard(range(count))), "clip"))
+    shell.print_records(shell.progress(records, len(shard(range(count))), "clip"))
 
 
 @cli.command()
-@sources
-@click.option("-o", "--output", metavar="FILE", required=True, callback=_writable,
+@options.sources
+@click.option("-o", "--output", metavar="FILE", required=True, callback=options.writable,
               help="The packed file (.npy); the .json beside it tells what came from where.")
-@number("--size", 256, "Side of the frames in pixels.", least=1)
-@data
+@options.number("--size", 256, "Side of the frames in pixels.", least=1)
+@options.data
 def pack(sources, output, size, every, limit):
     """Decode clips and pictures once, into one file that the trainers read at random: data sets larger than memory.
 
@@ -962,52 +583,52 @@ def pack(sources, output, size, every, limit):
     from talkhead import datasets
 
     paths = datasets.clips(sources)
-    records = list(_progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
+    records = list(shell.progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
     problems, frames = [record["left_out"] for record in records if "left_out" in record], sum(record.get("frames", 0) for record in records)
     _left_out(problems, frames)
-    _print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
+    shell.print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
 
 
 @cli.command("train-stylegan")
-@sources
-@trained("the generator")
+@options.sources
+@options.trained("the generator")
 @click.option("--resolution", type=click.IntRange(min=8), help="Side of the pictures, a power of two.  [default: 256, or that of --init]")
-@widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init]")
-@widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
+@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init]")
+@options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
 @click.option("--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]")
-@init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")
-@training_steps
-@batch(16)
-@lr(0.002)
-@number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
-@number("--r1", 10.0, "Weight of the R1 penalty.")
-@number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
-@number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
-@number("--path-every", 4, "Steps between two path-length penalties.", least=1)
-@number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
-@number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
+@options.init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")
+@options.training_steps
+@options.batch(16)
+@options.lr(0.002)
+@options.number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
+@options.number("--r1", 10.0, "Weight of the R1 penalty.")
+@options.number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
+@options.number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
+@options.number("--path-every", 4, "Steps between two path-length penalties.", least=1)
+@options.number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
+@options.number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
-@one_of("--augment", ["none", "ada", "fixed"], "none", "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.")
-@number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
-@number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
-@number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
-@click.option("--encoder-out", metavar="FILE", callback=_writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
+@options.number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
+@options.one_of("--augment", ["none", "ada", "fixed"], "none", "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.")
+@options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
+@options.number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
+@options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
+@click.option("--encoder-out", metavar="FILE", callback=options.writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
-@encoder_shape
-@number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
-@number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
-@number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
-@number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
-@number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
-@number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
-@number("--fid-every", 0, "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.")
-@number("--fid-images", 10_000, "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.", least=2)
-@fid_features
-@perceptual
-@data
-@sheets
-@run
+@options.encoder_shape
+@options.number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
+@options.number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
+@options.number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
+@options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
+@options.number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
+@options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
+@options.number("--fid-every", 0, "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.")
+@options.number("--fid-images", 10_000, "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.", least=2)
+@options.fid_features
+@options.perceptual
+@options.data
+@options.sheets
+@options.run
 def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder_init,
                    width, input_size, stem_stride, pool_size, perceptual, every, limit, tensorboard, device, **options):
     """Train the face generator on pictures or clips, or on what was packed of them.
@@ -1040,35 +661,35 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     images = _images(sources, generator.resolution, every, limit)
     images.warn_of_mixture()
     records = stylegan.train(images, output, generator, critic, device=device, **options)
-    _watch(records, options["steps"], tensorboard)
+    shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-encoder")
-@sources
-@trained("the encoder")
-@weights_in("generator")
-@one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid.")
-@encoder_shape
-@one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "How psp makes latents: each from the map of its scale, each from the last map, all by one layer, or one for all.")
+@options.sources
+@options.trained("the encoder")
+@options.weights_in("generator")
+@options.one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid.")
+@options.encoder_shape
+@options.one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "How psp makes latents: each from the map of its scale, each from the last map, all by one layer, or one for all.")
 @click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
 @click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
-@init_option("Start from these weights of an encoder; architecture, sizes and all.")
-@training_steps
-@batch(8)
-@number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
+@options.init_option("Start from these weights of an encoder; architecture, sizes and all.")
+@options.training_steps
+@options.batch(8)
+@options.number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
 @click.option("--pixel", type=click.Choice(["rms", "mse"]), help="Pixel loss: root mean square or mean square.  [default: rms, psp mse]")
-@number("--pixel-weight", 1.0, "Weight of the pixel loss.")
-@number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
-@number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
+@options.number("--pixel-weight", 1.0, "Weight of the pixel loss.")
+@options.number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
+@options.number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
 @click.option("--identity-network", metavar="FILE", help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.")
-@number("--identity-weight", 0.1, "Weight of the identity loss.")
+@options.number("--identity-weight", 0.1, "Weight of the identity loss.")
 @click.option("--loss-size", type=click.IntRange(min=8), help="Compare larger pictures at this size.  [default: the generator's, psp 256]")
-@perceptual
+@options.perceptual
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@validation
-@data
-@sheets
-@run
+@options.validation
+@options.data
+@options.sheets
+@options.run
 def train_encoder(sources, output, generator, arch, width, input_size, stem_stride, pool_size, head, imagenet, irse, init,
                   identity_network, perceptual, validation, every, limit, tensorboard, device, **options):
     """Train an encoder to find the latents of a frozen generator.
@@ -1098,37 +719,37 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     held_out = _images(validation, size, every, limit) if validation else None
     records = inversion.train(images, generator, output, encoder, perceptual=_perceptual(perceptual, device), validation=held_out,
                               device=device, **options)
-    _watch(records, options["steps"], tensorboard)
+    shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-audio2latent")
-@sources
-@trained("the speech model")
-@weights_in("generator")
-@weights_in("encoder")
-@number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
-@widths("Channels of its five convolutions.  [default: 64,128,256,256,512]")
-@number("--hidden", 2048, "Width of its wide layer after them.", least=1)
-@number("--features", 256, "Speech features per frame.", least=1)
-@number("--lstm", 256, "Width of its three LSTM layers.", least=1)
-@number("--decoder", 512, "Width of its decoder.", least=1)
-@training_steps
-@batch(16)
-@number("--frames", 25, "Video frames of each example.", least=1)
-@lr(2e-4)
-@number("--latent-weight", 250.0, "Weight of the loss on latents.")
-@number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
-@number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
-@number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
-@perceptual
+@options.sources
+@options.trained("the speech model")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
+@options.widths("Channels of its five convolutions.  [default: 64,128,256,256,512]")
+@options.number("--hidden", 2048, "Width of its wide layer after them.", least=1)
+@options.number("--features", 256, "Speech features per frame.", least=1)
+@options.number("--lstm", 256, "Width of its three LSTM layers.", least=1)
+@options.number("--decoder", 512, "Width of its decoder.", least=1)
+@options.training_steps
+@options.batch(16)
+@options.number("--frames", 25, "Video frames of each example.", least=1)
+@options.lr(2e-4)
+@options.number("--latent-weight", 250.0, "Weight of the loss on latents.")
+@options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
+@options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
+@options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
+@options.perceptual
 @click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise and microphone of the speech.")
-@click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=_hold_out,
+@click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=options.hold_out,
               help="Speakers, or single clips, kept to measure on: how many, or which.")
-@number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
-@number("--identity-noise", 0.3, "Blur of the identity that the model is shown, so that it learns no face by heart.")
-@number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
-@number("--average", 0.998, "Share that the running average of the weights keeps each step.")
-@run
+@options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
+@options.number("--identity-noise", 0.3, "Blur of the identity that the model is shown, so that it learns no face by heart.")
+@options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
+@options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
+@options.run
 def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder,
                        tensorboard, device, **options):
     """Train the speech model on talking clips.
@@ -1148,7 +769,7 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
     records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
-    _watch(records, options["steps"], tensorboard)
+    shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.group()
@@ -1162,15 +783,15 @@ def weights_list():
     from talkhead import checkpoints, downloads
 
     found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
-    _print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
-    _print_records(downloads.describe(name) for name in downloads.REGISTRY)
+    shell.print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
+    shell.print_records(downloads.describe(name) for name in downloads.REGISTRY)
     if not found:
         raise TalkheadError(f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release")
 
 
 @weights.command("fetch")
 @click.argument("name")
-@click.option("-o", "--output", metavar="FILE", callback=_writable,
+@click.option("-o", "--output", metavar="FILE", callback=options.writable,
               help="Where to put the file.  [default: where the library that wants it looks]")
 @click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
 @click.option("--url", help="Take it from here instead.")
@@ -1185,7 +806,7 @@ def weights_fetch(name, output, accept_licence, url):
 
     from talkhead import downloads
 
-    _say(downloads.terms(name))
+    shell.say(downloads.terms(name))
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
         def on_progress(done, total):
             if bar.n == 0:
@@ -1194,7 +815,7 @@ def weights_fetch(name, output, accept_licence, url):
             bar.update(done - bar.n)
 
         record = downloads.fetch(name, output, accept_licence, url, on_progress)
-    _print_records([record])
+    shell.print_records([record])
 
 
 @weights.command("verify")
@@ -1209,7 +830,7 @@ def weights_verify(ctx, places):
     from talkhead import downloads
 
     records = [downloads.verify(place) for place in places]
-    _print_records(records)
+    shell.print_records(records)
     ctx.exit(int(any(record["ok"] is False for record in records)))
 
 
@@ -1223,13 +844,13 @@ def weights_show(file):
     """
     from talkhead import checkpoints
 
-    _print_records([checkpoints.describe(file)])
+    shell.print_records([checkpoints.describe(file)])
 
 
 @weights.command("convert")
 @click.argument("source", metavar="SOURCE")
-@weights_out("the converted weights")
-@one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
+@options.weights_out("the converted weights")
+@options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
 @click.option("--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them.")
 def weights_convert(source, output, to, part):
     """Rewrite weights in another project's layout, number for number.
@@ -1246,7 +867,7 @@ def weights_convert(source, output, to, part):
 
 @weights.command("export")
 @click.argument("source", metavar="SOURCE")
-@weights_out("the copy")
+@options.weights_out("the copy")
 @click.option("--half/--full", default=True, show_default=True, help="Half precision, or as it is.")
 def weights_export(source, output, half):
     """Copy weights without what only training needs.

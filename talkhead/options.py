@@ -1,0 +1,215 @@
+"""The options that mean the same in every command, and what is refused before a command begins."""
+
+import os
+import sys
+
+import click
+from click.core import ParameterSource
+
+from talkhead.errors import TalkheadError
+
+
+def _of_a_list(ctx, param):
+    """Whether a list names what is read and written; an option that names it for a single clip is then asked wrongly."""
+    if ctx.params.get("listing") is None:
+        return False
+    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+        raise click.BadParameter("it is for a single clip; leave it out with --list", ctx, param)
+    return True
+
+
+def from_stdin(ctx, param, value):
+    if _of_a_list(ctx, param):
+        return None
+    if value == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.BadParameter("nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param)
+        if ctx.meta.setdefault("talkhead.stdin", param.name) != param.name:
+            raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
+    return value
+
+
+def writable(ctx, param, value):
+    """Say at once, not after hours of work, that there is no place for the result."""
+    if _of_a_list(ctx, param):
+        return None
+    if value is not None and value != "-" and not os.path.exists(value):
+        folder = os.path.dirname(os.path.abspath(value))
+        if not os.path.isdir(folder):
+            raise TalkheadError(f"{value}: its folder does not exist; make it first")
+        if not os.access(folder, os.W_OK):
+            raise TalkheadError(f"{value}: its folder may not be written to; name another")
+    return value
+
+
+def _to_stdout(ctx, param, value):
+    if param.name == "output" and ctx.params.get("listing") is not None:
+        if value == "-":
+            raise click.BadParameter("a list has many results; name the folder for them", ctx, param)
+        return value
+    if value == "-":
+        if sys.stdout is None or sys.stdout.isatty():
+            raise click.BadParameter("the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param)
+        if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
+            raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
+    return writable(ctx, param, value)
+
+
+def input_option(flag, help):
+    return click.option(flag, metavar="FILE", callback=from_stdin, help=help)
+
+
+def output(help, flag="--output", default="-"):
+    names = ("-o", flag) if flag == "--output" else (flag,)
+    return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
+
+
+def weights_out(what):
+    return click.option("-o", "--output", metavar="FILE", required=True, callback=writable, help=f"Where to write {what} (.pt).")
+
+
+def trained(what):
+    return weights_out(f"{what}, and where a run that was stopped is resumed")
+
+
+def weights_in(kind):
+    origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
+              "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
+    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
+
+
+def number(flag, default, help, least=0):
+    """An option for an int or a float, whichever its default is; no smaller than `least`."""
+    kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
+    return click.option(flag, type=kind, default=default, show_default=True, help=help)
+
+
+def one_of(flag, choices, default, help):
+    return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=help)
+
+
+def together(*options):
+    """One decorator out of several, so that a set of options is written once."""
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+    return decorate
+
+
+def steps(default):
+    return number("--steps", default, "Optimiser steps.", least=1)
+
+
+def batch(default):
+    return number("--batch", default, "Images worked on together.", least=1)
+
+
+def lr(default):
+    return number("--lr", default, "Learning rate.")
+
+
+def _with_a_list(ctx, param, value):
+    if value and ctx.params.get("listing", "") is None:
+        raise click.BadParameter("it goes with --list", ctx, param)
+    return value
+
+
+def _shard(ctx, param, value):
+    """Refuse what is no share; who gave none may yet have one from the environment."""
+    if _with_a_list(ctx, param, value) is None:
+        return None
+    from talkhead import jobs
+
+    try:
+        return jobs.shard(value)
+    except TalkheadError as problem:
+        raise click.BadParameter(str(problem), ctx, param) from None
+
+
+def listed(line):
+    """The options with which a command works through a list."""
+    return together(
+        click.option("--list", "listing", metavar="FILE", is_eager=True, callback=from_stdin,
+                     help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own."),
+        shard,
+        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Make again what is there already."),
+    )
+
+
+shard = click.option("--shard", metavar="I/N", callback=_shard,
+                     help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]")
+source = click.argument("source", default="-", callback=from_stdin)
+sources = click.argument("sources", nargs=-1, required=True)
+seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
+device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
+perceptual = one_of("--perceptual", ["auto", "lpips", "ssim", "pyramid"], "auto",
+                    "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
+detection = together(
+    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
+    click.option("--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"),
+)
+alignment = together(
+    click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
+    detection,
+)
+fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
+                      "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
+precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
+training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
+                              help="Optimiser steps in all; a resumed run goes on to here.")
+data = together(
+    number("--every", 1, "Take one frame in so many.", least=1),
+    click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
+)
+run = together(
+    number("--accumulate", 1, "Turns in which a batch is worked on: less memory, same result.", least=1),
+    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."),
+    number("--save-minutes", 5.0, "Time between two checkpoints."),
+    number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
+    number("--log-every", 10, "Steps between two records on stdout.", least=1),
+    click.option("--tensorboard", metavar="FOLDER", help="Write the records there too, for TensorBoard; needs the extra tensorboard."),
+    seed,
+    device,
+)
+sheets = together(
+    click.option("--samples", metavar="FOLDER", help="Draw there, now and then, what has been learnt (PNG)."),
+    number("--samples-every", 1000, "Steps between two such pictures.", least=1),
+)
+validation = together(
+    click.option("--validation", metavar="PATH", multiple=True,
+                 help="Measure on these held-out clips, and keep the best; may be repeated."),
+    number("--validate-every", 500, "Steps between two measurements.", least=1),
+)
+encoder_shape = together(
+    number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1),
+    number("--input-size", 256, "Side of the pictures it looks at.", least=1),
+    number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
+    number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
+)
+
+
+def init_option(help):
+    return click.option("--init", metavar="FILE", help=help)
+
+
+def names(flag, help, default):
+    """Several names with commas between; "none" is an empty list."""
+    def split(ctx, param, value):
+        return default if value is None else tuple(name for name in value.split(",") if name and name != "none")
+    return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
+
+
+def hold_out(ctx, param, value):
+    return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
+
+
+def widths(help, flag="--channels"):
+    return click.option(flag, metavar="N,N,…", callback=_widths, help=help)
+
+
+def _widths(ctx, param, value):
+    try:
+        return None if value is None else [int(width) for width in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("wanted whole numbers with commas between, as 128,128,64", ctx, param) from None

@@ -1,0 +1,174 @@
+"""How every command talks: errors and warnings in a line, progress on stderr, records on stdout."""
+
+import json
+import os
+import signal
+import warnings
+from contextlib import contextmanager
+
+import click
+
+from talkhead.errors import TalkheadError
+
+
+class Shell(click.Group):
+    """A group that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
+
+    Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
+    """
+
+    def invoke(self, ctx):
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            with warnings.catch_warnings(), memory():
+                warnings.showwarning = lambda message, *_: say(" ".join(str(message).split()))
+                return super().invoke(ctx)
+        except TalkheadError as problem:
+            click.echo(f"{_who()}: {problem}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def list_commands(self, ctx):
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+def _stop(*_):
+    """SIGTERM ends like an exit, so that half-written outputs are removed on the way."""
+    raise SystemExit(143)
+
+
+@contextmanager
+def memory():
+    """Turn running out of memory into one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        # torch's OutOfMemoryError is a RuntimeError, named here because torch may not be loaded.
+        if not isinstance(problem, MemoryError) and type(problem).__name__ != "OutOfMemoryError":
+            raise
+        raise TalkheadError("out of memory; lower --batch, or pass --device cpu") from problem
+
+
+def say(text):
+    if _batch("notes") is not None:
+        _batch("notes").append(text)
+    elif not _rank():
+        click.echo(f"{_who()}: {text}", err=True)
+
+
+def _batch(key):
+    """What is known of the batch job at work: its "shard", and the "notes" on the item in hand; None outside one."""
+    context = click.get_current_context(silent=True)
+    return context and context.meta.get(f"talkhead.{key}")
+
+
+def _rank():
+    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes. Shards each tell."""
+    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ and not _batch("shard") else 0
+
+
+def _who():
+    """How the lines on stderr begin."""
+    shard = _batch("shard")
+    if shard and shard.of > 1:
+        return f"talkhead, shard {shard}"
+    return f"talkhead, process {_rank()}" if _rank() else "talkhead"
+
+
+def progress(items, total=None, unit="frame"):
+    from tqdm import tqdm
+
+    # Within a list, the list's own is enough.
+    hidden = _rank() or _batch("notes") is not None
+    return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
+
+
+class DescentLog:
+    """Shows how far the descents of `inversion.invert` are, a step at a time, and logs every so many of their steps.
+
+    total   steps of all frames together, None if that is not known
+    log     path of a JSON-lines file or None
+    resumed whether frames found before come first: they leave no records, and the log keeps theirs
+    """
+
+    def __init__(self, total, log, log_every, resumed):
+        self.bar, self.every, self.taken, self.early = progress(None, total, "step"), log_every, {}, 0
+        self.log = log and self._open(log, "r+" if resumed and os.path.exists(log) else "w+")
+
+    @staticmethod
+    def _open(log, mode):
+        from talkhead import files
+
+        with files.mendable(log):
+            return open(log, mode, encoding="utf-8")
+
+    def record(self, record):
+        frame, step = record["frame"], record["step"]
+        if not self.taken and self.log is not None:
+            self._forget(frame)
+        if self.log is not None and (step % self.every == 0 or step + 1 == record["steps"]):
+            self.log.write(json.dumps(record) + "\n")
+            self.log.flush()
+        self.taken[frame] = step + 1
+        self.bar.set_postfix_str(f"frame {frame + 1}, loss {record['loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def _forget(self, frame):
+        """Drop what a run that was killed had logged of frames that it did not finish."""
+        kept = [line for line in self.log if line.endswith("\n") and json.loads(line)["frame"] < frame]
+        self.log.seek(0)
+        self.log.truncate()
+        self.log.writelines(kept)
+
+    def path(self, latents, planned):
+        """Hand on latents, and let the bar know of those that cost no steps, or fewer than planned."""
+        for frame, latent in enumerate(latents):
+            saved = planned(frame) - self.taken.get(frame, 0)
+            self.early += 0 < saved < planned(frame)
+            if self.bar.total is not None:
+                self.bar.total -= saved
+            yield latent
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+
+def print_records(records):
+    for record in records:
+        click.echo(json.dumps(record))
+
+
+def watch(records, steps, tensorboard):
+    """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
+    draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
+    with progress(None, steps, "step") as bar:
+        for record in records:
+            bar.clear()
+            print_records([record])
+            bar.update(record["step"] - bar.n)
+            draw(record)
+
+
+def _curves(folder):
+    """A function that adds a record to TensorBoard's curves."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as problem:
+        raise TalkheadError("--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'") from problem
+    writer = SummaryWriter(folder)
+
+    def draw(record):
+        for name, value in record.items():
+            if not isinstance(value, str):
+                writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return draw
