@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+# Torch imports this with its optimisers. Its functions have the group that there is then as a default, and so keep it for ever, with threads that
+# outlive Python's own end and abort there. Imported now, there is none to keep.
+import torch.distributed.nn  # noqa: F401
 from torch import distributed, nn
 
 from talkhead.errors import TalkheadError
