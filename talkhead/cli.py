@@ -546,6 +546,7 @@ def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_mo
 @options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
 @options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
+@click.option("--people", type=click.IntRange(min=1), help="So many faces take turns.  [default: every clip has a face of its own]")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
 @options.number("--workers", 1, "Processes.", least=1)
 @options.shard

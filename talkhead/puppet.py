@@ -1268,7 +1268,7 @@ def _blink(rig, motion, texture, frames, at, side):
 # Clips
 
 def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
-          voices=None, recordings=(), recorded_share=0.5, seed=0, start=0, workers=1, shard=None):
+          voices=None, recordings=(), recorded_share=0.5, people=None, seed=0, start=0, workers=1, shard=None):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
 
     out              folder, made if absent
@@ -1283,6 +1283,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     voices           names of espeak voices; None takes all, () none
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets
     recorded_share   how many of the clips are driven by recordings, where there are voices too
+    people           so many faces take turns, None gives every clip a face of its own
     workers          processes
     shard            a jobs.Shard, or what else takes its share of a sequence; None makes all clips
     returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order
@@ -1294,7 +1295,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     out.mkdir(parents=True, exist_ok=True)
     job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits,
            "model": detector_model, "exclude": tuple(exclude), "voices": voices,
-           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "seed": seed}
+           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "people": people, "seed": seed}
     indices = range(start, start + count)
     indices = indices if shard is None else shard(indices)
     if workers <= 1:
@@ -1310,10 +1311,11 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
 class _Studio:
     """Makes the clips of one call of `synth`."""
 
-    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, seed):
+    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, people, seed):
         self.out, self.size, self.frames, self.seconds = out, size, frames, seconds
         self.portraits, self.model, self.exclude = portraits, model, exclude
         self.voices, self.recordings, self.share, self.seed = voices, recordings, share, seed
+        self.people = people
         self._stills = self._detector = None
 
     def prepare(self):
@@ -1329,7 +1331,7 @@ class _Studio:
             return {**record, "frames": len(told["blink"]), "speaker": told["speaker"], "donors": told["donors"]}
         self.prepare()
         rng = np.random.default_rng([self.seed, index])
-        still = self._face(rng)
+        still = self._face(rng if self.people is None else np.random.default_rng([self.seed, index % self.people, 1]))
         speech = self._speech(rng)
         rig = _Rig(still, self.size)
         motion = _motion(rig, speech.track, rng, independent=self.frames is not None)

@@ -183,6 +183,14 @@ def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
     assert set(about) == {"fps", "phonemes", "text", "speaker", "seed", "donors", "source", "blink"}
 
 
+def test_faces_take_turns(tmp_path):
+    """Pictures of one face differ by its motion alone."""
+    list(puppet.synth(tmp_path, 4, size=32, frames=2, people=2))
+    faces = [next(iter(files.read_frames(path))).astype(float) for path in sorted(tmp_path.glob("*.mp4"))]
+    apart = [[np.abs(one - other).mean() for one in faces] for other in faces]
+    assert max(apart[0][2], apart[1][3]) < 0.5 * min(apart[0][1], apart[0][3], apart[1][2], apart[2][3])
+
+
 def test_synth_leaves_finished_clips_alone(tmp_path):
     list(puppet.synth(tmp_path, 1, size=32, frames=2))
     before = (tmp_path / "000000.mp4").stat().st_mtime_ns
