@@ -18,7 +18,7 @@ ROOMS = {
               "write_array", "write_image", "write_latents"),
     "pickles": (),
     "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
-    "speech": ("mfcc", "mfcc_windows"),
+    "speech": ("Mfcc", "mfcc", "mfcc_windows"),
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "team": (),

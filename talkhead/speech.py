@@ -58,37 +58,97 @@ def mfcc(audio, floor=FLOOR):
     samples = np.asarray(audio)
     if samples.ndim != 1 or not len(samples):
         raise TalkheadError(f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono")
-    energies = _mel_energies(samples, centre=floor is not None)  # (M, 26)
-    if floor is None:
-        energies = np.where(energies == 0, np.finfo(float).eps, energies)
-    else:
-        energies = energies + 10 ** ((_levels(energies) + floor) / 10)[:, None]
-    return (np.log(energies) @ _cepstral_matrix()).astype(np.float32)
+    return np.concatenate(list(_mfcc([samples], floor)))
 
 
-def windows(features, frames, size=WINDOW):
-    """Cut features into one window per video frame, centred on it and padded with silence.
+def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
+    """Cut features into one window per video frame, padded with silence.
 
-    features  float32 (M, C) at 100 Hz, zero in silence
-    frames    how many video frames T
-    size      feature steps in a window, even
-    returns   float32 (T, C, size), a read-only view of one copy of the features: column i of window t is step
-              4·t + 2 - size/2 + i
+    features   float32 (M, C), zero in silence
+    frames     how many video frames T
+    size       feature steps in a window
+    before     how many of them lie before the frame's first; None centres the window on the frame
+    per_frame  feature steps in one video frame
+    returns    float32 (T, C, size), a read-only view of one copy of the features: column i of window t is step
+               per_frame·t - before + i
 
     Source: thesis §4.3.3, figure 4.8: the target is the middle one of the window's seven frames.
     """
-    before = size // 2 - STEPS_PER_FRAME // 2
-    length = STEPS_PER_FRAME * (frames - 1) + size
+    before = size // 2 - per_frame // 2 if before is None else before
+    length = per_frame * (frames - 1) + size
     inside = features[: max(length - before, 0)]
     padded = np.zeros((max(length, size), features.shape[1]), np.float32)
     padded[before : before + len(inside)] = inside
     view = np.lib.stride_tricks.sliding_window_view(padded, size, axis=0)  # (steps, C, size)
-    return view[::STEPS_PER_FRAME][:frames]
+    return view[::per_frame][:frames]
+
+
+def slide(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
+    """The windows of features that come in pieces, each as soon as its last step is there.
+
+    features   iterator of float32 (m, C), the next steps
+    frames     function that tells how many video frames have begun in what was heard so far
+    size, before, per_frame   as `windows` takes them
+    yields     float32 (C, size), in all what `windows` cuts out of all features
+    """
+    before = size // 2 - per_frame // 2 if before is None else before
+    held, done = None, 0  # steps from per_frame * done - before on; windows yielded
+    for piece in features:
+        held = np.concatenate([np.zeros((before, piece.shape[1]), np.float32) if held is None else held, piece])
+        ready = min((len(held) - size) // per_frame + 1, frames() - done)
+        yield from _cut(held, size, per_frame, ready)
+        held, done = held[per_frame * max(ready, 0) :], done + max(ready, 0)
+    left = frames() - done
+    if left > 0:
+        missing = per_frame * (left - 1) + size - len(held)
+        yield from _cut(np.pad(held, ((0, max(missing, 0)), (0, 0))), size, per_frame, left)
+
+
+def _cut(steps, size, per_frame, count):
+    for index in range(count):
+        yield np.ascontiguousarray(steps[per_frame * index :][:size].T)
+
+
+class Heard:
+    """Blocks of samples, handed on; `frames` tells how many video frames have begun in those that were."""
+
+    def __init__(self, blocks):
+        self.blocks, self.samples = blocks, 0
+
+    def __iter__(self):
+        for block in self.blocks:
+            self.samples += len(block)
+            yield block
+
+    def frames(self):
+        return -(-self.samples * FPS // SAMPLE_RATE)
+
+
+class Mfcc:
+    """What the second model hears, and the shape of what any model may hear: features in one window per video frame.
+
+    name      of the features
+    identity  dict of plain values, kept with the weights of a network that hears them: a network knows no others
+    shape     (C, S) of a window: C features, S steps
+    """
+
+    name = "mfcc"
+    identity = {"name": "mfcc"}
+    shape = (COEFFICIENTS, WINDOW)
+
+    def windows(self, audio):
+        """Sound float (N,) at 16 kHz to windows float32 (T, C, S), T = num_frames(audio)."""
+        return windows(mfcc(audio), num_frames(audio))
+
+    def stream(self, blocks):
+        """The same windows from an iterator of blocks of the sound, each as soon as it can be known: 135 ms after its frame has ended."""
+        heard = Heard(blocks)
+        return slide(_mfcc(heard, FLOOR), heard.frames)
 
 
 def mfcc_windows(audio):
     """The windows of a recording, as the second model hears it: float32 (T, 12, 28), T = num_frames(audio)."""
-    return windows(mfcc(audio), num_frames(audio))
+    return Mfcc().windows(audio)
 
 
 def disturb(audio, rng):
@@ -124,37 +184,60 @@ def hasten(audio, factor):
     return np.interp(times, np.arange(len(audio)), audio)
 
 
-def _mel_energies(samples, centre):
-    """Energy in 26 triangular mel filters, float64 (M, 26), exactly as python_speech_features computes it."""
-    steps = 1 + max(0, math.ceil((len(samples) - _FRAME) / _HOP))
-    filters = _mel_filters().T
-    energies = np.empty((steps, _FILTERS))
-    for first in range(0, steps, _BLOCK):
-        count = min(_BLOCK, steps - first)
-        start, length = first * _HOP, (count - 1) * _HOP + _FRAME
-        piece = np.zeros(length + 1)  # and the sample before, for the pre-emphasis
-        source = samples[max(start - 1, 0) : start + length]
-        piece[int(start == 0) :][: len(source)] = source
-        piece[0] = samples[0] if centre and start == 0 else piece[0]
-        piece = np.nan_to_num(piece, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-        emphasised = piece[1:] - _PRE_EMPHASIS * piece[:-1]
-        emphasised[max(len(samples) - start, 0) :] = 0  # the end is padded after the pre-emphasis
-        chunks = np.lib.stride_tricks.sliding_window_view(emphasised, _FRAME)[::_HOP]
-        if centre:
-            chunks = chunks - chunks.mean(axis=1, keepdims=True)
-        energies[first : first + count] = (np.abs(np.fft.rfft(chunks, _FFT)) ** 2 / _FFT) @ filters
-    return energies
+def _mfcc(blocks, floor):
+    """The features (m, 12) of the next steps, as the sound comes."""
+    level = _Level()
+    for energies in _mel_energies(blocks, centre=floor is not None):
+        if floor is None:
+            energies = np.where(energies == 0, np.finfo(float).eps, energies)
+        else:
+            energies = energies + 10 ** ((level(energies) + floor) / 10)[:, None]
+        yield (np.log(energies) @ _cepstral_matrix()).astype(np.float32)
 
 
-def _levels(energies):
-    """Level of the speech in dB at each step, from what was heard until then: a peak that fades. (M,)"""
-    mean = energies.mean(axis=1)
-    padded = np.concatenate([np.zeros(_SMOOTHING - 1), mean])
-    smooth = np.lib.stride_tricks.sliding_window_view(padded, _SMOOTHING).mean(axis=1)
-    heard = 10 * np.log10(np.maximum(smooth, 1e-12))
-    heard[0] = max(heard[0], SPEECH_LEVEL)
-    fade = LEVEL_DECAY / 100 * np.arange(len(heard))
-    return np.maximum(np.maximum.accumulate(heard + fade) - fade, LEAST_LEVEL)
+def _mel_energies(blocks, centre):
+    """Energies in 26 triangular mel filters, float64 (m, 26), of the next steps: exactly those of python_speech_features."""
+    held, last, done = np.empty(0), None, 0  # emphasised samples of steps to come, the sample before the next, steps yielded
+    for block in _small(blocks):
+        block = np.nan_to_num(np.asarray(block, float), nan=0.0, posinf=1.0, neginf=-1.0)
+        before = (block[0] if centre else 0.0) if last is None else last
+        held = np.concatenate([held, block - _PRE_EMPHASIS * np.concatenate([[before], block[:-1]])])
+        last, ready = block[-1], (len(held) - _FRAME) // _HOP + 1
+        if ready > 0:
+            yield _filtered(held[: (ready - 1) * _HOP + _FRAME], centre)
+            held, done = held[ready * _HOP :], done + ready
+    if last is not None and (not done or len(held) > _FRAME - _HOP):
+        yield _filtered(np.pad(held, (0, _FRAME - len(held))), centre)  # the end is padded after the pre-emphasis
+
+
+def _small(blocks):
+    for block in blocks:
+        for first in range(0, len(block), _BLOCK * _HOP):
+            yield block[first : first + _BLOCK * _HOP]
+
+
+def _filtered(emphasised, centre):
+    chunks = np.lib.stride_tricks.sliding_window_view(emphasised, _FRAME)[::_HOP]
+    if centre:
+        chunks = chunks - chunks.mean(axis=1, keepdims=True)
+    return (np.abs(np.fft.rfft(chunks, _FFT)) ** 2 / _FFT) @ _mel_filters().T
+
+
+class _Level:
+    """The level of the speech in dB at each step, from what was heard until then: a peak that fades."""
+
+    def __init__(self):
+        self.before, self.level = np.zeros(_SMOOTHING - 1), SPEECH_LEVEL + LEVEL_DECAY / 100
+
+    def __call__(self, energies):
+        """Energies (m, 26) of the next steps to levels (m,)."""
+        padded = np.concatenate([self.before, energies.mean(axis=1)])
+        smooth = np.lib.stride_tricks.sliding_window_view(padded, _SMOOTHING).mean(axis=1)
+        heard = np.concatenate([[self.level], 10 * np.log10(np.maximum(smooth, 1e-12))])
+        fade = LEVEL_DECAY / 100 * np.arange(len(heard))
+        levels = np.maximum(np.maximum.accumulate(heard + fade) - fade, LEAST_LEVEL)[1:]
+        self.before, self.level = padded[len(energies) :], levels[-1]
+        return levels
 
 
 @cache

@@ -52,6 +52,36 @@ def test_windows_equal_a_slow_loop():
             np.testing.assert_array_equal(made[frame, :, column], wanted)
 
 
+@pytest.mark.parametrize("length", [1, 399, 400, 401, 561, 6400, 40001])
+@pytest.mark.parametrize("block", [37, 640, 16000])
+def test_windows_of_a_stream_are_those_of_the_whole(length, block):
+    rng = np.random.default_rng(length)
+    audio = (rng.normal(size=length) * np.sin(np.arange(length) / 5000) ** 2).astype(np.float32)
+    blocks = (audio[start : start + block] for start in range(0, length, block))
+    streamed = list(speech.Mfcc().stream(blocks))
+    np.testing.assert_allclose(streamed, speech.mfcc_windows(audio), atol=1e-5)
+    assert streamed[0].shape == speech.Mfcc.shape and streamed[0].dtype == np.float32
+
+
+def test_windows_come_135_ms_after_their_frame():
+    given = []
+
+    def live():
+        for start in range(0, 16000, 160):
+            given.append(start + 160)
+            yield np.zeros(160, np.float32)
+
+    heard = [given[-1] / 16 for _ in speech.Mfcc().stream(live())]  # ms of sound that each window had waited for
+    assert heard[:20] == [pytest.approx(40 * (index + 1) + 135, abs=10) for index in range(20)]
+
+
+def test_slid_windows_may_begin_before_their_frame():
+    steps = np.arange(40, dtype=np.float32).reshape(20, 2)
+    wanted = speech.windows(steps, 9, size=8, before=3, per_frame=2)
+    np.testing.assert_array_equal(list(speech.slide(np.split(steps, [1, 2, 9]), lambda: 9, 8, 3, 2)), wanted)
+    assert wanted[2, 0].tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
+
+
 def test_windows_are_centred_on_their_frame():
     audio = np.zeros(speech.SAMPLE_RATE, np.float32)
     audio[12 * 640 + 320 :][:40] = 0.5  # in the middle of frame 12
