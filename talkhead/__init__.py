@@ -32,6 +32,7 @@ ROOMS = {
     "winograd": (),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
+    "codes": (),
     "audio2latent": ("SecondModel", "displacements"),
     "pti": ("tune",),
     "layouts": (),

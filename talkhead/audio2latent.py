@@ -5,9 +5,6 @@ Source: thesis §4.3.
 
 import copy
 import math
-import sqlite3
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,17 +13,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import datasets, files, speech, training
+from talkhead import speech, training
+from talkhead.codes import SAMPLES_PER_FRAME, Codes, find, split
 from talkhead.errors import TalkheadError
-from talkhead.inversion import encode
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
 from talkhead.team import Team
 
-SAMPLES_PER_FRAME = speech.SAMPLE_RATE // speech.FPS
 LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
 LAG = 8  # frames of speech after a chunk, more than its last window sees
-STILLS = {".png", ".jpg", ".jpeg"}
 
 
 class SecondModel(nn.Module):
@@ -174,17 +169,17 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
         raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
                             "use networks that were made for each other")
     team = Team(batch, accumulate, precision, device)
-    with _Codes(Path(out).with_suffix(".codes"), encoder) as codes:
+    with Codes(Path(out).with_suffix(".codes"), encoder) as codes:
         lessons = []
         if not team.leads:
             team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
-        for clip in _find(clips):
+        for clip in find(clips):
             lessons.append(codes.learn(clip, device))
             if team.leads and len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
         if team.leads:
             team.wait()
-        training_set, held_out = _split(lessons, hold_out, seed)
+        training_set, held_out = split(lessons, hold_out, seed)
         settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
                     "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
                     "identity_noise": identity_noise, "average": average}
@@ -408,127 +403,6 @@ def _widest(motion):
     """Nobody measured the mouths: a reading along the widest motion. (K,)"""
     values, vectors = np.linalg.eigh(motion.matrix())
     return vectors[:, -1] * motion.spread() / math.sqrt(max(values[-1], 1e-12))
-
-
-# Clips ----------------------------------------------------------------------------------------------------------------
-
-@dataclass
-class _Lesson:
-    """A clip whose codes are known."""
-
-    name: str
-    folder: str
-    speaker: str
-    key: str
-    frames: int
-    opening: np.ndarray | None  # (frames,), if somebody measured it
-
-
-class _Codes:
-    """What the encoder makes of clips, with their sound, in one file beside the weights, so that it is made once.
-
-    A clip is known by its path, size and time of change, and by the encoder. Codes are kept as their mean and the
-    float16 differences from it, which is finer than speech moves them. A killed run keeps what it had finished.
-    """
-
-    def __init__(self, path, encoder):
-        self.path, self.encoder, self.fingerprint = path, encoder, training.digest(encoder)
-
-    def __enter__(self):
-        if not self.path.parent.is_dir():
-            raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
-        with self._mendable():
-            self.file = sqlite3.connect(self.path, check_same_thread=False)  # chunks are read by a Feed
-            self.file.execute("create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)")
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    @contextmanager
-    def _mendable(self):
-        try:
-            yield
-        except sqlite3.Error as problem:
-            raise TalkheadError(f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file") from problem
-
-    def learn(self, clip, device):
-        """Encode a clip unless that was done before: a _Lesson."""
-        state = clip.stat()
-        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}"
-        with self._mendable():
-            row = self.file.execute("select shape from codes where key = ?", [key]).fetchone()
-        if row is None:
-            codes, audio = self._encode(clip, device)
-            mean = codes.mean(0)
-            sound = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-            row = [" ".join(map(str, codes.shape))]
-            with self._mendable(), self.file:  # one transaction
-                self.file.execute("insert or replace into codes values (?, ?, ?, ?, ?)", [
-                    key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
-        frames = int(row[0].split()[0])
-        return _Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames))
-
-    def _encode(self, clip, device):
-        audio = files.read_audio(clip)
-        with files.read_frames(clip) as frames:
-            codes = np.stack(list(encode(self.encoder, frames, device=device)))
-        return codes, np.pad(audio, (0, max(len(codes) * SAMPLES_PER_FRAME - len(audio), 0)))
-
-    def read(self, lesson):
-        """Codes float32 (T, L, 512) and sound float32 (N,) of a clip."""
-        with self._mendable():
-            shape, mean, rest, sound = self.file.execute(
-                "select shape, mean, rest, sound from codes where key = ?", [lesson.key]).fetchone()
-        rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
-        mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
-        return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
-
-
-def _find(sources):
-    # A name that begins with a dot is that of a file which somebody is still writing.
-    found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
-    if not found:
-        raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
-    return found
-
-
-def _speaker(clip):
-    about = clip.with_suffix(".json")
-    told = files.read_json(about) if about.exists() else {}
-    return str(told["speaker"]) if isinstance(told, dict) and "speaker" in told else clip.resolve().parent.name
-
-
-def _opening(clip, frames):
-    """The measured opening of a clip's mouth, one number a frame; None if there is none."""
-    track = clip.with_suffix(".track.npy")
-    if not track.exists():
-        return None
-    track = files.read_array(track)
-    if track.ndim != 2 or not len(track) or not np.isfinite(track).all():
-        raise TalkheadError(f"{clip.with_suffix('.track.npy')}: holds {track.shape}, wanted finite (T, 3); delete it or make it again")
-    return np.pad(track[:frames, 0], (0, max(frames - len(track), 0)), "edge")
-
-
-def _split(lessons, hold_out, seed):
-    """Lessons to train on and lessons to validate on, which share no speaker unless clips or folders were named."""
-    names = [{x.speaker, x.name, x.folder} for x in lessons]
-    if isinstance(hold_out, int):
-        names = [{x.speaker} for x in lessons]
-        speakers = sorted(set().union(*names))
-        if hold_out >= len(speakers):
-            raise TalkheadError(f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer")
-        hold_out = np.random.default_rng(seed).permutation(speakers)[:hold_out].tolist()
-    kept = set(hold_out)
-    unknown = kept.difference(*names)
-    if unknown:
-        raise TalkheadError(f"hold_out: no speaker, clip or folder is called {sorted(unknown)[0]}; "
-                            f"the speakers are {', '.join(sorted({x.speaker for x in lessons}))}")
-    held = [x for x, known in zip(lessons, names) if kept & known]
-    rest = [x for x, known in zip(lessons, names) if not kept & known]
-    if not rest:
-        raise TalkheadError("hold_out: nothing is left to train on; hold out fewer")
-    return rest, held
 
 
 def _at(codes, times):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import audio2latent, files
+from talkhead import audio2latent, codes, files
 from talkhead.audio2latent import SecondModel, displacements, train
+from talkhead.codes import Codes, Lesson, split
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
@@ -211,24 +212,24 @@ def test_the_best_model_is_kept(clips, networks, tmp_path):
 
 def test_codes_are_computed_once(clips, networks, tmp_path, monkeypatch):
     run(clips, networks, tmp_path / "a.pt", 1)
-    monkeypatch.setattr(audio2latent, "encode", None)
+    monkeypatch.setattr(codes, "encode", None)
     run(clips, networks, tmp_path / "a.pt", 2)
 
 
 def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
     clip = clips / "000002.mp4"
-    with audio2latent._Codes(tmp_path / "a.codes", networks[1]) as kept:
-        codes, audio = kept.read(kept.learn(clip, "cpu"))
-    fresh = np.stack(list(audio2latent.encode(networks[1], files.read_frames(clip))))
-    assert np.abs(codes - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
-    assert len(codes) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
+        held, audio = kept.read(kept.learn(clip, "cpu"))
+    fresh = np.stack(list(codes.encode(networks[1], files.read_frames(clip))))
+    assert np.abs(held - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
+    assert len(held) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
 
 
 def test_another_encoder_does_not_take_them(clips, networks, tmp_path):
     other = ResNetEncoder(L, width=4, input_size=16)
-    with audio2latent._Codes(tmp_path / "a.codes", networks[1]) as kept:
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
         first = kept.learn(clips / "000000.mp4", "cpu").key
-    with audio2latent._Codes(tmp_path / "a.codes", other) as kept:
+    with Codes(tmp_path / "a.codes", other) as kept:
         assert kept.learn(clips / "000000.mp4", "cpu").key != first
 
 
@@ -239,16 +240,16 @@ def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
 
 
 def lessons(*speakers):
-    return [audio2latent._Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
+    return [Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
 
 
 def test_held_out_speakers_are_not_trained_on():
-    rest, held = audio2latent._split(lessons(*"aabbccdd"), 2, seed=0)
+    rest, held = split(lessons(*"aabbccdd"), 2, seed=0)
     assert len(held) == 4 and not {x.speaker for x in rest} & {x.speaker for x in held}
-    assert audio2latent._split(lessons(*"aabbccdd"), 2, seed=0) == (rest, held)
-    rest, held = audio2latent._split(lessons(*"aab"), ["b", "clip0"], seed=0)
+    assert split(lessons(*"aabbccdd"), 2, seed=0) == (rest, held)
+    rest, held = split(lessons(*"aab"), ["b", "clip0"], seed=0)
     assert [x.name for x in held] == ["clip0", "clip2"] and [x.name for x in rest] == ["clip1"]
-    rest, held = audio2latent._split(lessons(*"aabb"), ["folder1"], seed=0)
+    rest, held = split(lessons(*"aabb"), ["folder1"], seed=0)
     assert [x.name for x in held] == ["clip2", "clip3"]
 
 
@@ -256,7 +257,7 @@ def test_held_out_speakers_are_not_trained_on():
                                                (["a", "b"], "nothing is left to train on")])
 def test_holding_out_too_much_is_refused(hold_out, message):
     with pytest.raises(TalkheadError, match=message):
-        audio2latent._split(lessons("a", "b"), hold_out, seed=0)
+        split(lessons("a", "b"), hold_out, seed=0)
 
 
 def test_nothing_to_hold_out_trains_without_validation(clips, networks, tmp_path):
