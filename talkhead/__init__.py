@@ -34,6 +34,7 @@ ROOMS = {
     "inversion": ("encode", "invert"),
     "codes": (),
     "audio2latent": ("SecondModel", "displacements"),
+    "teaching": (),
     "pti": ("tune",),
     "layouts": (),
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),

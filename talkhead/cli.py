@@ -761,7 +761,7 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     """
     import torch
 
-    from talkhead import audio2latent
+    from talkhead import audio2latent, teaching
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
@@ -769,7 +769,7 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
-    records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
+    records = teaching.train(sources, generator, encoder, output, model, device=device, **options)
     shell.watch(records, options["steps"], tensorboard)
 
 

@@ -43,7 +43,7 @@ SIGNATURES = {
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
-    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
+    "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
     "weights export": ["checkpoints.export"],
