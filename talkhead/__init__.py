@@ -33,7 +33,7 @@ ROOMS = {
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
     "codes": (),
-    "audio2latent": ("SecondModel", "displacements"),
+    "audio2latent": ("FirstModel", "SecondModel", "displacements", "heard_by"),
     "teaching": (),
     "pti": ("tune",),
     "layouts": (),

@@ -1,6 +1,6 @@
 """Speech to displacements: which way in latent space the voice pulls a face, frame by frame.
 
-Source: thesis §4.3.
+Source: thesis §4.2 (the first model), §4.3 (the second).
 """
 
 import math
@@ -14,9 +14,129 @@ from talkhead import speech
 from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis
 
+SLOPE = 0.02  # of the first model's leaky ReLUs
+WIDEST = 32  # features that the second model's convolutions take as they are
 
-class SecondModel(nn.Module):
-    """Speech and an identity to displacements of that identity.
+
+class _SpeechModel(nn.Module):
+    """What both models are to those who use them: speech and an identity to displacements of that identity, frame by frame.
+
+    num_ws      L, the generator's latent layers
+    heard       (C, S), the windows of features that it takes
+    hears       `identity` of the features that it was trained on
+    config      plain values to rebuild it from, by `build`
+    noise_width numbers of noise that it is given for each frame; 0: it takes none
+    components  principal components of latents that `begin` asks for
+    defaults    what `train` does for this model where nothing is said
+
+    A model's own coordinates of a displacement are called motion; `expand` and `project` lead there and back.
+    """
+
+    hears = speech.Mfcc.identity
+    noise_width = 0
+
+    def forward(self, windows, identity, state=None, noise=None):
+        """Windows of speech (B, T, C, S) and identities (B, L, 512) to displacements (B, T, L, 512).
+
+        state    what a call on the frames just before returned: of the LSTMs; None at the beginning
+        noise    (B, T, noise_width), normal; None is the mean: zeros
+        returns  the displacements, and the state after the last frame
+        """
+        motion, state = self.move(windows, self.describe(identity), state, noise)
+        return self.expand(motion), state
+
+    def _initialise(self, slope=0.0):
+        for module in self.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
+                nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
+                nn.init.zeros_(module.bias)
+
+
+class FirstModel(_SpeechModel):
+    """The first model: characters that are spoken, an identity and noise to displacements.
+
+    num_ws          L, the generator's latent layers
+    heard           (C, S) of the windows: the thesis's are 29 characters in 16 steps
+    channels        of the four convolutions over time
+    lstm            width of the three LSTM layers
+    identity_width  numbers that say whose face it is
+    noise_width     numbers of noise for each frame, of whatever speech does not tell; 0 leaves the noise generator out
+    decoder         width of the decoder's three hidden layers
+
+    An identity is mapped to what tells the training faces apart: of a face like none of them, the model knows no more
+    than whom it resembles.
+
+    Source: thesis §4.2.1, Tables 4.1 and 4.2.
+    Departure: no activation after the last layer, where the table's would forbid displacements below zero. Features,
+    identity coordinates and the input of the last layer are divided or multiplied by their spread over the training
+    data, kept with the weights, as in the second model. Windows longer than 16 steps leave the convolutions more than
+    one step, which go side by side into the LSTM.
+    """
+
+    defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
+
+    def __init__(self, num_ws, heard=(29, 16), channels=(32, 32, 64, 64), lstm=64, identity_width=128, noise_width=10, decoder=256):
+        super().__init__()
+        self.config = {"model": "first", "num_ws": num_ws, "heard": list(heard), "channels": list(channels), "lstm": lstm,
+                       "identity_width": identity_width, "noise_width": noise_width, "decoder": decoder}
+        self.num_ws, self.heard, self.noise_width, self.components = num_ws, tuple(heard), noise_width, max(identity_width, decoder)
+        layers, before, steps = [], heard[0], heard[1]
+        for width in channels:
+            layers += [nn.Conv1d(before, width, 3, 2, 1), nn.LeakyReLU(SLOPE)]
+            before, steps = width, (steps + 1) // 2
+        self.audio = nn.Sequential(*layers, nn.Flatten())  # (N, 64 · 1)
+        self.lstm = nn.LSTM(before * steps, lstm, 3, batch_first=True)
+        self.identity = nn.Linear(num_ws * W_DIM, identity_width)
+        self.noise = nn.LSTM(noise_width, noise_width, batch_first=True) if noise_width else None
+        self.decoder = nn.Sequential(
+            nn.Linear(lstm + identity_width + noise_width, decoder), nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE))
+        self.out = nn.Linear(decoder, num_ws * W_DIM)
+        self.register_buffer("feature_spread", torch.ones(heard[0]))
+        self.register_buffer("identity_spread", torch.ones(identity_width))
+        self.register_buffer("motion_spread", torch.ones(decoder))
+        self._initialise(SLOPE)
+        nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))
+
+    def begin(self, basis, motion_spread, feature_spread):
+        """Start from the principal components of the training codes, and what is spread along them."""
+        width, decoder = self.config["identity_width"], self.config["decoder"]
+        with torch.no_grad():
+            self.identity.weight.copy_(basis.components[:width])
+            self.identity.bias.copy_(-basis.components[:width] @ basis.mean)
+            self.out.weight.copy_(basis.components[:decoder].T)
+            self.out.bias.zero_()
+        self.identity_spread.copy_(_spreads(basis)[:width])
+        self.motion_spread.copy_(motion_spread[:decoder])
+        self.feature_spread.copy_(feature_spread)
+
+    def describe(self, identity):
+        """Identities (B, L, 512) to the numbers that say whose face it is (B, identity_width), in spreads."""
+        return self.identity(identity.flatten(-2)) / self.identity_spread
+
+    def move(self, windows, who, state=None, noise=None):
+        """As calling the model, but from `describe`, and to motion (B, T, L·512)."""
+        batch, frames = windows.shape[:2]
+        heard, murmured = state or (None, None)
+        sound = self.audio((windows / self.feature_spread[:, None]).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, 64)
+        sound, heard = self.lstm(sound, heard)
+        parts = [sound, who[:, None].expand(-1, frames, -1)]
+        if self.noise is not None:
+            murmur, murmured = self.noise(sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise, murmured)
+            parts.append(murmur)
+        return self.out(self.decoder(torch.cat(parts, -1)) * self.motion_spread), (heard, murmured)  # 202 numbers in the thesis
+
+    def expand(self, motion):
+        return motion.unflatten(-1, (self.num_ws, W_DIM))
+
+    def project(self, displacement):
+        return displacement.flatten(-2)
+
+
+class SecondModel(_SpeechModel):
+    """The second model: sound and an identity to displacements within a basis.
 
     num_ws      L, the generator's latent layers
     components  K, how many principal components of the basis a displacement is made of
@@ -25,20 +145,29 @@ class SecondModel(nn.Module):
     lstm        width of the three LSTM layers
     decoder     width of the decoder's two hidden layers
     basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
+    heard       (C, S) of the windows: the thesis's are 12 coefficients in 28 steps
 
     Source: thesis §4.3.1, Tables 4.3 and 4.4.
     Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their spread over
     the training data, kept with the weights: it changes what the network computes with, not what it can compute. The
     identity's coordinates are limited to five spreads, so that a face like none in training is no stranger than that.
+    Windows of another shape go through the same layers, and only the first linear layer has other inputs: 29x16
+    characters become 27x7 and 13x3 cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (of wav2vec 2.0 and
+    its like) are first mapped to 32 by a linear layer, or the convolutions would cost more than all else.
     """
 
+    defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
+
     def __init__(self, num_ws, components=2500, channels=(64, 128, 256, 256, 512), hidden=2048, features=256, lstm=256,
-                 decoder=512, basis=None):
+                 decoder=512, basis=None, heard=speech.Mfcc.shape):
         super().__init__()
-        self.config = {"num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
-                       "features": features, "lstm": lstm, "decoder": decoder}
-        self.num_ws = num_ws
+        self.config = {"model": "second", "num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
+                       "features": features, "lstm": lstm, "decoder": decoder, "heard": list(heard)}
+        self.num_ws, self.heard, self.components = num_ws, tuple(heard), components
         first, second, third, fourth, fifth = channels
+        self.narrow = nn.Conv1d(heard[0], WIDEST, 1) if heard[0] > WIDEST else nn.Identity()
+        rows, columns = min(heard[0], WIDEST) - 2, (heard[1] - 3) // 2 + 1
+        cells = ((rows - 3) // 2 + 1) * ((columns - 3) // 2 + 1)
         self.audio = nn.Sequential(
             nn.Conv2d(1, first, 3, padding=1), nn.ReLU(),
             nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),  # (N, 128, 12, 28)
@@ -47,7 +176,7 @@ class SecondModel(nn.Module):
             nn.Conv2d(third, fourth, 3, padding=1), nn.ReLU(),
             nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(),
             nn.MaxPool2d(3, 2), nn.Flatten(),  # (N, 512 · 4 · 6)
-            nn.Linear(24 * fifth, hidden), nn.ReLU(),
+            nn.Linear(cells * fifth, hidden), nn.ReLU(),
             nn.Linear(hidden, features), nn.ReLU())
         self.lstm = nn.LSTM(features, lstm, 3, batch_first=True)
         self.decoder = nn.Sequential(
@@ -56,63 +185,112 @@ class SecondModel(nn.Module):
             nn.Linear(decoder, components))
         zeros = torch.zeros
         self.basis = basis or Basis(zeros(num_ws * W_DIM), zeros(components, num_ws * W_DIM), zeros(components))
-        self.register_buffer("feature_spread", torch.ones(speech.COEFFICIENTS))
+        self.register_buffer("feature_spread", torch.ones(heard[0]))
         self.register_buffer("motion_spread", torch.ones(components))
         self._initialise()
+        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(decoder))
         self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def _initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(self.config["decoder"]))
+    def begin(self, basis, motion_spread, feature_spread):
+        """Move along the principal components of the training codes, by what is spread along them."""
+        self.basis = basis
+        self.motion_spread.copy_(motion_spread)
+        self.feature_spread.copy_(feature_spread)
 
-    def forward(self, windows, identity, state=None):
-        """Windows of speech (B, T, 12, 28) and identities (B, L, 512) to displacements (B, T, L, 512).
+    def describe(self, identity):
+        """Identities (B, L, 512) to their coordinates in the basis (B, K), in spreads."""
+        return (self.basis.project(identity) / _spreads(self.basis)).clamp(-5, 5)
 
-        state    what a call on the frames just before returned: (h, c) of the LSTM; None at the beginning
-        returns  the displacements, and the state after the last frame
-        """
-        coordinates, state = self.coordinates(windows, identity, state)
-        return self.basis.expand(coordinates), state
-
-    def coordinates(self, windows, identity, state=None):
-        """As calling the model, but the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
+    def move(self, windows, who, state=None, noise=None):
+        """As calling the model, but from `describe`, and to motion, the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
         batch, frames = windows.shape[:2]
-        heard = (windows.flatten(0, 1) / self.feature_spread[:, None])[:, None]  # (B·T, 1, 12, 28)
+        heard = self.narrow((windows / self.feature_spread[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
         heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
         heard, state = self.lstm(heard, state)
-        who = self._describe(identity)[:, None].expand(-1, frames, -1)  # (B, T, K)
-        return self.decoder(torch.cat([who, heard], -1)) * self.motion_spread, state
+        return self.decoder(torch.cat([who[:, None].expand(-1, frames, -1), heard], -1)) * self.motion_spread, state
 
-    def _describe(self, identity):
-        spread = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
-        return (self.basis.project(identity) / spread).clamp(-5, 5)
+    def expand(self, motion):
+        return self.basis.expand(motion)
+
+    def project(self, displacement):
+        return self.basis.project(displacement, centre=False)
 
 
-def displacements(model, windows, identity, chunk=25, gain=1.0):
+MODELS = {"first": FirstModel, "second": SecondModel}
+
+
+def build(model="second", **config):
+    """A speech model from its `config`. A file from before there were two holds a second one."""
+    return MODELS[model](**config)
+
+
+def _spreads(basis):
+    """What to divide coordinates by: their spreads, but none so small that it would blow up rounding."""
+    return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
+
+
+def features(name, path=None, device="cpu"):
+    """What a speech model is to hear.
+
+    name     "mfcc", or one that `acoustics.features` knows
+    path     file of the network that makes them
+    returns  an object like speech.Mfcc
+    """
+    if name == "mfcc":
+        if path is not None:
+            raise TalkheadError(f"{path}: mfcc are computed without a network; leave it out, or name the features that it makes")
+        return speech.Mfcc()
+    from talkhead import acoustics  # which loads its networks
+
+    return acoustics.features(name, path, device)
+
+
+def heard_by(model, name=None, path=None, device="cpu"):
+    """The features that a speech model was trained on, as `features` makes them.
+
+    raises  TalkheadError if others are named, or the file holds another network
+    """
+    found = features(name or model.hears["name"], path, device)
+    if found.identity != model.hears:
+        raise TalkheadError(f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
+                            "pass --features and --features-model as it was trained")
+    return found
+
+
+def _told(identity):
+    """{"name": "a", "of": "b"} -> a (of b)"""
+    rest = ", ".join(f"{key} {value}" for key, value in identity.items() if key != "name")
+    return identity["name"] + (f" ({rest})" if rest else "")
+
+
+def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     """What the speech does to a face, as it comes.
 
-    model     SecondModel
-    windows   float32 (T, 12, 28) or an iterator of (12, 28), as `speech.mfcc_windows` makes them
+    model     FirstModel or SecondModel
+    windows   float32 (T, C, S) or an iterator of (C, S), of the features that the model hears
     identity  float32 (L, 512), tensor or array
     chunk     windows computed together; changes speed and memory, not the result
     gain      factor on the displacements: above 1 the face moves more
+    seed      of the noise, if the model takes any; None gives it none
     yields    float32 numpy (L, 512), one for each window
-    raises    TalkheadError if the identity is not (L, 512) of this model
+    raises    TalkheadError if identity or windows do not have the shapes that this model takes
 
-    Source: thesis §4.3.1, eq. 4.3.
+    Source: thesis §4.2.1, §4.3.1, eq. 4.3.
     """
     device = next(model.parameters()).device
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
     if identity.shape != (model.num_ws, W_DIM):
         raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({model.num_ws}, {W_DIM}); "
                             "pass the encoder that it was trained with")
-    windows, state = iter(windows), None
+    windows, state, noise = iter(windows), None, None
+    rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
     while block := list(islice(windows, chunk)):
+        if block[0].shape != model.heard:
+            raise TalkheadError(f"windows: have shape {block[0].shape}, this speech model takes {model.heard} of {_told(model.hears)}; "
+                                "pass the features that it was trained on")
         heard = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
+        if rng is not None:
+            noise = torch.as_tensor(rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device)
         with torch.no_grad():
-            moved, state = model(heard[None], identity[None], state)  # (1, chunk, L, 512)
+            moved, state = model(heard[None], identity[None], state, noise)  # (1, chunk, L, 512)
         yield from (gain * moved[0]).cpu().numpy()

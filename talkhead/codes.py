@@ -1,5 +1,6 @@
 """What an encoder makes of clips, kept on disk so that it is made once, and who is trained on and who is not."""
 
+import json
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,46 @@ class Codes:
         rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
         mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
         return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
+
+
+class Windows:
+    """Windows of the same clips' sound, one for each frame: kept in the same file if a network makes them, else made when asked for.
+
+    codes      Codes that know the clips
+    features   an object like speech.Mfcc
+    """
+
+    def __init__(self, codes, features):
+        self.codes, self.features, self.kept = codes, features, features.name != speech.Mfcc.name
+        self.name = json.dumps(features.identity, sort_keys=True)
+        if self.kept:
+            with codes._mendable():
+                codes.file.execute("create table if not exists windows (key text primary key, shape text, windows blob)")
+
+    def learn(self, lesson):
+        """Keep the windows of a clip, unless that was done before."""
+        if self.kept and self._row("1", lesson) is None:
+            made = self._make(lesson)
+            with self.codes._mendable(), self.codes.file:  # one transaction
+                self.codes.file.execute("insert or replace into windows values (?, ?, ?)", [
+                    self._key(lesson), " ".join(map(str, made.shape)), made.astype(np.float16).tobytes()])
+
+    def read(self, lesson):
+        """Windows float32 (T, C, S) of a clip."""
+        if not self.kept:
+            return self._make(lesson)
+        shape, windows = self._row("shape, windows", lesson)
+        return np.frombuffer(windows, np.float16).reshape([int(side) for side in shape.split()]).astype(np.float32)
+
+    def _make(self, lesson):
+        return self.features.windows(self.codes.read(lesson)[1])[: lesson.frames]
+
+    def _key(self, lesson):
+        return f"{self.name} {lesson.key}"
+
+    def _row(self, columns, lesson):
+        with self.codes._mendable():
+            return self.codes.file.execute(f"select {columns} from windows where key = ?", [self._key(lesson)]).fetchone()
 
 
 def find(sources):

@@ -1,6 +1,6 @@
 """How speech models are taught: clips in, a trained model out.
 
-Source: thesis §4.3.2.1.
+Source: thesis §4.2.2.3 (the first model), §4.3.2.1 (the second).
 """
 
 import copy
@@ -14,19 +14,21 @@ from torch.nn import functional as F
 
 from talkhead import speech, training
 from talkhead.audio2latent import displacements
-from talkhead.codes import SAMPLES_PER_FRAME, Codes, find, split
+from talkhead.codes import SAMPLES_PER_FRAME, Codes, Windows, find, split
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis
+from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
 from talkhead.team import Team
 
 LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
 LAG = 8  # frames of speech after a chunk, more than its last window sees
+HEARD_AT_FIRST = 100  # clips that tell how far the features spread
 
 
-def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
-          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
-          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, accumulate=1, precision="float32", seed=0, device="cpu", **run):
+def train(clips, generator, encoder, out, model, *, steps, features=None, batch=16, frames=25, lr=2e-4, latent_weight=None,
+          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=None, noise_draws=1,
+          patience=None, cool_down=0.0, hold_out=10, validate_every=200, average=0.998, accumulate=1, precision="float32", seed=0,
+          device="cpu", **run):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -34,15 +36,22 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     generator       stylegan.Generator with `fingerprint`; frozen
     encoder         encoders.ResNetEncoder; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
     out             path of the .pt; resumed if it exists
-    model           SecondModel; in a new run its basis is fitted to the codes of the training clips
+    model           FirstModel or SecondModel; a new run begins at the principal components of the training clips' codes
     steps           optimiser steps of `batch` chunks of `frames` frames
-    latent_weight, image_weight   weights of eqs 4.4 and 4.5
-    image_frames    frames in a step of which images are drawn for eq. 4.5, of as many chunks; 0 trains on latents alone
+    features        what the model hears, an object like speech.Mfcc (None)
+    latent_weight, image_weight   weights of eqs 4.4 and 4.5 (4.2). None: 250 for the second model, 0 for the first
+    image_frames    frames in a step of which images are drawn for eq. 4.5, of as many chunks; 0 trains without images
     mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
     perceptual      name of a losses.Perceptual, or such a loss
     augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
+                    Without it, features of a network are computed once and kept with the codes
     identity_noise  how far the model sees an identity beside its place, in spreads of the basis: a few hundred faces are
-                    soon learned by heart, with every nod and blink that went with them
+                    soon learned by heart, with every nod and blink that went with them. None: 0.3 for the second model,
+                    0 for the first
+    noise_draws     how often the first model's noise is drawn for a chunk; it learns from the draw that comes nearest to the
+                    true latents. From one draw alone, which tells nothing, it learns to ignore noise
+    patience        measurements that bring nothing better after which the learning rate falls to a tenth; 0 lets it be.
+                    None: 10 for the first model, 0 for the second
     cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
     average         share that the running average of the weights keeps each step; the average is what is validated
@@ -52,24 +61,37 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
                     "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
                     spread: below 0 the mouth moves too little), "val_error" (share of the opening's variance missed)
-    raises          TalkheadError if clips cannot be read, or nothing is left to train on
+    raises          TalkheadError if clips cannot be read, nothing is left to train on, or model and features do not fit
 
-    Source: thesis §4.3.2.1, eqs 4.4–4.6; §4.3.4 for the weights and Adam's rate.
+    Source: thesis §4.2.2.3, eq. 4.2, and §4.2.4 (first model); §4.3.2.1, eqs 4.4–4.6, and §4.3.4 (second); Figures 4.2 and
+    4.8 for the identity, a frame outside of what is predicted.
     Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would drown the image term, whose
-    distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step.
-    Augmentation, identity noise, the mouth term, the falling rate and averaged weights are ours.
+    distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step, and
+    for the first model too against the projected frames, not the filmed ones: what the encoder loses, speech cannot
+    bring back. Augmentation, identity noise, draws of noise, the mouth term, cooling and averaged weights are ours.
     """
     generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
     if not encoder.num_ws == generator.num_ws == model.num_ws:
         raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
                             "use networks that were made for each other")
+    features = features or speech.Mfcc()
+    if tuple(features.shape) != model.heard:
+        raise TalkheadError(f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.heard}; "
+                            "build it for these features")
+    model.hears = features.identity
+    latent_weight, identity_noise, patience = (model.defaults[name] if told is None else told for name, told in (
+        ("latent_weight", latent_weight), ("identity_noise", identity_noise), ("patience", patience)))
+    if not (latent_weight or mouth_weight or image_weight and image_frames):
+        raise TalkheadError("weights: nothing to learn from; give latents, images or the mouth a weight above 0")
     team = Team(batch, accumulate, precision, device)
     with Codes(Path(out).with_suffix(".codes"), encoder) as codes:
         lessons = []
         if not team.leads:
             team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
+        windows = Windows(codes, features)
         for clip in find(clips):
             lessons.append(codes.learn(clip, device))
+            windows.learn(lessons[-1])
             if team.leads and len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
         if team.leads:
@@ -80,18 +102,23 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
                     "identity_noise": identity_noise, "average": average}
         if cool_down:
             settings |= {"cool_down": cool_down, "steps": steps}
-        mouth = _Mouth(model.config["components"])
+        if model.noise_width:
+            settings |= {"noise_draws": noise_draws}
+        if patience:
+            settings |= {"patience": patience, "validate_every": validate_every}
+        mouth = _Mouth(model)
         if team.leads and not Path(out).exists():
-            _measure(model, mouth, training_set, codes)
+            _measure(model, mouth, training_set, codes, windows)
         if isinstance(perceptual, str) and image_frames:
             perceptual = Perceptual(perceptual).to(device)
-        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed, team)
+        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, windows, training_set, held_out, settings, seed, team)
         header = {"kind": "audio2latent", "config": {
-            "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
+            "network": model.config, "features": features.identity,
+            "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
             "training": settings | {"clips": len(training_set), "held_out": len(held_out)}},
             "perceptual": perceptual.name if image_frames else None}
         checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
-        state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
+        state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam, "plateau": trainer.plateau}
         yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
                                 team=team, unit="chunks", feed=trainer.feed, **checks, **run)
 
@@ -99,9 +126,11 @@ def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, 
 class _Trainer:
     """One optimiser step of the speech model, and its validation."""
 
-    def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed, team):
+    def __init__(self, model, mouth, generator, perceptual, codes, windows, training_set, held_out, settings, seed, team):
         self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
-        self.codes, self.training_set, self.held_out, self.settings, self.seed, self.team = codes, training_set, held_out, settings, seed, team
+        self.codes, self.windows, self.training_set, self.held_out = codes, windows, training_set, held_out
+        self.settings, self.seed, self.team, self.done = settings, seed, team, 0
+        self.plateau = _Plateau(settings.get("patience", 0))
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
         self.device = team.device
@@ -114,21 +143,25 @@ class _Trainer:
         chunks = self.feed(index)  # for each turn
         record = self.team.descend(lambda share: self._loss(share, *chunks[share.turn]), self.adam, longest=1.0)
         self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
+        self.done = index + 1
         return record
 
     def _loss(self, share, windows, identity, target, there, portion, shown):
         """The mean loss of a share of the batch, weighed by its portion of the frames that are there.
 
-        windows (B, T, 12, 28), identity (B, L, 512), target (B, T, L, 512); there (B, T), which frames the clips have;
+        windows (B, T, C, S), identity (B, L, 512), target (B, T, L, 512); there (B, T), which frames the clips have;
         shown   (2, n), chunk and frame of each picture to be drawn
         """
         windows, identity, target, there = (part.to(self.device) for part in (windows, identity, target, there))
-        with self.team.autocast():
-            predicted = self.model.coordinates(windows, self._blur(identity, share))[0].float()  # (B, T, K)
         wanted = target - identity[:, None]
-        true = self.model.basis.project(wanted, centre=False)
+        true = self.model.project(wanted)
+        with self.team.autocast():
+            who = self.model.describe(identity)
+            who = who + self.settings["identity_noise"] * share.randn(self.settings["batch"], who.shape[1], device=self.device)
+            noise = self._noise(share, windows, who, true, there) if self.model.noise_width else None
+            predicted = self.model.move(windows, who, noise=noise)[0].float()  # (B, T, K or L·512)
         latent = portion * self._latent_loss(predicted[there], true[there], wanted[there])
-        mouth = portion * F.mse_loss(self._opening(predicted[there]), self._opening(true[there]))
+        mouth = portion * F.mse_loss(self.mouth(predicted[there]), self.mouth(true[there]))
         loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
         record = {"latent": latent.detach(), "mouth": mouth.detach()}
         if self.settings["image_frames"]:
@@ -139,19 +172,22 @@ class _Trainer:
             record["image"] = image.detach()
         return loss, {"loss": loss.detach()} | record
 
-    def _blur(self, identity, share):
-        basis = self.model.basis
-        away = share.randn(self.settings["batch"], len(basis.stdev), device=self.device) * basis.stdev
-        return identity + self.settings["identity_noise"] * basis.expand(away)
-
-    def _opening(self, coordinates):
-        return self.mouth(coordinates / self.model.motion_spread)
+    @torch.no_grad()
+    def _noise(self, share, windows, who, true, there):
+        """Noise for each chunk (B, T, n): of all that is drawn, what brings the model nearest to the true motion."""
+        shape = windows.shape[1], self.model.noise_width
+        draws = [share.randn(self.settings["batch"], *shape, device=self.device) for _ in range(self.settings["noise_draws"])]
+        if len(draws) == 1:
+            return draws[0]
+        moved = torch.stack([self.model.move(windows, who, noise=noise)[0].float() for noise in draws])  # (draws, B, T, L·512)
+        missed = ((moved - true).square().mean(-1) * there).sum(-1)
+        return torch.stack(draws)[missed.argmin(0), torch.arange(len(who), device=self.device)]
 
     @staticmethod
     def _latent_loss(predicted, true, wanted):
         """Mean squared error of the latents. By Pythagoras, for the basis is orthonormal: what lies outside it is missed
         whatever is predicted, and latents need not be made to know how far apart they are."""
-        outside = wanted.square().sum() - true.square().sum()
+        outside = wanted.square().sum() - true.square().sum()  # nothing, where latents are predicted whole
         return (F.mse_loss(predicted, true, reduction="sum") + outside) / wanted.numel()
 
     def _image_loss(self, identity, predicted, wanted):
@@ -159,14 +195,18 @@ class _Trainer:
         with self.team.autocast():
             with torch.no_grad():
                 projected = self.generator.synthesis(identity + wanted, noise="const")
-            drawn = self.generator.synthesis(identity + self.model.basis.expand(predicted), noise="const")
+            drawn = self.generator.synthesis(identity + self.model.expand(predicted), noise="const")
             return self.perceptual(drawn.float(), projected.float())
 
     def _set_rate(self, index):
+        if self.plateau.patience and index % self.settings["validate_every"] == 0:
+            self.plateau.load_state_dict(self.team.copy(self.plateau.state_dict()))  # the leader alone has measured
+        rate = self.settings["lr"] * 0.1 ** self.plateau.falls
         if "cool_down" in self.settings:
             total = self.settings["steps"]
             left = min((total - index) / (self.settings["cool_down"] * total), 1.0)
-            self.adam.param_groups[0]["lr"] = self.settings["lr"] * (0.5 - 0.5 * math.cos(math.pi * left))
+            rate *= 0.5 - 0.5 * math.cos(math.pi * left)
+        self.adam.param_groups[0]["lr"] = rate
 
     def _follow(self, keep):
         with torch.no_grad():
@@ -184,7 +224,7 @@ class _Trainer:
         shown = np.stack([np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)])
         turns = []
         for share in self.team.shares:
-            parts = zip(*(chunk.read(self.codes) for chunk in share(chunks)))
+            parts = zip(*(chunk.read(self.codes, self.windows) for chunk in share(chunks)))
             mine = shown[:, shown[0] % share.of == share.first]
             turns.append([*(torch.from_numpy(np.stack(part)) for part in parts),
                           float(share(counts).sum() * share.of / counts.sum()), (mine[0] // share.of, mine[1])])
@@ -196,20 +236,41 @@ class _Trainer:
         self.average.eval()
         missed, spread, correlations, spreads, latent = 0.0, 0.0, [], [], []
         for lesson in self.held_out:
-            codes, audio = self.codes.read(lesson)
+            codes, windows = self.codes.read(lesson)[0], self.windows.read(lesson)
             identity = codes[len(codes) // 2]
-            windows = speech.windows(speech.mfcc(audio), len(codes))
             moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(self.device)
             wanted = torch.as_tensor(codes - identity).to(self.device)
             latent.append(F.mse_loss(moved, wanted).item())
-            mine, true = (self._opening(self.average.basis.project(x, centre=False)).cpu().numpy() for x in (moved, wanted))
+            mine, true = (self.mouth(self.average.project(x)).cpu().numpy() for x in (moved, wanted))
             missed, spread = missed + ((mine - true) ** 2).sum(), spread + ((true - true.mean()) ** 2).sum()
             if true.std() > 1e-3 and mine.std() > 0:
                 shown = true if lesson.opening is None else lesson.opening
                 correlations.append(np.corrcoef(mine, shown)[0, 1])
                 spreads.append(math.log(mine.std() / true.std()))
         mean = {"val_correlation": correlations, "val_log_spread": spreads, "val_latent": latent}
-        return {"val_error": float(missed / max(spread, 1e-12))} | {name: float(np.mean(x)) if x else 0.0 for name, x in mean.items()}
+        error = float(missed / max(spread, 1e-12))
+        if self.plateau.patience and self.done % self.settings["validate_every"] == 0:  # the last step's is extra
+            self.plateau.see(error)
+        return {"val_error": error} | {name: float(np.mean(x)) if x else 0.0 for name, x in mean.items()}
+
+
+class _Plateau:
+    """How often the learning rate fell to a tenth: whenever so many measurements in a row brought nothing better."""
+
+    def __init__(self, patience):
+        self.patience, self.best, self.idle, self.falls = patience, math.inf, 0, 0
+
+    def see(self, error):
+        better = error < self.best
+        self.best, self.idle = min(error, self.best), 0 if better else self.idle + 1
+        if self.idle == self.patience:
+            self.idle, self.falls = 0, self.falls + 1
+
+    def state_dict(self):
+        return {"best": self.best, "idle": self.idle, "falls": self.falls}
+
+    def load_state_dict(self, state):
+        self.best, self.idle, self.falls = state["best"], state["idle"], state["falls"]
 
 
 class _Chunk:
@@ -219,55 +280,69 @@ class _Chunk:
         count, self.augment = settings["frames"], settings["augment"]
         self.lesson, self.rng = lesson, rng
         self.speed = rng.uniform(7 / 8, 9 / 8) if self.augment else 1.0
-        start = int(rng.integers(max(lesson.frames - math.ceil(count * self.speed), 0) + 1))
+        length = math.ceil(count * self.speed)
+        start = int(rng.integers(max(lesson.frames - length, 0) + 1))
         self.first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
-        self.end = start + math.ceil(count * self.speed) + LAG
+        self.end = start + length + LAG
+        self.before, self.after = start, min(lesson.frames, start + length)  # frames outside of what is predicted
         self.skip = math.ceil((start - self.first) / self.speed)
         self.times = self.first + (self.skip + np.arange(count) + 0.5) * self.speed - 0.5  # in frames of the clip
         self.there = self.times < lesson.frames - 0.5
 
-    def read(self, codes):
-        """Windows (T, 12, 28), an identity (L, 512), targets (T, L, 512), and which frames are there (T,)."""
+    def read(self, codes, windows):
+        """Windows (T, C, S), an identity (L, 512), targets (T, L, 512), and which frames are there (T,)."""
         latents, audio = codes.read(self.lesson)
-        heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
-        if self.augment:
-            heard = speech.disturb(speech.hasten(heard, self.speed), self.rng)
-        windows = speech.windows(speech.mfcc(heard), self.skip + len(self.times))[self.skip :]
-        identity = latents[self.rng.integers(self.lesson.frames)]
-        return windows, identity, _at(latents, self.times), self.there
+        if self.augment or not windows.kept:
+            heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
+            if self.augment:
+                heard = speech.disturb(speech.hasten(heard, self.speed), self.rng)
+            seen = windows.features.windows(heard)[self.skip :]
+        else:
+            seen = windows.read(self.lesson)[self.first + self.skip :]
+        seen = seen[: len(self.times)]
+        seen = np.pad(seen, ((0, len(self.times) - len(seen)), (0, 0), (0, 0)))
+        return seen, self._identity(latents), _at(latents, self.times), self.there
+
+    def _identity(self, latents):
+        """A random frame's code: of a frame that is not predicted, if there is one."""
+        outside = self.before + self.lesson.frames - self.after
+        if not outside:
+            return latents[self.rng.integers(self.lesson.frames)]
+        frame = int(self.rng.integers(outside))
+        return latents[frame if frame < self.before else frame - self.before + self.after]
 
 
 class _Mouth(nn.Module):
-    """How far a displacement opens the mouth, in spreads: a linear reading of its coordinates."""
+    """How far a displacement opens the mouth, in spreads: a linear reading of a model's motion."""
 
-    def __init__(self, components):
+    def __init__(self, model):
         super().__init__()
-        self.register_buffer("weights", torch.zeros(components))
+        self.register_buffer("weights", torch.zeros_like(model.project(torch.zeros(model.num_ws, W_DIM))))
 
-    def forward(self, coordinates):
-        """Coordinates in spreads (..., K) to openings (...)."""
-        return coordinates @ self.weights
+    def forward(self, motion):
+        """Motion (..., K or L·512) to openings (...)."""
+        return motion @ self.weights
 
 
-def _measure(model, mouth, lessons, codes):
-    """Fit the basis to codes of the training clips, then measure the spreads and the mouth's reading in it."""
-    components = model.config["components"]
+def _measure(model, mouth, lessons, codes, windows):
+    """Fit a basis to codes of the training clips and begin there, with the spreads and the mouth's reading measured in it."""
     # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
-    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 3000))
-    model.basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), components)
+    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * model.components, 3000))
+    basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), model.components)
     sound, motion, tracked = _Moments(), _Moments(), _Moments()
+    for lesson in lessons[:: max(1, len(lessons) // HEARD_AT_FIRST)]:
+        sound.add(windows.read(lesson).swapaxes(1, 2).reshape(-1, model.heard[0]))
     for lesson in lessons:
-        latents, audio = codes.read(lesson)
+        latents = codes.read(lesson)[0]
         moved = torch.from_numpy(latents - latents.mean(0))
-        moved = model.basis.project(moved, centre=False).double().numpy()  # (T, K)
-        sound.add(speech.mfcc(audio))
+        moved = basis.project(moved, centre=False).double().numpy()  # (T, K)
         motion.add(moved)
         if lesson.opening is not None:
             tracked.add(np.column_stack([moved, lesson.opening - lesson.opening.mean()]))
-    model.feature_spread.copy_(torch.from_numpy(sound.spread()))
-    model.motion_spread.copy_(torch.from_numpy(motion.spread()))
     reading = _read_tracks(tracked, motion.spread()) if tracked.count else _widest(motion)
-    mouth.weights.copy_(torch.from_numpy(reading))
+    model.begin(basis, torch.from_numpy(motion.spread()).float(), torch.from_numpy(sound.spread()).float())
+    # A basis is orthonormal: what reads coordinates, laid out in latents, reads displacements.
+    mouth.weights.copy_(model.project(basis.expand(torch.from_numpy(reading / motion.spread()).float())))
 
 
 class _Moments:

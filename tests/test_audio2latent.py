@@ -1,13 +1,17 @@
-"""The second model: the thesis's tables, and its streaming."""
+"""Both speech models: the thesis's tables, their streaming, and what they hear."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead.audio2latent import SecondModel, displacements
+import talkhead
+from talkhead import speech
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, features, heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
 
@@ -21,11 +25,152 @@ def toy_model(seed=0, **changes):
     return SecondModel(L, **(TOY | changes), basis=basis).eval()
 
 
-def heard(frames, batch=1, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, frames, 12, 28)).astype(np.float32))
+def toy_first(seed=0, heard=(29, 16), begun=True, **changes):
+    """A first model that moves faces: it begins at principal components, as training does."""
+    torch.manual_seed(seed)
+    model = FirstModel(L, heard, **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes))
+    if begun:
+        model.begin(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(heard[0]) + 0.5)
+    return model.eval()
 
 
-# The network ----------------------------------------------------------------------------------------------------------
+def heard(frames, batch=1, seed=0, shape=(12, 28)):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, frames, *shape)).astype(np.float32))
+
+
+MODELS = {"first": (toy_first, (29, 16)), "second": (toy_model, (12, 28))}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param][0]()
+
+
+# The first model --------------------------------------------------------------------------------------------------------
+
+def test_shapes_of_tables_4_1_and_4_2():
+    model = FirstModel(12)
+    shapes, x = [], torch.zeros(2, 29, 16)
+    for layer in model.audio:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv1d):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(32, 8), (32, 4), (64, 2), (64, 1)] and x.shape == (2, 64)
+    assert (model.lstm.input_size, model.lstm.hidden_size, model.lstm.num_layers) == (64, 64, 3)
+    assert (model.identity.in_features, model.identity.out_features) == (6144, 128)
+    assert (model.noise.input_size, model.noise.hidden_size, model.noise.num_layers) == (10, 10, 1)
+    linear = [(layer.in_features, layer.out_features) for layer in [*model.decoder, model.out] if isinstance(layer, torch.nn.Linear)]
+    assert linear == [(202, 256), (256, 256), (256, 256), (256, 6144)]
+    assert {layer.negative_slope for layer in [*model.audio, *model.decoder] if isinstance(layer, torch.nn.LeakyReLU)} == {0.02}
+    assert not model.lstm.bidirectional and not model.noise.bidirectional
+
+
+def test_parameters_of_the_first_models_tables():
+    convolutions = sum(3 * a * b + b for a, b in [(29, 32), (32, 32), (32, 64), (64, 64)])
+    lstms = 3 * (4 * 64 * (64 + 64) + 2 * 4 * 64) + (4 * 10 * (10 + 10) + 2 * 4 * 10)
+    linear = sum(a * b + b for a, b in [(6144, 128), (202, 256), (256, 256), (256, 256), (256, 6144)])
+    assert sum(p.numel() for p in FirstModel(12).parameters()) == convolutions + lstms + linear
+
+
+def test_it_begins_at_the_principal_components():
+    """E_L's rows are the first of them, and the last layer is their inverse: it undoes the projection of what they span."""
+    model, basis = toy_first(begun=False), Basis.fit(torch.randn(30, L, 512), 8)
+    model.begin(basis, torch.ones(8), torch.ones(29))
+    codes = torch.randn(5, L, 512)
+    torch.testing.assert_close(model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4)
+    within = basis.expand(torch.randn(5, 8))
+    torch.testing.assert_close(model.expand(model.out(basis.project(within, centre=False))), within, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_model_equals_a_slow_reading_of_the_tables():
+    """One frame at a time, with functions instead of layers."""
+    model, identity = toy_first(), torch.randn(1, L, 512)
+    model.identity_spread.uniform_(0.5, 2)
+    windows, noise = heard(3, shape=(29, 16)), torch.randn(1, 3, 3)
+    weights = dict(model.state_dict())
+    linear = lambda x, name: x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    leaky = lambda x: torch.where(x > 0, x, 0.02 * x)
+    heard_state, noise_state, made = None, None, []
+    for t in range(3):
+        x = (windows[0, t] / weights["feature_spread"][:, None])[None]
+        for layer in (0, 2, 4, 6):
+            x = leaky(F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1))
+        x, heard_state = model.lstm(x.flatten(1)[None], heard_state)
+        murmur, noise_state = model.noise(noise[:, t:t + 1], noise_state)
+        who = linear(identity.flatten()[None], "identity") / weights["identity_spread"]
+        x = torch.cat([x[0], who, murmur[0]], 1)
+        for layer in (0, 2, 4):
+            x = leaky(linear(x, f"decoder.{layer}"))
+        made.append(linear(x * weights["motion_spread"], "out"))
+    torch.testing.assert_close(model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
+
+
+def test_seeds_of_noise_make_different_motions_and_none_makes_one():
+    model, identity, windows = toy_first(), torch.randn(L, 512), heard(6, shape=(29, 16))[0].numpy()
+    one, again, other, none = (np.stack(list(displacements(model, windows, identity, seed=seed))) for seed in (1, 1, 2, None))
+    assert np.array_equal(one, again) and np.abs(one - other).max() > 1e-4 * np.abs(one).max()
+    with torch.no_grad():
+        silent = model(torch.from_numpy(windows)[None], identity[None], noise=torch.zeros(1, 6, 3))[0][0].numpy()
+    np.testing.assert_allclose(none, silent, atol=1e-5)
+    quiet = toy_first(noise_width=0)
+    assert quiet.noise is None and quiet.decoder[0].in_features == 8 + 4
+    one, other = (np.stack(list(displacements(quiet, windows, identity, seed=seed))) for seed in (1, 2))
+    assert np.array_equal(one, other) and one.std() > 0
+
+
+# Windows of other features ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(12, 28), (29, 16), (768, 16)])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_either_model_hears_any_features(name, shape):
+    small = {"channels": (2, 2, 3, 3), "decoder": 4} if name == "first" else TOY
+    model = build(name, num_ws=L, heard=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}).eval()
+    assert model(heard(2, shape=shape), torch.randn(1, L, 512))[0].shape == (1, 2, L, 512)
+    assert build(**json.loads(json.dumps(model.config))).heard == shape
+
+
+def test_windows_of_other_features_are_refused(model):
+    with pytest.raises(TalkheadError, match=r"windows: have shape \(5, 7\), this speech model takes .* of mfcc; pass the features"):
+        next(displacements(model, [np.zeros((5, 7), np.float32)], torch.zeros(L, 512)))
+
+
+class Steps:
+    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms."""
+
+    shape = (29, 16)
+
+    def __init__(self, seed=0):
+        self.name, self.identity = "steps", {"name": "steps", "network": str(seed)}
+        self.matrix = np.random.default_rng(seed).standard_normal((12, 29)).astype(np.float32)
+
+    def windows(self, audio):
+        steps = speech.mfcc(audio)[::2] @ self.matrix
+        return speech.windows(steps, speech.num_frames(audio), 16, 6, 2)
+
+
+def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
+    model = toy_first()
+    assert isinstance(heard_by(toy_model()), speech.Mfcc)
+    asked = []
+    stand_in = types.SimpleNamespace(features=lambda *told: asked.append(told) or Steps())
+    monkeypatch.setattr(talkhead, "acoustics", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "talkhead.acoustics", stand_in)
+    model.hears = Steps().identity
+    assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
+    assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]
+    model.hears = Steps(1).identity
+    with pytest.raises(TalkheadError, match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features"):
+        heard_by(model)
+    with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
+        heard_by(model, "mfcc")
+
+
+def test_mfcc_have_no_network():
+    with pytest.raises(TalkheadError, match="net.pt: mfcc are computed without a network"):
+        features("mfcc", "net.pt")
+
+
+# The second model -------------------------------------------------------------------------------------------------------
 
 def test_shapes_of_table_4_3():
     model = SecondModel(18, components=3)
@@ -80,34 +225,42 @@ def test_forward_equals_a_slow_reading_of_the_tables():
     torch.testing.assert_close(model(windows, identity)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
 
 
-def test_a_batch_equals_its_members():
-    model, identity, windows = toy_model(), torch.randn(3, L, 512), heard(4, 3)
+# Both -------------------------------------------------------------------------------------------------------------------
+
+def test_a_batch_equals_its_members(model):
+    identity, windows = torch.randn(3, L, 512), heard(4, 3, shape=model.heard)
     together, _ = model(windows, identity)
     for k in range(3):
         alone, _ = model(windows[k : k + 1], identity[k : k + 1])
         torch.testing.assert_close(alone[0], together[k], atol=1e-5, rtol=1e-4)
 
 
-def test_config_rebuilds_the_network():
-    model = toy_model()
-    again = SecondModel(**json.loads(json.dumps(model.config)))
+def test_config_rebuilds_the_network(model):
+    again = build(**json.loads(json.dumps(model.config)))
     again.load_state_dict(model.state_dict())
-    identity = torch.randn(1, L, 512)
-    assert torch.equal(again.eval()(heard(2), identity)[0], model(heard(2), identity)[0])
+    identity, windows = torch.randn(1, L, 512), heard(2, shape=model.heard)
+    assert type(again) is type(model) and torch.equal(again.eval()(windows, identity)[0], model(windows, identity)[0])
+
+
+def test_a_config_from_before_there_were_two_is_the_seconds():
+    config = {key: value for key, value in toy_model().config.items() if key not in ("model", "heard")}
+    assert build(**config).config == toy_model().config
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunks_equal_the_whole(chunk):
-    model, identity, windows = toy_model(), torch.randn(L, 512), heard(11)
+def test_chunks_equal_the_whole(model, chunk):
+    """States and noise are carried from chunk to chunk."""
+    identity, windows = torch.randn(L, 512), heard(11, shape=model.heard)
+    noise = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 11, model.noise_width))).float()
     with torch.no_grad():
-        whole = model(windows, identity[None])[0][0].numpy()
-    made = np.stack(list(displacements(model, iter(windows[0].numpy()), identity.numpy(), chunk=chunk)))
+        whole = model(windows, identity[None], noise=noise)[0][0].numpy()
+    made = np.stack(list(displacements(model, iter(windows[0].numpy()), identity.numpy(), chunk=chunk, seed=5)))
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, whole, atol=1e-5)
 
 
-def test_gain_scales_the_motion():
-    model, identity, windows = toy_model(), torch.randn(L, 512), heard(3)[0].numpy()
+def test_gain_scales_the_motion(model):
+    identity, windows = torch.randn(L, 512), heard(3, shape=model.heard)[0].numpy()
     once, twice = (np.stack(list(displacements(model, windows, identity, gain=gain))) for gain in (1.0, 2.0))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import codes, files, teaching
-from talkhead.audio2latent import SecondModel, displacements
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.codes import Codes, Lesson, split
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
@@ -79,7 +79,7 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     json.dumps(records)
     weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
     assert weights["config"]["generator"] == "0123456789abcdef"
-    model = SecondModel(**weights["config"]["network"])
+    model = build(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
     assert model.basis.stdev.min() > 0 and model.motion_spread.min() > 0
     assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
