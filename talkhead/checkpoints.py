@@ -22,12 +22,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 def bundled(kind):
     """Path of the weights that come with the package.
 
-    kind     "generator", "encoder" or "audio2latent"
+    kind     "generator", "encoder", "audio2latent" (the second model) or "first" (the first model)
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        raise TalkheadError(f"{path}: the bundled {kind} is not installed; pass --{kind} FILE")
+        what, option = ("first model", "audio2latent") if kind == "first" else (kind, kind)
+        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass --{option} FILE")
     return path
 
 
@@ -76,10 +77,16 @@ def load_encoder(path, generator=None, device="cpu"):
 
 
 def load_audio2latent(path, generator=None, device="cpu"):
-    """The speech model in a weights file, frozen and in evaluation mode; arguments as `load_encoder`."""
-    from talkhead.audio2latent import SecondModel
+    """The speech model in a weights file, the first or the second, frozen and in evaluation mode; arguments as `load_encoder`.
 
-    return _load_fitted(path, "audio2latent", SecondModel, generator, device)
+    returns   audio2latent.FirstModel or SecondModel; `hears` tells the features that it was trained on
+    """
+    from talkhead import audio2latent
+
+    def speech_model(**config):
+        return audio2latent.build(**config)
+
+    return _load_fitted(path, "audio2latent", speech_model, generator, device)
 
 
 def _load_fitted(path, kind, network, generator, device):
@@ -95,6 +102,8 @@ def _load_fitted(path, kind, network, generator, device):
         raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has {generator.num_ws}; "
                             "pass the --generator that it belongs to")
     model.trained_on = trained_on
+    if kind == "audio2latent" and "network" in config:
+        model.hears = config.get("features", model.hears)  # older files hear what they all did
     return model
 
 

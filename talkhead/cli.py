@@ -384,6 +384,9 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.weights_in("generator")
 @options.weights_in("encoder")
 @options.weights_in("audio2latent")
+@click.option("--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]")
+@options.heard
+@click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
@@ -396,7 +399,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.seed
 @options.device
 def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             label, gain, precision, batch, device, detector, detector_model, **options):
+             model, features, features_model, deterministic, label, gain, precision, batch, device, detector, detector_model, **options):
     """Make a face speak, or render latents.
 
     \b
@@ -404,7 +407,7 @@ def generate(identity, audio, latents, output, latents_out, listing, shard, over
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
-    from talkhead import files, speech, synthesis
+    from talkhead import files, heard_by, speech, synthesis
 
     _check_inputs(identity, audio, latents, listing)
     device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
@@ -414,13 +417,15 @@ def generate(identity, audio, latents, output, latents_out, listing, shard, over
         path = files.read_latents(latents)
         _check_owner(latents, files.read_about(latents), generator)
         return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
+    audio2latent = _speech_model(model, audio2latent)
     device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
+    features, seed = heard_by(audio2latent, features, features_model, device), None if deterministic else options["seed"]
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
 
     def speak(identity, audio, output, latents_out=None):
         sound = files.read_audio(audio)
         face, speaker = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
+        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain, features, seed)
         return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
 
     if listing is not None:
@@ -445,6 +450,15 @@ def _draw(generator, path, frames, sound, output, latents_out, batch, precision,
         for picture in shell.progress(pictures, frames):
             writer.write(picture)
     return writer.count
+
+
+def _speech_model(model, file):
+    """The file of the speech model that is meant; None is the bundled second one."""
+    from talkhead import checkpoints
+
+    if model and file:
+        raise click.UsageError("pass --model or --audio2latent, not both: the file says which model it holds")
+    return checkpoints.bundled("first") if model == "first" else file
 
 
 def _check_inputs(identity, audio, latents, listing):
@@ -728,17 +742,22 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @options.trained("the speech model")
 @options.weights_in("generator")
 @options.weights_in("encoder")
-@options.number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
-@options.widths("Channels of its five convolutions.  [default: 64,128,256,256,512]")
-@options.number("--hidden", 2048, "Width of its wide layer after them.", least=1)
-@options.number("--features", 256, "Speech features per frame.", least=1)
-@options.number("--lstm", 256, "Width of its three LSTM layers.", least=1)
-@options.number("--decoder", 512, "Width of its decoder.", least=1)
+@options.one_of("--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody.")
+@options.heard
+@options.widths("Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]")
+@options.width("--lstm", "Width of its three LSTM layers.  [default: 64 in the first model, 256 in the second]")
+@options.width("--decoder", "Width of its decoder.  [default: 256 in the first model, 512 in the second]")
+@options.width("--components", "Second model: principal components of the latents that it moves along.  [default: 2500]")
+@options.width("--hidden", "Second model: width of the wide layer after the convolutions.  [default: 2048]")
+@options.width("--embedding", "Second model: width of the layer after that.  [default: 256]")
+@options.width("--identity-width", "First model: numbers that say whose face it is.  [default: 128]")
+@options.width("--noise-width", "First model: numbers of noise for each frame.  [default: 10]")
+@click.option("--deterministic", is_flag=True, help="First model: without noise.")
 @options.training_steps
 @options.batch(16)
 @options.number("--frames", 25, "Video frames of each example.", least=1)
 @options.lr(2e-4)
-@options.number("--latent-weight", 250.0, "Weight of the loss on latents.")
+@options.number("--latent-weight", None, "Weight of the loss on latents.  [default: 0 for the first model, 250 for the second]")
 @options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
 @options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
 @options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
@@ -747,30 +766,51 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=options.hold_out,
               help="Speakers, or single clips, kept to measure on: how many, or which.")
 @options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
-@options.number("--identity-noise", 0.3, "Blur of the identity that the model is shown, so that it learns no face by heart.")
+@options.number("--identity-noise", None, "Blur of the identity that the model is shown, so that it learns no face by heart.  "
+                "[default: 0 for the first model, 0.3 for the second]")
+@options.number("--noise-draws", 1, "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.", least=1)
+@click.option("--patience", type=click.IntRange(min=0), help="Lower the learning rate to a tenth after so many measurements without progress; "
+              "0 never does.  [default: 10 for the first model, 0 for the second]")
 @options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
 @options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
 @options.run
-def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder,
-                       tensorboard, device, **options):
+def train_audio2latent(sources, output, generator, encoder, model, features, features_model, channels, lstm, decoder, components, hidden,
+                       embedding, identity_width, noise_width, deterministic, tensorboard, device, **options):
     """Train the speech model on talking clips.
 
     \b
       talkhead train-audio2latent clips/ --generator generator.pt --encoder encoder.pt \\
           -o audio2latent.pt --steps 50000
+      talkhead train-audio2latent clips/ --model first --generator generator.pt --encoder encoder.pt \\
+          -o first.pt --steps 50000
     """
     import torch
 
-    from talkhead import audio2latent
+    from talkhead import audio2latent, teaching
+
+    widths = _widths(model, {"channels": channels, "lstm": lstm, "decoder": decoder, "components": components, "hidden": hidden,
+                             "embedding": embedding, "identity_width": identity_width, "noise_width": 0 if deterministic else noise_width})
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
-    sizes = {"channels": tuple(channels)} if channels else {}
-    model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
+    features = audio2latent.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
+    model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
-    records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
+    records = teaching.train(sources, generator, encoder, output, model, features=features, device=device, **options)
     shell.watch(records, options["steps"], tensorboard)
+
+
+def _widths(model, told):
+    """The widths that were told of a speech model, if it has such parts."""
+    told = {name: value for name, value in told.items() if value is not None}
+    strangers = told.keys() & ({"components", "hidden", "embedding"} if model == "first" else {"identity_width", "noise_width"})
+    if strangers:
+        raise click.UsageError(f"--{sorted(strangers)[0].replace('_', '-')}: the {model} model has no such part; leave it out")
+    lengths = {"first": 4, "second": 5}
+    if len(told.get("channels", range(lengths[model]))) != lengths[model]:
+        raise click.UsageError(f"--channels: the {model} model has {lengths[model]} convolutions; name as many widths")
+    return {{"embedding": "features"}.get(name, name): value for name, value in told.items()}
 
 
 @cli.group()

@@ -43,7 +43,7 @@ SIGNATURES = {
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
-    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
+    "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
     "weights export": ["checkpoints.export"],
@@ -53,7 +53,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device", "listing", "shard"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
-                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard"},
+                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model", "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
     "synth": {"output", "count"},
@@ -62,7 +62,8 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                        "init", "encoder_init", "steps", "every", "limit", "tensorboard", "device", "perceptual"},
     "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation",
                       "tensorboard", "device"},
-    "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "tensorboard", "device"},
+    "train-audio2latent": {"sources", "output", "generator", "encoder", "model", "features", "features_model", "steps", "channels", "lstm", "decoder",
+                           "components", "hidden", "embedding", "identity_width", "noise_width", "deterministic", "tensorboard", "device"},
     "weights fetch": {"name", "output"},
     "weights convert": {"source", "output"},
     "weights export": {"source", "output"},
@@ -837,7 +838,7 @@ def test_options_of_the_other_architecture_are_refused(wrong):
 
 
 def test_train_audio2latent(scene, puppet):
-    tiny = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--features", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 2]
+    tiny = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--embedding", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 2]
     line = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *BRIEF, *tiny, "--frames", 4, "--hold-out", 1,
             "--perceptual", "pyramid", "--validate-every", 1]
     assert "val_correlation" in records(run(*line))[-1]
