@@ -50,7 +50,8 @@ def load_generator(path, device="cpu"):
     """The generator in a weights file, frozen and in evaluation mode.
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
-    returns   stylegan.Generator with `fingerprint` (str) and `lineage` (set of str: its own and what it was tuned from)
+    returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: its own and what it was tuned from) and
+              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
     weights = read(path, "generator", training=False)
@@ -59,7 +60,16 @@ def load_generator(path, device="cpu"):
     generator = _build(Generator, config, weights["model"], path, device)
     generator.fingerprint = fingerprint(weights["model"])
     generator.lineage = lineage | {generator.fingerprint}
+    generator.identity = _identity(path, weights.get("identity"), generator)
     return generator
+
+
+def _identity(path, code, generator):
+    if code is None:
+        return None
+    if not isinstance(code, torch.Tensor) or code.shape != (generator.num_ws, latents.W_DIM) or not code.isfinite().all():
+        raise TalkheadError(f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again")
+    return code.float().numpy()
 
 
 def load_encoder(path, generator=None, device="cpu"):
@@ -454,7 +464,7 @@ def export(source, destination, half=True):
     """
     weights = read(source, training=False)
     model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual") if key in weights}
+    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity") if key in weights}
     files.save_weights(destination, kept | {"model": model})
 
 
@@ -465,7 +475,7 @@ def describe(path):
 
     returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
-              (likewise), and whether discriminator, training_copy and optimizer are there; trained_with and perceptual,
+              (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
               if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
     """
     file = _File(path)
@@ -492,6 +502,7 @@ def _described(file, kind):
         about |= {name: "missing" if name in weights["missing"] else "recorded" for name in ("w_avg", "noise")}
         about |= {"discriminator": "discriminator" in training, "training_copy": "generator" in training,
                   "optimizer": _has_optimizer(file.contents)}
+        about |= {"identity": True} if weights.get("identity") is not None else {}
     elif kind == "encoder":
         about["num_ws"] = config.get("encoder", config)["num_ws"]
     return about | {key: weights[key] for key in ("perceptual",) if key in weights}

@@ -3,11 +3,13 @@
 Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
+import contextlib
 import functools
 import os
 from collections import Counter
 
 import click
+from click.core import ParameterSource
 
 from talkhead import __version__, options, shell
 from talkhead.errors import TalkheadError
@@ -376,8 +378,9 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks: a picture or a clip.")
-@options.input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@options.input_option("--identity", "The face that speaks: a picture or a clip; or prepared, so that no encoder is asked: latents that invert wrote (.npy), "
+                                    "or a tuned generator and its face, of pti (.pt).")
+@options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
 @options.input_option("--latents", "Render these latents instead (.npy).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
@@ -402,51 +405,75 @@ def generate(identity, audio, latents, output, latents_out, listing, shard, over
              model, features, features_model, deterministic, label, gain, precision, batch, device, detector, detector_model, **options):
     """Make a face speak, or render latents.
 
+    Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
+
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
-    from talkhead import files, heard_by, speech, synthesis
+    from talkhead import files, heard_by, synthesis
 
-    _check_inputs(identity, audio, latents, listing)
-    device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
+    _check_inputs(identity, audio, latents, listing, options["pti"])
+    device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
-        sound = None if audio is None else files.read_audio(audio)
         device, generator = _load(device, generator=generator)
         path = files.read_latents(latents)
         _check_owner(latents, files.read_about(latents), generator)
-        return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
+        with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
+            return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
+    # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
+    opened = None if listing is not None else click.get_current_context().with_resource(_sound(audio))
+    told, tuned = generator, identity if identity and identity.endswith(".pt") else None
+    seen = {} if identity and _prepared(identity) else {"encoder": encoder}
     audio2latent = _speech_model(model, audio2latent)
-    device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
-    features, seed = heard_by(audio2latent, features, features_model, device), None if deterministic else options["seed"]
+    device, generator, listener, *seer = _load(device, generator=told or tuned, audio2latent=audio2latent, **seen)
+    features, seed = heard_by(listener, features, features_model, device), None if deterministic else options["seed"]
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
 
     def speak(identity, audio, output, latents_out=None):
-        sound = files.read_audio(audio)
-        face, speaker = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain, features, seed)
-        return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
+        with opened or _sound(audio) as sound:
+            face, speaker = _identity(identity, generator, told, seer, audio2latent, device, **options)
+            size = 1 if sound.live and _by_default("batch") else batch
+            path = synthesis.drive(*seer or [None], listener, face, sound, size, gain, features, seed)
+            frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
+            return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
 
     if listing is not None:
         return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
     speak(identity, audio, output, latents_out)
 
 
+def _sound(source):
+    """A sound that is heard as it comes, and goes along with the frames."""
+    from talkhead import files
+
+    return files.read_sound(source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"))
+
+
+def _by_default(option):
+    """Whether the caller left an option of this command alone."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+
+
+def _prepared(identity):
+    """Whether a file holds a face as latents, and not as pictures."""
+    return identity.endswith((".pt", ".npy"))
+
+
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
     """Draw a path of so many frames as a video; how many they are."""
-    import numpy as np
+    from talkhead import files, synthesis
 
-    from talkhead import files, speech, synthesis
-
-    if latents_out:
-        path = np.stack(list(path))
-        files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
-    pictures = synthesis.synthesize(generator, path, batch, precision=precision)
-    if labelled:
-        pictures = synthesis.label(pictures)
-    track = None if sound is None else (sound, speech.SAMPLE_RATE)
-    with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
+    with contextlib.ExitStack() as stack:
+        if latents_out:
+            path = stack.enter_context(files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS}))
+        pictures = synthesis.synthesize(generator, path, batch, precision=precision)
+        if labelled:
+            pictures = synthesis.label(pictures)
+        about = {"talkhead_aligned": str(generator.resolution)}
+        writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
         for picture in shell.progress(pictures, frames):
             writer.write(picture)
     return writer.count
@@ -461,11 +488,13 @@ def _speech_model(model, file):
     return checkpoints.bundled("first") if model == "first" else file
 
 
-def _check_inputs(identity, audio, latents, listing):
+def _check_inputs(identity, audio, latents, listing, pti):
     if latents is None and listing is None and (identity is None or audio is None):
         raise click.UsageError("pass --identity and --audio, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
+    if pti and identity is not None and _prepared(identity):
+        raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
 
 
 def _check_owner(name, about, generator):
@@ -475,19 +504,42 @@ def _check_owner(name, about, generator):
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
 
 
-def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
-    """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
+def _identity(source, generator, told, seer, audio2latent, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
+    """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
+
+    generator, seer   the networks loaded: generator, and [encoder] or []
+    told              the --generator that the caller named, or None
+    """
     from itertools import islice
 
     from talkhead import files, tune
 
+    if _prepared(source):
+        return _prepared_identity(source, generator, told, audio2latent, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
-        images, pivots = _lessons(generator, encoder, frames, device)
+        images, pivots = _lessons(generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
+
+
+def _prepared_identity(source, generator, told, audio2latent, device):
+    """A code (L, 512) out of a file, and the generator that draws it."""
+    from talkhead import checkpoints, files
+
+    if source.endswith(".npy"):
+        codes = files.read_latents(source)
+        _check_owner(source, files.read_about(source), generator)
+        return codes.mean(0), generator
+    tuned = checkpoints.load_generator(source, device)
+    if tuned.identity is None:
+        raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
+    if told is not None and tuned.fingerprint != generator.fingerprint:
+        raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
+    checkpoints.load_audio2latent(audio2latent or checkpoints.bundled("audio2latent"), tuned, device)  # of the same family?
+    return tuned.identity, tuned
 
 
 @cli.command()
@@ -509,7 +561,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     \b
       talkhead pti face.png -o me.pt
-      talkhead generate --generator me.pt --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
     from talkhead import files, pti
 

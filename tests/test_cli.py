@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import os
 import re
 import resource
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -206,6 +209,7 @@ def test_every_command_is_in_the_readme():
     (["generate"], "pass --identity and --audio, or --latents"),
     (["generate", "--identity", "a.png"], "pass --identity and --audio"),
     (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
+    (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
@@ -388,7 +392,71 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
     assert other.exit_code == 1 and len(other.stderr.splitlines()) == 2 and re.search(r"tuning.images=\w+, now \w+", other.stderr)
     assert run("weights", "export", scene / "me.pt", "-o", scene / "small.pt").exit_code == 0
     (told,) = records(run("weights", "show", scene / "me.pt"))
-    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "model"}
+    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "identity", "model"}
+
+
+def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
+    assert run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    assert run("invert", scene / "face.png", "-o", scene / "face.npy").exit_code == 0
+    speech = ["--audio", scene / "speech.wav"]
+    assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", *speech, "-o", scene / "b").exit_code == 0
+    monkeypatch.setattr(checkpoints, "load_encoder", None)  # no encoder is asked
+    for identity, like in (("me.pt", "a"), ("face.npy", "b")):
+        result = run("generate", "--identity", scene / identity, *speech, "-o", scene / f"{like} again")
+        assert result.exit_code == 0, result.output
+        one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))
+        assert np.abs(one - other).max() <= 1
+    result = run("generate", "--identity", scene / "me.pt", *speech, "--generator", scene / "me.pt", "-o", scene / "c")
+    assert result.exit_code == 0, result.output
+
+
+def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    Path("pairs.txt").write_text("me.pt\tspeech.wav\ta.mkv\nface.png\tspeech.wav\tb.mkv\nother.npy\tspeech.wav\tc.mkv\n")
+    result = run("generate", "--list", "pairs.txt", "-o", "out")
+    assert result.exit_code == 1 and "2 done, 0 skipped, 1 failed" in result.stderr, result.output
+    assert run("generate", "--identity", "me.pt", "--audio", "speech.wav", "-o", "a.mkv").exit_code == 0
+    np.testing.assert_array_equal(*(np.stack(list(files.read_frames(name))) for name in ("a.mkv", "out/a.mkv")))
+
+
+def test_identities_that_do_not_fit(scene, toy):
+    torn = files.load_weights(toy / "generator.pt")
+    files.save_weights(scene / "odd.pt", torn | {"identity": torn["model"]["const"]})
+    torn["model"]["const"] = torn["model"]["const"] + 1
+    files.save_weights(scene / "stranger.pt", torn | {"identity": torn["model"]["w_avg"].expand(6, 512).clone()})
+    for more, message in (
+            (["--identity", toy / "generator.pt"], "generator.pt: holds no face beside the generator; tune again with talkhead pti"),
+            (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite code (6, 512)"),
+            (["--identity", scene / "stranger.pt"], "audio2latent.pt: this audio2latent was trained against generator"),
+            (["--identity", scene / "stranger.pt", "--generator", toy / "generator.pt"], "stranger.pt: a face of generator"),
+            (["--identity", scene / "foreign.npy"], "foreign.npy: latents of generator somebody"),
+            (["--identity", scene / "other.npy"], "identity: has shape (10, 512), this speech model takes (6, 512)"),
+            (["--identity", scene / "flat.npy"], "flat.npy: holds float32 (3, 7), wanted")):
+        result = run("generate", *more, "--audio", scene / "speech.wav", "-o", scene / "out.mp4")
+        assert result.exit_code == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+        assert not (scene / "out.mp4").exists()
+
+
+def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    os.mkfifo(scene / "pipe.wav")
+    data = (scene / "speech.wav").read_bytes()
+
+    def write():
+        with open(scene / "pipe.wav", "wb", buffering=0) as pipe:
+            pipe.write(data[:2000])
+            time.sleep(0.5)
+            pipe.write(data[2000:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "pipe.wav", "-o", scene / "live", "--latents-out", scene / "live.npy")
+    writer.join()
+    assert result.exit_code == 0 and "pipe.wav: nothing has come for 0 s; waiting" in result.stderr
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "whole", "--latents-out", scene / "whole.npy").exit_code == 0
+    np.testing.assert_allclose(np.load(scene / "live.npy"), np.load(scene / "whole.npy"), atol=1e-5)
 
 
 def test_tuned_weights_do_not_fit_a_stranger(scene, tmp_path):
