@@ -17,7 +17,7 @@ ROOMS = {
     "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents", "read_sound",
               "write_array", "write_image", "write_latents"),
     "pickles": (),
-    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
+    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),

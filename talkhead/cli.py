@@ -257,7 +257,7 @@ def cli():
 @options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
-@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None)
 @options.listed("the path of a clip")
 @options.detection
 @options.device
@@ -283,9 +283,12 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
     from talkhead.training import resize
 
     with files.read_frames(source) as reader:
+        # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
+        about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
             shell.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
+            about |= {"size": height, "smoothing": 0.0}
             whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
@@ -298,7 +301,40 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
         files.write_array(quads, np.stack(corners))
+        if os.path.isfile(quads):  # and no pipe
+            files.write_json(os.path.splitext(quads)[0] + ".json", about)
     return writer.count
+
+
+@cli.command()
+@options.source
+@click.option("--into", metavar="FILE", required=True, callback=options.from_stdin,
+              help="The clip that was aligned, or a photo, which then stands still behind the face.")
+@click.option("--quads", metavar="FILE", required=True, callback=options.from_stdin, help="Where the face was cut out: what align --quads wrote.")
+@options.output("Video, picture, folder of pictures, or a pipe.")
+@options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
+@click.option("--match-colour/--no-match-colour", default=True, show_default=True, help="Give the face the colours that it has in the frame.")
+def paste(source, into, quads, output, feather, match_colour):
+    """Put a talking head back into the frames that it was cut from.
+
+    It keeps its sound; where it has none, the clip's is taken.
+
+    \b
+      talkhead align photo.jpg --quads quads.npy -o face.png
+      talkhead generate --identity face.png --audio speech.wav | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
+    """
+    from talkhead import faces, files
+
+    corners, about = files.read_array(quads), files.read_about(quads)
+    with files.read_frames(source) as head, files.read_frames(into) as clip:
+        if about.get("frame") not in (None, list(clip.size)):
+            height, width = about["frame"]
+            raise TalkheadError(f"{into}: {clip.size[1]}x{clip.size[0]}, but the quads are of frames of {width}x{height}; pass the clip that was aligned")
+        tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
+        frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
+        with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
+            for frame in shell.progress(frames, head.count):
+                writer.write(frame)
 
 
 @cli.command()

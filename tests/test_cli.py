@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each command must at least be told, to be parsed.
 LEAST = {
-    "align": ["clip"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
+    "align": ["clip"], "paste": ["--into", "clip", "--quads", "q.npy"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
     "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "pack": ["clips", "-o", "x.npy"],
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
@@ -38,6 +38,7 @@ LEAST = {
 # Whose signature each option's default repeats, where the command does not merely choose.
 SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector", "jobs.run"],
+    "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
@@ -54,6 +55,7 @@ SIGNATURES = {
 RENAMED = {"detector": "name", "detector_model": "model"}
 CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device", "listing", "shard"},
+    "paste": {"source", "into", "quads", "output"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
                  "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model", "features_model", "deterministic"},
@@ -213,6 +215,8 @@ def test_every_command_is_in_the_readme():
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
+    (["paste", "a.mp4", "--quads", "q.npy"], "Missing option '--into'"),
+    (["paste", "-", "--into", "-", "--quads", "q.npy"], "stdin can be read only once"),
     (["invert", "a.png", "--steps", "0"], "Invalid value for '--steps'"),
     (["train-stylegan", "clips", "-o", "x.pt"], "Missing option '--steps'"),
     (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
@@ -245,6 +249,8 @@ def scene(tmp_path, puppet, toy):
     np.save(tmp_path / "other.npy", np.zeros((3, 10, 512), np.float32))
     np.save(tmp_path / "nan.npy", np.full((3, 6, 512), np.nan, np.float32))
     np.save(tmp_path / "flat.npy", np.zeros((3, 7), np.float32))
+    np.save(tmp_path / "quads.npy", np.array([[(10, 10), (10, 50), (50, 50), (50, 10)]], float))
+    files.write_json(tmp_path / "quads.json", {"size": 64, "frame": [64, 64]})
     files.write_latents(tmp_path / "foreign.npy", np.zeros((3, 6, 512), np.float32), {"generator": "somebody"})
     (tmp_path / "torn.pt").write_bytes((toy / "generator.pt").read_bytes()[:5000])
     for name in ("face.png", "clip.mp4", "speech.wav", "wide.png"):
@@ -269,6 +275,10 @@ def scene(tmp_path, puppet, toy):
     ("generate --identity text.mp4 --audio speech.wav -o out.mp4", "text.mp4: not a video"),
     ("generate --identity wide.png --audio speech.wav --aligned -o out.mp4", "wide.png: 80x64, but an aligned face is square"),
     ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
+    ("paste clip.mp4 --into face.png --quads none.npy -o out.mp4", "none.npy: no such file"),
+    ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: shape (3, 7), wanted (frames, 4, 2)"),
+    ("paste none.mp4 --into face.png --quads quads.npy -o out.mp4", "none.mp4: no such file"),
+    ("paste clip.mp4 --into wide.png --quads quads.npy -o out.mp4", "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned"),
     ("invert empty.mp4 -o out.npy", "empty.mp4: "),
     ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
     ("invert wide.png -o out.npy", "is not a square face; align it first"),
@@ -589,6 +599,44 @@ def test_what_is_aligned_is_not_aligned_again(scene, stub):
     result = run("align", scene / "face.png", "-o", scene / "again.png", "--size", 64)
     assert result.exit_code == 0 and "aligned already" in result.stderr
     assert np.array_equal(files.read_image(scene / "again.png"), files.read_image(scene / "face.png"))
+
+
+def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
+    result = run("align", puppet / "photo.png", "-o", scene / "face.png", "--quads", scene / "q.npy", "--size", 32)
+    assert files.read_json(scene / "q.json") == {"size": 32, "frame": [120, 160], "fps": 25.0, "smoothing": 2.0}
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "head.mp4").exit_code == 0
+    result = run("paste", scene / "head.mp4", "--into", puppet / "photo.png", "--quads", scene / "q.npy", "-o", scene / "out.mkv")
+    assert result.exit_code == 0 and result.stdout == "", result.output
+    with files.read_frames(scene / "out.mkv") as video:
+        assert not video.aligned and video.size == (120, 160) and files.SYNTHETIC_TYPE in video.metadata.values()
+        frames = list(video)
+    assert len(frames) == 13
+    photo = files.read_image(puppet / "photo.png").astype(int)
+    assert all(np.abs(frame[:20] - photo[:20]).max() < 10 for frame in frames)
+    assert np.abs(frames[0].astype(int) - photo)[40:80, 50:90].mean() > 10  # the toy generator draws no faces
+    spoken, given = (files.read_audio(path) for path in (scene / "out.mkv", scene / "speech.wav"))
+    assert np.corrcoef(spoken[:len(given)], given[:len(spoken)])[0, 1] > 0.9
+
+
+def test_a_clip_cut_out_and_put_back_is_the_clip(scene, puppet, stub):
+    line = ["align", puppet / "in.mp4", "-o", scene / "cut", "--quads", scene / "q.npy", "--smoothing", 0]
+    assert run(*line).exit_code == 0
+    out = scene / "back.mp4"
+    result = run("paste", scene / "cut", "--into", puppet / "in.mp4", "--quads", scene / "q.npy", "-o", out, "--feather", 0.1, "--no-match-colour")
+    assert result.exit_code == 0 and "crops" not in result.stderr, result.output
+    before, after = (np.stack(list(files.read_frames(path))).astype(float) for path in (puppet / "in.mp4", out))
+    assert before.shape == after.shape and 10 * np.log10(255 ** 2 / np.square(before - after).mean()) > 33
+    # The cut pictures are silent: the sound is the clip's.
+    heard, given = files.read_audio(out), files.read_audio(puppet / "in.mp4")
+    assert np.corrcoef(heard[:len(given)], given[:len(heard)])[0, 1] > 0.9
+
+
+def test_quads_of_what_was_aligned_already_are_the_whole_picture(scene, stub):
+    result = run("align", scene / "face.png", "-o", scene / "small.png", "--size", 16, "--quads", scene / "q.npy")
+    assert result.exit_code == 0 and files.read_json(scene / "q.json")["size"] == 64
+    result = run("paste", scene / "face.png", "--into", scene / "face.png", "--quads", scene / "q.npy", "-o", scene / "back.png", "--no-match-colour")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(files.read_image(scene / "back.png"), files.read_image(scene / "face.png"))
 
 
 @pytest.mark.parametrize("on_missing, frames", [("hold", 6), ("skip", 4)])
