@@ -16,6 +16,7 @@ import secrets
 import shutil
 import sys
 import warnings
+import wave
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -618,6 +619,18 @@ def read_audio(source, sample_rate=16000):
     if not blocks:
         raise TalkheadError(f"{media.name}: its sound track is empty; pass a recording")
     return (np.concatenate(blocks, axis=1)[0] / np.float64(2 ** 31)).astype(np.float32)
+
+
+def write_audio(path, audio, sample_rate=16000):
+    """Write speech as a .wav of 16-bit samples.
+
+    audio    float (N,) in [-1, 1]; louder samples are clipped
+    raises   TalkheadError if the file cannot be written
+    """
+    samples = np.rint(np.asarray(audio) * 32768.0).clip(-32768, 32767).astype("<i2")
+    with atomic(path) as temporary, wave.open(str(temporary), "wb") as stream:
+        stream.setparams((1, 2, sample_rate, len(samples), "NONE", ""))
+        stream.writeframes(samples.tobytes())
 
 
 class Sound:
