@@ -649,6 +649,8 @@ def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_mo
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
 @options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option("--people", type=click.IntRange(min=1), help="So many faces take turns.  [default: every clip has a face of its own]")
+@click.option("--sound-only", is_flag=True, help="Only what voices say, as .wav, and no faces: to train-speech on.")
+@click.option("--text", metavar="FILE", help="Say the lines of this file.  [default: made-up sentences]")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
 @options.number("--workers", 1, "Processes.", least=1)
 @options.shard

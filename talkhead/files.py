@@ -18,6 +18,7 @@ import shutil
 import stat
 import sys
 import warnings
+import wave
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -809,6 +810,18 @@ class _Queue:
 
 def _to_int16(samples):
     return np.rint(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
+
+
+def write_audio(path, audio, sample_rate=16000):
+    """Write speech as a .wav of 16-bit samples.
+
+    audio    float (N,) in [-1, 1]; louder samples are clipped
+    raises   TalkheadError if the file cannot be written
+    """
+    samples = np.rint(np.asarray(audio) * 32768.0).clip(-32768, 32767).astype("<i2")
+    with atomic(path) as temporary, wave.open(str(temporary), "wb") as stream:
+        stream.setparams((1, 2, sample_rate, len(samples), "NONE", ""))
+        stream.writeframes(samples.tobytes())
 
 
 class Sound:

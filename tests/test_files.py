@@ -733,6 +733,15 @@ def test_lossless_by_name(tmp_path):
     assert np.abs(files.read_audio(path) - tone(9 / 25)).max() < 1e-4
 
 
+def test_a_recording_comes_back_to_the_last_of_its_16_bits(tmp_path):
+    samples = np.concatenate([tone(0.3), [1.5, -1.5]]).astype(np.float32)
+    files.write_audio(tmp_path / "a.wav", samples)
+    with wave.open(str(tmp_path / "a.wav")) as theirs:
+        assert theirs.getparams()[:3] == (1, 2, RATE)
+        np.testing.assert_array_equal(np.frombuffer(theirs.readframes(RATE), "<i2"), (samples * 32768).round().clip(-32768, 32767))
+    np.testing.assert_allclose(files.read_audio(tmp_path / "a.wav"), samples.clip(-1, 1), atol=2**-15)
+
+
 @pytest.mark.parametrize("place", ["out.mp4", "frames", "-"])
 def test_synthetic_mark(tmp_path, place):
     """What `ffprobe` shows: the digital source type of the IPTC, and who made it."""
