@@ -43,6 +43,9 @@ def _load(device, **paths):
     found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
     generator = checkpoints.load_generator(found.pop("generator"), device)
     loaders = {"encoder": checkpoints.load_encoder, "audio2latent": checkpoints.load_audio2latent}
+    if "video_gan" in found:
+        encoder = loaders["encoder"](found["encoder"], generator, device)
+        return device, generator, encoder, checkpoints.load_video_gan(found["video_gan"], generator, encoder, device)
     return device, generator, *(loaders[kind](path, generator, device) for kind, path in found.items())
 
 
@@ -376,14 +379,18 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks: a picture or a clip.")
+@options.input_option("--identity", "The face that speaks or moves: a picture or a clip.")
 @options.input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
+              help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
 @options.input_option("--latents", "Render these latents instead (.npy).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @options.weights_in("generator")
 @options.weights_in("encoder")
 @options.weights_in("audio2latent")
+@options.weights_in("video_gan")
 @options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
@@ -392,21 +399,22 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
 @options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @options.batch(8)
-@options.listed("identity, tab, audio")
+@options.listed("identity, tab, audio; with --noise-seed, identity")
 @options.seed
 @options.device
-def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             label, gain, precision, batch, device, detector, detector_model, **options):
-    """Make a face speak, or render latents.
+def generate(identity, audio, noise_seed, seconds, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
+             video_gan, label, gain, precision, batch, device, detector, detector_model, **options):
+    """Make a face speak, or move by chance, or render latents.
 
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
     from talkhead import files, speech, synthesis
 
-    _check_inputs(identity, audio, latents, listing)
+    _check_inputs(identity, audio, noise_seed, seconds, latents, listing)
     device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
     if latents is not None:
         sound = None if audio is None else files.read_audio(audio)
@@ -414,18 +422,35 @@ def generate(identity, audio, latents, output, latents_out, listing, shard, over
         path = files.read_latents(latents)
         _check_owner(latents, files.read_about(latents), generator)
         return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
-    device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
+    driver = {"video_gan": video_gan} if noise_seed else {"audio2latent": audio2latent}
+    device, generator, encoder, driver = _load(device, generator=generator, encoder=encoder, **driver)
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
 
     def speak(identity, audio, output, latents_out=None):
         sound = files.read_audio(audio)
         face, speaker = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
+        path = synthesis.drive(encoder, driver, face, sound, batch, gain)
         return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
 
+    def wander(identity, output, latents_out=None):
+        face, mover = _identity(identity, generator, encoder, device, **options)
+        segments = _segments(noise_seed, seconds)
+        path = synthesis.wander(encoder, driver, face, segments, batch=batch, gain=gain)
+        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, **drawing)
+
+    fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
-        return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
-    speak(identity, audio, output, latents_out)
+        return _each(work, listing, output, shard, overwrite, fields=fields)
+    work(*((identity,) if noise_seed else (identity, audio)), output, latents_out)
+
+
+def _segments(seeds, seconds):
+    """Each seed and its part of the frames, as equal as they can be."""
+    from talkhead import files
+
+    frames = max(len(seeds), round((seconds or 4) * files.FPS))
+    ends = [frames * k // len(seeds) for k in range(len(seeds) + 1)]
+    return [(seed, end - start) for seed, start, end in zip(seeds, ends, ends[1:])]
 
 
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
@@ -447,9 +472,13 @@ def _draw(generator, path, frames, sound, output, latents_out, batch, precision,
     return writer.count
 
 
-def _check_inputs(identity, audio, latents, listing):
-    if latents is None and listing is None and (identity is None or audio is None):
-        raise click.UsageError("pass --identity and --audio, or --latents")
+def _check_inputs(identity, audio, noise_seed, seconds, latents, listing):
+    if noise_seed and (audio is not None or latents is not None):
+        raise click.UsageError("pass one of --audio, --noise-seed and --latents: each says how the face moves")
+    if seconds is not None and not noise_seed:
+        raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
+    if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
+        raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
 
@@ -769,6 +798,65 @@ def train_audio2latent(sources, output, generator, encoder, components, channels
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
     records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
+    shell.watch(records, options["steps"], tensorboard)
+
+
+@cli.command("train-video-gan")
+@options.sources
+@options.trained("the motion model")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@click.option("--preset", type=click.Choice(["mocogan-hd"]), is_eager=True, expose_value=False, callback=options.preset,
+              help="Another model's settings, in the place of the defaults below.")
+@options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
+@options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
+@click.option("--hidden", type=click.IntRange(min=1), help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]")
+@options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
+@options.one_of("--displace", ["identity", "previous"], "identity", "What is displaced: the identity's latents, or the frame before.")
+@options.one_of("--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones.")
+@options.one_of("--real", ["auto", "video", "projected"], "auto", "What the critic takes for real: clips (eq. 3.7), or clips as the "
+                "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.")
+@click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
+@click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
+@options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
+@options.number("--information-weight", 1.0, "Weight of the information loss.")
+@options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
+@options.number("--scales", 2, "Scales at which it looks.", least=1)
+@options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
+@click.option("--conditional/--unconditional", default=True, show_default=True, help="Whether it sees the identity beside each frame.")
+@click.option("--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]")
+@click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
+@options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
+@options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
+@options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
+@options.training_steps
+@options.batch(8)
+@options.number("--frames", 16, "Video frames of each example.", least=2)
+@options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
+@options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
+@options.lr(1e-4)
+@options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
+@options.number("--beta1", 0.5, "Adam's memory of gradients.")
+@options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
+@options.sheets
+@options.run
+def train_video_gan(sources, output, generator, encoder, components, noise, hidden, space, displace, width, scales, norm, conditional,
+                    tensorboard, device, **options):
+    """Train the motion model on clips: how faces move when nothing drives them but noise.
+
+    \b
+      talkhead train-video-gan clips/ -o video_gan.pt --steps 20000 --samples sheets/
+      talkhead train-video-gan clips/ -o theirs.pt --steps 20000 --preset mocogan-hd
+    """
+    import torch
+
+    from talkhead import video_gan
+
+    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    torch.manual_seed(options["seed"])
+    model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
+    critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
+    records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
     shell.watch(records, options["steps"], tensorboard)
 
 

@@ -1,4 +1,4 @@
-"""Latents → frames, and the whole chain from a face and a voice to a talking head."""
+"""Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
 
 from itertools import islice
 
@@ -12,6 +12,7 @@ from talkhead.inversion import encode
 from talkhead.latents import displace
 from talkhead.speech import mfcc_windows
 from talkhead.training import to_frames
+from talkhead.video_gan import motion
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -67,12 +68,34 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
 
     Source: thesis §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
     """
-    device = next(encoder.parameters()).device
-    pictures = np.asarray(identity)
-    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
-    origin = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)  # (L, 512)
+    origin = _origin(encoder, identity, batch)
     for displacement in displacements(audio2latent, mfcc_windows(audio), origin, chunk=batch, gain=gain):
         yield displace(origin, displacement)
+
+
+def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
+    """Say where in W+ a face goes by chance.
+
+    encoder       encoders.ResNetEncoder
+    video_gan     video_gan.LatentGenerator
+    identity      as `drive` takes it
+    seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every face alike
+    frames        how many; None never ends
+    batch, gain   as `drive` takes them
+    yields        float32 (L, 512)
+
+    Source: thesis §3.4.2, eq. 3.5: w_t = w_I + d_t, where d_t is always measured from the identity.
+    """
+    origin = _origin(encoder, identity, batch)
+    for displacement in motion(video_gan, origin, seed, frames, gain, chunk=batch):
+        yield displace(origin, displacement)
+
+
+def _origin(encoder, identity, batch):
+    """The code of a face, or the mean of its pictures': float32 (L, 512)."""
+    pictures = np.asarray(identity)
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
+    return np.mean(list(encode(encoder, pictures, batch=batch, device=next(encoder.parameters()).device)), 0, np.float32)
 
 
 def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32"):
