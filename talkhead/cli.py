@@ -44,8 +44,17 @@ def _load(device, **paths):
     device = pick_device(device)
     found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
     generator = checkpoints.load_generator(found.pop("generator"), device)
-    loaders = {"encoder": checkpoints.load_encoder, "audio2latent": checkpoints.load_audio2latent}
-    return device, generator, *(loaders[kind](path, generator, device) for kind, path in found.items())
+    encoder = [checkpoints.load_encoder(found.pop("encoder"), generator, device)] if "encoder" in found else []
+    return device, generator, *encoder, *(_load_driver(kind, path, generator, encoder, device) for kind, path in found.items())
+
+
+def _load_driver(kind, path, generator, encoder, device):
+    """The network that says how a face moves, if it fits the generator, and the encoder where there is one."""
+    from talkhead import checkpoints
+
+    if kind == "video_gan":
+        return checkpoints.load_video_gan(path, generator, *encoder or [None], device)
+    return checkpoints.load_audio2latent(path, generator, device)
 
 
 def _join(device):
@@ -414,9 +423,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks: a picture or a clip; or prepared, so that no encoder is asked: latents that invert wrote (.npy), "
-                                    "or a tuned generator and its face, of pti (.pt).")
+@options.input_option("--identity", "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
+                                    "wrote (.npy), or a tuned generator and its face, of pti (.pt).")
 @options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
+@click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
+              help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
 @options.input_option("--latents", "Render these latents instead (.npy).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
@@ -426,6 +438,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @click.option("--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]")
 @options.heard
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
+@options.weights_in("video_gan")
 @options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
@@ -434,24 +447,25 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
 @options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @options.batch(8)
-@options.listed("identity, tab, audio")
+@options.listed("identity, tab, audio; with --noise-seed, identity")
 @options.seed
 @options.device
-def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             model, features, features_model, deterministic, label, gain, precision, batch, device, detector, detector_model, **options):
-    """Make a face speak, or render latents.
+def generate(identity, audio, noise_seed, seconds, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
+             model, features, features_model, deterministic, video_gan, label, gain, precision, batch, device, detector, detector_model, **options):
+    """Make a face speak, or move by chance, or render latents.
 
     Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
 
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
       talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
+      talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
     from talkhead import files, heard_by, synthesis
 
-    _check_inputs(identity, audio, latents, listing, options["pti"])
+    _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options["pti"])
     device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
         device, generator = _load(device, generator=generator)
@@ -460,25 +474,43 @@ def generate(identity, audio, latents, output, latents_out, listing, shard, over
         with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
             return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
-    opened = None if listing is not None else click.get_current_context().with_resource(_sound(audio))
+    opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
     told, tuned = generator, identity if identity and identity.endswith(".pt") else None
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
-    audio2latent = _speech_model(model, audio2latent)
-    device, generator, listener, *seer = _load(device, generator=told or tuned, audio2latent=audio2latent, **seen)
-    features, seed = heard_by(listener, features, features_model, device), None if deterministic else options["seed"]
+    drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
+    device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
+    face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, **options)
+    if not noise_seed:
+        features, seed = heard_by(driver, features, features_model, device), None if deterministic else options["seed"]
 
     def speak(identity, audio, output, latents_out=None):
         with opened or _sound(audio) as sound:
-            face, speaker = _identity(identity, generator, told, seer, audio2latent, device, **options)
+            face, speaker = face_of(identity)
             size = 1 if sound.live and _by_default("batch") else batch
-            path = synthesis.drive(*seer or [None], listener, face, sound, size, gain, features, seed)
+            path = synthesis.drive(*seer or [None], driver, face, sound, size, gain, features, seed)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
             return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
 
+    def wander(identity, output, latents_out=None):
+        face, mover = face_of(identity)
+        segments = _segments(noise_seed, seconds)
+        path = synthesis.wander(*seer or [None], driver, face, segments, batch=batch, gain=gain)
+        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, batch=batch, **drawing)
+
+    fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
-        return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
-    speak(identity, audio, output, latents_out)
+        return _each(work, listing, output, shard, overwrite, fields=fields)
+    work(*((identity,) if noise_seed else (identity, audio)), output, latents_out)
+
+
+def _segments(seeds, seconds):
+    """Each seed and its part of the frames, as equal as they can be."""
+    from talkhead import files
+
+    frames = max(len(seeds), round((seconds or 4) * files.FPS))
+    ends = [frames * k // len(seeds) for k in range(len(seeds) + 1)]
+    return [(seed, end - start) for seed, start, end in zip(seeds, ends, ends[1:])]
 
 
 def _sound(source):
@@ -524,9 +556,13 @@ def _speech_model(model, file):
     return checkpoints.bundled("first") if model == "first" else file
 
 
-def _check_inputs(identity, audio, latents, listing, pti):
-    if latents is None and listing is None and (identity is None or audio is None):
-        raise click.UsageError("pass --identity and --audio, or --latents")
+def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, pti):
+    if noise_seed and (audio is not None or latents is not None):
+        raise click.UsageError("pass one of --audio, --noise-seed and --latents: each says how the face moves")
+    if seconds is not None and not noise_seed:
+        raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
+    if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
+        raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
     if pti and identity is not None and _prepared(identity):
@@ -540,18 +576,19 @@ def _check_owner(name, about, generator):
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
 
 
-def _identity(source, generator, told, seer, audio2latent, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
+def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
     """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
 
     generator, seer   the networks loaded: generator, and [encoder] or []
     told              the --generator that the caller named, or None
+    drives            {kind: path} of what moves it, which a tuned generator must fit
     """
     from itertools import islice
 
     from talkhead import files, tune
 
     if _prepared(source):
-        return _prepared_identity(source, generator, told, audio2latent, device)
+        return _prepared_identity(source, generator, told, drives, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
@@ -561,7 +598,7 @@ def _identity(source, generator, told, seer, audio2latent, device, pti, pti_step
     return frames[0], generator
 
 
-def _prepared_identity(source, generator, told, audio2latent, device):
+def _prepared_identity(source, generator, told, drives, device):
     """A code (L, 512) out of a file, and the generator that draws it."""
     from talkhead import checkpoints, files
 
@@ -574,7 +611,8 @@ def _prepared_identity(source, generator, told, audio2latent, device):
         raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
     if told is not None and tuned.fingerprint != generator.fingerprint:
         raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
-    checkpoints.load_audio2latent(audio2latent or checkpoints.bundled("audio2latent"), tuned, device)  # of the same family?
+    for kind, path in drives.items():
+        _load_driver(kind, path or checkpoints.bundled(kind), tuned, [], device)  # of the same family?
     return tuned.identity, tuned
 
 
@@ -901,6 +939,65 @@ def _widths(model, told):
     if len(told.get("channels", range(lengths[model]))) != lengths[model]:
         raise click.UsageError(f"--channels: the {model} model has {lengths[model]} convolutions; name as many widths")
     return {{"embedding": "features"}.get(name, name): value for name, value in told.items()}
+
+
+@cli.command("train-video-gan")
+@options.sources
+@options.trained("the motion model")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@click.option("--preset", type=click.Choice(["mocogan-hd"]), is_eager=True, expose_value=False, callback=options.preset,
+              help="Another model's settings, in the place of the defaults below.")
+@options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
+@options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
+@click.option("--hidden", type=click.IntRange(min=1), help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]")
+@options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
+@options.one_of("--displace", ["identity", "previous"], "identity", "What is displaced: the identity's latents, or the frame before.")
+@options.one_of("--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones.")
+@options.one_of("--real", ["auto", "video", "projected"], "auto", "What the critic takes for real: clips (eq. 3.7), or clips as the "
+                "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.")
+@click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
+@click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
+@options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
+@options.number("--information-weight", 1.0, "Weight of the information loss.")
+@options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
+@options.number("--scales", 2, "Scales at which it looks.", least=1)
+@options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
+@click.option("--conditional/--unconditional", default=True, show_default=True, help="Whether it sees the identity beside each frame.")
+@click.option("--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]")
+@click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
+@options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
+@options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
+@options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
+@options.training_steps
+@options.batch(8)
+@options.number("--frames", 16, "Video frames of each example.", least=2)
+@options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
+@options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
+@options.lr(1e-4)
+@options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
+@options.number("--beta1", 0.5, "Adam's memory of gradients.")
+@options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
+@options.sheets
+@options.run
+def train_video_gan(sources, output, generator, encoder, components, noise, hidden, space, displace, width, scales, norm, conditional,
+                    tensorboard, device, **options):
+    """Train the motion model on clips: how faces move when nothing drives them but noise.
+
+    \b
+      talkhead train-video-gan clips/ -o video_gan.pt --steps 20000 --samples sheets/
+      talkhead train-video-gan clips/ -o theirs.pt --steps 20000 --preset mocogan-hd
+    """
+    import torch
+
+    from talkhead import video_gan
+
+    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    torch.manual_seed(options["seed"])
+    model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
+    critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
+    records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
+    shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.group()

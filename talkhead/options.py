@@ -75,7 +75,7 @@ def trained(what):
 def weights_in(kind):
     origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
               "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
-    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
+    return click.option(f"--{kind.replace('_', '-')}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
 
 
 def number(flag, default, help, least=0):
@@ -214,12 +214,21 @@ def hold_out(ctx, param, value):
     return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
 
 
+def preset(ctx, param, value):
+    """Let a preset set the defaults of the options beside it."""
+    if value is not None:
+        from talkhead.video_gan import PRESETS
+
+        ctx.default_map = (ctx.default_map or {}) | PRESETS[value]
+    return value
+
+
 def widths(help, flag="--channels"):
-    return click.option(flag, metavar="N,N,…", callback=_widths, help=help)
+    return click.option(flag, metavar="N,N,…", callback=whole_numbers, help=help)
 
 
-def _widths(ctx, param, value):
+def whole_numbers(ctx, param, value):
     try:
-        return None if value is None else [int(width) for width in value.split(",")]
+        return None if value is None else [int(number) for number in value.split(",")]
     except ValueError:
         raise click.BadParameter("wanted whole numbers with commas between, as 128,128,64", ctx, param) from None

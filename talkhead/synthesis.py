@@ -1,4 +1,4 @@
-"""Latents → frames, and the whole chain from a face and a voice to a talking head."""
+"""Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
 
 from itertools import islice
 
@@ -11,6 +11,7 @@ from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
 from talkhead.training import to_frames
+from talkhead.video_gan import motion
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -83,12 +84,34 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=No
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
     """
-    identity = np.asarray(identity)
-    start = identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
+    start = _start(encoder, identity, batch)
     features = features or heard_by(audio2latent)
     windows = features.windows(audio) if isinstance(audio, np.ndarray) else features.stream(audio)
     for displacement in displacements(audio2latent, windows, start, chunk=batch, gain=gain, seed=seed):
         yield displace(start, displacement)
+
+
+def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
+    """Say where in W+ a face goes by chance.
+
+    encoder       encoders.ResNetEncoder; None if the identity is a code
+    video_gan     video_gan.LatentGenerator
+    identity      as `drive` takes it
+    seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every face alike
+    frames        how many; None never ends
+    batch, gain   as `drive` takes them
+    yields        float32 (L, 512)
+
+    Source: thesis §3.4.2, eq. 3.5: w_t = w_I + d_t, where d_t is always measured from the identity.
+    """
+    start = _start(encoder, identity, batch)
+    for displacement in motion(video_gan, start, seed, frames, gain, chunk=batch):
+        yield displace(start, displacement)
+
+
+def _start(encoder, identity, batch):
+    identity = np.asarray(identity)
+    return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
 
 
 def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", features=None, seed=0):

@@ -19,6 +19,17 @@ def toy_second_model(num_ws):
     return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8, basis=basis)
 
 
+def toy_motion_model(num_ws):
+    """A tiny untrained motion model; it moves."""
+    import torch
+
+    from talkhead.latents import Basis
+    from talkhead.video_gan import LatentGenerator
+
+    components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
+    return LatentGenerator(num_ws, 4, 3, basis=Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4)))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real clips, photos and recordings; tests that need it skip where it is absent."""
@@ -30,7 +41,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def toy_weights(tmp_path_factory):
-    """A folder with generator.pt, encoder.pt and audio2latent.pt, untrained, tiny and made for each other."""
+    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other."""
     import torch
 
     from talkhead import checkpoints, files
@@ -42,10 +53,13 @@ def toy_weights(tmp_path_factory):
     generator = Generator(TOY, channels=[8, 8, 8], mapping_layers=2)
     networks = {"generator": generator,
                 "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
-                "audio2latent": toy_second_model(generator.num_ws)}
+                "audio2latent": toy_second_model(generator.num_ws),
+                "video_gan": toy_motion_model(generator.num_ws)}
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
+        if kind == "video_gan":
+            config = {"network": network.config, "generator": owner, "encoder": checkpoints.fingerprint(networks["encoder"].state_dict())}
         files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
     return folder
 

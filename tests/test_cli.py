@@ -31,6 +31,7 @@ LEAST = {
     "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "pack": ["clips", "-o", "x.npy"],
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-video-gan": ["clips", "-o", "x.pt", "--steps", "1"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
     "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
 }
@@ -48,6 +49,7 @@ SIGNATURES = {
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
     "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
+    "train-video-gan": ["video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
     "weights export": ["checkpoints.export"],
@@ -58,7 +60,8 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "paste": {"source", "into", "quads", "output"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
-                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model", "features_model", "deterministic"},
+                 "noise_seed", "seconds", "video_gan", "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model",
+                 "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
     "synth": {"output", "count"},
@@ -69,6 +72,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                       "tensorboard", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "model", "features", "features_model", "steps", "channels", "lstm", "decoder",
                            "components", "hidden", "embedding", "identity_width", "noise_width", "deterministic", "tensorboard", "device"},
+    "train-video-gan": {"sources", "output", "generator", "encoder", "steps", "tensorboard", "device"},
     "weights fetch": {"name", "output"},
     "weights convert": {"source", "output"},
     "weights export": {"source", "output"},
@@ -169,7 +173,7 @@ def test_defaults_of_tuning_are_the_same_in_both_commands():
 
 
 def test_an_option_means_the_same_everywhere():
-    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
+    shared = {"output", "generator", "encoder", "audio2latent", "video_gan", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
     seen = {}
     for name, command in COMMANDS:
         for param in command.params:
@@ -208,8 +212,14 @@ def test_every_command_is_in_the_readme():
 
 @pytest.mark.parametrize("arguments, message", [
     (["nonsense"], "No such command"),
-    (["generate"], "pass --identity and --audio, or --latents"),
+    (["generate"], "pass --identity and --audio or --noise-seed, or --latents"),
     (["generate", "--identity", "a.png"], "pass --identity and --audio"),
+    (["generate", "--noise-seed", "7"], "pass --identity and --audio or --noise-seed"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--noise-seed", "7"], "pass one of --audio, --noise-seed and --latents"),
+    (["generate", "--latents", "a.npy", "--noise-seed", "7"], "pass one of --audio, --noise-seed and --latents"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--seconds", "2"], "--seconds goes with --noise-seed"),
+    (["generate", "--identity", "a.png", "--noise-seed", "x"], "whole numbers with commas"),
+    (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--space", "z"], "Invalid value for '--space'"),
     (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
     (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
@@ -274,6 +284,9 @@ def scene(tmp_path, puppet, toy):
     ("generate --identity none.png --audio speech.wav -o out.mp4", "none.png: no such file"),
     ("generate --identity text.mp4 --audio speech.wav -o out.mp4", "text.mp4: not a video"),
     ("generate --identity wide.png --audio speech.wav --aligned -o out.mp4", "wide.png: 80x64, but an aligned face is square"),
+    ("generate --identity face.png --noise-seed 7 --video-gan torn.pt -o out.mp4", "torn.pt: damaged"),
+    ("generate --identity face.png --noise-seed 7 --video-gan {toy}/audio2latent.pt -o out.mp4", "wanted a video_gan; pass it as --audio2latent"),
+    ("generate --identity none.png --noise-seed 7 -o out.mp4", "none.png: no such file"),
     ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
     ("paste clip.mp4 --into face.png --quads none.npy -o out.mp4", "none.npy: no such file"),
     ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: shape (3, 7), wanted (frames, 4, 2)"),
@@ -290,6 +303,8 @@ def scene(tmp_path, puppet, toy):
     ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
     ("weights show torn.pt", "torn.pt: damaged"),
     ("weights export none.pt -o out.pt", "none.pt: no such file"),
+    ("train-video-gan face.png -o out.pt --steps 1", "face.png: no clips"),
+    ("train-video-gan clip.mp4 -o out.pt --steps 1 --encoder none.pt", "none.pt: no such file"),
     ("train-encoder text.mp4 -o out.pt --steps 1", "no frames to train on"),
     ("train-stylegan none -o out.pt --resolution 16 --steps 1", "none: not found"),
     ("train-stylegan lat.npy -o out.pt --resolution 16 --steps 1", "lat.npy: holds float32 (3, 6, 512), wanted uint8 (frames, size, size, 3)"),
@@ -368,6 +383,51 @@ def test_latents_out_renders_the_same_video(scene):
     once, twice = (np.stack(list(files.read_frames(scene / name))) for name in ("once", "twice"))
     assert np.array_equal(once, twice)
     assert files.read_about(scene / "path.npy")["generator"] == checkpoints.load_generator(checkpoints.bundled("generator")).fingerprint
+
+
+def test_noise_moves_a_face(scene):
+    """As long as asked for, the same for the same seed, and written as latents too; faces move alike, segments follow each other."""
+    def moved(name, seed, face="face.png", seconds=0.4):
+        result = run("generate", "--identity", scene / face, "--noise-seed", seed, "--seconds", seconds, "-o", scene / f"{name}.mp4",
+                     "--latents-out", scene / f"{name}.npy")
+        assert result.exit_code == 0 and result.stdout == "", result.output
+        with files.read_frames(scene / f"{name}.mp4") as video:
+            assert files.SYNTHETIC_TYPE in video.metadata.values() and video.sound is None
+            assert len(list(video)) == len(np.load(scene / f"{name}.npy")) == round(25 * seconds)
+        return np.load(scene / f"{name}.npy")
+
+    one = moved("one", 7)
+    assert np.array_equal(moved("again", 7), one) and not np.array_equal(moved("other", 8), one)
+    assert np.abs(np.diff(one, axis=0)).max() > 1e-3
+    np.testing.assert_allclose(moved("joined", "7,8", seconds=0.8)[:10], one, atol=1e-6)
+    assert run("generate", "--latents", scene / "one.npy", "-o", scene / "back").exit_code == 0
+
+
+def test_one_noise_moves_a_list_of_faces(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    (scene / "faces.txt").write_text("face.png\nclip.mp4\n")
+    result = run("generate", "--list", "faces.txt", "--noise-seed", 7, "--seconds", 0.2, "-o", "out")
+    assert result.exit_code == 0 and "2 done, 0 skipped, 0 failed" in result.stderr, result.output
+    assert [len(list(files.read_frames(scene / "out" / name))) for name in ("face.mp4", "clip.mp4")] == [5, 5]
+
+
+def test_a_motion_model_is_trained_and_used(scene, puppet):
+    line = ["train-video-gan", puppet / "clips", "-o", scene / "mine.pt", "--steps", 2, "--batch", 2, "--frames", 4, "--components", 4, "--noise", 3,
+            "--width", 2, "--log-every", 1]
+    result = run(*line, "--samples", scene / "sheets")
+    assert [record["step"] for record in records(result)][-2:] == [1, 2], result.output
+    assert files.read_image(scene / "sheets" / "00000002.png").shape == (96, 128, 3)
+    assert run("weights", "export", scene / "mine.pt", "-o", scene / "small.pt").exit_code == 0
+    (told,) = records(run("weights", "show", scene / "small.pt"))
+    assert told["kind"] == "video_gan" and told["num_ws"] == 6 and not told["training_state"] and told["precision"] == "float16"
+    result = run("generate", "--identity", scene / "face.png", "--noise-seed", 7, "--video-gan", scene / "small.pt", "-o", scene / "out.mp4")
+    assert result.exit_code == 0 and len(list(files.read_frames(scene / "out.mp4"))) == 100, result.output
+
+
+def test_a_preset_sets_defaults_and_no_more():
+    params = cli.commands["train-video-gan"].make_context("x", ["c", "-o", "x.pt", "--steps", "1", "--warm-up", "5", "--preset", "mocogan-hd"]).params
+    theirs = talkhead.video_gan.PRESETS["mocogan-hd"]
+    assert {name: params[name] for name in theirs} == theirs | {"warm_up": 5}
 
 
 def test_gain_of_zero_keeps_still(scene):
@@ -662,7 +722,7 @@ def test_generate_aligns_a_photo_first(scene, puppet, stub):
 
 def test_weights_list_show_and_export(scene, toy):
     listed = [json.loads(line) for line in run("weights", "list").stdout.splitlines()]
-    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator"]
+    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator", "video_gan"]
     assert run("weights", "export", toy / "generator.pt", "-o", scene / "small.pt").exit_code == 0
     small, large = (json.loads(run("weights", "show", path).stdout) for path in (scene / "small.pt", toy / "generator.pt"))
     assert small["precision"] == "float16" and large["precision"] == "float32"

@@ -107,6 +107,20 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
     assert np.abs(path - origin.numpy()).max() > 0.001
 
 
+def test_noise_moves_the_mean_code_of_the_pictures(encoder, generator):
+    from conftest import toy_motion_model
+    from talkhead.video_gan import motion
+
+    faces = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    torch.manual_seed(0)
+    mover = toy_motion_model(generator.num_ws)
+    with torch.no_grad():
+        origin = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1).mean(0).numpy()
+    path = np.stack(list(synthesis.wander(encoder, mover, faces, 7, 5)))
+    np.testing.assert_allclose(path, origin + np.stack(list(motion(mover, origin, 7, 5))), atol=1e-4)
+    np.testing.assert_allclose(np.stack(list(synthesis.wander(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))), 2 * path - origin, atol=1e-4)
+
+
 def test_batch_does_not_change_the_path(encoder, audio2latent):
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (16, 16, 3), np.uint8)
