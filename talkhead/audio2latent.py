@@ -70,8 +70,10 @@ class FirstModel(_SpeechModel):
     Source: thesis §4.2.1, Tables 4.1 and 4.2.
     Departure: no activation after the last layer, where the table's would forbid displacements below zero. Features,
     identity coordinates and the input of the last layer are divided or multiplied by their spread over the training
-    data, kept with the weights, as in the second model. Windows longer than 16 steps leave the convolutions more than
-    one step, which go side by side into the LSTM.
+    data, kept with the weights, as in the second model; the mean code is taken off, and the two layers at latents hold
+    components of length √(L·512), which is taken out again: Adam moves every weight as far in a step, and rows of
+    thousands of small ones would run away with it. Windows longer than 16 steps leave the convolutions more than one step,
+    which go side by side into the LSTM.
     """
 
     defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
@@ -81,6 +83,7 @@ class FirstModel(_SpeechModel):
         self.config = {"model": "first", "num_ws": num_ws, "heard": list(heard), "channels": list(channels), "lstm": lstm,
                        "identity_width": identity_width, "noise_width": noise_width, "decoder": decoder}
         self.num_ws, self.heard, self.noise_width, self.components = num_ws, tuple(heard), noise_width, max(identity_width, decoder)
+        self.length = math.sqrt(num_ws * W_DIM)
         layers, before, steps = [], heard[0], heard[1]
         for width in channels:
             layers += [nn.Conv1d(before, width, 3, 2, 1), nn.LeakyReLU(SLOPE)]
@@ -95,6 +98,7 @@ class FirstModel(_SpeechModel):
             nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE))
         self.out = nn.Linear(decoder, num_ws * W_DIM)
         self.register_buffer("feature_spread", torch.ones(heard[0]))
+        self.register_buffer("identity_mean", torch.zeros(num_ws * W_DIM))
         self.register_buffer("identity_spread", torch.ones(identity_width))
         self.register_buffer("motion_spread", torch.ones(decoder))
         self._initialise(SLOPE)
@@ -104,17 +108,18 @@ class FirstModel(_SpeechModel):
         """Start from the principal components of the training codes, and what is spread along them."""
         width, decoder = self.config["identity_width"], self.config["decoder"]
         with torch.no_grad():
-            self.identity.weight.copy_(basis.components[:width])
-            self.identity.bias.copy_(-basis.components[:width] @ basis.mean)
-            self.out.weight.copy_(basis.components[:decoder].T)
+            self.identity.weight.copy_(basis.components[:width] * self.length)
+            self.identity.bias.zero_()
+            self.out.weight.copy_(basis.components[:decoder].T * self.length)
             self.out.bias.zero_()
+        self.identity_mean.copy_(basis.mean)
         self.identity_spread.copy_(_spreads(basis)[:width])
         self.motion_spread.copy_(motion_spread[:decoder])
         self.feature_spread.copy_(feature_spread)
 
     def describe(self, identity):
         """Identities (B, L, 512) to the numbers that say whose face it is (B, identity_width), in spreads."""
-        return self.identity(identity.flatten(-2)) / self.identity_spread
+        return self.identity((identity.flatten(-2) - self.identity_mean) / self.length) / self.identity_spread
 
     def move(self, windows, who, state=None, noise=None):
         """As calling the model, but from `describe`, and to motion (B, T, L·512)."""
@@ -126,7 +131,8 @@ class FirstModel(_SpeechModel):
         if self.noise is not None:
             murmur, murmured = self.noise(sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise, murmured)
             parts.append(murmur)
-        return self.out(self.decoder(torch.cat(parts, -1)) * self.motion_spread), (heard, murmured)  # 202 numbers in the thesis
+        hidden = self.decoder(torch.cat(parts, -1))  # from 202 numbers to 256 in the thesis
+        return self.out(hidden * self.motion_spread) / self.length, (heard, murmured)
 
     def expand(self, motion):
         return motion.unflatten(-1, (self.num_ws, W_DIM))

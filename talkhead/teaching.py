@@ -284,10 +284,11 @@ class _Chunk:
         start = int(rng.integers(max(lesson.frames - length, 0) + 1))
         self.first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
         self.end = start + length + LAG
-        self.before, self.after = start, min(lesson.frames, start + length)  # frames outside of what is predicted
         self.skip = math.ceil((start - self.first) / self.speed)
         self.times = self.first + (self.skip + np.arange(count) + 0.5) * self.speed - 0.5  # in frames of the clip
         self.there = self.times < lesson.frames - 0.5
+        # The frames before and after those that are predicted.
+        self.before, self.after = math.floor(self.times[0]), min(lesson.frames, math.ceil(self.times[-1]) + 1)
 
     def read(self, codes, windows):
         """Windows (T, C, S), an identity (L, 512), targets (T, L, 512), and which frames are there (T,)."""
@@ -339,10 +340,12 @@ def _measure(model, mouth, lessons, codes, windows):
         motion.add(moved)
         if lesson.opening is not None:
             tracked.add(np.column_stack([moved, lesson.opening - lesson.opening.mean()]))
-    reading = _read_tracks(tracked, motion.spread()) if tracked.count else _widest(motion)
+    # Where faces hardly move, a reading would be all the greater, and hear nothing but what a model gets wrong there.
+    spread = np.maximum(motion.spread(), 0.05 * motion.spread().max())
+    reading = _read_tracks(tracked, spread) / spread if tracked.count else _widest(motion) / motion.spread()
     model.begin(basis, torch.from_numpy(motion.spread()).float(), torch.from_numpy(sound.spread()).float())
     # A basis is orthonormal: what reads coordinates, laid out in latents, reads displacements.
-    mouth.weights.copy_(model.project(basis.expand(torch.from_numpy(reading / motion.spread()).float())))
+    mouth.weights.copy_(model.project(basis.expand(torch.from_numpy(reading).float())))
 
 
 class _Moments:

@@ -79,7 +79,7 @@ def test_it_begins_at_the_principal_components():
     codes = torch.randn(5, L, 512)
     torch.testing.assert_close(model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4)
     within = basis.expand(torch.randn(5, 8))
-    torch.testing.assert_close(model.expand(model.out(basis.project(within, centre=False))), within, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.expand(model.out(basis.project(within, centre=False))) / model.length, within, atol=1e-4, rtol=1e-4)
 
 
 def test_the_first_model_equals_a_slow_reading_of_the_tables():
@@ -97,11 +97,11 @@ def test_the_first_model_equals_a_slow_reading_of_the_tables():
             x = leaky(F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1))
         x, heard_state = model.lstm(x.flatten(1)[None], heard_state)
         murmur, noise_state = model.noise(noise[:, t:t + 1], noise_state)
-        who = linear(identity.flatten()[None], "identity") / weights["identity_spread"]
+        who = linear((identity.flatten() - weights["identity_mean"])[None] / (L * 512) ** 0.5, "identity") / weights["identity_spread"]
         x = torch.cat([x[0], who, murmur[0]], 1)
         for layer in (0, 2, 4):
             x = leaky(linear(x, f"decoder.{layer}"))
-        made.append(linear(x * weights["motion_spread"], "out"))
+        made.append(linear(x * weights["motion_spread"], "out") / (L * 512) ** 0.5)
     torch.testing.assert_close(model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import codes, files, teaching
+from talkhead import codes, files, speech, teaching
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
-from talkhead.codes import Codes, Lesson, split
+from talkhead.codes import Codes, Lesson, Windows, split
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
@@ -65,11 +65,29 @@ def networks():
     return generator, encoder
 
 
-def run(clips, networks, out, steps, **options):
+TOY_FIRST = {"heard": (12, 28), "channels": (2, 2, 3, 3), "lstm": 4, "identity_width": 3, "noise_width": 2, "decoder": 4}
+KINDS = {"first": (FirstModel, TOY_FIRST), "second": (SecondModel, TOY)}
+
+
+def run(clips, networks, out, steps, kind="second", sizes=None, **options):
     options = {"batch": 2, "frames": 6, "image_frames": 2, "perceptual": "pyramid", "hold_out": 1, "validate_every": 2,
                "log_every": 1, "lr": 1e-3} | options
     torch.manual_seed(1)
-    return list(train([clips], *networks, out, SecondModel(L, **TOY), steps=steps, **options))
+    network, toy = KINDS[kind]
+    return list(train([clips], *networks, out, network(L, **(toy | (sizes or {}))), steps=steps, **options))
+
+
+class Steps:
+    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms. Counts what it was asked for."""
+
+    name, identity, shape = "steps", {"name": "steps", "network": "0123"}, (29, 16)
+
+    def __init__(self):
+        self.matrix, self.asked = np.random.default_rng(0).standard_normal((12, 29)).astype(np.float32), 0
+
+    def windows(self, audio):
+        self.asked += 1
+        return speech.windows(speech.mfcc(audio)[::2] @ self.matrix, speech.num_frames(audio), 16, 6, 2)
 
 
 def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
@@ -79,20 +97,35 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     json.dumps(records)
     weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
     assert weights["config"]["generator"] == "0123456789abcdef"
+    assert weights["config"]["features"] == {"name": "mfcc"}
     model = build(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
     assert model.basis.stdev.min() > 0 and model.motion_spread.min() > 0
     assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
 
 
-def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path):
-    run(clips, networks, tmp_path / "whole.pt", 4)
-    run(clips, networks, tmp_path / "parts.pt", 2)
-    run(clips, networks, tmp_path / "parts.pt", 4)
+def test_the_first_model_learns_by_default_from_pictures_alone(clips, networks, tmp_path):
+    records = run(clips, networks, tmp_path / "a.pt", 2, "first")
+    assert records[-1]["loss"] == pytest.approx(records[-1]["image"]) and records[-1]["latent"] > 0
+    weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
+    told = weights["config"]["training"]
+    assert (told["latent_weight"], told["image_weight"], told["mouth_weight"], told["identity_noise"], told["patience"]) == (0, 1, 0, 0, 10)
+    model = build(**weights["config"]["network"])
+    model.load_state_dict(weights["model"])
+    assert isinstance(model, FirstModel) and model.identity_spread.min() > 0 and model.feature_spread.min() > 0
+    assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
+
+
+@pytest.mark.parametrize("kind, more", [("second", {}), ("first", {"noise_draws": 2, "patience": 1, "mouth_weight": 1.0})])
+def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, kind, more):
+    run(clips, networks, tmp_path / "whole.pt", 5, kind, **more)
+    run(clips, networks, tmp_path / "parts.pt", 3, kind, **more)
+    run(clips, networks, tmp_path / "parts.pt", 5, kind, **more)
     whole, parts = (files.load_weights(tmp_path / name) for name in ("whole.pt", "parts.pt"))
     for name in whole["model"]:
         assert torch.equal(whole["model"][name], parts["model"][name]), name
         assert torch.equal(whole["training"]["live"][name], parts["training"]["live"][name]), name
+    assert whole["training"]["plateau"] == parts["training"]["plateau"]
 
 
 def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
@@ -101,6 +134,23 @@ def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
     assert rate == pytest.approx(0.05)  # the fourth of four steps lies half way down
     run(clips, networks, tmp_path / "even.pt", 4, lr=0.1)
     assert files.load_weights(tmp_path / "even.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == 0.1
+
+
+def test_the_rate_falls_where_measurements_bring_nothing_better():
+    plateau = teaching._Plateau(2)
+    for error, falls in [(1.0, 0), (0.5, 0), (0.6, 0), (0.5, 1), (0.7, 1), (0.4, 1), (0.4, 1), (0.4, 2)]:
+        plateau.see(error)
+        assert plateau.falls == falls, error
+    again = teaching._Plateau(2)
+    again.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
+    assert vars(again) == vars(plateau)
+
+
+def test_a_fallen_rate_is_what_adam_takes(clips, networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching._Plateau, "see", lambda self, error: setattr(self, "falls", self.falls + 1))
+    run(clips, networks, tmp_path / "a.pt", 6, "first", patience=1, lr=0.1)
+    # Measured after steps 2, 4 and 6: the last two of six steps took a hundredth.
+    assert files.load_weights(tmp_path / "a.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001)
 
 
 def test_the_best_model_is_kept(clips, networks, tmp_path):
@@ -130,6 +180,75 @@ def test_another_encoder_does_not_take_them(clips, networks, tmp_path):
         first = kept.learn(clips / "000000.mp4", "cpu").key
     with Codes(tmp_path / "a.codes", other) as kept:
         assert kept.learn(clips / "000000.mp4", "cpu").key != first
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_features_of_a_network_are_made_once_unless_sound_varies(clips, networks, tmp_path, augment):
+    features, sizes = Steps(), {"heard": (29, 16)}
+    run(clips, networks, tmp_path / "a.pt", 2, "first", sizes, features=features, augment=augment)
+    assert features.asked == 5 if not augment else features.asked >= 5 + 2 * 2
+    again = Steps()
+    run(clips, networks, tmp_path / "a.pt", 3, "first", sizes, features=again, augment=augment)
+    assert (again.asked == 0) == (not augment)
+    assert files.load_weights(tmp_path / "a.pt")["config"]["features"] == Steps.identity
+
+
+def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
+    features = Steps()
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
+        lesson = kept.learn(clips / "000002.mp4", "cpu")
+        windows = Windows(kept, features)
+        windows.learn(lesson)
+        whole, sound = features.windows(kept.read(lesson)[1]), kept.read(lesson)[1]
+        assert windows.read(lesson).shape == (FRAMES, 29, 16)
+        np.testing.assert_allclose(windows.read(lesson), whole[:FRAMES], rtol=1e-3, atol=1e-3 * np.abs(whole).max())
+        settings = {"frames": 6, "augment": False}
+        for seed in range(5):
+            chunk = teaching._Chunk(lesson, settings, np.random.default_rng(seed))
+            first = round(chunk.times[0])
+            np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first:first + 6])
+            plain = Windows(kept, speech.Mfcc())
+            heard = chunk.read(kept, plain)[0]  # of the sound from a little before
+            assert np.corrcoef(heard.ravel(), speech.mfcc_windows(sound)[first:first + 6].ravel())[0, 1] > 0.9
+
+
+def test_a_chunk_longer_than_its_clip_is_filled_up(clips, networks, tmp_path):
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
+        lesson = kept.learn(clips / "000002.mp4", "cpu")
+        for augment in (False, True):
+            chunk = teaching._Chunk(lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0))
+            windows, identity, target, there = chunk.read(kept, Windows(kept, speech.Mfcc()))
+            assert windows.shape == (14, 12, 28) and target.shape == (14, L, 512) and identity.shape == (L, 512)
+            assert there[0] and not there[-1] and not windows[-1].any()
+
+
+def test_an_identity_is_not_among_the_predicted_frames():
+    lesson = Lesson("clip", "folder", "voice", "", 20, None)
+    latents, seen = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((1, L, 512), np.float32), set()
+    for seed in range(200):
+        chunk = teaching._Chunk(lesson, {"frames": 8, "augment": seed % 2 == 0}, np.random.default_rng(seed))
+        frame = chunk._identity(latents)[0, 0]
+        assert np.abs(chunk.times - frame).min() > 0.4
+        seen.add(frame)
+    assert seen == set(range(20))
+
+
+def test_features_that_do_not_fit_the_model_are_refused(clips, networks, tmp_path):
+    with pytest.raises(TalkheadError, match=r"features: windows of steps are \(29, 16\), this speech model takes \(12, 28\)"):
+        run(clips, networks, tmp_path / "a.pt", 1, features=Steps())
+
+
+def test_another_networks_features_do_not_resume(clips, networks, tmp_path):
+    other = Steps()
+    run(clips, networks, tmp_path / "a.pt", 1, sizes={"heard": (29, 16)}, features=other)
+    other.identity = {"name": "steps", "network": "4567"}
+    with pytest.raises(TalkheadError, match="was trained with features.network=0123, now 4567"):
+        run(clips, networks, tmp_path / "a.pt", 2, sizes={"heard": (29, 16)}, features=other)
+
+
+def test_nothing_to_learn_from_is_refused(clips, networks, tmp_path):
+    with pytest.raises(TalkheadError, match="weights: nothing to learn from"):
+        run(clips, networks, tmp_path / "a.pt", 1, "first", image_frames=0)
 
 
 def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
@@ -174,16 +293,22 @@ def test_a_folder_without_clips_is_refused(networks, tmp_path):
         run(tmp_path, networks, tmp_path / "a.pt", 1)
 
 
-def test_training_hears_the_sound(networks, tmp_path):
+WIDE = {"first": {"channels": (8, 8, 16, 16), "lstm": 32, "identity_width": 8, "decoder": 32},
+        "second": {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_hears_the_sound(networks, tmp_path, kind):
     """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
     know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
-    wide = {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}
     (tmp_path / "clips").mkdir()
     for k in range(16):
         write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)
     torch.manual_seed(0)
-    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=150, batch=8, frames=10, lr=2e-3,
-                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=150, average=0.9))
+    network, toy = KINDS[kind]
+    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", network(L, **(toy | WIDE[kind])), steps=150, batch=8, frames=10,
+                         lr=2e-3, latent_weight=250.0, image_frames=0, mouth_weight=1.0, augment=False, identity_noise=0.3,
+                         hold_out=["voice2"], validate_every=150, average=0.9))
     assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
 
 
