@@ -23,6 +23,7 @@ ROOMS = {
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "team": (),
     "training": ("pick_device", "to_frames", "to_images"),
+    "acoustics": ("CharacterModel",),
     "datasets": ("Images", "pack"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "metrics": ("lmd", "psnr", "ssim"),

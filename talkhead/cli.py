@@ -1000,6 +1000,37 @@ def train_video_gan(sources, output, generator, encoder, components, noise, hidd
     shell.watch(records, options["steps"], tensorboard)
 
 
+@cli.command("train-speech")
+@options.sources
+@options.trained("the character model")
+@options.number("--channels", 192, "Channels of its three convolutions.", least=1)
+@options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
+@options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
+@options.training_steps
+@options.batch(16)
+@options.lr(1e-3)
+@options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
+@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise, room and microphone of the speech.")
+@options.validation
+@options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
+@options.run
+def train_speech(sources, output, channels, hidden, delay, tensorboard, device, **options):
+    """Train the character model, which spells speech, on recordings with transcripts.
+
+    \b
+      talkhead synth --sound-only -o spoken/ --count 6000
+      talkhead train-speech spoken/ -o speech.pt --steps 5000
+    """
+    import torch
+
+    from talkhead import acoustics
+
+    device = _join(device)
+    torch.manual_seed(options["seed"])
+    model = acoustics.CharacterModel(channels, hidden, delay)
+    shell.watch(acoustics.train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+
+
 @cli.group()
 def weights():
     """Files of weights: what is to be had, what they hold, and copies of them."""
