@@ -20,6 +20,7 @@ ROOMS = {
     "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
     "articulation": ("speak",),
+    "phonemes": ("read_closures",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "team": (),
     "training": ("pick_device", "to_frames", "to_images"),
@@ -30,6 +31,7 @@ ROOMS = {
     "losses": ("Perceptual",),
     "augmentation": (),
     "inception": ("FaceFeatures", "Inception"),
+    "syncnet": ("SyncNet",),
     "winograd": (),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
@@ -44,6 +46,7 @@ ROOMS = {
     "synthesis": ("generate", "synthesize"),
     "puppet": ("composite", "drawn", "perform"),
     "jobs": (),
+    "evaluation": ("Protocol", "evaluate"),
 }
 
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}

@@ -29,11 +29,9 @@ def _perceptual(name, device):
 
 def _features(name, device):
     """A feature network for FID by name: Inception, or the bundled encoder's trunk."""
-    from talkhead import checkpoints, inception
+    from talkhead import evaluation
 
-    if name == "encoder":
-        return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
-    return inception.named(name, device)
+    return evaluation.features(name, device)
 
 
 def _load(device, **paths):
@@ -648,30 +646,108 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
 
 @cli.command()
-@click.argument("real", callback=options.from_stdin)
-@click.argument("fake", callback=options.from_stdin)
-@click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
-@click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
-@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID.")
+@click.argument("pairs", metavar="REAL FAKE [REAL FAKE]...", nargs=-1, callback=options.pairs)
+@options.records
+@click.option("--list", "listing", metavar="FILE", is_eager=True, callback=options.from_stdin, help="Compare the pairs that lines of a file name: REAL, tab, FAKE.")
+@options.shard
+@click.option("--overwrite", is_flag=True, help="Measure again what is in the output file already.")
+@options.number("--workers", 1, "Processes.", least=1)
+@click.option("--table", is_flag=True, help="Print a table for people instead of JSON.")
+@click.option("--protocol", metavar="thesis|FILE", help="Measure as the thesis does, or as what metrics printed into FILE was measured.")
+@click.option("--fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frames a second at which clips are compared.")
+@click.option("--size", type=click.IntRange(min=11), help="Resize square frames to this side.  [default: compare frames of one size]")
+@click.option("--lmd/--no-lmd", default=True, show_default=True,
+              help="Measure what needs landmarks, and so a detector: LMD and its velocity, the mouth's opening, jitter, sharpness.")
+@click.option("--landmarks", metavar="PATH", help="True landmarks of REAL (.npy, frames × 68 × 2), or a folder with NAME.landmarks.npy.")
+@click.option("--enlarge", type=click.IntRange(1, 8), default=1, show_default=True, help="Enlarge frames so many times for the detector.")
+@options.number("--max-lag", 5, "Frames by which the mouth may be late or early.")
+@click.option("--phonemes", metavar="PATH", help="When sounds are made, for the share of /p b m/ with shut lips: a TextGrid, .mlf, .lab, .align "
+                                                 "or a puppet's .json, or a folder of them by REAL's names.")
+@click.option("--dictionary", metavar="FILE", help="Pronunciations in CMUdict's format, where words are timed.  [default: GRID's words]")
+@options.number("--shut-below", 0.25, "Lips are shut below this share of the way from the true mouth's rest to its widest.")
+@options.number("--closure-tolerance", 1, "Frames by which lips may shut too early or too late.")
+@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.")
 @options.fid_features
+@click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
+@click.option("--identity-network", metavar="FILE", help="Face recognition for the cosine of identities: model_ir_se50.pth, or a program of torch.export.")
+@click.option("--aligned", is_flag=True, help="The faces are aligned already.")
+@click.option("--syncnet", metavar="FILE", help="SyncNet's weights, syncnet_v2.model, for LSE-C and LSE-D.")
+@click.option("--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips.")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.weights_in("audio2latent")
 @options.detection
 @options.device
-def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_model, device):
-    """Compare a generated clip with the real one: PSNR, SSIM, LMD and FID as JSON.
+def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, networks, generator, encoder, audio2latent, **options):
+    """Compare generated clips with the real ones, each number with the protocol that it was measured by.
+
+    REAL and FAKE are clips, or two folders of clips that are matched by name.
 
     \b
       talkhead metrics real.mp4 out.mp4
       talkhead metrics real.mp4 out.mp4 --no-lmd --fid --fid-features encoder
+      talkhead metrics real/ fake/ -o metrics.jsonl --workers 8 --table
+      talkhead metrics --list pairs.txt --protocol metrics.jsonl -o again.jsonl
     """
-    from talkhead import faces, files, metrics
-    from talkhead.training import pick_device
+    from talkhead import evaluation
 
-    device = pick_device(device)
-    features = _features(fid_features, device) if fid else None
-    find = faces.detector(detector, detector_model, device) if lmd else None
-    known = None if landmarks is None else files.read_array(landmarks)
-    with files.read_frames(real) as truth, files.read_frames(fake) as made:
-        shell.print_records([metrics.compare(shell.progress(truth), made, find, known, features)])
+    clips = _pairs(pairs, listing, networks)
+    speed = [evaluation.network_speed(*_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:])] if networks else []
+    records = _measured(clips, _protocol(protocol, options), None if output == "-" else output, table, overwrite=overwrite, workers=workers,
+                        shard=_share(shard)) if clips else []
+    if table:
+        click.echo(evaluation.table(records + speed))
+    else:
+        shell.print_records(speed)
+    click.get_current_context().exit(int(any("error" in record for record in records)))
+
+
+def _pairs(places, listing, networks):
+    """Which clips are compared."""
+    from talkhead import evaluation, jobs
+
+    if places and listing is not None:
+        raise click.UsageError("name pairs, or a --list of them, not both")
+    if listing is not None:
+        return [tuple(item.sources.values()) for item in jobs.read_list(listing, ("real", "fake"), ".json")]
+    if not places and not networks:
+        raise click.UsageError("name REAL and FAKE, or a --list of such pairs")
+    pairs, alone = evaluation.match(places)
+    if alone:
+        shell.say(f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}")
+    return pairs
+
+
+def _protocol(place, options):
+    """How they are compared: as the options say, or as somebody did before."""
+    from talkhead import evaluation
+
+    if place is None:
+        return evaluation.Protocol(**options)
+    source = click.get_current_context().get_parameter_source
+    explicit = {name for name in options if source(name) is not click.core.ParameterSource.DEFAULT}
+    told = evaluation.read_protocol(place)
+    protocol = evaluation.Protocol(**evaluation.replay(told, options, explicit, f"--protocol {place}"))
+    evaluation.check(told, protocol, f"--protocol {place}")
+    return protocol
+
+
+def _measured(pairs, protocol, output, quiet, shard, **options):
+    """Measure pairs, print the records unless they go to a file, say what failed; all of them."""
+    from talkhead import evaluation
+
+    records = []
+    if len(pairs) == 1 and output is None:
+        found = evaluation.evaluate(pairs, protocol, watch=shell.progress)
+    else:
+        found = shell.progress(evaluation.evaluate(pairs, protocol, output, shard=shard, **options), len(shard(pairs)) + (len(pairs) > 1), "pair")
+    for record in found:
+        if "error" in record:
+            shell.say(f"failed: {' '.join(record['error'].split())}")
+        if output is None and not quiet:
+            shell.print_records([record])
+        records.append(record)
+    return records
 
 
 @cli.command()

@@ -60,10 +60,11 @@ class Detector:
     image    uint8 (H, W, 3) RGB
     returns  list of float32 (68, 2), pixels; empty where no face is seen
 
-    `name` tells which library is behind it.
+    `name` tells which library is behind it, `weights` in which files what it has learnt lies.
     """
 
     name = ""
+    weights = ()
 
     def __call__(self, image):
         faces = [np.asarray(face, np.float32) for face in self._find(np.ascontiguousarray(image))]
@@ -83,6 +84,7 @@ class MediaPipe(Detector):
     name = "mediapipe"
 
     def __init__(self, model, faces=4):
+        self.weights = (Path(model),)
         try:
             weights = Path(model).read_bytes()
         except OSError as error:
@@ -205,6 +207,7 @@ class FaceAlignment(Detector):
         import face_alignment
         import torch
 
+        self.weights = tuple(folder / Path(url).name for url in _face_alignment_urls())
         missing = [url for url in _face_alignment_urls() if not (folder / Path(url).name).is_file()]
         if missing:
             raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "

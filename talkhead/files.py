@@ -1105,6 +1105,7 @@ class FrameReader:
     name        what the source is called in messages
     fps         float, frames per second as given here
     source_fps  float, as found
+    codec       how the pictures are coded: "h264", "mpeg1video", "png"
     size        (H, W) of every frame
     count       how many frames there are to be, by what the source says of itself; None where it does not
     metadata    dict[str, str]: the container's tags, or a PNG's text
@@ -1134,7 +1135,7 @@ class FrameReader:
             self.count = min(self.count, limit)
 
     def _open_pictures(self, names):
-        self.source_fps, self.count = self.fps, len(names)
+        self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
         first, self.metadata = _read_picture(names[0])
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
@@ -1162,7 +1163,7 @@ class FrameReader:
         except BaseException:
             self._stack.close()
             raise
-        self.metadata = media.metadata
+        self.metadata, self.codec = media.metadata, media.video.codec_context.name
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         seconds = media.video.duration and media.video.duration * media.video.time_base
         self.count = round(seconds * self.fps) if seconds else None

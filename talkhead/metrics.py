@@ -15,7 +15,7 @@ MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips,
 SSIM_WINDOW = 11  # pixels; the sides of a frame may not be shorter
 SSIM_SIGMA = 1.5  # pixels
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-MIDDLE = 128  # grey: from here, squares of pixels are small enough for float32
+MIDDLE = 256.0  # of the sum of two pixels: from here, squares are small enough for float32
 TOGETHER = 16  # frames that a feature network looks at at once
 MAX_LAG = 5  # frames
 SHUT = 0.25  # lips count as shut below this share of the way from the true clip's 5th to its 95th percentile of opening
@@ -53,7 +53,9 @@ def psnr(real, fake):
 
 def _psnr(real, fake):
     apart = np.subtract(real, fake, dtype=np.float32).ravel()
-    error = np.mean(np.square(apart, out=apart), dtype=np.float64)
+    # Of up to 256 values the sum of squares is exact in float32, which has 24 bits.
+    rows, rest = apart[:apart.size // 256 * 256].reshape(-1, 256), apart[apart.size // 256 * 256:]
+    error = (np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64) + float(rest @ rest)) / apart.size
     return float(10.0 * np.log10(PEAK ** 2 / error)) if error else np.inf
 
 
@@ -83,49 +85,53 @@ def _ssim(real, fake):
 
 
 def _alike(real, fake):
-    """The sum of SSIM over the patches of two pictures."""
-    # x, y, x² + y² and xy of each channel: the two variances only ever appear as their sum, so one blur serves both.
-    planes = np.empty((4, real.shape[2], *real.shape[:2]), np.float32)
-    np.subtract(np.moveaxis(real, -1, 0), np.float32(MIDDLE), out=planes[0])
-    np.subtract(np.moveaxis(fake, -1, 0), np.float32(MIDDLE), out=planes[1])
-    np.multiply(planes[0], planes[0], out=planes[2])
-    planes[2] += planes[1] * planes[1]
-    np.multiply(planes[0], planes[1], out=planes[3])
-    mean_x, mean_y, squares, product = _blur(planes)
-    both, apart = mean_x * mean_y, mean_x * mean_x
-    apart += mean_y * mean_y
-    product -= both
-    squares -= apart
-    # Variances do not know where zero is; means do.
-    shift = (mean_x + mean_y + np.float32(MIDDLE)) * np.float32(MIDDLE)
-    both += shift
-    apart += 2 * shift
-    c1, c2 = np.float32((SSIM_K1 * PEAK) ** 2), np.float32((SSIM_K2 * PEAK) ** 2)
-    alike = (2 * both + c1) * (2 * product + c2) / ((apart + c1) * (squares + c2))
+    """The sum of SSIM over the patches of two pictures.
+
+    Worked out by u = x + y − 256 and v = x − y, because 2(x² + y²) = (x + y)² + v² and 4xy = (x + y)² − v², and so it is with variances and
+    covariance: there are four planes to blur, all of them small enough for float32.
+    """
+    x, y = (np.moveaxis(picture, -1, 0).astype(np.float32, order="C") for picture in (real, fake))
+    planes = np.empty((4, *x.shape), np.float32)
+    np.add(x, y, out=planes[0])
+    np.subtract(x, y, out=planes[1])
+    planes[0] -= MIDDLE
+    np.multiply(planes[:2], planes[:2], out=planes[2:])
+    u, v, spread_u, spread_v = _blur(planes)
+    c1, c2 = 2 * (SSIM_K1 * PEAK) ** 2, 2 * (SSIM_K2 * PEAK) ** 2
+    means = u + MIDDLE  # variances do not know where zero is; means do
+    means *= means
+    means += c1
+    spread_u -= np.square(u, out=u)
+    spread_u += c2
+    spread_v -= np.square(v, out=v)
+    alike = (means - v) * np.subtract(spread_u, spread_v, out=u)
+    means += v
+    spread_u += spread_v
+    alike /= np.multiply(means, spread_u, out=means)
     return alike.sum(dtype=np.float64)
 
 
 def _blur(planes):
-    """Gaussian mean around each pixel whose window lies inside: float32 (4, C, H, W) → (4, (H − 10) · C · (W − 10)).
+    """Gaussian mean around each pixel whose window lies inside: float32 (4, C, H, W) → (4, C · (H − 10) · (W − 10)).
 
     A product with a narrow band matrix, which a machine does faster than any sum of shifted copies.
     """
     edge = SSIM_WINDOW - 1
     height, width = planes.shape[-2] - edge, planes.shape[-1] - edge
-    down = np.matmul(_band(height), planes).reshape(-1, width + edge)
+    down = np.matmul(_band(height).T, planes).reshape(-1, width + edge)
     across = np.empty((len(down), width), np.float32)
     for left in range(0, width, _COLUMNS):
         count = min(_COLUMNS, width - left)
-        np.matmul(down[:, left:left + count + edge], _band(count).T, out=across[:, left:left + count])
+        np.matmul(down[:, left:left + count + edge], _band(count), out=across[:, left:left + count])
     return across.reshape(len(planes), -1)
 
 
 @cache
 def _band(count):
-    """The matrix that takes `count` Gaussian means out of as many values and ten more: (count, count + 10)."""
-    band = np.zeros((count, count + SSIM_WINDOW - 1), np.float32)
-    for row in range(count):
-        band[row, row:row + SSIM_WINDOW] = _GAUSSIAN
+    """The matrix that takes `count` Gaussian means out of as many values and ten more: (count + 10, count)."""
+    band = np.zeros((count + SSIM_WINDOW - 1, count), np.float32)
+    for column in range(count):
+        band[column:column + SSIM_WINDOW, column] = _GAUSSIAN
     return band
 
 
@@ -271,7 +277,7 @@ class Mouths:
     """
 
     def __init__(self, detector, max_lag=MAX_LAG):
-        self.detector, self.max_lag, self.openings = detector, max_lag, ([], [])
+        self.detector, self.max_lag, self.openings, self._unseen = detector, max_lag, ([], []), [0, 0]
         self._lmd, self._velocity = _Mean(), _Mean()
         self._jitter, self._sharpness, self._before = (_Mean(), _Mean()), (_Mean(), _Mean()), ([], [])
 
@@ -284,6 +290,7 @@ class Mouths:
         if both and all(face is not None for face in last):
             self._velocity.add(lmd(points[0] - last[0], points[1] - last[1]))
         for side, (frame, face) in enumerate(zip(pair[:2], points)):
+            self._unseen[side] += face is None
             self.openings[side].append(_opening(face))
             # Three neighbours, all with a face: their second difference.
             near = [*self._before[side], face]
@@ -294,8 +301,7 @@ class Mouths:
 
     def report(self):
         found = {"lmd": self._lmd.value(), "lmd_frames": self._lmd.count, "detector": self.detector}
-        for side, name in enumerate(("real", "fake")):
-            found[f"{name}_no_face"] = int(np.isnan(self.openings[side]).sum())
+        found |= {"real_no_face": self._unseen[0], "fake_no_face": self._unseen[1]}
         found |= {"velocity_error": self._velocity.value(), "velocity_frames": self._velocity.count}
         known = np.isfinite(self.openings).all(0).any() and len(self.openings[0]) >= self.max_lag + 3
         following = correlation_and_lag(*self.openings, self.max_lag) if known else (None, None, None)
@@ -303,6 +309,38 @@ class Mouths:
         for name, values in (("jitter", self._jitter), ("sharpness", self._sharpness)):
             found |= {f"{side}_{name}": value.value() for side, value in zip(("real", "fake"), values)}
         return found
+
+
+class Lips:
+    """Whether two mouths shut for the /p b m/, as the frames come.
+
+    times      list of (start, end), seconds: when lips must be shut
+    source     how that is known, for the report
+    share      lips count as shut below this share of the true mouth's way, as `shut_below`
+    fps        frames a second
+    tolerance  frames by which they may shut too early or too late
+
+    `report()` is a dict: closures, how many there are in the clip; closures_from, the source; closure_rate and real_closure_rate, the share
+    met by either mouth; closure_luck, the share that the fake mouth would meet out of step. Shares are null where there are no closures.
+
+    Source: thesis §5.3 (there judged by eye).
+    """
+
+    def __init__(self, times, source="phonemes", share=SHUT, fps=25.0, tolerance=TOLERANCE):
+        self.times, self.source, self.share, self.timing = times, source, share, (fps, tolerance)
+        self.openings = ([], [])
+
+    def add(self, pair):
+        for opening, face in zip(self.openings, pair[2:]):
+            opening.append(_opening(face))
+
+    def report(self):
+        real, fake = self.openings
+        shut = shut_below(real, self.share)
+        asked = len(closures_met(real, self.times, shut, *self.timing))
+        luck = closures_by_luck(fake, self.times, shut, *self.timing)
+        return {"closures": asked, "closures_from": self.source, "closure_rate": closure_rate(fake, self.times, shut, *self.timing),
+                "real_closure_rate": closure_rate(real, self.times, shut, *self.timing), "closure_luck": luck / asked if asked else None}
 
 
 def _opening(face):

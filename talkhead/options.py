@@ -31,8 +31,10 @@ def from_stdin(ctx, param, value):
 
 def writable(ctx, param, value):
     """Say at once, not after hours of work, that there is no place for the result."""
-    if _of_a_list(ctx, param):
-        return None
+    return None if _of_a_list(ctx, param) else _has_place(value)
+
+
+def _has_place(value):
     if value is not None and value != "-" and not os.path.exists(value):
         folder = os.path.dirname(os.path.abspath(value))
         if not os.path.isdir(folder):
@@ -55,6 +57,17 @@ def _to_stdout(ctx, param, value):
     return writable(ctx, param, value)
 
 
+def pairs(ctx, param, value):
+    """Real and fake clips by turns; stdin can be one of two."""
+    if len(value) % 2:
+        raise click.BadParameter(f"{value[-1]} has no partner; name real and fake clips by turns", ctx, param)
+    if "-" in value and len(value) > 2:
+        raise click.BadParameter("stdin is one clip; name files where there are many", ctx, param)
+    if value.count("-") == 2:
+        raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
+    return tuple("-" if place == "-" and from_stdin(ctx, param, place) else place for place in value)
+
+
 def input_option(flag, help):
     return click.option(flag, metavar="FILE", callback=from_stdin, help=help)
 
@@ -62,6 +75,10 @@ def input_option(flag, help):
 def output(help, flag="--output", default="-"):
     names = ("-o", flag) if flag == "--output" else (flag,)
     return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
+
+
+records = click.option("-o", "--output", metavar="FILE", default="-", show_default=True, callback=lambda ctx, param, value: _has_place(value),
+                       help="Where to write the records; those that are there already are not made again.")
 
 
 def weights_out(what):

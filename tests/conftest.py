@@ -150,3 +150,31 @@ def toy_inception(tmp_path, monkeypatch):
     torch.save(runpy.run_path(root / "examples" / "benchmarks" / "peer_fid.py")["weights"](shapes), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return path
+
+
+@pytest.fixture(scope="session")
+def random_vgg_home(tmp_path_factory):
+    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
+    import torch
+
+    from talkhead.losses import vgg_weights
+
+    torchvision = pytest.importorskip("torchvision")
+    home = tmp_path_factory.mktemp("torch")
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16().state_dict()
+    torch.manual_seed(0)
+    weights = {name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
+               for name, value in shapes.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(home))
+        vgg_weights().parent.mkdir(parents=True)
+        torch.save(weights, vgg_weights())
+    return home
+
+
+@pytest.fixture
+def random_vgg(random_vgg_home, monkeypatch):
+    """That is where torch's weights are looked for."""
+    monkeypatch.setenv("TORCH_HOME", str(random_vgg_home))
+    return random_vgg_home

@@ -43,7 +43,7 @@ SIGNATURES = {
     "invert": ["inversion.invert", "jobs.run"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
-    "metrics": ["faces.detector", "stylegan.train"],  # of the latter, --fid-features
+    "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
     "synth": ["puppet.synth"],
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
@@ -64,7 +64,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                  "noise_seed", "seconds", "video_gan", "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model",
                  "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
-    "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
+    "metrics": {"pairs", "output", "listing", "shard", "table", "protocol", "networks", "generator", "encoder", "audio2latent"},
     "synth": {"output", "count"},
     "pack": {"sources", "output"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
@@ -234,7 +234,12 @@ def test_every_command_is_in_the_readme():
     (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "only an encoder can reconstruct"),
-    (["metrics", "a.mp4"], "Missing argument 'FAKE'"),
+    (["metrics", "a.mp4"], "a.mp4 has no partner; name real and fake clips by turns"),
+    (["metrics"], "name REAL and FAKE, or a --list of such pairs"),
+    (["metrics", "-", "-"], "stdin can be read only once"),
+    (["metrics", "-", "a", "b", "c"], "stdin is one clip"),
+    (["metrics", "a", "b", "--list", "pairs.txt"], "not both"),
+    (["metrics", "a", "b", "--shard", "0/2"], "it goes with --list"),
     (["align", "--list", "clips.txt"], "name the folder for them"),
     (["align", "a.mp4", "--list", "clips.txt", "-o", "x"], "it is for a single clip; leave it out with --list"),
     (["align", "--list", "clips.txt", "-o", "x", "--quads", "q.npy"], "Invalid value for '--quads': it is for a single clip"),
@@ -303,6 +308,11 @@ def scene(tmp_path, puppet, toy):
     ("train-encoder clip.mp4 -o face.png/out.pt --steps 1", "face.png/out.pt: its folder does not exist"),
     ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
     ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
+    ("metrics clip.mp4 none.mp4 --no-lmd", "none.mp4: no such file"),
+    ("metrics clip.mp4 clip.mp4 --no-lmd -o nowhere/out.jsonl", "nowhere/out.jsonl: its folder does not exist"),
+    ("metrics clip.mp4 clip.mp4 --protocol text.mp4", "text.mp4: no protocol of talkhead metrics"),
+    ("metrics clip.mp4 clip.mp4 --no-lmd --phonemes x", "closures and true landmarks need a detector; leave --no-lmd out"),
+    ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], with tabs between"),
     ("weights show torn.pt", "torn.pt: damaged"),
     ("weights export none.pt -o out.pt", "none.pt: no such file"),
     ("train-video-gan face.png -o out.pt --steps 1", "face.png: no clips"),
@@ -547,6 +557,33 @@ def test_invert_and_metrics(scene):
     result = run("metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd")
     record = json.loads(result.stdout)
     assert record["frames"] == 8 and record["identical"] == 8 and record["ssim"] == pytest.approx(1)
+
+
+def test_metrics_of_sets(scene):
+    for folder in ("real", "fake"):
+        (scene / folder).mkdir()
+        for name in ("one.mp4", "two.mp4"):
+            (scene / folder / name).write_bytes((scene / "clip.mp4").read_bytes())
+    (scene / "fake" / "two.mp4").write_text("torn")
+    (scene / "real" / "three.mp4").write_bytes((scene / "clip.mp4").read_bytes())
+    result = run("metrics", scene / "real", scene / "fake", "--no-lmd")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1 and [set(record) & {"psnr", "error", "pairs"} for record in records] == [{"psnr"}, {"error"}, {"psnr", "pairs"}]
+    assert "1 clips have no partner of the same name" in result.stderr and "failed: " in result.stderr and "three.mp4" in result.stderr
+    (scene / "pairs.txt").write_text(f"{scene}/clip.mp4\t{scene}/clip.mp4\n{scene}/clip.mp4\t{scene}/face.png\n")
+    result = run("metrics", "--list", scene / "pairs.txt", "--no-lmd", "-o", scene / "out.jsonl", "--table")
+    assert result.exit_code == 0 and result.stdout.splitlines()[0].split() == ["frames", "PSNR", "SSIM"], result.output
+    assert len((scene / "out.jsonl").read_text().splitlines()) == 3 and "all 2" in result.stdout
+    again = run("metrics", "--list", scene / "pairs.txt", "--no-lmd", "-o", scene / "out.jsonl", "--protocol", scene / "out.jsonl")
+    assert again.exit_code == 0 and again.stdout == ""
+    wrong = run("metrics", "--list", scene / "pairs.txt", "--fps", 5, "--protocol", scene / "out.jsonl")
+    assert wrong.exit_code == 1 and "the protocol says 25.0, not --fps 5.0" in wrong.stderr
+
+
+def test_metrics_of_networks(toy):
+    record = json.loads(run("metrics", "--networks").stdout)
+    assert record["networks"] and record["size"] == [16, 16]
+    assert "16x16 on cpu" in run("metrics", "--networks", "--table").stdout
 
 
 def test_metrics_of_distributions(scene, toy, monkeypatch):
