@@ -54,7 +54,7 @@ talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$out/genera
     --path-length 0 --perceptual pyramid --average-images 3000 --precision "$precision" --log-every 50 >> "$out/generator.jsonl"
 
 talkhead train-audio2latent "$out/clips" --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" -o "$out/audio2latent.pt" \
-    --components 256 --channels 12,24,48,48,96 --hidden 384 --features 128 --lstm 128 --decoder 256 --steps "$(scale 3000)" \
+    --components 256 --channels 12,24,48,48,96 --hidden 384 --embedding 128 --lstm 128 --decoder 256 --steps "$(scale 3000)" \
     --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --log-every 50 >> "$out/audio2latent.jsonl"
 
 mkdir -p "$out/weights"

@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 # The rooms in their import order: each imports only from those before it.
 ROOMS = {
     "errors": ("TalkheadError",),
-    "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents",
+    "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents", "read_sound",
               "write_array", "write_image", "write_latents"),
     "pickles": (),
-    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
+    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
@@ -33,7 +33,9 @@ ROOMS = {
     "winograd": (),
     "stylegan": ("Discriminator", "Generator"),
     "inversion": ("encode", "invert"),
-    "audio2latent": ("SecondModel", "displacements"),
+    "codes": (),
+    "audio2latent": ("FirstModel", "SecondModel", "displacements", "heard_by"),
+    "teaching": (),
     "pti": ("tune",),
     "layouts": (),
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator"),

@@ -1,36 +1,142 @@
 """Speech to displacements: which way in latent space the voice pulls a face, frame by frame.
 
-Source: thesis §4.3.
+Source: thesis §4.2 (the first model), §4.3 (the second).
 """
 
-import copy
 import math
-import sqlite3
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from talkhead import datasets, files, speech, training
+from talkhead import speech
 from talkhead.errors import TalkheadError
-from talkhead.inversion import encode
 from talkhead.latents import W_DIM, Basis
-from talkhead.losses import Perceptual
-from talkhead.team import Team
 
-SAMPLES_PER_FRAME = speech.SAMPLE_RATE // speech.FPS
-LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
-LAG = 8  # frames of speech after a chunk, more than its last window sees
-STILLS = {".png", ".jpg", ".jpeg"}
+SLOPE = 0.02  # of the first model's leaky ReLUs
+WIDEST = 32  # features that the second model's convolutions take as they are
 
 
-class SecondModel(nn.Module):
-    """Speech and an identity to displacements of that identity.
+class _SpeechModel(nn.Module):
+    """What both models are to those who use them: speech and an identity to displacements of that identity, frame by frame.
+
+    num_ws      L, the generator's latent layers
+    heard       (C, S), the windows of features that it takes
+    hears       `identity` of the features that it was trained on
+    config      plain values to rebuild it from, by `build`
+    noise_width numbers of noise that it is given for each frame; 0: it takes none
+    components  principal components of latents that `begin` asks for
+    defaults    what `train` does for this model where nothing is said
+
+    A model's own coordinates of a displacement are called motion; `expand` and `project` lead there and back.
+    """
+
+    hears = speech.Mfcc.identity
+    noise_width = 0
+
+    def forward(self, windows, identity, state=None, noise=None):
+        """Windows of speech (B, T, C, S) and identities (B, L, 512) to displacements (B, T, L, 512).
+
+        state    what a call on the frames just before returned: of the LSTMs; None at the beginning
+        noise    (B, T, noise_width), normal; None is the mean: zeros
+        returns  the displacements, and the state after the last frame
+        """
+        motion, state = self.move(windows, self.describe(identity), state, noise)
+        return self.expand(motion), state
+
+    def _initialise(self, slope=0.0):
+        for module in self.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
+                nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
+                nn.init.zeros_(module.bias)
+
+
+class FirstModel(_SpeechModel):
+    """The first model: characters that are spoken, an identity and noise to displacements.
+
+    num_ws          L, the generator's latent layers
+    heard           (C, S) of the windows: the thesis's are 29 characters in 16 steps
+    channels        of the four convolutions over time
+    lstm            width of the three LSTM layers
+    identity_width  numbers that say whose face it is
+    noise_width     numbers of noise for each frame, of whatever speech does not tell; 0 leaves the noise generator out
+    decoder         width of the decoder's three hidden layers
+
+    An identity is mapped to what tells the training faces apart: of a face like none of them, the model knows no more
+    than whom it resembles.
+
+    Source: thesis §4.2.1, Tables 4.1 and 4.2.
+    Departure: no activation after the last layer, where the table's would forbid displacements below zero. Features,
+    identity coordinates and the input of the last layer are divided or multiplied by their spread over the training
+    data, kept with the weights, as in the second model. Windows longer than 16 steps leave the convolutions more than
+    one step, which go side by side into the LSTM.
+    """
+
+    defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
+
+    def __init__(self, num_ws, heard=(29, 16), channels=(32, 32, 64, 64), lstm=64, identity_width=128, noise_width=10, decoder=256):
+        super().__init__()
+        self.config = {"model": "first", "num_ws": num_ws, "heard": list(heard), "channels": list(channels), "lstm": lstm,
+                       "identity_width": identity_width, "noise_width": noise_width, "decoder": decoder}
+        self.num_ws, self.heard, self.noise_width, self.components = num_ws, tuple(heard), noise_width, max(identity_width, decoder)
+        layers, before, steps = [], heard[0], heard[1]
+        for width in channels:
+            layers += [nn.Conv1d(before, width, 3, 2, 1), nn.LeakyReLU(SLOPE)]
+            before, steps = width, (steps + 1) // 2
+        self.audio = nn.Sequential(*layers, nn.Flatten())  # (N, 64 · 1)
+        self.lstm = nn.LSTM(before * steps, lstm, 3, batch_first=True)
+        self.identity = nn.Linear(num_ws * W_DIM, identity_width)
+        self.noise = nn.LSTM(noise_width, noise_width, batch_first=True) if noise_width else None
+        self.decoder = nn.Sequential(
+            nn.Linear(lstm + identity_width + noise_width, decoder), nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE))
+        self.out = nn.Linear(decoder, num_ws * W_DIM)
+        self.register_buffer("feature_spread", torch.ones(heard[0]))
+        self.register_buffer("identity_spread", torch.ones(identity_width))
+        self.register_buffer("motion_spread", torch.ones(decoder))
+        self._initialise(SLOPE)
+        nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))
+
+    def begin(self, basis, motion_spread, feature_spread):
+        """Start from the principal components of the training codes, and what is spread along them."""
+        width, decoder = self.config["identity_width"], self.config["decoder"]
+        with torch.no_grad():
+            self.identity.weight.copy_(basis.components[:width])
+            self.identity.bias.copy_(-basis.components[:width] @ basis.mean)
+            self.out.weight.copy_(basis.components[:decoder].T)
+            self.out.bias.zero_()
+        self.identity_spread.copy_(_spreads(basis)[:width])
+        self.motion_spread.copy_(motion_spread[:decoder])
+        self.feature_spread.copy_(feature_spread)
+
+    def describe(self, identity):
+        """Identities (B, L, 512) to the numbers that say whose face it is (B, identity_width), in spreads."""
+        return self.identity(identity.flatten(-2)) / self.identity_spread
+
+    def move(self, windows, who, state=None, noise=None):
+        """As calling the model, but from `describe`, and to motion (B, T, L·512)."""
+        batch, frames = windows.shape[:2]
+        heard, murmured = state or (None, None)
+        sound = self.audio((windows / self.feature_spread[:, None]).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, 64)
+        sound, heard = self.lstm(sound, heard)
+        parts = [sound, who[:, None].expand(-1, frames, -1)]
+        if self.noise is not None:
+            murmur, murmured = self.noise(sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise, murmured)
+            parts.append(murmur)
+        return self.out(self.decoder(torch.cat(parts, -1)) * self.motion_spread), (heard, murmured)  # 202 numbers in the thesis
+
+    def expand(self, motion):
+        return motion.unflatten(-1, (self.num_ws, W_DIM))
+
+    def project(self, displacement):
+        return displacement.flatten(-2)
+
+
+class SecondModel(_SpeechModel):
+    """The second model: sound and an identity to displacements within a basis.
 
     num_ws      L, the generator's latent layers
     components  K, how many principal components of the basis a displacement is made of
@@ -39,20 +145,29 @@ class SecondModel(nn.Module):
     lstm        width of the three LSTM layers
     decoder     width of the decoder's two hidden layers
     basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
+    heard       (C, S) of the windows: the thesis's are 12 coefficients in 28 steps
 
     Source: thesis §4.3.1, Tables 4.3 and 4.4.
     Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their spread over
     the training data, kept with the weights: it changes what the network computes with, not what it can compute. The
     identity's coordinates are limited to five spreads, so that a face like none in training is no stranger than that.
+    Windows of another shape go through the same layers, and only the first linear layer has other inputs: 29x16
+    characters become 27x7 and 13x3 cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (of wav2vec 2.0 and
+    its like) are first mapped to 32 by a linear layer, or the convolutions would cost more than all else.
     """
 
+    defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
+
     def __init__(self, num_ws, components=2500, channels=(64, 128, 256, 256, 512), hidden=2048, features=256, lstm=256,
-                 decoder=512, basis=None):
+                 decoder=512, basis=None, heard=speech.Mfcc.shape):
         super().__init__()
-        self.config = {"num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
-                       "features": features, "lstm": lstm, "decoder": decoder}
-        self.num_ws = num_ws
+        self.config = {"model": "second", "num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
+                       "features": features, "lstm": lstm, "decoder": decoder, "heard": list(heard)}
+        self.num_ws, self.heard, self.components = num_ws, tuple(heard), components
         first, second, third, fourth, fifth = channels
+        self.narrow = nn.Conv1d(heard[0], WIDEST, 1) if heard[0] > WIDEST else nn.Identity()
+        rows, columns = min(heard[0], WIDEST) - 2, (heard[1] - 3) // 2 + 1
+        cells = ((rows - 3) // 2 + 1) * ((columns - 3) // 2 + 1)
         self.audio = nn.Sequential(
             nn.Conv2d(1, first, 3, padding=1), nn.ReLU(),
             nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),  # (N, 128, 12, 28)
@@ -61,7 +176,7 @@ class SecondModel(nn.Module):
             nn.Conv2d(third, fourth, 3, padding=1), nn.ReLU(),
             nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(),
             nn.MaxPool2d(3, 2), nn.Flatten(),  # (N, 512 · 4 · 6)
-            nn.Linear(24 * fifth, hidden), nn.ReLU(),
+            nn.Linear(cells * fifth, hidden), nn.ReLU(),
             nn.Linear(hidden, features), nn.ReLU())
         self.lstm = nn.LSTM(features, lstm, 3, batch_first=True)
         self.decoder = nn.Sequential(
@@ -70,471 +185,112 @@ class SecondModel(nn.Module):
             nn.Linear(decoder, components))
         zeros = torch.zeros
         self.basis = basis or Basis(zeros(num_ws * W_DIM), zeros(components, num_ws * W_DIM), zeros(components))
-        self.register_buffer("feature_spread", torch.ones(speech.COEFFICIENTS))
+        self.register_buffer("feature_spread", torch.ones(heard[0]))
         self.register_buffer("motion_spread", torch.ones(components))
         self._initialise()
+        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(decoder))
         self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def _initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(self.config["decoder"]))
+    def begin(self, basis, motion_spread, feature_spread):
+        """Move along the principal components of the training codes, by what is spread along them."""
+        self.basis = basis
+        self.motion_spread.copy_(motion_spread)
+        self.feature_spread.copy_(feature_spread)
 
-    def forward(self, windows, identity, state=None):
-        """Windows of speech (B, T, 12, 28) and identities (B, L, 512) to displacements (B, T, L, 512).
+    def describe(self, identity):
+        """Identities (B, L, 512) to their coordinates in the basis (B, K), in spreads."""
+        return (self.basis.project(identity) / _spreads(self.basis)).clamp(-5, 5)
 
-        state    what a call on the frames just before returned: (h, c) of the LSTM; None at the beginning
-        returns  the displacements, and the state after the last frame
-        """
-        coordinates, state = self.coordinates(windows, identity, state)
-        return self.basis.expand(coordinates), state
-
-    def coordinates(self, windows, identity, state=None):
-        """As calling the model, but the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
+    def move(self, windows, who, state=None, noise=None):
+        """As calling the model, but from `describe`, and to motion, the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
         batch, frames = windows.shape[:2]
-        heard = (windows.flatten(0, 1) / self.feature_spread[:, None])[:, None]  # (B·T, 1, 12, 28)
+        heard = self.narrow((windows / self.feature_spread[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
         heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
         heard, state = self.lstm(heard, state)
-        who = self._describe(identity)[:, None].expand(-1, frames, -1)  # (B, T, K)
-        return self.decoder(torch.cat([who, heard], -1)) * self.motion_spread, state
+        return self.decoder(torch.cat([who[:, None].expand(-1, frames, -1), heard], -1)) * self.motion_spread, state
 
-    def _describe(self, identity):
-        spread = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
-        return (self.basis.project(identity) / spread).clamp(-5, 5)
+    def expand(self, motion):
+        return self.basis.expand(motion)
+
+    def project(self, displacement):
+        return self.basis.project(displacement, centre=False)
 
 
-def displacements(model, windows, identity, chunk=25, gain=1.0):
+MODELS = {"first": FirstModel, "second": SecondModel}
+
+
+def build(model="second", **config):
+    """A speech model from its `config`. A file from before there were two holds a second one."""
+    return MODELS[model](**config)
+
+
+def _spreads(basis):
+    """What to divide coordinates by: their spreads, but none so small that it would blow up rounding."""
+    return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
+
+
+def features(name, path=None, device="cpu"):
+    """What a speech model is to hear.
+
+    name     "mfcc", or one that `acoustics.features` knows
+    path     file of the network that makes them
+    returns  an object like speech.Mfcc
+    """
+    if name == "mfcc":
+        if path is not None:
+            raise TalkheadError(f"{path}: mfcc are computed without a network; leave it out, or name the features that it makes")
+        return speech.Mfcc()
+    from talkhead import acoustics  # which loads its networks
+
+    return acoustics.features(name, path, device)
+
+
+def heard_by(model, name=None, path=None, device="cpu"):
+    """The features that a speech model was trained on, as `features` makes them.
+
+    raises  TalkheadError if others are named, or the file holds another network
+    """
+    found = features(name or model.hears["name"], path, device)
+    if found.identity != model.hears:
+        raise TalkheadError(f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
+                            "pass --features and --features-model as it was trained")
+    return found
+
+
+def _told(identity):
+    """{"name": "a", "of": "b"} -> a (of b)"""
+    rest = ", ".join(f"{key} {value}" for key, value in identity.items() if key != "name")
+    return identity["name"] + (f" ({rest})" if rest else "")
+
+
+def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     """What the speech does to a face, as it comes.
 
-    model     SecondModel
-    windows   float32 (T, 12, 28) or an iterator of (12, 28), as `speech.mfcc_windows` makes them
+    model     FirstModel or SecondModel
+    windows   float32 (T, C, S) or an iterator of (C, S), of the features that the model hears
     identity  float32 (L, 512), tensor or array
     chunk     windows computed together; changes speed and memory, not the result
     gain      factor on the displacements: above 1 the face moves more
+    seed      of the noise, if the model takes any; None gives it none
     yields    float32 numpy (L, 512), one for each window
-    raises    TalkheadError if the identity is not (L, 512) of this model
+    raises    TalkheadError if identity or windows do not have the shapes that this model takes
 
-    Source: thesis §4.3.1, eq. 4.3.
+    Source: thesis §4.2.1, §4.3.1, eq. 4.3.
     """
     device = next(model.parameters()).device
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
     if identity.shape != (model.num_ws, W_DIM):
         raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({model.num_ws}, {W_DIM}); "
                             "pass the encoder that it was trained with")
-    windows, state = iter(windows), None
+    windows, state, noise = iter(windows), None, None
+    rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
     while block := list(islice(windows, chunk)):
+        if block[0].shape != model.heard:
+            raise TalkheadError(f"windows: have shape {block[0].shape}, this speech model takes {model.heard} of {_told(model.hears)}; "
+                                "pass the features that it was trained on")
         heard = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
+        if rng is not None:
+            noise = torch.as_tensor(rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device)
         with torch.no_grad():
-            moved, state = model(heard[None], identity[None], state)  # (1, chunk, L, 512)
+            moved, state = model(heard[None], identity[None], state, noise)  # (1, chunk, L, 512)
         yield from (gain * moved[0]).cpu().numpy()
-
-
-# Training -------------------------------------------------------------------------------------------------------------
-
-def train(clips, generator, encoder, out, model, *, steps, batch=16, frames=25, lr=2e-4, latent_weight=250.0,
-          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=0.3,
-          cool_down=0.0, hold_out=10, validate_every=200, average=0.998, accumulate=1, precision="float32", seed=0, device="cpu", **run):
-    """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
-
-    clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
-                    "speaker" (else the folder's name is taken) and NNNNNN.track.npy, its true mouth opening (T, 3)
-    generator       stylegan.Generator with `fingerprint`; frozen
-    encoder         encoders.ResNetEncoder; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
-    out             path of the .pt; resumed if it exists
-    model           SecondModel; in a new run its basis is fitted to the codes of the training clips
-    steps           optimiser steps of `batch` chunks of `frames` frames
-    latent_weight, image_weight   weights of eqs 4.4 and 4.5
-    image_frames    frames in a step of which images are drawn for eq. 4.5, of as many chunks; 0 trains on latents alone
-    mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
-    perceptual      name of a losses.Perceptual, or such a loss
-    augment         vary the sound: microphone, loudness, noise, and speed (of the faces too) by up to an eighth
-    identity_noise  how far the model sees an identity beside its place, in spreads of the basis: a few hundred faces are
-                    soon learned by heart, with every nod and blink that went with them
-    cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
-    hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
-    average         share that the running average of the weights keeps each step; the average is what is validated
-    accumulate      turns in which a batch is worked on, to fit into memory: the result is the same
-    precision       "float32", or "bfloat16" or "float16" for the networks' passes under autocast
-    run             how training.fit logs and saves
-    yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where measured
-                    "val_latent", "val_correlation" of the mouth's opening, "val_log_spread" (log of predicted by true
-                    spread: below 0 the mouth moves too little), "val_error" (share of the opening's variance missed)
-    raises          TalkheadError if clips cannot be read, or nothing is left to train on
-
-    Source: thesis §4.3.2.1, eqs 4.4–4.6; §4.3.4 for the weights and Adam's rate.
-    Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would drown the image term, whose
-    distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a step.
-    Augmentation, identity noise, the mouth term, the falling rate and averaged weights are ours.
-    """
-    generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
-    if not encoder.num_ws == generator.num_ws == model.num_ws:
-        raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
-                            "use networks that were made for each other")
-    team = Team(batch, accumulate, precision, device)
-    with _Codes(Path(out).with_suffix(".codes"), encoder) as codes:
-        lessons = []
-        if not team.leads:
-            team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
-        for clip in _find(clips):
-            lessons.append(codes.learn(clip, device))
-            if team.leads and len(lessons) % run.get("log_every", 10) == 0:
-                yield {"step": 0, "clips": len(lessons)}
-        if team.leads:
-            team.wait()
-        training_set, held_out = _split(lessons, hold_out, seed)
-        settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
-                    "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
-                    "identity_noise": identity_noise, "average": average}
-        if cool_down:
-            settings |= {"cool_down": cool_down, "steps": steps}
-        mouth = _Mouth(model.config["components"])
-        if team.leads and not Path(out).exists():
-            _measure(model, mouth, training_set, codes)
-        if isinstance(perceptual, str) and image_frames:
-            perceptual = Perceptual(perceptual).to(device)
-        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, training_set, held_out, settings, seed, team)
-        header = {"kind": "audio2latent", "config": {
-            "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
-            "training": settings | {"clips": len(training_set), "held_out": len(held_out)}},
-            "perceptual": perceptual.name if image_frames else None}
-        checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
-        state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam}
-        yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
-                                team=team, unit="chunks", feed=trainer.feed, **checks, **run)
-
-
-class _Trainer:
-    """One optimiser step of the speech model, and its validation."""
-
-    def __init__(self, model, mouth, generator, perceptual, codes, training_set, held_out, settings, seed, team):
-        self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
-        self.codes, self.training_set, self.held_out, self.settings, self.seed, self.team = codes, training_set, held_out, settings, seed, team
-        self.average = copy.deepcopy(model).requires_grad_(False)
-        self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
-        self.device = team.device
-        lengths = np.array([lesson.frames for lesson in training_set])
-        self.chances = lengths / lengths.sum()
-        self.feed = training.Feed(self._batch)
-
-    def step(self, index):
-        self._set_rate(index)
-        chunks = self.feed(index)  # for each turn
-        record = self.team.descend(lambda share: self._loss(share, *chunks[share.turn]), self.adam, longest=1.0)
-        self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
-        return record
-
-    def _loss(self, share, windows, identity, target, there, portion, shown):
-        """The mean loss of a share of the batch, weighed by its portion of the frames that are there.
-
-        windows (B, T, 12, 28), identity (B, L, 512), target (B, T, L, 512); there (B, T), which frames the clips have;
-        shown   (2, n), chunk and frame of each picture to be drawn
-        """
-        windows, identity, target, there = (part.to(self.device) for part in (windows, identity, target, there))
-        with self.team.autocast():
-            predicted = self.model.coordinates(windows, self._blur(identity, share))[0].float()  # (B, T, K)
-        wanted = target - identity[:, None]
-        true = self.model.basis.project(wanted, centre=False)
-        latent = portion * self._latent_loss(predicted[there], true[there], wanted[there])
-        mouth = portion * F.mse_loss(self._opening(predicted[there]), self._opening(true[there]))
-        loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
-        record = {"latent": latent.detach(), "mouth": mouth.detach()}
-        if self.settings["image_frames"]:
-            chunk, frame = shown
-            image = self._image_loss(identity[chunk], predicted[chunk, frame], wanted[chunk, frame])
-            image = image.sum() * share.of / self.settings["image_frames"]
-            loss = loss + self.settings["image_weight"] * image
-            record["image"] = image.detach()
-        return loss, {"loss": loss.detach()} | record
-
-    def _blur(self, identity, share):
-        basis = self.model.basis
-        away = share.randn(self.settings["batch"], len(basis.stdev), device=self.device) * basis.stdev
-        return identity + self.settings["identity_noise"] * basis.expand(away)
-
-    def _opening(self, coordinates):
-        return self.mouth(coordinates / self.model.motion_spread)
-
-    @staticmethod
-    def _latent_loss(predicted, true, wanted):
-        """Mean squared error of the latents. By Pythagoras, for the basis is orthonormal: what lies outside it is missed
-        whatever is predicted, and latents need not be made to know how far apart they are."""
-        outside = wanted.square().sum() - true.square().sum()
-        return (F.mse_loss(predicted, true, reduction="sum") + outside) / wanted.numel()
-
-    def _image_loss(self, identity, predicted, wanted):
-        """Perceptual distances (n,) of the frames drawn from predicted codes to those drawn from the encoded frames."""
-        with self.team.autocast():
-            with torch.no_grad():
-                projected = self.generator.synthesis(identity + wanted, noise="const")
-            drawn = self.generator.synthesis(identity + self.model.basis.expand(predicted), noise="const")
-            return self.perceptual(drawn.float(), projected.float())
-
-    def _set_rate(self, index):
-        if "cool_down" in self.settings:
-            total = self.settings["steps"]
-            left = min((total - index) / (self.settings["cool_down"] * total), 1.0)
-            self.adam.param_groups[0]["lr"] = self.settings["lr"] * (0.5 - 0.5 * math.cos(math.pi * left))
-
-    def _follow(self, keep):
-        with torch.no_grad():
-            for slow, fast in zip(self.average.parameters(), self.model.parameters()):
-                slow.lerp_(fast, 1 - keep)
-
-    def _batch(self, index):
-        """What `_loss` takes in each turn: chunks of random clips. A chunk may be longer than its clip."""
-        size, pictures = self.settings["batch"], self.settings["image_frames"]
-        rng = np.random.default_rng([self.seed, index])
-        picks = rng.choice(len(self.training_set), size, p=self.chances)
-        # Each chunk has its own randomness, so that no process need make another's.
-        chunks = [_Chunk(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k])) for k, pick in enumerate(picks)]
-        counts = np.array([chunk.there.sum() for chunk in chunks])
-        shown = np.stack([np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)])
-        turns = []
-        for share in self.team.shares:
-            parts = zip(*(chunk.read(self.codes) for chunk in share(chunks)))
-            mine = shown[:, shown[0] % share.of == share.first]
-            turns.append([*(torch.from_numpy(np.stack(part)) for part in parts),
-                          float(share(counts).sum() * share.of / counts.sum()), (mine[0] // share.of, mine[1])])
-        return turns
-
-    @torch.no_grad()
-    def validate(self):
-        """How the averaged model does on whole held-out clips, each driven from the code of its middle frame."""
-        self.average.eval()
-        missed, spread, correlations, spreads, latent = 0.0, 0.0, [], [], []
-        for lesson in self.held_out:
-            codes, audio = self.codes.read(lesson)
-            identity = codes[len(codes) // 2]
-            windows = speech.windows(speech.mfcc(audio), len(codes))
-            moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(self.device)
-            wanted = torch.as_tensor(codes - identity).to(self.device)
-            latent.append(F.mse_loss(moved, wanted).item())
-            mine, true = (self._opening(self.average.basis.project(x, centre=False)).cpu().numpy() for x in (moved, wanted))
-            missed, spread = missed + ((mine - true) ** 2).sum(), spread + ((true - true.mean()) ** 2).sum()
-            if true.std() > 1e-3 and mine.std() > 0:
-                shown = true if lesson.opening is None else lesson.opening
-                correlations.append(np.corrcoef(mine, shown)[0, 1])
-                spreads.append(math.log(mine.std() / true.std()))
-        mean = {"val_correlation": correlations, "val_log_spread": spreads, "val_latent": latent}
-        return {"val_error": float(missed / max(spread, 1e-12))} | {name: float(np.mean(x)) if x else 0.0 for name, x in mean.items()}
-
-
-class _Chunk:
-    """A part of a clip, heard a little faster or slower than it was, and where its frames lie in the clip."""
-
-    def __init__(self, lesson, settings, rng):
-        count, self.augment = settings["frames"], settings["augment"]
-        self.lesson, self.rng = lesson, rng
-        self.speed = rng.uniform(7 / 8, 9 / 8) if self.augment else 1.0
-        start = int(rng.integers(max(lesson.frames - math.ceil(count * self.speed), 0) + 1))
-        self.first = start - int(rng.integers(min(start, 4), min(start, LEAD) + 1))
-        self.end = start + math.ceil(count * self.speed) + LAG
-        self.skip = math.ceil((start - self.first) / self.speed)
-        self.times = self.first + (self.skip + np.arange(count) + 0.5) * self.speed - 0.5  # in frames of the clip
-        self.there = self.times < lesson.frames - 0.5
-
-    def read(self, codes):
-        """Windows (T, 12, 28), an identity (L, 512), targets (T, L, 512), and which frames are there (T,)."""
-        latents, audio = codes.read(self.lesson)
-        heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
-        if self.augment:
-            heard = speech.disturb(speech.hasten(heard, self.speed), self.rng)
-        windows = speech.windows(speech.mfcc(heard), self.skip + len(self.times))[self.skip :]
-        identity = latents[self.rng.integers(self.lesson.frames)]
-        return windows, identity, _at(latents, self.times), self.there
-
-
-class _Mouth(nn.Module):
-    """How far a displacement opens the mouth, in spreads: a linear reading of its coordinates."""
-
-    def __init__(self, components):
-        super().__init__()
-        self.register_buffer("weights", torch.zeros(components))
-
-    def forward(self, coordinates):
-        """Coordinates in spreads (..., K) to openings (...)."""
-        return coordinates @ self.weights
-
-
-def _measure(model, mouth, lessons, codes):
-    """Fit the basis to codes of the training clips, then measure the spreads and the mouth's reading in it."""
-    components = model.config["components"]
-    # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
-    every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 3000))
-    model.basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), components)
-    sound, motion, tracked = _Moments(), _Moments(), _Moments()
-    for lesson in lessons:
-        latents, audio = codes.read(lesson)
-        moved = torch.from_numpy(latents - latents.mean(0))
-        moved = model.basis.project(moved, centre=False).double().numpy()  # (T, K)
-        sound.add(speech.mfcc(audio))
-        motion.add(moved)
-        if lesson.opening is not None:
-            tracked.add(np.column_stack([moved, lesson.opening - lesson.opening.mean()]))
-    model.feature_spread.copy_(torch.from_numpy(sound.spread()))
-    model.motion_spread.copy_(torch.from_numpy(motion.spread()))
-    reading = _read_tracks(tracked, motion.spread()) if tracked.count else _widest(motion)
-    mouth.weights.copy_(torch.from_numpy(reading))
-
-
-class _Moments:
-    """Second moments of rows that come in pieces."""
-
-    def __init__(self):
-        self.count, self.sums = 0, 0.0
-
-    def add(self, rows):
-        rows = np.asarray(rows, float)
-        self.count, self.sums = self.count + len(rows), self.sums + rows.T @ rows
-
-    def matrix(self):
-        return self.sums / self.count
-
-    def spread(self):
-        return np.sqrt(np.maximum(np.diag(self.matrix()), 1e-12))
-
-
-def _read_tracks(tracked, spread):
-    """The linear reading of coordinates in spreads that comes nearest to the measured openings. (K,)"""
-    matrix, opening = tracked.matrix(), tracked.spread()[-1]
-    covariance = matrix[:-1, :-1] / np.outer(spread, spread)
-    return np.linalg.solve(covariance + 1e-3 * np.eye(len(spread)), matrix[:-1, -1] / spread) / opening
-
-
-def _widest(motion):
-    """Nobody measured the mouths: a reading along the widest motion. (K,)"""
-    values, vectors = np.linalg.eigh(motion.matrix())
-    return vectors[:, -1] * motion.spread() / math.sqrt(max(values[-1], 1e-12))
-
-
-# Clips ----------------------------------------------------------------------------------------------------------------
-
-@dataclass
-class _Lesson:
-    """A clip whose codes are known."""
-
-    name: str
-    folder: str
-    speaker: str
-    key: str
-    frames: int
-    opening: np.ndarray | None  # (frames,), if somebody measured it
-
-
-class _Codes:
-    """What the encoder makes of clips, with their sound, in one file beside the weights, so that it is made once.
-
-    A clip is known by its path, size and time of change, and by the encoder. Codes are kept as their mean and the
-    float16 differences from it, which is finer than speech moves them. A killed run keeps what it had finished.
-    """
-
-    def __init__(self, path, encoder):
-        self.path, self.encoder, self.fingerprint = path, encoder, training.digest(encoder)
-
-    def __enter__(self):
-        if not self.path.parent.is_dir():
-            raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
-        with self._mendable():
-            self.file = sqlite3.connect(self.path, check_same_thread=False)  # chunks are read by a Feed
-            self.file.execute("create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)")
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    @contextmanager
-    def _mendable(self):
-        try:
-            yield
-        except sqlite3.Error as problem:
-            raise TalkheadError(f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file") from problem
-
-    def learn(self, clip, device):
-        """Encode a clip unless that was done before: a _Lesson."""
-        state = clip.stat()
-        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}"
-        with self._mendable():
-            row = self.file.execute("select shape from codes where key = ?", [key]).fetchone()
-        if row is None:
-            codes, audio = self._encode(clip, device)
-            mean = codes.mean(0)
-            sound = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-            row = [" ".join(map(str, codes.shape))]
-            with self._mendable(), self.file:  # one transaction
-                self.file.execute("insert or replace into codes values (?, ?, ?, ?, ?)", [
-                    key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
-        frames = int(row[0].split()[0])
-        return _Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames))
-
-    def _encode(self, clip, device):
-        audio = files.read_audio(clip)
-        with files.read_frames(clip) as frames:
-            codes = np.stack(list(encode(self.encoder, frames, device=device)))
-        return codes, np.pad(audio, (0, max(len(codes) * SAMPLES_PER_FRAME - len(audio), 0)))
-
-    def read(self, lesson):
-        """Codes float32 (T, L, 512) and sound float32 (N,) of a clip."""
-        with self._mendable():
-            shape, mean, rest, sound = self.file.execute(
-                "select shape, mean, rest, sound from codes where key = ?", [lesson.key]).fetchone()
-        rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
-        mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
-        return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
-
-
-def _find(sources):
-    # A name that begins with a dot is that of a file which somebody is still writing.
-    found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
-    if not found:
-        raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
-    return found
-
-
-def _speaker(clip):
-    about = clip.with_suffix(".json")
-    told = files.read_json(about) if about.exists() else {}
-    return str(told["speaker"]) if isinstance(told, dict) and "speaker" in told else clip.resolve().parent.name
-
-
-def _opening(clip, frames):
-    """The measured opening of a clip's mouth, one number a frame; None if there is none."""
-    track = clip.with_suffix(".track.npy")
-    if not track.exists():
-        return None
-    track = files.read_array(track)
-    if track.ndim != 2 or not len(track) or not np.isfinite(track).all():
-        raise TalkheadError(f"{clip.with_suffix('.track.npy')}: holds {track.shape}, wanted finite (T, 3); delete it or make it again")
-    return np.pad(track[:frames, 0], (0, max(frames - len(track), 0)), "edge")
-
-
-def _split(lessons, hold_out, seed):
-    """Lessons to train on and lessons to validate on, which share no speaker unless clips or folders were named."""
-    names = [{x.speaker, x.name, x.folder} for x in lessons]
-    if isinstance(hold_out, int):
-        names = [{x.speaker} for x in lessons]
-        speakers = sorted(set().union(*names))
-        if hold_out >= len(speakers):
-            raise TalkheadError(f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer")
-        hold_out = np.random.default_rng(seed).permutation(speakers)[:hold_out].tolist()
-    kept = set(hold_out)
-    unknown = kept.difference(*names)
-    if unknown:
-        raise TalkheadError(f"hold_out: no speaker, clip or folder is called {sorted(unknown)[0]}; "
-                            f"the speakers are {', '.join(sorted({x.speaker for x in lessons}))}")
-    held = [x for x, known in zip(lessons, names) if kept & known]
-    rest = [x for x, known in zip(lessons, names) if not kept & known]
-    if not rest:
-        raise TalkheadError("hold_out: nothing is left to train on; hold out fewer")
-    return rest, held
-
-
-def _at(codes, times):
-    """Codes between frames: (T, L, 512) at times (n,) in frames, linearly, held at the ends."""
-    times = np.clip(times, 0, len(codes) - 1)
-    before = np.minimum(times.astype(int), max(len(codes) - 2, 0))
-    after = np.minimum(before + 1, len(codes) - 1)
-    part = (times - before).astype(np.float32)[:, None, None]
-    return codes[before] * (1 - part) + codes[after] * part

@@ -22,12 +22,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 def bundled(kind):
     """Path of the weights that come with the package.
 
-    kind     "generator", "encoder" or "audio2latent"
+    kind     "generator", "encoder", "audio2latent" (the second model) or "first" (the first model)
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        raise TalkheadError(f"{path}: the bundled {kind} is not installed; pass --{kind} FILE")
+        what, option = ("first model", "audio2latent") if kind == "first" else (kind, kind)
+        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass --{option} FILE")
     return path
 
 
@@ -49,7 +50,8 @@ def load_generator(path, device="cpu"):
     """The generator in a weights file, frozen and in evaluation mode.
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
-    returns   stylegan.Generator with `fingerprint` (str) and `lineage` (set of str: its own and what it was tuned from)
+    returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: its own and what it was tuned from) and
+              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
     weights = read(path, "generator", training=False)
@@ -58,7 +60,16 @@ def load_generator(path, device="cpu"):
     generator = _build(Generator, config, weights["model"], path, device)
     generator.fingerprint = fingerprint(weights["model"])
     generator.lineage = lineage | {generator.fingerprint}
+    generator.identity = _identity(path, weights.get("identity"), generator)
     return generator
+
+
+def _identity(path, code, generator):
+    if code is None:
+        return None
+    if not isinstance(code, torch.Tensor) or code.shape != (generator.num_ws, latents.W_DIM) or not code.isfinite().all():
+        raise TalkheadError(f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again")
+    return code.float().numpy()
 
 
 def load_encoder(path, generator=None, device="cpu"):
@@ -76,10 +87,16 @@ def load_encoder(path, generator=None, device="cpu"):
 
 
 def load_audio2latent(path, generator=None, device="cpu"):
-    """The speech model in a weights file, frozen and in evaluation mode; arguments as `load_encoder`."""
-    from talkhead.audio2latent import SecondModel
+    """The speech model in a weights file, the first or the second, frozen and in evaluation mode; arguments as `load_encoder`.
 
-    return _load_fitted(path, "audio2latent", SecondModel, generator, device)
+    returns   audio2latent.FirstModel or SecondModel; `hears` tells the features that it was trained on
+    """
+    from talkhead import audio2latent
+
+    def speech_model(**config):
+        return audio2latent.build(**config)
+
+    return _load_fitted(path, "audio2latent", speech_model, generator, device)
 
 
 def _load_fitted(path, kind, network, generator, device):
@@ -95,6 +112,8 @@ def _load_fitted(path, kind, network, generator, device):
         raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has {generator.num_ws}; "
                             "pass the --generator that it belongs to")
     model.trained_on = trained_on
+    if kind == "audio2latent" and "network" in config:
+        model.hears = config.get("features", model.hears)  # older files hear what they all did
     return model
 
 
@@ -445,7 +464,7 @@ def export(source, destination, half=True):
     """
     weights = read(source, training=False)
     model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual") if key in weights}
+    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity") if key in weights}
     files.save_weights(destination, kept | {"model": model})
 
 
@@ -456,7 +475,7 @@ def describe(path):
 
     returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
-              (likewise), and whether discriminator, training_copy and optimizer are there; trained_with and perceptual,
+              (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
               if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
     """
     file = _File(path)
@@ -483,6 +502,7 @@ def _described(file, kind):
         about |= {name: "missing" if name in weights["missing"] else "recorded" for name in ("w_avg", "noise")}
         about |= {"discriminator": "discriminator" in training, "training_copy": "generator" in training,
                   "optimizer": _has_optimizer(file.contents)}
+        about |= {"identity": True} if weights.get("identity") is not None else {}
     elif kind == "encoder":
         about["num_ws"] = config.get("encoder", config)["num_ws"]
     return about | {key: weights[key] for key in ("perceptual",) if key in weights}

@@ -3,11 +3,13 @@
 Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
+import contextlib
 import functools
 import os
 from collections import Counter
 
 import click
+from click.core import ParameterSource
 
 from talkhead import __version__, options, shell
 from talkhead.errors import TalkheadError
@@ -255,7 +257,7 @@ def cli():
 @options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
-@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None)
 @options.listed("the path of a clip")
 @options.detection
 @options.device
@@ -281,9 +283,12 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
     from talkhead.training import resize
 
     with files.read_frames(source) as reader:
+        # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
+        about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
             shell.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
+            about |= {"size": height, "smoothing": 0.0}
             whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
@@ -296,7 +301,40 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
         files.write_array(quads, np.stack(corners))
+        if os.path.isfile(quads):  # and no pipe
+            files.write_json(os.path.splitext(quads)[0] + ".json", about)
     return writer.count
+
+
+@cli.command()
+@options.source
+@click.option("--into", metavar="FILE", required=True, callback=options.from_stdin,
+              help="The clip that was aligned, or a photo, which then stands still behind the face.")
+@click.option("--quads", metavar="FILE", required=True, callback=options.from_stdin, help="Where the face was cut out: what align --quads wrote.")
+@options.output("Video, picture, folder of pictures, or a pipe.")
+@options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
+@click.option("--match-colour/--no-match-colour", default=True, show_default=True, help="Give the face the colours that it has in the frame.")
+def paste(source, into, quads, output, feather, match_colour):
+    """Put a talking head back into the frames that it was cut from.
+
+    It keeps its sound; where it has none, the clip's is taken.
+
+    \b
+      talkhead align photo.jpg --quads quads.npy -o face.png
+      talkhead generate --identity face.png --audio speech.wav | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
+    """
+    from talkhead import faces, files
+
+    corners, about = files.read_array(quads), files.read_about(quads)
+    with files.read_frames(source) as head, files.read_frames(into) as clip:
+        if about.get("frame") not in (None, list(clip.size)):
+            height, width = about["frame"]
+            raise TalkheadError(f"{into}: {clip.size[1]}x{clip.size[0]}, but the quads are of frames of {width}x{height}; pass the clip that was aligned")
+        tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
+        frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
+        with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
+            for frame in shell.progress(frames, head.count):
+                writer.write(frame)
 
 
 @cli.command()
@@ -376,14 +414,18 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks: a picture or a clip.")
-@options.input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@options.input_option("--identity", "The face that speaks: a picture or a clip; or prepared, so that no encoder is asked: latents that invert wrote (.npy), "
+                                    "or a tuned generator and its face, of pti (.pt).")
+@options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
 @options.input_option("--latents", "Render these latents instead (.npy).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @options.weights_in("generator")
 @options.weights_in("encoder")
 @options.weights_in("audio2latent")
+@click.option("--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]")
+@options.heard
+@click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
@@ -396,62 +438,99 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.seed
 @options.device
 def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             label, gain, precision, batch, device, detector, detector_model, **options):
+             model, features, features_model, deterministic, label, gain, precision, batch, device, detector, detector_model, **options):
     """Make a face speak, or render latents.
+
+    Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
 
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
-    from talkhead import files, speech, synthesis
+    from talkhead import files, heard_by, synthesis
 
-    _check_inputs(identity, audio, latents, listing)
-    device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
+    _check_inputs(identity, audio, latents, listing, options["pti"])
+    device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
-        sound = None if audio is None else files.read_audio(audio)
         device, generator = _load(device, generator=generator)
         path = files.read_latents(latents)
         _check_owner(latents, files.read_about(latents), generator)
-        return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
-    device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
+        with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
+            return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
+    # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
+    opened = None if listing is not None else click.get_current_context().with_resource(_sound(audio))
+    told, tuned = generator, identity if identity and identity.endswith(".pt") else None
+    seen = {} if identity and _prepared(identity) else {"encoder": encoder}
+    audio2latent = _speech_model(model, audio2latent)
+    device, generator, listener, *seer = _load(device, generator=told or tuned, audio2latent=audio2latent, **seen)
+    features, seed = heard_by(listener, features, features_model, device), None if deterministic else options["seed"]
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
 
     def speak(identity, audio, output, latents_out=None):
-        sound = files.read_audio(audio)
-        face, speaker = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain)
-        return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
+        with opened or _sound(audio) as sound:
+            face, speaker = _identity(identity, generator, told, seer, audio2latent, device, **options)
+            size = 1 if sound.live and _by_default("batch") else batch
+            path = synthesis.drive(*seer or [None], listener, face, sound, size, gain, features, seed)
+            frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
+            return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
 
     if listing is not None:
         return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
     speak(identity, audio, output, latents_out)
 
 
+def _sound(source):
+    """A sound that is heard as it comes, and goes along with the frames."""
+    from talkhead import files
+
+    return files.read_sound(source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"))
+
+
+def _by_default(option):
+    """Whether the caller left an option of this command alone."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+
+
+def _prepared(identity):
+    """Whether a file holds a face as latents, and not as pictures."""
+    return identity.endswith((".pt", ".npy"))
+
+
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
     """Draw a path of so many frames as a video; how many they are."""
-    import numpy as np
+    from talkhead import files, synthesis
 
-    from talkhead import files, speech, synthesis
-
-    if latents_out:
-        path = np.stack(list(path))
-        files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
-    pictures = synthesis.synthesize(generator, path, batch, precision=precision)
-    if labelled:
-        pictures = synthesis.label(pictures)
-    track = None if sound is None else (sound, speech.SAMPLE_RATE)
-    with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
+    with contextlib.ExitStack() as stack:
+        if latents_out:
+            path = stack.enter_context(files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS}))
+        pictures = synthesis.synthesize(generator, path, batch, precision=precision)
+        if labelled:
+            pictures = synthesis.label(pictures)
+        about = {"talkhead_aligned": str(generator.resolution)}
+        writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
         for picture in shell.progress(pictures, frames):
             writer.write(picture)
     return writer.count
 
 
-def _check_inputs(identity, audio, latents, listing):
+def _speech_model(model, file):
+    """The file of the speech model that is meant; None is the bundled second one."""
+    from talkhead import checkpoints
+
+    if model and file:
+        raise click.UsageError("pass --model or --audio2latent, not both: the file says which model it holds")
+    return checkpoints.bundled("first") if model == "first" else file
+
+
+def _check_inputs(identity, audio, latents, listing, pti):
     if latents is None and listing is None and (identity is None or audio is None):
         raise click.UsageError("pass --identity and --audio, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
+    if pti and identity is not None and _prepared(identity):
+        raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
 
 
 def _check_owner(name, about, generator):
@@ -461,19 +540,42 @@ def _check_owner(name, about, generator):
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
 
 
-def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
-    """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
+def _identity(source, generator, told, seer, audio2latent, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
+    """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
+
+    generator, seer   the networks loaded: generator, and [encoder] or []
+    told              the --generator that the caller named, or None
+    """
     from itertools import islice
 
     from talkhead import files, tune
 
+    if _prepared(source):
+        return _prepared_identity(source, generator, told, audio2latent, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
-        images, pivots = _lessons(generator, encoder, frames, device)
+        images, pivots = _lessons(generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
+
+
+def _prepared_identity(source, generator, told, audio2latent, device):
+    """A code (L, 512) out of a file, and the generator that draws it."""
+    from talkhead import checkpoints, files
+
+    if source.endswith(".npy"):
+        codes = files.read_latents(source)
+        _check_owner(source, files.read_about(source), generator)
+        return codes.mean(0), generator
+    tuned = checkpoints.load_generator(source, device)
+    if tuned.identity is None:
+        raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
+    if told is not None and tuned.fingerprint != generator.fingerprint:
+        raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
+    checkpoints.load_audio2latent(audio2latent or checkpoints.bundled("audio2latent"), tuned, device)  # of the same family?
+    return tuned.identity, tuned
 
 
 @cli.command()
@@ -495,7 +597,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     \b
       talkhead pti face.png -o me.pt
-      talkhead generate --generator me.pt --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
     from talkhead import files, pti
 
@@ -730,17 +832,22 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @options.trained("the speech model")
 @options.weights_in("generator")
 @options.weights_in("encoder")
-@options.number("--components", 2500, "Principal components of the latents that it moves along.", least=1)
-@options.widths("Channels of its five convolutions.  [default: 64,128,256,256,512]")
-@options.number("--hidden", 2048, "Width of its wide layer after them.", least=1)
-@options.number("--features", 256, "Speech features per frame.", least=1)
-@options.number("--lstm", 256, "Width of its three LSTM layers.", least=1)
-@options.number("--decoder", 512, "Width of its decoder.", least=1)
+@options.one_of("--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody.")
+@options.heard
+@options.widths("Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]")
+@options.width("--lstm", "Width of its three LSTM layers.  [default: 64 in the first model, 256 in the second]")
+@options.width("--decoder", "Width of its decoder.  [default: 256 in the first model, 512 in the second]")
+@options.width("--components", "Second model: principal components of the latents that it moves along.  [default: 2500]")
+@options.width("--hidden", "Second model: width of the wide layer after the convolutions.  [default: 2048]")
+@options.width("--embedding", "Second model: width of the layer after that.  [default: 256]")
+@options.width("--identity-width", "First model: numbers that say whose face it is.  [default: 128]")
+@options.width("--noise-width", "First model: numbers of noise for each frame.  [default: 10]")
+@click.option("--deterministic", is_flag=True, help="First model: without noise.")
 @options.training_steps
 @options.batch(16)
 @options.number("--frames", 25, "Video frames of each example.", least=1)
 @options.lr(2e-4)
-@options.number("--latent-weight", 250.0, "Weight of the loss on latents.")
+@options.number("--latent-weight", None, "Weight of the loss on latents.  [default: 0 for the first model, 250 for the second]")
 @options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
 @options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
 @options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
@@ -749,30 +856,51 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=options.hold_out,
               help="Speakers, or single clips, kept to measure on: how many, or which.")
 @options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
-@options.number("--identity-noise", 0.3, "Blur of the identity that the model is shown, so that it learns no face by heart.")
+@options.number("--identity-noise", None, "Blur of the identity that the model is shown, so that it learns no face by heart.  "
+                "[default: 0 for the first model, 0.3 for the second]")
+@options.number("--noise-draws", 1, "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.", least=1)
+@click.option("--patience", type=click.IntRange(min=0), help="Lower the learning rate to a tenth after so many measurements without progress; "
+              "0 never does.  [default: 10 for the first model, 0 for the second]")
 @options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
 @options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
 @options.run
-def train_audio2latent(sources, output, generator, encoder, components, channels, hidden, features, lstm, decoder,
-                       tensorboard, device, **options):
+def train_audio2latent(sources, output, generator, encoder, model, features, features_model, channels, lstm, decoder, components, hidden,
+                       embedding, identity_width, noise_width, deterministic, tensorboard, device, **options):
     """Train the speech model on talking clips.
 
     \b
       talkhead train-audio2latent clips/ --generator generator.pt --encoder encoder.pt \\
           -o audio2latent.pt --steps 50000
+      talkhead train-audio2latent clips/ --model first --generator generator.pt --encoder encoder.pt \\
+          -o first.pt --steps 50000
     """
     import torch
 
-    from talkhead import audio2latent
+    from talkhead import audio2latent, teaching
+
+    widths = _widths(model, {"channels": channels, "lstm": lstm, "decoder": decoder, "components": components, "hidden": hidden,
+                             "embedding": embedding, "identity_width": identity_width, "noise_width": 0 if deterministic else noise_width})
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
-    sizes = {"channels": tuple(channels)} if channels else {}
-    model = audio2latent.SecondModel(generator.num_ws, components, hidden=hidden, features=features, lstm=lstm, decoder=decoder, **sizes)
+    features = audio2latent.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
+    model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
-    records = audio2latent.train(sources, generator, encoder, output, model, device=device, **options)
+    records = teaching.train(sources, generator, encoder, output, model, features=features, device=device, **options)
     shell.watch(records, options["steps"], tensorboard)
+
+
+def _widths(model, told):
+    """The widths that were told of a speech model, if it has such parts."""
+    told = {name: value for name, value in told.items() if value is not None}
+    strangers = told.keys() & ({"components", "hidden", "embedding"} if model == "first" else {"identity_width", "noise_width"})
+    if strangers:
+        raise click.UsageError(f"--{sorted(strangers)[0].replace('_', '-')}: the {model} model has no such part; leave it out")
+    lengths = {"first": 4, "second": 5}
+    if len(told.get("channels", range(lengths[model]))) != lengths[model]:
+        raise click.UsageError(f"--channels: the {model} model has {lengths[model]} convolutions; name as many widths")
+    return {{"embedding": "features"}.get(name, name): value for name, value in told.items()}
 
 
 @cli.command("train-speech")

@@ -153,6 +153,11 @@ alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     detection,
 )
+heard = together(
+    click.option("--features", type=click.Choice(["mfcc", "bundled", "deepspeech", "wav2vec2", "hubert"]),
+                 help="What the speech model hears.  [default: what it was trained on; to train, bundled for the first model and mfcc for the second]"),
+    click.option("--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"),
+)
 fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
                       "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
@@ -187,6 +192,11 @@ encoder_shape = together(
     number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
     number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
 )
+
+
+def width(flag, help):
+    """An option for the width of a part of a network; left out, the network's own."""
+    return click.option(flag, type=click.IntRange(min=1), help=help)
 
 
 def init_option(help):

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead.audio2latent import displacements
+from talkhead.audio2latent import displacements, heard_by
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
-from talkhead.speech import mfcc_windows
 from talkhead.training import to_frames
 
 
@@ -54,39 +53,56 @@ def _checked(latent, generator, index):
     return latent
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
-    """Say where in W+ a face goes while it speaks.
+def origin(encoder, identity, batch=8):
+    """The code of a face.
 
-    encoder       encoders.ResNetEncoder
-    audio2latent  audio2latent.SecondModel
-    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
-    audio         float32 (N,) mono at 16 kHz in [-1, 1]
-    batch         video frames predicted together; the result does not depend on it
-    gain          factor on all movement
-    yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
-
-    Source: thesis §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
+    encoder   encoders.ResNetEncoder
+    identity  uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
+    returns   float32 (L, 512)
     """
-    device = next(encoder.parameters()).device
     pictures = np.asarray(identity)
     pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
-    origin = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)  # (L, 512)
-    for displacement in displacements(audio2latent, mfcc_windows(audio), origin, chunk=batch, gain=gain):
-        yield displace(origin, displacement)
+    device = next(encoder.parameters()).device
+    return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32"):
+def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, seed=0):
+    """Say where in W+ a face goes while it speaks.
+
+    encoder       encoders.ResNetEncoder; None if the identity is a code
+    audio2latent  audio2latent.FirstModel or SecondModel
+    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken;
+                  or the code itself, float32 (L, 512)
+    audio         float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it, which is read no further than the next
+                  latents need, and changes nothing else
+    batch         video frames predicted together; the result does not depend on it
+    gain          factor on all movement
+    features      what the model hears, as audio2latent.heard_by makes it; None makes it here
+    seed          of the first model's noise; None gives it none
+    yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
+
+    Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
+    """
+    identity = np.asarray(identity)
+    start = identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
+    features = features or heard_by(audio2latent)
+    windows = features.windows(audio) if isinstance(audio, np.ndarray) else features.stream(audio)
+    for displacement in displacements(audio2latent, windows, start, chunk=batch, gain=gain, seed=seed):
+        yield displace(start, displacement)
+
+
+def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", features=None, seed=0):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity                          uint8 (H, W, 3) RGB, an aligned picture, or several of one person, (n, H, W, 3)
-    audio                             float32 (N,) mono at 16 kHz in [-1, 1]
-    batch, noise, precision           as `synthesize` takes them
+    identity, audio, features, seed   as `drive` takes them
+    batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
     yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
 
-    Source: thesis §4.3.1 (second model).
+    Source: thesis §4.2.1 (first model), §4.3.1 (second model).
     """
-    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch), batch, noise, precision)
+    path = drive(encoder, audio2latent, identity, audio, batch, features=features, seed=seed)
+    return synthesize(generator, path, batch, noise, precision)
 
 
 def label(frames, text="synthetic"):

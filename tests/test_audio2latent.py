@@ -1,18 +1,19 @@
-"""The second model: the thesis's tables, its streaming, and its training on clips made on the spot."""
+"""Both speech models: the thesis's tables, their streaming, and what they hear."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import audio2latent, files
-from talkhead.audio2latent import SecondModel, displacements, train
+import talkhead
+from talkhead import speech
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, features, heard_by
 from talkhead.errors import TalkheadError
-from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
-from talkhead.stylegan import Generator
 
 TOY = {"components": 4, "channels": (2, 2, 3, 3, 4), "hidden": 8, "features": 8, "lstm": 8, "decoder": 8}
 L = 6  # of a 16x16 generator
@@ -24,11 +25,152 @@ def toy_model(seed=0, **changes):
     return SecondModel(L, **(TOY | changes), basis=basis).eval()
 
 
-def heard(frames, batch=1, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, frames, 12, 28)).astype(np.float32))
+def toy_first(seed=0, heard=(29, 16), begun=True, **changes):
+    """A first model that moves faces: it begins at principal components, as training does."""
+    torch.manual_seed(seed)
+    model = FirstModel(L, heard, **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes))
+    if begun:
+        model.begin(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(heard[0]) + 0.5)
+    return model.eval()
 
 
-# The network ----------------------------------------------------------------------------------------------------------
+def heard(frames, batch=1, seed=0, shape=(12, 28)):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, frames, *shape)).astype(np.float32))
+
+
+MODELS = {"first": (toy_first, (29, 16)), "second": (toy_model, (12, 28))}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param][0]()
+
+
+# The first model --------------------------------------------------------------------------------------------------------
+
+def test_shapes_of_tables_4_1_and_4_2():
+    model = FirstModel(12)
+    shapes, x = [], torch.zeros(2, 29, 16)
+    for layer in model.audio:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv1d):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(32, 8), (32, 4), (64, 2), (64, 1)] and x.shape == (2, 64)
+    assert (model.lstm.input_size, model.lstm.hidden_size, model.lstm.num_layers) == (64, 64, 3)
+    assert (model.identity.in_features, model.identity.out_features) == (6144, 128)
+    assert (model.noise.input_size, model.noise.hidden_size, model.noise.num_layers) == (10, 10, 1)
+    linear = [(layer.in_features, layer.out_features) for layer in [*model.decoder, model.out] if isinstance(layer, torch.nn.Linear)]
+    assert linear == [(202, 256), (256, 256), (256, 256), (256, 6144)]
+    assert {layer.negative_slope for layer in [*model.audio, *model.decoder] if isinstance(layer, torch.nn.LeakyReLU)} == {0.02}
+    assert not model.lstm.bidirectional and not model.noise.bidirectional
+
+
+def test_parameters_of_the_first_models_tables():
+    convolutions = sum(3 * a * b + b for a, b in [(29, 32), (32, 32), (32, 64), (64, 64)])
+    lstms = 3 * (4 * 64 * (64 + 64) + 2 * 4 * 64) + (4 * 10 * (10 + 10) + 2 * 4 * 10)
+    linear = sum(a * b + b for a, b in [(6144, 128), (202, 256), (256, 256), (256, 256), (256, 6144)])
+    assert sum(p.numel() for p in FirstModel(12).parameters()) == convolutions + lstms + linear
+
+
+def test_it_begins_at_the_principal_components():
+    """E_L's rows are the first of them, and the last layer is their inverse: it undoes the projection of what they span."""
+    model, basis = toy_first(begun=False), Basis.fit(torch.randn(30, L, 512), 8)
+    model.begin(basis, torch.ones(8), torch.ones(29))
+    codes = torch.randn(5, L, 512)
+    torch.testing.assert_close(model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4)
+    within = basis.expand(torch.randn(5, 8))
+    torch.testing.assert_close(model.expand(model.out(basis.project(within, centre=False))), within, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_model_equals_a_slow_reading_of_the_tables():
+    """One frame at a time, with functions instead of layers."""
+    model, identity = toy_first(), torch.randn(1, L, 512)
+    model.identity_spread.uniform_(0.5, 2)
+    windows, noise = heard(3, shape=(29, 16)), torch.randn(1, 3, 3)
+    weights = dict(model.state_dict())
+    linear = lambda x, name: x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    leaky = lambda x: torch.where(x > 0, x, 0.02 * x)
+    heard_state, noise_state, made = None, None, []
+    for t in range(3):
+        x = (windows[0, t] / weights["feature_spread"][:, None])[None]
+        for layer in (0, 2, 4, 6):
+            x = leaky(F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1))
+        x, heard_state = model.lstm(x.flatten(1)[None], heard_state)
+        murmur, noise_state = model.noise(noise[:, t:t + 1], noise_state)
+        who = linear(identity.flatten()[None], "identity") / weights["identity_spread"]
+        x = torch.cat([x[0], who, murmur[0]], 1)
+        for layer in (0, 2, 4):
+            x = leaky(linear(x, f"decoder.{layer}"))
+        made.append(linear(x * weights["motion_spread"], "out"))
+    torch.testing.assert_close(model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
+
+
+def test_seeds_of_noise_make_different_motions_and_none_makes_one():
+    model, identity, windows = toy_first(), torch.randn(L, 512), heard(6, shape=(29, 16))[0].numpy()
+    one, again, other, none = (np.stack(list(displacements(model, windows, identity, seed=seed))) for seed in (1, 1, 2, None))
+    assert np.array_equal(one, again) and np.abs(one - other).max() > 1e-4 * np.abs(one).max()
+    with torch.no_grad():
+        silent = model(torch.from_numpy(windows)[None], identity[None], noise=torch.zeros(1, 6, 3))[0][0].numpy()
+    np.testing.assert_allclose(none, silent, atol=1e-5)
+    quiet = toy_first(noise_width=0)
+    assert quiet.noise is None and quiet.decoder[0].in_features == 8 + 4
+    one, other = (np.stack(list(displacements(quiet, windows, identity, seed=seed))) for seed in (1, 2))
+    assert np.array_equal(one, other) and one.std() > 0
+
+
+# Windows of other features ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(12, 28), (29, 16), (768, 16)])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_either_model_hears_any_features(name, shape):
+    small = {"channels": (2, 2, 3, 3), "decoder": 4} if name == "first" else TOY
+    model = build(name, num_ws=L, heard=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}).eval()
+    assert model(heard(2, shape=shape), torch.randn(1, L, 512))[0].shape == (1, 2, L, 512)
+    assert build(**json.loads(json.dumps(model.config))).heard == shape
+
+
+def test_windows_of_other_features_are_refused(model):
+    with pytest.raises(TalkheadError, match=r"windows: have shape \(5, 7\), this speech model takes .* of mfcc; pass the features"):
+        next(displacements(model, [np.zeros((5, 7), np.float32)], torch.zeros(L, 512)))
+
+
+class Steps:
+    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms."""
+
+    shape = (29, 16)
+
+    def __init__(self, seed=0):
+        self.name, self.identity = "steps", {"name": "steps", "network": str(seed)}
+        self.matrix = np.random.default_rng(seed).standard_normal((12, 29)).astype(np.float32)
+
+    def windows(self, audio):
+        steps = speech.mfcc(audio)[::2] @ self.matrix
+        return speech.windows(steps, speech.num_frames(audio), 16, 6, 2)
+
+
+def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
+    model = toy_first()
+    assert isinstance(heard_by(toy_model()), speech.Mfcc)
+    asked = []
+    stand_in = types.SimpleNamespace(features=lambda *told: asked.append(told) or Steps())
+    monkeypatch.setattr(talkhead, "acoustics", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "talkhead.acoustics", stand_in)
+    model.hears = Steps().identity
+    assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
+    assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]
+    model.hears = Steps(1).identity
+    with pytest.raises(TalkheadError, match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features"):
+        heard_by(model)
+    with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
+        heard_by(model, "mfcc")
+
+
+def test_mfcc_have_no_network():
+    with pytest.raises(TalkheadError, match="net.pt: mfcc are computed without a network"):
+        features("mfcc", "net.pt")
+
+
+# The second model -------------------------------------------------------------------------------------------------------
 
 def test_shapes_of_table_4_3():
     model = SecondModel(18, components=3)
@@ -83,34 +225,42 @@ def test_forward_equals_a_slow_reading_of_the_tables():
     torch.testing.assert_close(model(windows, identity)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
 
 
-def test_a_batch_equals_its_members():
-    model, identity, windows = toy_model(), torch.randn(3, L, 512), heard(4, 3)
+# Both -------------------------------------------------------------------------------------------------------------------
+
+def test_a_batch_equals_its_members(model):
+    identity, windows = torch.randn(3, L, 512), heard(4, 3, shape=model.heard)
     together, _ = model(windows, identity)
     for k in range(3):
         alone, _ = model(windows[k : k + 1], identity[k : k + 1])
         torch.testing.assert_close(alone[0], together[k], atol=1e-5, rtol=1e-4)
 
 
-def test_config_rebuilds_the_network():
-    model = toy_model()
-    again = SecondModel(**json.loads(json.dumps(model.config)))
+def test_config_rebuilds_the_network(model):
+    again = build(**json.loads(json.dumps(model.config)))
     again.load_state_dict(model.state_dict())
-    identity = torch.randn(1, L, 512)
-    assert torch.equal(again.eval()(heard(2), identity)[0], model(heard(2), identity)[0])
+    identity, windows = torch.randn(1, L, 512), heard(2, shape=model.heard)
+    assert type(again) is type(model) and torch.equal(again.eval()(windows, identity)[0], model(windows, identity)[0])
+
+
+def test_a_config_from_before_there_were_two_is_the_seconds():
+    config = {key: value for key, value in toy_model().config.items() if key not in ("model", "heard")}
+    assert build(**config).config == toy_model().config
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunks_equal_the_whole(chunk):
-    model, identity, windows = toy_model(), torch.randn(L, 512), heard(11)
+def test_chunks_equal_the_whole(model, chunk):
+    """States and noise are carried from chunk to chunk."""
+    identity, windows = torch.randn(L, 512), heard(11, shape=model.heard)
+    noise = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 11, model.noise_width))).float()
     with torch.no_grad():
-        whole = model(windows, identity[None])[0][0].numpy()
-    made = np.stack(list(displacements(model, iter(windows[0].numpy()), identity.numpy(), chunk=chunk)))
+        whole = model(windows, identity[None], noise=noise)[0][0].numpy()
+    made = np.stack(list(displacements(model, iter(windows[0].numpy()), identity.numpy(), chunk=chunk, seed=5)))
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, whole, atol=1e-5)
 
 
-def test_gain_scales_the_motion():
-    model, identity, windows = toy_model(), torch.randn(L, 512), heard(3)[0].numpy()
+def test_gain_scales_the_motion(model):
+    identity, windows = torch.randn(L, 512), heard(3, shape=model.heard)[0].numpy()
     once, twice = (np.stack(list(displacements(model, windows, identity, gain=gain))) for gain in (1.0, 2.0))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
 
@@ -126,188 +276,3 @@ def test_displacements_need_not_hear_the_end_to_begin():
 def test_an_identity_of_another_generator_is_refused():
     with pytest.raises(TalkheadError, match=r"identity: has shape \(8, 512\), this speech model takes \(6, 512\)"):
         next(displacements(toy_model(), heard(1)[0].numpy(), torch.randn(8, 512)))
-
-
-# Training -------------------------------------------------------------------------------------------------------------
-
-FRAMES = 10
-
-
-def write_clip(folder, name, speaker, seed, track=True):
-    """A clip whose picture grows brighter with its sound."""
-    rng = np.random.default_rng(seed)
-    loud = np.repeat(rng.random(FRAMES // 2 + 1) > 0.5, 2)[:FRAMES]
-    sound = np.repeat(loud, 640) * rng.standard_normal(FRAMES * 640) * 0.1
-    base = rng.integers(60, 120, (16, 16, 3))
-    with files.FrameWriter(folder / f"{name}.mp4", sound=(sound.astype(np.float32), 16000), lossless=True) as writer:
-        for frame in range(FRAMES):
-            writer.write((base + 100 * loud[frame]).astype(np.uint8))
-    (folder / f"{name}.json").write_text(json.dumps({"speaker": speaker, "source": "test"}))
-    if track:
-        np.save(folder / f"{name}.track.npy", np.stack([0.1 * loud] * 3, 1).astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    for k in range(5):
-        write_clip(folder, f"{k:06d}", f"voice{k // 2}", k)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    generator = Generator(16, channels=[8, 8, 8], mapping_layers=1)
-    generator.fingerprint = "0123456789abcdef"
-    encoder = ResNetEncoder(L, width=4, input_size=16)
-    torch.nn.init.normal_(encoder.fc.weight, std=0.1)
-    return generator, encoder
-
-
-def run(clips, networks, out, steps, **options):
-    options = {"batch": 2, "frames": 6, "image_frames": 2, "perceptual": "pyramid", "hold_out": 1, "validate_every": 2,
-               "log_every": 1, "lr": 1e-3} | options
-    torch.manual_seed(1)
-    return list(train([clips], *networks, out, SecondModel(L, **TOY), steps=steps, **options))
-
-
-def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
-    records = run(clips, networks, tmp_path / "a.pt", 4)
-    assert [record["step"] for record in records] == [0] * 5 + [1, 2, 3, 4]
-    assert {"loss", "latent", "image", "mouth"} <= set(records[5]) and {"val_error", "val_correlation"} <= set(records[6])
-    json.dumps(records)
-    weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
-    assert weights["config"]["generator"] == "0123456789abcdef"
-    model = SecondModel(**weights["config"]["network"])
-    model.load_state_dict(weights["model"])
-    assert model.basis.stdev.min() > 0 and model.motion_spread.min() > 0
-    assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
-
-
-def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path):
-    run(clips, networks, tmp_path / "whole.pt", 4)
-    run(clips, networks, tmp_path / "parts.pt", 2)
-    run(clips, networks, tmp_path / "parts.pt", 4)
-    whole, parts = (files.load_weights(tmp_path / name) for name in ("whole.pt", "parts.pt"))
-    for name in whole["model"]:
-        assert torch.equal(whole["model"][name], parts["model"][name]), name
-        assert torch.equal(whole["training"]["live"][name], parts["training"]["live"][name]), name
-
-
-def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
-    run(clips, networks, tmp_path / "whole.pt", 4, lr=0.1, cool_down=0.5)
-    rate = files.load_weights(tmp_path / "whole.pt")["training"]["optimizer"]["param_groups"][0]["lr"]
-    assert rate == pytest.approx(0.05)  # the fourth of four steps lies half way down
-    run(clips, networks, tmp_path / "even.pt", 4, lr=0.1)
-    assert files.load_weights(tmp_path / "even.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == 0.1
-
-
-def test_the_best_model_is_kept(clips, networks, tmp_path):
-    records = run(clips, networks, tmp_path / "a.pt", 8, lr=0.05)
-    checked = {record["step"]: record["val_error"] for record in records if "val_error" in record}
-    assert files.load_weights(tmp_path / "a.pt")["training"]["best_step"] == min(checked, key=checked.get)
-
-
-def test_codes_are_computed_once(clips, networks, tmp_path, monkeypatch):
-    run(clips, networks, tmp_path / "a.pt", 1)
-    monkeypatch.setattr(audio2latent, "encode", None)
-    run(clips, networks, tmp_path / "a.pt", 2)
-
-
-def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
-    clip = clips / "000002.mp4"
-    with audio2latent._Codes(tmp_path / "a.codes", networks[1]) as kept:
-        codes, audio = kept.read(kept.learn(clip, "cpu"))
-    fresh = np.stack(list(audio2latent.encode(networks[1], files.read_frames(clip))))
-    assert np.abs(codes - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
-    assert len(codes) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
-
-
-def test_another_encoder_does_not_take_them(clips, networks, tmp_path):
-    other = ResNetEncoder(L, width=4, input_size=16)
-    with audio2latent._Codes(tmp_path / "a.codes", networks[1]) as kept:
-        first = kept.learn(clips / "000000.mp4", "cpu").key
-    with audio2latent._Codes(tmp_path / "a.codes", other) as kept:
-        assert kept.learn(clips / "000000.mp4", "cpu").key != first
-
-
-def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
-    (tmp_path / "a.codes").write_bytes(b"x" * 5000)
-    with pytest.raises(TalkheadError, match="a.codes: cannot keep codes there"):
-        run(clips, networks, tmp_path / "a.pt", 1)
-
-
-def lessons(*speakers):
-    return [audio2latent._Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
-
-
-def test_held_out_speakers_are_not_trained_on():
-    rest, held = audio2latent._split(lessons(*"aabbccdd"), 2, seed=0)
-    assert len(held) == 4 and not {x.speaker for x in rest} & {x.speaker for x in held}
-    assert audio2latent._split(lessons(*"aabbccdd"), 2, seed=0) == (rest, held)
-    rest, held = audio2latent._split(lessons(*"aab"), ["b", "clip0"], seed=0)
-    assert [x.name for x in held] == ["clip0", "clip2"] and [x.name for x in rest] == ["clip1"]
-    rest, held = audio2latent._split(lessons(*"aabb"), ["folder1"], seed=0)
-    assert [x.name for x in held] == ["clip2", "clip3"]
-
-
-@pytest.mark.parametrize("hold_out, message", [(2, "would leave nobody"), (["c"], "no speaker, clip or folder is called c"),
-                                               (["a", "b"], "nothing is left to train on")])
-def test_holding_out_too_much_is_refused(hold_out, message):
-    with pytest.raises(TalkheadError, match=message):
-        audio2latent._split(lessons("a", "b"), hold_out, seed=0)
-
-
-def test_nothing_to_hold_out_trains_without_validation(clips, networks, tmp_path):
-    records = run(clips, networks, tmp_path / "a.pt", 2, hold_out=0, image_frames=0, augment=False)
-    assert "val_error" not in records[-1] and "image" not in records[-1]
-
-
-def test_networks_of_other_layers_are_refused(clips, networks, tmp_path):
-    with pytest.raises(TalkheadError, match="layers: generator 6, encoder 6, speech model 8"):
-        next(train([clips], *networks, tmp_path / "a.pt", SecondModel(8, **TOY), steps=1))
-
-
-def test_a_folder_without_clips_is_refused(networks, tmp_path):
-    with pytest.raises(TalkheadError, match="no clips"):
-        run(tmp_path, networks, tmp_path / "a.pt", 1)
-
-
-def test_training_hears_the_sound(networks, tmp_path):
-    """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
-    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
-    wide = {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}
-    (tmp_path / "clips").mkdir()
-    for k in range(16):
-        write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)
-    torch.manual_seed(0)
-    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=150, batch=8, frames=10, lr=2e-3,
-                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=150, average=0.9))
-    assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
-
-
-def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
-    rng = np.random.default_rng(0)
-    motion, opening = rng.standard_normal((500, 3)) * [3, 1, 0.1], rng.standard_normal(500)
-    motion[:, 1] += opening
-    tracked, moments = audio2latent._Moments(), audio2latent._Moments()
-    tracked.add(np.column_stack([motion, opening]))
-    moments.add(motion)
-    reading = audio2latent._read_tracks(tracked, moments.spread())
-    fitted = np.linalg.lstsq(motion / moments.spread(), opening / np.sqrt(np.mean(opening**2)), rcond=None)[0]
-    np.testing.assert_allclose(reading, fitted, atol=0.01)
-    widest = motion / moments.spread() @ audio2latent._widest(moments)
-    assert abs(np.corrcoef(widest, motion[:, 0])[0, 1]) > 0.99 and widest.std() == pytest.approx(1, abs=0.02)
-
-
-def test_latent_loss_is_the_mean_squared_error():
-    basis, wanted = toy_model().basis, torch.randn(7, L, 512)
-    predicted = torch.randn(7, 4)
-    loss = audio2latent._Trainer._latent_loss(predicted, basis.project(wanted, centre=False), wanted)
-    torch.testing.assert_close(loss, F.mse_loss(basis.expand(predicted), wanted), rtol=1e-4, atol=0)
-
-
-def test_codes_between_frames_are_on_the_line():
-    codes = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
-    np.testing.assert_allclose(audio2latent._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3])

@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import os
 import re
 import resource
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -24,10 +27,11 @@ ROOT = Path(__file__).parents[1]
 
 # What each command must at least be told, to be parsed.
 LEAST = {
-    "align": ["clip"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
+    "align": ["clip"], "paste": ["--into", "clip", "--quads", "q.npy"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
     "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "pack": ["clips", "-o", "x.npy"],
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-speech": ["spoken", "-o", "x.pt", "--steps", "1"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
     "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
 }
@@ -35,6 +39,7 @@ LEAST = {
 # Whose signature each option's default repeats, where the command does not merely choose.
 SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector", "jobs.run"],
+    "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
@@ -43,7 +48,7 @@ SIGNATURES = {
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
-    "train-audio2latent": ["audio2latent.train", "audio2latent.SecondModel", "training.fit"],
+    "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
     "train-speech": ["acoustics.train", "acoustics.CharacterModel", "training.fit"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
@@ -52,9 +57,10 @@ SIGNATURES = {
 RENAMED = {"detector": "name", "detector_model": "model"}
 CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device", "listing", "shard"},
+    "paste": {"source", "into", "quads", "output"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
-                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard"},
+                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model", "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
     "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
     "synth": {"output", "count"},
@@ -63,7 +69,8 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                        "init", "encoder_init", "steps", "every", "limit", "tensorboard", "device", "perceptual"},
     "train-encoder": {"sources", "output", "generator", "arch", "imagenet", "irse", "identity_network", "init", "steps", "validation",
                       "tensorboard", "device"},
-    "train-audio2latent": {"sources", "output", "generator", "encoder", "steps", "channels", "tensorboard", "device"},
+    "train-audio2latent": {"sources", "output", "generator", "encoder", "model", "features", "features_model", "steps", "channels", "lstm", "decoder",
+                           "components", "hidden", "embedding", "identity_width", "noise_width", "deterministic", "tensorboard", "device"},
     "train-speech": {"sources", "output", "steps", "tensorboard", "device"},
     "weights fetch": {"name", "output"},
     "weights convert": {"source", "output"},
@@ -207,9 +214,12 @@ def test_every_command_is_in_the_readme():
     (["generate"], "pass --identity and --audio, or --latents"),
     (["generate", "--identity", "a.png"], "pass --identity and --audio"),
     (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
+    (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
+    (["paste", "a.mp4", "--quads", "q.npy"], "Missing option '--into'"),
+    (["paste", "-", "--into", "-", "--quads", "q.npy"], "stdin can be read only once"),
     (["invert", "a.png", "--steps", "0"], "Invalid value for '--steps'"),
     (["train-stylegan", "clips", "-o", "x.pt"], "Missing option '--steps'"),
     (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
@@ -242,6 +252,8 @@ def scene(tmp_path, puppet, toy):
     np.save(tmp_path / "other.npy", np.zeros((3, 10, 512), np.float32))
     np.save(tmp_path / "nan.npy", np.full((3, 6, 512), np.nan, np.float32))
     np.save(tmp_path / "flat.npy", np.zeros((3, 7), np.float32))
+    np.save(tmp_path / "quads.npy", np.array([[(10, 10), (10, 50), (50, 50), (50, 10)]], float))
+    files.write_json(tmp_path / "quads.json", {"size": 64, "frame": [64, 64]})
     files.write_latents(tmp_path / "foreign.npy", np.zeros((3, 6, 512), np.float32), {"generator": "somebody"})
     (tmp_path / "torn.pt").write_bytes((toy / "generator.pt").read_bytes()[:5000])
     for name in ("face.png", "clip.mp4", "speech.wav", "wide.png"):
@@ -266,6 +278,10 @@ def scene(tmp_path, puppet, toy):
     ("generate --identity text.mp4 --audio speech.wav -o out.mp4", "text.mp4: not a video"),
     ("generate --identity wide.png --audio speech.wav --aligned -o out.mp4", "wide.png: 80x64, but an aligned face is square"),
     ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
+    ("paste clip.mp4 --into face.png --quads none.npy -o out.mp4", "none.npy: no such file"),
+    ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: shape (3, 7), wanted (frames, 4, 2)"),
+    ("paste none.mp4 --into face.png --quads quads.npy -o out.mp4", "none.mp4: no such file"),
+    ("paste clip.mp4 --into wide.png --quads quads.npy -o out.mp4", "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned"),
     ("invert empty.mp4 -o out.npy", "empty.mp4: "),
     ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
     ("invert wide.png -o out.npy", "is not a square face; align it first"),
@@ -389,7 +405,71 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
     assert other.exit_code == 1 and len(other.stderr.splitlines()) == 2 and re.search(r"tuning.images=\w+, now \w+", other.stderr)
     assert run("weights", "export", scene / "me.pt", "-o", scene / "small.pt").exit_code == 0
     (told,) = records(run("weights", "show", scene / "me.pt"))
-    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "model"}
+    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "identity", "model"}
+
+
+def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
+    assert run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    assert run("invert", scene / "face.png", "-o", scene / "face.npy").exit_code == 0
+    speech = ["--audio", scene / "speech.wav"]
+    assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", *speech, "-o", scene / "b").exit_code == 0
+    monkeypatch.setattr(checkpoints, "load_encoder", None)  # no encoder is asked
+    for identity, like in (("me.pt", "a"), ("face.npy", "b")):
+        result = run("generate", "--identity", scene / identity, *speech, "-o", scene / f"{like} again")
+        assert result.exit_code == 0, result.output
+        one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))
+        assert np.abs(one - other).max() <= 1
+    result = run("generate", "--identity", scene / "me.pt", *speech, "--generator", scene / "me.pt", "-o", scene / "c")
+    assert result.exit_code == 0, result.output
+
+
+def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    Path("pairs.txt").write_text("me.pt\tspeech.wav\ta.mkv\nface.png\tspeech.wav\tb.mkv\nother.npy\tspeech.wav\tc.mkv\n")
+    result = run("generate", "--list", "pairs.txt", "-o", "out")
+    assert result.exit_code == 1 and "2 done, 0 skipped, 1 failed" in result.stderr, result.output
+    assert run("generate", "--identity", "me.pt", "--audio", "speech.wav", "-o", "a.mkv").exit_code == 0
+    np.testing.assert_array_equal(*(np.stack(list(files.read_frames(name))) for name in ("a.mkv", "out/a.mkv")))
+
+
+def test_identities_that_do_not_fit(scene, toy):
+    torn = files.load_weights(toy / "generator.pt")
+    files.save_weights(scene / "odd.pt", torn | {"identity": torn["model"]["const"]})
+    torn["model"]["const"] = torn["model"]["const"] + 1
+    files.save_weights(scene / "stranger.pt", torn | {"identity": torn["model"]["w_avg"].expand(6, 512).clone()})
+    for more, message in (
+            (["--identity", toy / "generator.pt"], "generator.pt: holds no face beside the generator; tune again with talkhead pti"),
+            (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite code (6, 512)"),
+            (["--identity", scene / "stranger.pt"], "audio2latent.pt: this audio2latent was trained against generator"),
+            (["--identity", scene / "stranger.pt", "--generator", toy / "generator.pt"], "stranger.pt: a face of generator"),
+            (["--identity", scene / "foreign.npy"], "foreign.npy: latents of generator somebody"),
+            (["--identity", scene / "other.npy"], "identity: has shape (10, 512), this speech model takes (6, 512)"),
+            (["--identity", scene / "flat.npy"], "flat.npy: holds float32 (3, 7), wanted")):
+        result = run("generate", *more, "--audio", scene / "speech.wav", "-o", scene / "out.mp4")
+        assert result.exit_code == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+        assert not (scene / "out.mp4").exists()
+
+
+def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    os.mkfifo(scene / "pipe.wav")
+    data = (scene / "speech.wav").read_bytes()
+
+    def write():
+        with open(scene / "pipe.wav", "wb", buffering=0) as pipe:
+            pipe.write(data[:2000])
+            time.sleep(0.5)
+            pipe.write(data[2000:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "pipe.wav", "-o", scene / "live", "--latents-out", scene / "live.npy")
+    writer.join()
+    assert result.exit_code == 0 and "pipe.wav: nothing has come for 0 s; waiting" in result.stderr
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "whole", "--latents-out", scene / "whole.npy").exit_code == 0
+    np.testing.assert_allclose(np.load(scene / "live.npy"), np.load(scene / "whole.npy"), atol=1e-5)
 
 
 def test_tuned_weights_do_not_fit_a_stranger(scene, tmp_path):
@@ -522,6 +602,44 @@ def test_what_is_aligned_is_not_aligned_again(scene, stub):
     result = run("align", scene / "face.png", "-o", scene / "again.png", "--size", 64)
     assert result.exit_code == 0 and "aligned already" in result.stderr
     assert np.array_equal(files.read_image(scene / "again.png"), files.read_image(scene / "face.png"))
+
+
+def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
+    result = run("align", puppet / "photo.png", "-o", scene / "face.png", "--quads", scene / "q.npy", "--size", 32)
+    assert files.read_json(scene / "q.json") == {"size": 32, "frame": [120, 160], "fps": 25.0, "smoothing": 2.0}
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "head.mp4").exit_code == 0
+    result = run("paste", scene / "head.mp4", "--into", puppet / "photo.png", "--quads", scene / "q.npy", "-o", scene / "out.mkv")
+    assert result.exit_code == 0 and result.stdout == "", result.output
+    with files.read_frames(scene / "out.mkv") as video:
+        assert not video.aligned and video.size == (120, 160) and files.SYNTHETIC_TYPE in video.metadata.values()
+        frames = list(video)
+    assert len(frames) == 13
+    photo = files.read_image(puppet / "photo.png").astype(int)
+    assert all(np.abs(frame[:20] - photo[:20]).max() < 10 for frame in frames)
+    assert np.abs(frames[0].astype(int) - photo)[40:80, 50:90].mean() > 10  # the toy generator draws no faces
+    spoken, given = (files.read_audio(path) for path in (scene / "out.mkv", scene / "speech.wav"))
+    assert np.corrcoef(spoken[:len(given)], given[:len(spoken)])[0, 1] > 0.9
+
+
+def test_a_clip_cut_out_and_put_back_is_the_clip(scene, puppet, stub):
+    line = ["align", puppet / "in.mp4", "-o", scene / "cut", "--quads", scene / "q.npy", "--smoothing", 0]
+    assert run(*line).exit_code == 0
+    out = scene / "back.mp4"
+    result = run("paste", scene / "cut", "--into", puppet / "in.mp4", "--quads", scene / "q.npy", "-o", out, "--feather", 0.1, "--no-match-colour")
+    assert result.exit_code == 0 and "crops" not in result.stderr, result.output
+    before, after = (np.stack(list(files.read_frames(path))).astype(float) for path in (puppet / "in.mp4", out))
+    assert before.shape == after.shape and 10 * np.log10(255 ** 2 / np.square(before - after).mean()) > 33
+    # The cut pictures are silent: the sound is the clip's.
+    heard, given = files.read_audio(out), files.read_audio(puppet / "in.mp4")
+    assert np.corrcoef(heard[:len(given)], given[:len(heard)])[0, 1] > 0.9
+
+
+def test_quads_of_what_was_aligned_already_are_the_whole_picture(scene, stub):
+    result = run("align", scene / "face.png", "-o", scene / "small.png", "--size", 16, "--quads", scene / "q.npy")
+    assert result.exit_code == 0 and files.read_json(scene / "q.json")["size"] == 64
+    result = run("paste", scene / "face.png", "--into", scene / "face.png", "--quads", scene / "q.npy", "-o", scene / "back.png", "--no-match-colour")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(files.read_image(scene / "back.png"), files.read_image(scene / "face.png"))
 
 
 @pytest.mark.parametrize("on_missing, frames", [("hold", 6), ("skip", 4)])
@@ -839,7 +957,7 @@ def test_options_of_the_other_architecture_are_refused(wrong):
 
 
 def test_train_audio2latent(scene, puppet):
-    tiny = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--features", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 2]
+    tiny = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--embedding", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 2]
     line = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *BRIEF, *tiny, "--frames", 4, "--hold-out", 1,
             "--perceptual", "pyramid", "--validate-every", 1]
     assert "val_correlation" in records(run(*line))[-1]

@@ -87,7 +87,7 @@ def test_ssim_equals_wang_by_the_book():
                 variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
                 c1, c2 = 0.0001 * 255 ** 2, 0.0009 * 255 ** 2
                 values.append((2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x ** 2 + mean_y ** 2 + c1) * (variances + c2)))
-    assert metrics.ssim(real, fake) == pytest.approx(np.mean(values), abs=1e-10)
+    assert metrics.ssim(real, fake) == pytest.approx(np.mean(values), abs=1e-6)
 
 
 def test_ssim_of_equal_pictures_is_one():
@@ -198,7 +198,7 @@ def test_compare_holds_one_pair_of_frames():
         return most
 
     peak(1)
-    assert peak(60) < 1.1 * peak(3)
+    assert peak(60) < peak(3) + 200_000  # 57 pairs more would be 1.4 MB
 
 
 class Colours:
@@ -257,7 +257,7 @@ def test_features_are_kept_and_frames_are_not():
         return most
 
     peak(40)
-    assert peak(200) < 1.1 * peak(40)  # 160 frames more of each would be 4 MB
+    assert peak(200) < peak(40) + 1_000_000  # 160 frames more of each would be 4 MB
 
 
 # Mouths and voices
@@ -379,7 +379,7 @@ def test_frechet_distance_equals_the_matrix_root():
 
 def test_frechet_distance_is_that_of_pytorch_fid():
     frozen = json.loads((ROOT / "tests" / "data" / "inception.jsonl").read_text().splitlines()[1])
-    clouds = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_fid.py")["clouds"]()
+    clouds = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "peer_fid.py"))["clouds"]()
     assert metrics.frechet_distance(*clouds) == pytest.approx(frozen["frechet_distance"], rel=1e-6)
 
 

@@ -115,6 +115,48 @@ def test_batch_does_not_change_the_path(encoder, audio2latent):
     np.testing.assert_allclose(one, many, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [37, 640, 5000, 10 ** 6])
+def test_path_of_a_stream_is_that_of_the_whole(encoder, audio2latent, block):
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    speech = rng.normal(size=16001).astype(np.float32) * 0.1
+    whole = np.stack(list(synthesis.drive(encoder, audio2latent, face, speech)))
+    blocks = (speech[first:first + block] for first in range(0, len(speech), block))
+    streamed = np.stack(list(synthesis.drive(encoder, audio2latent, face, blocks, batch=1)))
+    np.testing.assert_allclose(streamed, whole, atol=1e-5)
+
+
+def test_sound_is_heard_no_further_than_the_next_frame_needs(encoder, audio2latent):
+    heard = []
+
+    def microphone():
+        for _ in range(200):
+            heard.append(160)
+            yield np.zeros(160, np.float32)
+
+    path = synthesis.drive(encoder, audio2latent, np.zeros((16, 16, 3), np.uint8), microphone(), batch=1)
+    for frame in range(20):
+        next(path)
+        assert sum(heard) <= 640 * (frame + 1) + 2160 + 160  # 135 ms after the frame's end, and a block
+
+
+def test_code_stands_for_the_picture_it_was_made_from(encoder, audio2latent):
+    face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    speech = np.random.default_rng(1).normal(size=4000).astype(np.float32) * 0.1
+    code = synthesis.origin(encoder, face)
+    assert code.dtype == np.float32 and code.shape == (encoder.num_ws, 512)
+    np.testing.assert_array_equal(list(synthesis.drive(None, audio2latent, code, speech)), list(synthesis.drive(encoder, audio2latent, face, speech)))
+
+
+@pytest.mark.parametrize("spoil", [lambda x: np.clip(20 * x, -1, 1), lambda x: 1e-5 * x, lambda x: x + 0.5, lambda x: 0 * x], ids=["clipped", "quiet", "offset", "none"])
+def test_bad_sound_moves_the_face_within_bounds(encoder, audio2latent, spoil):
+    face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    speech = (np.random.default_rng(1).normal(size=16000) * np.sin(np.arange(16000) / 800) ** 2 * 0.1).astype(np.float32)
+    good, bad = (np.stack(list(synthesis.drive(encoder, audio2latent, face, sound))) - synthesis.origin(encoder, face) for sound in (speech, spoil(speech)))
+    assert bad.shape == good.shape and np.isfinite(bad).all()
+    assert np.abs(bad).max() <= 3 * np.abs(good).max()
+
+
 def test_label_marks_a_corner_and_nothing_else():
     frames = np.random.default_rng(0).integers(60, 200, (2, 64, 64, 3), np.uint8)
     marked = list(synthesis.label(iter(frames)))

@@ -27,7 +27,7 @@ TRAINERS = {
                 "--width", "4", "--input-size", "16"],
     "audio2latent": ["train-audio2latent", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt",
                      "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--components", "4", "--channels", "4,4,4,4,4",
-                     "--hidden", "8", "--features", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
+                     "--hidden", "8", "--embedding", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
     "pti": ["pti", "{faces}/000000.mp4", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "8",
             "--lr", "1e-5", "--perceptual", "pyramid"],
 }

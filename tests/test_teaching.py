@@ -1,0 +1,213 @@
+"""Speech models are taught on clips made on the spot: what they learn, keep, resume and refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from talkhead import codes, files, teaching
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
+from talkhead.codes import Codes, Lesson, split
+from talkhead.errors import TalkheadError
+from talkhead.encoders import ResNetEncoder
+from talkhead.latents import Basis
+from talkhead.stylegan import Generator
+from talkhead.teaching import train
+
+TOY = {"components": 4, "channels": (2, 2, 3, 3, 4), "hidden": 8, "features": 8, "lstm": 8, "decoder": 8}
+L = 6  # of a 16x16 generator
+
+
+def toy_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    basis = Basis.fit(torch.randn(20, L, 512), 4)
+    return SecondModel(L, **(TOY | changes), basis=basis).eval()
+
+
+def heard(frames, batch=1, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, frames, 12, 28)).astype(np.float32))
+
+
+FRAMES = 10
+
+
+def write_clip(folder, name, speaker, seed, track=True):
+    """A clip whose picture grows brighter with its sound."""
+    rng = np.random.default_rng(seed)
+    loud = np.repeat(rng.random(FRAMES // 2 + 1) > 0.5, 2)[:FRAMES]
+    sound = np.repeat(loud, 640) * rng.standard_normal(FRAMES * 640) * 0.1
+    base = rng.integers(60, 120, (16, 16, 3))
+    with files.FrameWriter(folder / f"{name}.mp4", sound=(sound.astype(np.float32), 16000), lossless=True) as writer:
+        for frame in range(FRAMES):
+            writer.write((base + 100 * loud[frame]).astype(np.uint8))
+    (folder / f"{name}.json").write_text(json.dumps({"speaker": speaker, "source": "test"}))
+    if track:
+        np.save(folder / f"{name}.track.npy", np.stack([0.1 * loud] * 3, 1).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for k in range(5):
+        write_clip(folder, f"{k:06d}", f"voice{k // 2}", k)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    generator = Generator(16, channels=[8, 8, 8], mapping_layers=1)
+    generator.fingerprint = "0123456789abcdef"
+    encoder = ResNetEncoder(L, width=4, input_size=16)
+    torch.nn.init.normal_(encoder.fc.weight, std=0.1)
+    return generator, encoder
+
+
+def run(clips, networks, out, steps, **options):
+    options = {"batch": 2, "frames": 6, "image_frames": 2, "perceptual": "pyramid", "hold_out": 1, "validate_every": 2,
+               "log_every": 1, "lr": 1e-3} | options
+    torch.manual_seed(1)
+    return list(train([clips], *networks, out, SecondModel(L, **TOY), steps=steps, **options))
+
+
+def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
+    records = run(clips, networks, tmp_path / "a.pt", 4)
+    assert [record["step"] for record in records] == [0] * 5 + [1, 2, 3, 4]
+    assert {"loss", "latent", "image", "mouth"} <= set(records[5]) and {"val_error", "val_correlation"} <= set(records[6])
+    json.dumps(records)
+    weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
+    assert weights["config"]["generator"] == "0123456789abcdef"
+    model = build(**weights["config"]["network"])
+    model.load_state_dict(weights["model"])
+    assert model.basis.stdev.min() > 0 and model.motion_spread.min() > 0
+    assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
+
+
+def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path):
+    run(clips, networks, tmp_path / "whole.pt", 4)
+    run(clips, networks, tmp_path / "parts.pt", 2)
+    run(clips, networks, tmp_path / "parts.pt", 4)
+    whole, parts = (files.load_weights(tmp_path / name) for name in ("whole.pt", "parts.pt"))
+    for name in whole["model"]:
+        assert torch.equal(whole["model"][name], parts["model"][name]), name
+        assert torch.equal(whole["training"]["live"][name], parts["training"]["live"][name]), name
+
+
+def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
+    run(clips, networks, tmp_path / "whole.pt", 4, lr=0.1, cool_down=0.5)
+    rate = files.load_weights(tmp_path / "whole.pt")["training"]["optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.05)  # the fourth of four steps lies half way down
+    run(clips, networks, tmp_path / "even.pt", 4, lr=0.1)
+    assert files.load_weights(tmp_path / "even.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == 0.1
+
+
+def test_the_best_model_is_kept(clips, networks, tmp_path):
+    records = run(clips, networks, tmp_path / "a.pt", 8, lr=0.05)
+    checked = {record["step"]: record["val_error"] for record in records if "val_error" in record}
+    assert files.load_weights(tmp_path / "a.pt")["training"]["best_step"] == min(checked, key=checked.get)
+
+
+def test_codes_are_computed_once(clips, networks, tmp_path, monkeypatch):
+    run(clips, networks, tmp_path / "a.pt", 1)
+    monkeypatch.setattr(codes, "encode", None)
+    run(clips, networks, tmp_path / "a.pt", 2)
+
+
+def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
+    clip = clips / "000002.mp4"
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
+        held, audio = kept.read(kept.learn(clip, "cpu"))
+    fresh = np.stack(list(codes.encode(networks[1], files.read_frames(clip))))
+    assert np.abs(held - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
+    assert len(held) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
+
+
+def test_another_encoder_does_not_take_them(clips, networks, tmp_path):
+    other = ResNetEncoder(L, width=4, input_size=16)
+    with Codes(tmp_path / "a.codes", networks[1]) as kept:
+        first = kept.learn(clips / "000000.mp4", "cpu").key
+    with Codes(tmp_path / "a.codes", other) as kept:
+        assert kept.learn(clips / "000000.mp4", "cpu").key != first
+
+
+def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
+    (tmp_path / "a.codes").write_bytes(b"x" * 5000)
+    with pytest.raises(TalkheadError, match="a.codes: cannot keep codes there"):
+        run(clips, networks, tmp_path / "a.pt", 1)
+
+
+def lessons(*speakers):
+    return [Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
+
+
+def test_held_out_speakers_are_not_trained_on():
+    rest, held = split(lessons(*"aabbccdd"), 2, seed=0)
+    assert len(held) == 4 and not {x.speaker for x in rest} & {x.speaker for x in held}
+    assert split(lessons(*"aabbccdd"), 2, seed=0) == (rest, held)
+    rest, held = split(lessons(*"aab"), ["b", "clip0"], seed=0)
+    assert [x.name for x in held] == ["clip0", "clip2"] and [x.name for x in rest] == ["clip1"]
+    rest, held = split(lessons(*"aabb"), ["folder1"], seed=0)
+    assert [x.name for x in held] == ["clip2", "clip3"]
+
+
+@pytest.mark.parametrize("hold_out, message", [(2, "would leave nobody"), (["c"], "no speaker, clip or folder is called c"),
+                                               (["a", "b"], "nothing is left to train on")])
+def test_holding_out_too_much_is_refused(hold_out, message):
+    with pytest.raises(TalkheadError, match=message):
+        split(lessons("a", "b"), hold_out, seed=0)
+
+
+def test_nothing_to_hold_out_trains_without_validation(clips, networks, tmp_path):
+    records = run(clips, networks, tmp_path / "a.pt", 2, hold_out=0, image_frames=0, augment=False)
+    assert "val_error" not in records[-1] and "image" not in records[-1]
+
+
+def test_networks_of_other_layers_are_refused(clips, networks, tmp_path):
+    with pytest.raises(TalkheadError, match="layers: generator 6, encoder 6, speech model 8"):
+        next(train([clips], *networks, tmp_path / "a.pt", SecondModel(8, **TOY), steps=1))
+
+
+def test_a_folder_without_clips_is_refused(networks, tmp_path):
+    with pytest.raises(TalkheadError, match="no clips"):
+        run(tmp_path, networks, tmp_path / "a.pt", 1)
+
+
+def test_training_hears_the_sound(networks, tmp_path):
+    """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
+    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
+    wide = {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}
+    (tmp_path / "clips").mkdir()
+    for k in range(16):
+        write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)
+    torch.manual_seed(0)
+    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", SecondModel(L, **wide), steps=150, batch=8, frames=10, lr=2e-3,
+                         image_frames=0, mouth_weight=1.0, augment=False, hold_out=["voice2"], validate_every=150, average=0.9))
+    assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
+
+
+def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
+    rng = np.random.default_rng(0)
+    motion, opening = rng.standard_normal((500, 3)) * [3, 1, 0.1], rng.standard_normal(500)
+    motion[:, 1] += opening
+    tracked, moments = teaching._Moments(), teaching._Moments()
+    tracked.add(np.column_stack([motion, opening]))
+    moments.add(motion)
+    reading = teaching._read_tracks(tracked, moments.spread())
+    fitted = np.linalg.lstsq(motion / moments.spread(), opening / np.sqrt(np.mean(opening**2)), rcond=None)[0]
+    np.testing.assert_allclose(reading, fitted, atol=0.01)
+    widest = motion / moments.spread() @ teaching._widest(moments)
+    assert abs(np.corrcoef(widest, motion[:, 0])[0, 1]) > 0.99 and widest.std() == pytest.approx(1, abs=0.02)
+
+
+def test_latent_loss_is_the_mean_squared_error():
+    basis, wanted = toy_model().basis, torch.randn(7, L, 512)
+    predicted = torch.randn(7, 4)
+    loss = teaching._Trainer._latent_loss(predicted, basis.project(wanted, centre=False), wanted)
+    torch.testing.assert_close(loss, F.mse_loss(basis.expand(predicted), wanted), rtol=1e-4, atol=0)
+
+
+def test_codes_between_frames_are_on_the_line():
+    codes = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
+    np.testing.assert_allclose(teaching._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3])
