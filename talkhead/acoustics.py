@@ -465,10 +465,10 @@ def features(name, path=None, device="cpu"):
         return speech.Mfcc()
     if name == "bundled":
         if path is None and not BUNDLED.exists():
-            raise TalkheadError(f"{BUNDLED}: the bundled character model is not installed; pass the path of one that train-speech made")
+            raise TalkheadError(f"{BUNDLED}: the bundled character model is not installed; pass --features-model FILE")
         return Characters(load(path or BUNDLED, device))
     if path is None:
-        raise TalkheadError(f"features {name}: their weights do not come with the package; pass the path of {FEATURES[name]}")
+        raise TalkheadError(f"features {name}: their weights do not come with the package; pass {FEATURES[name]} as --features-model")
     return Characters(read_deepspeech(path, device) if name == "deepspeech" else Hidden(name, path, device))
 
 

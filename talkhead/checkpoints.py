@@ -22,13 +22,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 def bundled(kind):
     """Path of the weights that come with the package.
 
-    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model) or "video_gan"
+    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan" or "speech"
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        what, option = ("first model", "audio2latent") if kind == "first" else (kind, kind.replace("_", "-"))
-        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass --{option} FILE")
+        what, option = {"first": ("first model", "--audio2latent"), "speech": ("character model", "--features-model")}.get(kind, (kind, files.option(kind)))
+        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass {option} FILE")
     return path
 
 
@@ -155,7 +155,7 @@ def read(path, kind=None, training=True):
 
     path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of PTI;
                a .pt of pSp, e4e or ReStyle, whose generator and encoder can both be had; what `convert` wrote
-    kind       "generator", "encoder", "audio2latent" or "video_gan"; None is the one that the file holds
+    kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None is the one that the file holds
     training   False leaves out what only training needs
     returns    {"kind", "config", "step", "model"}, and "training" if there is more to it: of another project's file,
                "generator" and "discriminator" as they were trained, without their optimisers
@@ -197,7 +197,7 @@ class _File:
         kind = kind or self.kinds[0]
         if kind not in self.kinds:
             raise TalkheadError(f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}, wanted {files.a(kind)}; "
-                                f"pass it as --{self.kinds[0].replace('_', '-')}")
+                                f"pass it as {files.option(self.kinds[0])}")
         if self.format == "talkhead":
             return {key: value for key, value in self.contents.items() if training or key != "training"} | {"missing": ()}
         try:

@@ -486,7 +486,7 @@ def load_weights(path, kind=None, mapped=False):
     """Read a .pt without running anything that it carries.
 
     path     file of save_weights, or another project's plain one
-    kind     "generator", "encoder", "audio2latent": what the caller needs; None takes any
+    kind     "generator", "encoder", "audio2latent", "speech": what the caller needs; None takes any
     mapped   leave each tensor on the disk until it is used; for a named file in torch's archive format
     returns  the dict, tensors on the CPU; an argparse.Namespace stays one
     raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
@@ -507,12 +507,18 @@ def load_weights(path, kind=None, mapped=False):
     if kind is not None and found != kind:
         if found is None:
             raise TalkheadError(f"{path}: not talkhead weights; convert it first")
-        raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as --{found}")
+        raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as {option(found)}")
     return weights
 
 
+def option(kind):
+    """The option by which commands take weights of a kind."""
+    return {"speech": "--features-model"}.get(kind, f"--{kind.replace('_', '-')}")
+
+
 def a(noun):
-    """A noun with its article."""
+    """A noun, or a kind of weights, with its article."""
+    noun = {"speech": "character model"}.get(noun, noun)
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -271,7 +271,7 @@ def test_features_by_name():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["mel"], "unknown; take mfcc, bundled, deepspeech"), (["mfcc", "x.pt"], "take no weights"), (["deepspeech"], "pass the path of output_graph.pb"),
+    (["mel"], "unknown; take mfcc, bundled, deepspeech"), (["mfcc", "x.pt"], "take no weights"), (["deepspeech"], "pass output_graph.pb of DeepSpeech 0.1.0 as --features-model"),
     (["hubert"], "a network of transformers"), (["bundled", "absent.pt"], "absent.pt"), (["wav2vec2", "absent/folder"], "no network of transformers")])
 def test_features_that_are_not_to_be_had(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)

@@ -32,6 +32,7 @@ LEAST = {
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-video-gan": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-speech": ["spoken", "-o", "x.pt", "--steps", "1"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
     "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
 }
@@ -322,6 +323,9 @@ def scene(tmp_path, puppet, toy):
     ("train-stylegan lat.npy -o out.pt --resolution 16 --steps 1", "lat.npy: holds float32 (3, 6, 512), wanted uint8 (frames, size, size, 3)"),
     ("train-encoder clip.mp4 --validation flat.npy -o out.pt --steps 1", "flat.npy: holds float32 (3, 7), wanted uint8"),
     ("pack none -o out.npy", "none: not found"),
+    ("train-speech none -o out.pt --steps 1", "none: not found"),
+    ("train-speech speech.wav -o out.pt --steps 1", "speech.wav: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"),
+    ("synth --sound-only --text none.txt -o puppets --count 1", "none.txt: cannot be read as text"),
     ("pack clip.mp4 -o nowhere/out.npy", "nowhere/out.npy: its folder does not exist"),
     ("pack clip.mp4 -o out.mp4", "out.mp4: packed frames are a .npy array; end the name in .npy"),
     ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
@@ -1050,6 +1054,25 @@ def test_train_psp_and_use_it(scene, tmp_path):
 def test_options_of_the_other_architecture_are_refused(wrong):
     result = run(*["train-encoder", "clips", "-o", "x.pt", "--steps", 1], *wrong)
     assert result.exit_code == 2 and "for --arch" in result.stderr
+
+
+def test_train_speech_and_hear_by_it(scene, puppet):
+    (scene / "speech.txt").write_text("Not speech.\n")
+    tiny = ["--channels", 4, "--hidden", 6, "--steps", 2, "--batch", 2, "--log-every", 1]
+    line = ["train-speech", scene / "speech.wav", scene / "speech.wav", "-o", scene / "s.pt", *tiny]
+    told = records(run(*line, "--validation", scene / "speech.wav", "--validate-every", 1))
+    assert [record["step"] for record in told] == [1, 2] and all(np.isfinite(record["ctc"]) and record["val_cer"] >= 0 for record in told)
+    assert run("weights", "export", scene / "s.pt", "-o", scene / "half.pt").exit_code == 0
+    shown = json.loads(run("weights", "show", scene / "half.pt").stdout)
+    assert (shown["kind"], shown["step"], shown["precision"]) == ("speech", 2, "float16")
+    widths = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--embedding", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 0]
+    hear = ["--features", "bundled", "--features-model", scene / "half.pt"]
+    train = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *widths, *BRIEF, "--hold-out", 1, "--frames", 4, *hear]
+    records(run(*train))
+    speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4", "--audio2latent", scene / "a.pt"]
+    assert run(*speak, "--features-model", scene / "s.pt").exit_code == 0
+    result = run(*speak, "--generator", scene / "half.pt")
+    assert result.exit_code == 1 and "half.pt: holds a character model, wanted a generator; pass it as --features-model" in result.stderr
 
 
 def test_train_audio2latent(scene, puppet):
