@@ -129,7 +129,8 @@ class FirstModel(_SpeechModel):
         sound, heard = self.lstm(sound, heard)
         parts = [sound, who[:, None].expand(-1, frames, -1)]
         if self.noise is not None:
-            murmur, murmured = self.noise(sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise, murmured)
+            noise = sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise.to(sound.dtype)
+            murmur, murmured = self.noise(noise, murmured)
             parts.append(murmur)
         hidden = self.decoder(torch.cat(parts, -1))  # from 202 numbers to 256 in the thesis
         return self.out(hidden * self.motion_spread) / self.length, (heard, murmured)

@@ -156,9 +156,10 @@ class _Trainer:
         wanted = target - identity[:, None]
         true = self.model.project(wanted)
         with self.team.autocast():
-            who = self.model.describe(identity)
-            who = who + self.settings["identity_noise"] * share.randn(self.settings["batch"], who.shape[1], device=self.device)
-            noise = self._noise(share, windows, who, true, there) if self.model.noise_width else None
+            who = self.model.describe(identity).float()
+        who = who + self.settings["identity_noise"] * share.randn(self.settings["batch"], who.shape[1], device=self.device)
+        noise = self._noise(share, windows, who, true, there) if self.model.noise_width else None
+        with self.team.autocast():
             predicted = self.model.move(windows, who, noise=noise)[0].float()  # (B, T, K or L·512)
         latent = portion * self._latent_loss(predicted[there], true[there], wanted[there])
         mouth = portion * F.mse_loss(self.mouth(predicted[there]), self.mouth(true[there]))

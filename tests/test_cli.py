@@ -241,6 +241,10 @@ def test_every_command_is_in_the_readme():
     (["metrics", "-", "a", "b", "c"], "stdin is one clip"),
     (["metrics", "a", "b", "--list", "pairs.txt"], "not both"),
     (["metrics", "a", "b", "--shard", "0/2"], "it goes with --list"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "-o", "x.mp4", "--model", "first", "--audio2latent", "x.pt"], "--model or --audio2latent, not both"),
+    (["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--model", "first", "--hidden", "9"], "--hidden: the first model has no such part"),
+    (["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--noise-width", "9"], "--noise-width: the second model has no such part"),
+    (["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--channels", "4,4"], "--channels: the second model has 5 convolutions"),
     (["align", "--list", "clips.txt"], "name the folder for them"),
     (["align", "a.mp4", "--list", "clips.txt", "-o", "x"], "it is for a single clip; leave it out with --list"),
     (["align", "--list", "clips.txt", "-o", "x", "--quads", "q.npy"], "Invalid value for '--quads': it is for a single clip"),
@@ -1084,6 +1088,44 @@ def test_train_audio2latent(scene, puppet):
     result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4",
                  "--audio2latent", scene / "a.pt")
     assert result.exit_code == 0, result.output
+
+
+def test_train_the_first_model_and_speak_with_it(scene, puppet):
+    tiny = ["--channels", "4,4,4,4", "--lstm", 8, "--decoder", 8, "--identity-width", 4, "--noise-width", 3, "--image-frames", 2]
+    line = ["train-audio2latent", puppet / "clips", *BRIEF, "--model", "first", "--features", "mfcc", "--frames", 4, "--hold-out", 1,
+            "--perceptual", "pyramid", "--validate-every", 1]
+    assert "val_correlation" in records(run(*line, "-o", scene / "a.pt", *tiny))[-1]
+    config = files.load_weights(scene / "a.pt")["config"]
+    assert config["network"]["model"] == "first" and config["network"]["noise_width"] == 3 and config["features"] == {"name": "mfcc"}
+    speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "--audio2latent", scene / "a.pt"]
+    paths = {}
+    for name, more in {"one": ["--seed", 1], "again": ["--seed", 1], "two": ["--seed", 2], "none": ["--deterministic"],
+                       "nothing": ["--deterministic", "--seed", 2]}.items():
+        assert run(*speak, "-o", scene / name, "--latents-out", scene / f"{name}.npy", *more).exit_code == 0
+        paths[name] = np.load(scene / f"{name}.npy")
+    assert np.array_equal(paths["one"], paths["again"]) and np.array_equal(paths["none"], paths["nothing"])
+    assert (paths["one"] != paths["two"]).any() and (paths["one"] != paths["none"]).any()
+    assert run(*line, "-o", scene / "b.pt", "--deterministic", *tiny).exit_code == 0
+    assert files.load_weights(scene / "b.pt")["config"]["network"]["noise_width"] == 0
+
+
+def test_the_bundled_first_model_is_another_file(scene, toy):
+    speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4", "--model"]
+    assert run(*speak, "second").exit_code == 0
+    result = run(*speak, "first")
+    assert result.exit_code == 1 and "first.pt: the bundled first model is not installed; pass --audio2latent FILE" in result.stderr
+
+
+def test_features_that_the_model_does_not_hear(scene, toy):
+    weights = files.load_weights(toy / "audio2latent.pt")
+    config = {name: value for name, value in weights["config"].items() if name != "generator"}
+    files.save_weights(scene / "a.pt", weights | {"config": {"network": config, "generator": weights["config"]["generator"],
+                                                             "features": {"name": "mfcc", "steps": 2}}})
+    speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4"]
+    result = run(*speak, "--audio2latent", scene / "a.pt")
+    assert result.exit_code == 1 and "this speech model hears mfcc (steps 2), not mfcc; pass --features" in result.stderr
+    result = run(*speak, "--features-model", "net.pt")
+    assert result.exit_code == 1 and "net.pt: mfcc are computed without a network" in result.stderr and not (scene / "out.mp4").exists()
 
 
 def test_curves_for_tensorboard(scene, monkeypatch):

@@ -31,6 +31,10 @@ TRAINERS = {
     "video_gan": ["train-video-gan", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "4",
                   "--frames", "4", "--components", "4", "--noise", "3", "--width", "2", "--r1-every", "2", "--lr", "1e-5", "--contrastive",
                   "--image-critic"],
+    "first": ["train-audio2latent", "{faces}", "--model", "first", "--features", "mfcc", "--generator", "{weights}/generator.pt",
+              "--encoder", "{weights}/encoder.pt", "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--channels", "4,4,4,4",
+              "--lstm", "8", "--decoder", "8", "--identity-width", "4", "--noise-width", "3", "--noise-draws", "2", "--mouth-weight", "1",
+              "--patience", "1", "--validate-every", "2", "--perceptual", "pyramid", "--hold-out", "1"],
     "pti": ["pti", "{faces}/000000.mp4", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "8",
             "--lr", "1e-5", "--perceptual", "pyramid"],
 }
@@ -100,7 +104,7 @@ def assert_alike(ours, theirs, tolerance=1e-5):
                 assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (one["step"], name)
 
 
-@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "video_gan", "pti"])
+@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "first", "video_gan", "pti"])
 def test_two_processes_learn_what_one_learns(name, line, tmp_path):
     """Losses to 1e-5, over steps with every regulariser; and two go on from where one has stopped.
 
@@ -166,7 +170,7 @@ def test_no_thread_outlives_a_run(tmp_path):
     assert run.returncode == 0, said
 
 
-@pytest.mark.parametrize("name", ["stylegan", "stylegan augmented", "audio2latent", "pti"])
+@pytest.mark.parametrize("name", ["stylegan", "stylegan augmented", "audio2latent", "first", "pti"])
 def test_turns_learn_what_one_turn_learns(name, line, tmp_path):
     whole = alone(line(name))
     (tmp_path / "out.pt").unlink()
@@ -264,7 +268,7 @@ def test_gradients_are_of_the_mean_over_turns():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent", "pti"])
+@pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent", "first", "pti"])
 def test_half_precision_learns_nearly_the_same_and_goes_on(name, precision, line, tmp_path):
     # Pictures of 16 leave maps of one pixel to an encoder, and oneDNN's bfloat16 gradient of their 3x3 kernels may hold anything.
     more = ["--input-size", "64"] if name in ("joint", "joint augmented", "encoder") else []
