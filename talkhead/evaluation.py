@@ -7,11 +7,14 @@ A record is a dict that JSON can hold, a line of a file. Its "protocol" says how
 
 import json
 import multiprocessing
+import os
+import sys
 import tempfile
 import traceback
 import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -555,7 +558,7 @@ class _Workers:
     def __init__(self, protocol, count, store):
         self.protocol, self.store = protocol, store
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(count, context, _begin, (protocol.options, protocol.describe(), store)) if count > 1 else None
+        self.pool = ProcessPoolExecutor(count, context, _begin, (protocol.options, protocol.describe(), store, count)) if count > 1 else None
 
     def __enter__(self):
         return self
@@ -565,17 +568,23 @@ class _Workers:
             self.pool.shutdown(cancel_futures=True)
 
     def __call__(self, pairs):
-        if self.pool:
-            return self.pool.map(_measured, pairs)
-        return (measured(self.protocol, *pair, self.store) for pair in pairs)
+        if self.pool is None:
+            yield from (measured(self.protocol, *pair, self.store) for pair in pairs)
+            return
+        try:
+            yield from self.pool.map(_measured, pairs)
+        except BrokenProcessPool as problem:
+            raise TalkheadError("metrics: a process was killed, for want of memory perhaps; lower --workers; with -o, what is done is kept") from problem
 
 
 _worker = None  # in a worker process: what it measures with
 
 
-def _begin(options, described, store):
+def _begin(options, described, store, count):
     global _worker
     protocol = Protocol(**options)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(max(1, os.cpu_count() // count))
     protocol._described = described  # the hashes of its weights are known
     _worker = protocol, store
 
@@ -728,7 +737,9 @@ def table(records):
     lines = [["", "frames", *(heading for _, heading, _ in columns)]]
     for record in shown:
         name = f"all {record['pairs'] - record['failed']}" if record.get("summary") else _short(record["fake"])
-        lines.append([name, str(record.get("frames", "–")), *(_number(record.get(field), digits) for field, _, digits in columns)])
+        endless = record.get("psnr") is None and record.get("identical")
+        lines.append([name, str(record.get("frames", "–")),
+                      *("∞" if field == "psnr" and endless else _number(record.get(field), digits) for field, _, digits in columns)])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths))).rstrip()
             for line in lines] if shown else []

@@ -1,6 +1,7 @@
 """Sets of clips: what a record holds, what is resumed, what is replayed, and networks of the real files' layout but toy size."""
 
 import json
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -409,6 +410,19 @@ def test_a_table_has_a_line_for_each_pair_and_one_for_all(sets):
     assert lines[0].split() == ["frames", "PSNR", "SSIM"] and [line.split()[1] for line in lines[1:4]] == ["6", "7", "8"]
     assert lines[4].startswith("all 3") and lines[5].startswith("failed: ") and lines[-1].startswith("25 fps, talkhead")
     assert len({len(line) for line in lines[:5]}) == 1
+    same = [{"fake": "a.mp4", "frames": 3, "identical": 3, "psnr": None, "ssim": 1.0, "protocol": Protocol(lmd=False).describe()}]
+    assert evaluation.table(same).splitlines()[1].split() == ["a.mp4", "3", "∞", "1.000"]
+
+
+def _die(pair):
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_said_in_one_line(sets, monkeypatch):
+    monkeypatch.setattr(evaluation, "_measured", _die)
+    with pytest.raises(TalkheadError, match="a process was killed.*lower --workers") as caught:
+        list(evaluation.evaluate(paired(sets), Protocol(lmd=False), workers=2))
+    assert "\n" not in str(caught.value)
 
 
 def test_size_and_speed_of_three_networks(toy_weights):
