@@ -39,6 +39,7 @@ ROOMS = {
     "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
     "puppet": ("composite", "drawn", "perform"),
+    "plots": (),
     "jobs": (),
 }
 
