@@ -45,6 +45,7 @@ ROOMS = {
     "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
     "puppet": ("composite", "drawn", "perform"),
+    "plots": (),
     "jobs": (),
     "evaluation": ("Protocol", "evaluate"),
 }

@@ -242,6 +242,32 @@ def _save_encoder(path, encoder, generator_file):
     files.save_weights(path, header | {"model": encoder.state_dict()})
 
 
+def _labelled(paths, labels):
+    """What each file is called in a picture: as told, or as it is named."""
+    from talkhead import plots
+
+    labels = labels or plots.names(paths)
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        raise click.UsageError(f"--labels: {len(paths)} files need as many different labels")
+    return dict(zip(labels, paths))
+
+
+def _openings(path, find):
+    """How far the mouth is open in each frame of a clip, or in landmarks (.npy); NaN where no face is seen."""
+    import numpy as np
+
+    from talkhead import faces, files
+
+    if path.endswith(".npy"):
+        points = files.read_array(path)
+        if points.ndim != 3 or points.shape[1:] != (68, 2):
+            raise TalkheadError(f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip")
+        return faces.mouth_opening(points)
+    with files.read_frames(path) as reader:
+        seen = [find()(frame) for frame in shell.progress(reader, reader.count)]
+    return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Commands
 
@@ -572,6 +598,15 @@ def _check_owner(name, about, generator):
     owner = about.get("generator")
     if owner is not None and owner not in generator.lineage:
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
+
+
+def _check_fit(name, latent, generator):
+    """Latents to be drawn are of this generator, and of its layers."""
+    from talkhead import files
+
+    _check_owner(name, files.read_about(name), generator)
+    if len(latent) != generator.num_ws:
+        raise TalkheadError(f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator")
 
 
 def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
@@ -1105,6 +1140,161 @@ def train_speech(sources, output, channels, hidden, delay, tensorboard, device, 
     torch.manual_seed(options["seed"])
     model = acoustics.CharacterModel(channels, hidden, delay)
     shell.watch(acoustics.train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+
+
+@cli.group()
+def plot():
+    """Draw paths, losses, frames and mouths, for people to look at (PNG, SVG, PDF); needs the extra plot."""
+
+
+@plot.command("trajectory")
+@options.sources
+@options.figure
+@options.one_of("--plane", ["shared", "centred", "own"], "shared", "Components of all paths; of all, each from its own mean; or each path's own.")
+@options.labels
+def plot_trajectory(sources, output, plane, labels):
+    """Draw latents (.npy) in the plane of their first two principal components, colour telling the time.
+
+    \b
+      talkhead plot trajectory encoder.npy sequential.npy -o paths.png
+    """
+    from talkhead import files, plots
+
+    paths = {label: files.read_latents(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.trajectories(paths, plane=plane), output)
+
+
+@plot.command("losses")
+@options.sources
+@options.figure
+@options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
+@options.number("--smooth", 1, "Mean of so many records.", least=1)
+@options.labels
+def plot_losses(sources, output, keys, smooth, labels):
+    """Draw curves from the logs of trainers and of invert --log; several runs together.
+
+    \b
+      talkhead plot losses optimise.jsonl sequential.jsonl -o losses.svg
+    """
+    from talkhead import plots
+
+    logs = {label: plots.read_log(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.losses(logs, keys, smooth), output)
+
+
+@plot.command("dashboard")
+@options.source
+@options.figure
+@options.number("--smooth", 1, "Mean of so many records.", least=1)
+def plot_dashboard(source, output, smooth):
+    """Draw every number of a training log.
+
+    \b
+      talkhead plot dashboard train.jsonl -o run.png
+    """
+    from talkhead import plots
+
+    plots.save(plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output)
+
+
+@plot.command("strip")
+@options.sources
+@options.figure
+@options.number("--columns", 8, "Frames of each clip.", least=1)
+@options.number("--start", 0.0, "Where to begin, in seconds.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.  [default: at the end of the first clip]")
+@options.phonemes
+@options.labels
+def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
+    """Draw frames of clips one under the other, at the same moments.
+
+    \b
+      talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
+    """
+    from talkhead import articulation, files, plots
+
+    rows, times = {}, None
+    for label, path in _labelled(sources, labels).items():
+        with files.read_frames(path) as reader:
+            if times is None:
+                count = reader.count or sum(1 for _ in files.read_frames(path))  # some kinds of file do not tell
+                times = plots.moments(count, columns, start, seconds)
+            rows[label] = plots.frames_at(reader, times)
+    plots.save(plots.strip(rows, times, articulation.read_phonemes(phonemes) if phonemes else ()), output)
+
+
+@plot.command("mouth")
+@options.sources
+@options.figure
+@options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
+@options.phonemes
+@options.labels
+@options.detection
+@options.device
+def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
+    """Draw how far mouths are open, in clips or by landmarks (.npy), over the sound and its phonemes.
+
+    \b
+      talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
+    """
+    from talkhead import articulation, files, plots
+
+    find = _finder(detector, detector_model, device)
+    said = articulation.read_phonemes(phonemes) if phonemes else ()
+    sound = None if audio is None else files.read_audio(audio)
+    curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.mouths(curves, sound, said), output)
+
+
+@plot.command("interpolate")
+@click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
+@options.figure
+@options.weights_in("generator")
+@options.number("--columns", 7, "Pictures on each way.", least=2)
+@options.seed
+@options.device
+def plot_interpolate(ends, output, generator, columns, seed, device):
+    """Draw the straight and the round way through W+ between two latents (.npy), or through Z and W between random faces.
+
+    \b
+      talkhead plot interpolate me.npy you.npy -o ways.png
+    """
+    import numpy as np
+
+    from talkhead import files, plots
+
+    if len(ends) not in (0, 2):
+        raise click.UsageError("pass two files of latents, the ends of the way, or none")
+    codes = [files.read_latents(path)[0] for path in ends]
+    _, generator = _load(device, generator=generator)
+    for path, code in zip(ends, codes):
+        _check_fit(path, code, generator)
+    plots.save(plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)), output)
+
+
+@plot.command("components")
+@options.sources
+@options.figure
+@options.weights_in("generator")
+@options.number("--components", 5, "How many principal components, the widest first.", least=1)
+@options.number("--columns", 7, "Pictures of each.", least=2)
+@options.number("--reach", 3.0, "How far to go to either side, in standard deviations.")
+@options.device
+def plot_components(sources, output, generator, components, columns, reach, device):
+    """Draw what moves along each principal component of some latents (.npy), from their mean.
+
+    \b
+      talkhead plot components latents.npy -o components.png
+    """
+    import numpy as np
+
+    from talkhead import files, plots
+
+    codes = [files.read_latents(path) for path in sources]
+    _, generator = _load(device, generator=generator)
+    for path, each in zip(sources, codes):
+        _check_fit(path, each[0], generator)
+    plots.save(plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)), output)
 
 
 @cli.group()

@@ -68,6 +68,19 @@ def pairs(ctx, param, value):
     return tuple("-" if place == "-" and from_stdin(ctx, param, place) else place for place in value)
 
 
+def _drawable(ctx, param, value):
+    from importlib.util import find_spec
+
+    if os.path.splitext(value)[1].lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter("end the name in .png, .svg or .pdf", ctx, param)
+    if find_spec("matplotlib") is None:
+        raise TalkheadError("plot: matplotlib is not installed; pip install 'talkhead[plot]'")
+    return writable(ctx, param, value)
+
+
+figure = click.option("-o", "--output", metavar="FILE", required=True, callback=_drawable, help="The picture, by its name a .png, .svg or .pdf.")
+
+
 def input_option(flag, help):
     return click.option(flag, metavar="FILE", callback=from_stdin, help=help)
 
@@ -225,6 +238,10 @@ def names(flag, help, default):
     def split(ctx, param, value):
         return default if value is None else tuple(name for name in value.split(",") if name and name != "none")
     return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
+
+
+phonemes = click.option("--phonemes", metavar="FILE", help="When which sound is made: JSON with [start, end, label], as synth writes beside its clips.")
+labels = names("--labels", "What each file is called in the picture.  [default: its name]", ())
 
 
 def hold_out(ctx, param, value):
