@@ -16,6 +16,7 @@
 #   SCALE                  share of all training steps [1]
 #   SMALL=1                what two CPU cores can do: generator B is A tuned on fifty frames (pti) and keeps A's encoder, the first model learns from
 #                          latents alone, the second is the bundled one
+#   WITH_FID=1             measure FID too, which needs Inception's weights
 #   DETECTOR_MODEL         MediaPipe's face landmarker; left out, `--detector auto` finds face-alignment's
 #   PRECISION, DEVICE      of training [float32, auto]
 set -euo pipefail
@@ -150,18 +151,22 @@ speak_first() { speak first unheard; }
 speak_second() { speak second "$test_second"; }
 
 measure() {  # MODEL SET
-    local words=()
-    [ "$corpus" != grid-s1 ] || words=(--phonemes "$data/align")
     members "$2" | sed "s|\(.*\)/aligned/\(.*\)|&\t$out/$1/\2|" > "$out/$1.pairs"
-    talkhead metrics --list "$out/$1.pairs" --enlarge 4 "${words[@]}" "${FID[@]}" "${detection[@]}" -o "$out/$1-metrics.jsonl"
+    talkhead metrics --list "$out/$1.pairs" --enlarge 4 ${words:+--phonemes "$words"} "${FID[@]}" "${detection[@]}" -o "$out/$1-metrics.jsonl"
 }
+words=$([ "$corpus" = grid-s1 ] && [ -d "$data/align" ] && echo "$data/align" || true)
 FID=(); [ -z "${WITH_FID:-}" ] || FID=(--fid)
 measure_first() { measure first unheard; }
 measure_second() { measure second "$test_second"; }
 
 networks() { talkhead metrics --networks --generator "$generator" --encoder "$encoder" --audio2latent "$out/second.pt" -o "$out/networks.jsonl"; }
 
-report() { python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl"; }
+report() {
+    local told="Generator B was fine-tuned from generator A for three epochs, and all networks were trained as the thesis says (SCALE=${SCALE:-1})."
+    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B is the bundled one, tuned on fifty frames of the first clip; its encoder is the bundled one, never trained on this speaker; the first model learnt from latents alone ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
+    python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
+        --told "$told" ${words:+--words "$words"}
+}
 
 [ "$dry" ] && echo "$corpus: $clips clips; $taught to train on, $unheard of the same speakers and $unseen of others to measure on"
 [ "$dry" ] || mkdir -p "$out/done"
