@@ -18,36 +18,31 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 import talkhead
-from talkhead import articulation, checkpoints, faces, files, inversion, metrics, pti, speech, synthesis, training
+from talkhead import articulation, checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
 from talkhead.errors import TalkheadError
 
 from contact_sheet import sheet
 
 ENLARGE = 4
 LOUDNESS = 0.6  # exponent from sound amplitude to how loud it is heard (Stevens)
-SHUT = 0.25  # lips count as shut below this share of the way from the true clip's 5th to its 95th percentile of opening
-OUT_OF_STEP = [*range(-10, -3), *range(4, 11)]  # frames
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".mpg", ".mp4"}
 FILMED = {".mpg", ".mp4"}
 ON_SHEET = 12  # rows of a contact sheet come from the first so many
 
 
-class Eye:
+class Eye(evaluation.Enlarged):
     """A detector that enlarges what it sees and remembers it, because several measures look at each frame."""
 
     def __init__(self, detector):
-        self.detector, self.name, self.seen = detector, detector.name, {}
+        super().__init__(detector, ENLARGE)
+        self.seen = {}
 
     def __call__(self, image):
         key = hash(image.tobytes())
         if key not in self.seen:
-            picture = PIL.Image.fromarray(image)
-            large = picture.resize([side * ENLARGE for side in picture.size], PIL.Image.Resampling.BICUBIC)
-            # The centre of pixel 0 is at 0: enlarged four times, it comes to lie at 1.5.
-            self.seen[key] = [(face + 0.5) / ENLARGE - 0.5 for face in self.detector(np.asarray(large))]
+            self.seen[key] = super().__call__(image)
         return self.seen[key]
 
 
@@ -130,12 +125,10 @@ def puppet(path, model, eye):
 
 def shut_lips(seen, closures):
     """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck."""
-    rest, wide = np.nanpercentile(seen["truth"], [5, 95])
-    shut = rest + SHUT * (wide - rest)
+    shut = metrics.shut_below(seen["truth"])
     counts = {name: int(metrics.closures_met(opening, closures, shut).sum()) for name, opening in seen.items()}
-    # The same mouth a little out of step meets some closures as well, and one that never opens meets them all.
-    rolled = [metrics.closures_met(np.roll(seen["fake"], shift), closures, shut).sum() for shift in OUT_OF_STEP]
-    return counts | {"asked": len(metrics.closures_met(seen["fake"], closures, shut)), "luck": float(np.mean(rolled))}
+    luck = metrics.closures_by_luck(seen["fake"], closures, shut)
+    return counts | {"asked": len(metrics.closures_met(seen["fake"], closures, shut)), "luck": luck}
 
 
 def summarise_puppets(records):

@@ -16,21 +16,16 @@ Two more tell where it goes. Over all pairs of frames, the distance of two codes
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
 import talkhead
-from talkhead import checkpoints, files, inversion, latents, losses, metrics, synthesis, training
+from talkhead import checkpoints, files, inversion, losses, metrics, plots, synthesis, training
 from talkhead.errors import TalkheadError
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt, ticker  # noqa: E402: the drawing board is chosen first
 
 # Every run: what it is called, and its colour and line (Okabe and Ito's colours, which every kind of eye can tell apart).
 RUNS = {
@@ -43,7 +38,6 @@ RUNS = {
     "hybrid": ("hybrid", "#E69F00", "-"),
     "encoder": ("encoder", "#CC79A7", "-"),
 }
-TIME = "cividis"
 SCATTERED, SMOOTH = 0.75, 0.5  # strides: above the one is scatter, below the other a path
 STRAIGHT = 1.0  # bend below which a path goes on as it went, rather than anywhere
 ON_PAR = 1.0  # dB
@@ -91,14 +85,6 @@ def following(codes, frames):
     return {name: float(np.corrcoef(apart(codes), apart(cause))[0, 1]) for name, cause in (("follows", frames), ("drifts", np.arange(len(codes))))}
 
 
-def plane(*paths):
-    """Paths in the first two principal components of all their codes: ([(T, 2)…], share of the variance on each axis)."""
-    codes = torch.from_numpy(np.concatenate(paths)).double()
-    basis = latents.Basis.fit(codes, 2)
-    total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
-    return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (basis.stdev.double().square() / total).numpy()
-
-
 class Judge:
     """Draws latents and says how far the pictures are from the frames."""
 
@@ -125,7 +111,7 @@ class Judge:
 
 def read_losses(path):
     """The log of `invert --log`: the loss of every frame before every step, float (T, steps), NaN after a frame's last."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = plots.read_log(path)
     table = np.full([1 + max(record[name] for record in records) for name in ("frame", "step")], np.nan)
     for record in records:
         table[record["frame"], record["step"]] = record["loss"]
@@ -144,7 +130,7 @@ class Clip:
         self.pictures, self.numbers = {}, {}
         for run, codes in self.codes.items():
             quality, self.pictures[run] = judge(codes, self.frames)
-            (own,), share = plane(codes)
+            (own,), share = plots.in_plane(codes)
             self.numbers[run] = self.times(run) | quality | {"w_plus": path_numbers(codes), "plane": path_numbers(own) | {"variance": share.tolist()},
                                                         **following(codes, self.frames)}
         self.pairs = {kind: pair_numbers(self.codes[f"{kind}-0"], self.codes[f"{kind}-1"]) for kind in ("optimise", "sequential")}
@@ -182,17 +168,8 @@ def claims(numbers, pairs):
 
 
 def save(figure, path):
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    plots.save(figure, path)
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the size
-
-
-def logarithmic(axes):
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.grid(True, axis="y", color="0.9")
 
 
 def curve(axes, x, losses, run):
@@ -204,78 +181,59 @@ def curve(axes, x, losses, run):
 
 def draw_spaces(clip, path):
     """Fig. 3.6: the loss of Algorithm 1 in W and in W+."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for run in ("optimise-w", "optimise-0"):
-        curve(axes, np.arange(clip.losses[run].shape[1]), clip.losses[run], run)
-    logarithmic(axes)
-    axes.set(xlabel="step", ylabel="loss", title=f"{clip.name}: W and W+ (mean and range of {len(clip.frames)} frames)")
-    axes.legend()
+    with plots.style():
+        figure, ((axes,),) = plots.board(7, 4)
+        for run in ("optimise-w", "optimise-0"):
+            curve(axes, np.arange(clip.losses[run].shape[1]), clip.losses[run], run)
+        plots.logarithmic(axes)
+        axes.set(xlabel="step", ylabel="loss", title=f"{clip.name}: W and W+ (mean and range of {len(clip.frames)} frames)")
+        axes.legend()
     save(figure, path)
 
 
 def draw_methods(clip, path):
     """Fig. 3.14: the loss of each method over steps, and over the seconds they take."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for run in ("optimise-0", "sequential-0", "hybrid"):
-        curves = clip.losses[run][run == "sequential-0":]  # Algorithm 2's first frame is Algorithm 1's
-        curves = curves[:, ~np.isnan(curves).all(0)]
-        steps = np.arange(curves.shape[1])
-        curve(panels[0], steps, curves, run)
-        curve(panels[1], steps * clip.numbers[run]["seconds_per_step"], curves, run)
-    label, colour, _ = RUNS["encoder"]
-    for axes, x in zip(panels, (0, clip.numbers["encoder"]["seconds_per_frame"])):
-        axes.plot(x, clip.numbers["encoder"]["loss"], "D", color=colour, label=label)
-        logarithmic(axes)
-    panels[0].set(xlabel="step", ylabel="loss", title=f"{clip.name}: methods")
-    panels[1].set(xlabel="seconds of one frame", title="the same over time")
-    panels[0].legend()
+    with plots.style():
+        figure, (panels,) = plots.board(11, 4.2, 1, 2, sharey=True)
+        for run in ("optimise-0", "sequential-0", "hybrid"):
+            curves = clip.losses[run][run == "sequential-0":]  # Algorithm 2's first frame is Algorithm 1's
+            curves = curves[:, ~np.isnan(curves).all(0)]
+            steps = np.arange(curves.shape[1])
+            curve(panels[0], steps, curves, run)
+            curve(panels[1], steps * clip.numbers[run]["seconds_per_step"], curves, run)
+        label, colour, _ = RUNS["encoder"]
+        for axes, x in zip(panels, (0, clip.numbers["encoder"]["seconds_per_frame"])):
+            axes.plot(x, clip.numbers["encoder"]["loss"], "D", color=colour, label=label)
+            plots.logarithmic(axes)
+        panels[0].set(xlabel="step", ylabel="loss", title=f"{clip.name}: methods")
+        panels[1].set(xlabel="seconds of one frame", title="the same over time")
+        panels[0].legend()
     save(figure, path)
 
 
 def draw_paths(clip, path):
     """Figs 3.7 and 3.8: two runs of Algorithm 1 and one of Algorithm 2, in one plane, and each in its own at one scale."""
     runs = ("optimise-0", "optimise-1", "sequential-0")
-    together, share = plane(*(clip.codes[run] for run in runs))
-    own = [plane(clip.codes[run]) for run in runs]
-    figure, rows = plt.subplots(2, 3, figsize=(11, 7.6), layout="constrained")
-    for axes, run, points in zip(rows[0], runs, together):
-        dots = draw_path(axes, points, share, np.concatenate(together))
-        axes.set_title(f"{RUNS[run][0]}\nin the components of all three")
-    for axes, ((points,), share) in zip(rows[1], own):
-        draw_path(axes, points, share, np.concatenate([points for (points,), _ in own]))
-        axes.set_title("in its own components")
-    figure.colorbar(dots, ax=rows, label="time in the clip, seconds", shrink=0.6)
-    figure.suptitle(f"{clip.name}: first two principal components of W+")
+    together, share = plots.in_plane(*(clip.codes[run] for run in runs))
+    own = [plots.in_plane(clip.codes[run]) for run in runs]
+    with plots.style():
+        figure, rows = plots.board(11, 7.6, 2, 3)
+        for axes, run, points in zip(rows[0], runs, together):
+            dots = plots.path_panel(axes, points, share, together)
+            axes.set_title(f"{RUNS[run][0]}\nin the components of all three")
+        for axes, ((points,), share) in zip(rows[1], own):
+            plots.path_panel(axes, points, share, [points for (points,), _ in own])
+            axes.set_title("in its own components")
+        figure.colorbar(dots, ax=rows, label="time in the clip, seconds", shrink=0.6)
+        figure.suptitle(f"{clip.name}: first two principal components of W+")
     save(figure, path)
-
-
-def draw_path(axes, points, share, among):
-    """Points in the order of time, on axes that hold all `among`, at one scale both ways."""
-    axes.plot(*points.T, color="0.7", linewidth=1, zorder=1)
-    middle, half = (among.max(0) + among.min(0)) / 2, 0.55 * np.ptp(among, axis=0).max()
-    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), box_aspect=1,
-             xlabel=f"component 1 ({share[0]:.0%} of the variance)", ylabel=f"component 2 ({share[1]:.0%})")
-    return axes.scatter(*points.T, c=np.arange(len(points)) / files.FPS, cmap=TIME, s=28, zorder=2)
 
 
 def draw_strips(clip, path, columns=6):
     """Fig. 3.9: frames of the clip, and what each method makes of them."""
+    seen = np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int)
     rows = {"original": clip.frames} | {RUNS[run][0]: clip.pictures[run] for run in ("optimise-w", "optimise-0", "sequential-0", "hybrid", "encoder")}
-    grid(rows, path, np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int))
-
-
-def grid(rows, path, columns):
-    """Pictures in labelled rows. rows: {label: uint8 (T, H, H, 3)}; columns: which of them."""
-    margin, side = 1.4, 0.85  # inches
-    size = margin + side * len(columns), side * len(rows)
-    figure, lines = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False,
-                                 gridspec_kw={"left": margin / size[0], "right": 1, "bottom": 0, "top": 1, "wspace": 0.03, "hspace": 0.03})
-    for (label, pictures), line in zip(rows.items(), lines):
-        for axes, column in zip(line, columns):
-            axes.imshow(pictures[column])
-            axes.set_axis_off()
-        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=10)
-    save(figure, path)
+    save(plots.sheet({label: pictures[seen] for label, pictures in rows.items()}), path)
 
 
 # ---- interpolation ----
@@ -289,18 +247,14 @@ def interpolation(generator, encoder, frame, perceptual, path, columns=6):
     returns  {row: {"detour", "jump"}}: length of the way / distance of its ends, longest / mean step, both as the eye
              (the perceptual distance) sees them
     """
-    z = torch.randn(2, generator.config["z_dim"], generator=torch.Generator().manual_seed(1))
-    faces = torch.from_numpy(np.stack([*inversion.encode(encoder, [files.read_image(FACE)]), *inversion.encode(encoder, [frame])]))
-    spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone), "W+": (faces, torch.clone)}
-    rows, numbers = {}, {}
-    for space, (ends, to_codes) in spaces.items():
-        t = torch.linspace(0, 1, columns).view(-1, *[1] * (ends.ndim - 1))
-        for name, way in (("lerp", latents.lerp), ("slerp", latents.slerp)):
-            images = generator.synthesis(to_codes(way(ends[:1], ends[1:], t)))
-            steps, whole = perceptual(images[1:], images[:-1]), perceptual(images[:1], images[-1:])
-            numbers[f"{space}, {name}"] = {"detour": (steps.sum() / whole).item(), "jump": (steps.max() / steps.mean()).item()}
-            rows[f"{space}, {name}"] = training.to_frames(images)
-    grid(rows, path, range(columns))
+    ends = np.stack([*inversion.encode(encoder, [files.read_image(FACE)]), *inversion.encode(encoder, [frame])])
+    rows = plots.interpolation(generator, columns=columns, seed=1) | plots.interpolation(generator, ends, columns)
+    numbers = {}
+    for way, pictures in rows.items():
+        images = training.to_images(pictures)
+        steps, whole = perceptual(images[1:], images[:-1]), perceptual(images[:1], images[-1:])
+        numbers[way] = {"detour": (steps.sum() / whole).item(), "jump": (steps.max() / steps.mean()).item()}
+    save(plots.sheet(rows), path)
     return numbers
 
 

@@ -536,7 +536,7 @@ def recorded(path, detector=None, cache=None, speaker=None):
         audio, track = _watch(path, detector)
         if stored:
             _save(stored, audio, track)
-    phonemes, text = _transcript(path)
+    phonemes, text = transcript(path)
     if text is None:
         track, text = _synchronise(track, phonemes), ""
     return Utterance(audio, track, phonemes, text, speaker, path.name)
@@ -588,8 +588,14 @@ def _beside(path, ending, folder):
     return next((place for place in places if place.is_file()), None)
 
 
-def _transcript(path):
-    """-> (phonemes, text); text None where the phonemes are exact and without words; ([], "") where unknown."""
+def transcript(path):
+    """What is said in a recording of GRID or StyleTalk, by the file with its words beside it.
+
+    path     the recording, NAME.mpg; its words are in NAME.align or NAME_seq.json, as `recorded` finds them
+    returns  (phonemes, text); text None where the phonemes are exact and without words; ([], "") where unknown
+    raises   TalkheadError if there is such a file and it holds something else
+    """
+    path = Path(path)
     words = _beside(path, ".align", "align")
     if words:
         return _read_align(words)

@@ -1,7 +1,7 @@
 """Weight files to networks that are ready to use, whoever wrote them, and the guard that keeps mismatched files apart.
 
-A generator is known by its fingerprint. An encoder or a speech model carries the fingerprint of the generator that it
-was trained against; a generator that was tuned around somebody's face carries the one that it came from, so that what
+A generator is known by its fingerprint. An encoder, a speech model or a motion model carries the fingerprint of the generator that it
+was trained against, and a motion model that of its encoder; a generator that was tuned around somebody's face carries the one that it came from, so that what
 was trained for the parent still fits the child. Other projects' encoders record no generator: only their size is checked.
 """
 
@@ -22,13 +22,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 def bundled(kind):
     """Path of the weights that come with the package.
 
-    kind     "generator", "encoder", "audio2latent" (the second model) or "first" (the first model)
+    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan" or "speech"
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        what, option = ("first model", "audio2latent") if kind == "first" else (kind, kind)
-        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass --{option} FILE")
+        what, option = {"first": ("first model", "--audio2latent"), "speech": ("character model", "--features-model")}.get(kind, (kind, files.option(kind)))
+        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass {option} FILE")
     return path
 
 
@@ -50,7 +50,9 @@ def load_generator(path, device="cpu"):
     """The generator in a weights file, frozen and in evaluation mode.
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
-    returns   stylegan.Generator with `fingerprint` (str) and `lineage` (set of str: its own and what it was tuned from)
+    returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: its own and what it was tuned from) and
+              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None, and
+              `learnt_from` ("film", "still" or "moments", if the file says what kind of pictures it was trained on, else None)
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
     weights = read(path, "generator", training=False)
@@ -59,7 +61,17 @@ def load_generator(path, device="cpu"):
     generator = _build(Generator, config, weights["model"], path, device)
     generator.fingerprint = fingerprint(weights["model"])
     generator.lineage = lineage | {generator.fingerprint}
+    generator.identity = _identity(path, weights.get("identity"), generator)
+    generator.learnt_from = weights.get("learnt_from")
     return generator
+
+
+def _identity(path, code, generator):
+    if code is None:
+        return None
+    if not isinstance(code, torch.Tensor) or code.shape != (generator.num_ws, latents.W_DIM) or not code.isfinite().all():
+        raise TalkheadError(f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again")
+    return code.float().numpy()
 
 
 def load_encoder(path, generator=None, device="cpu"):
@@ -68,6 +80,7 @@ def load_encoder(path, generator=None, device="cpu"):
     path        ours, or one of pSp, e4e or ReStyle
     generator   if given, must be the one that the encoder was trained against, or tuned from it; where the file does not
                 say which that was, one of as many layers
+    returns     the encoder with `fingerprint` (str)
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
     def encoder(**config):
@@ -89,6 +102,22 @@ def load_audio2latent(path, generator=None, device="cpu"):
     return _load_fitted(path, "audio2latent", speech_model, generator, device)
 
 
+def load_video_gan(path, generator=None, encoder=None, device="cpu"):
+    """The motion model in a weights file, frozen and in evaluation mode.
+
+    generator, encoder   if given, must be those that it was trained with; the generator may be one tuned from that
+    raises               TalkheadError as `load_encoder` does
+    """
+    from talkhead.video_gan import LatentGenerator
+
+    model = _load_fitted(path, "video_gan", LatentGenerator, generator, device)
+    made_by = read(path, "video_gan", training=False)["config"].get("encoder")
+    if encoder is not None and made_by not in (None, encoder.fingerprint):
+        raise TalkheadError(f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
+                            "pass the --encoder that it belongs to, or train the motion model for this one")
+    return model
+
+
 def _load_fitted(path, kind, network, generator, device):
     weights = read(path, kind, training=False)
     config = dict(weights["config"])
@@ -101,7 +130,7 @@ def _load_fitted(path, kind, network, generator, device):
     if generator is not None and unknown and model.num_ws != generator.num_ws:
         raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has {generator.num_ws}; "
                             "pass the --generator that it belongs to")
-    model.trained_on = trained_on
+    model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
     if kind == "audio2latent" and "network" in config:
         model.hears = config.get("features", model.hears)  # older files hear what they all did
     return model
@@ -126,7 +155,7 @@ def read(path, kind=None, training=True):
 
     path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of PTI;
                a .pt of pSp, e4e or ReStyle, whose generator and encoder can both be had; what `convert` wrote
-    kind       "generator", "encoder" or "audio2latent"; None is the one that the file holds
+    kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None is the one that the file holds
     training   False leaves out what only training needs
     returns    {"kind", "config", "step", "model"}, and "training" if there is more to it: of another project's file,
                "generator" and "discriminator" as they were trained, without their optimisers
@@ -168,7 +197,7 @@ class _File:
         kind = kind or self.kinds[0]
         if kind not in self.kinds:
             raise TalkheadError(f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}, wanted {files.a(kind)}; "
-                                f"pass it as --{self.kinds[0]}")
+                                f"pass it as {files.option(self.kinds[0])}")
         if self.format == "talkhead":
             return {key: value for key, value in self.contents.items() if training or key != "training"} | {"missing": ()}
         try:
@@ -454,7 +483,7 @@ def export(source, destination, half=True):
     """
     weights = read(source, training=False)
     model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual") if key in weights}
+    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity", "learnt_from") if key in weights}
     files.save_weights(destination, kept | {"model": model})
 
 
@@ -465,7 +494,7 @@ def describe(path):
 
     returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
-              (likewise), and whether discriminator, training_copy and optimizer are there; trained_with and perceptual,
+              (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
               if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
     """
     file = _File(path)
@@ -492,8 +521,11 @@ def _described(file, kind):
         about |= {name: "missing" if name in weights["missing"] else "recorded" for name in ("w_avg", "noise")}
         about |= {"discriminator": "discriminator" in training, "training_copy": "generator" in training,
                   "optimizer": _has_optimizer(file.contents)}
+        about |= {"identity": True} if weights.get("identity") is not None else {}
     elif kind == "encoder":
         about["num_ws"] = config.get("encoder", config)["num_ws"]
+    elif kind == "video_gan":
+        about["num_ws"] = config.get("network", config)["num_ws"]
     return about | {key: weights[key] for key in ("perceptual",) if key in weights}
 
 

@@ -3,11 +3,13 @@
 Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
+import contextlib
 import functools
 import os
 from collections import Counter
 
 import click
+from click.core import ParameterSource
 
 from talkhead import __version__, options, shell
 from talkhead.errors import TalkheadError
@@ -27,11 +29,9 @@ def _perceptual(name, device):
 
 def _features(name, device):
     """A feature network for FID by name: Inception, or the bundled encoder's trunk."""
-    from talkhead import checkpoints, inception
+    from talkhead import evaluation
 
-    if name == "encoder":
-        return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
-    return inception.named(name, device)
+    return evaluation.features(name, device)
 
 
 def _load(device, **paths):
@@ -42,8 +42,17 @@ def _load(device, **paths):
     device = pick_device(device)
     found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
     generator = checkpoints.load_generator(found.pop("generator"), device)
-    loaders = {"encoder": checkpoints.load_encoder, "audio2latent": checkpoints.load_audio2latent}
-    return device, generator, *(loaders[kind](path, generator, device) for kind, path in found.items())
+    encoder = [checkpoints.load_encoder(found.pop("encoder"), generator, device)] if "encoder" in found else []
+    return device, generator, *encoder, *(_load_driver(kind, path, generator, encoder, device) for kind, path in found.items())
+
+
+def _load_driver(kind, path, generator, encoder, device):
+    """The network that says how a face moves, if it fits the generator, and the encoder where there is one."""
+    from talkhead import checkpoints
+
+    if kind == "video_gan":
+        return checkpoints.load_video_gan(path, generator, *encoder or [None], device)
+    return checkpoints.load_audio2latent(path, generator, device)
 
 
 def _join(device):
@@ -233,6 +242,32 @@ def _save_encoder(path, encoder, generator_file):
     files.save_weights(path, header | {"model": encoder.state_dict()})
 
 
+def _labelled(paths, labels):
+    """What each file is called in a picture: as told, or as it is named."""
+    from talkhead import plots
+
+    labels = labels or plots.names(paths)
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        raise click.UsageError(f"--labels: {len(paths)} files need as many different labels")
+    return dict(zip(labels, paths))
+
+
+def _openings(path, find):
+    """How far the mouth is open in each frame of a clip, or in landmarks (.npy); NaN where no face is seen."""
+    import numpy as np
+
+    from talkhead import faces, files
+
+    if path.endswith(".npy"):
+        points = files.read_array(path)
+        if points.ndim != 3 or points.shape[1:] != (68, 2):
+            raise TalkheadError(f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip")
+        return faces.mouth_opening(points)
+    with files.read_frames(path) as reader:
+        seen = [find()(frame) for frame in shell.progress(reader, reader.count)]
+    return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Commands
 
@@ -255,7 +290,7 @@ def cli():
 @options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
-@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), to put it back later.", "--quads", default=None)
+@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None)
 @options.listed("the path of a clip")
 @options.detection
 @options.device
@@ -281,9 +316,12 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
     from talkhead.training import resize
 
     with files.read_frames(source) as reader:
+        # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
+        about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
             shell.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
+            about |= {"size": height, "smoothing": 0.0}
             whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
@@ -296,7 +334,40 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
         files.write_array(quads, np.stack(corners))
+        if os.path.isfile(quads):  # and no pipe
+            files.write_json(os.path.splitext(quads)[0] + ".json", about)
     return writer.count
+
+
+@cli.command()
+@options.source
+@click.option("--into", metavar="FILE", required=True, callback=options.from_stdin,
+              help="The clip that was aligned, or a photo, which then stands still behind the face.")
+@click.option("--quads", metavar="FILE", required=True, callback=options.from_stdin, help="Where the face was cut out: what align --quads wrote.")
+@options.output("Video, picture, folder of pictures, or a pipe.")
+@options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
+@click.option("--match-colour/--no-match-colour", default=True, show_default=True, help="Give the face the colours that it has in the frame.")
+def paste(source, into, quads, output, feather, match_colour):
+    """Put a talking head back into the frames that it was cut from.
+
+    It keeps its sound; where it has none, the clip's is taken.
+
+    \b
+      talkhead align photo.jpg --quads quads.npy -o face.png
+      talkhead generate --identity face.png --audio speech.wav | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
+    """
+    from talkhead import faces, files
+
+    corners, about = files.read_array(quads), files.read_about(quads)
+    with files.read_frames(source) as head, files.read_frames(into) as clip:
+        if about.get("frame") not in (None, list(clip.size)):
+            height, width = about["frame"]
+            raise TalkheadError(f"{into}: {clip.size[1]}x{clip.size[0]}, but the quads are of frames of {width}x{height}; pass the clip that was aligned")
+        tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
+        frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
+        with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
+            for frame in shell.progress(frames, head.count):
+                writer.write(frame)
 
 
 @cli.command()
@@ -376,8 +447,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks: a picture or a clip.")
-@options.input_option("--audio", "What it says: any file with a sound track. With --latents, the sound to go along.")
+@options.input_option("--identity", "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
+                                    "wrote (.npy), or a tuned generator and its face, of pti (.pt).")
+@options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
+@click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
+              help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
 @options.input_option("--latents", "Render these latents instead (.npy).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
@@ -387,6 +462,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @click.option("--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]")
 @options.heard
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
+@options.weights_in("video_gan")
 @options.alignment
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
@@ -395,58 +471,101 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
 @options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @options.batch(8)
-@options.listed("identity, tab, audio")
+@options.listed("identity, tab, audio; with --noise-seed, identity")
 @options.seed
 @options.device
-def generate(identity, audio, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             model, features, features_model, deterministic, label, gain, precision, batch, device, detector, detector_model, **options):
-    """Make a face speak, or render latents.
+def generate(identity, audio, noise_seed, seconds, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
+             model, features, features_model, deterministic, video_gan, label, gain, precision, batch, device, detector, detector_model, **options):
+    """Make a face speak, or move by chance, or render latents.
+
+    Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
 
     \b
       talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
+      talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
-    from talkhead import files, heard_by, speech, synthesis
+    from talkhead import files, heard_by, synthesis
 
-    _check_inputs(identity, audio, latents, listing)
-    device, drawing = _device(device, listing), {"batch": batch, "precision": precision, "labelled": label}
+    _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options["pti"])
+    device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
-        sound = None if audio is None else files.read_audio(audio)
         device, generator = _load(device, generator=generator)
         path = files.read_latents(latents)
         _check_owner(latents, files.read_about(latents), generator)
-        return _draw(generator, path, len(path), sound, output, latents_out, **drawing)
-    audio2latent = _speech_model(model, audio2latent)
-    device, generator, encoder, audio2latent = _load(device, generator=generator, encoder=encoder, audio2latent=audio2latent)
-    features, seed = heard_by(audio2latent, features, features_model, device), None if deterministic else options["seed"]
+        with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
+            return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
+    # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
+    opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
+    told, tuned = generator, identity if identity and identity.endswith(".pt") else None
+    seen = {} if identity and _prepared(identity) else {"encoder": encoder}
+    drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
+    device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
+    face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, **options)
+    if not noise_seed:
+        features, seed = heard_by(driver, features, features_model, device), None if deterministic else options["seed"]
 
     def speak(identity, audio, output, latents_out=None):
-        sound = files.read_audio(audio)
-        face, speaker = _identity(identity, generator, encoder, device, **options)
-        path = synthesis.drive(encoder, audio2latent, face, sound, batch, gain, features, seed)
-        return _draw(speaker, path, speech.num_frames(sound), sound, output, latents_out, **drawing)
+        with opened or _sound(audio) as sound:
+            face, speaker = face_of(identity)
+            size = 1 if sound.live and _by_default("batch") else batch
+            path = synthesis.drive(*seer or [None], driver, face, sound, size, gain, features, seed)
+            frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
+            return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
 
+    def wander(identity, output, latents_out=None):
+        face, mover = face_of(identity)
+        segments = _segments(noise_seed, seconds)
+        path = synthesis.wander(*seer or [None], driver, face, segments, batch=batch, gain=gain)
+        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, batch=batch, **drawing)
+
+    fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
-        return _each(speak, listing, output, shard, overwrite, fields=("identity", "audio"))
-    speak(identity, audio, output, latents_out)
+        return _each(work, listing, output, shard, overwrite, fields=fields)
+    work(*((identity,) if noise_seed else (identity, audio)), output, latents_out)
+
+
+def _segments(seeds, seconds):
+    """Each seed and its part of the frames, as equal as they can be."""
+    from talkhead import files
+
+    frames = max(len(seeds), round((seconds or 4) * files.FPS))
+    ends = [frames * k // len(seeds) for k in range(len(seeds) + 1)]
+    return [(seed, end - start) for seed, start, end in zip(seeds, ends, ends[1:])]
+
+
+def _sound(source):
+    """A sound that is heard as it comes, and goes along with the frames."""
+    from talkhead import files
+
+    return files.read_sound(source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"))
+
+
+def _by_default(option):
+    """Whether the caller left an option of this command alone."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+
+
+def _prepared(identity):
+    """Whether a file holds a face as latents, and not as pictures."""
+    return identity.endswith((".pt", ".npy"))
 
 
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
     """Draw a path of so many frames as a video; how many they are."""
-    import numpy as np
+    from talkhead import files, synthesis
 
-    from talkhead import files, speech, synthesis
-
-    if latents_out:
-        path = np.stack(list(path))
-        files.write_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
-    pictures = synthesis.synthesize(generator, path, batch, precision=precision)
-    if labelled:
-        pictures = synthesis.label(pictures)
-    track = None if sound is None else (sound, speech.SAMPLE_RATE)
-    with files.FrameWriter(output, sound=track, synthetic=True, metadata={"talkhead_aligned": str(generator.resolution)}) as writer:
+    with contextlib.ExitStack() as stack:
+        if latents_out:
+            path = stack.enter_context(files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS}))
+        pictures = synthesis.synthesize(generator, path, batch, precision=precision)
+        if labelled:
+            pictures = synthesis.label(pictures)
+        about = {"talkhead_aligned": str(generator.resolution)}
+        writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
         for picture in shell.progress(pictures, frames):
             writer.write(picture)
     return writer.count
@@ -461,11 +580,17 @@ def _speech_model(model, file):
     return checkpoints.bundled("first") if model == "first" else file
 
 
-def _check_inputs(identity, audio, latents, listing):
-    if latents is None and listing is None and (identity is None or audio is None):
-        raise click.UsageError("pass --identity and --audio, or --latents")
+def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, pti):
+    if noise_seed and (audio is not None or latents is not None):
+        raise click.UsageError("pass one of --audio, --noise-seed and --latents: each says how the face moves")
+    if seconds is not None and not noise_seed:
+        raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
+    if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
+        raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
     if latents is not None and identity is not None:
         raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
+    if pti and identity is not None and _prepared(identity):
+        raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
 
 
 def _check_owner(name, about, generator):
@@ -475,19 +600,53 @@ def _check_owner(name, about, generator):
         raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
 
 
-def _identity(source, generator, encoder, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
-    """The face that will speak, uint8 (S, S, 3), and the generator that draws it, tuned on it if asked."""
+def _check_fit(name, latent, generator):
+    """Latents to be drawn are of this generator, and of its layers."""
+    from talkhead import files
+
+    _check_owner(name, files.read_about(name), generator)
+    if len(latent) != generator.num_ws:
+        raise TalkheadError(f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator")
+
+
+def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
+    """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
+
+    generator, seer   the networks loaded: generator, and [encoder] or []
+    told              the --generator that the caller named, or None
+    drives            {kind: path} of what moves it, which a tuned generator must fit
+    """
     from itertools import islice
 
     from talkhead import files, tune
 
+    if _prepared(source):
+        return _prepared_identity(source, generator, told, drives, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
         frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
     if pti:
-        images, pivots = _lessons(generator, encoder, frames, device)
+        images, pivots = _lessons(generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
+
+
+def _prepared_identity(source, generator, told, drives, device):
+    """A code (L, 512) out of a file, and the generator that draws it."""
+    from talkhead import checkpoints, files
+
+    if source.endswith(".npy"):
+        codes = files.read_latents(source)
+        _check_owner(source, files.read_about(source), generator)
+        return codes.mean(0), generator
+    tuned = checkpoints.load_generator(source, device)
+    if tuned.identity is None:
+        raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
+    if told is not None and tuned.fingerprint != generator.fingerprint:
+        raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
+    for kind, path in drives.items():
+        _load_driver(kind, path or checkpoints.bundled(kind), tuned, [], device)  # of the same family?
+    return tuned.identity, tuned
 
 
 @cli.command()
@@ -509,7 +668,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     \b
       talkhead pti face.png -o me.pt
-      talkhead generate --generator me.pt --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
     from talkhead import files, pti
 
@@ -522,30 +681,108 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
 
 @cli.command()
-@click.argument("real", callback=options.from_stdin)
-@click.argument("fake", callback=options.from_stdin)
-@click.option("--landmarks", metavar="FILE", help="True landmarks of REAL (.npy, frames × 68 × 2).")
-@click.option("--lmd/--no-lmd", default=True, show_default=True, help="Measure the distance of the mouth landmarks, which needs a detector.")
-@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID.")
+@click.argument("pairs", metavar="REAL FAKE [REAL FAKE]...", nargs=-1, callback=options.pairs)
+@options.records
+@click.option("--list", "listing", metavar="FILE", is_eager=True, callback=options.from_stdin, help="Compare the pairs that lines of a file name: REAL, tab, FAKE.")
+@options.shard
+@click.option("--overwrite", is_flag=True, help="Measure again what is in the output file already.")
+@options.number("--workers", 1, "Processes.", least=1)
+@click.option("--table", is_flag=True, help="Print a table for people instead of JSON.")
+@click.option("--protocol", metavar="thesis|FILE", help="Measure as the thesis does, or as what metrics printed into FILE was measured.")
+@click.option("--fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frames a second at which clips are compared.")
+@click.option("--size", type=click.IntRange(min=11), help="Resize square frames to this side.  [default: compare frames of one size]")
+@click.option("--lmd/--no-lmd", default=True, show_default=True,
+              help="Measure what needs landmarks, and so a detector: LMD and its velocity, the mouth's opening, jitter, sharpness.")
+@click.option("--landmarks", metavar="PATH", help="True landmarks of REAL (.npy, frames × 68 × 2), or a folder with NAME.landmarks.npy.")
+@click.option("--enlarge", type=click.IntRange(1, 8), default=1, show_default=True, help="Enlarge frames so many times for the detector.")
+@options.number("--max-lag", 5, "Frames by which the mouth may be late or early.")
+@click.option("--phonemes", metavar="PATH", help="When sounds are made, for the share of /p b m/ with shut lips: a TextGrid, .mlf, .lab, .align "
+                                                 "or a puppet's .json, or a folder of them by REAL's names.")
+@click.option("--dictionary", metavar="FILE", help="Pronunciations in CMUdict's format, where words are timed.  [default: GRID's words]")
+@options.number("--shut-below", 0.25, "Lips are shut below this share of the way from the true mouth's rest to its widest.")
+@options.number("--closure-tolerance", 1, "Frames by which lips may shut too early or too late.")
+@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.")
 @options.fid_features
+@click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
+@click.option("--identity-network", metavar="FILE", help="Face recognition for the cosine of identities: model_ir_se50.pth, or a program of torch.export.")
+@click.option("--aligned", is_flag=True, help="The faces are aligned already.")
+@click.option("--syncnet", metavar="FILE", help="SyncNet's weights, syncnet_v2.model, for LSE-C and LSE-D.")
+@click.option("--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips.")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@options.weights_in("audio2latent")
 @options.detection
 @options.device
-def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_model, device):
-    """Compare a generated clip with the real one: PSNR, SSIM, LMD and FID as JSON.
+def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, networks, generator, encoder, audio2latent, **options):
+    """Compare generated clips with the real ones, each number with the protocol that it was measured by.
+
+    REAL and FAKE are clips, or two folders of clips that are matched by name.
 
     \b
       talkhead metrics real.mp4 out.mp4
       talkhead metrics real.mp4 out.mp4 --no-lmd --fid --fid-features encoder
+      talkhead metrics real/ fake/ -o metrics.jsonl --workers 8 --table
+      talkhead metrics --list pairs.txt --protocol metrics.jsonl -o again.jsonl
     """
-    from talkhead import faces, files, metrics
-    from talkhead.training import pick_device
+    from talkhead import evaluation
 
-    device = pick_device(device)
-    features = _features(fid_features, device) if fid else None
-    find = faces.detector(detector, detector_model, device) if lmd else None
-    known = None if landmarks is None else files.read_array(landmarks)
-    with files.read_frames(real) as truth, files.read_frames(fake) as made:
-        shell.print_records([metrics.compare(shell.progress(truth), made, find, known, features)])
+    clips = _pairs(pairs, listing, networks)
+    speed = [evaluation.network_speed(*_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:])] if networks else []
+    records = _measured(clips, _protocol(protocol, options), None if output == "-" else output, table, overwrite=overwrite, workers=workers,
+                        shard=_share(shard)) if clips else []
+    if table:
+        click.echo(evaluation.table(records + speed))
+    else:
+        shell.print_records(speed)
+    click.get_current_context().exit(int(any("error" in record for record in records)))
+
+
+def _pairs(places, listing, networks):
+    """Which clips are compared."""
+    from talkhead import evaluation, jobs
+
+    if places and listing is not None:
+        raise click.UsageError("name pairs, or a --list of them, not both")
+    if listing is not None:
+        return [tuple(item.sources.values()) for item in jobs.read_list(listing, ("real", "fake"), ".json")]
+    if not places and not networks:
+        raise click.UsageError("name REAL and FAKE, or a --list of such pairs")
+    pairs, alone = evaluation.match(places)
+    if alone:
+        shell.say(f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}")
+    return pairs
+
+
+def _protocol(place, options):
+    """How they are compared: as the options say, or as somebody did before."""
+    from talkhead import evaluation
+
+    if place is None:
+        return evaluation.Protocol(**options)
+    source = click.get_current_context().get_parameter_source
+    explicit = {name for name in options if source(name) is not click.core.ParameterSource.DEFAULT}
+    told = evaluation.read_protocol(place)
+    protocol = evaluation.Protocol(**evaluation.replay(told, options, explicit, f"--protocol {place}"))
+    evaluation.check(told, protocol, f"--protocol {place}")
+    return protocol
+
+
+def _measured(pairs, protocol, output, quiet, shard, **options):
+    """Measure pairs, print the records unless they go to a file, say what failed; all of them."""
+    from talkhead import evaluation
+
+    records = []
+    if len(pairs) == 1 and output is None:
+        found = evaluation.evaluate(pairs, protocol, watch=shell.progress)
+    else:
+        found = shell.progress(evaluation.evaluate(pairs, protocol, output, shard=shard, **options), len(shard(pairs)) + (len(pairs) > 1), "pair")
+    for record in found:
+        if "error" in record:
+            shell.say(f"failed: {' '.join(record['error'].split())}")
+        if output is None and not quiet:
+            shell.print_records([record])
+        records.append(record)
+    return records
 
 
 @cli.command()
@@ -561,6 +798,8 @@ def metrics(real, fake, landmarks, lmd, fid, fid_features, detector, detector_mo
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
 @options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option("--people", type=click.IntRange(min=1), help="So many faces take turns.  [default: every clip has a face of its own]")
+@click.option("--sound-only", is_flag=True, help="Only what voices say, as .wav, and no faces: to train-speech on.")
+@click.option("--text", metavar="FILE", help="Say the lines of this file.  [default: made-up sentences]")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
 @options.number("--workers", 1, "Processes.", least=1)
 @options.shard
@@ -811,6 +1050,251 @@ def _widths(model, told):
     if len(told.get("channels", range(lengths[model]))) != lengths[model]:
         raise click.UsageError(f"--channels: the {model} model has {lengths[model]} convolutions; name as many widths")
     return {{"embedding": "features"}.get(name, name): value for name, value in told.items()}
+
+
+@cli.command("train-video-gan")
+@options.sources
+@options.trained("the motion model")
+@options.weights_in("generator")
+@options.weights_in("encoder")
+@click.option("--preset", type=click.Choice(["mocogan-hd"]), is_eager=True, expose_value=False, callback=options.preset,
+              help="Another model's settings, in the place of the defaults below.")
+@options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
+@options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
+@click.option("--hidden", type=click.IntRange(min=1), help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]")
+@options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
+@options.one_of("--displace", ["identity", "previous"], "identity", "What is displaced: the identity's latents, or the frame before.")
+@options.one_of("--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones.")
+@options.one_of("--real", ["auto", "video", "projected"], "auto", "What the critic takes for real: clips (eq. 3.7), or clips as the "
+                "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.")
+@click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
+@click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
+@options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
+@options.number("--information-weight", 1.0, "Weight of the information loss.")
+@options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
+@options.number("--scales", 2, "Scales at which it looks.", least=1)
+@options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
+@click.option("--conditional/--unconditional", default=True, show_default=True, help="Whether it sees the identity beside each frame.")
+@click.option("--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]")
+@click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
+@options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
+@options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
+@options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
+@options.training_steps
+@options.batch(8)
+@options.number("--frames", 16, "Video frames of each example.", least=2)
+@options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
+@options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
+@options.lr(1e-4)
+@options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
+@options.number("--beta1", 0.5, "Adam's memory of gradients.")
+@options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
+@options.sheets
+@options.run
+def train_video_gan(sources, output, generator, encoder, components, noise, hidden, space, displace, width, scales, norm, conditional,
+                    tensorboard, device, **options):
+    """Train the motion model on clips: how faces move when nothing drives them but noise.
+
+    \b
+      talkhead train-video-gan clips/ -o video_gan.pt --steps 20000 --samples sheets/
+      talkhead train-video-gan clips/ -o theirs.pt --steps 20000 --preset mocogan-hd
+    """
+    import torch
+
+    from talkhead import video_gan
+
+    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    torch.manual_seed(options["seed"])
+    model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
+    critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
+    records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
+    shell.watch(records, options["steps"], tensorboard)
+
+
+@cli.command("train-speech")
+@options.sources
+@options.trained("the character model")
+@options.number("--channels", 192, "Channels of its three convolutions.", least=1)
+@options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
+@options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
+@options.training_steps
+@options.batch(16)
+@options.lr(1e-3)
+@options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
+@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise, room and microphone of the speech.")
+@options.validation
+@options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
+@options.run
+def train_speech(sources, output, channels, hidden, delay, tensorboard, device, **options):
+    """Train the character model, which spells speech, on recordings with transcripts.
+
+    \b
+      talkhead synth --sound-only -o spoken/ --count 6000
+      talkhead train-speech spoken/ -o speech.pt --steps 5000
+    """
+    import torch
+
+    from talkhead import acoustics
+
+    device = _join(device)
+    torch.manual_seed(options["seed"])
+    model = acoustics.CharacterModel(channels, hidden, delay)
+    shell.watch(acoustics.train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+
+
+@cli.group()
+def plot():
+    """Draw paths, losses, frames and mouths, for people to look at (PNG, SVG, PDF); needs the extra plot."""
+
+
+@plot.command("trajectory")
+@options.sources
+@options.figure
+@options.one_of("--plane", ["shared", "centred", "own"], "shared", "Components of all paths; of all, each from its own mean; or each path's own.")
+@options.labels
+def plot_trajectory(sources, output, plane, labels):
+    """Draw latents (.npy) in the plane of their first two principal components, colour telling the time.
+
+    \b
+      talkhead plot trajectory encoder.npy sequential.npy -o paths.png
+    """
+    from talkhead import files, plots
+
+    paths = {label: files.read_latents(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.trajectories(paths, plane=plane), output)
+
+
+@plot.command("losses")
+@options.sources
+@options.figure
+@options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
+@options.number("--smooth", 1, "Mean of so many records.", least=1)
+@options.labels
+def plot_losses(sources, output, keys, smooth, labels):
+    """Draw curves from the logs of trainers and of invert --log; several runs together.
+
+    \b
+      talkhead plot losses optimise.jsonl sequential.jsonl -o losses.svg
+    """
+    from talkhead import plots
+
+    logs = {label: plots.read_log(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.losses(logs, keys, smooth), output)
+
+
+@plot.command("dashboard")
+@options.source
+@options.figure
+@options.number("--smooth", 1, "Mean of so many records.", least=1)
+def plot_dashboard(source, output, smooth):
+    """Draw every number of a training log.
+
+    \b
+      talkhead plot dashboard train.jsonl -o run.png
+    """
+    from talkhead import plots
+
+    plots.save(plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output)
+
+
+@plot.command("strip")
+@options.sources
+@options.figure
+@options.number("--columns", 8, "Frames of each clip.", least=1)
+@options.number("--start", 0.0, "Where to begin, in seconds.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.  [default: at the end of the first clip]")
+@options.phonemes
+@options.labels
+def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
+    """Draw frames of clips one under the other, at the same moments.
+
+    \b
+      talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
+    """
+    from talkhead import articulation, files, plots
+
+    rows, times = {}, None
+    for label, path in _labelled(sources, labels).items():
+        with files.read_frames(path) as reader:
+            if times is None:
+                count = reader.count or sum(1 for _ in files.read_frames(path))  # some kinds of file do not tell
+                times = plots.moments(count, columns, start, seconds)
+            rows[label] = plots.frames_at(reader, times)
+    plots.save(plots.strip(rows, times, articulation.read_phonemes(phonemes) if phonemes else ()), output)
+
+
+@plot.command("mouth")
+@options.sources
+@options.figure
+@options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
+@options.phonemes
+@options.labels
+@options.detection
+@options.device
+def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
+    """Draw how far mouths are open, in clips or by landmarks (.npy), over the sound and its phonemes.
+
+    \b
+      talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
+    """
+    from talkhead import articulation, files, plots
+
+    find = _finder(detector, detector_model, device)
+    said = articulation.read_phonemes(phonemes) if phonemes else ()
+    sound = None if audio is None else files.read_audio(audio)
+    curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.mouths(curves, sound, said), output)
+
+
+@plot.command("interpolate")
+@click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
+@options.figure
+@options.weights_in("generator")
+@options.number("--columns", 7, "Pictures on each way.", least=2)
+@options.seed
+@options.device
+def plot_interpolate(ends, output, generator, columns, seed, device):
+    """Draw the straight and the round way through W+ between two latents (.npy), or through Z and W between random faces.
+
+    \b
+      talkhead plot interpolate me.npy you.npy -o ways.png
+    """
+    import numpy as np
+
+    from talkhead import files, plots
+
+    if len(ends) not in (0, 2):
+        raise click.UsageError("pass two files of latents, the ends of the way, or none")
+    codes = [files.read_latents(path)[0] for path in ends]
+    _, generator = _load(device, generator=generator)
+    for path, code in zip(ends, codes):
+        _check_fit(path, code, generator)
+    plots.save(plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)), output)
+
+
+@plot.command("components")
+@options.sources
+@options.figure
+@options.weights_in("generator")
+@options.number("--components", 5, "How many principal components, the widest first.", least=1)
+@options.number("--columns", 7, "Pictures of each.", least=2)
+@options.number("--reach", 3.0, "How far to go to either side, in standard deviations.")
+@options.device
+def plot_components(sources, output, generator, components, columns, reach, device):
+    """Draw what moves along each principal component of some latents (.npy), from their mean.
+
+    \b
+      talkhead plot components latents.npy -o components.png
+    """
+    import numpy as np
+
+    from talkhead import files, plots
+
+    codes = [files.read_latents(path) for path in sources]
+    _, generator = _load(device, generator=generator)
+    for path, each in zip(sources, codes):
+        _check_fit(path, each[0], generator)
+    plots.save(plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)), output)
 
 
 @cli.group()

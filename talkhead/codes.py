@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Lesson:
     key: str
     frames: int
     opening: np.ndarray | None  # (frames,), if somebody measured it
+    path: Path | None = None
 
 
 class Codes:
@@ -32,10 +34,12 @@ class Codes:
 
     A clip is known by its path, size and time of change, and by the encoder. Codes are kept as their mean and the
     float16 differences from it, which is finer than speech moves them. A killed run keeps what it had finished.
+
+    sound   whether the clips' sound is wanted; without it, clips need have none
     """
 
-    def __init__(self, path, encoder):
-        self.path, self.encoder, self.fingerprint = path, encoder, training.digest(encoder)
+    def __init__(self, path, encoder, sound=True):
+        self.path, self.encoder, self.fingerprint, self.sound = path, encoder, training.digest(encoder), sound
 
     def __enter__(self):
         if not self.path.parent.is_dir():
@@ -58,7 +62,7 @@ class Codes:
     def learn(self, clip, device):
         """Encode a clip unless that was done before: a Lesson."""
         state = clip.stat()
-        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}"
+        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}" + ("" if self.sound else " silent")
         with self._mendable():
             row = self.file.execute("select shape from codes where key = ?", [key]).fetchone()
         if row is None:
@@ -70,12 +74,16 @@ class Codes:
                 self.file.execute("insert or replace into codes values (?, ?, ?, ?, ?)", [
                     key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
         frames = int(row[0].split()[0])
-        return Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames))
+        return Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames), clip)
 
     def _encode(self, clip, device):
-        audio = files.read_audio(clip)
+        audio = files.read_audio(clip) if self.sound else np.zeros(0, np.float32)
         with files.read_frames(clip) as frames:
+            if frames.size[0] != frames.size[1]:
+                raise TalkheadError(f"{clip}: {frames.size[1]}x{frames.size[0]} is not a square face; align it first (talkhead align)")
             codes = np.stack(list(encode(self.encoder, frames, device=device)))
+        if not self.sound:
+            return codes, audio
         return codes, np.pad(audio, (0, max(len(codes) * SAMPLES_PER_FRAME - len(audio), 0)))
 
     def read(self, lesson):

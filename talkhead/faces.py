@@ -1,6 +1,7 @@
 """Where a face is, and its FFHQ crop: landmarks, quads, aligned frames.
 
     frame ─ detector ─▶ landmarks (68, 2) ─ quad ─▶ corners (4, 2) ─ crop ─▶ aligned (S, S, 3)
+    frame ◀────────────────────────────── paste ──────────────────────────── generated (S, S, 3)
 
 Points are pixels, x then y; (0, 0) is the centre of the top left pixel. The 68 are numbered as iBUG 300-W does:
 jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, lips 48-67; "left" is the left of the picture.
@@ -59,10 +60,11 @@ class Detector:
     image    uint8 (H, W, 3) RGB
     returns  list of float32 (68, 2), pixels; empty where no face is seen
 
-    `name` tells which library is behind it.
+    `name` tells which library is behind it, `weights` in which files what it has learnt lies.
     """
 
     name = ""
+    weights = ()
 
     def __call__(self, image):
         faces = [np.asarray(face, np.float32) for face in self._find(np.ascontiguousarray(image))]
@@ -82,6 +84,7 @@ class MediaPipe(Detector):
     name = "mediapipe"
 
     def __init__(self, model, faces=4):
+        self.weights = (Path(model),)
         try:
             weights = Path(model).read_bytes()
         except OSError as error:
@@ -204,6 +207,7 @@ class FaceAlignment(Detector):
         import face_alignment
         import torch
 
+        self.weights = tuple(folder / Path(url).name for url in _face_alignment_urls())
         missing = [url for url in _face_alignment_urls() if not (folder / Path(url).name).is_file()]
         if missing:
             raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
@@ -371,11 +375,16 @@ def _side(corners):
 
 def _shrink(picture, corners, size):
     """Reduce a picture whose quad is more than four times the wanted size, by a whole factor."""
-    factor = int(_side(corners) / size * 0.5)
+    factor, reduced = _reduction(corners, picture.size, size)
     if factor < 2:
         return picture, corners
-    reduced = [max(int(np.rint(length / factor)), 1) for length in picture.size]
     return picture.resize(reduced, PIL.Image.Resampling.LANCZOS), corners / factor
+
+
+def _reduction(corners, lengths, size):
+    """The whole factor by which a picture of these lengths (width, height) is reduced, and its lengths then."""
+    factor = int(_side(corners) / size * 0.5)
+    return factor, [max(int(np.rint(length / max(factor, 1))), 1) for length in lengths]
 
 
 def _surround(picture, corners):
@@ -548,3 +557,169 @@ def _smooth(filled, sigma):
             yield middle()
     while after:
         yield middle()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Back into the frame
+
+OVAL = (0.5, 0.51, 0.42, 0.48)  # the part of a crop that is put back, in sides: its centre, half its width and half its height
+LIKENESS = (2 / 3, 3 / 2)       # how far the colour match may change the contrast
+
+
+def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
+    """Put generated crops back where `crop` cut them out: `align_frames` undone.
+
+    frames        iterator of uint8 (H, W, 3), the clip that was aligned; a single one is a photo, and stands still
+    crops         iterator of uint8 (S, S, 3), what was generated; of any side, which may change
+    quads         (T, 4, 2), what cut the face out of each frame; NaN, or no row, for a frame that is left as it is
+    size          the `size` of the `crop` that used the quads; None for the side of the crops
+    feather       part of the crop's side over which the face fades into the frame; 0 cuts hard
+    match_colour  give the face the mean and the contrast that the frame's own has there (upper half; each colour for itself)
+    yields        uint8 (H, W, 3)
+    raises        TalkheadError if the quads are no squares in these frames; warns where one of the clips ends before the other
+
+    What is put back is the oval of the face: corners of the crop hold background, which generators draw as they like. Outside
+    it a frame stays as it was, bit for bit. Frames are let go as they come, so memory is flat.
+
+    Source: thesis §6.1 (an aligned face makes the background move).
+    Departure: the thesis leaves the mending open.
+    """
+    if not 0 <= feather <= min(OVAL[2:]):
+        raise TalkheadError(f"feather {feather}: wanted a part of the crop's side, 0 to {min(OVAL[2:])}")
+    name = getattr(frames, "name", None) or "frames"
+    quads = _squares(quads)
+    frames, crops = iter(frames), iter(crops)
+    first = next(frames, None)
+    following = next(frames, None)
+    if first is None:
+        raise TalkheadError(f"{name}: no frames; pass the clip or photo that was aligned")
+    if following is None and len(quads) == 1:
+        places = ((first, quads[0], crop) for crop in crops)
+    else:
+        shown = itertools.chain([first] if following is None else [first, following], frames)
+        places = _together(shown, quads, crops, name)
+    tone, before = None, None
+    for frame, corners, crop in places:
+        if crop is None:
+            yield frame
+            continue
+        if crop.shape[0] != crop.shape[1]:
+            raise TalkheadError(f"crops: {crop.shape[1]}x{crop.shape[0]}, but a crop is square; pass aligned frames")
+        if match_colour and (before is None or np.abs(corners - before).max() > JUMP * _side(before)):
+            tone = _Tone()                                              # another shot has other light
+        before = corners
+        yield _pasted(frame, crop, corners, size or len(crop), feather, tone)
+
+
+def _squares(quads):
+    """Quads as float64 (T, 4, 2), if they are squares."""
+    quads = np.asarray(quads, np.float64)
+    if quads.ndim != 3 or quads.shape[1:] != (4, 2) or len(quads) == 0:
+        raise TalkheadError(f"quads: shape {quads.shape}, wanted (frames, 4, 2); pass what talkhead align --quads wrote")
+    down, right = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
+    uneven = np.abs(np.stack([quads[:, 2] - quads[:, 1] - right, down + right[:, ::-1] * (1, -1)])).max((0, 2))
+    side = np.linalg.norm(right, axis=1)
+    wrong = (uneven > 0.01 * side) | (side == 0)        # False where there is no quad: NaN is not greater
+    if wrong.any():
+        raise TalkheadError(f"quads, frame {int(np.argmax(wrong))}: not a square; pass what talkhead align --quads wrote")
+    return quads
+
+
+def _together(frames, quads, crops, name):
+    """Each frame with its quad and the crop that belongs there, or with None and None: crops are there for quads alone."""
+    for index, frame in enumerate(frames):
+        corners = quads[index] if index < len(quads) else None
+        if corners is None or np.isnan(corners).any():
+            yield frame, None, None
+            continue
+        crop = next(crops, None)
+        if crop is None:
+            warnings.warn(f"{name}: goes on after the crops have ended, at frame {index}; the result ends there", stacklevel=3)
+            return
+        yield frame, corners, crop
+    if next(crops, None) is not None:
+        warnings.warn(f"{name}: ends, or has no more quads, before the crops end; the crops left over are dropped", stacklevel=3)
+
+
+def _pasted(frame, crop, corners, size, feather, tone):
+    """One frame with one crop put back."""
+    corners = _taken(corners, frame.shape[1::-1], size) + 0.5           # from here on pixels are areas: (0, 0) is a corner
+    start = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+    stop = np.minimum(np.ceil(corners.max(0)).astype(int), frame.shape[1::-1])
+    if (start >= stop).any():
+        raise TalkheadError("paste: the quad lies outside the frame; pass the clip that was aligned")
+    corners -= start
+    width, height = stop - start
+    across, down = corners[3] - corners[0], corners[1] - corners[0]
+    # (u, v): 0 to 1 over the crop, for a place in the frame.
+    inverse = np.linalg.inv(np.stack([across, down], axis=1))
+    columns, rows = np.arange(width) + 0.5 - corners[0, 0], np.arange(height)[:, None] + 0.5 - corners[0, 1]
+    u, v = ((a * columns).astype(np.float32) + (b * rows).astype(np.float32) for a, b in inverse)
+    mask = _mask(u, v, feather)
+
+    picture = PIL.Image.fromarray(np.ascontiguousarray(crop))
+    side = int(np.rint(_side(corners)))
+    if side < len(crop):                                                # or pixels of the crop would be skipped
+        picture = picture.resize((max(side, 1),) * 2, PIL.Image.Resampling.LANCZOS)
+    scaled = inverse * picture.width
+    coefficients = np.concatenate([scaled, -scaled @ corners[:1].T], axis=1).ravel()
+    turned = picture.transform((int(width), int(height)), PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BICUBIC)
+
+    under = frame[start[1]:stop[1], start[0]:stop[0]].astype(np.float32)
+    over = np.asarray(turned, np.float32)
+    if tone is not None:
+        over = tone(over, under, u, v)
+    result = frame.copy()
+    blend = under + mask[..., None] * (over - under)
+    result[start[1]:stop[1], start[0]:stop[0]] = np.clip(np.rint(blend), 0, 255)
+    return result
+
+
+def _taken(corners, lengths, size):
+    """Where `crop` really took its pixels: FFHQ rounds the lengths of a picture that it reduces, and so shifts the quad."""
+    factor, reduced = _reduction(corners, lengths, size)
+    if factor < 2:
+        return corners
+    return (corners / factor + 0.5) * np.divide(lengths, reduced) - 0.5
+
+
+def _mask(u, v, feather):
+    """How much of the crop is seen: 1 over the face, smoothly down to 0 at the oval around it."""
+    x, y = (u - OVAL[0]) / OVAL[2], (v - OVAL[1]) / OVAL[3]
+    inward = (1 - np.sqrt(x * x + y * y)) * min(OVAL[2:])                   # about the distance from the oval, in sides
+    if feather == 0:
+        return (inward >= 0).astype(np.float32)
+    ramp = np.clip(inward / feather, 0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+class _Tone:
+    """Gives crops the colours that frames have: mean and deviation, of each colour, over the upper half of the face.
+
+    The mouth is left out, for it is what differs, and the face would flicker as it opens. What is measured is averaged over
+    about a second, so that noise does not show.
+
+    Source: Reinhard et al. 2001, in RGB.
+    """
+
+    MEMORY = 1 - 1 / 25     # a second of frames
+
+    def __init__(self):
+        self.seen = self.kept = 0
+
+    def __call__(self, crop, frame, u, v):
+        step = max(min(u.shape) // 64, 1)       # a mean does not need every pixel
+        change = self._change(*(values[::step, ::step] for values in (crop, frame, u, v)))
+        return crop if change is None else crop * change[0] + change[1]
+
+    def _change(self, crop, frame, u, v):
+        weights = np.clip(np.sin(np.pi * np.clip(u, 0, 1)) * np.sin(np.pi * np.clip(v / 0.68, 0, 1)), 0, None)[..., None] ** 2
+        if weights.sum() < 1:
+            return None
+        moments = [(weights * values).sum((0, 1)) / weights.sum() for values in (crop, crop ** 2, frame, frame ** 2)]  # (3,) each
+        self.kept = self.MEMORY * self.kept + (1 - self.MEMORY)
+        self.seen = self.MEMORY * self.seen + (1 - self.MEMORY) * np.stack(moments)
+        own, own_squared, wanted, wanted_squared = self.seen / self.kept
+        spread, wanted_spread = (np.sqrt(np.maximum(squared - mean ** 2, 1)) for squared, mean in ((own_squared, own), (wanted_squared, wanted)))
+        gain = np.clip(wanted_spread / spread, *LIKENESS)
+        return np.float32(gain), np.float32(wanted - own * gain)

@@ -13,9 +13,12 @@ import math
 import os
 import pickle
 import secrets
+import select
 import shutil
+import stat
 import sys
 import warnings
+import wave
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -43,12 +46,15 @@ PICTURES = {*IMAGE_FORMATS, ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}  #
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
-KEYFRAMES = 10  # frames from one key frame to the next on a pipe; a fragment, and so a reader's wait, is as long
+KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
+SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
+PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
+PIPE = 1 << 20  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
 
 
 # Errors and names -----------------------------------------------------------------------------------------------------
@@ -102,23 +108,70 @@ def _name(place):
 
 
 class _Source:
-    """Standard input, or any binary stream, with only `read`: a pipe has no position, and libraries would ask for one."""
+    """Standard input, or any binary stream, with only `read`: a pipe has no position, and libraries would ask for one.
 
-    def __init__(self, stream):
+    on_wait   called when nothing has come for PATIENCE seconds, once for each time that happens
+    """
+
+    def __init__(self, stream, on_wait=None):
         stream = sys.stdin.buffer if stream == "-" else stream
+        self._descriptor = _descriptor_of_pipe(stream)
+        self._on_wait = on_wait if self.live else None
+        if self._on_wait is not None:
+            stream = getattr(stream, "raw", stream)  # what lies in a buffer above it would not be seen by select
         # A BufferedReader's read waits until all is there; its read1 gives what has come.
         self._read = getattr(stream, "read1", stream.read)
-        self.tail = b""
+        self._start = b""
+        self.count, self.tail = 0, b""  # bytes given, and the last of them
+
+    @property
+    def live(self):
+        """Whether a pipe, a terminal or a socket is behind it, whose writer may be slow."""
+        return self._descriptor is not None
 
     def read(self, size=-1):
-        data = self._read(size)
-        self.tail = (self.tail + data[-TAIL:])[-TAIL:]
+        if self._start:
+            data, self._start = (self._start, b"") if size < 0 else (self._start[:size], self._start[size:])
+        else:
+            self._wait()
+            data = self._read(size)
+        self.count, self.tail = self.count + len(data), (self.tail + data[-TAIL:])[-TAIL:]
         return data
+
+    def _wait(self):
+        if self._on_wait is not None and not select.select([self._descriptor], [], [], PATIENCE)[0]:
+            self._on_wait()
+
+    def start(self, size):
+        """The first bytes, which stay there to be read; fewer if there are no more."""
+        while len(self._start) < size:
+            self._wait()
+            data = self._read(size - len(self._start))
+            if not data:
+                break
+            self._start += data
+        return self._start
+
+    def widen(self):
+        """Let a pipe hold more, so that a recorder need not wait, and lose sound, before we listen."""
+        with suppress(ImportError, AttributeError, OSError):  # Linux alone can do that
+            import fcntl
+
+            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE)
 
     def drain(self):
         """Read to the end, so that the command before can finish writing."""
         while self.read(1 << 16):
             pass
+
+
+def _descriptor_of_pipe(stream):
+    """The file descriptor of a stream that is neither in memory nor a file on a disk, else None."""
+    try:
+        descriptor = stream.fileno()
+        return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 class _Sink:
@@ -359,6 +412,34 @@ def write_latents(destination, latents, about=None):
     return len(latents)
 
 
+@contextmanager
+def latents_along(destination, latents, about=None):
+    """Hand latents on as they come, and write them as write_latents does when the block ends well; a named file in flat memory.
+
+    destination, about   as in write_latents
+    latents              iterable of float32 (L, 512)
+    yields               an iterator of the same latents
+    """
+    if not _named(destination) or os.path.exists(destination) and not os.path.isfile(destination):
+        kept = []
+        yield (kept.append(latent) or latent for latent in latents)
+        write_latents(destination, kept, about)
+        return
+    with ExitStack() as stack:
+        rows = None
+
+        def written():
+            nonlocal rows
+            for latent in latents:
+                rows = rows or stack.enter_context(array_writer(destination, latent.shape, np.float32))
+                rows.write(np.asarray(latent, np.float32))
+                yield latent
+
+        yield written()
+    if about is not None:
+        write_json(Path(destination).with_suffix(".json"), about)
+
+
 def read_about(source):
     """What was written beside latents: the dict given to write_latents, empty for a pipe or where there is none."""
     path = Path(source).with_suffix(".json") if _named(source) else None
@@ -405,7 +486,7 @@ def load_weights(path, kind=None, mapped=False):
     """Read a .pt without running anything that it carries.
 
     path     file of save_weights, or another project's plain one
-    kind     "generator", "encoder", "audio2latent": what the caller needs; None takes any
+    kind     "generator", "encoder", "audio2latent", "speech": what the caller needs; None takes any
     mapped   leave each tensor on the disk until it is used; for a named file in torch's archive format
     returns  the dict, tensors on the CPU; an argparse.Namespace stays one
     raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
@@ -426,12 +507,18 @@ def load_weights(path, kind=None, mapped=False):
     if kind is not None and found != kind:
         if found is None:
             raise TalkheadError(f"{path}: not talkhead weights; convert it first")
-        raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as --{found}")
+        raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as {option(found)}")
     return weights
 
 
+def option(kind):
+    """The option by which commands take weights of a kind."""
+    return {"speech": "--features-model"}.get(kind, f"--{kind.replace('_', '-')}")
+
+
 def a(noun):
-    """A noun with its article."""
+    """A noun, or a kind of weights, with its article."""
+    noun = {"speech": "character model"}.get(noun, noun)
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -600,8 +687,99 @@ class _Decoder:
         return block
 
 
+class SoundReader:
+    """The sound of a file or a pipe, block after block as it comes: iterate once, and close it (or use `with`). Memory stays flat.
+
+    name      what the source is called in messages
+    rate      int, samples per second of the blocks
+    live      bool: it comes through a pipe, whose writer may be slow
+    count     how many samples there are to be, by what the source says of itself; None where it does not
+    yields    float32 (n,) in [-1, 1]: all channels mixed to one
+
+    A FrameWriter may take it as its sound: then pass keep=True, and it gets what was read.
+    """
+
+    channels = 1
+
+    def __init__(self, source, sample_rate=16000, keep=False, on_wait=None):
+        self.name, self.rate, self.count = _name(source), int(sample_rate), None
+        self._kept = _Queue(1) if keep else None
+        self._stack = ExitStack()
+        self._media = self._decoder = None
+        self._input = self._stack.enter_context(_open_source(source, on_wait))
+        self.live = isinstance(self._input, _Source) and self._input.live
+        if self.live:
+            self._input.widen()  # and it is opened when it is first read: until its head has come, there is other work to do
+        else:
+            with ExitStack() as undo:
+                undo.push(self._stack)
+                self._open()
+                undo.pop_all()
+        self._blocks = self._decoded()
+
+    def _open(self):
+        media = self._media = self._stack.enter_context(_Media(self._input, self.name))
+        if media.audio is None:
+            raise TalkheadError(f"{self.name}: has no sound track; pass a recording")
+        start, end = media.origin if media.video else None, media.end(media.audio)
+        # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
+        self._decoder = _Decoder(start, end, self.rate, "mono", "s32p")
+        if end is not None:
+            self.count = max(round((end - (media.origin if start is None else start)) * self.rate), 0)
+
+    def _decoded(self):
+        if self._media is None:
+            self._open()
+        heard = False
+        for packet in self._media.packets(pictures=False):
+            for block in self._decoder.decode(packet):
+                heard = True
+                yield (block[0] / np.float64(2 ** 31)).astype(np.float32)
+        if not heard:
+            raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        block = next(self._blocks)
+        if self._kept is not None:
+            self._kept.push(_to_int16(block)[None])
+        return block
+
+    def take(self, count, wait=False):
+        """The next samples, int16 (n, 1): `count`, or fewer if it ends before. What has not been read by then is read."""
+        assert self._kept is not None, "pass keep=True"
+        while self._kept.size < count and next(self, None) is not None:
+            pass
+        return self._kept.take(count)
+
+    def close(self):
+        self._stack.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_sound(source, sample_rate=16000, keep=False, on_wait=None):
+    """Open a sound for reading as it comes.
+
+    source       path, "-" or binary stream: any sound or video file. A path may be that of a pipe or a device
+    sample_rate  samples per second of the blocks
+    keep         keep what was read, for a FrameWriter to take
+    on_wait      called without arguments when a pipe has brought nothing for 5 seconds
+    returns      SoundReader
+    raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short: at once for a file,
+                 else while reading
+    """
+    return SoundReader(source, sample_rate, keep, on_wait)
+
+
 def read_audio(source, sample_rate=16000):
-    """Read speech from any sound or video file.
+    """Read speech from any sound or video file, all of it.
 
     source       path, "-" or binary stream
     sample_rate  samples per second of the result
@@ -609,15 +787,47 @@ def read_audio(source, sample_rate=16000):
                  first picture is shown
     raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short
     """
-    with _Media(source) as media:
-        if media.audio is None:
-            raise TalkheadError(f"{media.name}: has no sound track; pass a recording")
-        # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
-        decoder = _Decoder(media.origin if media.video else None, media.end(media.audio), sample_rate, "mono", "s32p")
-        blocks = [block for packet in media.packets(pictures=False) for block in decoder.decode(packet)]
-    if not blocks:
-        raise TalkheadError(f"{media.name}: its sound track is empty; pass a recording")
-    return (np.concatenate(blocks, axis=1)[0] / np.float64(2 ** 31)).astype(np.float32)
+    with read_sound(source, sample_rate) as sound:
+        return np.concatenate(list(sound))
+
+
+class _Queue:
+    """Blocks of samples (channels, n) that wait to be taken, in order."""
+
+    def __init__(self, channels):
+        self._channels, self._blocks, self.size = channels, deque(), 0
+
+    def push(self, block):
+        self._blocks.append(block)
+        self.size += block.shape[1]
+
+    def take(self, count):
+        """The next samples, int16 (n, channels): `count`, or fewer if there are no more."""
+        taken = []
+        while count > 0 and self._blocks:
+            block = self._blocks.popleft()
+            taken.append(block[:, :count])
+            if block.shape[1] > count:
+                self._blocks.appendleft(block[:, count:])
+            count -= taken[-1].shape[1]
+            self.size -= taken[-1].shape[1]
+        return np.concatenate(taken, axis=1).T if taken else np.zeros((0, self._channels), np.int16)
+
+
+def _to_int16(samples):
+    return np.rint(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
+
+
+def write_audio(path, audio, sample_rate=16000):
+    """Write speech as a .wav of 16-bit samples.
+
+    audio    float (N,) in [-1, 1]; louder samples are clipped
+    raises   TalkheadError if the file cannot be written
+    """
+    samples = np.rint(np.asarray(audio) * 32768.0).clip(-32768, 32767).astype("<i2")
+    with atomic(path) as temporary, wave.open(str(temporary), "wb") as stream:
+        stream.setparams((1, 2, sample_rate, len(samples), "NONE", ""))
+        stream.writeframes(samples.tobytes())
 
 
 class Sound:
@@ -630,10 +840,10 @@ class Sound:
     def __init__(self, media):
         self._media = media
         self._packets = deque()
-        self._blocks = deque()
         self.rate = media.audio.codec_context.sample_rate
         self.channels = min(media.audio.codec_context.channels, 2)
         self._decoder = _Decoder(media.origin, media.end(media.audio), self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
+        self._decoded = _Queue(self.channels)
 
     def _push(self, packet):
         self._packets.append(packet)
@@ -643,22 +853,11 @@ class Sound:
 
         wait  read on (past frames) until there are `count`, or the clip ends
         """
-        have = sum(block.shape[1] for block in self._blocks)
-        while have < count and (self._packets or (wait and self._media.read_on())):
-            while self._packets and have < count:
+        while self._decoded.size < count and (self._packets or (wait and self._media.read_on())):
+            while self._packets and self._decoded.size < count:
                 for block in self._decoder.decode(self._packets.popleft()):
-                    self._blocks.append(block)
-                    have += block.shape[1]
-        taken = []
-        while count > 0 and self._blocks:
-            block = self._blocks.popleft()
-            taken.append(block[:, :count])
-            if block.shape[1] > count:
-                self._blocks.appendleft(block[:, count:])
-            count -= taken[-1].shape[1]
-        if not taken:
-            return np.zeros((0, self.channels), np.int16)
-        return np.concatenate(taken, axis=1).T
+                    self._decoded.push(block)
+        return self._decoded.take(count)
 
 
 class _Samples:
@@ -669,7 +868,7 @@ class _Samples:
         samples = samples[:, None] if samples.ndim == 1 else samples  # (N, channels)
         assert samples.shape[1] in (1, 2), samples.shape
         if samples.dtype != np.int16:
-            samples = np.rint(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
+            samples = _to_int16(samples)
         self._samples, self._position = samples, 0
         self.rate, self.channels = int(rate), samples.shape[1]
 
@@ -680,26 +879,66 @@ class _Samples:
 
 # Frames in ------------------------------------------------------------------------------------------------------------
 
-class _Media:
-    """A container that FFmpeg opened, and its packets in the order in which they come."""
+def _hurry(head):
+    """Options with which FFmpeg hands on what comes through a pipe soon."""
+    # A pipe's frames come as they are made: do not wait for twenty of them to guess a rate that each one tells.
+    options = {"fpsprobesize": "1"}
+    if _is_wave(head):
+        rate, block = _number(head[28:32]), _number(head[32:34])  # bytes a second, bytes of a moment
+        options |= {"probesize": "2048", "max_size": str(max(int(rate * SOON), block, 1))}  # its head tells all: look no further
+    return options
 
-    def __init__(self, source):
-        self.name = _name(source)
-        self._stack = ExitStack()
-        self._source = None
-        if _named(source):
-            with mendable(self.name), open(source, "rb") as stream:  # Python's error for a folder or a missing file
-                empty = not stream.read(1)
-            if empty:
-                raise TalkheadError(f"{self.name}: empty; pass a whole file")
-            place = f"file:{Path(source)}"  # a name may hold a colon
+
+def _promised(head):
+    """How many bytes a WAV says that it has, by its head of 44 bytes; None where it does not know, or is no WAV."""
+    if not _is_wave(head) or head[36:40] != b"data" or not 0 < _number(head[40:44]) < UNKNOWN_SIZE:
+        return None
+    return 44 + _number(head[40:44])
+
+
+def _is_wave(head):
+    return len(head) >= 44 and head[:4] == b"RIFF" and head[8:16] == b"WAVEfmt "
+
+
+def _number(data):
+    return int.from_bytes(data, "little")
+
+
+@contextmanager
+def _open_source(source, on_wait=None):
+    """What FFmpeg is to open: the path of a file, or a _Source around anything that has no position."""
+    if not _named(source):
+        yield _Source(source, on_wait)
+        return
+    with mendable(source):
+        stream = open(source, "rb", buffering=0)  # Python's error for a folder or a missing file
+    with stream:
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            if not stream.read(1):
+                raise TalkheadError(f"{source}: empty; pass a whole file")
+            yield Path(source)
         else:
-            place = self._source = _Source(source)
-        # A pipe's frames come as they are made: do not wait for twenty of them to guess a rate that each one tells.
-        hurry = {} if self._source is None else {"fpsprobesize": "1"}
+            yield _Source(stream, on_wait)
+
+
+class _Media:
+    """A container that FFmpeg opened, and its packets in the order in which they come.
+
+    source   as _open_source gives it
+    """
+
+    def __init__(self, source, name):
+        self.name = name
+        self._stack = ExitStack()
+        self._source = source if isinstance(source, _Source) else None
+        place = self._source or f"file:{source}"  # a name may hold a colon
+        head = b"" if self._source is None else self._source.start(44)
+        hurry = {} if self._source is None else _hurry(head)
+        self._promised = _promised(head)  # of this, FFmpeg tells nothing
         try:
             # Files only: a playlist must not make us fetch things.
-            self._container = av.open(place, metadata_errors="replace", options={"protocol_whitelist": "file", **hurry})
+            options = {"protocol_whitelist": "file"} | hurry
+            self._container = av.open(place, metadata_errors="replace", options=options)
         except (av.error.FFmpegError, ValueError) as error:
             self._refuse(error)
         self._stack.callback(self._container.close)
@@ -755,6 +994,8 @@ class _Media:
             with open(self.name, "rb") as stream:
                 promised = int.from_bytes(stream.read(8)[4:], "little")
             return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
+        if self._promised is not None and self._source.count + 1 < self._promised:
+            return True
         promised = {stream.index: self.end(stream) for stream in streams}
         return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
 
@@ -870,6 +1111,7 @@ class FrameReader:
     name        what the source is called in messages
     fps         float, frames per second as given here
     source_fps  float, as found
+    codec       how the pictures are coded: "h264", "mpeg1video", "png"
     size        (H, W) of every frame
     count       how many frames there are to be, by what the source says of itself; None where it does not
     metadata    dict[str, str]: the container's tags, or a PNG's text
@@ -899,7 +1141,7 @@ class FrameReader:
             self.count = min(self.count, limit)
 
     def _open_pictures(self, names):
-        self.source_fps, self.count = self.fps, len(names)
+        self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
         first, self.metadata = _read_picture(names[0])
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
@@ -913,7 +1155,9 @@ class FrameReader:
             yield image
 
     def _open_media(self, source):
-        media = self._media = _Media(source)
+        self._stack = ExitStack()
+        media = self._media = _Media(self._stack.enter_context(_open_source(source)), self.name)
+        self._stack.callback(media.close)
         try:
             if media.video is None:
                 raise TalkheadError(f"{self.name}: has no pictures; pass a video")
@@ -923,9 +1167,9 @@ class FrameReader:
             if first is None:
                 raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
         except BaseException:
-            media.close()
+            self._stack.close()
             raise
-        self.metadata = media.metadata
+        self.metadata, self.codec = media.metadata, media.video.codec_context.name
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         seconds = media.video.duration and media.video.duration * media.video.time_base
         self.count = round(seconds * self.fps) if seconds else None
@@ -964,7 +1208,7 @@ class FrameReader:
 
     def close(self):
         if self._media is not None:
-            self._media.close()
+            self._stack.close()
 
     def __enter__(self):
         return self
@@ -1004,8 +1248,8 @@ class FrameWriter:
     destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p and AAC, odd
                  sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs, 000000.png, …
     fps          frames per second
-    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), or the Sound of a FrameReader. Cut, or filled up
-                 with silence, to end with the frames
+    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), the Sound of a FrameReader, or a SoundReader that
+                 keeps what it read. Cut, or filled up with silence, to end with the frames
     metadata     dict[str, str], tags of the container or text of the PNGs
     synthetic    mark it as made by a trained model, as IPTC asks
     lossless     None: on a pipe only
@@ -1125,9 +1369,11 @@ class _VideoOutput:
         self._scaler = VideoReformatter()
 
     def open(self, place):
-        # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short.
-        flags = "frag_keyframe+empty_moov+default_base_moof" if self._piped else "faststart"
+        # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short:
+        # one for each frame, which is written as soon as the frame's sound is there.
+        flags = "empty_moov+default_base_moof" if self._piped else "faststart"
         options = {"movflags": f"{flags}+use_metadata_tags"} if self._format != "matroska" else {}
+        options |= {"frag_duration": "1", "flush_packets": "1", "max_interleave_delta": "1"} if self._piped else {}
         self._sink = place if isinstance(place, _Sink) else None
         self._container = av.open(self._sink or f"file:{place}", "w", format=self._format, options=options)
         self._container.metadata.update(self._tags)
@@ -1156,7 +1402,8 @@ class _VideoOutput:
         codec = "flac" if self._lossless else "aac"
         if not self._lossless and rate not in AAC_RATES:
             rate = min((r for r in AAC_RATES if r > rate), default=max(AAC_RATES))
-        audio = self._container.add_stream(codec, rate=rate)
+        # Level 0 packs few samples at a time: a frame's sound can go with it.
+        audio = self._container.add_stream(codec, rate=rate, options={"compression_level": "0"} if self._lossless else {})
         audio.codec_context.layout = layout
         audio.codec_context.time_base = Fraction(1, rate)
         if self._lossless:

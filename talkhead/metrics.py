@@ -1,23 +1,32 @@
 """Numbers that compare videos: how alike the pictures are, and whether the mouth follows the speech."""
 
 import warnings
+from functools import cache
 from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 
 from talkhead.errors import TalkheadError
+from talkhead.faces import mouth_opening
 
 PEAK = 255.0  # the largest pixel value
 MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips, then inner
 SSIM_WINDOW = 11  # pixels; the sides of a frame may not be shorter
 SSIM_SIGMA = 1.5  # pixels
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+MIDDLE = 256.0  # of the sum of two pixels: from here, squares are small enough for float32
 TOGETHER = 16  # frames that a feature network looks at at once
+MAX_LAG = 5  # frames
+SHUT = 0.25  # lips count as shut below this share of the way from the true clip's 5th to its 95th percentile of opening
+TOLERANCE = 1  # frames by which lips may shut too early or too late
+OUT_OF_STEP = (*range(-10, -3), *range(4, 11))  # frames: shifts at which a mouth meets closures by luck alone
+KERNEL_MOST = 10_000  # pictures of a set that the kernel distance takes, by lot
 
 _OFFSETS = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
 _GAUSSIAN = np.exp(-0.5 * (_OFFSETS / SSIM_SIGMA) ** 2)
 _GAUSSIAN /= _GAUSSIAN.sum()
+_ROWS, _COLUMNS = 24, 16  # blurred in one product of matrices: so few that all stays in the cache, and in one thread
 
 
 class Following(NamedTuple):
@@ -43,8 +52,11 @@ def psnr(real, fake):
 
 
 def _psnr(real, fake):
-    error = np.mean(np.square(np.subtract(real, fake, dtype=np.float64)))
-    return 10.0 * np.log10(PEAK ** 2 / error) if error else np.inf
+    apart = np.subtract(real, fake, dtype=np.float32).ravel()
+    # Of up to 256 values the sum of squares is exact in float32, which has 24 bits.
+    rows, rest = apart[:apart.size // 256 * 256].reshape(-1, 256), apart[apart.size // 256 * 256:]
+    error = (np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64) + float(rest @ rest)) / apart.size
+    return float(10.0 * np.log10(PEAK ** 2 / error)) if error else np.inf
 
 
 def ssim(real, fake):
@@ -66,23 +78,61 @@ def _ssim(real, fake):
     if min(real.shape[:2]) < SSIM_WINDOW:
         raise TalkheadError(f"metrics: SSIM looks through a window of {SSIM_WINDOW} pixels, the frames are "
                             f"{real.shape[1]}x{real.shape[0]}; compare larger frames")
-    c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
-    channels = []
-    for x, y in zip(np.moveaxis(real, -1, 0).astype(np.float64), np.moveaxis(fake, -1, 0).astype(np.float64)):
-        # The two variances only ever appear as their sum, so one blur serves both.
-        mean_x, mean_y, squares, product = _blur(np.stack([x, y, x * x + y * y, x * y]))
-        both, apart = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
-        channels.append(np.mean((2 * both + c1) * (2 * (product - both) + c2) / ((apart + c1) * (squares - apart + c2))))
-    return np.mean(channels)
+    height, width = (side - SSIM_WINDOW + 1 for side in real.shape[:2])
+    # In stripes of rows, whose many intermediate values never leave the cache.
+    total = sum(_alike(real[top:top + _ROWS + SSIM_WINDOW - 1], fake[top:top + _ROWS + SSIM_WINDOW - 1]) for top in range(0, height, _ROWS))
+    return float(total / (height * width * real.shape[2]))
+
+
+def _alike(real, fake):
+    """The sum of SSIM over the patches of two pictures.
+
+    Worked out by u = x + y − 256 and v = x − y, because 2(x² + y²) = (x + y)² + v² and 4xy = (x + y)² − v², and so it is with variances and
+    covariance: there are four planes to blur, all of them small enough for float32.
+    """
+    x, y = (np.moveaxis(picture, -1, 0).astype(np.float32, order="C") for picture in (real, fake))
+    planes = np.empty((4, *x.shape), np.float32)
+    np.add(x, y, out=planes[0])
+    np.subtract(x, y, out=planes[1])
+    planes[0] -= MIDDLE
+    np.multiply(planes[:2], planes[:2], out=planes[2:])
+    u, v, spread_u, spread_v = _blur(planes)
+    c1, c2 = 2 * (SSIM_K1 * PEAK) ** 2, 2 * (SSIM_K2 * PEAK) ** 2
+    means = u + MIDDLE  # variances do not know where zero is; means do
+    means *= means
+    means += c1
+    spread_u -= np.square(u, out=u)
+    spread_u += c2
+    spread_v -= np.square(v, out=v)
+    alike = (means - v) * np.subtract(spread_u, spread_v, out=u)
+    means += v
+    spread_u += spread_v
+    alike /= np.multiply(means, spread_u, out=means)
+    return alike.sum(dtype=np.float64)
 
 
 def _blur(planes):
-    """Gaussian mean around each pixel whose window lies inside: (K, H, W) → (K, H − 10, W − 10)."""
-    from scipy.ndimage import correlate1d  # a tenth of a second that trainers can do without
+    """Gaussian mean around each pixel whose window lies inside: float32 (4, C, H, W) → (4, C · (H − 10) · (W − 10)).
 
-    edge = SSIM_WINDOW // 2
-    planes = correlate1d(planes, _GAUSSIAN, axis=1)[:, edge:-edge]
-    return correlate1d(planes, _GAUSSIAN, axis=2)[:, :, edge:-edge]
+    A product with a narrow band matrix, which a machine does faster than any sum of shifted copies.
+    """
+    edge = SSIM_WINDOW - 1
+    height, width = planes.shape[-2] - edge, planes.shape[-1] - edge
+    down = np.matmul(_band(height).T, planes).reshape(-1, width + edge)
+    across = np.empty((len(down), width), np.float32)
+    for left in range(0, width, _COLUMNS):
+        count = min(_COLUMNS, width - left)
+        np.matmul(down[:, left:left + count + edge], _band(count), out=across[:, left:left + count])
+    return across.reshape(len(planes), -1)
+
+
+@cache
+def _band(count):
+    """The matrix that takes `count` Gaussian means out of as many values and ten more: (count + 10, count)."""
+    band = np.zeros((count + SSIM_WINDOW - 1, count), np.float32)
+    for column in range(count):
+        band[column:column + SSIM_WINDOW, column] = _GAUSSIAN
+    return band
 
 
 def lmd(real_landmarks, fake_landmarks):
@@ -101,6 +151,25 @@ def lmd(real_landmarks, fake_landmarks):
     return float(np.linalg.norm(real[..., MOUTH, :] - fake[..., MOUTH, :], axis=-1).mean())
 
 
+def sharpness(frame, landmarks):
+    """Say how sharp the mouth is: the variance of the Laplacian of its grey values.
+
+    frame      uint8 (H, W, 3) RGB
+    landmarks  (68, 2), pixels
+    returns    float; None if fewer than 3 x 3 pixels of the mouth are in the picture. The mouth is the box around its 20 points and a quarter
+               of its width more on each side. It grows with contrast and shrinks with the frame's size: compare it with the true clip's alone
+    """
+    points = np.asarray(landmarks, np.float64)[MOUTH]
+    margin = np.ptp(points[:, 0]) / 4
+    left, top = np.maximum(np.floor(points.min(0) - margin), 0).astype(int)
+    right, bottom = np.maximum(np.ceil(points.max(0) + margin), 0).astype(int) + 1
+    grey = np.asarray(frame)[top:bottom, left:right] @ np.float32([0.299, 0.587, 0.114])
+    if min(grey.shape) < 3:
+        return None
+    edges = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    return float(edges.var(dtype=np.float64))
+
+
 def _pictures(real, fake):
     """Both as (T, H, W, 3) of one shape."""
     real, fake = np.asarray(real), np.asarray(fake)
@@ -111,13 +180,25 @@ def _pictures(real, fake):
     return (real[None], fake[None]) if real.ndim == 3 else (real, fake)
 
 
-def compare(real, fake, detector=None, real_landmarks=None, features=None):
+class Pair(NamedTuple):
+    """A frame of either clip, and the 68 landmarks found in it: None where no face was, or nobody looked."""
+
+    real: np.ndarray  # uint8 (H, W, 3)
+    fake: np.ndarray
+    real_points: np.ndarray = None  # (68, 2), pixels
+    fake_points: np.ndarray = None
+
+
+def compare(real, fake, detector=None, real_landmarks=None, features=None, measures=(), max_lag=MAX_LAG):
     """Compare a generated clip with the true one, frame by frame, holding few frames of each at a time.
 
     real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the shorter
-    detector        faces.Detector, called on frames for the mouth landmarks; None leaves LMD out
+    detector        faces.Detector, called on frames for landmarks; None leaves out what needs them
     real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), where the truth is known: then only `fake` is searched
-    features        feature network as in inception.py, for distances of all frames of the clips; None leaves them out
+    features        feature network as in inception.py, for distances of all frames of the clips; None leaves them out. Or two
+                    `Seen`, which are filled: then the distances are left to the caller
+    measures        what else to measure: objects whose `add` takes each `Pair` and whose `report` gives a dict
+    max_lag         frames by which the mouth may be early or late
     returns         dict that JSON can hold:
                       frames       how many were compared
                       real_frames, fake_frames    how many each clip has
@@ -125,19 +206,18 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None):
                       psnr         decibels, mean over the frames that differ; null if none does (it would be infinite)
                       identical    how many frames are equal in every pixel: those that `psnr` leaves out
                       ssim         mean over frames
-                      lmd          pixels at `size`, mean over `lmd_frames`; null if there are none
-                      lmd_frames   frames with a face in both clips (the largest face is taken)
-                      detector     name of the detector
-                      fid, kid, fid_features    as `compare_features` has them, over all frames, also those of no partner
-                    lmd… only if a detector was given, fid… only with a feature network
+                      lmd, detector, …            as `Mouths` has them, with a detector
+                      fid, kid, fid_features      as `compare_features` has them, over all frames, also those of no partner
+                    and what `measures` report
     raises          TalkheadError if a clip is empty or the frame sizes differ
     warns           as `warn_of_few`
 
     Source: thesis §5.2.1.
     """
-    totals = {"psnr": _Mean(), "ssim": _Mean(), "lmd": _Mean()}
+    totals = {"psnr": _Mean(), "ssim": _Mean()}
+    mouths = None if detector is None else Mouths(detector.name, max_lag)
     truth = None if real_landmarks is None else iter(real_landmarks)
-    seen = [] if features is None else [Seen(features), Seen(features)]
+    seen = [Seen(features), Seen(features)] if callable(features) else features or []
     counts, identical, size = [0, 0], 0, None
     for a, b in zip_longest(real, fake):
         for cloud, frame in zip(seen, (a, b)):
@@ -155,19 +235,121 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None):
         identical += not np.isfinite(value)
         totals["psnr"].add(value if np.isfinite(value) else None)
         totals["ssim"].add(ssim(a, b))
-        if detector is not None:
-            totals["lmd"].add(_frame_lmd(a, b, detector, truth))
+        pair = Pair(a, b) if detector is None else Pair(a, b, _face(a, detector) if truth is None else next(truth, None), _face(b, detector))
+        for measure in [*([mouths] if mouths else []), *measures]:
+            measure.add(pair)
     frames = min(counts)
     if not frames:
         raise TalkheadError(f"metrics: the {'fake' if counts[0] else 'real'} clip has no frames; give two clips of one frame or more")
     report = {"frames": frames, "real_frames": counts[0], "fake_frames": counts[1], "size": size,
               "psnr": totals["psnr"].value(), "identical": identical, "ssim": totals["ssim"].value()}
-    if detector is not None:
-        report |= {"lmd": totals["lmd"].value(), "lmd_frames": totals["lmd"].count, "detector": detector.name}
-    if features is not None:
+    for measure in [*([mouths] if mouths else []), *measures]:
+        report |= measure.report()
+    if callable(features):
         warn_of_few(min(counts), features)
         report |= compare_features(*(cloud.features() for cloud in seen), features)
     return report
+
+
+def _face(frame, detector):
+    """The landmarks of the largest face, or None."""
+    return next(iter(detector(frame)), None)
+
+
+class Mouths:
+    """What the landmarks of two clips tell, as the frames come.
+
+    detector   the name of who finds them
+    max_lag    as for `correlation_and_lag`
+
+    `report()` is a dict:
+      lmd, lmd_frames             pixels, mean over the frames with a face in both clips (the largest is taken); null if there are none
+      detector                    who found them
+      real_no_face, fake_no_face  frames in which nobody was seen
+      velocity_error, velocity_frames     pixels a frame: how far apart the mouth points' movements from frame to frame are, mean over
+                                  points and over the pairs of neighbouring frames with a face in both clips
+      opening_correlation, opening_lag, opening_best   of the mouths' openings, as `Following`; null where the clips are too short for
+                                  it or a mouth was never seen
+      real_jitter, fake_jitter    pixels: mean size of the second difference in time of the landmarks that are not the mouth's
+      real_sharpness, fake_sharpness      mean over frames of `sharpness`
+
+    `openings` holds the two mouths' openings so far, a number a frame, NaN where no face was.
+    """
+
+    def __init__(self, detector, max_lag=MAX_LAG):
+        self.detector, self.max_lag, self.openings, self._unseen = detector, max_lag, ([], []), [0, 0]
+        self._lmd, self._velocity = _Mean(), _Mean()
+        self._jitter, self._sharpness, self._before = (_Mean(), _Mean()), (_Mean(), _Mean()), ([], [])
+
+    def add(self, pair):
+        points = [None if face is None else np.asarray(face, np.float64) for face in pair[2:]]
+        both = all(face is not None for face in points)
+        last = [before[-1] if before else None for before in self._before]
+        if both:
+            self._lmd.add(lmd(*points))
+        if both and all(face is not None for face in last):
+            self._velocity.add(lmd(points[0] - last[0], points[1] - last[1]))
+        for side, (frame, face) in enumerate(zip(pair[:2], points)):
+            self._unseen[side] += face is None
+            self.openings[side].append(_opening(face))
+            # Three neighbours, all with a face: their second difference.
+            near = [*self._before[side], face]
+            if len(near) == 3 and all(each is not None for each in near):
+                self._jitter[side].add(np.linalg.norm((near[0] - 2 * near[1] + near[2])[:MOUTH.start], axis=-1).mean())
+            self._before[side][:] = near[-2:]
+            self._sharpness[side].add(None if face is None else sharpness(frame, face))
+
+    def report(self):
+        found = {"lmd": self._lmd.value(), "lmd_frames": self._lmd.count, "detector": self.detector}
+        found |= {"real_no_face": self._unseen[0], "fake_no_face": self._unseen[1]}
+        found |= {"velocity_error": self._velocity.value(), "velocity_frames": self._velocity.count}
+        known = np.isfinite(self.openings).all(0).any() and len(self.openings[0]) >= self.max_lag + 3
+        following = correlation_and_lag(*self.openings, self.max_lag) if known else (None, None, None)
+        found |= dict(zip(("opening_correlation", "opening_lag", "opening_best"), following))
+        for name, values in (("jitter", self._jitter), ("sharpness", self._sharpness)):
+            found |= {f"{side}_{name}": value.value() for side, value in zip(("real", "fake"), values)}
+        return found
+
+
+class Lips:
+    """Whether two mouths shut for the /p b m/, as the frames come.
+
+    times      list of (start, end), seconds: when lips must be shut
+    source     how that is known, for the report
+    share      lips count as shut below this share of the true mouth's way, as `shut_below`
+    fps        frames a second
+    tolerance  frames by which they may shut too early or too late
+
+    `report()` is a dict: closures, how many there are in the clip; closures_from, the source; closure_rate and real_closure_rate, the share
+    met by either mouth; closure_luck, the share that the fake mouth would meet out of step. Shares are null where there are no closures.
+
+    Source: thesis §5.3 (there judged by eye).
+    """
+
+    def __init__(self, times, source="phonemes", share=SHUT, fps=25.0, tolerance=TOLERANCE):
+        self.times, self.source, self.share, self.timing = times, source, share, (fps, tolerance)
+        self.openings = ([], [])
+
+    def add(self, pair):
+        for opening, face in zip(self.openings, pair[2:]):
+            opening.append(_opening(face))
+
+    def report(self):
+        real, fake = self.openings
+        shut = shut_below(real, self.share)
+        asked = len(closures_met(real, self.times, shut, *self.timing))
+        luck = closures_by_luck(fake, self.times, shut, *self.timing)
+        return {"closures": asked, "closures_from": self.source, "closure_rate": closure_rate(fake, self.times, shut, *self.timing),
+                "real_closure_rate": closure_rate(real, self.times, shut, *self.timing), "closure_luck": luck / asked if asked else None}
+
+
+def _opening(face):
+    """How far a mouth is open; NaN where there is no face, or one without a distance between its eyes."""
+    if face is None:
+        return np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        opening = float(mouth_opening(face))
+    return opening if np.isfinite(opening) else np.nan
 
 
 class _Mean:
@@ -182,17 +364,7 @@ class _Mean:
             self.sum += value
 
     def value(self):
-        return self.sum / self.count if self.count else None
-
-
-def _frame_lmd(real, fake, detector, truth):
-    """LMD of one pair of frames, or None where a face was not found."""
-    known = None if truth is None else next(truth, None)
-    if truth is not None and known is None:
-        return None
-    found = [known] if known is not None else detector(real)[:1]
-    made = detector(fake)[:1]
-    return lmd(found[0], made[0]) if found and made else None
+        return float(self.sum / self.count) if self.count else None
 
 
 class Seen:
@@ -252,11 +424,41 @@ def frechet_distance(real, fake):
     √(S1·S2) is never formed: its trace is the sum of the singular values of the product of the centred clouds, which
     is exact, and real, also where there are fewer pictures than features and the matrix root fails.
     """
-    real, fake = _clouds(real, fake)
-    gap = real.mean(0) - fake.mean(0)
-    real, fake = ((cloud - cloud.mean(0)) / np.sqrt(len(cloud) - 1) for cloud in (real, fake))
-    # Of many pictures only the triangle of their QR decomposition is needed: S = Rᵀ·R.
-    real, fake = (np.linalg.qr(cloud, mode="r") if len(cloud) > cloud.shape[1] else cloud for cloud in (real, fake))
+    spreads = []
+    for cloud in _clouds(real, fake):
+        spreads.append(Spread(cloud.shape[1]))
+        spreads[-1].add(cloud)
+    return spread_distance(*spreads)
+
+
+class Spread:
+    """Mean and scatter of a cloud of features that comes in pieces: what the Fréchet distance needs, in memory that does not grow.
+
+    `root` is a matrix R with RᵀR = Σ (x − mean)(x − mean)ᵀ: the rows themselves while they are few, then the triangle of their QR
+    decomposition.
+    """
+
+    def __init__(self, width):
+        self.count, self.mean, self.root = 0, np.zeros(width), np.zeros((0, width))
+
+    def add(self, rows):
+        """Take some more features, (n, D)."""
+        rows = np.asarray(rows, np.float64)
+        mean, count = rows.mean(0), self.count + len(rows)
+        # What two groups scatter together is what each does, and one row more for the gap between their means.
+        gap = np.sqrt(self.count * len(rows) / count) * (mean - self.mean)
+        stack = np.concatenate([self.root, rows - mean, gap[None]] if self.count else [rows - mean])
+        self.root = np.linalg.qr(stack, mode="r") if len(stack) > stack.shape[1] else stack
+        self.mean = self.mean + (mean - self.mean) * (len(rows) / count)
+        self.count = count
+
+
+def spread_distance(real, fake):
+    """`frechet_distance` of two clouds of which only the `Spread` is left."""
+    if min(real.count, fake.count) < 2:
+        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+    gap = real.mean - fake.mean
+    real, fake = (cloud.root / np.sqrt(cloud.count - 1) for cloud in (real, fake))
     root = np.linalg.svd(real @ fake.T, compute_uv=False).sum()
     return float(gap @ gap + np.square(real).sum() + np.square(fake).sum() - 2 * root)
 
@@ -300,7 +502,7 @@ def _clouds(real, fake):
     return real, fake
 
 
-def correlation_and_lag(real, fake, max_lag=5):
+def correlation_and_lag(real, fake, max_lag=MAX_LAG):
     """Say how well one signal follows another, and how late it is.
 
     real, fake  (T,), one value a frame, e.g. mouth openings; NaN where a value is not known; the longer is cut to the shorter
@@ -332,7 +534,7 @@ def _correlation(a, b):
     return float(a @ b / norm) if norm > 1e-12 * max(1.0, len(a)) else 0.0
 
 
-def closures_met(opening, closures, threshold, fps=25.0, tolerance=1):
+def closures_met(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
     """Say for each sound made with shut lips whether the lips did shut.
 
     opening    (T,), mouth opening of each frame; NaN where it is not known
@@ -354,7 +556,7 @@ def closures_met(opening, closures, threshold, fps=25.0, tolerance=1):
     return np.array(met, bool)
 
 
-def closure_rate(opening, closures, threshold, fps=25.0, tolerance=1):
+def closure_rate(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
     """Say what share of the /p b m/ was made with shut lips; arguments as `closures_met`.
 
     returns  float in [0, 1], or None if the clip has no closure
@@ -363,6 +565,29 @@ def closure_rate(opening, closures, threshold, fps=25.0, tolerance=1):
     """
     met = closures_met(opening, closures, threshold, fps, tolerance)
     return float(met.mean()) if len(met) else None
+
+
+def shut_below(opening, share=SHUT):
+    """The opening below which a clip's lips count as shut.
+
+    opening  (T,), the true clip's; NaN where it is not known
+    share    of the way from its 5th to its 95th percentile: detectors never see a shut mouth as 0, each in its own way
+    returns  float; NaN if the mouth was never seen, and below that nothing is
+    """
+    known = np.asarray(opening, np.float64)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return np.nan
+    rest, wide = np.percentile(known, [5, 95])
+    return float(rest + share * (wide - rest))
+
+
+def closures_by_luck(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
+    """How many closures the same mouth would meet if it were out of step: mean over shifts of 4 to 10 frames; arguments as `closures_met`.
+
+    A mouth that hardly opens meets them all, and one that moves at random meets some.
+    """
+    return float(np.mean([closures_met(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]))
 
 
 def envelope(audio, frames, sample_rate=16000, fps=25.0):

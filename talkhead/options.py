@@ -31,8 +31,10 @@ def from_stdin(ctx, param, value):
 
 def writable(ctx, param, value):
     """Say at once, not after hours of work, that there is no place for the result."""
-    if _of_a_list(ctx, param):
-        return None
+    return None if _of_a_list(ctx, param) else _has_place(value)
+
+
+def _has_place(value):
     if value is not None and value != "-" and not os.path.exists(value):
         folder = os.path.dirname(os.path.abspath(value))
         if not os.path.isdir(folder):
@@ -55,6 +57,30 @@ def _to_stdout(ctx, param, value):
     return writable(ctx, param, value)
 
 
+def pairs(ctx, param, value):
+    """Real and fake clips by turns; stdin can be one of two."""
+    if len(value) % 2:
+        raise click.BadParameter(f"{value[-1]} has no partner; name real and fake clips by turns", ctx, param)
+    if "-" in value and len(value) > 2:
+        raise click.BadParameter("stdin is one clip; name files where there are many", ctx, param)
+    if value.count("-") == 2:
+        raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
+    return tuple("-" if place == "-" and from_stdin(ctx, param, place) else place for place in value)
+
+
+def _drawable(ctx, param, value):
+    from importlib.util import find_spec
+
+    if os.path.splitext(value)[1].lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter("end the name in .png, .svg or .pdf", ctx, param)
+    if find_spec("matplotlib") is None:
+        raise TalkheadError("plot: matplotlib is not installed; pip install 'talkhead[plot]'")
+    return writable(ctx, param, value)
+
+
+figure = click.option("-o", "--output", metavar="FILE", required=True, callback=_drawable, help="The picture, by its name a .png, .svg or .pdf.")
+
+
 def input_option(flag, help):
     return click.option(flag, metavar="FILE", callback=from_stdin, help=help)
 
@@ -62,6 +88,10 @@ def input_option(flag, help):
 def output(help, flag="--output", default="-"):
     names = ("-o", flag) if flag == "--output" else (flag,)
     return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
+
+
+records = click.option("-o", "--output", metavar="FILE", default="-", show_default=True, callback=lambda ctx, param, value: _has_place(value),
+                       help="Where to write the records; those that are there already are not made again.")
 
 
 def weights_out(what):
@@ -75,7 +105,7 @@ def trained(what):
 def weights_in(kind):
     origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
               "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
-    return click.option(f"--{kind}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
+    return click.option(f"--{kind.replace('_', '-')}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
 
 
 def number(flag, default, help, least=0):
@@ -210,16 +240,29 @@ def names(flag, help, default):
     return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
 
 
+phonemes = click.option("--phonemes", metavar="FILE", help="When which sound is made: JSON with [start, end, label], as synth writes beside its clips.")
+labels = names("--labels", "What each file is called in the picture.  [default: its name]", ())
+
+
 def hold_out(ctx, param, value):
     return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
 
 
+def preset(ctx, param, value):
+    """Let a preset set the defaults of the options beside it."""
+    if value is not None:
+        from talkhead.video_gan import PRESETS
+
+        ctx.default_map = (ctx.default_map or {}) | PRESETS[value]
+    return value
+
+
 def widths(help, flag="--channels"):
-    return click.option(flag, metavar="N,N,…", callback=_widths, help=help)
+    return click.option(flag, metavar="N,N,…", callback=whole_numbers, help=help)
 
 
-def _widths(ctx, param, value):
+def whole_numbers(ctx, param, value):
     try:
-        return None if value is None else [int(width) for width in value.split(",")]
+        return None if value is None else [int(number) for number in value.split(",")]
     except ValueError:
         raise click.BadParameter("wanted whole numbers with commas between, as 128,128,64", ctx, param) from None

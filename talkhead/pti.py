@@ -60,7 +60,8 @@ def train(images, generator, pivots, out, *, steps=350, batch=4, lr=3e-4, percep
     """Tune a generator as `tune` does, into a file, where a run that was stopped is resumed; yield log records.
 
     images, generator, pivots   as in `tune`
-    out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator alone
+    out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator, and beside it
+                 "identity", the mean of the pivots, float32 (L, 512): what the face that was tuned on speaks from
     steps … least_gain          as in `tune`; fewer images than a batch are a batch
     accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
     precision    "float32", or "bfloat16" or "float16" for the networks' passes under autocast
@@ -74,7 +75,8 @@ def train(images, generator, pivots, out, *, steps=350, batch=4, lr=3e-4, percep
     at_rest, child = Rest(least_gain), tuner.child
     about = {"generator": digest(generator), "images": digest({"images": images}), "pivots": _bearings(tuner.pivots), "batch": tuner.team.batch,
              "lr": lr, "locality": locality, "locality_radius": locality_radius, "least_gain": least_gain, "seed": seed}
-    header = {"kind": "generator", "config": child.config | {"lineage": sorted(child.lineage)}, "perceptual": tuner.perceptual.name, "tuning": about}
+    header = {"kind": "generator", "config": child.config | {"lineage": sorted(child.lineage)}, "perceptual": tuner.perceptual.name, "tuning": about,
+              "identity": tuner.pivots.mean(0).cpu()}
     yield from fit(tuner.step, {"model": child, "optimizer": tuner.adam, "rest": at_rest}, steps=steps, out=out, header=header,
                    team=tuner.team, seed=seed, at_rest=at_rest, draw=tuner.draw, **run)
 

@@ -1268,7 +1268,8 @@ def _blink(rig, motion, texture, frames, at, side):
 # Clips
 
 def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
-          voices=None, recordings=(), recorded_share=0.5, people=None, seed=0, start=0, workers=1, shard=None):
+          voices=None, recordings=(), recorded_share=0.5, people=None, sound_only=False, text=None, seed=0, start=0, workers=1,
+          shard=None):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
 
     out              folder, made if absent
@@ -1284,18 +1285,27 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets
     recorded_share   how many of the clips are driven by recordings, where there are voices too
     people           so many faces take turns, None gives every clip a face of its own
+    sound_only       write what the voices say, NNNNNN.wav and NNNNNN.json, and draw no faces: hundreds of times as fast
+    text             file of sentences to say, one a line: clip n says line n, and starts again after the last. None
+                     makes them up
     workers          processes
     shard            a jobs.Shard, or what else takes its share of a sequence; None makes all clips
     returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order
+    raises           TalkheadError if recordings or moments are to be sound only, or there is nothing to say
 
     Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
-    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink}.
+    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink}; or, sound
+    only, NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
     """
+    if sound_only and (recordings or frames is not None):
+        raise TalkheadError("sound only: is for voices; leave recordings and frames out")
+    lines = None if text is None else _lines(text)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits,
            "model": detector_model, "exclude": tuple(exclude), "voices": voices,
-           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "people": people, "seed": seed}
+           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "people": people,
+           "sound_only": sound_only, "lines": lines, "seed": seed}
     indices = range(start, start + count)
     indices = indices if shard is None else shard(indices)
     if workers <= 1:
@@ -1311,28 +1321,34 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
 class _Studio:
     """Makes the clips of one call of `synth`."""
 
-    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, people, seed):
+    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, people, sound_only,
+                 lines, seed):
         self.out, self.size, self.frames, self.seconds = out, size, frames, seconds
         self.portraits, self.model, self.exclude = portraits, model, exclude
         self.voices, self.recordings, self.share, self.seed = voices, recordings, share, seed
-        self.people = people
+        self.people, self.sound_only, self.lines = people, sound_only, lines
         self._stills = self._detector = None
 
     def prepare(self):
-        if self.portraits is not None and self._stills is None:
+        if self.portraits is not None and self._stills is None and not self.sound_only:
             self._stills = portraits(self.portraits, self.model, cache=self.out / "portraits.npz", exclude=self.exclude)
 
     def __call__(self, index):
         name = self.out / f"{index:06d}"
-        record = {"step": index, "clip": f"{name}.mp4"}
+        record = {"step": index, "clip": f"{name}.{'wav' if self.sound_only else 'mp4'}"}
         about = name.with_suffix(".json")
         if about.is_file():
             told = json.loads(about.read_text())
-            return {**record, "frames": len(told["blink"]), "speaker": told["speaker"], "donors": told["donors"]}
+            frames = told["frames"] if self.sound_only else len(told["blink"])
+            return {**record, "frames": frames, "speaker": told["speaker"], "donors": told["donors"]}
         self.prepare()
         rng = np.random.default_rng([self.seed, index])
+        if self.sound_only:
+            speech = self._speech(rng, index)
+            self._write_sound(name, speech)
+            return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": []}
         still = self._face(rng if self.people is None else np.random.default_rng([self.seed, index % self.people, 1]))
-        speech = self._speech(rng)
+        speech = self._speech(rng, index)
         rig = _Rig(still, self.size)
         motion = _motion(rig, speech.track, rng, independent=self.frames is not None)
         self._write(name, rig, motion, speech, still)
@@ -1343,7 +1359,7 @@ class _Studio:
             return drawn(int(rng.integers(2 ** 31)), self.size)
         return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
 
-    def _speech(self, rng):
+    def _speech(self, rng, index):
         if self.frames is not None:
             return articulation.Utterance(np.zeros(0, np.float32), _moments(rng, self.frames), [], "", "", "moments")
         real = self.recordings and (self.voices == () or rng.random() < self.share)
@@ -1355,7 +1371,8 @@ class _Studio:
             speech = articulation.recorded(path, self._detector, cache=self.out / "recordings")
         else:
             voice = str(rng.choice(self.voices)) if self.voices else None
-            speech = articulation.speak(articulation.sentence(rng), voice, seed)
+            text = articulation.sentence(rng) if self.lines is None else self.lines[index % len(self.lines)]
+            speech = articulation.speak(text, voice, seed)
         return _trim(speech, self.seconds)
 
     def _write(self, name, rig, motion, speech, still):
@@ -1368,10 +1385,16 @@ class _Studio:
                 landmarks.append(points)
         files.write_array(name.with_suffix(".landmarks.npy"), np.stack(landmarks))
         files.write_array(name.with_suffix(".track.npy"), np.asarray(speech.track, np.float32))
-        files.write_json(name.with_suffix(".json"), {
-            "fps": files.FPS, "phonemes": [list(phoneme) for phoneme in speech.phonemes], "text": speech.text,
-            "speaker": speech.speaker, "seed": self.seed, "donors": list(still.names), "source": speech.source,
-            "blink": [round(float(lid), 3) for lid in motion.lids]})
+        files.write_json(name.with_suffix(".json"), self._told(speech) | {
+            "donors": list(still.names), "blink": [round(float(lid), 3) for lid in motion.lids]})
+
+    def _write_sound(self, name, speech):
+        files.write_audio(name.with_suffix(".wav"), speech.audio, articulation.SAMPLE_RATE)
+        files.write_json(name.with_suffix(".json"), self._told(speech) | {"donors": [], "frames": len(speech.track)})
+
+    def _told(self, speech):
+        return {"fps": files.FPS, "phonemes": [list(phoneme) for phoneme in speech.phonemes], "text": speech.text,
+                "speaker": speech.speaker, "seed": self.seed, "source": speech.source}
 
 
 _studio = None              # of a worker process
@@ -1385,6 +1408,17 @@ def _open_studio(job):
 
 def _in_studio(index):
     return _studio(index)
+
+
+def _lines(text):
+    """The sentences of a file."""
+    try:
+        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise TalkheadError(f"{text}: cannot be read as text ({problem}); give a file of sentences, one a line") from None
+    if not lines:
+        raise TalkheadError(f"{text}: no sentences in it; write one a line")
+    return lines
 
 
 def _moments(rng, count):

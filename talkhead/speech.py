@@ -20,11 +20,11 @@ SPEECH_LEVEL = -20.0  # dB, mean mel energy of ordinary speech: assumed until th
 LEAST_LEVEL = -60.0  # dB; a recording that never gets louder than this is treated as silence
 LEVEL_DECAY = 2.0  # dB a second
 FLOOR = -40.0  # dB, relative to the level of the speech
+FILTERS = 26  # mel filters, from 0 Hz to 8 kHz
 
 _FRAME = 400  # samples, 25 ms
 _HOP = 160  # samples, 10 ms
 _FFT = 512
-_FILTERS = 26
 _PRE_EMPHASIS = 0.97
 _LIFTER = 22
 _SMOOTHING = 5  # steps: a click is shorter, a vowel is longer
@@ -59,6 +59,31 @@ def mfcc(audio, floor=FLOOR):
     if samples.ndim != 1 or not len(samples):
         raise TalkheadError(f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono")
     return np.concatenate(list(_mfcc([samples], floor)))
+
+
+def loudness(blocks):
+    """How loud each mel filter is above the floor of `mfcc`, a hundred times a second, as the sound comes.
+
+    blocks   iterator of float (n,), the next samples at 16 kHz, mono, in [-1, 1]; NaN counts as silence
+    yields   float32 (m, 26), the next steps, in all as many as `mfcc` has: 0 in silence, about 9 where a filter is as loud
+             as the loudest speech so far (nepers of energy)
+    """
+    level = _Level()
+    for energies in _mel_energies(blocks, centre=True):
+        yield np.log1p(energies / 10 ** ((level(energies) + FLOOR) / 10)[:, None]).astype(np.float32)
+
+
+def cepstra(blocks):
+    """All 26 coefficients of python_speech_features for 16-bit samples, a hundred times a second, as the sound comes.
+
+    blocks   as `loudness` takes them
+    yields   float32 (m, 26), the next steps; the first coefficient is the logarithm of all energy
+    """
+    for power in _spectra(blocks, centre=False):
+        power = power * 2.0**30  # samples between -32768 and 32767
+        energies = np.column_stack([power @ _mel_filters().T, power.sum(1)])
+        heard = np.log(np.where(energies == 0, np.finfo(float).eps, energies))
+        yield np.column_stack([heard[:, -1], heard[:, :-1] @ _cepstral_matrix(FILTERS)]).astype(np.float32)
 
 
 def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
@@ -184,6 +209,25 @@ def hasten(audio, factor):
     return np.interp(times, np.arange(len(audio)), audio)
 
 
+def echo(audio, rng):
+    """Make a recording sound as if it had been taken in a room, 0.1 to 0.7 s of echo long. For training.
+
+    audio    float (N,) at 16 kHz
+    rng      numpy random Generator
+    returns  float64 (N,); the sound that comes straight stays in its place
+
+    The echo is noise that fades by 60 dB, and is up to as loud as what comes straight (Polack's model of a room).
+    """
+    seconds = rng.uniform(0.1, 0.7)
+    count = int(seconds * SAMPLE_RATE)
+    tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
+    tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # the walls are some way off
+    tail *= 10 ** (rng.uniform(-15, 0) / 20) / np.linalg.norm(tail)
+    tail[0] = 1
+    length = -(-(len(audio) + count) // 1024) * 1024
+    return np.fft.irfft(np.fft.rfft(audio, length) * np.fft.rfft(tail, length), length)[: len(audio)]
+
+
 def _mfcc(blocks, floor):
     """The features (m, 12) of the next steps, as the sound comes."""
     level = _Level()
@@ -192,11 +236,16 @@ def _mfcc(blocks, floor):
             energies = np.where(energies == 0, np.finfo(float).eps, energies)
         else:
             energies = energies + 10 ** ((level(energies) + floor) / 10)[:, None]
-        yield (np.log(energies) @ _cepstral_matrix()).astype(np.float32)
+        yield (np.log(energies) @ _cepstral_matrix(COEFFICIENTS + 1)).astype(np.float32)
 
 
 def _mel_energies(blocks, centre):
     """Energies in 26 triangular mel filters, float64 (m, 26), of the next steps: exactly those of python_speech_features."""
+    return (power @ _mel_filters().T for power in _spectra(blocks, centre))
+
+
+def _spectra(blocks, centre):
+    """Power spectra, float64 (m, 257), of the next steps: exactly those of python_speech_features."""
     held, last, done = np.empty(0), None, 0  # emphasised samples of steps to come, the sample before the next, steps yielded
     for block in _small(blocks):
         block = np.nan_to_num(np.asarray(block, float), nan=0.0, posinf=1.0, neginf=-1.0)
@@ -204,10 +253,10 @@ def _mel_energies(blocks, centre):
         held = np.concatenate([held, block - _PRE_EMPHASIS * np.concatenate([[before], block[:-1]])])
         last, ready = block[-1], (len(held) - _FRAME) // _HOP + 1
         if ready > 0:
-            yield _filtered(held[: (ready - 1) * _HOP + _FRAME], centre)
+            yield _power(held[: (ready - 1) * _HOP + _FRAME], centre)
             held, done = held[ready * _HOP :], done + ready
     if last is not None and (not done or len(held) > _FRAME - _HOP):
-        yield _filtered(np.pad(held, (0, _FRAME - len(held))), centre)  # the end is padded after the pre-emphasis
+        yield _power(np.pad(held, (0, _FRAME - len(held))), centre)  # the end is padded after the pre-emphasis
 
 
 def _small(blocks):
@@ -216,11 +265,11 @@ def _small(blocks):
             yield block[first : first + _BLOCK * _HOP]
 
 
-def _filtered(emphasised, centre):
+def _power(emphasised, centre):
     chunks = np.lib.stride_tricks.sliding_window_view(emphasised, _FRAME)[::_HOP]
     if centre:
         chunks = chunks - chunks.mean(axis=1, keepdims=True)
-    return (np.abs(np.fft.rfft(chunks, _FFT)) ** 2 / _FFT) @ _mel_filters().T
+    return np.abs(np.fft.rfft(chunks, _FFT)) ** 2 / _FFT
 
 
 class _Level:
@@ -243,7 +292,7 @@ class _Level:
 @cache
 def _mel_filters():
     """Triangles evenly spaced in mels from 0 Hz to 8 kHz, corners rounded down to FFT bins. (26, 257)"""
-    mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), _FILTERS + 2)
+    mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), FILTERS + 2)
     corners = np.floor((_FFT + 1) * 700 * (10 ** (mels / 2595) - 1) / SAMPLE_RATE)
     bins = np.arange(_FFT // 2 + 1)
     left, peak, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
@@ -252,8 +301,8 @@ def _mel_filters():
 
 
 @cache
-def _cepstral_matrix():
-    """Orthonormal DCT-II and lifter of coefficients 1 to 12, as one matrix. (26, 12)"""
-    order = np.arange(1, COEFFICIENTS + 1)
-    phase = np.pi * (np.arange(_FILTERS)[:, None] + 0.5) * order / _FILTERS
-    return math.sqrt(2 / _FILTERS) * np.cos(phase) * (1 + _LIFTER / 2 * np.sin(np.pi * order / _LIFTER))
+def _cepstral_matrix(count):
+    """Orthonormal DCT-II and lifter of coefficients 1 to `count` - 1, as one matrix. (26, count - 1)"""
+    order = np.arange(1, count)
+    phase = np.pi * (np.arange(FILTERS)[:, None] + 0.5) * order / FILTERS
+    return math.sqrt(2 / FILTERS) * np.cos(phase) * (1 + _LIFTER / 2 * np.sin(np.pi * order / _LIFTER))

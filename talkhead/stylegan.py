@@ -327,6 +327,19 @@ class Generator(nn.Module):
     def forward(self, z, psi=1.0, noise="const"):
         return self.synthesis(self.mapping(z, psi), noise)
 
+    def shallow(self, side):
+        """This generator as far as a smaller side, of which it has the weights in common: takes the same latents, and is faster.
+
+        Its pictures are those that the whole generator has at that level, before finer levels have added what they do to them.
+        raises   TalkheadError if there is no level of that side
+        """
+        levels = 1 + (side // 4).bit_length() - 1
+        if not (1 < levels <= len(self.rgbs) and 4 << levels - 1 == side):
+            raise TalkheadError(f"side {side}: this generator has levels of 8, 16 … {self.resolution}; take one of these")
+        lower = copy.copy(self)
+        lower._modules = self._modules | {"convs": nn.ModuleList(self.convs[:2 * levels - 1]), "rgbs": nn.ModuleList(self.rgbs[:levels])}
+        return lower
+
 
 class _DownBlock(nn.Module):
     """Residual block of the critic: two convolutions, the second of stride 2, beside a strided 1x1."""
@@ -489,7 +502,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     if encoder is not None:
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
     header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
-              "perceptual": getattr(reconstruction, "name", None)}
+              "perceptual": getattr(reconstruction, "name", None), "learnt_from": _kind(images)}
     checks = {}
     if fid_every:
         fid = _Fid(images, trainer.average.copy, fid_images, fid_features, seed, device)
@@ -497,6 +510,12 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
         checks = {"validate": fid, "validate_every": fid_every, "keep_best": "fid" if encoder is None or encoder_lr == 0 else None}
     yield from fit(trainer.step, state, steps=steps, out=out, header=header, team=team, seed=seed, feed=trainer.feed,
                    draw=trainer.draw, **checks, **run)
+
+
+def _kind(images):
+    """What kind of pictures these are, if all are of one: "film", "still", "moments"."""
+    kinds = {origin.kind for origin in getattr(images, "origins", ())}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 class _Fid:

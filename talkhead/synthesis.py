@@ -1,4 +1,4 @@
-"""Latents → frames, and the whole chain from a face and a voice to a talking head."""
+"""Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
 
 from itertools import islice
 
@@ -11,6 +11,7 @@ from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
 from talkhead.training import to_frames
+from talkhead.video_gan import motion
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -53,13 +54,28 @@ def _checked(latent, generator, index):
     return latent
 
 
+def origin(encoder, identity, batch=8):
+    """The code of a face.
+
+    encoder   encoders.ResNetEncoder
+    identity  uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
+    returns   float32 (L, 512)
+    """
+    pictures = np.asarray(identity)
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
+    device = next(encoder.parameters()).device
+    return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
+
+
 def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, seed=0):
     """Say where in W+ a face goes while it speaks.
 
-    encoder       encoders.ResNetEncoder
+    encoder       encoders.ResNetEncoder; None if the identity is a code
     audio2latent  audio2latent.FirstModel or SecondModel
-    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
-    audio         float32 (N,) mono at 16 kHz in [-1, 1]
+    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken;
+                  or the code itself, float32 (L, 512)
+    audio         float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it, which is read no further than the next
+                  latents need, and changes nothing else
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
     features      what the model hears, as audio2latent.heard_by makes it; None makes it here
@@ -68,23 +84,42 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=No
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
     """
-    device = next(encoder.parameters()).device
-    pictures = np.asarray(identity)
-    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
-    origin = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)  # (L, 512)
-    windows = (features or heard_by(audio2latent)).windows(audio)
-    for displacement in displacements(audio2latent, windows, origin, chunk=batch, gain=gain, seed=seed):
-        yield displace(origin, displacement)
+    start = _start(encoder, identity, batch)
+    features = features or heard_by(audio2latent)
+    windows = features.windows(audio) if isinstance(audio, np.ndarray) else features.stream(audio)
+    for displacement in displacements(audio2latent, windows, start, chunk=batch, gain=gain, seed=seed):
+        yield displace(start, displacement)
+
+
+def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
+    """Say where in W+ a face goes by chance.
+
+    encoder       encoders.ResNetEncoder; None if the identity is a code
+    video_gan     video_gan.LatentGenerator
+    identity      as `drive` takes it
+    seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every face alike
+    frames        how many; None never ends
+    batch, gain   as `drive` takes them
+    yields        float32 (L, 512)
+
+    Source: thesis §3.4.2, eq. 3.5: w_t = w_I + d_t, where d_t is always measured from the identity.
+    """
+    start = _start(encoder, identity, batch)
+    for displacement in motion(video_gan, start, seed, frames, gain, chunk=batch):
+        yield displace(start, displacement)
+
+
+def _start(encoder, identity, batch):
+    identity = np.asarray(identity)
+    return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
 
 
 def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", features=None, seed=0):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity                          uint8 (H, W, 3) RGB, an aligned picture, or several of one person, (n, H, W, 3)
-    audio                             float32 (N,) mono at 16 kHz in [-1, 1]
-    batch, noise, precision           as `synthesize` takes them
-    features, seed                    as `drive` takes them
+    identity, audio, features, seed   as `drive` takes them
+    batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
     yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).

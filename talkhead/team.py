@@ -183,8 +183,9 @@ class Team:
         record   {name: number or tensor of one number}; what is an int is taken to be the same everywhere
         """
         names = [name for name, value in record.items() if not isinstance(value, int)]
-        values = [torch.as_tensor(record[name], device=self.device).detach().double() for name in names]
-        values = self.mean(torch.stack([*values, torch.tensor(float(stop), dtype=torch.float64, device=self.device)])).tolist()
+        values = torch.tensor([*(float(record[name]) for name in names), float(stop)], dtype=torch.float64)
+        # Between processes numbers travel on their device; alone, on the CPU: Apple's has no float64.
+        values = (self.mean(values.to(self.device)) if self.size > 1 else values).tolist()
         return record | dict(zip(names, values)), values[-1] > 0
 
     def copy(self, thing):

@@ -329,7 +329,7 @@ class _File:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
         # A file of an older version has nothing to compare beside its config.
-        beside = self.header.keys() & weights.keys() - {"kind", "config"}
+        beside = {key for key in self.header.keys() & weights.keys() - {"kind", "config"} if not isinstance(self.header[key], torch.Tensor)}
         self._compare(_flat({key: weights[key] for key in beside}), _flat({key: self.header[key] for key in beside}))
         if over:
             return self._last(weights, steps), True

@@ -19,6 +19,17 @@ def toy_second_model(num_ws):
     return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8, basis=basis)
 
 
+def toy_motion_model(num_ws):
+    """A tiny untrained motion model; it moves."""
+    import torch
+
+    from talkhead.latents import Basis
+    from talkhead.video_gan import LatentGenerator
+
+    components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
+    return LatentGenerator(num_ws, 4, 3, basis=Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4)))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real clips, photos and recordings; tests that need it skip where it is absent."""
@@ -30,7 +41,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def toy_weights(tmp_path_factory):
-    """A folder with generator.pt, encoder.pt and audio2latent.pt, untrained, tiny and made for each other."""
+    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other."""
     import torch
 
     from talkhead import checkpoints, files
@@ -42,10 +53,13 @@ def toy_weights(tmp_path_factory):
     generator = Generator(TOY, channels=[8, 8, 8], mapping_layers=2)
     networks = {"generator": generator,
                 "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
-                "audio2latent": toy_second_model(generator.num_ws)}
+                "audio2latent": toy_second_model(generator.num_ws),
+                "video_gan": toy_motion_model(generator.num_ws)}
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
+        if kind == "video_gan":
+            config = {"network": network.config, "generator": owner, "encoder": checkpoints.fingerprint(networks["encoder"].state_dict())}
         files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
     return folder
 
@@ -136,3 +150,31 @@ def toy_inception(tmp_path, monkeypatch):
     torch.save(runpy.run_path(root / "examples" / "benchmarks" / "peer_fid.py")["weights"](shapes), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return path
+
+
+@pytest.fixture(scope="session")
+def random_vgg_home(tmp_path_factory):
+    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
+    import torch
+
+    from talkhead.losses import vgg_weights
+
+    torchvision = pytest.importorskip("torchvision")
+    home = tmp_path_factory.mktemp("torch")
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16().state_dict()
+    torch.manual_seed(0)
+    weights = {name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
+               for name, value in shapes.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(home))
+        vgg_weights().parent.mkdir(parents=True)
+        torch.save(weights, vgg_weights())
+    return home
+
+
+@pytest.fixture
+def random_vgg(random_vgg_home, monkeypatch):
+    """That is where torch's weights are looked for."""
+    monkeypatch.setenv("TORCH_HOME", str(random_vgg_home))
+    return random_vgg_home

@@ -55,6 +55,32 @@ def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_pat
     assert about["parameters"] == sum(value.numel() for value in one.state_dict().values())
 
 
+def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path):
+    generator = checkpoints.load_generator(toy_weights / "generator.pt")
+    encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
+    model = checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
+    identity, noise = torch.randn(1, 6, 512), torch.randn(1, 2, 3)
+    checkpoints.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
+    half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
+    torch.testing.assert_close(half(noise, identity)[0], model(noise, identity)[0], atol=1e-2, rtol=1e-2)
+    checkpoints.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
+    checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt"))
+    encoder.fingerprint = "0123456789abcdef"
+    with pytest.raises(TalkheadError, match=r"video_gan.pt: its basis is of the codes of encoder \w+, not 0123456789abcdef; pass the --encoder"):
+        checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
+    generator.lineage = {"fedcba9876543210"}
+    with pytest.raises(TalkheadError, match="this video_gan was trained against generator"):
+        checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator)
+
+
+def test_export_keeps_what_a_generator_learnt_from(generator_file, tmp_path):
+    path, _ = generator_file
+    assert checkpoints.load_generator(path).learnt_from is None
+    files.save_weights(tmp_path / "film.pt", files.load_weights(path) | {"learnt_from": "film"})
+    checkpoints.export(tmp_path / "film.pt", tmp_path / "small.pt")
+    assert checkpoints.load_generator(tmp_path / "small.pt").learnt_from == "film"
+
+
 def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator_file, tmp_path):
     path, generator = generator_file
     parent = checkpoints.load_generator(path)

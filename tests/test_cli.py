@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import os
 import re
 import resource
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -24,10 +27,15 @@ ROOT = Path(__file__).parents[1]
 
 # What each command must at least be told, to be parsed.
 LEAST = {
-    "align": ["clip"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
+    "align": ["clip"], "paste": ["--into", "clip", "--quads", "q.npy"], "invert": ["clip"], "generate": [], "pti": ["clip", "-o", "x.pt"],
     "metrics": ["a", "b"], "synth": ["-o", "x", "--count", "1"], "pack": ["clips", "-o", "x.npy"],
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-video-gan": ["clips", "-o", "x.pt", "--steps", "1"],
+    "train-speech": ["spoken", "-o", "x.pt", "--steps", "1"],
+    "plot trajectory": ["a.npy", "-o", "x.png"], "plot losses": ["a.jsonl", "-o", "x.png"], "plot dashboard": ["a.jsonl", "-o", "x.png"],
+    "plot strip": ["a.mp4", "-o", "x.png"], "plot mouth": ["a.mp4", "-o", "x.png"], "plot interpolate": ["-o", "x.png"],
+    "plot components": ["a.npy", "-o", "x.png"],
     "weights list": [], "weights fetch": ["vgg16"], "weights verify": ["x.pt"],
     "weights show": ["x.pt"], "weights convert": ["x.pt", "-o", "y.pt"], "weights export": ["x.pt", "-o", "y.pt"],
 }
@@ -35,15 +43,24 @@ LEAST = {
 # Whose signature each option's default repeats, where the command does not merely choose.
 SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector", "jobs.run"],
+    "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
     "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector"],
-    "metrics": ["faces.detector", "stylegan.train"],  # of the latter, --fid-features
+    "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
     "synth": ["puppet.synth"],
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
     "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
+    "train-video-gan": ["video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"],
+    "train-speech": ["acoustics.train", "acoustics.CharacterModel", "training.fit"],
+    "plot trajectory": ["plots.trajectories"],
+    "plot losses": ["plots.losses"],
+    "plot dashboard": ["plots.dashboard"],
+    "plot mouth": ["faces.detector", "plots.mouths"],
+    "plot interpolate": ["plots.interpolation"],
+    "plot components": ["plots.components"],
     "weights fetch": ["downloads.fetch"],
     "weights convert": ["checkpoints.convert"],
     "weights export": ["checkpoints.export"],
@@ -51,11 +68,13 @@ SIGNATURES = {
 RENAMED = {"detector": "name", "detector_model": "model"}
 CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device", "listing", "shard"},
+    "paste": {"source", "into", "quads", "output"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
     "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
-                 "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model", "features_model", "deterministic"},
+                 "noise_seed", "seconds", "video_gan", "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model",
+                 "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
-    "metrics": {"real", "fake", "landmarks", "lmd", "fid", "device"},
+    "metrics": {"pairs", "output", "listing", "shard", "table", "protocol", "networks", "generator", "encoder", "audio2latent"},
     "synth": {"output", "count"},
     "pack": {"sources", "output"},
     "train-stylegan": {"sources", "output", "resolution", "channels", "encoder_out", "critic_channels", "mapping_layers",
@@ -64,6 +83,14 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
                       "tensorboard", "device"},
     "train-audio2latent": {"sources", "output", "generator", "encoder", "model", "features", "features_model", "steps", "channels", "lstm", "decoder",
                            "components", "hidden", "embedding", "identity_width", "noise_width", "deterministic", "tensorboard", "device"},
+    "train-video-gan": {"sources", "output", "generator", "encoder", "steps", "tensorboard", "device"},
+    "train-speech": {"sources", "output", "steps", "tensorboard", "device"},
+    "plot trajectory": {"sources", "output", "labels"},
+    "plot losses": {"sources", "output", "labels"},
+    "plot dashboard": {"source", "output"},
+    "plot mouth": {"sources", "output", "labels", "phonemes", "device"},
+    "plot interpolate": {"ends", "output", "generator", "device"},
+    "plot components": {"sources", "output", "generator", "device"},
     "weights fetch": {"name", "output"},
     "weights convert": {"source", "output"},
     "weights export": {"source", "output"},
@@ -164,7 +191,7 @@ def test_defaults_of_tuning_are_the_same_in_both_commands():
 
 
 def test_an_option_means_the_same_everywhere():
-    shared = {"output", "generator", "encoder", "audio2latent", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
+    shared = {"output", "generator", "encoder", "audio2latent", "video_gan", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
     seen = {}
     for name, command in COMMANDS:
         for param in command.params:
@@ -203,18 +230,32 @@ def test_every_command_is_in_the_readme():
 
 @pytest.mark.parametrize("arguments, message", [
     (["nonsense"], "No such command"),
-    (["generate"], "pass --identity and --audio, or --latents"),
+    (["generate"], "pass --identity and --audio or --noise-seed, or --latents"),
     (["generate", "--identity", "a.png"], "pass --identity and --audio"),
+    (["generate", "--noise-seed", "7"], "pass --identity and --audio or --noise-seed"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--noise-seed", "7"], "pass one of --audio, --noise-seed and --latents"),
+    (["generate", "--latents", "a.npy", "--noise-seed", "7"], "pass one of --audio, --noise-seed and --latents"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--seconds", "2"], "--seconds goes with --noise-seed"),
+    (["generate", "--identity", "a.png", "--noise-seed", "x"], "whole numbers with commas"),
+    (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--space", "z"], "Invalid value for '--space'"),
     (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
+    (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
+    (["paste", "a.mp4", "--quads", "q.npy"], "Missing option '--into'"),
+    (["paste", "-", "--into", "-", "--quads", "q.npy"], "stdin can be read only once"),
     (["invert", "a.png", "--steps", "0"], "Invalid value for '--steps'"),
     (["train-stylegan", "clips", "-o", "x.pt"], "Missing option '--steps'"),
     (["train-stylegan", "-o", "x.pt", "--steps", "1"], "Missing argument 'SOURCES"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
     (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"], "only an encoder can reconstruct"),
-    (["metrics", "a.mp4"], "Missing argument 'FAKE'"),
+    (["metrics", "a.mp4"], "a.mp4 has no partner; name real and fake clips by turns"),
+    (["metrics"], "name REAL and FAKE, or a --list of such pairs"),
+    (["metrics", "-", "-"], "stdin can be read only once"),
+    (["metrics", "-", "a", "b", "c"], "stdin is one clip"),
+    (["metrics", "a", "b", "--list", "pairs.txt"], "not both"),
+    (["metrics", "a", "b", "--shard", "0/2"], "it goes with --list"),
     (["generate", "--identity", "a.png", "--audio", "a.wav", "-o", "x.mp4", "--model", "first", "--audio2latent", "x.pt"], "--model or --audio2latent, not both"),
     (["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--model", "first", "--hidden", "9"], "--hidden: the first model has no such part"),
     (["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--noise-width", "9"], "--noise-width: the second model has no such part"),
@@ -245,6 +286,8 @@ def scene(tmp_path, puppet, toy):
     np.save(tmp_path / "other.npy", np.zeros((3, 10, 512), np.float32))
     np.save(tmp_path / "nan.npy", np.full((3, 6, 512), np.nan, np.float32))
     np.save(tmp_path / "flat.npy", np.zeros((3, 7), np.float32))
+    np.save(tmp_path / "quads.npy", np.array([[(10, 10), (10, 50), (50, 50), (50, 10)]], float))
+    files.write_json(tmp_path / "quads.json", {"size": 64, "frame": [64, 64]})
     files.write_latents(tmp_path / "foreign.npy", np.zeros((3, 6, 512), np.float32), {"generator": "somebody"})
     (tmp_path / "torn.pt").write_bytes((toy / "generator.pt").read_bytes()[:5000])
     for name in ("face.png", "clip.mp4", "speech.wav", "wide.png"):
@@ -268,7 +311,14 @@ def scene(tmp_path, puppet, toy):
     ("generate --identity none.png --audio speech.wav -o out.mp4", "none.png: no such file"),
     ("generate --identity text.mp4 --audio speech.wav -o out.mp4", "text.mp4: not a video"),
     ("generate --identity wide.png --audio speech.wav --aligned -o out.mp4", "wide.png: 80x64, but an aligned face is square"),
+    ("generate --identity face.png --noise-seed 7 --video-gan torn.pt -o out.mp4", "torn.pt: damaged"),
+    ("generate --identity face.png --noise-seed 7 --video-gan {toy}/audio2latent.pt -o out.mp4", "wanted a video_gan; pass it as --audio2latent"),
+    ("generate --identity none.png --noise-seed 7 -o out.mp4", "none.png: no such file"),
     ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
+    ("paste clip.mp4 --into face.png --quads none.npy -o out.mp4", "none.npy: no such file"),
+    ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: shape (3, 7), wanted (frames, 4, 2)"),
+    ("paste none.mp4 --into face.png --quads quads.npy -o out.mp4", "none.mp4: no such file"),
+    ("paste clip.mp4 --into wide.png --quads quads.npy -o out.mp4", "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned"),
     ("invert empty.mp4 -o out.npy", "empty.mp4: "),
     ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
     ("invert wide.png -o out.npy", "is not a square face; align it first"),
@@ -278,13 +328,23 @@ def scene(tmp_path, puppet, toy):
     ("train-encoder clip.mp4 -o face.png/out.pt --steps 1", "face.png/out.pt: its folder does not exist"),
     ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
     ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
+    ("metrics clip.mp4 none.mp4 --no-lmd", "none.mp4: no such file"),
+    ("metrics clip.mp4 clip.mp4 --no-lmd -o nowhere/out.jsonl", "nowhere/out.jsonl: its folder does not exist"),
+    ("metrics clip.mp4 clip.mp4 --protocol text.mp4", "text.mp4: no protocol of talkhead metrics"),
+    ("metrics clip.mp4 clip.mp4 --no-lmd --phonemes x", "closures and true landmarks need a detector; leave --no-lmd out"),
+    ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], with tabs between"),
     ("weights show torn.pt", "torn.pt: damaged"),
     ("weights export none.pt -o out.pt", "none.pt: no such file"),
+    ("train-video-gan face.png -o out.pt --steps 1", "face.png: no clips"),
+    ("train-video-gan clip.mp4 -o out.pt --steps 1 --encoder none.pt", "none.pt: no such file"),
     ("train-encoder text.mp4 -o out.pt --steps 1", "no frames to train on"),
     ("train-stylegan none -o out.pt --resolution 16 --steps 1", "none: not found"),
     ("train-stylegan lat.npy -o out.pt --resolution 16 --steps 1", "lat.npy: holds float32 (3, 6, 512), wanted uint8 (frames, size, size, 3)"),
     ("train-encoder clip.mp4 --validation flat.npy -o out.pt --steps 1", "flat.npy: holds float32 (3, 7), wanted uint8"),
     ("pack none -o out.npy", "none: not found"),
+    ("train-speech none -o out.pt --steps 1", "none: not found"),
+    ("train-speech speech.wav -o out.pt --steps 1", "speech.wav: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"),
+    ("synth --sound-only --text none.txt -o puppets --count 1", "none.txt: cannot be read as text"),
     ("pack clip.mp4 -o nowhere/out.npy", "nowhere/out.npy: its folder does not exist"),
     ("pack clip.mp4 -o out.mp4", "out.mp4: packed frames are a .npy array; end the name in .npy"),
     ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
@@ -360,6 +420,51 @@ def test_latents_out_renders_the_same_video(scene):
     assert files.read_about(scene / "path.npy")["generator"] == checkpoints.load_generator(checkpoints.bundled("generator")).fingerprint
 
 
+def test_noise_moves_a_face(scene):
+    """As long as asked for, the same for the same seed, and written as latents too; faces move alike, segments follow each other."""
+    def moved(name, seed, face="face.png", seconds=0.4):
+        result = run("generate", "--identity", scene / face, "--noise-seed", seed, "--seconds", seconds, "-o", scene / f"{name}.mp4",
+                     "--latents-out", scene / f"{name}.npy")
+        assert result.exit_code == 0 and result.stdout == "", result.output
+        with files.read_frames(scene / f"{name}.mp4") as video:
+            assert files.SYNTHETIC_TYPE in video.metadata.values() and video.sound is None
+            assert len(list(video)) == len(np.load(scene / f"{name}.npy")) == round(25 * seconds)
+        return np.load(scene / f"{name}.npy")
+
+    one = moved("one", 7)
+    assert np.array_equal(moved("again", 7), one) and not np.array_equal(moved("other", 8), one)
+    assert np.abs(np.diff(one, axis=0)).max() > 1e-3
+    np.testing.assert_allclose(moved("joined", "7,8", seconds=0.8)[:10], one, atol=1e-6)
+    assert run("generate", "--latents", scene / "one.npy", "-o", scene / "back").exit_code == 0
+
+
+def test_one_noise_moves_a_list_of_faces(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    (scene / "faces.txt").write_text("face.png\nclip.mp4\n")
+    result = run("generate", "--list", "faces.txt", "--noise-seed", 7, "--seconds", 0.2, "-o", "out")
+    assert result.exit_code == 0 and "2 done, 0 skipped, 0 failed" in result.stderr, result.output
+    assert [len(list(files.read_frames(scene / "out" / name))) for name in ("face.mp4", "clip.mp4")] == [5, 5]
+
+
+def test_a_motion_model_is_trained_and_used(scene, puppet):
+    line = ["train-video-gan", puppet / "clips", "-o", scene / "mine.pt", "--steps", 2, "--batch", 2, "--frames", 4, "--components", 4, "--noise", 3,
+            "--width", 2, "--log-every", 1]
+    result = run(*line, "--samples", scene / "sheets")
+    assert [record["step"] for record in records(result)][-2:] == [1, 2], result.output
+    assert files.read_image(scene / "sheets" / "00000002.png").shape == (96, 128, 3)
+    assert run("weights", "export", scene / "mine.pt", "-o", scene / "small.pt").exit_code == 0
+    (told,) = records(run("weights", "show", scene / "small.pt"))
+    assert told["kind"] == "video_gan" and told["num_ws"] == 6 and not told["training_state"] and told["precision"] == "float16"
+    result = run("generate", "--identity", scene / "face.png", "--noise-seed", 7, "--video-gan", scene / "small.pt", "-o", scene / "out.mp4")
+    assert result.exit_code == 0 and len(list(files.read_frames(scene / "out.mp4"))) == 100, result.output
+
+
+def test_a_preset_sets_defaults_and_no_more():
+    params = cli.commands["train-video-gan"].make_context("x", ["c", "-o", "x.pt", "--steps", "1", "--warm-up", "5", "--preset", "mocogan-hd"]).params
+    theirs = talkhead.video_gan.PRESETS["mocogan-hd"]
+    assert {name: params[name] for name in theirs} == theirs | {"warm_up": 5}
+
+
 def test_gain_of_zero_keeps_still(scene):
     result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "still", "--gain", 0)
     assert result.exit_code == 0, result.output
@@ -392,7 +497,71 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
     assert other.exit_code == 1 and len(other.stderr.splitlines()) == 2 and re.search(r"tuning.images=\w+, now \w+", other.stderr)
     assert run("weights", "export", scene / "me.pt", "-o", scene / "small.pt").exit_code == 0
     (told,) = records(run("weights", "show", scene / "me.pt"))
-    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "model"}
+    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "identity", "model"}
+
+
+def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
+    assert run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    assert run("invert", scene / "face.png", "-o", scene / "face.npy").exit_code == 0
+    speech = ["--audio", scene / "speech.wav"]
+    assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", *speech, "-o", scene / "b").exit_code == 0
+    monkeypatch.setattr(checkpoints, "load_encoder", None)  # no encoder is asked
+    for identity, like in (("me.pt", "a"), ("face.npy", "b")):
+        result = run("generate", "--identity", scene / identity, *speech, "-o", scene / f"{like} again")
+        assert result.exit_code == 0, result.output
+        one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))
+        assert np.abs(one - other).max() <= 1
+    result = run("generate", "--identity", scene / "me.pt", *speech, "--generator", scene / "me.pt", "-o", scene / "c")
+    assert result.exit_code == 0, result.output
+
+
+def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
+    monkeypatch.chdir(scene)
+    assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
+    Path("pairs.txt").write_text("me.pt\tspeech.wav\ta.mkv\nface.png\tspeech.wav\tb.mkv\nother.npy\tspeech.wav\tc.mkv\n")
+    result = run("generate", "--list", "pairs.txt", "-o", "out")
+    assert result.exit_code == 1 and "2 done, 0 skipped, 1 failed" in result.stderr, result.output
+    assert run("generate", "--identity", "me.pt", "--audio", "speech.wav", "-o", "a.mkv").exit_code == 0
+    np.testing.assert_array_equal(*(np.stack(list(files.read_frames(name))) for name in ("a.mkv", "out/a.mkv")))
+
+
+def test_identities_that_do_not_fit(scene, toy):
+    torn = files.load_weights(toy / "generator.pt")
+    files.save_weights(scene / "odd.pt", torn | {"identity": torn["model"]["const"]})
+    torn["model"]["const"] = torn["model"]["const"] + 1
+    files.save_weights(scene / "stranger.pt", torn | {"identity": torn["model"]["w_avg"].expand(6, 512).clone()})
+    for more, message in (
+            (["--identity", toy / "generator.pt"], "generator.pt: holds no face beside the generator; tune again with talkhead pti"),
+            (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite code (6, 512)"),
+            (["--identity", scene / "stranger.pt"], "audio2latent.pt: this audio2latent was trained against generator"),
+            (["--identity", scene / "stranger.pt", "--generator", toy / "generator.pt"], "stranger.pt: a face of generator"),
+            (["--identity", scene / "foreign.npy"], "foreign.npy: latents of generator somebody"),
+            (["--identity", scene / "other.npy"], "identity: has shape (10, 512), this speech model takes (6, 512)"),
+            (["--identity", scene / "flat.npy"], "flat.npy: holds float32 (3, 7), wanted")):
+        result = run("generate", *more, "--audio", scene / "speech.wav", "-o", scene / "out.mp4")
+        assert result.exit_code == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+        assert not (scene / "out.mp4").exists()
+
+
+def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    os.mkfifo(scene / "pipe.wav")
+    data = (scene / "speech.wav").read_bytes()
+
+    def write():
+        with open(scene / "pipe.wav", "wb", buffering=0) as pipe:
+            pipe.write(data[:2000])
+            time.sleep(0.5)
+            pipe.write(data[2000:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "pipe.wav", "-o", scene / "live", "--latents-out", scene / "live.npy")
+    writer.join()
+    assert result.exit_code == 0 and "pipe.wav: nothing has come for 0 s; waiting" in result.stderr
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "whole", "--latents-out", scene / "whole.npy").exit_code == 0
+    np.testing.assert_allclose(np.load(scene / "live.npy"), np.load(scene / "whole.npy"), atol=1e-5)
 
 
 def test_tuned_weights_do_not_fit_a_stranger(scene, tmp_path):
@@ -411,6 +580,33 @@ def test_invert_and_metrics(scene):
     result = run("metrics", scene / "clip.mp4", scene / "clip.mp4", "--no-lmd")
     record = json.loads(result.stdout)
     assert record["frames"] == 8 and record["identical"] == 8 and record["ssim"] == pytest.approx(1)
+
+
+def test_metrics_of_sets(scene):
+    for folder in ("real", "fake"):
+        (scene / folder).mkdir()
+        for name in ("one.mp4", "two.mp4"):
+            (scene / folder / name).write_bytes((scene / "clip.mp4").read_bytes())
+    (scene / "fake" / "two.mp4").write_text("torn")
+    (scene / "real" / "three.mp4").write_bytes((scene / "clip.mp4").read_bytes())
+    result = run("metrics", scene / "real", scene / "fake", "--no-lmd")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1 and [set(record) & {"psnr", "error", "pairs"} for record in records] == [{"psnr"}, {"error"}, {"psnr", "pairs"}]
+    assert "1 clips have no partner of the same name" in result.stderr and "failed: " in result.stderr and "three.mp4" in result.stderr
+    (scene / "pairs.txt").write_text(f"{scene}/clip.mp4\t{scene}/clip.mp4\n{scene}/clip.mp4\t{scene}/face.png\n")
+    result = run("metrics", "--list", scene / "pairs.txt", "--no-lmd", "-o", scene / "out.jsonl", "--table")
+    assert result.exit_code == 0 and result.stdout.splitlines()[0].split() == ["frames", "PSNR", "SSIM"], result.output
+    assert len((scene / "out.jsonl").read_text().splitlines()) == 3 and "all 2" in result.stdout
+    again = run("metrics", "--list", scene / "pairs.txt", "--no-lmd", "-o", scene / "out.jsonl", "--protocol", scene / "out.jsonl")
+    assert again.exit_code == 0 and again.stdout == ""
+    wrong = run("metrics", "--list", scene / "pairs.txt", "--fps", 5, "--protocol", scene / "out.jsonl")
+    assert wrong.exit_code == 1 and "the protocol says 25.0, not --fps 5.0" in wrong.stderr
+
+
+def test_metrics_of_networks(toy):
+    record = json.loads(run("metrics", "--networks").stdout)
+    assert record["networks"] and record["size"] == [16, 16]
+    assert "16x16 on cpu" in run("metrics", "--networks", "--table").stdout
 
 
 def test_metrics_of_distributions(scene, toy, monkeypatch):
@@ -527,6 +723,44 @@ def test_what_is_aligned_is_not_aligned_again(scene, stub):
     assert np.array_equal(files.read_image(scene / "again.png"), files.read_image(scene / "face.png"))
 
 
+def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
+    result = run("align", puppet / "photo.png", "-o", scene / "face.png", "--quads", scene / "q.npy", "--size", 32)
+    assert files.read_json(scene / "q.json") == {"size": 32, "frame": [120, 160], "fps": 25.0, "smoothing": 2.0}
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "head.mp4").exit_code == 0
+    result = run("paste", scene / "head.mp4", "--into", puppet / "photo.png", "--quads", scene / "q.npy", "-o", scene / "out.mkv")
+    assert result.exit_code == 0 and result.stdout == "", result.output
+    with files.read_frames(scene / "out.mkv") as video:
+        assert not video.aligned and video.size == (120, 160) and files.SYNTHETIC_TYPE in video.metadata.values()
+        frames = list(video)
+    assert len(frames) == 13
+    photo = files.read_image(puppet / "photo.png").astype(int)
+    assert all(np.abs(frame[:20] - photo[:20]).max() < 10 for frame in frames)
+    assert np.abs(frames[0].astype(int) - photo)[40:80, 50:90].mean() > 10  # the toy generator draws no faces
+    spoken, given = (files.read_audio(path) for path in (scene / "out.mkv", scene / "speech.wav"))
+    assert np.corrcoef(spoken[:len(given)], given[:len(spoken)])[0, 1] > 0.9
+
+
+def test_a_clip_cut_out_and_put_back_is_the_clip(scene, puppet, stub):
+    line = ["align", puppet / "in.mp4", "-o", scene / "cut", "--quads", scene / "q.npy", "--smoothing", 0]
+    assert run(*line).exit_code == 0
+    out = scene / "back.mp4"
+    result = run("paste", scene / "cut", "--into", puppet / "in.mp4", "--quads", scene / "q.npy", "-o", out, "--feather", 0.1, "--no-match-colour")
+    assert result.exit_code == 0 and "crops" not in result.stderr, result.output
+    before, after = (np.stack(list(files.read_frames(path))).astype(float) for path in (puppet / "in.mp4", out))
+    assert before.shape == after.shape and 10 * np.log10(255 ** 2 / np.square(before - after).mean()) > 33
+    # The cut pictures are silent: the sound is the clip's.
+    heard, given = files.read_audio(out), files.read_audio(puppet / "in.mp4")
+    assert np.corrcoef(heard[:len(given)], given[:len(heard)])[0, 1] > 0.9
+
+
+def test_quads_of_what_was_aligned_already_are_the_whole_picture(scene, stub):
+    result = run("align", scene / "face.png", "-o", scene / "small.png", "--size", 16, "--quads", scene / "q.npy")
+    assert result.exit_code == 0 and files.read_json(scene / "q.json")["size"] == 64
+    result = run("paste", scene / "face.png", "--into", scene / "face.png", "--quads", scene / "q.npy", "-o", scene / "back.png", "--no-match-colour")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(files.read_image(scene / "back.png"), files.read_image(scene / "face.png"))
+
+
 @pytest.mark.parametrize("on_missing, frames", [("hold", 6), ("skip", 4)])
 def test_align_without_a_face_in_some_frames(scene, puppet, stub, on_missing, frames):
     result = run("align", puppet / "leaves.mp4", "-o", scene / "out", "--size", 32, "--quads", scene / "q.npy", "--on-missing", on_missing)
@@ -550,7 +784,7 @@ def test_generate_aligns_a_photo_first(scene, puppet, stub):
 
 def test_weights_list_show_and_export(scene, toy):
     listed = [json.loads(line) for line in run("weights", "list").stdout.splitlines()]
-    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator"]
+    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator", "video_gan"]
     assert run("weights", "export", toy / "generator.pt", "-o", scene / "small.pt").exit_code == 0
     small, large = (json.loads(run("weights", "show", path).stdout) for path in (scene / "small.pt", toy / "generator.pt"))
     assert small["precision"] == "float16" and large["precision"] == "float32"
@@ -839,6 +1073,25 @@ def test_train_psp_and_use_it(scene, tmp_path):
 def test_options_of_the_other_architecture_are_refused(wrong):
     result = run(*["train-encoder", "clips", "-o", "x.pt", "--steps", 1], *wrong)
     assert result.exit_code == 2 and "for --arch" in result.stderr
+
+
+def test_train_speech_and_hear_by_it(scene, puppet):
+    (scene / "speech.txt").write_text("Not speech.\n")
+    tiny = ["--channels", 4, "--hidden", 6, "--steps", 2, "--batch", 2, "--log-every", 1]
+    line = ["train-speech", scene / "speech.wav", scene / "speech.wav", "-o", scene / "s.pt", *tiny]
+    told = records(run(*line, "--validation", scene / "speech.wav", "--validate-every", 1))
+    assert [record["step"] for record in told] == [1, 2] and all(np.isfinite(record["ctc"]) and record["val_cer"] >= 0 for record in told)
+    assert run("weights", "export", scene / "s.pt", "-o", scene / "half.pt").exit_code == 0
+    shown = json.loads(run("weights", "show", scene / "half.pt").stdout)
+    assert (shown["kind"], shown["step"], shown["precision"]) == ("speech", 2, "float16")
+    widths = ["--components", 4, "--channels", "4,4,4,4,4", "--hidden", 8, "--embedding", 8, "--lstm", 8, "--decoder", 8, "--image-frames", 0]
+    hear = ["--features", "bundled", "--features-model", scene / "half.pt"]
+    train = ["train-audio2latent", puppet / "clips", "-o", scene / "a.pt", *widths, *BRIEF, "--hold-out", 1, "--frames", 4, *hear]
+    records(run(*train))
+    speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4", "--audio2latent", scene / "a.pt"]
+    assert run(*speak, "--features-model", scene / "s.pt").exit_code == 0
+    result = run(*speak, "--generator", scene / "half.pt")
+    assert result.exit_code == 1 and "half.pt: holds a character model, wanted a generator; pass it as --features-model" in result.stderr
 
 
 def test_train_audio2latent(scene, puppet):

@@ -477,3 +477,199 @@ def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
         return abs(np.diff(quads, n=2, axis=0)).mean()
 
     assert tremble(2.0) < 0.3 * tremble(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Back into the frame
+
+def turned_square(at, half, angle):
+    x = half * np.array((np.cos(angle), np.sin(angle)))
+    y = np.array((-x[1], x[0]))
+    return np.stack([at - x - y, at - x + y, at + x + y, at + x - y])
+
+
+def put_back(image, corners, size, crop=None, **options):
+    (result,) = faces.paste([image], [faces.crop(image, corners, size) if crop is None else crop], corners[None], **options)
+    return result
+
+
+def places(image, corners):
+    """Over an image: how far inside the oval each pixel lies, in sides of the crop, and where it lies in the crop, (u, v) from 0 to 1."""
+    rows, columns = np.indices(image.shape[:2])
+    across, down = corners[3] - corners[0], corners[1] - corners[0]
+    away = np.stack([columns, rows], -1) - corners[0]
+    u, v = (away @ axis / (axis @ axis) for axis in (across, down))
+    return 0.42 * (1 - np.sqrt(((u - 0.5) / 0.42) ** 2 + ((v - 0.51) / 0.48) ** 2)), u, v
+
+
+def contrast(image, where):
+    """Mean length of the gradient in some pixels, grey levels a pixel."""
+    down, across = np.gradient(image.astype(float), axis=(0, 1))
+    return np.hypot(down, across)[where].mean()
+
+
+def psnr(a, b):
+    return 10 * np.log10(255 ** 2 / np.square(a.astype(float) - b).mean())
+
+
+@pytest.mark.parametrize("height, width, at, half, angle, size", [
+    (140, 120, (60, 70), 45, 0.3, 256),         # the crop is larger than its quad
+    (140, 120, (60, 70), 45, 0.3, 64),
+    (481, 637, (300, 240), 170, 0.2, 64),       # halved before it is cropped, and neither side is even
+    (541, 957, (630, 300), 200, -0.4, 48),      # a third
+])
+def test_a_crop_goes_back_to_where_it_was(height, width, at, half, angle, size):
+    """Slopes tell by their grey where each pixel comes from. Rising and falling ones, with noise, keep rounding out of it."""
+    corners = turned_square(at, half, angle)
+    rows, columns = np.indices((height, width)) - np.reshape(at, (2, 1, 1))[::-1]
+    middle = np.hypot(rows, columns) < half / 2
+    noise = np.random.default_rng(0)
+    for distance in (rows, columns):
+        found = []
+        for slope in (100 / half, -100 / half):         # levels a pixel
+            grey = 128 + slope * distance
+            image = np.repeat(np.floor(grey + noise.random(grey.shape)).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
+            found.append((put_back(image, corners, size, match_colour=False)[..., 0] - grey)[middle] / slope)
+        moved = (found[0] + found[1]) / 2
+        # In pixels of the crop: the quad alone, without FFHQ's rounding, would be 0.19 and 0.25 off in the last two cases.
+        pixel = max(2 * half / size, 1)
+        fit = np.linalg.lstsq(np.stack([np.ones(middle.sum()), rows[middle] / half, columns[middle] / half], 1), moved, rcond=None)[0]
+        assert abs(fit).max() < 0.05 * pixel
+
+
+@pytest.mark.parametrize("size, least", [(256, 40), (128, 36)])
+def test_a_photo_is_hardly_changed_by_the_way_there_and_back(shared_data, mediapipe, size, least):
+    image = photo(shared_data / "images" / "congress" / "A000055.jpg")
+    corners = faces.quad(mediapipe(image)[0])
+    result = put_back(image, corners, size)
+    inside = places(image, corners)[0] > 0
+    assert psnr(image[inside], result[inside]) > least
+    assert np.array_equal(image[places(image, corners)[0] < -0.01], result[places(image, corners)[0] < -0.01])
+
+
+def test_the_face_fades_into_the_frame():
+    image, corners = smooth_noise(120, 120) // 2, turned_square((60.0, 55.0), 40, 0.3)
+    white = np.full((64, 64, 3), 255, np.uint8)
+    inward = places(image, corners)[0]
+    result = put_back(image, corners, 64, white, feather=0.2, match_colour=False).astype(float)
+    assert (result[inward > 0.21] == 255).all() and (result[inward < -0.01] == image[inward < -0.01]).all()
+    share = ((result - image) / (255.0 - image)).mean(-1)
+    depth = inward[(inward > 0) & (inward < 0.2)] / 0.2
+    np.testing.assert_allclose(share[(inward > 0) & (inward < 0.2)], 3 * depth ** 2 - 2 * depth ** 3, atol=0.05)
+    hard = put_back(image, corners, 64, white, feather=0, match_colour=False)
+    assert (hard[inward > 0.01] == 255).all() and (hard[inward < -0.01] == image[inward < -0.01]).all()
+
+
+def test_colours_are_matched():
+    image, corners = smooth_noise(160, 160, cell=9), turned_square((80.0, 80.0), 60, 0.2)
+    crop = faces.crop(image, corners, 128)
+    tinted = np.clip(crop * (0.8, 0.7, 0.75) + (30, 5, 50), 0, 255).astype(np.uint8)
+    inside = places(image, corners)[0] > 0.16
+    error = [abs(put_back(image, corners, 128, tinted, match_colour=match)[inside].astype(int) - image[inside]).mean() for match in (True, False)]
+    assert error[0] < 4 < 15 < error[1]
+
+
+def test_an_opening_mouth_does_not_change_the_colour_of_the_face():
+    image, corners = smooth_noise(160, 160), turned_square((80.0, 80.0), 60, 0.2)
+    crop = faces.crop(image, corners, 128)
+    opened = crop.copy()
+    opened[92:104, 45:83] = 0
+    shut, open_ = (put_back(image, corners, 128, each) for each in (crop, opened))
+    v = places(image, corners)[2]
+    assert np.array_equal(shut[v < 0.65], open_[v < 0.65])
+    assert abs(shut[v > 0.75].astype(int) - open_[v > 0.75]).max() > 50
+
+
+def test_a_seam_of_another_background_stands_out_no_more_than_the_picture():
+    """A face that is drawn well before a wall of another colour."""
+    image, corners = smooth_noise(200, 200, cell=9), turned_square((100.0, 100.0), 80, 0.1)
+    crop = faces.crop(image, corners, 128).copy()
+    rows, columns = np.indices((128, 128)) / 128
+    wall = np.hypot((columns - 0.5) / 0.36, (rows - 0.51) / 0.42) > 1
+    crop[wall] = (60, 90, 200)
+    inward = places(image, corners)[0]
+    ring, line = (inward > 0) & (inward < 0.15), abs(inward) < 0.01
+    faded, hard = (put_back(image, corners, 128, crop, feather=feather) for feather in (0.15, 0))
+    assert contrast(faded, ring) <= 1.1 * contrast(image, ring) and contrast(faded, line) <= 1.1 * contrast(image, line)
+    assert contrast(hard, line) > 1.3 * contrast(image, line)
+
+
+@pytest.mark.parametrize("clip", ["hdtf/RD_Radio10_0_clip_0.mp4", "grid_speakers/bbaf2n.mpg"])
+def test_seams_of_the_bundled_generator_in_real_clips(shared_data, mediapipe, clip):
+    from talkhead import checkpoints, files, inversion, synthesis
+
+    if not checkpoints.bundled("generator").is_file():
+        pytest.skip("no weights came with this checkout")
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
+    with files.read_frames(shared_data / "videos" / clip, limit=6) as reader:
+        real = list(reader)
+    aligned = list(faces.align_frames(iter(real), mediapipe))
+    drawn = synthesis.synthesize(generator, inversion.encode(encoder, [crop for crop, _, _ in aligned]))
+    pasted = list(faces.paste(real, drawn, [corners for _, corners, _ in aligned], size=256))
+    assert len(pasted) == 6
+    for frame, result, (_, corners, _) in zip(real, pasted, aligned):
+        inward = places(frame, corners)[0]
+        for where in ((inward > 0) & (inward < 0.15), abs(inward) < 0.01):
+            assert contrast(result, where) <= 1.1 * contrast(frame, where)
+
+
+def test_a_photo_stands_still_behind_the_face():
+    image, corners = smooth_noise(90, 90), turned_square((45.0, 45.0), 30, 0.0)
+    crops = [np.full((32, 32, 3), grey, np.uint8) for grey in (10, 100, 200)]
+    results = list(faces.paste([image], crops, corners[None], match_colour=False))
+    assert [result[45, 45, 0] for result in results] == [10, 100, 200]
+    assert all(np.array_equal(result[:10], image[:10]) for result in results)
+
+
+def test_frames_without_a_quad_stay_as_they_are():
+    frames = [smooth_noise(90, 90, seed) for seed in range(5)]
+    corners = turned_square((45.0, 45.0), 30, 0.0)
+    quads = np.stack([corners, np.full((4, 2), np.nan), corners, corners])
+    crops = [np.full((32, 32, 3), grey, np.uint8) for grey in (10, 100, 200)]
+    results = list(faces.paste(frames, crops, quads, match_colour=False))
+    assert [result[45, 45, 0] for result in results] == [10, frames[1][45, 45, 0], 100, 200, frames[4][45, 45, 0]]
+    assert np.array_equal(results[1], frames[1]) and np.array_equal(results[4], frames[4])
+
+
+@pytest.mark.parametrize("frames, crops, said", [(5, 3, "goes on after the crops have ended, at frame 3"), (3, 5, "crops left over are dropped")])
+def test_the_shorter_clip_ends_the_result(frames, crops, said):
+    corners = np.tile(turned_square((20.0, 20.0), 15, 0.0), (frames, 1, 1))
+    with pytest.warns(UserWarning, match=said):
+        results = list(faces.paste([smooth_noise(40, 40)] * frames, [smooth_noise(32, 32)] * crops, corners))
+    assert len(results) == 3
+
+
+def test_pasting_holds_no_frames():
+    """What was given out is let go, and no more is read than two frames ahead."""
+    read = given = 0
+
+    def frames():
+        nonlocal read
+        for seed in range(20):
+            read += 1
+            yield smooth_noise(40, 40, seed)
+
+    corners = np.tile(turned_square((20.0, 20.0), 15, 0.0), (20, 1, 1))
+    for _ in faces.paste(frames(), (smooth_noise(32, 32) for _ in range(20)), corners):
+        given += 1
+        assert read <= given + 1
+    assert given == 20
+
+
+SQUARE = turned_square((20.0, 20.0), 15, 0.0)
+
+
+@pytest.mark.parametrize("quads, options, message", [
+    (np.zeros((3, 68, 2)), {}, "shape \\(3, 68, 2\\), wanted \\(frames, 4, 2\\)"),
+    (np.stack([SQUARE, SQUARE * (1, 2)]), {}, "quads, frame 1: not a square"),
+    (SQUARE[None] + 100, {}, "the quad lies outside the frame"),
+    (SQUARE[None], {"feather": 0.6}, "feather 0.6: wanted"),
+])
+def test_what_cannot_be_pasted(quads, options, message):
+    with pytest.raises(TalkheadError, match=message):
+        list(faces.paste([smooth_noise(40, 40)], [smooth_noise(32, 32)], quads, **options))
+    with pytest.raises(TalkheadError, match="8x32, but a crop is square"):
+        list(faces.paste([smooth_noise(40, 40)], [smooth_noise(32, 8)], SQUARE[None]))
+    with pytest.raises(TalkheadError, match="no frames"):
+        list(faces.paste([], [], SQUARE[None]))

@@ -196,6 +196,23 @@ def test_latents(tmp_path):
     assert one.shape == (1, 10, 512) and one.dtype == np.float32
 
 
+@pytest.mark.parametrize("place", ["lat.npy", None])
+def test_latents_written_as_they_go_by(tmp_path, place):
+    latents = np.random.default_rng(0).normal(size=(3, 4, 512)).astype(np.float32)
+    destination = io.BytesIO() if place is None else tmp_path / place
+    with files.latents_along(destination, iter(latents), {"fps": 25.0}) as path:
+        assert place is None or not destination.exists()
+        np.testing.assert_array_equal(list(path), latents)
+    if place is None:
+        destination.seek(0)
+    np.testing.assert_array_equal(np.load(destination), latents)
+    assert place is None or files.read_about(destination) == {"fps": 25.0}
+    with pytest.raises(RuntimeError), files.latents_along(tmp_path / "other.npy", iter(latents)) as path:
+        next(path)
+        raise RuntimeError
+    assert not (tmp_path / "other.npy").exists() and not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("array, word", [
     (np.zeros((3, 10, 511), np.float32), r"\(3, 10, 511\)"), (np.zeros((512,), np.float32), r"\(512,\)"),
     (np.zeros((0, 10, 512), np.float32), r"\(0, 10, 512\)"), (np.zeros((2, 10, 512), np.int32), "int32"),
@@ -716,6 +733,15 @@ def test_lossless_by_name(tmp_path):
     assert np.abs(files.read_audio(path) - tone(9 / 25)).max() < 1e-4
 
 
+def test_a_recording_comes_back_to_the_last_of_its_16_bits(tmp_path):
+    samples = np.concatenate([tone(0.3), [1.5, -1.5]]).astype(np.float32)
+    files.write_audio(tmp_path / "a.wav", samples)
+    with wave.open(str(tmp_path / "a.wav")) as theirs:
+        assert theirs.getparams()[:3] == (1, 2, RATE)
+        np.testing.assert_array_equal(np.frombuffer(theirs.readframes(RATE), "<i2"), (samples * 32768).round().clip(-32768, 32767))
+    np.testing.assert_allclose(files.read_audio(tmp_path / "a.wav"), samples.clip(-1, 1), atol=2**-15)
+
+
 @pytest.mark.parametrize("place", ["out.mp4", "frames", "-"])
 def test_synthetic_mark(tmp_path, place):
     """What `ffprobe` shows: the digital source type of the IPTC, and who made it."""
@@ -904,6 +930,139 @@ def test_wave_from_a_pipe(tmp_path, size):
     assert len(files.read_audio(tmp_path / "b.wav")) == 2 * RATE
     if size:  # FFmpeg takes a 0 on a pipe for no sound at all
         assert len(files.read_audio(OneWay(data))) == 2 * RATE
+
+
+# Sound as it comes ------------------------------------------------------------------------------------------------------
+
+def wave_bytes(samples, rate, codec, size=0xFFFFFFFF):
+    """A WAV of any codec as a recorder writes it to a pipe: its head does not know the length."""
+    number, bits = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32), "f64": (3, 64), "mulaw": (7, 8)}[codec]
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if codec.startswith("f"):
+        data = samples.astype(f"<f{bits // 8}").tobytes()
+    elif codec == "mulaw":  # by its formula (G.711 in full precision), not by a table
+        magnitude = np.log1p(255 * np.abs(samples).clip(0, 1)) / np.log(256)
+        data = (~(np.floor(magnitude * 127.999).astype(np.uint8) | np.where(samples < 0, 0x80, 0).astype(np.uint8))).tobytes()
+    else:
+        whole = np.rint(samples * (2 ** (bits - 1) - 1)).astype("<i4")
+        data = (whole + 128).astype(np.uint8).tobytes() if bits == 8 else whole[..., None].view(np.uint8)[..., :bits // 8].tobytes()
+    channels = samples.shape[1]
+    form = struct.pack("<HHIIHH", number, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits)
+    return b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size) + data
+
+
+@pytest.mark.parametrize("rate, channels, codec", [
+    (8000, 1, "mulaw"), (8000, 1, "u8"), (16000, 1, "s16"), (16000, 4, "f32"), (22050, 2, "s24"), (44100, 2, "s16"), (48000, 8, "s32"), (96000, 6, "f64"),
+    (192000, 8, "f32")])
+def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec):
+    """Through a pipe, in small pieces, it is the sound of the file, and that is the tone that went in."""
+    data = wave_bytes(tone(1.2, rate, 300.0, channels), rate, codec)
+    (tmp_path / "a.wav").write_bytes(data)
+    with files.read_sound(OneWay(data)) as sound:
+        blocks = list(sound)
+        assert not sound.live and sound.rate == RATE
+    assert len(blocks) > 10 and all(block.dtype == np.float32 and block.ndim == 1 for block in blocks)
+    back = np.concatenate(blocks)
+    np.testing.assert_allclose(back, files.read_audio(tmp_path / "a.wav"), atol=1e-5)
+    assert abs(len(back) - 1.2 * RATE) <= 1
+    loss = {"mulaw": 0.05, "u8": 0.02}.get(codec, 2e-3)  # theirs; and ripples of the resampler
+    middle = slice(RATE // 10, RATE)  # not its ends
+    np.testing.assert_allclose(back[middle] / np.abs(back[middle]).max(), tone(1.2, RATE, 300.0)[middle] / 0.4, atol=loss)
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A function that opens a pipe by its name, as `mkfifo` and a shell's <(…) do, and writes what it is told to, and when."""
+    threads = []
+
+    def record(*parts):
+        name = tmp_path / f"pipe{len(threads)}"
+        os.mkfifo(name)
+
+        def write():
+            with open(name, "wb", buffering=0) as pipe:
+                for part in parts:
+                    part() if callable(part) else pipe.write(part)
+        threads.append(threading.Thread(target=write))
+        threads[-1].start()
+        return name
+
+    yield record
+    for thread in threads:
+        thread.join(10)
+
+
+def test_sound_comes_before_its_end(recorder):
+    """All but the last packets of what was written are heard while the writer still lives."""
+    data, heard = wave_bytes(tone(4, 44100), 44100, "s16"), threading.Event()
+    with files.read_sound(recorder(data, lambda: heard.wait(10))) as sound:
+        assert sound.live and sound.count is None
+        count = 0
+        while count < 3.9 * RATE:
+            count += len(next(sound))
+        heard.set()
+        rest = sum(map(len, sound))
+    assert count + rest == 4 * RATE
+
+
+def test_who_waits_for_sound_is_told_so(recorder, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    told, data = [], wave_bytes(tone(1), RATE, "s16")
+    waited = threading.Event()
+
+    def on_wait():
+        told.append(True)
+        waited.set()
+
+    with files.read_sound(recorder(data[:9000], lambda: waited.wait(10), data[9000:]), on_wait=on_wait) as sound:
+        assert sum(map(len, sound)) == RATE
+    assert told
+
+
+def test_recorder_that_stops_within_a_sample():
+    """Where no length was promised, what came is all; where one was, it is cut short."""
+    data = wave_bytes(np.stack([tone(0.5)] * 2, 1), RATE, "s16")
+    with files.read_sound(OneWay(data[:-3])) as sound:
+        assert sum(map(len, sound)) == 0.5 * RATE - 1
+    data = wave_bytes(tone(2), RATE, "s16", size=RATE * 4)
+    with files.read_sound(OneWay(data)) as sound:
+        assert sum(map(len, sound)) == 2 * RATE
+    with pytest.raises(TalkheadError, match="-: cut short; copy it again"), files.read_sound(OneWay(data[:-3])) as sound:
+        list(sound)
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"", "-: empty; the command before it failed"), (b"RIFF", "-: not a video or a sound file"), (b"hello\n" * 5000, "-: not a video or a sound file"),
+    (np.random.default_rng(0).bytes(50_000), "-: "), (wave_bytes(tone(0), RATE, "s16"), "-: ")])
+def test_stream_that_is_no_sound(data, message, capfd):
+    with pytest.raises(TalkheadError) as error, files.read_sound(OneWay(data)) as sound:
+        list(sound)
+    assert one_line(error).startswith(message)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_frames_leave_with_their_sound(tmp_path):
+    """When a frame has been written, whoever reads the pipe has it, and the sound is that of the file."""
+    write_wave(tmp_path / "a.wav", tone(1))
+    stream, frames = io.BytesIO(), noise(25, 16, 16)
+    with files.read_sound(tmp_path / "a.wav", keep=True) as sound, files.FrameWriter(stream, sound=sound) as writer:
+        for index, frame in enumerate(frames):
+            writer.write(frame)
+            if index in (1, 7, 20):
+                with av.open(io.BytesIO(stream.getvalue())) as container:
+                    assert sum(packet.size > 0 for packet in container.demux(video=0)) == index + 1
+    np.testing.assert_array_equal(files.read_audio(OneWay(stream.getvalue())), files.read_audio(tmp_path / "a.wav"))
+
+
+def test_kept_sound_is_what_was_read(tmp_path):
+    write_wave(tmp_path / "a.wav", tone(1))
+    with files.read_sound(tmp_path / "a.wav", keep=True) as sound:
+        first = next(sound)
+        early = sound.take(len(first) // 2)
+        rest = np.concatenate(list(sound))
+        late = sound.take(10 ** 9, wait=True)
+    whole = np.concatenate([first, rest])
+    np.testing.assert_array_equal(np.concatenate([early, late])[:, 0] / np.float32(32768), whole)
 
 
 def test_silence_is_sound(tmp_path):

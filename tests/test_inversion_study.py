@@ -54,16 +54,6 @@ def test_two_runs_by_hand(study):
     assert pair["ratio"] == pytest.approx(pair["between"] / 4)
 
 
-def test_a_plane_is_what_the_singular_values_say(study):
-    random = np.random.default_rng(1)
-    a, b = random.normal(size=(2, 5, 3, 512)).astype(np.float32)
-    (seen_a, seen_b), share = study.plane(a, b)
-    points = np.concatenate([a, b]).reshape(10, -1).astype(np.float64)
-    left, values, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
-    assert share == pytest.approx((values ** 2 / (values ** 2).sum())[:2], rel=1e-4)
-    assert np.abs(np.concatenate([seen_a, seen_b])) == pytest.approx(np.abs(left * values)[:, :2], abs=1e-3)
-
-
 def test_following_tells_a_video_from_time(study):
     frames = np.zeros((6, 2, 2, 3), np.uint8)
     frames[::2] = 200

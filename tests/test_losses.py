@@ -16,23 +16,6 @@ def no_vgg(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def random_vgg(tmp_path_factory):
-    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
-    torchvision = pytest.importorskip("torchvision")
-    home = tmp_path_factory.mktemp("torch")
-    with torch.device("meta"):
-        shapes = torchvision.models.vgg16().state_dict()
-    torch.manual_seed(0)
-    weights = {name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
-               for name, value in shapes.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(home))
-        vgg_weights().parent.mkdir(parents=True)
-        torch.save(weights, vgg_weights())
-        yield home
-
-
 def slow_pyramid(difference):
     """One channel's Laplacian pyramid, pixel by pixel."""
     taps = np.array([1, 4, 6, 4, 1]) / 16

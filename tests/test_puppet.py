@@ -191,6 +191,32 @@ def test_faces_take_turns(tmp_path):
     assert max(apart[0][2], apart[1][3]) < 0.5 * min(apart[0][1], apart[0][3], apart[1][2], apart[2][3])
 
 
+def test_sound_only_is_what_the_voices_say_and_no_more(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    text = tmp_path / "lines.txt"
+    text.write_text("A brown fox.\n\nFive lazy dogs!\n")
+    records = list(puppet.synth(tmp_path / "out", 3, sound_only=True, text=text, voices=("en-us",), seed=5))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n:06d}.{end}" for n in range(3) for end in ("json", "wav")]
+    told = [json.loads((tmp_path / "out" / f"{n:06d}.json").read_text()) for n in range(3)]
+    assert [about["text"] for about in told] == ["A brown fox.", "Five lazy dogs!", "A brown fox."]
+    assert [about["frames"] for about in told] == [record["frames"] for record in records]
+    for n, about in enumerate(told):
+        audio = files.read_audio(tmp_path / "out" / f"{n:06d}.wav")
+        assert about["frames"] == -(-len(audio) // 640) and about["phonemes"][-1][1] == pytest.approx(len(audio) / 16000)
+    again = list(puppet.synth(tmp_path / "out", 3, sound_only=True, text=text, voices=("en-us",), seed=5))
+    assert again == records
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"frames": 3}, "leave recordings and frames out"), ({"text": "absent.txt"}, "cannot be read"), ({"text": "empty.txt"}, "no sentences")])
+def test_sound_without_words_is_refused(tmp_path, monkeypatch, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(TalkheadError, match=words):
+        list(puppet.synth(tmp_path / "out", 1, sound_only=True, **wrong))
+    assert not (tmp_path / "out").exists()
+
+
 def test_synth_leaves_finished_clips_alone(tmp_path):
     list(puppet.synth(tmp_path, 1, size=32, frames=2))
     before = (tmp_path / "000000.mp4").stat().st_mtime_ns

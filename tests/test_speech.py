@@ -82,6 +82,46 @@ def test_slid_windows_may_begin_before_their_frame():
     assert wanted[2, 0].tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
 
 
+@pytest.mark.parametrize("block", [700, 170_001])
+def test_cepstra_are_those_of_python_speech_features_for_16_bits(block):
+    reference = pytest.importorskip("python_speech_features")
+    audio = np.random.default_rng(0).integers(-9000, 9000, 33_333).astype(np.int16)
+    ours = np.concatenate(list(speech.cepstra(audio[first : first + block] / 32768 for first in range(0, len(audio), block))))
+    theirs = reference.mfcc(audio, speech.SAMPLE_RATE, numcep=26)
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    assert np.isfinite(np.concatenate(list(speech.cepstra([np.zeros(3000)])))).all()
+
+
+def test_loudness_is_the_log_of_mel_energies_above_the_floor():
+    """Against the definition, with the level of speech that is louder than before all the time."""
+    reference = pytest.importorskip("python_speech_features")
+    time = np.arange(16000) / 16000
+    audio = np.exp(4 * time) * np.random.default_rng(0).standard_normal(16000) / 60
+    energies, _ = reference.fbank(audio, 16000)
+    heard = np.concatenate(list(speech.loudness([audio[:5000], audio[5000:]])))
+    mean = energies.mean(1)
+    level = np.array([max(mean[max(k - 4, 0) : k + 1].sum() / 5, 0) for k in range(len(mean))])
+    late = level > 0.02  # louder than the level which is assumed at first
+    expected = np.log1p(energies / (1e-4 * np.maximum.accumulate(level))[:, None])
+    assert late.sum() > 20 and heard.dtype == np.float32 and heard.shape == expected.shape
+    np.testing.assert_allclose(heard[late, 4:], expected[late, 4:], atol=0.1)  # below, the offset is taken out of what we hear
+    assert not np.concatenate(list(speech.loudness([np.zeros(3000)]))).any()
+
+
+def test_an_echo_follows_what_comes_straight():
+    click = np.zeros(16000)
+    click[1000] = 0.5
+    for seed in range(20):
+        heard = speech.echo(click, np.random.default_rng(seed))
+        np.testing.assert_array_equal(heard, speech.echo(click, np.random.default_rng(seed)))
+        assert len(heard) == len(click) and heard[1000] == pytest.approx(0.5)
+        assert np.abs(heard[:1000]).max() < 1e-9 and np.abs(heard[1001:1030]).max() < 1e-9
+        tail = heard[1001:]
+        assert 0.02 < np.linalg.norm(tail) / 0.5 <= 1 + 1e-6
+        assert np.linalg.norm(tail[:5000]) > 5 * np.linalg.norm(tail[-2000:])
+
+
 def test_windows_are_centred_on_their_frame():
     audio = np.zeros(speech.SAMPLE_RATE, np.float32)
     audio[12 * 640 + 320 :][:40] = 0.5  # in the middle of frame 12

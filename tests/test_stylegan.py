@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import types
 
 import foreign
 import numpy as np
@@ -204,6 +205,29 @@ def test_truncation_moves_towards_the_mean():
     half = generator.mapping(z, psi=0.5)
     torch.testing.assert_close(half, (generator.mapping(z) + generator.w_avg) / 2)
     torch.testing.assert_close(generator.mapping(z, psi=0.0)[1, 2], generator.w_avg)
+
+
+def test_a_shallow_generator_stops_at_its_side():
+    """The colours that the whole one has there, before it doubles them: those of a generator of that side with the same weights."""
+    generator = fill(Generator(32, [8, 6, 4, 4], mapping_layers=1))
+    small = Generator(16, [8, 6, 4], mapping_layers=1)
+    small.load_state_dict({name: value for name, value in generator.state_dict().items() if name in small.state_dict()})
+    w_plus = torch.randn(2, generator.num_ws, 512)
+    assert torch.equal(generator.shallow(16).synthesis(w_plus), small.synthesis(w_plus[:, : small.num_ws]))
+    assert torch.equal(generator.shallow(32).synthesis(w_plus), generator.synthesis(w_plus))
+    for side in (4, 12, 64):
+        with pytest.raises(TalkheadError, match=f"side {side}: this generator has levels of 8, 16 … 32"):
+            generator.shallow(side)
+
+
+def test_the_kind_of_pictures_is_recorded(tmp_path):
+    kinds = []
+    for origins in (["film", "film"], ["film", "still"]):
+        images = types.SimpleNamespace(origins=[datasets.Origin("a", 1, 16, kind) for kind in origins],
+                                       batch=lambda step, count, *_: torch.zeros(count, 3, 16, 16))
+        list(train(images, tmp_path / f"{origins[1]}.pt", *toy(), steps=1, batch=4))
+        kinds.append(files.load_weights(tmp_path / f"{origins[1]}.pt")["learnt_from"])
+    assert kinds == ["film", None]
 
 
 def test_a_larger_generator_inherits_the_smaller_ones_picture():

@@ -107,12 +107,68 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
     assert np.abs(path - origin.numpy()).max() > 0.001
 
 
+def test_noise_moves_the_mean_code_of_the_pictures(encoder, generator):
+    from conftest import toy_motion_model
+    from talkhead.video_gan import motion
+
+    faces = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    torch.manual_seed(0)
+    mover = toy_motion_model(generator.num_ws)
+    with torch.no_grad():
+        origin = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1).mean(0).numpy()
+    path = np.stack(list(synthesis.wander(encoder, mover, faces, 7, 5)))
+    np.testing.assert_allclose(path, origin + np.stack(list(motion(mover, origin, 7, 5))), atol=1e-4)
+    np.testing.assert_allclose(np.stack(list(synthesis.wander(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))), 2 * path - origin, atol=1e-4)
+
+
 def test_batch_does_not_change_the_path(encoder, audio2latent):
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (16, 16, 3), np.uint8)
     speech = rng.normal(size=16000).astype(np.float32) * 0.1
     one, many = (np.stack(list(synthesis.drive(encoder, audio2latent, face, speech, batch))) for batch in (1, 64))
     np.testing.assert_allclose(one, many, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [37, 640, 5000, 10 ** 6])
+def test_path_of_a_stream_is_that_of_the_whole(encoder, audio2latent, block):
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    speech = rng.normal(size=16001).astype(np.float32) * 0.1
+    whole = np.stack(list(synthesis.drive(encoder, audio2latent, face, speech)))
+    blocks = (speech[first:first + block] for first in range(0, len(speech), block))
+    streamed = np.stack(list(synthesis.drive(encoder, audio2latent, face, blocks, batch=1)))
+    np.testing.assert_allclose(streamed, whole, atol=1e-5)
+
+
+def test_sound_is_heard_no_further_than_the_next_frame_needs(encoder, audio2latent):
+    heard = []
+
+    def microphone():
+        for _ in range(200):
+            heard.append(160)
+            yield np.zeros(160, np.float32)
+
+    path = synthesis.drive(encoder, audio2latent, np.zeros((16, 16, 3), np.uint8), microphone(), batch=1)
+    for frame in range(20):
+        next(path)
+        assert sum(heard) <= 640 * (frame + 1) + 2160 + 160  # 135 ms after the frame's end, and a block
+
+
+def test_code_stands_for_the_picture_it_was_made_from(encoder, audio2latent):
+    face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    speech = np.random.default_rng(1).normal(size=4000).astype(np.float32) * 0.1
+    code = synthesis.origin(encoder, face)
+    assert code.dtype == np.float32 and code.shape == (encoder.num_ws, 512)
+    np.testing.assert_array_equal(list(synthesis.drive(None, audio2latent, code, speech)), list(synthesis.drive(encoder, audio2latent, face, speech)))
+
+
+@pytest.mark.parametrize("spoil", [lambda x: np.clip(20 * x, -1, 1), lambda x: 1e-5 * x, lambda x: x + 0.5, lambda x: 0 * x], ids=["clipped", "quiet", "offset", "none"])
+def test_bad_sound_moves_the_face_within_bounds(encoder, audio2latent, spoil):
+    face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    speech = (np.random.default_rng(1).normal(size=16000) * np.sin(np.arange(16000) / 800) ** 2 * 0.1).astype(np.float32)
+    good, bad = (np.stack(list(synthesis.drive(encoder, audio2latent, face, sound))) - synthesis.origin(encoder, face) for sound in (speech, spoil(speech)))
+    assert bad.shape == good.shape and np.isfinite(bad).all()
+    assert np.abs(bad).max() <= 3 * np.abs(good).max()
 
 
 def test_label_marks_a_corner_and_nothing_else():

@@ -28,6 +28,9 @@ TRAINERS = {
     "audio2latent": ["train-audio2latent", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt",
                      "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--components", "4", "--channels", "4,4,4,4,4",
                      "--hidden", "8", "--embedding", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
+    "video_gan": ["train-video-gan", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "4",
+                  "--frames", "4", "--components", "4", "--noise", "3", "--width", "2", "--r1-every", "2", "--lr", "1e-5", "--contrastive",
+                  "--image-critic"],
     "first": ["train-audio2latent", "{faces}", "--model", "first", "--features", "mfcc", "--generator", "{weights}/generator.pt",
               "--encoder", "{weights}/encoder.pt", "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--channels", "4,4,4,4",
               "--lstm", "8", "--decoder", "8", "--identity-width", "4", "--noise-width", "3", "--noise-draws", "2", "--mouth-weight", "1",
@@ -101,7 +104,7 @@ def assert_alike(ours, theirs, tolerance=1e-5):
                 assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (one["step"], name)
 
 
-@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "first", "pti"])
+@pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "first", "video_gan", "pti"])
 def test_two_processes_learn_what_one_learns(name, line, tmp_path):
     """Losses to 1e-5, over steps with every regulariser; and two go on from where one has stopped.
 

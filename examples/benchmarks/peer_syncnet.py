@@ -1,0 +1,107 @@
+"""Set our SyncNet beside the public code's: the same weights, frames and sound, the same embeddings and the same distances?
+
+    python examples/benchmarks/peer_syncnet.py SYNCNET_PYTHON
+
+SYNCNET_PYTHON is a checkout of joonson/syncnet_python. Prints JSON: the largest difference of what is seen and of what is heard, over the
+largest number, and the differences of LSE-D, LSE-C and offset. The weights are made by a formula, so that anyone gets the same.
+`--numbers` prints what theirs found instead: that is where tests/data/syncnet.json comes from.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import zlib
+
+import numpy as np
+import torch
+
+from talkhead import syncnet
+
+FRAMES = 12
+
+
+def random(name):
+    """A stream of numbers that is the same on every machine."""
+    return np.random.RandomState(zlib.crc32(name.encode()))
+
+
+def weights(narrow=1):
+    """A state dict of SyncNet's layout whose numbers keep a signal alive through all layers."""
+    state = {}
+    for name, value in syncnet.SyncNet(narrow).state_dict().items():
+        draws, shape = random(name), tuple(value.shape)
+        if name.endswith("num_batches_tracked"):
+            state[name] = value
+        elif len(shape) > 1:
+            filters = draws.randn(*shape) * np.sqrt(3 / np.prod(shape[1:]))
+            state[name] = filters - filters.mean(tuple(range(1, len(shape))), keepdims=True)
+        else:
+            state[name] = 0.2 * draws.randn(*shape) if name.endswith(("bias", "running_mean")) else 0.5 + draws.rand(*shape)
+    return {name: torch.as_tensor(value, dtype=value.dtype if torch.is_tensor(value) else torch.float32) for name, value in state.items()}
+
+
+def frames(count=FRAMES):
+    """Crops of coloured squares that change from frame to frame: uint8 (count, 224, 224, 3) RGB."""
+    return random("frames").randint(0, 256, (count, 28, 28, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+
+
+def sound(count=FRAMES):
+    """Noise in bursts as long as the frames, exact in 16 bits: float64 (N,)."""
+    samples = random("sound").randn(count * 640) * (1 + np.sin(np.arange(count * 640) / 900))
+    return np.rint(samples * 3000) / 32768
+
+
+def theirs(folder, state):
+    """What the public code sees and hears, and what it makes of that."""
+    sys.path.insert(0, folder)
+    import python_speech_features
+
+    network = importlib.import_module("SyncNetModel").S().eval()
+    network.load_state_dict(state)
+    images = torch.from_numpy(frames()[..., ::-1].astype(float)).float().permute(3, 0, 1, 2)[None]  # BGR, as cv2 reads it
+    features = python_speech_features.mfcc((sound() * 32768).astype(np.int16), 16000).T
+    features = torch.from_numpy(features).float()[None, None]
+    moments = range(FRAMES - 5)
+    with torch.no_grad():
+        seen = network.forward_lip(torch.cat([images[:, :, t:t + 5] for t in moments]))
+        heard = network.forward_aud(torch.cat([features[..., t * 4:t * 4 + 20] for t in moments]))
+        distances = torch.stack(importlib.import_module("SyncNetInstance").calc_pdist(seen, heard, vshift=15), 1).mean(1)
+    least, best = distances.min(0)
+    return {"seen": seen.numpy(), "heard": heard.numpy(), "lse_d": float(least), "lse_c": float(distances.median() - least), "offset": 15 - int(best)}
+
+
+def ours(state):
+    """The same by talkhead."""
+    network, moments = syncnet.SyncNet().eval(), range(FRAMES - 5)
+    network.load_state_dict(state)
+    watcher = syncnet.Watcher(network)
+    for frame in frames():
+        watcher.add(frame)
+    agreement = watcher.listen(sound())
+    features = syncnet.sound_features(sound())
+    images = torch.from_numpy(frames()[..., ::-1].copy()).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        seen = network.see(images)[:len(moments)]
+        heard = network.hear(torch.from_numpy(np.stack([features[t * 4:t * 4 + 20].T for t in moments])[:, None]))
+    return {"seen": seen.numpy(), "heard": heard.numpy(), "lse_d": agreement.distance, "lse_c": agreement.confidence, "offset": agreement.offset}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", metavar="SYNCNET_PYTHON")
+    parser.add_argument("--numbers", action="store_true", help="print what their code found")
+    options = parser.parse_args()
+    state = weights()
+    wanted = theirs(options.checkout, state)
+    if options.numbers:
+        corner = {name: [[round(float(value), 5) for value in row[:8]] for row in wanted[name]] for name in ("seen", "heard")}
+        print(json.dumps(wanted | corner))
+        return
+    found = ours(state)
+    print(json.dumps({name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in ("seen", "heard")}
+                     | {name: abs(found[name] - wanted[name]) for name in ("lse_d", "lse_c", "offset")}))
+
+
+if __name__ == "__main__":
+    main()

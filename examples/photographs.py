@@ -1,0 +1,151 @@
+"""Try photographs: which of them survive align, invert and tuning, how long each stage takes, and whom it fails.
+
+    python examples/photographs.py photos/ more/ -o report/ --detector-model face_landmarker.task
+
+Takes pictures evenly out of all folders, and of some of them what cameras and scanners make of a picture: turned by EXIF, lying on its side
+without it, in grey, with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a picture), photographs.md (success, time and
+likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned one).
+
+Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees. Light
+and camera move it, so a group is about how a photo looks, not about who is in it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+from talkhead import checkpoints, faces, files, inversion, metrics, pti
+from talkhead.errors import TalkheadError
+from talkhead.training import resize, to_frames, to_images
+
+from contact_sheet import sheet
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+TONES = [(-90, "dark (below 10°)"), (10, "tan (10 to 28°)"), (28, "intermediate (28 to 41°)"), (41, "light (above 41°)")]
+CHEEKS = [(0.34, 0.60), (0.66, 0.60)]  # of an aligned picture's side, x and y
+EXIF_ORIENTATION = 0x0112
+
+
+def chosen(folders, count):
+    """Pictures, evenly out of every folder's sorted ones: small folders whole, the rest shared by the large ones."""
+    found = sorted(([path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in SUFFIXES] for folder in folders), key=len)
+    picked = []
+    for index, paths in enumerate(found):
+        share = min(len(paths), (count - len(picked)) // (len(found) - index))
+        picked += [paths[i] for i in np.linspace(0, len(paths) - 1, share).astype(int)]
+    return picked
+
+
+def variants(path, folder):
+    """What may happen to a picture on its way: (kind, path) of copies of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with PIL.Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = PIL.Image.Exif()
+    exif[EXIF_ORIENTATION] = 6  # shown a quarter turn clockwise
+    small, large = min(1.0, 110 / picture.width), 8000 / max(picture.size)
+    copies = {
+        "EXIF turn": (turned, {"exif": exif}), "on its side": (turned, {}), "upside down": (picture.transpose(PIL.Image.Transpose.ROTATE_180), {}),
+        "grey": (picture.convert("L"), {}), "small": (picture.resize([round(small * side) for side in picture.size]), {}),
+        "8000 pixels": (picture.resize([round(large * side) for side in picture.size]), {})}
+    for kind, (copy, options) in copies.items():
+        copy.save(folder / f"{path.stem} {kind}.jpg", quality=90, **options)
+        yield kind, folder / f"{path.stem} {kind}.jpg"
+
+
+def tone(face):
+    """Individual typology angle of the cheeks of an aligned face uint8 (S, S, 3), degrees."""
+    side = len(face)
+    patches = [face[round((y - 0.03) * side) : round((y + 0.03) * side), round((x - 0.03) * side) : round((x + 0.03) * side)] for x, y in CHEEKS]
+    colour = np.median(np.concatenate([patch.reshape(-1, 3) for patch in patches]), 0) / 255
+    linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1.0, 1.089]
+    _, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return float(np.degrees(np.arctan2(116 * y - 66, 200 * (y - z))))
+
+
+def attempt(path, detector, generator, encoder, steps):
+    """One picture through all stages: its record, and three pictures if it came through."""
+    record, began = {"picture": path.name}, time.perf_counter()
+
+    def lap(stage):
+        nonlocal began
+        record[f"{stage}_s"], began = round(time.perf_counter() - began, 3), time.perf_counter()
+
+    try:
+        (face, _, _), = faces.align_frames([files.read_image(path)], detector, generator.resolution)
+        lap("align")
+        pivot = np.stack(list(inversion.encode(encoder, [face])))
+        inverted = next(iter(to_frames(generator.synthesis(to_tensor(pivot), noise="const"))))
+        lap("invert")
+        tuned = pti.tune(generator, to_images(face[None]), pivot, steps=steps)
+        final = next(iter(to_frames(tuned.synthesis(to_tensor(pivot), noise="const"))))
+        lap("tune")
+    except TalkheadError as problem:
+        return record | {"failed": str(problem)}, None
+    return record | {"tone": tone(face), "inverted_psnr": float(metrics.psnr(face, inverted)), "tuned_psnr": float(metrics.psnr(face, final))}, [face, inverted, final]
+
+
+def to_tensor(latents):
+    import torch
+
+    return torch.as_tensor(latents, dtype=torch.float32)
+
+
+def table(records, key, groups):
+    lines = [f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | align, s | invert, s | tune, s |", "|---|---|---|---|---|---|---|---|"]
+    for group in groups:
+        members = [record for record in records if record[key] == group]
+        through = [record for record in members if "failed" not in record]
+        figures = [f"{np.mean([record[name] for record in through]):.2f}" if through else "–"
+                   for name in ("inverted_psnr", "tuned_psnr", "align_s", "invert_s", "tune_s")]
+        lines.append(f"| {group} | {len(members)} | {len(through)} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+")
+    parser.add_argument("-o", "--output", required=True, type=Path)
+    parser.add_argument("--count", type=int, default=60, help="photographs, before their variants")
+    parser.add_argument("--varied", type=int, default=4, help="how many of them are also tried in six variants")
+    parser.add_argument("--steps", type=int, default=100, help="of tuning")
+    parser.add_argument("--detector-model")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    detector = faces.detector("auto", options.detector_model)
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
+    originals = chosen(options.folders, options.count)
+    tasks = [("as it is", path) for path in originals]
+    for path in originals[:: max(1, len(originals) // options.varied)][: options.varied]:
+        tasks += variants(path, options.output / "variants")
+    records, rows = [], []
+    with open(options.output / "photographs.jsonl", "w") as log:
+        for kind, path in tqdm(tasks, unit="picture", disable=None):
+            record, pictures = attempt(path, detector, generator, encoder, options.steps)
+            record = {"kind": kind, "folder": path.parent.name} | record
+            record["tone of skin"] = next((name for least, name in reversed(TONES) if record.get("tone", -91) >= least), "unknown")
+            print(json.dumps(record), file=log, flush=True)
+            records.append(record)
+            rows += [pictures] if pictures else []
+    own = [record for record in records if record["kind"] == "as it is"]
+    failures = "\n".join(f"- {record['picture']} ({record['kind']}): {record['failed']}" for record in records if "failed" in record)
+    report = "\n\n".join(["# Photographs", table(own, "folder", sorted({record["folder"] for record in own})),
+                          table(own, "tone of skin", [name for _, name in TONES] + ["unknown"]),
+                          table(records, "kind", dict.fromkeys(record["kind"] for record in records)), f"Failures:\n\n{failures or 'none'}"])
+    (options.output / "photographs.md").write_text(report + "\n")
+    print(report)
+    strips = [sum(rows[first : first + 6], []) for first in range(0, len(rows), 6)]
+    files.write_image(options.output / "photographs.png", sheet([strip + [np.full_like(strip[0], 255)] * (18 - len(strip)) for strip in strips], 18, 96))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,528 @@
+"""Pictures people would rather look at than numbers: paths through the latent space, losses, mouths, strips and sheets of frames.
+
+Each function draws what it is given and returns a matplotlib Figure; `save` writes it as PNG, SVG or PDF. matplotlib is an extra, imported when
+something is drawn. Colours are Okabe and Ito's and cividis, which every kind of eye can tell apart; where colour tells lines apart, dashes do too.
+"""
+
+import importlib.util
+import json
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from talkhead import files
+from talkhead.articulation import closures
+from talkhead.errors import TalkheadError
+from talkhead.latents import Basis, lerp, slerp
+from talkhead.training import to_frames
+
+KINDS = (".png", ".svg", ".pdf")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+TIME = "cividis"
+GREY = "0.8"
+STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.92",
+         "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 150, "svg.hashsalt": "talkhead", "svg.fonttype": "none", "pdf.fonttype": 42}
+PLANES = ("shared", "centred", "own")
+COUNTERS = ("step", "steps", "frame", "seconds", "data_seconds", "images", "clips")  # what a record of a log has besides its curves
+FAR = 10  # curves of positive numbers that differ by such a factor are drawn on a logarithmic axis
+LINE = 28  # letters after which a long label goes on in the next line
+
+
+# The drawing board -----------------------------------------------------------------------------------------------------
+
+def installed():
+    """Raise TalkheadError if there is no matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise TalkheadError("matplotlib is not installed; pip install 'talkhead[plot]'")
+
+
+@contextmanager
+def style():
+    """matplotlib's settings for what is drawn here, within the block."""
+    installed()
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def board(width, height, rows=1, columns=1, **options):
+    """An empty Figure of so many inches, with no window behind it, and its axes (rows, columns)."""
+    installed()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure, destination):
+    """Write a figure: the same bytes for the same figure, whole or not at all.
+
+    destination  path that ends in .png, .svg or .pdf
+    raises       TalkheadError if it ends in something else or cannot be written
+    """
+    kind = Path(destination).suffix.lower()
+    if kind not in KINDS:
+        raise TalkheadError(f"{destination}: cannot draw such a picture; end the name in {', '.join(KINDS)}")
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
+    with style(), files.atomic(destination) as temporary:
+        figure.savefig(temporary, metadata=undated)
+
+
+def names(paths):
+    """Short labels for files: their names without the ending, and with their folders where two would be the same."""
+    paths = [Path(path) for path in paths]
+    stems = [path.stem for path in paths]
+    return [path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")) for path in paths]
+
+
+def _line(index):
+    """Colour and dash of the n-th line."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def _wrapped(label):
+    return "\n".join(textwrap.wrap(label, LINE)) or label
+
+
+def _hide(panels):
+    for axes in panels:
+        axes.set_visible(False)
+
+
+# Paths -----------------------------------------------------------------------------------------------------------------
+
+def in_plane(*paths):
+    """Paths in the first two principal components of all their codes.
+
+    paths    float (T, L, 512) each
+    returns  [(T, 2), …] and the share of the variance on each axis, (2,)
+    raises   TalkheadError if their layers differ or they have fewer than three codes in all
+
+    Source: thesis §3.3.1.1 (Figs 3.7 and 3.8).
+    """
+    if len({path.shape[1:] for path in paths}) > 1:
+        raise TalkheadError(f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone")
+    codes = torch.from_numpy(np.concatenate(paths)).double()
+    basis = Basis.fit(codes, 2)
+    total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
+    return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (basis.stdev.double().square() / total).numpy()
+
+
+def trajectories(paths, fps=files.FPS, plane="shared"):
+    """Each path in a plane of principal components, its colour telling the time.
+
+    paths    {label: float32 (T, L, 512)}
+    fps      frames per second
+    plane    "shared": all in the components of all; "centred": so, but each path from its own mean, which shows how they move and not where;
+             "own": each in its own components. The scale is one for all
+    returns  Figure
+
+    Source: thesis §3.3.1.1 (Figs 3.7 and 3.8).
+    """
+    if plane not in PLANES:
+        raise TalkheadError(f"plane {plane!r}: unknown; choose from {', '.join(PLANES)}")
+    codes = [path - path.mean(0) if plane == "centred" else path for path in paths.values()]
+    seen = [in_plane(path) for path in codes] if plane == "own" else [in_plane(*codes)]
+    points = [own_points for all_points, _ in seen for own_points in all_points]
+    shares = [share for all_points, share in seen for _ in all_points]
+    columns, rows = _grid(len(points), 3)
+    longest = max(len(path) for path in points)
+    with style():
+        figure, panels = board(4 * columns + 1.2, 4.2 * rows + 0.3, rows, columns)
+        for index, (axes, label) in enumerate(zip(panels.flat, paths)):
+            if plane != "own":
+                for other in points:
+                    axes.plot(*other.T, color=GREY, linewidth=1, zorder=1)
+            dots = path_panel(axes, points[index], shares[index], points, fps, longest)
+            axes.set_title(_wrapped(label))
+        _hide(panels.flat[len(points):])
+        _ends(panels.flat[0], points[0], labelled=True)  # what the marks mean is told once for all panels
+        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.colorbar(dots, ax=panels, label="time in the clip, seconds", shrink=0.7)
+    return figure
+
+
+def _grid(count, most):
+    """Columns, at most so many, and rows for some panels, with few places left empty."""
+    columns = count if count <= most else min(range(most, 1, -1), key=lambda columns: -count % columns)
+    return columns, -(-count // columns)
+
+
+def path_panel(axes, points, share, among, fps=files.FPS, longest=None):
+    """Draw a path (T, 2) on axes that hold all paths `among`, at one scale both ways; what a colour bar of its time needs is returned."""
+    axes.plot(*points.T, color="0.55", linewidth=1, zorder=2)
+    among = np.concatenate(among)
+    middle, half = (among.max(0) + among.min(0)) / 2, max(0.55 * np.ptp(among, axis=0).max(), 1e-6)
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), box_aspect=1,
+             xlabel=f"component 1 ({share[0]:.0%} of the variance)", ylabel=f"component 2 ({share[1]:.0%})")
+    _ends(axes, points)
+    return axes.scatter(*points.T, c=np.arange(len(points)) / fps, cmap=TIME, vmin=0, vmax=((longest or len(points)) - 1) / fps, s=24, zorder=3)
+
+
+def _ends(axes, points, labelled=False):
+    for name, point, mark in (("first frame", points[0], "o"), ("last frame", points[-1], "s")):
+        axes.plot(*point, mark, markersize=10, markerfacecolor="none", markeredgecolor="black", zorder=4, label=name if labelled else None)
+
+
+# Logs ------------------------------------------------------------------------------------------------------------------
+
+def read_log(source):
+    """The records of a trainer's stdout, or of `invert --log`: a JSON object a line.
+
+    returns  list of dicts
+    raises   TalkheadError if a line is something else, or there is none; a last line that was cut short is left out
+    """
+    with files.reading(source) as stream:
+        lines = stream.read().decode("utf-8", "replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError:
+            if number == len(lines):
+                break
+            record = "no JSON"
+        if record is not None and not (isinstance(record, dict) and "step" in record):
+            raise TalkheadError(f"{source}, line {number}: wanted a JSON object with a step; pass what a trainer printed, or invert --log")
+        records += [record] if record is not None else []
+    if not records:
+        raise TalkheadError(f"{source}: holds no records; pass what a trainer printed, or invert --log")
+    return records
+
+
+def _keys(records):
+    """What records have curves of, in the order in which it comes first; speeds last."""
+    seen = {}
+    for record in records:
+        seen |= dict.fromkeys(key for key, value in record.items() if type(value) in (int, float) and key not in COUNTERS)
+    return sorted(seen, key=_is_speed)
+
+
+def _is_speed(key):
+    return key.endswith("_per_second")
+
+
+def curve(records, key):
+    """A number of a log over its steps.
+
+    records  list of dicts, where "step" counts; of several frames, where "frame" counts them
+    returns  steps (n,), the number's mean over frames, its least and its most, each (n,)
+    """
+    found = {}
+    for record in records:
+        if type(record.get(key)) in (int, float):
+            found.setdefault(record["step"], []).append(record[key])
+    steps = sorted(found)
+    rows = np.array([(np.mean(found[step]), min(found[step]), max(found[step])) for step in steps]).reshape(-1, 3)
+    return np.array(steps), *rows.T
+
+
+def _alike(label, records):
+    """The frames of an inversion that took as many steps as each other, for a mean over others would jump where they end: {label: records}."""
+    groups = {}
+    for record in records:
+        groups.setdefault(record.get("steps"), []).append(record)
+    if len(groups) == 1:
+        return {label: records}
+    return {f"{label}, {_frames({record['frame'] for record in group})} of {steps} steps": group for steps, group in groups.items()}
+
+
+def _frames(frames):
+    return f"frame {min(frames) + 1}" if len(frames) == 1 else f"{len(frames)} frames"
+
+
+def _running(values, count):
+    """The mean of so many values around each, as far as there are."""
+    ones = np.ones(min(count, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def losses(logs, keys=(), smooth=1):
+    """Curves of one or several runs over their steps, a panel for each number.
+
+    logs     {label: records}, as `read_log` gives them; of an inversion, the mean over frames is drawn, and the band from the least to the most
+    keys     which numbers; none: "loss", or if no log has it, all but speeds
+    smooth   mean of so many records, drawn over the records themselves
+    returns  Figure
+    raises   TalkheadError if no log has a number of this name
+    """
+    every = [key for records in logs.values() for key in _keys(records)]
+    keys = list(keys) or (["loss"] if "loss" in every else [key for key in every if not _is_speed(key)])
+    keys = list(dict.fromkeys(keys))
+    unknown = [key for key in keys if key not in every]
+    if unknown:
+        raise TalkheadError(f"{unknown[0]}: no log has such a number; choose from {', '.join(dict.fromkeys(every))}")
+    columns, rows = _grid(len(keys), 3)
+    with style():
+        figure, panels = board(max(5.2 * columns, 7), 3.8 * rows + 0.4, rows, columns)
+        for axes, key in zip(panels.flat, keys):
+            for index, (run, records) in enumerate(logs.items()):
+                for label, group in _alike(run, records).items():
+                    _curve(axes, group, key, label, _line(index), smooth)
+            _scale(axes)
+            axes.set(xlabel="step", ylabel=key)
+        _hide(panels.flat[len(keys):])
+        lines, labels = _legend(panels.flat[:len(keys)])
+        if len(labels) > 1:
+            _legend_above(figure, lines, labels)
+        else:
+            figure.suptitle(next(iter(logs)))
+    return figure
+
+
+def _curve(axes, records, key, label, line, smooth):
+    steps, mean, least, most = curve(records, key)
+    if len(steps) == 0:
+        return
+    if (most > least).any():
+        axes.fill_between(steps, least, most, color=line["color"], alpha=0.15, linewidth=0)
+    elif smooth > 1:
+        axes.plot(steps, mean, color=line["color"], alpha=0.3, linewidth=0.8)
+    marker = "o" if len(steps) < 3 else None
+    axes.plot(steps, _running(mean, smooth) if smooth > 1 else mean, label=label, marker=marker, linewidth=1.6, **line)
+
+
+def _legend(panels):
+    """Each label of some panels once."""
+    found = {}
+    for axes in panels:
+        for line, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, line)
+    return list(found.values()), list(found)
+
+
+def _legend_above(figure, lines, labels):
+    """A legend over all panels, as wide as they are, for which the figure grows."""
+    width, height = figure.get_size_inches()
+    columns = max(min(int(width / (0.7 + 0.09 * max(map(len, labels)))), len(labels)), 1)
+    figure.set_size_inches(width, height + 0.26 * (-(-len(labels) // columns)))
+    figure.legend(lines, labels, loc="outside upper center", ncols=columns)
+
+
+def _scale(axes):
+    """A logarithmic axis with plain numbers where positive curves go far."""
+    from matplotlib import ticker
+
+    values = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    if len(values) and values.min() > 0 and values.max() > FAR * values.min():
+        logarithmic(axes)
+
+
+def logarithmic(axes):
+    """A logarithmic axis upwards whose numbers can be read: at most about six of them, without powers."""
+    from matplotlib import ticker
+
+    axes.set_yscale("log")
+    bottom, top = axes.get_ylim()
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if top < 200 * bottom else (1,)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def dashboard(records, title=None, smooth=1):
+    """Every number of a training log, each in a panel; one and the same measured on held-out clips ("val_…") in the same.
+
+    records  list of dicts, as `read_log` gives them
+    title    what the run is called
+    smooth   as `losses` takes it
+    returns  Figure
+    """
+    panels_of = {}
+    for key in _keys(records):
+        panels_of.setdefault(key.removeprefix("val_"), []).append(key)
+    if not panels_of:
+        raise TalkheadError(f"{title or 'log'}: its records hold nothing but steps; pass what a trainer printed")
+    columns, rows = _grid(len(panels_of), 4)
+    with style():
+        figure, panels = board(max(3.6 * columns, 6), 2.7 * rows + 0.5, rows, columns)
+        for axes, (name, keys) in zip(panels.flat, panels_of.items()):
+            for index, key in enumerate(keys):
+                _curve(axes, records, key, "held out" if key != name else "training", _line(index), smooth)
+            _scale(axes)
+            axes.set_title(name if name in keys else keys[0])
+            axes.set_xlabel("step")
+            if len(keys) > 1:
+                axes.legend()
+        _hide(panels.flat[len(panels_of):])
+        hours = max((record.get("seconds", 0) for record in records), default=0) / 3600
+        time = f", {hours:.1f} h" if hours >= 0.1 else ""
+        figure.suptitle(f"{title or 'training'}: step {max(record['step'] for record in records)}{time}")
+    return figure
+
+
+# Sheets of frames --------------------------------------------------------------------------------------------------------
+
+def sheet(rows, heads=None, side=1.1):
+    """Pictures in labelled rows under the heads of their columns.
+
+    rows     {label: n pictures, uint8 (H, W, 3)}
+    heads    n texts, or None
+    side     of a picture, inches
+    returns  Figure
+    """
+    count = max(len(pictures) for pictures in rows.values())
+    labels = [_wrapped(label) for label in rows]
+    margin = 0.25 + 0.095 * max(len(line) for label in labels for line in label.split("\n"))
+    lines = max((head.count("\n") + 1 for head in heads), default=0) if heads else 0
+    top = 0.1 + 0.21 * lines
+    size = margin + side * count + 0.05, top + side * len(rows) + 0.05
+    with style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size)
+        panels = figure.subplots(len(rows), count, squeeze=False, gridspec_kw={
+            "left": margin / size[0], "right": 1 - 0.05 / size[0], "bottom": 0.05 / size[1], "top": 1 - top / size[1], "wspace": 0.03, "hspace": 0.03})
+        for label, pictures, line in zip(labels, rows.values(), panels):
+            for axes in line:
+                axes.set_axis_off()
+            for axes, picture in zip(line, pictures):
+                axes.imshow(picture, aspect="auto", interpolation="nearest" if len(picture) < 64 else "antialiased")
+            figure.text((margin - 0.1) / size[0], np.mean([line[0].get_position().y0, line[0].get_position().y1]), label, ha="right", va="center")
+        for head, axes in zip(heads or (), panels[0]):
+            axes.set_title(head, fontsize=10, pad=4)
+    return figure
+
+
+def strip(rows, times, phonemes=()):
+    """Frames of several clips one under the other, at the same moments; on top the sound that is made then.
+
+    rows      {label: frames at these times, uint8 (H, W, 3)}
+    times     seconds, one for each column
+    phonemes  list of (start, end, label)
+    returns   Figure
+
+    Source: thesis §5.3 (Figs 5.1 to 5.4).
+    """
+    return sheet(rows, [f"{_sound_at(time, phonemes)}\n{time:.2f} s" if phonemes else f"{time:.2f} s" for time in times])
+
+
+def _sound_at(time, phonemes):
+    return next((label for start, end, label in phonemes if start <= time < end and label != "SIL"), "–")
+
+
+def moments(count, columns, start=0.0, seconds=None, fps=files.FPS):
+    """So many times, evenly over a part of a clip of `count` frames, each in the middle of a frame."""
+    first = round(start * fps)
+    last = count - 1 if seconds is None else min(first + round(seconds * fps), count) - 1
+    if first > last:
+        raise TalkheadError(f"start {start:g} s: the clip ends at {count / fps:g} s; begin earlier")
+    return sorted({(frame + 0.5) / fps for frame in np.linspace(first, last, columns).round().astype(int)})
+
+
+def frames_at(reader, times):
+    """The frames of a clip that are seen at these times (seconds, rising); its last one stays for two frames more."""
+    wanted = [int(time * reader.fps) for time in times]
+    frames, last = {}, -1
+    for last, frame in zip(range(wanted[-1] + 1), reader):
+        if last in wanted or last >= wanted[-1] - 2:
+            frames[last] = frame
+    if last < wanted[-1] - 2:
+        raise TalkheadError(f"{reader.name}: ends before {times[-1]:.2f} s; pass clips of one length, or earlier times")
+    return [frames[min(index, last)] for index in wanted]
+
+
+@torch.no_grad()
+def interpolation(generator, ends=None, columns=7, seed=0):
+    """Straight and round ways through the spaces of a generator, drawn.
+
+    generator  stylegan.Generator
+    ends       float32 (2, L, 512): the way is through W+; None: through Z and W, between two random faces
+    columns    pictures on each way, its ends among them
+    seed       of the random faces
+    returns    {"W+, lerp": uint8 (columns, R, R, 3), …}
+
+    Source: thesis §3.3.1.2, Fig. 3.12.
+    """
+    like = next(generator.parameters())
+    if ends is None:
+        z = torch.randn(2, generator.config["z_dim"], generator=torch.Generator().manual_seed(seed)).to(like)
+        spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone)}
+    else:
+        spaces = {"W+": (torch.as_tensor(ends).to(like), torch.clone)}
+    rows = {}
+    for space, (points, to_codes) in spaces.items():
+        t = torch.linspace(0, 1, columns).view(-1, *[1] * (points.ndim - 1)).to(like)
+        for name, way in (("lerp", lerp), ("slerp", slerp)):
+            rows[f"{space}, {name}"] = to_frames(generator.synthesis(to_codes(way(points[:1], points[1:], t))))
+    return rows
+
+
+@torch.no_grad()
+def components(generator, latents, components=5, columns=7, reach=3.0):
+    """What the principal components of some codes do: the mean code, moved along each.
+
+    generator   stylegan.Generator
+    latents     float32 (N, L, 512)
+    components  how many, the widest first
+    columns     pictures of each
+    reach       how far to move to either side, in deviations of the codes along the component
+    returns     {label: uint8 (columns, R, R, 3)}, and the heads of the columns
+
+    Source: thesis §3.4, §4.3.1.3 (the basis V); §2.6.
+    """
+    codes = torch.from_numpy(latents)
+    basis = Basis.fit(codes, components)
+    total = (codes.double() - codes.double().mean(0)).square().sum() / (len(codes) - 1)
+    like, rows = next(generator.parameters()), {}
+    moves = torch.linspace(-reach, reach, columns)
+    for index, stdev in enumerate(basis.stdev):
+        h = torch.zeros(columns, components)
+        h[:, index] = moves * stdev
+        rows[f"component {index + 1}, {float(stdev.double() ** 2 / total):.1%}"] = to_frames(generator.synthesis(basis.expand(h, add_mean=True).to(like)))
+    return rows, ["mean" if abs(move) < 1e-6 else f"{move:+.1f} σ".replace("-", "−") for move in moves.tolist()]
+
+
+# Mouths ----------------------------------------------------------------------------------------------------------------
+
+def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
+    """How far mouths are open, over the sound and its phonemes; shaded where /p b m/ want the lips shut.
+
+    curves    {label: (T,)}, as `faces.mouth_opening` gives them; NaN where no face was seen
+    audio     float32 (N,) in [-1, 1], or None
+    phonemes  list of (start, end, label), seconds
+    fps, rate of the curves and of the audio
+    returns   Figure
+
+    Source: thesis §5.3 (bilabial events).
+    """
+    seconds = max(len(values) for values in curves.values()) / fps
+    below = audio is not None or len(phonemes) > 0
+    with style():
+        width = float(np.clip(2.4 * seconds, 8, 48))
+        figure, panels = board(width, 5.4 if below else 3.6, 2 if below else 1, sharex=True, height_ratios=[2, 1] if below else [1])
+        axes = panels[0, 0]
+        for index, (label, values) in enumerate(curves.items()):
+            axes.plot((np.arange(len(values)) + 0.5) / fps, values, label=label, linewidth=1.8, **_line(index))
+        axes.set(ylabel="mouth opening /\ndistance of the eyes", xlim=(0, seconds))
+        axes.set_ylim(bottom=0)
+        for panel in panels.flat:
+            for count, (start, end) in enumerate(closures(phonemes)):
+                panel.axvspan(start, end, color="#F0E442", alpha=0.5, linewidth=0, zorder=0, label="/p b m/" if count == 0 and panel is axes else None)
+        if below:
+            _sound(panels[1, 0], audio, phonemes, seconds, rate)
+        panels[-1, 0].set_xlabel("time, seconds")
+        _legend_above(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _sound(axes, audio, phonemes, seconds, rate):
+    """The envelope of a waveform, and the phonemes in their places, each second one lower so that neighbours do not touch."""
+    loudest = 1.0
+    if audio is not None and len(audio):
+        blocks = np.array_split(audio[:round(seconds * rate)], min(2000, len(audio)))
+        time = (np.arange(len(blocks)) + 0.5) / len(blocks) * min(seconds, len(audio) / rate)
+        loudest = max(float(np.abs(audio).max()), 1e-3)
+        axes.fill_between(time, [block.min() / loudest for block in blocks], [block.max() / loudest for block in blocks], color="0.45", linewidth=0)
+    spoken = [(start, end, label) for start, end, label in phonemes if label != "SIL" and start < seconds]
+    for count, (start, end, label) in enumerate(spoken):
+        axes.axvline(start, color="0.75", linewidth=0.6)
+        axes.text((start + min(end, seconds)) / 2, 1.35 + 0.5 * (count % 2), label, ha="center", va="center", fontsize=9)
+    axes.set(ylabel="sound", ylim=(-1.1, 2.15 if spoken else 1.1), yticks=[])
+    axes.grid(False)
