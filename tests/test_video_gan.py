@@ -123,7 +123,7 @@ def test_critic_equals_a_slow_reading(norm, conditional, frames):
     torch.manual_seed(0)
     critic = VideoDiscriminator(2, 2, norm, conditional)
     video, face = torch.randn(2, frames, 3, 16, 16), torch.randn(2, 3, 16, 16)
-    x = torch.stack([torch.cat([face, frame], 1) if conditional else frame for frame in video.unbind(1)], 2)
+    x = torch.stack([torch.cat([face, 10 * (frame - face)], 1) if conditional else frame for frame in video.unbind(1)], 2)
     for scale, layers in enumerate(critic.scales):
         y = x
         if scale:
