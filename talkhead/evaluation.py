@@ -87,6 +87,8 @@ class Protocol:
         self.phonemes, self.landmarks, self.aligned = phonemes, landmarks, aligned
         if not lmd and (phonemes or landmarks):
             raise TalkheadError("metrics: closures and true landmarks need a detector; leave --no-lmd out")
+        if phonemes and landmarks:
+            raise TalkheadError("metrics: lips are shut by what one detector sees of both mouths; leave --landmarks out, or --phonemes")
         if syncnet and fps != 25:
             raise TalkheadError(f"metrics: SyncNet knows 25 frames a second, not {fps:g}; leave --fps or --syncnet out")
         self.weights, self.packages = {}, ["numpy", "av"]

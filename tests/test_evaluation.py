@@ -120,6 +120,8 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
     files.write_array(tmp_path / "half.npy", (np.stack([Pointing()(clip[0])[0]] * 3) + 0.5) * 2 - 0.5)
     assert Protocol(landmarks=tmp_path / "half.npy", size=16)(path, path)["lmd"] == pytest.approx(0, abs=1e-5)
     files.write_array(tmp_path / "bad.npy", points[:, :20])
+    with pytest.raises(TalkheadError, match="what one detector sees of both mouths; leave --landmarks out"):
+        Protocol(landmarks=tmp_path, phonemes=tmp_path)
     with pytest.raises(TalkheadError, match=r"bad.npy: holds .*wanted landmarks \(frames, 68, 2\)"):
         Protocol(landmarks=tmp_path / "bad.npy")(path, path)
 

@@ -45,8 +45,13 @@ def test_what_is_seen_and_heard_is_that_of_the_public_code(weights):
     for frame in frames:
         watcher.add(frame)
     sync = watcher.listen(PEER["sound"]())
-    assert sync.distance == pytest.approx(FROZEN["lse_d"], rel=1e-4) and sync.offset == FROZEN["offset"]
-    assert sync.confidence == pytest.approx(FROZEN["lse_c"], rel=1e-3)
+    assert sync.distance == pytest.approx(FROZEN["clip"]["lse_d"], rel=1e-4)
+
+
+def test_agreement_is_that_of_the_public_code():
+    sync, wanted = syncnet.agreement(*PEER["moments"]()), FROZEN["moments"]
+    assert sync.distance == pytest.approx(wanted["lse_d"], rel=1e-5) and sync.confidence == pytest.approx(wanted["lse_c"], rel=1e-4)
+    assert sync.offset == wanted["offset"] == -3 and wanted["lse_c"] > 1
 
 
 def test_features_of_sound_are_those_of_python_speech_features():

@@ -3,7 +3,7 @@
     python examples/benchmarks/peer_syncnet.py SYNCNET_PYTHON
 
 SYNCNET_PYTHON is a checkout of joonson/syncnet_python. Prints JSON: the largest difference of what is seen and of what is heard, over the
-largest number, and the differences of LSE-D, LSE-C and offset. The weights are made by a formula, so that anyone gets the same.
+largest number, and the differences of LSE-D, LSE-C and offset, of that short clip and of sixty moments made up. The weights are made by a formula, so that anyone gets the same.
 `--numbers` prints what theirs found instead: that is where tests/data/syncnet.json comes from.
 """
 
@@ -52,6 +52,19 @@ def sound(count=FRAMES):
     return np.rint(samples * 3000) / 32768
 
 
+def moments(count=60, width=32, late=3):
+    """What was seen at some moments, and what was heard: much the same, but some moments late. Two float32 (count, width)."""
+    draws = random("moments")
+    seen = draws.randn(count + late, width)
+    return seen[late:].astype(np.float32), (seen[:count] + 0.5 * draws.randn(count, width)).astype(np.float32)
+
+
+def judged(distances):
+    """LSE-D, LSE-C and offset, as the public code takes them from the mean distance at each shift."""
+    least, best = distances.min(0)
+    return {"lse_d": float(least), "lse_c": float(distances.median() - least), "offset": 15 - int(best)}
+
+
 def theirs(folder, state):
     """What the public code sees and hears, and what it makes of that."""
     sys.path.insert(0, folder)
@@ -62,29 +75,29 @@ def theirs(folder, state):
     images = torch.from_numpy(frames()[..., ::-1].astype(float)).float().permute(3, 0, 1, 2)[None]  # BGR, as cv2 reads it
     features = python_speech_features.mfcc((sound() * 32768).astype(np.int16), 16000).T
     features = torch.from_numpy(features).float()[None, None]
-    moments = range(FRAMES - 5)
     with torch.no_grad():
-        seen = network.forward_lip(torch.cat([images[:, :, t:t + 5] for t in moments]))
-        heard = network.forward_aud(torch.cat([features[..., t * 4:t * 4 + 20] for t in moments]))
-        distances = torch.stack(importlib.import_module("SyncNetInstance").calc_pdist(seen, heard, vshift=15), 1).mean(1)
-    least, best = distances.min(0)
-    return {"seen": seen.numpy(), "heard": heard.numpy(), "lse_d": float(least), "lse_c": float(distances.median() - least), "offset": 15 - int(best)}
+        seen = network.forward_lip(torch.cat([images[:, :, t:t + 5] for t in range(FRAMES - 5)]))
+        heard = network.forward_aud(torch.cat([features[..., t * 4:t * 4 + 20] for t in range(FRAMES - 5)]))
+    distance = importlib.import_module("SyncNetInstance").calc_pdist
+    pairs = {"clip": (seen, heard), "moments": tuple(map(torch.from_numpy, moments()))}
+    return {"seen": seen.numpy(), "heard": heard.numpy()} | {name: judged(torch.stack(distance(*pair, vshift=15), 1).mean(1))
+                                                              for name, pair in pairs.items()}
 
 
 def ours(state):
     """The same by talkhead."""
-    network, moments = syncnet.SyncNet().eval(), range(FRAMES - 5)
+    network, starts = syncnet.SyncNet().eval(), range(FRAMES - 5)
     network.load_state_dict(state)
     watcher = syncnet.Watcher(network)
     for frame in frames():
         watcher.add(frame)
-    agreement = watcher.listen(sound())
+    syncs = {"clip": watcher.listen(sound()), "moments": syncnet.agreement(*moments())}
     features = syncnet.sound_features(sound())
     images = torch.from_numpy(frames()[..., ::-1].copy()).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        seen = network.see(images)[:len(moments)]
-        heard = network.hear(torch.from_numpy(np.stack([features[t * 4:t * 4 + 20].T for t in moments])[:, None]))
-    return {"seen": seen.numpy(), "heard": heard.numpy(), "lse_d": agreement.distance, "lse_c": agreement.confidence, "offset": agreement.offset}
+        seen = network.see(images)[:len(starts)]
+        heard = network.hear(torch.from_numpy(np.stack([features[t * 4:t * 4 + 20].T for t in starts])[:, None]))
+    return {"seen": seen.numpy(), "heard": heard.numpy()} | {name: dict(zip(("lse_d", "lse_c", "offset"), sync)) for name, sync in syncs.items()}
 
 
 def main():
@@ -100,7 +113,7 @@ def main():
         return
     found = ours(state)
     print(json.dumps({name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in ("seen", "heard")}
-                     | {name: abs(found[name] - wanted[name]) for name in ("lse_d", "lse_c", "offset")}))
+                     | {f"{name} {field}": abs(found[name][field] - wanted[name][field]) for name in ("clip", "moments") for field in wanted[name]}))
 
 
 if __name__ == "__main__":
