@@ -40,6 +40,7 @@ ROOMS = {
     "synthesis": ("generate", "synthesize"),
     "puppet": ("composite", "drawn", "perform"),
     "plots": (),
+    "study": (),
     "jobs": (),
 }
 
