@@ -46,6 +46,7 @@ ROOMS = {
     "synthesis": ("generate", "synthesize"),
     "puppet": ("composite", "drawn", "perform"),
     "plots": (),
+    "study": (),
     "jobs": (),
     "evaluation": ("Protocol", "evaluate"),
 }

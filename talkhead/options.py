@@ -68,17 +68,19 @@ def pairs(ctx, param, value):
     return tuple("-" if place == "-" and from_stdin(ctx, param, place) else place for place in value)
 
 
-def _drawable(ctx, param, value):
+def drawable(ctx, param, value):
     from importlib.util import find_spec
 
+    if value is None:
+        return None
     if os.path.splitext(value)[1].lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter("end the name in .png, .svg or .pdf", ctx, param)
     if find_spec("matplotlib") is None:
-        raise TalkheadError("plot: matplotlib is not installed; pip install 'talkhead[plot]'")
+        raise TalkheadError("matplotlib is not installed; pip install 'talkhead[plot]'")
     return writable(ctx, param, value)
 
 
-figure = click.option("-o", "--output", metavar="FILE", required=True, callback=_drawable, help="The picture, by its name a .png, .svg or .pdf.")
+figure = click.option("-o", "--output", metavar="FILE", required=True, callback=drawable, help="The picture, by its name a .png, .svg or .pdf.")
 
 
 def input_option(flag, help):

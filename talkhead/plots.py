@@ -526,3 +526,54 @@ def _sound(axes, audio, phonemes, seconds, rate):
         axes.text((start + min(end, seconds)) / 2, 1.35 + 0.5 * (count % 2), label, ha="center", va="center", fontsize=9)
     axes.set(ylabel="sound", ylim=(-1.1, 2.15 if spoken else 1.1), yticks=[])
     axes.grid(False)
+
+
+# Studies ---------------------------------------------------------------------------------------------------------------
+
+OUTCOMES = {"ours": "#0072B2", "both": "#56B4E9", "none": "0.8", "others": "#E69F00"}
+
+
+def preferences(records):
+    """What people preferred: a bar for each pair of methods, a panel for each question, the interval of our share on it.
+
+    records  as `study.tally` gives them
+    returns  Figure
+
+    Source: thesis §5.4, Fig. 5.6.
+    """
+    installed()
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if not records:
+        raise TalkheadError("study: no answers are left to draw; pass more, or let more --failures count")
+    questions = list(dict.fromkeys(record["question"] for record in records))
+    names = {"realism": "visual quality", "sync": "audio-visual synchronisation"}
+    most = max(sum(record["question"] == question for record in records) for question in questions)
+    with style():
+        figure, panels = board(8.5, (0.6 + 0.75 * most) * len(questions) + 0.5, len(questions), sharex=True)
+        for axes, question in zip(panels[:, 0], questions):
+            rows = [record for record in records if record["question"] == question]
+            for place, record in enumerate(rows):
+                _bar(axes, place, record)
+            axes.set(title=names.get(question, question), xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+            axes.set_yticks(range(len(rows)), [f"{_wrapped(record['ours'])} against\n{_wrapped(record['others'])} (n = {record['answers']})" for record in rows])
+            axes.grid(False)
+            axes.tick_params(left=False)
+        panels[-1, 0].set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+        whisker = Line2D([], [], color="black", linewidth=1.5, marker="|", markersize=7)
+        marks = [*(Patch(color=colour) for colour in OUTCOMES.values()), whisker]
+        _legend_above(figure, marks, [*OUTCOMES, f"{records[0]['confidence']:.0%} interval of ours"])
+    return figure
+
+
+def _bar(axes, place, record):
+    start = 0.0
+    for outcome, colour in OUTCOMES.items():
+        share = record["shares"][outcome]
+        axes.barh(place, share, left=start, color=colour, height=0.5)
+        if share >= 0.04:
+            axes.text(start + share / 2, place, f"{100 * share:.3g}%", ha="center", va="center", fontsize=10, color="white" if outcome == "ours" else "black")
+        start += share
+    low, high = record["intervals"]["ours"]
+    axes.plot([low, high], [place + 0.33] * 2, color="black", linewidth=1.5, marker="|", markersize=7)

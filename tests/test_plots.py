@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
-from talkhead import TalkheadError, checkpoints, faces, files, plots, training  # noqa: E402
+from talkhead import TalkheadError, checkpoints, faces, files, plots, study, training  # noqa: E402
 from test_cli import run  # noqa: E402
 
 
@@ -230,6 +230,24 @@ def test_mouths(tmp_path):
     assert len(plots.mouths({"real": opening}).axes) == 1
 
 
+# Studies ---------------------------------------------------------------------------------------------------------------
+
+def test_preferences(tmp_path):
+    def record(question, others, counts):
+        shares = {outcome: count / sum(counts) for outcome, count in zip(study.OUTCOMES, counts)}
+        return {"question": question, "ours": "ours", "others": others, "answers": sum(counts), "shares": shares, "confidence": 0.9,
+                "intervals": {outcome: [max(share - 0.1, 0), share + 0.1] for outcome, share in shares.items()}}
+
+    figure = plots.preferences([record("realism", "theirs", (5, 2, 1, 2)), record("realism", "others", (9, 0, 0, 1)), record("sync", "theirs", (0, 99, 1, 0))])
+    drawn(figure, tmp_path / "shares.png")
+    bars = [(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in figure.axes[0].patches]
+    assert bars == [(0, 0.5), (0.5, 0.2), (0.7, 0.1), (0.8, 0.2), (0, 0.9), (0.9, 0), (0.9, 0), (0.9, 0.1)]
+    assert [line.get_xdata() for line in figure.axes[0].lines] == [pytest.approx([0.4, 0.6]), pytest.approx([0.8, 1.0])]
+    assert {"50%", "20%", "99%", "90% interval of ours", "ours against\nothers (n = 10)"} <= texts(figure) and "1%" not in texts(figure)  # no room for it
+    with pytest.raises(TalkheadError, match="no answers are left to draw"):
+        plots.preferences([])
+
+
 # Files and commands -------------------------------------------------------------------------------------------------------
 
 def test_the_same_figure_is_the_same_file(tmp_path):
@@ -316,7 +334,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(material, line, status, messag
 def test_without_matplotlib(material, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     result = run("plot", "losses", "log.jsonl", "-o", "x.png")
-    assert result.exit_code == 1 and result.stderr == "talkhead: plot: matplotlib is not installed; pip install 'talkhead[plot]'\n"
+    assert result.exit_code == 1 and result.stderr == "talkhead: matplotlib is not installed; pip install 'talkhead[plot]'\n"
     assert run("plot", "losses", "--help").exit_code == 0
     with pytest.raises(TalkheadError, match="matplotlib is not installed"):
         plots.losses({"run": inversion()})
