@@ -386,7 +386,8 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {"--count": "4", "--size": "16", "--steps": "2", "--resolution": "16", "--channels": "8,8,8", "--input-size": "16", "--components": "4",
          "--hold-out": "1", "--next-steps": "2"}
-MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
+MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-speech": "--batch 2 --channels 8 --hidden 8",
+        "train-video-gan": "--batch 2 --frames 4 --width 2 --noise 3", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
         "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --embedding 8 --lstm 8 --decoder 8 --image-frames 2"}
 
 
