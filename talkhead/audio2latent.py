@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from talkhead import speech
+from talkhead import acoustics, speech
 from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis
 
@@ -236,28 +236,12 @@ def _spreads(basis):
     return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
 
 
-def features(name, path=None, device="cpu"):
-    """What a speech model is to hear.
-
-    name     "mfcc", or one that `acoustics.features` knows
-    path     file of the network that makes them
-    returns  an object like speech.Mfcc
-    """
-    if name == "mfcc":
-        if path is not None:
-            raise TalkheadError(f"{path}: mfcc are computed without a network; leave it out, or name the features that it makes")
-        return speech.Mfcc()
-    from talkhead import acoustics  # which loads its networks
-
-    return acoustics.features(name, path, device)
-
-
 def heard_by(model, name=None, path=None, device="cpu"):
-    """The features that a speech model was trained on, as `features` makes them.
+    """The features that a speech model was trained on; arguments as `acoustics.features` takes them.
 
     raises  TalkheadError if others are named, or the file holds another network
     """
-    found = features(name or model.hears["name"], path, device)
+    found = acoustics.features(name or model.hears["name"], path, device)
     if found.identity != model.hears:
         raise TalkheadError(f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
                             "pass --features and --features-model as it was trained")

@@ -1,17 +1,14 @@
 """Both speech models: the thesis's tables, their streaming, and what they hear."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-import talkhead
-from talkhead import speech
-from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, features, heard_by
+from talkhead import acoustics, speech
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
 
@@ -152,22 +149,16 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model = toy_first()
     assert isinstance(heard_by(toy_model()), speech.Mfcc)
     asked = []
-    stand_in = types.SimpleNamespace(features=lambda *told: asked.append(told) or Steps())
-    monkeypatch.setattr(talkhead, "acoustics", stand_in, raising=False)
-    monkeypatch.setitem(sys.modules, "talkhead.acoustics", stand_in)
+    monkeypatch.setattr(acoustics, "features", lambda *told: asked.append(told) or Steps())
     model.hears = Steps().identity
     assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
     assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]
     model.hears = Steps(1).identity
     with pytest.raises(TalkheadError, match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features"):
         heard_by(model)
+    monkeypatch.undo()
     with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
         heard_by(model, "mfcc")
-
-
-def test_mfcc_have_no_network():
-    with pytest.raises(TalkheadError, match="net.pt: mfcc are computed without a network"):
-        features("mfcc", "net.pt")
 
 
 # The second model -------------------------------------------------------------------------------------------------------

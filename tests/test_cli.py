@@ -1136,6 +1136,12 @@ def test_the_bundled_first_model_is_another_file(scene, toy):
     assert result.exit_code == 1 and "first.pt: the bundled first model is not installed; pass --audio2latent FILE" in result.stderr
 
 
+def test_every_kind_of_features_can_be_named():
+    for name in ("generate", "train-audio2latent"):
+        (option,) = [param for param in cli.commands[name].params if param.name == "features"]
+        assert list(option.type.choices) == list(talkhead.acoustics.FEATURES)
+
+
 def test_features_that_the_model_does_not_hear(scene, toy):
     weights = files.load_weights(toy / "audio2latent.pt")
     config = {name: value for name, value in weights["config"].items() if name != "generator"}
@@ -1145,7 +1151,7 @@ def test_features_that_the_model_does_not_hear(scene, toy):
     result = run(*speak, "--audio2latent", scene / "a.pt")
     assert result.exit_code == 1 and "this speech model hears mfcc (steps 2), not mfcc; pass --features" in result.stderr
     result = run(*speak, "--features-model", "net.pt")
-    assert result.exit_code == 1 and "net.pt: mfcc are computed without a network" in result.stderr and not (scene / "out.mp4").exists()
+    assert result.exit_code == 1 and "leave net.pt out" in result.stderr and not (scene / "out.mp4").exists()
 
 
 def test_curves_for_tensorboard(scene, monkeypatch):
