@@ -19,6 +19,7 @@ ROOMS = {
     "pickles": (),
     "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "quad"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
+    "expression": ("Voice", "blinks"),
     "articulation": ("speak",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),
     "team": (),

@@ -1,20 +1,22 @@
 """Latents → frames, and the whole chain from a face and a voice to a talking head."""
 
-from itertools import islice
+from itertools import islice, tee
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from talkhead import expression
 from talkhead.audio2latent import displacements
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
-from talkhead.speech import Mfcc
+from talkhead.speech import SAMPLE_RATE, Mfcc
 from talkhead.training import to_frames
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # after two seconds, nothing that was said before is felt any more
 
 
 def synthesize(generator, latents, batch=8, noise="const", precision="float32"):
@@ -67,7 +69,7 @@ def origin(encoder, identity, batch=8):
     return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
+def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, gate=True, layers=None, blink=0.0, blink_latent=None, seed=0):
     """Say where in W+ a face goes while it speaks.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
@@ -78,29 +80,46 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0):
                   latents need, and changes nothing else
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
+    gate          shut the mouth where nobody speaks: in pauses, in noise and in music
+    layers        (first, last), counted from 0: speech moves only these layers of W+; None moves all
+    blink         blinks a minute, at moments that `seed` sets; 0 for none
+    blink_latent  float32 (L, 512), what shuts the eyes; wanted where it blinks
     yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
 
     Source: thesis §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
+    Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech moves.
     """
     identity = np.asarray(identity)
     start = identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
+    blocks = [audio] if isinstance(audio, np.ndarray) else audio
     features = Mfcc()
-    windows = features.windows(audio) if isinstance(audio, np.ndarray) else features.stream(audio)
-    for displacement in displacements(audio2latent, windows, start, chunk=batch, gain=gain):
-        yield displace(start, displacement)
+    heard, again = tee(blocks)
+    moved = displacements(audio2latent, features.stream(heard), start, chunk=batch)
+    if gate:
+        *_, rest = displacements(audio2latent, features.windows(SILENCE), start)
+        moved = expression.shut(moved, expression.Voice().stream(again), rest)
+    else:
+        del again  # or all of the sound would be kept for it
+    chosen = np.zeros((len(start), 1), np.float32)
+    chosen[slice(None) if layers is None else slice(layers[0], layers[1] + 1)] = gain
+    lids = expression.blinks(blink, seed)
+    for displacement, lid in zip(moved, lids):
+        displacement = chosen * displacement
+        yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
 
 
-def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32"):
+def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", **motion):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device
     identity, audio                   as `drive` takes them
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
+    motion                            gain, gate, layers, blink…: as `drive` takes them
     yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.3.1 (second model).
     """
-    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch), batch, noise, precision)
+    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch, **motion), batch, noise, precision)
 
 
 def label(frames, text="synthetic"):
