@@ -19,6 +19,7 @@ ROOMS = {
     "pickles": (),
     "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
+    "expression": ("Voice", "blinks"),
     "articulation": ("speak",),
     "phonemes": ("read_closures",),
     "latents": ("Basis", "displace", "displacement", "lerp", "slerp"),

@@ -468,14 +468,15 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
 @options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
-@options.number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider.")
+@options.motion
 @options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
 @options.batch(8)
 @options.listed("identity, tab, audio; with --noise-seed, identity")
 @options.seed
 @options.device
 def generate(identity, audio, noise_seed, seconds, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             model, features, features_model, deterministic, video_gan, label, gain, precision, batch, device, detector, detector_model, **options):
+             model, features, features_model, deterministic, video_gan, label, gain, gate, layers, blink, blink_latent, precision, batch, device,
+             detector, detector_model, **options):
     """Make a face speak, or move by chance, or render latents.
 
     Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
@@ -503,16 +504,19 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
+    motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"], "deterministic": deterministic}
+    if blink:
+        motion["blink_latent"] = _blink(blink_latent, generator)
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
     face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, **options)
     if not noise_seed:
-        features, seed = heard_by(driver, features, features_model, device), None if deterministic else options["seed"]
+        features = heard_by(driver, features, features_model, device)
 
     def speak(identity, audio, output, latents_out=None):
         with opened or _sound(audio) as sound:
             face, speaker = face_of(identity)
             size = 1 if sound.live and _by_default("batch") else batch
-            path = synthesis.drive(*seer or [None], driver, face, sound, size, gain, features, seed)
+            path = synthesis.drive(*seer or [None], driver, face, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
             return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
 
@@ -542,6 +546,21 @@ def _sound(source):
     from talkhead import files
 
     return files.read_sound(source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"))
+
+
+def _blink(source, generator):
+    """The latent that shuts a face's eyes, (L, 512), in a file; None is the bundled one."""
+    from talkhead import checkpoints, files
+
+    source = source or str(checkpoints.WEIGHTS / "blink.npy")
+    owner = files.read_about(source).get("generator")
+    if owner is not None and owner not in generator.lineage:
+        raise TalkheadError(f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; pass its own as --blink-latent, "
+                            "which examples/learn_blink.py makes")
+    latent = files.read_latents(source)[0]
+    if len(latent) != generator.num_ws:
+        raise TalkheadError(f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent")
+    return latent
 
 
 def _by_default(option):

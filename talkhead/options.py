@@ -171,6 +171,23 @@ def listed(line):
 
 shard = click.option("--shard", metavar="I/N", callback=_shard,
                      help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]")
+def _layers(ctx, param, value):
+    """A-B as (A, B), counted from 0."""
+    if value is None:
+        return None
+    first, dash, last = value.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise click.BadParameter("wanted the first and the last layer, such as 2-7", ctx, param)
+    return int(first), int(last)
+
+
+motion = together(
+    number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider."),
+    click.option("--gate/--no-gate", default=True, show_default=True, help="Shut the mouth where nobody speaks: in pauses, noise and music."),
+    click.option("--layers", metavar="A-B", callback=_layers, help="Let speech move these layers of the latents alone, counted from 0.  [default: all]"),
+    number("--blink", 0.0, "Blinks a minute, at moments that --seed sets; people blink some 15 to 20 times."),
+    click.option("--blink-latent", metavar="FILE", help="What shuts the eyes (.npy), for other generators than the bundled one."),
+)
 source = click.argument("source", default="-", callback=from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")

@@ -1,20 +1,23 @@
 """Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
 
-from itertools import islice
+from itertools import islice, tee
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from talkhead import expression
 from talkhead.audio2latent import displacements, heard_by
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
+from talkhead.speech import SAMPLE_RATE
 from talkhead.training import to_frames
 from talkhead.video_gan import motion
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # after two seconds, nothing that was said before is felt any more
 
 
 def synthesize(generator, latents, batch=8, noise="const", precision="float32"):
@@ -67,7 +70,8 @@ def origin(encoder, identity, batch=8):
     return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, seed=0):
+def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, gate=True, layers=None, blink=0.0, blink_latent=None, seed=0,
+          deterministic=False):
     """Say where in W+ a face goes while it speaks.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
@@ -79,16 +83,32 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=No
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
     features      what the model hears, as audio2latent.heard_by makes it; None makes it here
-    seed          of the first model's noise; None gives it none
+    gate          shut the mouth where nobody speaks: in pauses, in noise and in music
+    layers        (first, last), counted from 0: speech moves only these layers of W+; None moves all
+    blink         blinks a minute, at moments that `seed` sets; 0 for none
+    blink_latent  float32 (L, 512), what shuts the eyes; wanted where it blinks
+    seed          of the blinks, and of the first model's noise
+    deterministic give the first model no noise
     yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
+    Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech moves.
     """
     start = _start(encoder, identity, batch)
     features = features or heard_by(audio2latent)
-    windows = features.windows(audio) if isinstance(audio, np.ndarray) else features.stream(audio)
-    for displacement in displacements(audio2latent, windows, start, chunk=batch, gain=gain, seed=seed):
-        yield displace(start, displacement)
+    heard, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
+    moved = displacements(audio2latent, features.stream(heard), start, chunk=batch, seed=None if deterministic else seed)
+    if gate:
+        *_, rest = displacements(audio2latent, features.windows(SILENCE), start, seed=None)
+        moved = expression.shut(moved, expression.Voice().stream(again), rest)
+    else:
+        del again  # or all of the sound would be kept for it
+    chosen = np.zeros((len(start), 1), np.float32)
+    chosen[slice(None) if layers is None else slice(layers[0], layers[1] + 1)] = gain
+    lids = expression.blinks(blink, seed)
+    for displacement, lid in zip(moved, lids):
+        displacement = chosen * displacement
+        yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
 
 
 def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
@@ -114,18 +134,18 @@ def _start(encoder, identity, batch):
     return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
 
 
-def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", features=None, seed=0):
+def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", **motion):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity, audio, features, seed   as `drive` takes them
+    identity, audio                   as `drive` takes them
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
+    motion                            gain, features, gate, layers, blink…: as `drive` takes them
     yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).
     """
-    path = drive(encoder, audio2latent, identity, audio, batch, features=features, seed=seed)
-    return synthesize(generator, path, batch, noise, precision)
+    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch, **motion), batch, noise, precision)
 
 
 def label(frames, text="synthetic"):

@@ -245,6 +245,8 @@ def test_every_command_is_in_the_readme():
     (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--space", "z"], "Invalid value for '--space'"),
     (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
     (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--layers", "4"], "wanted the first and the last layer"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--layers", "4-2"], "wanted the first and the last layer"),
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
@@ -547,6 +549,18 @@ def test_identities_that_do_not_fit(scene, toy):
         result = run("generate", *more, "--audio", scene / "speech.wav", "-o", scene / "out.mp4")
         assert result.exit_code == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.output
         assert not (scene / "out.mp4").exists()
+
+
+def test_eyes_that_blink(scene):
+    face = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out", "--blink", 3000]
+    for name, message in (("foreign.npy", "foreign.npy: shuts the eyes of generator somebody"), ("other.npy", "other.npy: has 10 layers, the generator 6")):
+        result = run(*face, "--blink-latent", scene / name)
+        assert result.exit_code == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    np.save(scene / "blink.npy", np.full((6, 512), 3, np.float32))
+    assert run(*face, "--blink-latent", scene / "blink.npy", "--latents-out", scene / "a.npy").exit_code == 0
+    assert run(*face[:-4], "-o", scene / "awake", "--latents-out", scene / "b.npy").exit_code == 0
+    lids = (np.load(scene / "a.npy") - np.load(scene / "b.npy")) / 3
+    assert lids.max() > 0.5 and lids.min() >= -1e-4
 
 
 def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):

@@ -96,13 +96,13 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
     speech = rng.normal(size=4000).astype(np.float32) * 0.1
     with torch.no_grad():
         codes = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
-    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech)))
+    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gate=False)))
     origin = codes.mean(0)
     with torch.no_grad():
         moved, _ = audio2latent(torch.from_numpy(np.array(mfcc_windows(speech)))[None], origin[None])
     assert path.dtype == np.float32
     np.testing.assert_allclose(path, (origin + moved[0]).numpy(), atol=1e-4)
-    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0)))
+    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0, gate=False)))
     np.testing.assert_allclose(twice - origin.numpy(), 2 * (path - origin.numpy()), atol=1e-4)
     assert np.abs(path - origin.numpy()).max() > 0.001
 
@@ -160,6 +160,48 @@ def test_code_stands_for_the_picture_it_was_made_from(encoder, audio2latent):
     code = synthesis.origin(encoder, face)
     assert code.dtype == np.float32 and code.shape == (encoder.num_ws, 512)
     np.testing.assert_array_equal(list(synthesis.drive(None, audio2latent, code, speech)), list(synthesis.drive(encoder, audio2latent, face, speech)))
+
+
+def still(encoder):
+    return np.random.default_rng(0).normal(size=(encoder.num_ws, 512)).astype(np.float32)
+
+
+def test_the_mouth_rests_in_silence_as_the_model_rests(encoder, audio2latent):
+    """After speech, and from the first frame on; what the face does in silence is the model's own."""
+    code, silence = still(encoder), np.zeros(3 * 16000, np.float32)
+    *_, rest = synthesis.drive(None, audio2latent, code, silence, gate=False)
+    path = np.stack(list(synthesis.drive(None, audio2latent, code, silence)))
+    np.testing.assert_allclose(path, np.broadcast_to(rest, path.shape), atol=1e-3)
+
+
+def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
+    """Where a voice is heard, the path is the model's; where none is, it rests."""
+    code, speech = still(encoder), np.random.default_rng(1).normal(size=32000).astype(np.float32) * 0.1
+    free = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=False)))
+    for likely, wanted in ((1.0, free), (0.0, None)):
+        monkeypatch.setattr(synthesis.expression.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50)))
+        path = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
+        if wanted is None:
+            assert (path == path[0]).all() and np.abs(path - free).max() > 1e-4
+        else:
+            np.testing.assert_allclose(path[8:], wanted[8:], atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_layers_that_are_not_named_stay(encoder, audio2latent, gate):
+    code, speech = still(encoder), np.random.default_rng(1).normal(size=8000).astype(np.float32) * 0.1
+    whole, part = (np.stack(list(synthesis.drive(None, audio2latent, code, speech, layers=layers, gate=gate))) for layers in (None, (2, 3)))
+    np.testing.assert_array_equal(part[:, 2:4], whole[:, 2:4])
+    assert (part[:, :2] == code[:2]).all() and (part[:, 4:] == code[4:]).all() and not (whole[:, 4:] == code[4:]).all()
+
+
+def test_blinks_are_added_to_what_speech_moves(encoder, audio2latent):
+    code, speech = still(encoder), np.random.default_rng(1).normal(size=160000).astype(np.float32) * 0.1
+    latent = np.random.default_rng(2).normal(size=code.shape).astype(np.float32)
+    awake, blinking = (np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3))) for rate in (0, 40))
+    lids = np.array([lid for lid, _ in zip(synthesis.expression.blinks(40, 3), awake)], np.float32)
+    assert (lids > 0.5).sum() > 4
+    np.testing.assert_allclose(blinking, awake + lids[:, None, None] * latent, atol=1e-5)
 
 
 @pytest.mark.parametrize("spoil", [lambda x: np.clip(20 * x, -1, 1), lambda x: 1e-5 * x, lambda x: x + 0.5, lambda x: 0 * x], ids=["clipped", "quiet", "offset", "none"])
