@@ -385,9 +385,10 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
 
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {"--count": "4", "--size": "16", "--steps": "2", "--resolution": "16", "--channels": "8,8,8", "--input-size": "16", "--components": "4",
-         "--hold-out": "1", "--next-steps": "2"}
+         "--hold-out": "1", "--next-steps": "2", "--critic-size": "16"}
 MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
-        "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --features 8 --lstm 8 --decoder 8 --image-frames 2"}
+        "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --features 8 --lstm 8 --decoder 8 --image-frames 2",
+        "train-video-gan": "--batch 2 --frames 4 --noise 3 --width 2"}
 
 
 def readme(language):
