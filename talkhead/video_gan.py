@@ -24,7 +24,7 @@ from talkhead.team import Team
 
 SPREADS = 3.0  # spreads of real motion at which a hidden output of one lies
 PREVIOUS = 0.2  # spreads of W that MoCoGAN-HD's sampled faces move in a step, at most
-MEMORY = 2.0  # forget bias of a new LSTM
+MEMORY, EASE = 2.5, 0.7  # of a new LSTM: forget bias, and size of the weights of the noise
 CHANGE = 10.0  # what brings the pixels' differences from an identity's picture near to one
 QUEUE = 4096  # pictures that contrastive learning remembers as other ones
 TEMPERATURE = 0.07  # of its comparisons
@@ -52,7 +52,8 @@ class LatentGenerator(nn.Module):
     Departure: the axes of V are turned, within what they span, to the principal axes of motion, and each hidden output is
     multiplied by `reach`, three spreads of the motion along its axis: the LSTM's outputs are smaller than one, and independent
     outputs are then independent motions of the right size from the first step on. The linear layer that makes h_0 and c_0 reads
-    w_I by its coordinates in V, limited to five spreads. A new LSTM has a forget bias: it begins by moving smoothly.
+    w_I by its coordinates in V, limited to five spreads. A new LSTM has a forget bias, and reads noise gently: it begins by moving
+    about as fast as the clips.
     """
 
     def __init__(self, num_ws, components=384, noise=512, hidden=None, space="w_plus", displace="identity", basis=None):
@@ -67,9 +68,9 @@ class LatentGenerator(nn.Module):
         self.output = nn.Sequential(nn.Linear(width, components), nn.Tanh()) if hidden else nn.Identity()
         self.basis = basis or Basis(torch.zeros(size), torch.zeros(components, size), torch.zeros(components))
         self.register_buffer("reach", torch.ones(components))
-        for weight in (self.lstm.weight_ih_l0, self.lstm.weight_hh_l0):
+        for weight, size in ((self.lstm.weight_ih_l0, EASE), (self.lstm.weight_hh_l0, 1.0)):
             for gate in weight.data.chunk(4):
-                nn.init.orthogonal_(gate)
+                nn.init.orthogonal_(gate, size)
         for bias in (self.lstm.bias_ih_l0, self.lstm.bias_hh_l0):
             nn.init.zeros_(bias)
         self.lstm.bias_ih_l0.data[width : 2 * width] = MEMORY
