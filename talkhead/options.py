@@ -183,7 +183,7 @@ def _layers(ctx, param, value):
 
 motion = together(
     number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider."),
-    click.option("--gate/--no-gate", default=True, show_default=True, help="Shut the mouth where nobody speaks: in pauses, noise and music."),
+    click.option("--gate", is_flag=True, help="Shut the mouth where nobody speaks: in pauses, noise and music."),
     click.option("--layers", metavar="A-B", callback=_layers, help="Let speech move these layers of the latents alone, counted from 0.  [default: all]"),
     number("--blink", 0.0, "Blinks a minute, at moments that --seed sets; people blink some 15 to 20 times."),
     click.option("--blink-latent", metavar="FILE", help="What shuts the eyes (.npy), for other generators than the bundled one."),

@@ -70,7 +70,7 @@ def origin(encoder, identity, batch=8):
     return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, gate=True, layers=None, blink=0.0, blink_latent=None, seed=0,
+def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, gate=False, layers=None, blink=0.0, blink_latent=None, seed=0,
           deterministic=False):
     """Say where in W+ a face goes while it speaks.
 

@@ -96,13 +96,13 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
     speech = rng.normal(size=4000).astype(np.float32) * 0.1
     with torch.no_grad():
         codes = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
-    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gate=False)))
+    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech)))
     origin = codes.mean(0)
     with torch.no_grad():
         moved, _ = audio2latent(torch.from_numpy(np.array(mfcc_windows(speech)))[None], origin[None])
     assert path.dtype == np.float32
     np.testing.assert_allclose(path, (origin + moved[0]).numpy(), atol=1e-4)
-    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0, gate=False)))
+    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0)))
     np.testing.assert_allclose(twice - origin.numpy(), 2 * (path - origin.numpy()), atol=1e-4)
     assert np.abs(path - origin.numpy()).max() > 0.001
 
@@ -169,18 +169,18 @@ def still(encoder):
 def test_the_mouth_rests_in_silence_as_the_model_rests(encoder, audio2latent):
     """After speech, and from the first frame on; what the face does in silence is the model's own."""
     code, silence = still(encoder), np.zeros(3 * 16000, np.float32)
-    *_, rest = synthesis.drive(None, audio2latent, code, silence, gate=False)
-    path = np.stack(list(synthesis.drive(None, audio2latent, code, silence)))
+    *_, rest = synthesis.drive(None, audio2latent, code, silence)
+    path = np.stack(list(synthesis.drive(None, audio2latent, code, silence, gate=True)))
     np.testing.assert_allclose(path, np.broadcast_to(rest, path.shape), atol=1e-3)
 
 
 def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
     """Where a voice is heard, the path is the model's; where none is, it rests."""
     code, speech = still(encoder), np.random.default_rng(1).normal(size=32000).astype(np.float32) * 0.1
-    free = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=False)))
+    free = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
     for likely, wanted in ((1.0, free), (0.0, None)):
         monkeypatch.setattr(synthesis.expression.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50)))
-        path = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
+        path = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=True)))
         if wanted is None:
             assert (path == path[0]).all() and np.abs(path - free).max() > 1e-4
         else:
