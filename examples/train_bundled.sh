@@ -64,7 +64,7 @@ talkhead train-audio2latent "$out/people" "$out/seen" --model first --hold-out s
     -o "$out/first.pt" --steps "$(scale 4000)" --batch 8 --lr 0.001 --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 \
     --validate-every 200 --log-every 50 >> "$out/first.jsonl"
 talkhead train-video-gan "$out/people" --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" -o "$out/video_gan.pt" --real projected \
-    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(scale 1500)" --batch 2 --lr 0.001 --critic-lr 0.0005 --average 0.995 \
+    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(scale 1100)" --batch 2 --lr 0.001 --critic-lr 0.0005 --average 0.995 \
     --samples "$out/motion" --samples-every 200 >> "$out/video_gan.jsonl"
 
 mkdir -p "$out/weights"
