@@ -29,6 +29,20 @@ def _resized(images, size):
 # ---- ResNet18 ----
 
 
+class Sparse(nn.Conv2d):
+    """A 1×1 convolution of every `step`-th pixel.
+
+    The pixels are taken out first: with few channels, what oneDNN has for the gradient of a stride there (AVX-512) writes beyond its memory.
+    """
+
+    def __init__(self, wide_in, wide, step):
+        super().__init__(wide_in, wide, 1, bias=False)
+        self.step = step
+
+    def forward(self, x):
+        return super().forward(x[..., :: self.step, :: self.step])
+
+
 class Block(nn.Module):
     """ResNet's basic block: two 3×3 convolutions around a shortcut. Named as torchvision names its parts."""
 
@@ -40,7 +54,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(wide)
         self.downsample = None
         if stride != 1 or wide_in != wide:
-            self.downsample = nn.Sequential(nn.Conv2d(wide_in, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+            self.downsample = nn.Sequential(Sparse(wide_in, wide, stride), nn.BatchNorm2d(wide))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -201,7 +215,7 @@ class IRBlock(nn.Module):
         if wide_in == wide:
             self.shortcut_layer = nn.MaxPool2d(1, stride)
         else:
-            self.shortcut_layer = nn.Sequential(nn.Conv2d(wide_in, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+            self.shortcut_layer = nn.Sequential(Sparse(wide_in, wide, stride), nn.BatchNorm2d(wide))
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(wide_in), nn.Conv2d(wide_in, wide, 3, 1, 1, bias=False), nn.PReLU(wide),
             nn.Conv2d(wide, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), Excitation(wide))

@@ -32,6 +32,23 @@ def encoder(generator):
     return encoder.eval()
 
 
+def test_every_other_pixel_is_what_a_stride_takes():
+    from talkhead.encoders import Sparse
+
+    ours, theirs = Sparse(5, 7, 2), torch.nn.Conv2d(5, 7, 1, 2, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_narrow_encoders_learn():
+    """Torch's own gradient of a 1×1 convolution with a stride kills the process at these sizes, on some processors."""
+    encoder = ResNetEncoder(6, width=8, input_size=64)
+    for _ in range(3):
+        encoder(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
 def test_trunk_is_torchvisions_resnet18():
     models = pytest.importorskip("torchvision").models
     torch.manual_seed(0)
