@@ -498,11 +498,11 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
         _check_owner(latents, files.read_about(latents), generator)
         with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
             return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
+    drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
     told, tuned = generator, identity if identity and identity.endswith(".pt") else None
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
-    drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
     motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"], "deterministic": deterministic}
     if blink:

@@ -462,11 +462,14 @@ def test_the_first_thing_a_person_tries(bundled, tmp_path):
 
 
 def test_bundled_weights_are_small_and_fit_each_other(bundled):
-    total = sum(path.stat().st_size for path in checkpoints.WEIGHTS.glob("*.pt"))
-    assert total <= 40e6
+    sizes = {path.stem: path.stat().st_size for path in checkpoints.WEIGHTS.glob("*.pt")}
+    assert sum(sizes[kind] for kind in ("generator", "encoder", "audio2latent", "video_gan")) <= 40e6
+    assert sizes["speech"] <= 6e6 and sizes["first"] <= 6e6 and sizes["video_gan"] <= 4e6
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
     checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
-    checkpoints.load_audio2latent(checkpoints.bundled("audio2latent"), generator)
+    for model in ("audio2latent", "first"):
+        checkpoints.load_audio2latent(checkpoints.bundled(model), generator)
+    checkpoints.load_video_gan(checkpoints.bundled("video_gan"), generator)
     assert (checkpoints.WEIGHTS / "MODEL_CARD.md").is_file()
 
 
