@@ -60,16 +60,14 @@ def draw(*arguments):
     subprocess.run(["talkhead", "plot", *map(str, arguments)], check=True)
 
 
-def figures(report, which, measured, words):
-    """A strip and the mouth's curve of two clips, the median and the worst by the mouth's correlation; {file: caption}."""
+def figures(report, which, measured):
+    """Strips of two clips, the median and the worst by the mouth's correlation; {file: caption}."""
     made = {}
     clips = sorted((record for record in measured[:-1] if record.get("opening_correlation") is not None), key=lambda record: record["opening_correlation"])
     for place, record in {"median": clips[len(clips) // 2], "worst": clips[0]}.items() if clips else ():
         real, fake = Path(record["real"]), Path(record["fake"])
-        timed = words / f"{real.stem}.align" if words else None
-        said = ["--phonemes", timed] if timed and timed.exists() else []
         picture = report / f"{which}-{place}.png"
-        draw("strip", real, fake, "--columns", 10, "--labels", f"real,{which} model", *said, "-o", picture)
+        draw("strip", real, fake, "--columns", 10, "--labels", f"real,{which} model", "-o", picture)
         made[picture.name] = f"{which} model, the {place} clip by the mouth's opening (correlation {record['opening_correlation']:.2f}, {real.stem}): real above, generated below"
     return made
 
@@ -78,7 +76,7 @@ def protocol(measured):
     told = measured[-1]["protocol"]
     settings, rules = told["settings"], told["rules"]
     return "\n".join([f"- landmarks: {settings['detector']}, frames enlarged {settings['enlarge']} times for it", f"- length: {rules['length']}",
-                      f"- PSNR: {rules['psnr']}", f"- SSIM: {rules['ssim']}", f"- LMD: {rules['lmd']}", f"- of a set: {rules['means']}",
+                      f"- PSNR: {rules['psnr']}", f"- SSIM: {rules['ssim']}", f"- LMD: {rules['lmd']}", f"- of a set: {rules['means'].removeprefix('of a set: ')}",
                       f"- versions: {', '.join(f'{name} {found}' for name, found in told['versions'].items())}"])
 
 
@@ -89,18 +87,18 @@ def main():
     parser.add_argument("--first", required=True, type=Path)
     parser.add_argument("--second", required=True, type=Path)
     parser.add_argument("--networks", required=True, type=Path)
-    parser.add_argument("--words", type=Path, help="folder of .align files")
     parser.add_argument("--told", default="", help="a paragraph on how the networks were trained")
     options = parser.parse_args()
     report = options.out / "report"
     report.mkdir(exist_ok=True)
     first, second = records(options.first), records(options.second)
-    made = figures(report, "first", first, options.words) | figures(report, "second", second, options.words)
+    made = figures(report, "first", first) | figures(report, "second", second)
     failed = [record for record in first + second if "error" in record]
     text = [f"# The thesis's tables on {options.corpus}", options.told, "## Table 5.1",
             "The published rows are the thesis's own, on test clips, crops and a landmark detector (FAN) that are not ours: they stand here for orientation, "
-            "not as a contest. Ours were measured so:", protocol(second), quality(options.corpus, first, second),
+            "not as a contest. LMD grows with the size of the frames: at half the size it is half. Ours were measured so:", protocol(second), quality(options.corpus, first, second),
             *(f"- left out: {record['fake']}: {record['error']}" for record in failed), "## Table 5.2", speed(records(options.networks)[-1]), "## Figures",
+            "Frames of GRID (Cooke, Barker, Cunningham and Shao 2006)." if options.corpus.startswith("grid") else "",
             *(f"![{caption}]({name})\n\n{caption[0].upper()}{caption[1:]}." for name, caption in made.items())]
     (report / "README.md").write_text("\n\n".join(part for part in text if part) + "\n")
 

@@ -159,13 +159,13 @@ FID=(); [ -z "${WITH_FID:-}" ] || FID=(--fid)
 measure_first() { measure first unheard; }
 measure_second() { measure second "$test_second"; }
 
-networks() { talkhead metrics --networks --generator "$generator" --encoder "$encoder" --audio2latent "$out/second.pt" -o "$out/networks.jsonl"; }
+networks() { talkhead metrics --networks --generator "$generator" --encoder "$encoder" --audio2latent "$out/second.pt" > "$out/networks.jsonl"; }
 
 report() {
     local told="Generator B was fine-tuned from generator A for three epochs, and all networks were trained as the thesis says (SCALE=${SCALE:-1})."
     [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B is the bundled one, tuned on fifty frames of the first clip; its encoder is the bundled one, never trained on this speaker; the first model learnt from latents alone ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
     python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
-        --told "$told" ${words:+--words "$words"}
+        --told "$told"
 }
 
 [ "$dry" ] && echo "$corpus: $clips clips; $taught to train on, $unheard of the same speakers and $unseen of others to measure on"
