@@ -249,7 +249,10 @@ def study(clips, seen, unseen, out, features, generator=None, encoder=None, firs
     first = networks(first_generator, first_encoder) if first_generator or first_encoder else second
     eye = Eye(second[1], codes.find([clips]), out / "all.codes")
     speakers = {f"{model}, {name}": Speaker(out / f"{model}-{name}.pt", *(first if model == "first" else second), features_model)
-                for name in features for model in MODELS}
+                for name in features for model in MODELS if (out / f"{model}-{name}.pt").exists()}
+    for model in MODELS:
+        if not any(name.startswith(model) for name in speakers):
+            raise TalkheadError(f"{out}: holds no {model}-{features[0]}.pt; train it, or name its features")
     known, strangers = ([read(path) for path in islice(codes.find([folder]), limit)] for folder in (seen, unseen))
     found, rows = {}, {}
     others = [next((other for other in known[k + 1:] + known[:k] if other.person != clip.person), strangers[0]) for k, clip in enumerate(known)]
@@ -277,7 +280,7 @@ def main():
     for name, what in (("clips", "what was learned from"), ("seen", "the same people with other sentences"), ("unseen", "other people"),
                        ("out", "the folder that holds the models")):
         parser.add_argument(name, type=Path, help=what)
-    parser.add_argument("--features", nargs="+", default=["mfcc"], help="MODEL-FEATURES.pt are measured for these")
+    parser.add_argument("--features", nargs="+", default=["mfcc"], help="first- and second-FEATURES.pt are measured for these; of each model one must be there")
     parser.add_argument("--features-model", help="the file of the network that makes them, if they need one")
     for kind in ("generator", "encoder", "first-generator", "first-encoder"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")

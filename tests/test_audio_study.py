@@ -78,6 +78,13 @@ def test_means_share_closures_over_all_clips(study):
     assert study.mean(records[1:])["closures"] is None
 
 
+def test_models_that_are_not_there_are_named(study, tmp_path, puppet, toy_weights):
+    networks = {"generator": toy_weights / "generator.pt", "encoder": toy_weights / "encoder.pt"}
+    with pytest.raises(study.TalkheadError, match="out: holds no first-mfcc.pt; train it"):
+        (tmp_path / "out").mkdir()
+        study.study(puppet / "clips", puppet / "clips", puppet / "clips", tmp_path / "out", ["mfcc"], **networks)
+
+
 def test_the_script_on_toy_weights(tmp_path, puppet, toy_weights):
     for name, speakers in {"clips": 4, "seen": 2, "unseen": 1}.items():
         (tmp_path / name).mkdir()
