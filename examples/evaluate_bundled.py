@@ -84,15 +84,15 @@ def at_most(value, limit):
 class Model:
     """The three networks, and what is asked of them here."""
 
-    def __init__(self, device, generator=None, encoder=None, audio2latent=None):
-        self.device = training.pick_device(device)
+    def __init__(self, device, generator=None, encoder=None, audio2latent=None, gate=False):
+        self.device, self.gate = training.pick_device(device), gate
         self.generator = checkpoints.load_generator(generator or checkpoints.bundled("generator"), self.device)
         self.encoder = checkpoints.load_encoder(encoder or checkpoints.bundled("encoder"), self.generator, self.device)
         self.audio2latent = checkpoints.load_audio2latent(audio2latent or checkpoints.bundled("audio2latent"), self.generator, self.device)
         self.size = self.generator.resolution
 
     def speak(self, face, audio, generator=None):
-        return list(synthesis.generate(generator or self.generator, self.encoder, self.audio2latent, face, audio))
+        return list(synthesis.generate(generator or self.generator, self.encoder, self.audio2latent, face, audio, gate=self.gate))
 
     def project(self, frames):
         return list(synthesis.synthesize(self.generator, inversion.encode(self.encoder, frames, device=self.device)))
@@ -309,6 +309,7 @@ def parse():
     parser.add_argument("--limit", type=int, help="stop after this many of each")
     for kind in ("generator", "encoder", "audio2latent"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
+    parser.add_argument("--gate", action="store_true", help="shut the mouth where nobody speaks")
     parser.add_argument("--detector", default="mediapipe", choices=faces.DETECTORS)
     parser.add_argument("--detector-model", help="the detector's model file")
     parser.add_argument("--pti-steps", type=int, default=350)
@@ -318,7 +319,7 @@ def parse():
 
 def main():
     options = parse()
-    model = Model(options.device, options.generator, options.encoder, options.audio2latent)
+    model = Model(options.device, options.generator, options.encoder, options.audio2latent, options.gate)
     eye = Eye(faces.detector(options.detector, options.detector_model))
     clips = sorted(options.clips.glob("*.mp4"))[:options.limit]
     if not clips:

@@ -7,7 +7,7 @@ Speech to learn from: puppets that espeak-ng speaks, whose phonemes are known; r
 with drawn noise (white to brown, hum, gusts, knocks) and with drawn music of two kinds (chords with drums; leads, pads and
 arpeggios), and heard through drawn microphones. The test mixes other recordings with the same noise, and with music of those two
 kinds and of a third that was never learnt (plucked strings and bells). Prints a JSON object for each condition: "hit", the share of
-frames within words in which somebody is heard to speak, and "false", the share of those without.
+frames within words in which the mouth is more free than shut, and "false", the share of those without.
 """
 
 import argparse
@@ -220,13 +220,14 @@ def conditions(rng):
 
 
 def measure(voice, pairs):
+    half = 1 / (1 + expression.TRUST)  # the chance of speech at which a mouth is half free
     for name, change, speaks in conditions(np.random.default_rng(5)):
         hits, falses = [], []
         for audio, truth in pairs:
             heard = np.array(list(voice.stream([change(audio, loudness(audio, truth))])))[:len(truth)]
             near = np.convolve(truth * speaks, np.ones(2 * EDGE + 1), "same")[:len(heard)]
-            hits += list(heard[near == 2 * EDGE + 1] > 0.5)
-            falses += list(heard[near == 0] > 0.5)
+            hits += list(heard[near == 2 * EDGE + 1] > half)
+            falses += list(heard[near == 0] > half)
         yield {"condition": name, "hit": round(float(np.mean(hits)), 3) if hits else None, "false": round(float(np.mean(falses)), 3)}
 
 

@@ -3,8 +3,9 @@
     python examples/measure_blinks.py grid/s1/ --model face_landmarker_v2_with_blendshapes.task
 
 Needs MediaPipe. A lid's closure is the mean of MediaPipe's eyeBlinkLeft and eyeBlinkRight; a blink is a rise above the clip's median by
-more than --least. Prints a JSON object for each clip, and one for all: blinks a minute, the moments of the logarithm of what a blink
-lasts at half its height, of what it takes to close and to open, of its height, and of the intervals within clips.
+more than --least. Prints a JSON object for each clip, and one for all: blinks a minute; how many are followed by another at once, and after
+how long; and what a blink lasts at half its height, takes to close from a tenth of it and to open to a tenth, and its height: medians, and
+the spread of the logarithm.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from mediapipe.tasks.python import BaseOptions, vision
 
 from talkhead import datasets, files
 
+AGAIN_WITHIN = 0.6  # seconds from peak to peak: the second of two that belong together
 
 def detector(model):
     return vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(
@@ -68,6 +70,23 @@ def crossing(above, peak, way, height):
     return reached
 
 
+def summary(clips):
+    """What all clips say, each (seconds, its blinks)."""
+    seconds = sum(length for length, _ in clips)
+    found = [blink for _, blinks_of in clips for blink in blinks_of]
+    peaks = [(blink[0], length - blink[0], [other[0] for other in blinks_of]) for length, blinks_of in clips for blink in blinks_of]
+    followed = [min((other - peak for other in others if other > peak), default=np.inf) for peak, left, others in peaks if left > AGAIN_WITHIN]
+    again = [wait for wait in followed if wait <= AGAIN_WITHIN]
+    _, half, close, reopen, height = np.array(found).T
+    told = {"clips": len(clips), "seconds": round(seconds, 1), "blinks": len(found), "per_minute": round(60 * len(found) / seconds, 1),
+            "again_share": round(len(again) / len(followed), 3)}
+    for name, values in (("again_after_s", again), ("half_height_s", half), ("close_s", close), ("open_s", reopen), ("height", height)):
+        logs = np.log(values)
+        # Quartiles, because a gaze that sinks before a blink draws out some of them: 1.35 deviations lie between those of a normal curve.
+        told[name] = {"median": round(float(np.exp(np.median(logs))), 3), "log_spread": round(float(np.subtract(*np.percentile(logs, [75, 25])) / 1.35), 3)}
+    return told
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", help="clips, or folders of them")
@@ -75,22 +94,15 @@ def main():
     parser.add_argument("--least", type=float, default=0.2, help="rise of the blendshape that counts as a blink")
     parser.add_argument("--limit", type=int, help="stop after so many clips")
     options = parser.parse_args()
-    find, seconds, all_found, intervals = detector(options.model), 0.0, [], []
+    find, measured = detector(options.model), []
     for clip in datasets.clips(options.clips)[:options.limit]:
         lids, fps = closures(clip, find)
         if not np.isfinite(lids).any():
             continue
-        found = blinks(lids, fps, options.least)
-        seconds, all_found = seconds + len(lids) / fps, all_found + found
-        intervals += list(np.diff([blink[0] for blink in found]))
-        print(json.dumps({"clip": clip.name, "blinks": [[round(float(value), 3) for value in blink] for blink in found],
+        measured.append((len(lids) / fps, blinks(lids, fps, options.least)))
+        print(json.dumps({"clip": clip.name, "blinks": [[round(float(value), 3) for value in blink] for blink in measured[-1][1]],
                           "open": round(float(np.nanmedian(lids)), 3)}), flush=True)
-    _, half, close, reopen, height = np.array(all_found).T
-    told = {"clips": options.limit, "seconds": round(seconds, 1), "blinks": len(all_found), "per_minute": round(60 * len(all_found) / seconds, 1),
-            "intervals_s": [round(float(value), 2) for value in sorted(intervals)]}
-    for name, values in (("half_height_s", half), ("close_s", close), ("open_s", reopen), ("height", height)):
-        told[name] = {"median": round(float(np.median(values)), 3), "log_spread": round(float(np.log(values).std()), 3)}
-    print(json.dumps(told))
+    print(json.dumps(summary(measured)))
 
 
 if __name__ == "__main__":

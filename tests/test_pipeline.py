@@ -163,6 +163,25 @@ def test_identity_and_speech_from_pipes(room, environment):
             assert len(list(video)) == 13
 
 
+def test_speech_that_comes_slowly(room, environment):
+    """A recorder that pauses, within a sample too: the frames are those of the file, and a prepared identity needs no encoder."""
+    done = shell("talkhead invert face.png -o me.npy\n"
+                 "{ head -c 5001 speech.wav; sleep 0.5; tail -c +5002 speech.wav; } | talkhead generate --identity me.npy --audio - --latents-out slow.npy -o - > slow.mp4\n"
+                 "talkhead generate --identity me.npy --audio speech.wav --latents-out whole.npy -o whole.mp4", room, environment)
+    assert done.returncode == 0, said(done)
+    np.testing.assert_allclose(np.load(room / "slow.npy"), np.load(room / "whole.npy"), atol=1e-5)
+    with files.read_frames(room / "slow.mp4") as video:
+        assert len(list(video)) == 13
+
+
+def test_recorder_that_failed(room, environment):
+    done = shell("head -c 9000 speech.wav | talkhead generate --identity face.png --audio - -o out.mp4", room, environment)
+    assert done.returncode == 1 and said(done).splitlines()[-1] == "talkhead: -: cut short; copy it again", said(done)
+    done = shell("echo This is no sound | talkhead generate --identity face.png --audio - -o out.mp4", room, environment)
+    assert done.returncode == 1 and said(done).splitlines()[-1].startswith("talkhead: -: not a video or a sound file"), said(done)
+    assert not (room / "out.mp4").exists() and left_over(room) == []
+
+
 def test_reader_that_leaves(room, environment):
     done = subprocess.run(["bash", "-c", "talkhead generate --identity face.png --audio speech.wav | head -c 10 > /dev/null; echo ${PIPESTATUS[0]}"],
                           cwd=room, env=environment, capture_output=True, text=True, timeout=600)
