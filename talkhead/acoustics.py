@@ -84,20 +84,23 @@ class CharacterModel(nn.Module):
         """The logits of a recording, as it comes.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
-        yields   float32 (m, 29), the next steps, in all one for each 20 ms that have been heard whole
+        yields   float32 (m, 29), the next steps, in all one for each 20 ms that have been heard whole. An even number of them, as soon as they
+                 can be known: a video frame waits for two, and two at once cost hardly more than one
         """
         device = next(self.parameters()).device
-        held, state, skip = np.empty((0, speech.FILTERS), np.float32), None, self.delay
+        held, state, heard = np.empty((0, speech.FILTERS), np.float32), None, 0
         for piece in chain(speech.loudness(blocks), [None]):
             # After the end it hears the silence that it has waited for.
             held = np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0))) if piece is None else np.concatenate([held, piece])
-            whole = len(held) // 2 * 2
-            if whole:
-                logits, state = self(torch.from_numpy(held[None, :whole]).to(device), state)
-                held = held[whole:]
-                if logits.shape[1] > skip:
-                    yield logits[0, skip:].cpu().numpy()
-                skip = max(skip - logits.shape[1], 0)
+            count = len(held) // 2
+            if piece is not None:
+                count -= (heard + count - self.delay) % 2
+            if count > 0:
+                logits, state = self(torch.from_numpy(held[None, :2 * count]).to(device), state)
+                held, early = held[2 * count:], max(self.delay - heard, 0)
+                heard += count
+                if count > early:
+                    yield logits[0, early:].cpu().numpy()
 
 
 def load(path, device="cpu"):

@@ -163,11 +163,11 @@ def live(audio, given, size=80):
         yield audio[first : first + size]
 
 
-def test_a_step_is_told_155_ms_after_it_and_hears_that_much(small):
+def test_two_steps_are_told_155_ms_after_them_and_each_hears_that_much(small):
     audio, given, told = voice(1), [0], []
     for piece in small.steps(live(audio, given)):
         told += [given[-1] / 16] * len(piece)  # ms
-    assert told[:40] == [pytest.approx(20 * (step + 1) + 155, abs=5) for step in range(40)]
+    assert told[:40] == [pytest.approx(40 * (step // 2 + 1) + 155, abs=5) for step in range(40)]
     before, end = whole(small, audio), 16 * (20 * 31 + 155)  # of what step 30 hears
     later, now = audio.copy(), audio.copy()
     later[end:] = now[end - 200 :] = 0
