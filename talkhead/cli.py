@@ -743,7 +743,7 @@ def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, 
       talkhead metrics real/ fake/ -o metrics.jsonl --workers 8 --table
       talkhead metrics --list pairs.txt --protocol metrics.jsonl -o again.jsonl
     """
-    from talkhead import evaluation
+    from talkhead import evaluation, files
 
     clips = _pairs(pairs, listing, networks)
     speed = [evaluation.network_speed(*_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:])] if networks else []
@@ -751,6 +751,8 @@ def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, 
                         shard=_share(shard)) if clips else []
     if table:
         click.echo(evaluation.table(records + speed))
+    elif not clips and output != "-":
+        files.write_json(output, speed[0])
     else:
         shell.print_records(speed)
     click.get_current_context().exit(int(any("error" in record for record in records)))
@@ -1216,6 +1218,13 @@ def plot_dashboard(source, output, smooth):
     plots.save(plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output)
 
 
+def _said(phonemes, clips):
+    """What is said in the first clip, by a file of times or a folder of them."""
+    from talkhead.phonemes import read
+
+    return read(phonemes, clips[0]) if phonemes else ()
+
+
 @plot.command("strip")
 @options.sources
 @options.figure
@@ -1230,7 +1239,7 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
     \b
       talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
     """
-    from talkhead import articulation, files, plots
+    from talkhead import files, plots
 
     rows, times = {}, None
     for label, path in _labelled(sources, labels).items():
@@ -1239,7 +1248,7 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
                 count = reader.count or sum(1 for _ in files.read_frames(path))  # some kinds of file do not tell
                 times = plots.moments(count, columns, start, seconds)
             rows[label] = plots.frames_at(reader, times)
-    plots.save(plots.strip(rows, times, articulation.read_phonemes(phonemes) if phonemes else ()), output)
+    plots.save(plots.strip(rows, times, _said(phonemes, sources)), output)
 
 
 @plot.command("mouth")
@@ -1256,10 +1265,10 @@ def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_mode
     \b
       talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
     """
-    from talkhead import articulation, files, plots
+    from talkhead import files, plots
 
     find = _finder(detector, detector_model, device)
-    said = articulation.read_phonemes(phonemes) if phonemes else ()
+    said = _said(phonemes, sources)
     sound = None if audio is None else files.read_audio(audio)
     curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
     plots.save(plots.mouths(curves, sound, said), output)

@@ -259,7 +259,8 @@ def names(flag, help, default):
     return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
 
 
-phonemes = click.option("--phonemes", metavar="FILE", help="When which sound is made: JSON with [start, end, label], as synth writes beside its clips.")
+phonemes = click.option("--phonemes", metavar="PATH", help="When which sound is made in the first clip: a TextGrid, .mlf, .lab, .align or a puppet's .json, or a "
+                                                           "folder of them.")
 labels = names("--labels", "What each file is called in the picture.  [default: its name]", ())
 
 

@@ -49,11 +49,22 @@ def read_closures(place, clip=None, dictionary=None):
     returns     Closures
     raises      TalkheadError if there is no such file, or nothing of the kind in it, or a word is in no dictionary
     """
+    rows, words = _spoken(place, clip, dictionary)
+    return Closures(closures(rows), "words" if words else "phonemes")
+
+
+def read(place, clip=None, dictionary=None):
+    """What is said in a clip, sound by sound: [(start, end, label)]. Arguments and errors are those of `read_closures`."""
+    return _spoken(place, clip, dictionary)[0]
+
+
+def _spoken(place, clip, dictionary):
+    """The phonemes of a clip, and whether only their words were timed."""
     path = find(place, clip)
     rows, words = _read(path, clip)
     if words:
         rows = pronounce(rows, GRID_WORDS | (dictionary or {}), path)
-    return Closures(closures(_joined((start, end, arpabet(label)) for start, end, label in rows)), "words" if words else "phonemes")
+    return _joined((start, end, arpabet(label)) for start, end, label in rows), words
 
 
 def find(place, clip=None):

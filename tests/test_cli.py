@@ -622,10 +622,12 @@ def test_metrics_of_sets(scene):
     assert wrong.exit_code == 1 and "the protocol says 25.0, not --fps 5.0" in wrong.stderr
 
 
-def test_metrics_of_networks(toy):
+def test_metrics_of_networks(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     record = json.loads(run("metrics", "--networks").stdout)
     assert record["networks"] and record["size"] == [16, 16]
     assert "16x16 on cpu" in run("metrics", "--networks", "--table").stdout
+    assert run("metrics", "--networks", "-o", "networks.json").stdout == "" and json.loads(Path("networks.json").read_text())["size"] == [16, 16]
 
 
 def test_metrics_of_distributions(scene, toy, monkeypatch):

@@ -275,6 +275,7 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
     files.write_latents("tall.npy", walk(layers=10))
     files.write_latents("foreign.npy", walk(layers=6), {"generator": "somebody"})
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, inversion())))
+    (tmp_path / "clip.align").write_text("0 2500 bin\n2500 5000 blue\n")
     (tmp_path / "said.json").write_text('{"phonemes": [[0, 0.1, "SIL"], [0.1, 0.2, "B"]]}')
     np.save("points.npy", np.load(puppet / "landmarks.npy")[None].repeat(5, 0))
     (tmp_path / "clip.mp4").write_bytes((puppet / "clip.mp4").read_bytes())
@@ -285,7 +286,8 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
     "trajectory a.npy b.npy -o x.png --plane own", "losses log.jsonl -o x.svg --smooth 2 --labels mine", "dashboard log.jsonl -o x.pdf",
     "strip clip.mp4 clip.mp4 --labels real,made --phonemes said.json --columns 3 -o x.png", "interpolate a.npy b.npy -o x.png --columns 3",
     "interpolate -o x.png --columns 3", "components a.npy b.npy -o x.png --components 2 --columns 3",
-    "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg",
+    "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg", "mouth points.npy --audio clip.mp4 --phonemes clip.align -o x.svg",
+    "strip clip.mp4 --phonemes . -o x.png --columns 3",
 ])
 def test_each_command_draws(material, line):
     result = run("plot", *line.split())
