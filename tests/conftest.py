@@ -1,9 +1,12 @@
 """What several tests share: where real data lies, and tiny networks that stand for the bundled ones."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TOY = 16  # pixels: the resolution of the toy generator
 
 
@@ -62,6 +65,41 @@ def toy_weights(tmp_path_factory):
             config = {"network": network.config, "generator": owner, "encoder": checkpoints.fingerprint(networks["encoder"].state_dict())}
         files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
     return folder
+
+
+@pytest.fixture
+def generator():
+    """An 8×8 generator, with a mean latent of its own."""
+    import torch
+
+    from talkhead.stylegan import Generator
+
+    torch.manual_seed(0)
+    generator = Generator(8, [8, 8])
+    generator.w_avg.copy_(0.1 * torch.randn(512))
+    generator.fingerprint = "0123456789abcdef"
+    return generator.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def encoder(generator):
+    import torch
+
+    from talkhead.encoders import ResNetEncoder
+
+    torch.manual_seed(1)
+    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_avg=generator.w_avg)
+    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # a head with something to say
+    return encoder.eval()
+
+
+def example(name):
+    """A script of examples/, imported."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(EXAMPLES))
 
 
 def toy_speech(seconds, seed=0, rate=16000):

@@ -5,25 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from talkhead import files
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from conftest import EXAMPLES, example
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import audio_study
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return audio_study
+    return example("audio_study")
 
 
 @pytest.fixture

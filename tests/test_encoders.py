@@ -14,24 +14,6 @@ from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 
 
-@pytest.fixture
-def generator():
-    """An 8×8 generator, with a mean latent of its own."""
-    torch.manual_seed(0)
-    generator = Generator(8, [8, 8])
-    generator.w_avg.copy_(0.1 * torch.randn(512))
-    generator.fingerprint = "0123456789abcdef"
-    return generator.eval().requires_grad_(False)
-
-
-@pytest.fixture
-def encoder(generator):
-    torch.manual_seed(1)
-    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_avg=generator.w_avg)
-    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # a head with something to say
-    return encoder.eval()
-
-
 def test_every_other_pixel_is_what_a_stride_takes():
     from talkhead.encoders import Sparse
 

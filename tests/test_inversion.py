@@ -18,24 +18,6 @@ from talkhead.training import to_frames, to_images
 
 
 @pytest.fixture
-def generator():
-    """An 8×8 generator, with a mean latent of its own."""
-    torch.manual_seed(0)
-    generator = Generator(8, [8, 8])
-    generator.w_avg.copy_(0.1 * torch.randn(512))
-    generator.fingerprint = "0123456789abcdef"
-    return generator.eval().requires_grad_(False)
-
-
-@pytest.fixture
-def encoder(generator):
-    torch.manual_seed(1)
-    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_avg=generator.w_avg)
-    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # a head with something to say
-    return encoder.eval()
-
-
-@pytest.fixture
 def clip(generator):
     """Four frames that the generator can draw, a smooth way through W+."""
     torch.manual_seed(2)

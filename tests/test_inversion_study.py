@@ -5,25 +5,19 @@ import os
 import subprocess
 import sys
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("matplotlib", reason="the study draws with matplotlib, which is not installed")
+from conftest import EXAMPLES, example
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+pytest.importorskip("matplotlib", reason="the study draws with matplotlib, which is not installed")
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import inversion_study
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return inversion_study
+    return example("inversion_study")
 
 
 def apart(a, b):

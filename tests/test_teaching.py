@@ -12,18 +12,9 @@ from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.codes import Codes, Lesson, Windows, split
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
-from talkhead.latents import Basis
 from talkhead.stylegan import Generator
 from talkhead.teaching import train
-
-TOY = {"components": 4, "channels": (2, 2, 3, 3, 4), "hidden": 8, "features": 8, "lstm": 8, "decoder": 8}
-L = 6  # of a 16x16 generator
-
-
-def toy_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    basis = Basis.fit(torch.randn(20, L, 512), 4)
-    return SecondModel(L, **(TOY | changes), basis=basis).eval()
+from test_audio2latent import TOY, L, toy_model
 
 
 def heard(frames, batch=1, seed=0):

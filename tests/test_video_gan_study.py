@@ -4,25 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from talkhead import faces, files, puppet
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from conftest import EXAMPLES, example
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import video_gan_study
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return video_gan_study
+    return example("video_gan_study")
 
 
 def test_features_of_a_face_by_hand(study):
