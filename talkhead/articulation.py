@@ -632,8 +632,8 @@ def _synchronise(track, phonemes, most=0.4):
     return np.stack([np.interp(clock + best, clock, column) for column in track.T], 1).astype(np.float32)
 
 
-# How the words of GRID are pronounced.
-_PRONOUNCED = {word: sounds.split() for word, sounds in {
+# The 51 words of the GRID corpus, and how its British speakers pronounce them.
+GRID_WORDS = {word: sounds.split() for word, sounds in {
     "bin": "B IH1 N", "lay": "L EY1", "place": "P L EY1 S", "set": "S EH1 T",
     "blue": "B L UW1", "green": "G R IY1 N", "red": "R EH1 D", "white": "W AY1 T",
     "at": "AE1 T", "by": "B AY1", "in": "IH1 N", "with": "W IH1 DH",
@@ -660,9 +660,9 @@ def _read_align(path):
         raise TalkheadError(f"{path}: not a GRID alignment; take the file away to go without words") from None
     phonemes = []
     for start, end, word in words:
-        if word not in ("sil", "sp") and word not in _PRONOUNCED:
+        if word not in ("sil", "sp") and word not in GRID_WORDS:
             raise TalkheadError(f"{path}: {word!r} is no word of GRID; take the file away to go without words")
-        labels = _PRONOUNCED.get(word, [SILENCE])
+        labels = GRID_WORDS.get(word, [SILENCE])
         shares = np.cumsum([0.0] + [_LENGTH.get(label.rstrip("012"), 1.0) for label in labels])
         edges = start + (end - start) * shares / shares[-1]
         phonemes += [(float(a), float(b), label) for a, b, label in zip(edges, edges[1:], labels)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from talkhead import files
-from talkhead.articulation import SILENCE, closures, read_phonemes
+from talkhead.articulation import GRID_WORDS, SILENCE, closures, read_phonemes
 from talkhead.errors import TalkheadError
 
 HTK_TICK = 1e-7  # seconds: the unit of time in .lab and .mlf
@@ -22,15 +22,6 @@ _ARPABET = frozenset("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M
 # What TIMIT writes and ARPABET does not have. A stop's closure and its release are one sound.
 _TIMIT = {"pcl": "P", "bcl": "B", "tcl": "T", "dcl": "D", "kcl": "K", "gcl": "G", "em": "M", "en": "N", "eng": "NG", "el": "L", "nx": "N",
           "dx": "D", "q": "T", "hv": "HH", "ix": "IH", "ax": "AH", "axr": "ER", "ax-h": "AH", "ux": "UW"}
-
-# The 51 words of the GRID corpus.
-_GRID = """
-bin B IH N|lay L EY|place P L EY S|set S EH T|blue B L UW|green G R IY N|red R EH D|white W AY T|at AE T|by B AY|in IH N|with W IH DH
-a EY|b B IY|c S IY|d D IY|e IY|f EH F|g JH IY|h EY CH|i AY|j JH EY|k K EY|l EH L|m EH M|n EH N|o OW|p P IY|q K Y UW|r AA R|s EH S|t T IY
-u Y UW|v V IY|x EH K S|y W AY|z Z EH D|zero Z IH R OW|one W AH N|two T UW|three TH R IY|four F AO R|five F AY V|six S IH K S
-seven S EH V AH N|eight EY T|nine N AY N|again AH G EH N|now N AW|please P L IY Z|soon S UW N
-"""
-GRID_WORDS = {word: tuple(phonemes) for word, *phonemes in (entry.split() for entry in re.split(r"[|\n]", _GRID) if entry)}
 
 
 class Closures(NamedTuple):

@@ -66,7 +66,7 @@ def test_ipa_becomes_arpabet(ipa, labels):
 
 def test_every_sound_has_a_shape():
     written = {label for labels in articulation._IPA.values() for label in labels.split()}
-    written |= {label.rstrip("012") for word in articulation._PRONOUNCED.values() for label in word}
+    written |= {label.rstrip("012") for word in articulation.GRID_WORDS.values() for label in word}
     written |= set(articulation._SEQUENCE) - {"NSN"}
     assert written <= set(articulation._VISEMES) | set(articulation._GLIDES)
 
@@ -77,7 +77,7 @@ def test_sentences_repeat_by_seed_and_differ_otherwise():
     assert len(set(said)) > 55
     grid = [text for text in said if text.split()[0] in ("Bin", "Lay", "Place", "Set") and len(text.split()) == 6]
     assert 8 < len(grid) < 35
-    assert all(word in articulation._PRONOUNCED for text in grid for word in text.lower().rstrip(".").split())
+    assert all(word in articulation.GRID_WORDS for text in grid for word in text.lower().rstrip(".").split())
     assert all(text[0].isupper() and text[-1] in ".?" and "{" not in text for text in said)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from talkhead import phonemes
+from talkhead import articulation, phonemes
 from talkhead.errors import TalkheadError
 
 LONG = '''File type = "ooTextFile"
@@ -147,9 +147,9 @@ def test_a_grid_align_file(tmp_path):
 
 
 def test_grid_has_51_words_and_they_say_what_is_heard():
-    words = phonemes.GRID_WORDS
+    words = articulation.GRID_WORDS
     assert len(words) == 51 and sum(len(word) == 1 for word in words) == 25 and "w" not in words
-    assert {sound for sounds in words.values() for sound in sounds} <= phonemes._ARPABET
+    assert {sound.rstrip("012") for sounds in words.values() for sound in sounds} <= phonemes._ARPABET
     shut = sorted(word for word, sounds in words.items() if {"P", "B", "M"} & set(sounds))
     assert shut == ["b", "bin", "blue", "by", "m", "p", "place", "please"]
 
