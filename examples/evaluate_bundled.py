@@ -124,7 +124,7 @@ def puppet(path, model, eye):
 
 
 def shut_lips(seen, closures):
-    """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck."""
+    """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck; the true mouth says what is shut."""
     shut = metrics.shut_below(seen["truth"])
     counts = {name: int(metrics.closures_met(opening, closures, shut).sum()) for name, opening in seen.items()}
     luck = metrics.closures_by_luck(seen["fake"], closures, shut)
@@ -183,6 +183,8 @@ def recording(path, face, model, eye):
         record[name] = metrics.correlation_and_lag(envelope, opening)._asdict() | spread(opening) | {
             "loudness": metrics.correlation_and_lag(envelope ** LOUDNESS, opening).correlation,
             "pause": metrics.pause_opening(opening[:frames], quiet[:frames])}
+    times = articulation.closures(articulation.transcript(path)[0])
+    record["closures"] = {name: shut_lips({"truth": opening, "fake": opening}, times) for name, opening in mouths.items()} if times else {}
     if "own" in mouths:
         record["to_own"] = metrics.correlation_and_lag(mouths["own"], mouths["fake"])._asdict()
     return record, [fake]
@@ -195,7 +197,12 @@ def summarise_speech(records):
     filmed = [record for record in records if "own" in record]
     pauses = [record["fake"]["pause"] for record in records if record["fake"]["pause"] is not None]
     summary = {"recordings": len(records), "pauses": len(pauses), "worst_pause": max(pauses, default=None),
-               "fake": means(records, "fake"), "filmed": len(filmed)}
+               "fake": means(records, "fake"), "filmed": len(filmed), "closures": {}}
+    for mouth in ("fake", "own"):
+        counted = [record["closures"][mouth] for record in records if mouth in record["closures"]]
+        if counted:
+            asked = sum(count["asked"] for count in counted)
+            summary["closures"][mouth] = {"asked": asked} | {name: sum(count[name] for count in counted) / asked for name in ("fake", "luck")}
     if filmed:
         summary |= {"own": means(filmed, "own"), "to_own": mean(filmed, "to_own", "correlation"),
                     "to_own_lag": float(np.median([record["to_own"]["lag"] for record in filmed]))}
@@ -211,6 +218,11 @@ def speech_rows(s, size):
     yield f"recordings: opening with loudness (envelope to the power {LOUDNESS}), correlation", s["fake"]["loudness"], None, beside("loudness")
     yield ("recordings: opening in pauses / 95th percentile, mean", s["fake"]["pause"], at_most(s["fake"]["pause"], 0.15),
            f"worst of {s['pauses']} {show(s['worst_pause'])}" + (f"; {beside('pause')}" if s["filmed"] else ""))
+    if s["closures"]:
+        shut, own = s["closures"]["fake"], s["closures"].get("own")
+        asked, reached = at_least(shut["fake"], 0.75)
+        yield ("recordings: /p b m/ by their words' times, made with shut lips", shut["fake"], (asked, reached and shut["fake"] > shut["luck"]),
+               f"{shut['asked']} in all; out of step {show(shut['luck'])}" + (f"; the own mouths {show(own['fake'])}" if own else ""))
     if s["filmed"]:
         yield "recordings: opening with the speaker's own, correlation", s["to_own"], None, f"best lag {show(s['to_own_lag'])} frames, median"
 
