@@ -45,6 +45,7 @@ ROOMS = {
     "checkpoints": ("bundled", "load_audio2latent", "load_encoder", "load_generator", "load_video_gan"),
     "downloads": ("fetch", "verify"),
     "synthesis": ("generate", "synthesize"),
+    "variety": (),
     "puppet": ("composite", "drawn", "perform"),
     "plots": (),
     "study": (),
