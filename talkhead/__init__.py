@@ -17,7 +17,7 @@ ROOMS = {
     "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents", "read_sound",
               "write_array", "write_image", "write_latents"),
     "pickles": (),
-    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad"),
+    "faces": ("align", "align_frames", "crop", "detector", "mouth_opening", "paste", "quad", "which_way_up"),
     "speech": ("Mfcc", "mfcc", "mfcc_windows"),
     "expression": ("Voice", "blinks"),
     "articulation": ("speak",),

@@ -449,6 +449,7 @@ def mouth_opening(landmarks):
 # Photos that lie on their side or on their head
 
 TURNS = 4           # quarters: the ways a photo may lie
+LOOKED_AT = 1500    # pixels of the longer side that say which way is up; a larger photo is reduced by a whole factor
 SURE = 0.05         # eye distances by which two looks at one face differ where the detector may be trusted
 
 
@@ -462,6 +463,9 @@ def which_way_up(image, detector):
     photo is looked at in all four turns, each look says which way is up, and has the more to say the better the detector
     agrees with itself when it sees what the look cut out. Where the photo as it is wins, or nobody sees a face, it stays so.
     """
+    factor = max(image.shape[:2]) // LOOKED_AT
+    if factor > 1:
+        image = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(image)).reduce(factor))
     votes = np.zeros(TURNS)
     for left, turn in ((3, 0), (2, 1), (1, 3), (0, 2)):          # the looks that are left; the likeliest to be misread comes last
         turned = np.ascontiguousarray(np.rot90(image, turn))

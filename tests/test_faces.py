@@ -529,6 +529,12 @@ def test_a_photo_stays_as_it_is_where_nobody_sees_a_face_or_the_looks_disagree()
     assert faces.which_way_up(image, lambda _: [UPRIGHT]) == 0          # upright in every turn: no reason to choose
 
 
+def test_a_vast_photo_is_looked_at_small():
+    sides = []
+    assert faces.which_way_up(np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or []) == 0
+    assert sides == [(1600, 1000), (1000, 1600), (1000, 1600), (1600, 1000)]
+
+
 def test_clips_are_not_turned():
     looks = []
     list(faces.align_frames([smooth_noise(60, 80)] * 3, lambda frame: looks.append(frame) or [UPRIGHT], size=8))
