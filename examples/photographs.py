@@ -6,7 +6,8 @@ Takes pictures evenly out of all folders, and of some of them what cameras and s
 without it, in grey, with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a picture), photographs.md (success, time and
 likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned one).
 
-Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees. Light
+Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees,
+dark below 10, tan to 28, intermediate to 41, light above. Light
 and camera move it, so a group is about how a photo looks, not about who is in it.
 """
 
