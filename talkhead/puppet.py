@@ -89,6 +89,14 @@ class Still:
     def opening(self):
         return float(faces.mouth_opening(self.landmarks))
 
+    @cached_property
+    def tone(self):
+        return variety.group(variety.tone_angle(self.image), variety.TONES)
+
+    @property
+    def hair(self):
+        return "long" if 15 * self.looks[5] >= LONG else "short"
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Splines: a smooth displacement through scattered points
@@ -317,20 +325,12 @@ def evenly(stills, rng):
     Hair goes by the square root of how many wear it: evenly, the few of a rare tone with rare hair would be seen all the time.
     """
     pool = stills
-    for kind, power in ((_tone, 0.0), (_hair, 0.5)):
-        kinds = np.array([kind(still) for still in pool])
+    for kind, power in (("tone", 0.0), ("hair", 0.5)):
+        kinds = np.array([getattr(still, kind) for still in pool])
         names, counts = np.unique(kinds, return_counts=True)
         wanted = rng.choice(names, p=counts ** power / (counts ** power).sum())
         pool = [pool[index] for index in np.flatnonzero(kinds == wanted)]
     return pool[rng.integers(len(pool))]
-
-
-def _tone(still):
-    return variety.group(variety.tone_angle(still.image), variety.TONES)
-
-
-def _hair(still):
-    return "long" if 15 * still.looks[5] >= LONG else "short"
 
 
 def relit(still, rng):
@@ -338,7 +338,7 @@ def relit(still, rng):
     image, chosen = variety.varied(still.image, still.landmarks, rng)
     angle = variety.tone_angle(still.image)
     shade = variety.group(variety.hair_shade(still.image, still.landmarks), variety.SHADES)
-    told = {"tone": variety.group(angle, variety.TONES), "tone_angle": round(angle, 1), "hair": _hair(still), "hair_shade": shade}
+    told = {"tone": still.tone, "tone_angle": round(angle, 1), "hair": still.hair, "hair_shade": shade}
     return replace(still, image=image, varied=told | chosen)
 
 

@@ -280,7 +280,7 @@ def test_rare_tones_are_chosen_as_often_as_common_ones(still, monkeypatch):
     from dataclasses import replace
 
     stills = [replace(still, names=(f"{index}",), looks=np.zeros(6)) for index in range(20)]
-    monkeypatch.setattr(puppet, "_tone", lambda one: "dark" if one.names == ("7",) else "light")
+    monkeypatch.setattr(puppet.Still, "tone", property(lambda one: "dark" if one.names == ("7",) else "light"))
     rng = np.random.default_rng(0)
     rare = sum(puppet.evenly(stills, rng).names == ("7",) for _ in range(400))
     assert abs(rare - 200) < 60
