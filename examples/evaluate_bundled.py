@@ -256,8 +256,8 @@ def flicker(frames):
 class Persons:
     """How far a generated face is, as a person, from its own photo and from those of others."""
 
-    def __init__(self, others, encoder, model, device):
-        self.likeness = Likeness(others, encoder, model, device)
+    def __init__(self, others, model, device, encoder=None):
+        self.likeness = Likeness(others, model, device, encoder)
         self.known = self.likeness.embed(others)
 
     def __call__(self, photo, face):
@@ -421,7 +421,7 @@ def main():
     portraits = sorted(options.portraits.glob("*.jpg"))[::53][:10][:options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]
     sentence = files.read_audio(recordings[0] if recordings else clips[0])[:5 * speech.SAMPLE_RATE]
-    persons = Persons(photos(sorted(options.portraits.glob("*.jpg"))[::11], eye, model.size), model.encoder, options.identity_model, model.device) if portraits else None
+    persons = Persons(photos(sorted(options.portraits.glob("*.jpg"))[::11], eye, model.size), options.identity_model, model.device) if portraits else None
     parts = {
         "puppets": ([partial(puppet, path, model, eye) for path in clips], summarise_puppets, puppet_rows),
         "recordings": ([partial(recording, path, speakers[k % len(speakers)], model, eye) for k, path in enumerate(recordings)],

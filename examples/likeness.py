@@ -6,7 +6,7 @@ A module of evaluate_bundled.py and nearest_donors.py; it does nothing by itself
 import numpy as np
 import torch
 
-from talkhead import inception, losses
+from talkhead import checkpoints, inception, losses
 from talkhead.training import to_images
 
 
@@ -14,19 +14,20 @@ class Likeness:
     """Aligned faces to numbers by which people are told apart.
 
     strangers  list of uint8 (S, S, 3), aligned faces of different people: what they share is left out by the stand-in
-    encoder    makes the stand-in: the last map of an image encoder, averaged. It has learnt to draw faces again, not to tell them apart
     model      path of a face recognition network (`losses.identity_network`), in the place of the stand-in
+    encoder    makes the stand-in: the last map of an image encoder, averaged. It has learnt to draw faces again, not to tell them apart. None
+               for the bundled one, so that models are judged by the same eyes
 
     `name` says which of the two it is, for the record.
     """
 
-    def __init__(self, strangers, encoder, model=None, device="cpu"):
+    def __init__(self, strangers, model=None, device="cpu", encoder=None):
         self.mean = 0.0
         if model:
             network = losses.identity_network(model, device)
             self.name, self._see = f"face recognition {model}", lambda face: network(to_images(face[None]).to(device)).cpu().numpy()
         else:
-            features = inception.FaceFeatures(encoder)
+            features = inception.FaceFeatures(encoder or checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
             self.name, self._see = f"stand-in {features.name}, no face recognition", lambda face: features(face[None])
             self.mean = self._seen(strangers).mean(0)
 

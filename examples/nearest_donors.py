@@ -79,7 +79,7 @@ def main():
     faces = drawn(options, generator, encoder)
     donors = puppet.portraits(options.donors, options.detector_model, cache=options.output / "portraits.npz")
     photos = [training.resize(donor.image, generator.resolution) for donor in donors]
-    likeness = Likeness(photos, encoder, options.identity_model, options.device)
+    likeness = Likeness(photos, options.identity_model, options.device)
     known = likeness.embed(photos)
     between = distances(known, known)
     np.fill_diagonal(between, np.inf)

@@ -57,13 +57,13 @@ def test_the_stand_in_says_that_it_is_one_and_forgets_what_all_share(scripts, to
     generator = checkpoints.load_generator(toy_weights / "generator.pt")
     encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
     faces = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8) for seed in range(6)]
-    judge = scripts[1].Likeness(faces, encoder)
+    judge = scripts[1].Likeness(faces, encoder=encoder)
     seen = judge.embed(faces)
     assert judge.name.startswith("stand-in encoder-") and "no face recognition" in judge.name
     np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, rtol=1e-5)
     between = scripts[1].distances(seen, seen)
     np.testing.assert_allclose(np.diag(between), 0, atol=1e-5)
     assert between[~np.eye(6, dtype=bool)].mean() > 0.8        # about the mean, people lie in all directions
-    persons = scripts[0].Persons(faces[1:], encoder, None, "cpu")
+    persons = scripts[0].Persons(faces[1:], None, "cpu", encoder)
     figures = persons(faces[0], faces[0])
     assert figures["distance"] < 1e-5 < figures["nearest_other"] <= figures["others"]
