@@ -6,9 +6,13 @@
 import argparse
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
 
 from talkhead import files
 from talkhead.training import resize
+
+LINE = 14  # pixels of a line of caption
 
 
 def sheet(rows, columns=10, size=128, gap=2):
@@ -30,18 +34,30 @@ def sheet(rows, columns=10, size=128, gap=2):
     return page
 
 
+def captioned(picture, *lines):
+    """A picture with lines of text under it; what is too long for its width is cut."""
+    height, width = picture.shape[:2]
+    page = PIL.Image.new("RGB", (width, height + LINE * len(lines) + 4), "white")
+    page.paste(PIL.Image.fromarray(picture))
+    pen = PIL.ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        pen.text((3, height + 1 + number * LINE), line, "black")
+    return np.asarray(page)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="the picture to write (.png, .jpg)")
     parser.add_argument("clips", nargs="+", help="square clips, or pictures")
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="pixels of a frame's side")
+    parser.add_argument("--caption", action="append", default=[], help="a line of text under the rows; may be given again")
     options = parser.parse_args()
     rows = []
     for clip in options.clips:
         with files.read_frames(clip) as frames:
             rows.append([resize(frame, options.size) for frame in frames])
-    files.write_image(options.output, sheet(rows, options.columns, options.size))
+    files.write_image(options.output, captioned(sheet(rows, options.columns, options.size), *options.caption))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python examples/evaluate_bundled.py --clips held-out --speech recordings/ --portraits photos/ -o evaluation/
 
 Prints one JSON object a line: every clip, recording and portrait, then the summary of each of the three parts. Writes into
-the output folder the same lines (evaluation.jsonl), the table of the model card (evaluation.md) and a contact sheet of
-each part (PNG). A part whose material is not given is left out.
+the output folder the same lines (evaluation.jsonl), the table of the model card (evaluation.md), a contact sheet of
+each part and one, captioned with its figures, of each of its first clips (PNG). A part whose material is not given is left out.
 
 Mouths are found by MediaPipe on frames enlarged four times (bicubic), in true frames exactly as in generated ones. What
 the truth is known for without a detector, the puppet's own mouth track, correlations are taken with.
@@ -14,6 +14,7 @@ the truth is known for without a detector, the puppet's own mouth track, correla
 import argparse
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +24,15 @@ import talkhead
 from talkhead import articulation, checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
 from talkhead.errors import TalkheadError
 
-from contact_sheet import sheet
+from contact_sheet import captioned, sheet
+from likeness import Likeness, distances
 
 ENLARGE = 4
 LOUDNESS = 0.6  # exponent from sound amplitude to how loud it is heard (Stevens)
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".mpg", ".mp4"}
 FILMED = {".mpg", ".mp4"}
+# Left, top, right and bottom of boxes in an aligned face, in sides.
+STILL = {"forehead": [(0.38, 0.24, 0.62, 0.34)], "backdrop": [(0.0, 0.0, 0.1, 0.3), (0.9, 0.0, 1.0, 0.3)]}
 ON_SHEET = 12  # rows of a contact sheet come from the first so many
 
 
@@ -230,7 +234,52 @@ def speech_rows(s, size):
 # ---------------------------------------------------------------------------------------------------------------
 # Portraits of real people, never used as donors: pivotal tuning must bring the person and keep the motion
 
-def portrait(path, audio, model, eye, steps):
+def coded(frames):
+    """Frames as a file for people gives them back: float32 (T, H, W, 3)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with files.FrameWriter(path) as writer:
+            for frame in frames:
+                writer.write(frame)
+        with files.read_frames(path) as reader:
+            return np.stack(list(reader)).astype(np.float32)
+
+
+def flicker(frames):
+    """What moves that should not, in grey levels squared: the variance over time of the parts that are STILL, mean over pixels.
+
+    Held against `noise`, what the codec changes in a still video of the first frame (mean square), and not against the variance of
+    that video, `still`: H.264 codes a still picture once and then repeats it, so that this is nearly 0.
+    """
+    clip, still = coded(frames), coded([frames[0]] * len(frames))
+    size = len(frames[0])
+    figures = {}
+    for part, boxes in STILL.items():
+        def inside(pictures):
+            cut = [pictures[..., round(top * size) : round(bottom * size), round(left * size) : round(right * size), :] for left, top, right, bottom in boxes]
+            return np.concatenate([box.reshape(*box.shape[:-3], -1) for box in cut], -1)
+
+        moving, steady = (float(inside(pictures).var(0).mean()) for pictures in (clip, still))
+        noise = float(np.square(inside(still) - inside(frames[0].astype(np.float32))).mean())
+        figures[part] = {"variance": moving, "still": steady, "noise": noise, "ratio": moving / max(noise, 1e-6)}
+    return figures
+
+
+class Persons:
+    """How far a generated face is, as a person, from its own photo and from those of others."""
+
+    def __init__(self, others, model, device, encoder=None):
+        self.likeness = Likeness(others, model, device, encoder)
+        self.known = self.likeness.embed(others)
+
+    def __call__(self, photo, face):
+        own, made = self.likeness.embed([photo, face])
+        near = distances(made[None], self.known)[0]
+        others = near[distances(own[None], self.known)[0] > 1e-4]
+        return {"distance": float(1 - own @ made), "others": float(others.mean()), "nearest_other": float(others.min())}
+
+
+def portrait(path, audio, model, eye, steps, persons):
     """One photo, tuned on and made to speak: (record, rows for the sheet); a photo without a face is only counted."""
     image = files.read_image(path)
     found = eye.detector(image)
@@ -239,11 +288,12 @@ def portrait(path, audio, model, eye, steps):
     face = faces.align(image, found[0], 256)
     small = training.resize(face, model.size)
     clips = {"untuned": model.speak(face, audio), "tuned": model.speak(face, audio, model.tune(face, steps))}
-    record = {"part": "portraits", "portrait": path.name, "faces": len(found)}
+    record = {"part": "portraits", "portrait": path.name, "faces": len(found), "identity_by": persons.likeness.name}
     for name, frames in clips.items():
         opening = spread(openings(frames, eye))
         record[name] = opening | {"range": opening["p95"] - opening["p5"],
-                                  "psnr": metrics.psnr(small, frames[0]), "ssim": metrics.ssim(small, frames[0])}
+                                  "psnr": metrics.psnr(small, frames[0]), "ssim": metrics.ssim(small, frames[0]),
+                                  "identity": persons(small, frames[0]), "flicker": flicker(frames)}
     record["range_ratio"] = record["tuned"]["range"] / record["untuned"]["range"] if record["untuned"]["range"] else None
     return record, [[small], *clips.values()]
 
@@ -254,6 +304,13 @@ def summarise_portraits(records):
     return {"portraits": len(records), "measured": len(seen), "range_ratio": mean(seen, "range_ratio"),
             "tuned": {name: mean(seen, "tuned", name) for name in ("psnr", "ssim", "range")},
             "untuned": {name: mean(seen, "untuned", name) for name in ("psnr", "ssim", "range")},
+            "identity_by": seen[0]["identity_by"] if seen else None,
+            "identity": {clip: mean(seen, clip, "identity", "distance") for clip in ("tuned", "untuned")},
+            "identity_others": mean(seen, "tuned", "identity", "others"),
+            "recognised": sum(who["distance"] < who["nearest_other"] for who in (record["tuned"]["identity"] for record in seen)),
+            "flicker": {part: {name: mean(seen, "tuned", "flicker", part, name) for name in ("variance", "still", "noise", "ratio")}
+                        for part in STILL},
+            "worst_flicker": {part: max((r["tuned"]["flicker"][part]["ratio"] for r in seen), default=None) for part in STILL},
             "worst_psnr": min(psnr, default=None), "worst_range_ratio": min(ratios, default=None),
             "psnr_reached": sum(value >= 22 for value in psnr), "range_reached": sum(value >= 0.5 for value in ratios)}
 
@@ -264,6 +321,15 @@ def portrait_rows(s, size):
     yield "portraits, tuned: SSIM of the first frame", s["tuned"]["ssim"], None, f"untuned {show(s['untuned']['ssim'])}"
     yield ("portraits: range of opening, tuned / untuned", s["range_ratio"], at_least(s["range_ratio"], 0.5),
            f"{s['range_reached']} of {s['measured']} reach it, worst {show(s['worst_range_ratio'])}")
+    if not s["measured"]:
+        return
+    yield ("portraits, tuned: distance as a person, first frame to photo", s["identity"]["tuned"], None,
+           f"untuned {show(s['identity']['untuned'])}, to other people's photos {show(s['identity_others'])}; nearer its own photo than any "
+           f"other's in {s['recognised']} of {s['measured']}; by {s['identity_by']}")
+    for part, figures in s["flicker"].items():
+        yield (f"portraits, tuned: variance over time of the {part} / codec noise of a still video", figures["ratio"], at_most(figures["ratio"], 2),
+               f"worst {show(s['worst_flicker'][part])}; variance {figures['variance']:.3f} grey levels², codec noise {figures['noise']:.3f}; variance of the "
+               f"still video {figures['still']:.3f}")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -277,13 +343,33 @@ def table(rows, note):
     return "\n".join([*lines, "", note, ""])
 
 
+def caption(record):
+    """The lines under a clip's own sheet: what was measured of it, good or bad."""
+    if record["part"] == "puppets":
+        fake, shut = record["opening"]["fake"], record["closures"]
+        return (f"{record['clip']}: truth, its projection, generated from the first frame and the sound ({record['source']})",
+                f"opening correlation {show(fake['correlation'])} at lag {fake['lag']}; /p b m/ shut {shut['fake']} of {shut['asked']} (truth {shut['truth']}); "
+                f"PSNR {show(record['to_truth']['psnr'])} dB")
+    if record["part"] == "recordings":
+        return (f"{record['recording']}: spoken by a face made of others", f"opening with loudness {show(record['fake']['loudness'])}, open in pauses "
+                f"{show(record['fake']['pause'])} of its range")
+    tuned, untuned = record["tuned"], record["untuned"]
+    return (f"{record['portrait']}: photo, generated untuned, generated after tuning",
+            f"first frame PSNR {untuned['psnr']:.1f} / {tuned['psnr']:.1f} dB; person {untuned['identity']['distance']:.2f} / {tuned['identity']['distance']:.2f} "
+            f"({record['identity_by'].split(',')[0]})",
+            f"opening range {untuned['range']:.3f} / {tuned['range']:.3f}; flicker / codec noise: "
+            + ", ".join(f"{part} {show(figures['ratio'])}" for part, figures in tuned["flicker"].items()))
+
+
 def run(part, jobs, summarise, log, pictures):
     """Do each job, print its record, draw the first few; return the summary."""
     records, rows = [], []
     for job in jobs:
         record, clips = job()
         records.append(record)
-        rows += clips if len(records) <= ON_SHEET else []
+        if clips and len(records) <= ON_SHEET:
+            rows += clips
+            files.write_image(pictures / f"{part}-{len(records):02d}.png", captioned(sheet(clips, 8, 128), *caption(record)))
         say(record, log)
     summary = {"summary": part, **summarise(records)}
     say(summary, log)
@@ -307,6 +393,12 @@ def sounds(paths):
     return found
 
 
+def photos(paths, eye, size):
+    """The faces of portraits, aligned as `portrait` does; those without a face are left out."""
+    images = map(files.read_image, paths)
+    return [training.resize(faces.align(image, found[0], 256), size) for image in images if (found := eye.detector(image))]
+
+
 def first_frame(clip):
     with files.read_frames(clip, limit=1) as reader:
         return next(iter(reader))
@@ -324,6 +416,7 @@ def parse():
     parser.add_argument("--gate", action="store_true", help="shut the mouth where nobody speaks")
     parser.add_argument("--detector", default="mediapipe", choices=faces.DETECTORS)
     parser.add_argument("--detector-model", help="the detector's model file")
+    parser.add_argument("--identity-model", help="a face recognition network (see losses.identity_network); without it a stand-in, said in the record")
     parser.add_argument("--pti-steps", type=int, default=350)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
@@ -340,11 +433,12 @@ def main():
     portraits = sorted(options.portraits.glob("*.jpg"))[::53][:10][:options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]
     sentence = files.read_audio(recordings[0] if recordings else clips[0])[:5 * speech.SAMPLE_RATE]
+    persons = Persons(photos(sorted(options.portraits.glob("*.jpg"))[::11], eye, model.size), options.identity_model, model.device) if portraits else None
     parts = {
         "puppets": ([partial(puppet, path, model, eye) for path in clips], summarise_puppets, puppet_rows),
         "recordings": ([partial(recording, path, speakers[k % len(speakers)], model, eye) for k, path in enumerate(recordings)],
                        summarise_speech, speech_rows),
-        "portraits": ([partial(portrait, path, sentence, model, eye, options.pti_steps) for path in portraits], summarise_portraits, portrait_rows),
+        "portraits": ([partial(portrait, path, sentence, model, eye, options.pti_steps, persons) for path in portraits], summarise_portraits, portrait_rows),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -6,7 +6,8 @@ Takes pictures evenly out of all folders, and of some of them what cameras and s
 without it, in grey, with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a picture), photographs.md (success, time and
 likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned one).
 
-Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees. Light
+Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees,
+dark below 10, tan to 28, intermediate to 41, light above. Light
 and camera move it, so a group is about how a photo looks, not about who is in it.
 """
 
@@ -20,15 +21,13 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from talkhead import checkpoints, faces, files, inversion, metrics, pti
+from talkhead import checkpoints, faces, files, inversion, metrics, pti, variety
 from talkhead.errors import TalkheadError
 from talkhead.training import resize, to_frames, to_images
 
 from contact_sheet import sheet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-TONES = [(-90, "dark (below 10°)"), (10, "tan (10 to 28°)"), (28, "intermediate (28 to 41°)"), (41, "light (above 41°)")]
-CHEEKS = [(0.34, 0.60), (0.66, 0.60)]  # of an aligned picture's side, x and y
 EXIF_ORIENTATION = 0x0112
 
 
@@ -60,17 +59,6 @@ def variants(path, folder):
         yield kind, folder / f"{path.stem} {kind}.jpg"
 
 
-def tone(face):
-    """Individual typology angle of the cheeks of an aligned face uint8 (S, S, 3), degrees."""
-    side = len(face)
-    patches = [face[round((y - 0.03) * side) : round((y + 0.03) * side), round((x - 0.03) * side) : round((x + 0.03) * side)] for x, y in CHEEKS]
-    colour = np.median(np.concatenate([patch.reshape(-1, 3) for patch in patches]), 0) / 255
-    linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1.0, 1.089]
-    _, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return float(np.degrees(np.arctan2(116 * y - 66, 200 * (y - z))))
-
-
 def attempt(path, detector, generator, encoder, steps):
     """One picture through all stages: its record, and three pictures if it came through."""
     record, began = {"picture": path.name}, time.perf_counter()
@@ -90,7 +78,7 @@ def attempt(path, detector, generator, encoder, steps):
         lap("tune")
     except TalkheadError as problem:
         return record | {"failed": str(problem)}, None
-    return record | {"tone": tone(face), "inverted_psnr": float(metrics.psnr(face, inverted)), "tuned_psnr": float(metrics.psnr(face, final))}, [face, inverted, final]
+    return record | {"tone": variety.tone_angle(face), "inverted_psnr": float(metrics.psnr(face, inverted)), "tuned_psnr": float(metrics.psnr(face, final))}, [face, inverted, final]
 
 
 def to_tensor(latents):
@@ -132,14 +120,14 @@ def main():
         for kind, path in tqdm(tasks, unit="picture", disable=None):
             record, pictures = attempt(path, detector, generator, encoder, options.steps)
             record = {"kind": kind, "folder": path.parent.name} | record
-            record["tone of skin"] = next((name for least, name in reversed(TONES) if record.get("tone", -91) >= least), "unknown")
+            record["tone of skin"] = variety.group(record["tone"], variety.TONES) if "tone" in record else "unknown"
             print(json.dumps(record), file=log, flush=True)
             records.append(record)
             rows += [pictures] if pictures else []
     own = [record for record in records if record["kind"] == "as it is"]
     failures = "\n".join(f"- {record['picture']} ({record['kind']}): {record['failed']}" for record in records if "failed" in record)
     report = "\n\n".join(["# Photographs", table(own, "folder", sorted({record["folder"] for record in own})),
-                          table(own, "tone of skin", [name for _, name in TONES] + ["unknown"]),
+                          table(own, "tone of skin", [*variety.TONES, "unknown"]),
                           table(records, "kind", dict.fromkeys(record["kind"] for record in records)), f"Failures:\n\n{failures or 'none'}"])
     (options.output / "photographs.md").write_text(report + "\n")
     print(report)

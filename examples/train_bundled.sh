@@ -6,14 +6,38 @@
 # Needs `pip install '.[synth]'`. DATA holds images/congress/ (portraits), grid_s1/video/ and videos/us_gov_pd/video/ (recordings with their words beside
 # them) and weights/mediapipe/face_landmarker_v2_with_blendshapes.task. OUT is made, and keeps everything: stop the script
 # whenever you like and run it again, every stage goes on from where it was. Set SCALE=0.05 to see all of it pass in minutes.
+#
+# Environment [at SIZE=128; at SIZE=256]:
+#   SIZE                   pixels of the faces, 128 or 256 [128]. 256 is meant for a GPU: two CPU cores would need weeks
+#   STILLS, CLIPS, PEOPLE  composites of six moments, talking clips, and clips of 48 faces that take turns (4800 at most) [3200 1000 960; 20000 6000 4800]
+#   STEPS                  how many times the steps of the 128 pixel recipe [1; 10]
+#   SCALE                  share of all those counts and steps [1]; below some 24 clips the speech model has too few speakers to hold any out
+#   VARY                   1: composites evenly over tones of skin, in drawn light and before drawn walls [0; 1]
+#   AUGMENT                for the critic: none, or ada [none; ada]
+#   BATCH                  pictures a step [16; 32]
+#   PRECISION, DEVICE      of training [bfloat16, auto]; float32 where the processor has no bfloat16 arithmetic: slower, no worse
+#   WORKERS                processes that make composites [1]
+#   IDENTITY               a face recognition network (model_ir_se50.pth), for the evaluation [a stand-in]
+#
+# Weights in half precision at 256, from the widths below: generator 10.2 MB, encoder 17.2, second model 7.0, motion model 1.0, together 35.3 MB,
+# and 39.1 MB with the bundled character model that first models hear by (3.8). The first model itself, about 6 MB, comes beside them.
 set -euo pipefail
 
 data=${1:?usage: train_bundled.sh DATA OUT}
 out=${2:?usage: train_bundled.sh DATA OUT}
 here=$(cd "$(dirname "$0")" && pwd)
 detector=$data/weights/mediapipe/face_landmarker_v2_with_blendshapes.task
-precision=${PRECISION:-bfloat16}   # float32 where the processor has no bfloat16 arithmetic: slower, no worse
+size=${SIZE:-128}
+case $size in
+    128) stills=${STILLS:-3200} clips=${CLIPS:-1000} people=${PEOPLE:-960} times=${STEPS:-1} vary=${VARY:-0} augment=${AUGMENT:-none} batch=${BATCH:-16}
+         widths=256,192,128,96,48,24 critic=192,128,96,64,32,16 width=32 ;;
+    256) stills=${STILLS:-20000} clips=${CLIPS:-6000} people=${PEOPLE:-4800} times=${STEPS:-10} vary=${VARY:-1} augment=${AUGMENT:-ada} batch=${BATCH:-32}
+         widths=256,192,160,128,96,48,24 critic=256,256,192,128,96,48,24 width=28 ;;
+    *) echo "SIZE=$size: wanted 128 or 256" >&2; exit 2 ;;
+esac
+training=(--device "${DEVICE:-auto}")
 scale() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { m = int(n * s + 0.5); print m < 2 ? 2 : m }'; }
+steps() { scale "$(awk -v n="$1" -v t="$times" 'BEGIN { print n * t }')"; }
 
 mkdir -p "$out"
 
@@ -23,60 +47,67 @@ mapfile -t heard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | head -n 
 mapfile -t unheard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | tail -n 40)
 voices() { python -c "from talkhead import articulation as a; print(','.join(v for i, v in enumerate(a.voices()) if (i % 8 == 3) == $1))"; }
 recordings() { printf -- '--recordings\n%s\n' "$@"; }
-faces=(--size 128 --portraits "$data/images/congress" --exclude "$held_donors" --detector-model "$detector")
+faces=(--size "$size" --workers "${WORKERS:-1}" --portraits "$data/images/congress" --exclude "$held_donors" --detector-model "$detector")
+[ "$vary" = 0 ] || faces+=(--vary)
 
 mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
 mapfile -t tested < <(recordings "${unheard[@]}")
-talkhead synth -o "$out/stills" --count "$(scale 3200)" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
-talkhead synth -o "$out/clips" --count "$(scale 1000)" --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
+talkhead synth -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
+talkhead synth -o "$out/clips" --count "$(scale "$clips")" --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
 talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
 
-# Generator and encoder together, by reconstruction: coarse to fine, because a step at 32² costs a fraction of one at 128².
-widths=256,192,128,96,48,24
-critic=192,128,96,64,32,16
+# Generator and encoder together, by reconstruction: coarse to fine, because a step at 32² costs a fraction of one at full size.
 grow() {  # RESOLUTION STEPS LR MOUTH_WEIGHT [OPTION…]
     local resolution=$1 steps=$2 lr=$3 mouth=$4 levels
     levels=$(awk -v r="$resolution" 'BEGIN { print int(log(r) / log(2) + 0.5) - 1 }')
     shift 4
     talkhead train-stylegan "$out/stills" -o "$out/generator-$resolution.pt" --encoder-out "$out/encoder-$resolution.pt" \
         --resolution "$resolution" --channels "$(cut -d, -f "1-$levels" <<< "$widths")" --critic-channels "$(cut -d, -f "1-$levels" <<< "$critic")" \
-        --steps "$steps" --reconstruct-only "$steps" --lr "$lr" --beta1 0.9 --encoder-lr 0.0005 --mouth-weight "$mouth" --batch 16 \
-        --path-length 0 --perceptual pyramid --average-images 5000 --precision "$precision" --log-every 50 "$@" >> "$out/generator-$resolution.jsonl"
+        --steps "$steps" --reconstruct-only "$steps" --lr "$lr" --beta1 0.9 --encoder-lr 0.0005 --mouth-weight "$mouth" --batch "$batch" \
+        --path-length 0 --perceptual pyramid --average-images 5000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 "$@" >> "$out/generator-$resolution.jsonl"
 }
-grow 32 "$(scale 1400)" 0.005 5 --mapping-layers 4 --width 32 --input-size 128 --pool-size 2
-grow 64 "$(scale 1200)" 0.004 5 --init "$out/generator-32.pt" --encoder-init "$out/encoder-32.pt"
-grow 128 "$(scale 2500)" 0.004 12 --init "$out/generator-64.pt" --encoder-init "$out/encoder-64.pt"
+grow 32 "$(steps 1400)" 0.005 5 --mapping-layers 4 --width "$width" --input-size "$size" --pool-size 2
+grow 64 "$(steps 1200)" 0.004 5 --init "$out/generator-32.pt" --encoder-init "$out/encoder-32.pt"
+grow 128 "$(steps 2500)" 0.004 12 --init "$out/generator-64.pt" --encoder-init "$out/encoder-64.pt"
+[ "$size" = 128 ] || grow 256 "$(steps 2500)" 0.003 12 --init "$out/generator-128.pt" --encoder-init "$out/encoder-128.pt"
+parent=$out/generator-$size.pt encoder=$out/encoder-$size.pt
 
 # The critic sharpens the pictures around an encoder that is held still, so latents keep their meaning and the speech model,
 # which is taught on the codes of whole clips, fits this generator as it fits its parent.
-talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$out/generator-128.pt" --encoder-init "$out/encoder-128.pt" --encoder-lr 0 \
-    --critic-channels "$critic" --steps "$(scale 1300)" --r1 1 --mouth-weight 12 --feature-weight 5 --sample-share 0 --batch 16 \
-    --path-length 0 --perceptual pyramid --average-images 3000 --precision "$precision" --log-every 50 >> "$out/generator.jsonl"
+talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$parent" --encoder-init "$encoder" --encoder-lr 0 \
+    --critic-channels "$critic" --augment "$augment" --steps "$(steps 1300)" --r1 1 --mouth-weight 12 --feature-weight 5 --sample-share 0 --batch "$batch" \
+    --path-length 0 --perceptual pyramid --average-images 3000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 >> "$out/generator.jsonl"
 
-talkhead train-audio2latent "$out/clips" --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" -o "$out/audio2latent.pt" \
-    --components 256 --channels 12,24,48,48,96 --hidden 384 --embedding 128 --lstm 128 --decoder 256 --steps "$(scale 3000)" \
-    --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --log-every 50 >> "$out/audio2latent.jsonl"
+talkhead train-audio2latent "$out/clips" --generator "$parent" --encoder "$encoder" -o "$out/audio2latent.pt" \
+    --components 256 --channels 12,24,48,48,96 --hidden 384 --embedding 128 --lstm 128 --decoder 256 --steps "$(steps 3000)" \
+    --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 "${training[@]}" --log-every 50 >> "$out/audio2latent.jsonl"
 
 # The first model and the motion model learn few people who say much. Both hear, or follow, the encoder alone: they fit the generator as its parent.
-talkhead synth -o "$out/people" --count "$(scale 960)" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
+talkhead synth -o "$out/people" --count "$(scale "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
 talkhead synth -o "$out/seen" --count "$(scale 40)" --start 4800 --people 48 --seconds 4 --seed 7 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/seen.jsonl"
-talkhead train-audio2latent "$out/people" "$out/seen" --model first --hold-out seen --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" \
-    -o "$out/first.pt" --steps "$(scale 4000)" --batch 8 --lr 0.001 --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 \
-    --validate-every 200 --log-every 50 >> "$out/first.jsonl"
-talkhead train-video-gan "$out/people" --generator "$out/generator-128.pt" --encoder "$out/encoder-128.pt" -o "$out/video_gan.pt" --real projected \
-    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(scale 1100)" --batch 2 --lr 0.001 --critic-lr 0.0005 --average 0.995 \
-    --samples "$out/motion" --samples-every 200 >> "$out/video_gan.jsonl"
+talkhead train-audio2latent "$out/people" "$out/seen" --model first --hold-out seen --generator "$parent" --encoder "$encoder" \
+    -o "$out/first.pt" --steps "$(steps 4000)" --batch 8 --lr 0.001 --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 \
+    --validate-every 200 "${training[@]}" --log-every 50 >> "$out/first.jsonl"
+talkhead train-video-gan "$out/people" --generator "$parent" --encoder "$encoder" -o "$out/video_gan.pt" --real projected \
+    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(steps 1100)" --batch 2 --lr 0.001 --critic-lr 0.0005 --average 0.995 \
+    --samples "$out/motion" --samples-every 200 "${training[@]}" >> "$out/video_gan.jsonl"
 
 mkdir -p "$out/weights"
 talkhead weights export "$out/generator.pt" -o "$out/weights/generator.pt"
-talkhead weights export "$out/encoder-128.pt" -o "$out/weights/encoder.pt"
+talkhead weights export "$encoder" -o "$out/weights/encoder.pt"
 talkhead weights export "$out/audio2latent.pt" -o "$out/weights/audio2latent.pt"
 talkhead weights export "$out/first.pt" -o "$out/weights/first.pt"
 talkhead weights export "$out/video_gan.pt" -o "$out/weights/video_gan.pt"
+wc -c "$out"/weights/{generator,encoder,audio2latent,video_gan}.pt | awk '{ printf "%s: %.1f MB\n", $2, $1 / 1e6 }' >&2
 
+identity=()
+[ -z "${IDENTITY:-}" ] || identity=(--identity-model "$IDENTITY")
+[ "$vary" = 0 ] || python "$here/count_variety.py" "$out/stills" "$out/clips" > "$out/variety.md"
 python "$here/evaluate_bundled.py" --clips "$out/held-out" --speech "$data/audio" "${unheard[@]}" --portraits "$data/images/congress" \
     --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
-    --audio2latent "$out/weights/audio2latent.pt" -o "$out/evaluation"
+    --audio2latent "$out/weights/audio2latent.pt" "${training[@]}" "${identity[@]}" --limit "$(scale 100)" --pti-steps "$(scale 350)" -o "$out/evaluation"
 python "$here/evaluate_bundled.py" --clips "$out/seen" --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
-    --audio2latent "$out/weights/first.pt" -o "$out/evaluation-first"
+    --audio2latent "$out/weights/first.pt" "${training[@]}" --limit "$(scale 100)" -o "$out/evaluation-first"
+python "$here/nearest_donors.py" --donors "$data/images/congress" --clips "$out/held-out" --detector-model "$detector" --generator "$out/weights/generator.pt" \
+    --encoder "$out/weights/encoder.pt" "${training[@]}" "${identity[@]}" --count "$(scale 50)" -o "$out/nobody" > "$out/nobody.jsonl"
 echo "to ship them: cp $out/weights/*.pt talkhead/weights/" >&2

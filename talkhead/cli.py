@@ -815,6 +815,7 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 @click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
 @click.option("--portraits", metavar="FOLDER", help="Blend the faces out of these photos.  [default: drawn faces]")
 @options.names("--exclude", "Portraits never to use, by file name without its ending.", default=())
+@click.option("--vary", is_flag=True, help="Take the portraits evenly by tone of skin and hair, and draw light and backdrop.")
 @options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
 @options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import articulation, faces, files
+from . import articulation, faces, files, variety
 from .errors import TalkheadError
 
 GRID = 64                   # nodes per side of a motion field
@@ -30,6 +30,7 @@ CHUNK = 16                  # frames rendered together
 FRONTAL = 0.45              # largest |log ratio| of the two half faces that still counts as frontal
 SMALLEST_EYES = 45          # pixels between the eyes that a donor needs
 RIMS = 4.5                  # strength of edges around the eyes from which glasses are suspected
+LONG = 30                   # grey levels between the backdrop and what is beside the jaw, from which hair is long
 SHUT = 0.03                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
 
 # Vertices of MediaPipe's mesh, left of the picture first.
@@ -77,6 +78,7 @@ class Still:
     names: tuple = ()
     looks: np.ndarray = field(default=None, repr=False)         # of portraits: see _looks
     glasses: bool = False
+    varied: dict = None                                         # what was chosen on purpose: see `synth`
 
     @property
     def landmarks(self):
@@ -86,6 +88,14 @@ class Still:
     @cached_property
     def opening(self):
         return float(faces.mouth_opening(self.landmarks))
+
+    @cached_property
+    def tone(self):
+        return variety.group(variety.tone_angle(self.image), variety.TONES)
+
+    @property
+    def hair(self):
+        return "long" if 15 * self.looks[5] >= LONG else "short"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -287,12 +297,12 @@ _MIRRORED = _mirrored()
 # ---------------------------------------------------------------------------------------------------------------
 # Composites: a face that is nobody's
 
-def choose(stills, rng):
-    """Pick two to four portraits that may be blended: the first of any kind, the last with its mouth shut.
+def choose(stills, rng, first=None):
+    """Pick two to four portraits that may be blended: the first of any kind (or the one given), the last with its mouth shut.
 
     Skin tones, beards, make-up and hair are alike, or blending would leave a mask.
     """
-    first = stills[rng.integers(len(stills))]
+    first = stills[rng.integers(len(stills))] if first is None else first
 
     def alike(pool, count):
         pool = [still for still in pool if still.names != first.names]
@@ -307,6 +317,29 @@ def choose(stills, rng):
     mouth, = alike(mouths, 1)
     bare = [still for still in stills if not still.glasses and still.names != mouth.names]
     return [first, *alike(bare, int(rng.integers(0, 3))), mouth]
+
+
+def evenly(stills, rng):
+    """Pick a portrait so that every tone of skin comes as often as any other, and rare hair oftener than it is there.
+
+    Hair goes by the square root of how many wear it: evenly, the few of a rare tone with rare hair would be seen all the time.
+    """
+    pool = stills
+    for kind, power in (("tone", 0.0), ("hair", 0.5)):
+        kinds = np.array([getattr(still, kind) for still in pool])
+        names, counts = np.unique(kinds, return_counts=True)
+        wanted = rng.choice(names, p=counts ** power / (counts ** power).sum())
+        pool = [pool[index] for index in np.flatnonzero(kinds == wanted)]
+    return pool[rng.integers(len(pool))]
+
+
+def relit(still, rng):
+    """A composite in another light and before another backdrop; the result tells that, its tone of skin and its hair as `varied`."""
+    image, chosen = variety.varied(still.image, still.landmarks, rng)
+    angle = variety.tone_angle(still.image)
+    shade = variety.group(variety.hair_shade(still.image, still.landmarks), variety.SHADES)
+    told = {"tone": still.tone, "tone_angle": round(angle, 1), "hair": still.hair, "hair_shade": shade}
+    return replace(still, image=image, varied=told | chosen)
 
 
 def composite(stills, seed=0):
@@ -1268,8 +1301,8 @@ def _blink(rig, motion, texture, frames, at, side):
 # Clips
 
 def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
-          voices=None, recordings=(), recorded_share=0.5, people=None, sound_only=False, text=None, seed=0, start=0, workers=1,
-          shard=None):
+          vary=False, voices=None, recordings=(), recorded_share=0.5, people=None, sound_only=False, text=None, seed=0, start=0,
+          workers=1, shard=None):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
 
     out              folder, made if absent
@@ -1281,6 +1314,8 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     portraits        folder of photos to blend; None draws the faces
     detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `faces.detector` does
     exclude          stems of portraits that are never used
+    vary             take the portraits evenly by tone of skin and hair, and draw light and backdrop; without it, faces are as common as
+                     they are among the portraits, and lit as those
     voices           names of espeak voices; None takes all, () none
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets
     recorded_share   how many of the clips are driven by recordings, where there are voices too
@@ -1290,20 +1325,22 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
                      makes them up
     workers          processes
     shard            a jobs.Shard, or what else takes its share of a sequence; None makes all clips
-    returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order
-    raises           TalkheadError if recordings or moments are to be sound only, or there is nothing to say
+    returns          iterator of records {"step", "clip", "frames", "speaker", "donors"}, one per clip, in order; with "varied" where faces are
+    raises           TalkheadError if recordings or moments are to be sound only, drawn faces to be varied, or there is nothing to say
 
     Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
-    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink}; or, sound
-    only, NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
+    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink} and, where faces are
+    varied, "varied": {tone, tone_angle (degrees), hair, hair_shade, light: {…}, backdrop: {…}} (see `variety`); or, sound only, NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
     """
     if sound_only and (recordings or frames is not None):
         raise TalkheadError("sound only: is for voices; leave recordings and frames out")
+    if vary and portraits is None:
+        raise TalkheadError("vary: is for composites of portraits, for drawn faces differ anyway; pass portraits too")
     lines = None if text is None else _lines(text)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits,
-           "model": detector_model, "exclude": tuple(exclude), "voices": voices,
+           "model": detector_model, "exclude": tuple(exclude), "vary": vary, "voices": voices,
            "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "people": people,
            "sound_only": sound_only, "lines": lines, "seed": seed}
     indices = range(start, start + count)
@@ -1321,10 +1358,10 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
 class _Studio:
     """Makes the clips of one call of `synth`."""
 
-    def __init__(self, out, size, frames, seconds, portraits, model, exclude, voices, recordings, share, people, sound_only,
+    def __init__(self, out, size, frames, seconds, portraits, model, exclude, vary, voices, recordings, share, people, sound_only,
                  lines, seed):
         self.out, self.size, self.frames, self.seconds = out, size, frames, seconds
-        self.portraits, self.model, self.exclude = portraits, model, exclude
+        self.portraits, self.model, self.exclude, self.vary = portraits, model, exclude, vary
         self.voices, self.recordings, self.share, self.seed = voices, recordings, share, seed
         self.people, self.sound_only, self.lines = people, sound_only, lines
         self._stills = self._detector = None
@@ -1340,7 +1377,7 @@ class _Studio:
         if about.is_file():
             told = json.loads(about.read_text())
             frames = told["frames"] if self.sound_only else len(told["blink"])
-            return {**record, "frames": frames, "speaker": told["speaker"], "donors": told["donors"]}
+            return {**record, "frames": frames, "speaker": told["speaker"], "donors": told["donors"], **_varied(told.get("varied"))}
         self.prepare()
         rng = np.random.default_rng([self.seed, index])
         if self.sound_only:
@@ -1352,12 +1389,14 @@ class _Studio:
         rig = _Rig(still, self.size)
         motion = _motion(rig, speech.track, rng, independent=self.frames is not None)
         self._write(name, rig, motion, speech, still)
-        return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": list(still.names)}
+        return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": list(still.names), **_varied(still.varied)}
 
     def _face(self, rng):
         if self.portraits is None:
             return drawn(int(rng.integers(2 ** 31)), self.size)
-        return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
+        if not self.vary:
+            return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
+        return relit(composite(choose(self._stills, rng, evenly(self._stills, rng)), int(rng.integers(2 ** 31))), rng)
 
     def _speech(self, rng, index):
         if self.frames is not None:
@@ -1386,7 +1425,7 @@ class _Studio:
         files.write_array(name.with_suffix(".landmarks.npy"), np.stack(landmarks))
         files.write_array(name.with_suffix(".track.npy"), np.asarray(speech.track, np.float32))
         files.write_json(name.with_suffix(".json"), self._told(speech) | {
-            "donors": list(still.names), "blink": [round(float(lid), 3) for lid in motion.lids]})
+            "donors": list(still.names), "blink": [round(float(lid), 3) for lid in motion.lids]} | _varied(still.varied))
 
     def _write_sound(self, name, speech):
         files.write_audio(name.with_suffix(".wav"), speech.audio, articulation.SAMPLE_RATE)
@@ -1395,6 +1434,10 @@ class _Studio:
     def _told(self, speech):
         return {"fps": files.FPS, "phonemes": [list(phoneme) for phoneme in speech.phonemes], "text": speech.text,
                 "speaker": speech.speaker, "seed": self.seed, "source": speech.source}
+
+
+def _varied(chosen):
+    return {} if chosen is None else {"varied": chosen}
 
 
 _studio = None              # of a worker process

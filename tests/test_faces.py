@@ -349,7 +349,8 @@ class Clip:
             yield frame
 
     def detector(self, frame):
-        return sorted((scale * marked() + at for *at, scale in self.script[frame[0, 0, 0]]),
+        faces_there = self.script[frame[0, 0, 0]] if frame[0, 0, 0] < len(self.script) else []     # a lone frame is turned too
+        return sorted((scale * marked() + at for *at, scale in faces_there),
                       key=lambda face: -np.ptp(face[:, 0]))
 
     def aligned(self, **options):
@@ -463,6 +464,91 @@ def test_unknown_on_missing_is_refused_before_a_frame_is_read():
     with pytest.raises(TalkheadError, match="choose from fail, hold, skip"):
         faces.align_frames(clip, clip.detector, on_missing="stop")
     assert clip.taken == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Photos that lie on their side or on their head
+
+UPRIGHT = marked(at=(40, 25))
+
+
+class Reader:
+    """Knows where the face of one picture is, however it is turned, but takes one that stands on its head for an upright one."""
+
+    def __init__(self, image, sees=(0, 1, 2, 3)):
+        self.looks = {np.rot90(image, turn).tobytes(): turn for turn in range(4)}
+        self.sees = sees
+
+    def __call__(self, image):
+        turn = self.looks.get(np.ascontiguousarray(image).tobytes())
+        if turn not in self.sees:
+            return []
+        return [UPRIGHT + (3, 1) if turn == 2 else turned_by_hand(UPRIGHT, turn)]
+
+
+def turned_by_hand(points, turn):
+    """Where `np.rot90` takes points of an 80 x 60 picture: each pixel followed."""
+    rows, columns = np.indices((60, 80))
+    rows, columns = (np.rot90(places, turn) for places in (rows, columns))
+    return np.array([np.argwhere((rows == y) & (columns == x))[0, ::-1] for x, y in points.astype(int)], float)
+
+
+def confident(image, face, detector):
+    return 0.02
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_photo_is_set_upright_however_it_lies(monkeypatch, turn):
+    monkeypatch.setattr(faces, "_doubt", confident)
+    image = smooth_noise(60, 80)
+    lying = np.ascontiguousarray(np.rot90(image, turn))
+    reader = Reader(image)
+    assert faces.which_way_up(lying, reader) == -turn % 4
+    ((crop, corners, index),) = faces.align_frames([lying], reader, size=16)
+    np.testing.assert_allclose(corners, faces.quad(turned_by_hand(UPRIGHT, turn)), atol=1e-6)
+    assert np.abs(crop.astype(int) - faces.align(image, UPRIGHT, 16)).max() <= 1 and index == 0
+
+
+def test_a_look_that_the_detector_does_not_confirm_has_no_say():
+    image = smooth_noise(60, 80)
+    reader = Reader(image, sees=(0, 2))
+
+    def find(picture):          # sees the face again in the crop of the right look alone
+        again = np.abs(picture.astype(int) - faces.align(image, UPRIGHT, 256)).max() <= 1 if picture.shape == (256, 256, 3) else False
+        corners = faces.quad(UPRIGHT)
+        basis = np.linalg.inv(np.stack([corners[3] - corners[0], corners[1] - corners[0]]))
+        return [(UPRIGHT - corners[0]) @ basis * 256 - 0.5] if again else reader(picture)
+
+    assert faces.which_way_up(image, find) == 0
+    assert faces.which_way_up(np.ascontiguousarray(image[::-1, ::-1]), find) == 2
+
+
+def test_a_photo_stays_as_it_is_where_nobody_sees_a_face_or_the_looks_disagree():
+    image = smooth_noise(60, 80)
+    assert faces.which_way_up(image, lambda _: []) == 0
+    assert faces.which_way_up(image, lambda _: [UPRIGHT]) == 0          # upright in every turn: no reason to choose
+
+
+def test_a_vast_photo_is_looked_at_small():
+    sides = []
+    assert faces.which_way_up(np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or []) == 0
+    assert sides == [(1600, 1000), (1000, 1600), (1000, 1600), (1600, 1000)]
+
+
+def test_clips_are_not_turned():
+    looks = []
+    list(faces.align_frames([smooth_noise(60, 80)] * 3, lambda frame: looks.append(frame) or [UPRIGHT], size=8))
+    assert len(looks) == 3
+
+
+def test_portraits_are_read_in_every_turn(mediapipe, shared_data):
+    for path in sorted((shared_data / "images" / "congress").glob("*.jpg"))[5::200]:
+        picture = photo(path)
+        for turn in range(4):
+            lying = np.ascontiguousarray(np.rot90(picture, turn))
+            assert faces.which_way_up(lying, mediapipe) == -turn % 4, (path.name, turn)
+        (upright, _, _), (righted, _, _) = next(faces.align_frames([picture], mediapipe, 64)), next(faces.align_frames([lying], mediapipe, 64))
+        assert np.abs(upright.astype(int) - righted).mean() < 5      # what is reduced first lies on another grid
 
 
 def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):

@@ -271,3 +271,34 @@ def test_excluded_portraits_are_never_donors(portraits, tmp_path):
     left = [still for still in portraits if still.names[0] not in names[:5]]
     used = {name for _ in range(30) for still in puppet.choose(left, rng) for name in still.names}
     assert not used & set(names[:5])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Variety on purpose
+
+def test_rare_tones_are_chosen_as_often_as_common_ones(still, monkeypatch):
+    from dataclasses import replace
+
+    stills = [replace(still, names=(f"{index}",), looks=np.zeros(6)) for index in range(20)]
+    monkeypatch.setattr(puppet.Still, "tone", property(lambda one: "dark" if one.names == ("7",) else "light"))
+    rng = np.random.default_rng(0)
+    rare = sum(puppet.evenly(stills, rng).names == ("7",) for _ in range(400))
+    assert abs(rare - 200) < 60
+
+
+def test_drawn_faces_are_not_varied(tmp_path):
+    with pytest.raises(TalkheadError, match="vary: is for composites of portraits"):
+        list(puppet.synth(tmp_path, 1, vary=True))
+
+
+def test_varied_clips_tell_what_was_chosen_and_others_stay_as_they_were(portraits, tmp_path, monkeypatch):
+    monkeypatch.setattr(puppet, "portraits", lambda *_, **__: portraits)
+    wanted = {"size": 32, "frames": 1, "portraits": "photos", "seed": 4}
+    plain = list(puppet.synth(tmp_path / "plain", 2, **wanted))
+    varied = list(puppet.synth(tmp_path / "varied", 6, vary=True, **wanted))
+    again = list(puppet.synth(tmp_path / "varied", 6, vary=True, **wanted))
+    assert varied == again and not any("varied" in record for record in plain)
+    for record in varied:
+        told = json.loads((tmp_path / "varied" / f"{record['step']:06d}.json").read_text())
+        assert told["varied"] == record["varied"] and set(told["varied"]) == {"tone", "tone_angle", "hair", "hair_shade", "light", "backdrop"}
+    assert len({json.dumps(record["varied"]) for record in varied}) == 6

@@ -18,6 +18,7 @@
 #                          latents alone, the second is the bundled one
 #   WITH_FID=1             measure FID too, which needs Inception's weights
 #   DETECTOR_MODEL         MediaPipe's face landmarker; left out, `--detector auto` finds face-alignment's
+#   AUGMENT                for the critic of generator B: none, or ada [none]
 #   PRECISION, DEVICE      of training [float32, auto]
 set -euo pipefail
 
@@ -84,14 +85,28 @@ align() {
     talkhead align --list "$out/clips.txt" -o "$out/aligned" --size "$size" --on-missing hold "${detection[@]}"
 }
 
+# Widths of generator B where A is smaller: A's own, and half of the last for every level that A lacks.
+grown() {
+    python - "$generator" "$size" <<'PYTHON'
+import sys
+from talkhead import checkpoints
+widths = list(checkpoints.load_generator(sys.argv[1]).config["channels"])
+while 2 ** (len(widths) + 1) < int(sys.argv[2]):
+    widths.append(max(widths[-1] // 2, 16))
+print(",".join(map(str, widths)) if 2 ** (len(widths) + 1) == int(sys.argv[2]) else "")
+PYTHON
+}
+
 generator_b() {
     if [ "${SMALL:-}" ]; then
         talkhead pti "$(members taught | head -n 1)" --aligned --limit 50 --generator "$generator" --encoder "$encoder" \
             --steps "$(scaled 350)" --device "${DEVICE:-auto}" -o "$out/generator-b.pt" > "$out/generator-b.jsonl"
     else
+        local widths
+        widths=$(grown)
         members taught | xargs talkhead pack -o "$out/faces.npy" --size "$size"
-        talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" --steps "$(epochs 3)" --batch 16 \
-            --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" > "$out/generator-b.jsonl"
+        talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" ${widths:+--channels "$widths"} --steps "$(epochs 3)" --batch 16 \
+            --augment "${AUGMENT:-none}" --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" > "$out/generator-b.jsonl"
     fi
 }
 
