@@ -27,6 +27,7 @@ from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 
 NEAREST = 3  # donors shown beside a face
+LEAST_MIXED = 200  # composites whose codes are mixed
 
 
 def composites(folder, count):
@@ -47,11 +48,14 @@ def drawn(options, generator, encoder):
         with torch.no_grad():
             codes = generator.mapping(z, options.psi).cpu().numpy()
     else:
-        known = np.stack(list(inversion.encode(encoder, composites(options.clips, options.count), device=options.device)))
+        wanted = options.count if options.by == "codes" else max(options.count, LEAST_MIXED)
+        known = np.stack(list(inversion.encode(encoder, composites(options.clips, wanted), device=options.device)))
         if options.by == "codes":
             codes = known[: options.count]
         else:
-            codes = np.stack([np.tensordot(rng.dirichlet([1.0] * 3), known[rng.choice(len(known), 3, replace=False)], 1) for _ in range(options.count)])
+            several = min(3, len(known))
+            codes = np.stack([np.tensordot(rng.dirichlet([1.0] * several), known[rng.choice(len(known), several, replace=False)], 1)
+                              for _ in range(options.count)])
     return list(synthesis.synthesize(generator, codes.astype(np.float32)))
 
 

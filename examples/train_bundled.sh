@@ -108,6 +108,6 @@ python "$here/evaluate_bundled.py" --clips "$out/held-out" --speech "$data/audio
     --audio2latent "$out/weights/audio2latent.pt" "${training[@]}" "${identity[@]}" --limit "$(scale 100)" --pti-steps "$(scale 350)" -o "$out/evaluation"
 python "$here/evaluate_bundled.py" --clips "$out/seen" --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
     --audio2latent "$out/weights/first.pt" "${training[@]}" --limit "$(scale 100)" -o "$out/evaluation-first"
-python "$here/nearest_donors.py" --donors "$data/images/congress" --clips "$out/held-out" --detector-model "$detector" --generator "$out/weights/generator.pt" \
+python "$here/nearest_donors.py" --donors "$data/images/congress" --clips "$out/stills" --detector-model "$detector" --generator "$out/weights/generator.pt" \
     --encoder "$out/weights/encoder.pt" "${training[@]}" "${identity[@]}" --count "$(scale 50)" -o "$out/nobody" > "$out/nobody.jsonl"
 echo "to ship them: cp $out/weights/*.pt talkhead/weights/" >&2
