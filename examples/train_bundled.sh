@@ -90,7 +90,7 @@ talkhead train-audio2latent "$out/people" --model first --hold-out 16 --generato
     -o "$out/first.pt" --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128 --noise-draws 8 --steps "$(steps 7000)" --batch 8 --lr 0.001 \
     --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --validate-every 350 "${training[@]}" --log-every 50 >> "$out/first.jsonl"
 talkhead train-video-gan "$out/people" --generator "$parent" --encoder "$encoder" -o "$out/video_gan.pt" --real projected \
-    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(steps 1100)" --batch 2 --lr 0.001 --critic-lr 0.0005 --average 0.995 \
+    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(steps 360)" --batch 2 --lr 0.0005 --critic-lr 0.0005 --average 0.99 \
     --samples "$out/motion" --samples-every 200 "${training[@]}" >> "$out/video_gan.jsonl"
 
 mkdir -p "$out/weights"
