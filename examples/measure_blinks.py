@@ -10,7 +10,6 @@ the spread of the logarithm.
 
 import argparse
 import json
-from pathlib import Path
 
 import mediapipe
 import numpy as np

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from talkhead import checkpoints, faces, files, inversion, metrics, pti, variety
 from talkhead.errors import TalkheadError
-from talkhead.training import resize, to_frames, to_images
+from talkhead.training import to_frames, to_images
 
 from contact_sheet import sheet
 

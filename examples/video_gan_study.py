@@ -18,7 +18,6 @@ clips with known landmarks tell; everything measured is read by it, generated an
 """
 
 import argparse
-import json
 import time
 from itertools import combinations
 from pathlib import Path
