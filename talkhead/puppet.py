@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from . import articulation, faces, files, variety
 from .errors import TalkheadError
+from .variety import ramp
 
 GRID = 64                   # nodes per side of a motion field
 CHUNK = 16                  # frames rendered together
@@ -90,8 +91,12 @@ class Still:
         return float(faces.mouth_opening(self.landmarks))
 
     @cached_property
+    def tone_angle(self):
+        return variety.tone_angle(self.image)
+
+    @property
     def tone(self):
-        return variety.group(variety.tone_angle(self.image), variety.TONES)
+        return variety.group(self.tone_angle, variety.TONES)
 
     @property
     def hair(self):
@@ -336,9 +341,8 @@ def evenly(stills, rng):
 def relit(still, rng):
     """A composite in another light and before another backdrop; the result tells that, its tone of skin and its hair as `varied`."""
     image, chosen = variety.varied(still.image, still.landmarks, rng)
-    angle = variety.tone_angle(still.image)
     shade = variety.group(variety.hair_shade(still.image, still.landmarks), variety.SHADES)
-    told = {"tone": still.tone, "tone_angle": round(angle, 1), "hair": still.hair, "hair_shade": shade}
+    told = {"tone": still.tone, "tone_angle": round(still.tone_angle, 1), "hair": still.hair, "hair_shade": shade}
     return replace(still, image=image, varied=told | chosen)
 
 
@@ -406,12 +410,6 @@ def _inside(polygon, size, reach=1.0):
     return whole
 
 
-def _ramp(x, low, high):
-    """0 at low, 1 at high, smooth between; works on arrays and tensors."""
-    t = ((x - low) / (high - low)).clip(0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _regions(points, size):
     """Soft masks (size, size) of the parts of a face, as tensors."""
     iod = _iod(points)
@@ -421,12 +419,12 @@ def _regions(points, size):
     eye = points[_of(*UPPER_LIDS[0], *UPPER_LIDS[1])][:, 1].mean()
     nose, base = points[_of(168)], points[_of(2)]
     lip = points[_of(0)][1]
-    face = _ramp(oval, 0.02, 0.22)
-    below_brow = _ramp(y, brow - 0.16 * iod, brow - 0.02 * iod)
-    lower = _ramp(y + 0.25 * np.abs(x - base[0]), base[1], 0.45 * base[1] + 0.55 * lip + 0.02)
-    nose_mask = np.exp(-((x - nose[0]) / (0.28 * iod)) ** 4) * _ramp(y, eye, eye + 0.3 * iod) * (1 - lower)
-    eyes = face * below_brow * (1 - _ramp(y, eye + 0.22 * iod, eye + 0.5 * iod))
-    skin = (oval > 0.1) * _ramp(y, eye + 0.25 * iod, eye + 0.35 * iod) * (y < nose[1] + 1.0 * iod)
+    face = ramp(oval, 0.02, 0.22)
+    below_brow = ramp(y, brow - 0.16 * iod, brow - 0.02 * iod)
+    lower = ramp(y + 0.25 * np.abs(x - base[0]), base[1], 0.45 * base[1] + 0.55 * lip + 0.02)
+    nose_mask = np.exp(-((x - nose[0]) / (0.28 * iod)) ** 4) * ramp(y, eye, eye + 0.3 * iod) * (1 - lower)
+    eyes = face * below_brow * (1 - ramp(y, eye + 0.22 * iod, eye + 0.5 * iod))
+    skin = (oval > 0.1) * ramp(y, eye + 0.25 * iod, eye + 0.35 * iod) * (y < nose[1] + 1.0 * iod)
     masks = {"face": face * below_brow, "lower": face * lower, "nose": face * nose_mask, "eyes": eyes, "skin": skin}
     return {name: F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], size=(size, size),
                                 mode="bilinear")[0, 0] for name, mask in masks.items()}
@@ -516,7 +514,7 @@ def _draw_shape(rng):
         return np.exp(rng.normal(0, spread))
 
     points[:, 0] = 0.5 + (points[:, 0] - 0.5) * change(0.05)                                    # a broad face
-    low = _ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
+    low = ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
     points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))                 # a broad jaw
     points[:, 1] += low * rng.normal(0, 0.02)                                                   # a long chin
     for side in (0, 1):
@@ -560,11 +558,11 @@ class _Easel:
 
     def shape(self, polygon, soft=0.004):
         """Cover of a polygon, 0 to 1."""
-        return _ramp(_inside(np.asarray(polygon, np.float64), self.size, soft), -soft, soft)
+        return ramp(_inside(np.asarray(polygon, np.float64), self.size, soft), -soft, soft)
 
     def ellipse(self, centre, radii, soft=0.3):
         reach = np.hypot((self.x - centre[0]) / radii[0], (self.y - centre[1]) / radii[1])
-        return 1 - _ramp(reach, 1 - soft, 1 + soft)
+        return 1 - ramp(reach, 1 - soft, 1 + soft)
 
     def lay(self, cover, colour):
         self.image += (np.asarray(colour) - self.image) * cover[..., None]
@@ -621,7 +619,7 @@ def _draw_head(easel, points, colours, rng):
     skull = middle[1] - (middle[1] - top) * rng.uniform(1.12, 1.3)
     head = easel.ellipse((middle[0], middle[1]), (1.04 * half, middle[1] - skull), 0.03) * (easel.y < middle[1])
     crown = easel.ellipse((middle[0], middle[1]), (1.13 * half, (middle[1] - skull) * 1.12), 0.05) * \
-        (1 - _ramp(easel.y, middle[1] - 0.04, middle[1] + 0.02))
+        (1 - ramp(easel.y, middle[1] - 0.04, middle[1] + 0.02))
     bald = rng.random() < 0.12
     if not bald:
         strands = 1 + 0.16 * easel.noise(0.004, 0.06)
@@ -635,10 +633,10 @@ def _draw_head(easel, points, colours, rng):
         easel.shade(0.5 * easel.ellipse(points[cheek], (0.07, 0.06), 0.9), np.array((1.05, 0.93, 0.93)))
     if not bald:
         line = top + rng.uniform(0.0, 0.05) + 0.05 * across ** 2 * rng.uniform(-1, 2.5) + 0.006 * easel.noise(0.02, 0.3)
-        fringe = crown * (1 - _ramp(easel.y, line - 0.008, line + 0.008))
+        fringe = crown * (1 - ramp(easel.y, line - 0.008, line + 0.008))
         easel.lay(fringe, colours["hair"] * strands[..., None] * (0.9 + 0.3 * np.clip(down + 1.2, 0, 1))[..., None])
     if rng.random() < 0.25:
-        beard = _ramp(easel.y, points[_of(2)][1], points[_of(13)][1] + 0.02) * easel.shape(oval, 0.03)
+        beard = ramp(easel.y, points[_of(2)][1], points[_of(13)][1] + 0.02) * easel.shape(oval, 0.03)
         easel.lay(beard * rng.uniform(0.15, 0.6) * (0.8 + 0.2 * easel.noise(0.004, 0.01)).clip(0, 1), colours["hair"])
 
 
@@ -656,7 +654,7 @@ def _draw_eyes(easel, points, colours, rng):
             easel.lay(cover * easel.ellipse(iris[0], (part * radius, part * radius), soft), colour)
         glint = iris[0] + (0.35 * radius, -0.35 * radius)
         easel.lay(cover * easel.ellipse(glint, (0.22 * radius, 0.22 * radius), 0.4), (250, 250, 250))
-        easel.shade(cover * (1 - _ramp(easel.y - upper[:, 1].min(), 0.0, 0.022)), 0.65)
+        easel.shade(cover * (1 - ramp(easel.y - upper[:, 1].min(), 0.0, 0.022)), 0.65)
         lash = np.concatenate([upper, upper[::-1] - (0, 0.008)])
         easel.lay(0.85 * easel.shape(lash, 0.003), colours["hair"] * 0.4)
         crease = np.concatenate([upper - (0, 0.019), upper[::-1] - (0, 0.024)])
@@ -825,8 +823,8 @@ class _Rig:
     def _jaw(self, arch):
         """The jaw drops as one piece, hardly at all near the ears; the upper lip stays."""
         aside = np.exp(-(np.abs(self.h) / 0.62) ** 2.5)
-        drop = (0.32 + 0.68 * _ramp(self.v, 0.0, 0.3)) * aside
-        cheeks = 0.32 * np.exp(np.minimum(self.v, 0) / 0.14) * _ramp(np.abs(self.h), 0.2, 0.42) * aside
+        drop = (0.32 + 0.68 * ramp(self.v, 0.0, 0.3)) * aside
+        cheeks = 0.32 * np.exp(np.minimum(self.v, 0) / 0.14) * ramp(np.abs(self.h), 0.2, 0.42) * aside
         jaw = np.where(self.v < 0, cheeks, drop)
         jaw[_UPPER_LIP] = CORNER_DROP * (1 - arch[_UPPER_LIP])
         jaw[_LOWER_LIP] = CORNER_DROP + (JAW_AT_LIP - CORNER_DROP) * arch[_LOWER_LIP]
@@ -860,7 +858,7 @@ class _Rig:
         aside = (self.controls - brow) @ self.right / self.iod
         below = (self.controls - brow) @ self.down / self.iod
         room = max((eye - brow) @ self.down / self.iod, 0.1)
-        fade = np.where(below < 0, np.exp(-(below / 0.4) ** 2), 1 - _ramp(below, 0.03, 0.8 * room))
+        fade = np.where(below < 0, np.exp(-(below / 0.4) ** 2), 1 - ramp(below, 0.03, 0.8 * room))
         amount = fade * np.exp(-(aside / 0.38) ** 2) * self.is_face
         return -amount[:, None] * self.down * self.iod
 
@@ -930,7 +928,7 @@ def blinks(rng, frames):
     while start * files.FPS < frames:
         length = rng.uniform(0.15, 0.3)
         phase = (np.arange(frames) / files.FPS - start) / length
-        wave = np.where(phase < 0.35, _ramp(phase, 0, 0.35), 1 - _ramp(phase, 0.5, 1.0))
+        wave = np.where(phase < 0.35, ramp(phase, 0, 0.35), 1 - ramp(phase, 0.5, 1.0))
         closed = np.maximum(closed, np.where((phase > 0) & (phase < 1), wave, 0))
         start += length + 0.8 + rng.exponential(2.5)
     return closed
@@ -1160,23 +1158,23 @@ class _Mouth:
         depth = ((y - upper) / (lower - upper).clamp(min=1)).clamp(0, 1)
         colour = _mix(THROAT, DEEP, depth)
         tongue = bite + 0.85 * jaw + (0.06 - 0.09 * _column(self.motion.tongue) + 0.10 * x2) * iod
-        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, _ramp(y - tongue, 0, 0.10 * iod)),
-                       _ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - _ramp(x.abs(), 0.5, 0.9)))
+        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, ramp(y - tongue, 0, 0.10 * iod)),
+                       ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - ramp(x.abs(), 0.5, 0.9)))
         top = bite + jaw + (0.03 - 0.03 * x2) * iod
-        lower_teeth = edge(y - top) * (1 - _ramp(x.abs(), 0.5, 0.78))
+        lower_teeth = edge(y - top) * (1 - ramp(x.abs(), 0.5, 0.78))
         colour = _over(colour, self._teeth(x, 0.7, 11.0), lower_teeth * 0.9)
         biting = bite + (_column(self.motion.bite) - 0.05 * x2) * iod
-        upper_teeth = edge(biting - y) * (1 - _ramp(x.abs(), 0.66, 0.93))
+        upper_teeth = edge(biting - y) * (1 - ramp(x.abs(), 0.66, 0.93))
         colour = _over(colour, self._teeth(x, 1.0, 7.5), upper_teeth)
-        shadow = 0.42 + 0.58 * _ramp(y - upper, -0.01 * iod, 0.07 * iod)
-        shadow = shadow * (1 - 0.45 * _ramp(x.abs(), 0.35, 1.0)) * (0.75 + 0.25 * _ramp(lower - y, 0, 0.05 * iod))
+        shadow = 0.42 + 0.58 * ramp(y - upper, -0.01 * iod, 0.07 * iod)
+        shadow = shadow * (1 - 0.45 * ramp(x.abs(), 0.35, 1.0)) * (0.75 + 0.25 * ramp(lower - y, 0, 0.05 * iod))
         return colour * shadow[:, None] * self._light()
 
     def _teeth(self, x, light, count):
         """Ivory with faint lines between the teeth, which narrow towards the sides as an arch does in perspective."""
         angle = torch.asin((x * 0.95).clamp(-0.99, 0.99)) * count / np.pi
         between = (angle - angle.round()).abs() * 2                              # 0 between, 1 in a tooth's middle
-        lines = 0.86 + 0.14 * _ramp(between, 0.0, 0.3)
+        lines = 0.86 + 0.14 * ramp(between, 0.0, 0.3)
         return TEETH.view(1, 3, 1, 1) * (light * lines)[:, None]
 
     def _bite(self):
@@ -1264,8 +1262,8 @@ def _look(rig, motion, at, side):
     x, y = eye.local(part)
     upper, lower = eye.read(eye.upper, x), eye.read(eye.lower, x)
     open_ = (lower - upper).clamp(min=1e-6)
-    inside = _ramp((y - upper) / open_, 0.0, 0.3) * (1 - _ramp((y - upper) / open_, 0.75, 1.0))
-    inside = inside * _ramp(x, 0.05, 0.3) * (1 - _ramp(x, 0.7, 0.95))
+    inside = ramp((y - upper) / open_, 0.0, 0.3) * (1 - ramp((y - upper) / open_, 0.75, 1.0))
+    inside = inside * ramp(x, 0.05, 0.3) * (1 - ramp(x, 0.7, 0.95))
     gaze = torch.from_numpy((motion.gaze * rig.iod).astype(np.float32))[:, None, None]
     at[:, rows, columns] = part - inside[..., None] * gaze
 
@@ -1289,7 +1287,7 @@ def _blink(rig, motion, texture, frames, at, side):
     skin = _sample(texture[moving], part + (stretched - y)[..., None] * down)
     pixel = 1 / rig.size
     cover = (0.5 + (lid + 0.5 * pixel - y) / pixel).clamp(0, 1) * ((x > -0.3) & (x < 1.3))
-    shade = 1 - 0.1 * closed.clamp(0, 1) * _ramp(y, upper, lower + 1e-4) * (x > 0) * (x < 1)
+    shade = 1 - 0.1 * closed.clamp(0, 1) * ramp(y, upper, lower + 1e-4) * (x > 0) * (x < 1)
     window = frames[moving][:, :, rows, columns]
     window = torch.lerp(window, skin * shade[:, None], cover[:, None])
     whole = frames[moving]
@@ -1330,7 +1328,8 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
 
     Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
     NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, source, blink} and, where faces are
-    varied, "varied": {tone, tone_angle (degrees), hair, hair_shade, light: {…}, backdrop: {…}} (see `variety`); or, sound only, NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
+    varied, "varied": {tone, tone_angle (degrees), hair, hair_shade, light: {…}, backdrop: {…}} (see `variety`); or, sound only,
+    NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
     """
     if sound_only and (recordings or frames is not None):
         raise TalkheadError("sound only: is for voices; leave recordings and frames out")

@@ -7,6 +7,8 @@ Faces are uint8 (S, S, 3), aligned as FFHQ, with their 68 landmarks in pixels. W
 it: light and camera move the tone of skin, and nothing here tells an age.
 """
 
+import colorsys
+
 import numpy as np
 
 from .errors import TalkheadError
@@ -18,6 +20,12 @@ LIGHTS = {"own": None, "front": (0.0, 0.0), "left": (-1.0, -0.3), "right": (1.0,
 BACKDROPS = ("own", "plain", "gradient")
 PLAIN = 14          # grey levels: a backdrop that strays more from a smooth colour is not taken out
 LUMA = (0.299, 0.587, 0.114)
+
+
+def ramp(x, low, high):
+    """0 at low, 1 at high, smooth between; works on arrays and tensors."""
+    t = ((x - low) / (high - low)).clip(0, 1)
+    return t * t * (3 - 2 * t)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -74,8 +82,6 @@ def draw(rng):
 
 def _colour(rng):
     """A wall's colour: of any hue, seldom a strong one."""
-    import colorsys
-
     return [round(255 * part) for part in colorsys.hsv_to_rgb(rng.random(), rng.beta(1.2, 3.5), rng.uniform(0.15, 0.95))]
 
 
@@ -122,7 +128,7 @@ def backdrop(face, landmarks):
         if keep < 0.6 or stray > PLAIN:
             return None
         near = ndimage.gaussian_filter(np.abs(picture - colour).max(-1), size / 400)
-        share = 1 - _ramp(near, 6 + 1.5 * stray, 30 + 1.5 * stray)
+        share = 1 - ramp(near, 6 + 1.5 * stray, 30 + 1.5 * stray)
         parts, _ = ndimage.label(share > 0.3)
         wall = np.isin(parts, np.unique(parts[beside & (parts > 0)])) & (parts > 0)
     joined = ndimage.binary_dilation(wall, iterations=max(size // 100, 1))
@@ -177,11 +183,6 @@ def _painted(size, kind, colours, angle=0.0):
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     along = np.clip(0.5 + x * np.cos(np.radians(angle)) + y * np.sin(np.radians(angle)), 0, 1)[..., None]
     return np.float32(colours[0]) * (1 - along) + np.float32(colours[1]) * along
-
-
-def _ramp(x, low, high):
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 # ---------------------------------------------------------------------------------------------------------------
