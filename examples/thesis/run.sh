@@ -14,8 +14,8 @@
 #   GENERATOR, ENCODER     generator A and its encoder, which the second model uses and generator B starts from [the bundled ones; the thesis: FFHQ's]
 #   SIZE                   pixels of generator B and of the aligned faces [256]
 #   SCALE                  share of all training steps [1]
-#   SMALL=1                what two CPU cores can do: generator B is A tuned on fifty frames (pti) and keeps A's encoder, the first model learns from
-#                          latents alone, the second is the bundled one
+#   SMALL=1                what two CPU cores can do in two hours: generator B is A with its encoder, both trained further on the corpus by
+#                          reconstruction alone, the first model learns from latents alone, the second is the bundled one
 #   WITH_FID=1             measure FID too, which needs Inception's weights
 #   DETECTOR_MODEL         MediaPipe's face landmarker; left out, `--detector auto` finds face-alignment's
 #   AUGMENT                for the critic of generator B: none, or ada [none]
@@ -39,7 +39,7 @@ training=(--precision "${PRECISION:-float32}" --device "${DEVICE:-auto}")
 scaled() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { m = int(n * s + 0.5); print m < 2 ? 2 : m }'; }
 
 # Seconds that a unit takes, for the plan: measured on two cores of a CPU at 128 pixels and the bundled sizes. RATES names a file that sets them for yours.
-align_frame=0.02 generator_step=4.0 encoder_step=1.5 encode_frame=0.01 first_step=0.2 second_step=0.6 tune_step=0.2 generate_frame=0.02 measure_frame=0.05
+align_frame=0.02 generator_step=4.0 rebuild_step=0.8 encoder_step=1.5 encode_frame=0.01 first_step=0.2 second_step=0.6 tune_step=0.2 generate_frame=0.02 measure_frame=0.05
 # shellcheck disable=SC1090
 [ -z "${RATES:-}" ] || . "$RATES"
 
@@ -97,26 +97,21 @@ print(",".join(map(str, widths)) if 2 ** (len(widths) + 1) == int(sys.argv[2]) e
 PYTHON
 }
 
+generator_steps() { if [ "${SMALL:-}" ]; then scaled 2400; else epochs 3; fi; }
 generator_b() {
-    if [ "${SMALL:-}" ]; then
-        talkhead pti "$(members taught | head -n 1)" --aligned --limit 50 --generator "$generator" --encoder "$encoder" \
-            --steps "$(scaled 350)" --device "${DEVICE:-auto}" -o "$out/generator-b.pt" > "$out/generator-b.jsonl"
-    else
-        local widths
-        widths=$(grown)
-        members taught | xargs talkhead pack -o "$out/faces.npy" --size "$size"
-        talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" ${widths:+--channels "$widths"} --steps "$(epochs 3)" --batch 16 \
-            --augment "${AUGMENT:-none}" --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" > "$out/generator-b.jsonl"
-    fi
+    local widths along=(--steps "$(generator_steps)" --batch 16 --augment "${AUGMENT:-none}")
+    widths=$(grown)
+    [ -z "${SMALL:-}" ] || along=(--steps "$(generator_steps)" --reconstruct-only "$(generator_steps)" --batch 8 --lr 0.003 --beta1 0.9 --average-images 2000
+        --mouth-weight 12 --path-length 0 --perceptual pyramid --encoder-init "$encoder" --encoder-lr 0.0005 --encoder-out "$out/encoder-b.pt")
+    [ -e "$out/faces.npy" ] || members taught | xargs talkhead pack -o "$out/faces.npy" --size "$size"
+    talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" ${widths:+--channels "$widths"} "${along[@]}" \
+        --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" >> "$out/generator-b.jsonl"
 }
 
 encoder_b() {
-    if [ "${SMALL:-}" ]; then
-        cp "$encoder" "$out/encoder-b.pt"
-    else
-        talkhead train-encoder "$out/faces.npy" --generator "$out/generator-b.pt" --lr 0.004 --steps "$(epochs 4)" --batch 16 \
-            "${training[@]}" -o "$out/encoder-b.pt" > "$out/encoder-b.jsonl"
-    fi
+    [ -z "${SMALL:-}" ] || return 0  # it was trained along with the generator
+    talkhead train-encoder "$out/faces.npy" --generator "$out/generator-b.pt" --lr 0.004 --steps "$(epochs 4)" --batch 16 \
+        "${training[@]}" -o "$out/encoder-b.pt" >> "$out/encoder-b.jsonl"
 }
 
 first_steps() { if [ "${SMALL:-}" ]; then scaled 3000; else epochs 20; fi; }
@@ -124,11 +119,10 @@ first() {
     # The thesis's loss is perceptual alone; latents are what a CPU has time for.
     local loss=() held
     [ -z "${SMALL:-}" ] || loss=(--latent-weight 250 --image-frames 0 --lr 0.001 --batch 8)
-    held=$(members unheard | awk -F / 'NR % 4 == 1 { sub(/\.mp4$/, "", $NF); print $NF }' | head -n 10 | paste -sd,)
-    members taught > "$out/taught.txt"
-    { cat "$out/taught.txt"; members unheard | awk 'NR % 4 == 1' | head -n 10; } | xargs talkhead train-audio2latent --model first --hold-out "$held" \
+    held=$(members taught | awk -F / 'NR % 16 == 1 { sub(/\.mp4$/, "", $NF); print $NF }' | head -n 10 | paste -sd,)  # to choose by; the test clips choose nothing
+    members taught | xargs talkhead train-audio2latent --model first --hold-out "$held" \
         --generator "$out/generator-b.pt" --encoder "$out/encoder-b.pt" --steps "$(first_steps)" "${loss[@]}" "${training[@]}" \
-        -o "$out/first.pt" > "$out/first.jsonl"
+        -o "$out/first.pt" >> "$out/first.jsonl"
 }
 
 second() {
@@ -178,7 +172,7 @@ networks() { talkhead metrics --networks --generator "$generator" --encoder "$en
 
 report() {
     local told="Generator B was fine-tuned from generator A for three epochs, and all networks were trained as the thesis says (SCALE=${SCALE:-1})."
-    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B is the bundled one, tuned on fifty frames of the first clip; its encoder is the bundled one, never trained on this speaker; the first model learnt from latents alone ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
+    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no critic); the first model learnt from latents alone ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
     python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
         --told "$told"
 }
@@ -187,7 +181,7 @@ report() {
 [ "$dry" ] || mkdir -p "$out/done"
 small() { if [ "${SMALL:-}" ]; then echo "$1"; else echo "$2"; fi; }
 stage align "$frames" "$align_frame" align
-stage generator-b "$(small "$(scaled 350)" "$(epochs 3)")" "$(small "$tune_step" "$generator_step")" generator_b
+stage generator-b "$(generator_steps)" "$(small "$rebuild_step" "$generator_step")" generator_b
 stage encoder-b "$(small 0 "$(epochs 4)")" "$encoder_step" encoder_b
 stage first "$(first_steps)" "$first_step" first
 stage second "$(small 0 "$(epochs 4)")" "$second_step" second
