@@ -12,7 +12,7 @@ from torch import nn
 
 from talkhead import acoustics, speech
 from talkhead.errors import TalkheadError
-from talkhead.latents import W_DIM, Basis
+from talkhead.latents import W_DIM, Basis, grow
 
 SLOPE = 0.02  # of the first model's leaky ReLUs
 WIDEST = 32  # features that the second model's convolutions take as they are
@@ -22,6 +22,7 @@ class _SpeechModel(nn.Module):
     """What both models are to those who use them: speech and an identity to displacements of that identity, frame by frame.
 
     num_ws      L, the generator's latent layers
+    layers      of the generator that it is used with, if that grew out of its own and has more; None: num_ws
     heard       (C, S), the windows of features that it takes
     hears       `identity` of the features that it was trained on
     config      plain values to rebuild it from, by `build`
@@ -34,6 +35,7 @@ class _SpeechModel(nn.Module):
 
     hears = speech.Mfcc.identity
     noise_width = 0
+    layers = None
 
     def forward(self, windows, identity, state=None, noise=None):
         """Windows of speech (B, T, C, S) and identities (B, L, 512) to displacements (B, T, L, 512).
@@ -270,8 +272,9 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     """
     device = next(model.parameters()).device
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
-    if identity.shape != (model.num_ws, W_DIM):
-        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({model.num_ws}, {W_DIM}); "
+    layers = model.layers or model.num_ws
+    if identity.shape != (layers, W_DIM):
+        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({layers}, {W_DIM}); "
                             "pass the encoder that it was trained with")
     windows, state, noise = iter(windows), None, None
     rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
@@ -283,5 +286,5 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
         if rng is not None:
             noise = torch.as_tensor(rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device)
         with torch.no_grad():
-            moved, state = model(heard[None], identity[None], state, noise)  # (1, chunk, L, 512)
-        yield from (gain * moved[0]).cpu().numpy()
+            moved, state = model(heard[None], identity[None, : model.num_ws], state, noise)  # (1, chunk, num_ws, 512)
+        yield from grow(gain * moved[0], layers).cpu().numpy()

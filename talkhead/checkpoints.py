@@ -1,8 +1,9 @@
 """Weight files to networks that are ready to use, whoever wrote them, and the guard that keeps mismatched files apart.
 
 A generator is known by its fingerprint. An encoder, a speech model or a motion model carries the fingerprint of the generator that it
-was trained against, and a motion model that of its encoder; a generator that was tuned around somebody's face carries the one that it came from, so that what
-was trained for the parent still fits the child. Other projects' encoders record no generator: only their size is checked.
+was trained against, and a motion model that of its encoder; a generator that was tuned around somebody's face, or grown to a larger picture around an
+encoder that was held still, carries the one that it came from, so that what was trained for the parent still fits the child: layers that the
+parent did not have move as its last one. Other projects' encoders record no generator: only their size is checked.
 """
 
 import argparse
@@ -127,13 +128,26 @@ def _load_fitted(path, kind, network, generator, device):
         raise TalkheadError(f"{path}: this {kind} was trained against generator {trained_on}, not {generator.fingerprint}; "
                             f"pass the --generator that it belongs to, or train the {kind} for this one")
     model = _build(network, config.get("network", config), weights["model"], path, device)
-    if generator is not None and unknown and model.num_ws != generator.num_ws:
-        raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has {generator.num_ws}; "
-                            "pass the --generator that it belongs to")
+    if generator is not None and model.num_ws != generator.num_ws:
+        if unknown or model.num_ws > generator.num_ws:
+            raise TalkheadError(f"{path}: {'an encoder' if unknown else f'a {kind}'} of {model.num_ws} layers, the generator has {generator.num_ws}; "
+                                "pass the --generator that it belongs to")
+        model = _grown(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
     if kind == "audio2latent" and "network" in config:
         model.hears = config.get("features", model.hears)  # older files hear what they all did
     return model
+
+
+def _grown(path, kind, model, generator):
+    """What was trained for a smaller generator, made ready for one that grew out of it."""
+    if kind != "encoder":
+        model.layers = generator.num_ws
+        return model
+    if not isinstance(model, encoders.ResNetEncoder):
+        raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has grown to {generator.num_ws}, and only encoders of "
+                            "architecture resnet grow along; train one for it (talkhead train-encoder)")
+    return encoders.grown(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
 
 
 def _build(network, config, state, path, device):

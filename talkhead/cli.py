@@ -214,9 +214,7 @@ def _encoder(init, num_ws, shape):
         raise TalkheadError(f"{init}: only an encoder of architecture resnet is trained along; leave it out")
     if smaller.num_ws > num_ws:
         raise TalkheadError(f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator")
-    encoder = encoders.ResNetEncoder(**smaller.config | {"num_ws": num_ws})
-    encoders.inherit(encoder, smaller)
-    return encoder
+    return encoders.grown(smaller, num_ws)
 
 
 def _new_encoder(arch, generator, imagenet, irse, **shape):
@@ -550,7 +548,7 @@ def _sound(source):
 
 def _blink(source, generator):
     """The latent that shuts a face's eyes, (L, 512), in a file; None is the bundled one."""
-    from talkhead import checkpoints, files
+    from talkhead import checkpoints, files, latents
 
     source = source or str(checkpoints.WEIGHTS / "blink.npy")
     owner = files.read_about(source).get("generator")
@@ -558,9 +556,9 @@ def _blink(source, generator):
         raise TalkheadError(f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; pass its own as --blink-latent, "
                             "which examples/learn_blink.py makes")
     latent = files.read_latents(source)[0]
-    if len(latent) != generator.num_ws:
+    if len(latent) != generator.num_ws and (owner is None or len(latent) > generator.num_ws):
         raise TalkheadError(f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent")
-    return latent
+    return latents.grow(latent, generator.num_ws)
 
 
 def _by_default(option):

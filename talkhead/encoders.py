@@ -135,16 +135,14 @@ class ResNetEncoder(nn.Module):
 
 
 @torch.no_grad()
-def inherit(encoder, smaller):
-    """Give an encoder the weights of one for a smaller generator; latents it has beyond that start as the last of those.
-
-    encoder, smaller   ResNetEncoder of one shape but for num_ws, which is no smaller in `encoder`
-    """
-    state, more = smaller.state_dict(), encoder.num_ws - smaller.num_ws
+def grown(smaller, num_ws):
+    """A copy of a ResNetEncoder with so many layers, no fewer: those that it has beyond start as the last of the smaller one's."""
+    encoder, state = ResNetEncoder(**smaller.config | {"num_ws": num_ws}), smaller.state_dict()
     for name in ("fc.weight", "fc.bias", "w_avg"):
         layers = state[name].unflatten(0, (smaller.num_ws, -1))
-        state[name] = torch.cat([layers, layers[-1:].expand(more, *layers.shape[1:])]).flatten(0, 1)
+        state[name] = torch.cat([layers, layers[-1:].expand(num_ws - smaller.num_ws, *layers.shape[1:])]).flatten(0, 1)
     encoder.load_state_dict(state)
+    return encoder
 
 
 # ---- what other networks' files give ----

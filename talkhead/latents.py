@@ -22,6 +22,19 @@ def to_w_plus(w, num_ws):
     return w[:, None].expand(-1, num_ws, -1).clone()
 
 
+def grow(w_plus, num_ws):
+    """Latents, or displacements, of a generator's layers for one that grew out of it: the layers beyond are as the last.
+
+    w_plus    (..., L, 512), tensor or numpy array; L at most num_ws
+    returns   (..., num_ws, 512) of the same type; a view where that is enough
+    """
+    more = num_ws - w_plus.shape[-2]
+    if not more:
+        return w_plus
+    parts = [w_plus, *[w_plus[..., -1:, :]] * more]
+    return torch.cat(parts, -2) if isinstance(w_plus, torch.Tensor) else np.concatenate(parts, -2)
+
+
 def displacement(w_plus, identity):
     """What moves the identity to each latent: `displace` undone.
 

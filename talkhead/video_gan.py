@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from talkhead import augmentation, files, training
 from talkhead.codes import Codes, find
 from talkhead.errors import TalkheadError
-from talkhead.latents import W_DIM, Basis
+from talkhead.latents import W_DIM, Basis, grow
 from talkhead.team import Team
 
 SPREADS = 3.0  # spreads of real motion at which a hidden output of one lies
@@ -48,6 +48,8 @@ class LatentGenerator(nn.Module):
     displace    "identity": a displacement is from the identity; "previous": from the frame before
     basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
 
+    `layers` are those of the generator that it is used with, if that grew out of its own and has more than num_ws; else None.
+
     Source: thesis §3.4.2, eqs 3.4 and 3.5.
     Departure: the axes of V are turned, within what they span, to the principal axes of motion, and each hidden output is
     multiplied by `reach`, three spreads of the motion along its axis: the LSTM's outputs are smaller than one, and independent
@@ -55,6 +57,8 @@ class LatentGenerator(nn.Module):
     w_I by its coordinates in V, limited to five spreads. A new LSTM has a forget bias, and reads noise gently: it begins by moving
     about as fast as the clips.
     """
+
+    layers = None
 
     def __init__(self, num_ws, components=384, noise=512, hidden=None, space="w_plus", displace="identity", basis=None):
         super().__init__()
@@ -129,15 +133,16 @@ def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
     """
     device = next(model.parameters()).device
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
-    if identity.shape != (model.num_ws, W_DIM):
-        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this motion model takes ({model.num_ws}, {W_DIM}); "
+    layers = model.layers or model.num_ws
+    if identity.shape != (layers, W_DIM):
+        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this motion model takes ({layers}, {W_DIM}); "
                             "pass the encoder that it was trained with")
     segments = [(seed, frames)] if isinstance(seed, int) else seed
     rows, state = itertools.chain.from_iterable(_noise(model.noise, *segment) for segment in segments), None
     while block := list(islice(rows, chunk)):
         with torch.no_grad():
-            moved, state = model(torch.as_tensor(np.stack(block), device=device)[None], identity[None], state)  # (1, chunk, L, 512)
-        yield from (gain * moved[0]).cpu().numpy()
+            moved, state = model(torch.as_tensor(np.stack(block), device=device)[None], identity[None, : model.num_ws], state)  # (1, chunk, num_ws, 512)
+        yield from grow(gain * moved[0], layers).cpu().numpy()
 
 
 def _noise(width, seed, frames):

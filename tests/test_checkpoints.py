@@ -5,14 +5,17 @@ import json
 import pickle
 
 import foreign
+import numpy as np
 import pytest
 import test_pickles
 import torch
 
-from talkhead import checkpoints, files
+from talkhead import checkpoints, files, latents
+from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator
+from talkhead.video_gan import motion
 
 
 @pytest.fixture
@@ -98,6 +101,43 @@ def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator
     with pytest.raises(TalkheadError, match="trained against generator 0123456789abcdef") as caught:
         checkpoints.load_encoder(tmp_path / "stranger.pt", parent)
     assert "\n" not in str(caught.value)
+
+
+def test_a_grown_generator_takes_what_was_trained_for_its_parent(toy_weights, tmp_path):
+    parent = checkpoints.load_generator(toy_weights / "generator.pt")
+    larger = Generator(32, channels=[8, 8, 8, 4], mapping_layers=2)
+    files.save_weights(tmp_path / "grown.pt", {"kind": "generator", "config": larger.config | {"lineage": sorted(parent.lineage)}, "step": 1,
+                                               "model": larger.state_dict()})
+    child = checkpoints.load_generator(tmp_path / "grown.pt")
+    image = torch.rand(1, 3, 32, 32)
+    small, large = (checkpoints.load_encoder(toy_weights / "encoder.pt", generator) for generator in (parent, child))
+    code = large(image)
+    torch.testing.assert_close(code, latents.grow(small(image), 8))
+    windows = np.random.default_rng(0).standard_normal((3, 12, 28)).astype(np.float32)
+    for model, moved in ((checkpoints.load_audio2latent, lambda model, face: displacements(model, windows, face)),
+                         (checkpoints.load_video_gan, lambda model, face: motion(model, face, 3, 3))):
+        path = toy_weights / f"{model.__name__[5:]}.pt"
+        before, after = (np.stack(list(moved(model(path, generator), face)))
+                         for generator, face in ((parent, code[0, :6]), (child, code[0])))
+        assert after.shape == (3, 8, 512) and np.abs(before).max() > 0
+        np.testing.assert_allclose(after, latents.grow(before, 8), atol=1e-6)
+        with pytest.raises(TalkheadError, match=r"identity: has shape \(6, 512\), this \w+ model takes \(8, 512\)"):
+            next(moved(model(path, child), code[0, :6]))
+
+
+def test_what_cannot_follow_a_generator_that_grew_or_shrank(toy_weights, tmp_path):
+    parent = checkpoints.load_generator(toy_weights / "generator.pt")
+    for name, channels in (("grown", [8, 8, 8, 4]), ("shrunk", [8, 8])):
+        other = Generator(2 ** (len(channels) + 1), channels=channels, mapping_layers=2)
+        files.save_weights(tmp_path / f"{name}.pt", {"kind": "generator", "config": other.config | {"lineage": sorted(parent.lineage)}, "step": 1,
+                                                     "model": other.state_dict()})
+    psp = PSPEncoder(parent.num_ws, width=4, input_size=32)
+    files.save_weights(tmp_path / "psp.pt", {"kind": "encoder", "config": psp.config | {"generator": parent.fingerprint}, "step": 1, "model": psp.state_dict()})
+    with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has grown to 8, and only encoders of architecture resnet"):
+        checkpoints.load_encoder(tmp_path / "psp.pt", checkpoints.load_generator(tmp_path / "grown.pt"))
+    for load in (checkpoints.load_encoder, checkpoints.load_audio2latent, checkpoints.load_video_gan):
+        with pytest.raises(TalkheadError, match="of 6 layers, the generator has 4; pass the --generator that it belongs to"):
+            load(toy_weights / f"{load.__name__[5:]}.pt", checkpoints.load_generator(tmp_path / "shrunk.pt"))
 
 
 def test_wrong_kind_and_damaged_config(generator_file, tmp_path):

@@ -1011,6 +1011,23 @@ def test_train_stylegan_grows(scene):
     assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
 
 
+def test_a_grown_generator_is_moved_by_what_moved_its_parent(scene, toy):
+    run("train-stylegan", scene / "clip.mp4", "-o", scene / "grown.pt", "--init", toy / "generator.pt", "--encoder-init", toy / "encoder.pt",
+        "--encoder-lr", 0, "--resolution", 32, "--channels", "8,8,8,4", "--perceptual", "pyramid", *BRIEF)
+    generator = checkpoints.load_generator(scene / "grown.pt")
+    parent = checkpoints.load_generator(toy / "generator.pt").fingerprint
+    files.write_latents(scene / "blink.npy", [np.ones((6, 512), np.float32)], {"generator": parent})
+    for how in (["--audio", scene / "speech.wav", "--blink", 3000, "--blink-latent", scene / "blink.npy"], ["--noise-seed", 1, "--seconds", 0.2]):
+        result = run("generate", "--identity", scene / "face.png", *how, "--generator", scene / "grown.pt", "--latents-out", scene / "path.npy", "-o", scene / "out.mp4")
+        assert result.exit_code == 0, result.output
+        path = np.load(scene / "path.npy")
+        moved = path - path[0]
+        assert path.shape[1:] == (8, 512) and np.abs(moved).max() > 0
+        np.testing.assert_allclose(moved[:, 6:], moved[:, 5:6].repeat(2, 1), atol=1e-5)
+        with files.read_frames(scene / "out.mp4") as frames:
+            assert next(iter(frames)).shape == (generator.resolution,) * 2 + (3,)
+
+
 def test_packed_frames_train_as_their_clips_do(scene, puppet):
     (scene / "clips").mkdir()
     for clip in (puppet / "clips").glob("*.mp4"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis, displace, displacement, lerp, mean_latent, slerp, to_w_plus
+from talkhead.latents import Basis, displace, displacement, grow, lerp, mean_latent, slerp, to_w_plus
 
 
 def codes(count, num_ws=2, seed=0):
@@ -39,6 +39,14 @@ def test_displace_undoes_displacement():
     assert torch.allclose(displace(identity, displacement(path, identity)), path)
     moved = displace(identity.numpy(), displacement(path.numpy(), identity.numpy()))
     assert isinstance(moved, np.ndarray) and moved.shape == (5, 6, 512)
+
+
+def test_layers_that_a_generator_grew_are_as_its_last():
+    w_plus = torch.randn(3, 4, 512)
+    assert grow(w_plus, 4) is w_plus
+    larger = grow(w_plus, 6)
+    assert torch.equal(larger[:, :4], w_plus) and torch.equal(larger[:, 4], w_plus[:, 3]) and torch.equal(larger[:, 5], w_plus[:, 3])
+    np.testing.assert_array_equal(grow(w_plus.numpy(), 6), larger.numpy())
 
 
 @pytest.mark.parametrize("call", [displace, lambda a, b: displacement(b, a)])
