@@ -2,9 +2,10 @@
 
     python examples/photographs.py photos/ more/ -o report/ --detector-model face_landmarker.task
 
-Takes pictures evenly out of all folders, and of some of them what cameras and scanners make of a picture: turned by EXIF, lying on its side
-without it, in grey, with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a picture), photographs.md (success, time and
-likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned one).
+Takes pictures evenly out of all folders, and of some of them what cameras, scanners and painters make of a picture: turned by EXIF, lying on its side
+without it, in grey, lit from one side, painted (flat patches instead of detail), with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a
+picture), photographs.md (success, time and likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned
+one). To hold generators of different sizes against each other, give all the same --compare-at: what they draw is enlarged to it.
 
 Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees,
 dark below 10, tan to 28, intermediate to 41, light above. Light
@@ -19,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 from tqdm import tqdm
 
-from talkhead import checkpoints, faces, files, inversion, metrics, pti, variety
+from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis, variety
 from talkhead.errors import TalkheadError
-from talkhead.training import to_frames, to_images
+from talkhead.training import resize, to_images
 
 from contact_sheet import sheet
 
@@ -49,18 +51,27 @@ def variants(path, folder):
     turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = PIL.Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # shown a quarter turn clockwise
+    shade = 1 - 0.8 * variety.ramp(np.linspace(0, 1, picture.width), 0.3, 0.7)[:, None]
+    lit = PIL.Image.fromarray((np.asarray(picture) * shade).astype(np.uint8))
+    painted = picture.filter(PIL.ImageFilter.ModeFilter(1 + 2 * round(max(picture.size) / 160)))
     small, large = min(1.0, 110 / picture.width), 8000 / max(picture.size)
     copies = {
         "EXIF turn": (turned, {"exif": exif}), "on its side": (turned, {}), "upside down": (picture.transpose(PIL.Image.Transpose.ROTATE_180), {}),
-        "grey": (picture.convert("L"), {}), "small": (picture.resize([round(small * side) for side in picture.size]), {}),
+        "grey": (picture.convert("L"), {}), "side light": (lit, {}), "painted": (painted, {}),
+        "small": (picture.resize([round(small * side) for side in picture.size]), {}),
         "8000 pixels": (picture.resize([round(large * side) for side in picture.size]), {})}
     for kind, (copy, options) in copies.items():
         copy.save(folder / f"{path.stem} {kind}.jpg", quality=90, **options)
         yield kind, folder / f"{path.stem} {kind}.jpg"
 
 
-def attempt(path, detector, generator, encoder, steps):
-    """One picture through all stages: its record, and three pictures if it came through."""
+def enlarge(face, size):
+    """As a viewer enlarges a picture, by bicubic interpolation."""
+    return np.asarray(PIL.Image.fromarray(face).resize((size, size), PIL.Image.Resampling.BICUBIC))
+
+
+def attempt(path, detector, generator, encoder, steps, size):
+    """One picture through all stages: its record, and three pictures if it came through, of `size` pixels."""
     record, began = {"picture": path.name}, time.perf_counter()
 
     def lap(stage):
@@ -68,32 +79,31 @@ def attempt(path, detector, generator, encoder, steps):
         record[f"{stage}_s"], began = round(time.perf_counter() - began, 3), time.perf_counter()
 
     try:
-        (face, _, _), = faces.align_frames([files.read_image(path)], detector, generator.resolution)
+        (photo, _, _), = faces.align_frames([files.read_image(path)], detector, size)
+        face = resize(photo, generator.resolution)
         lap("align")
         pivot = np.stack(list(inversion.encode(encoder, [face])))
-        inverted = next(iter(to_frames(generator.synthesis(to_tensor(pivot), noise="const"))))
+        inverted = enlarge(next(synthesis.synthesize(generator, pivot)), size)
         lap("invert")
-        tuned = pti.tune(generator, to_images(face[None]), pivot, steps=steps)
-        final = next(iter(to_frames(tuned.synthesis(to_tensor(pivot), noise="const"))))
+        final = enlarge(next(synthesis.synthesize(pti.tune(generator, to_images(face[None]), pivot, steps=steps), pivot)), size)
         lap("tune")
     except TalkheadError as problem:
         return record | {"failed": str(problem)}, None
-    return record | {"tone": variety.tone_angle(face), "inverted_psnr": float(metrics.psnr(face, inverted)), "tuned_psnr": float(metrics.psnr(face, final))}, [face, inverted, final]
-
-
-def to_tensor(latents):
-    import torch
-
-    return torch.as_tensor(latents, dtype=torch.float32)
+    record["tone"] = variety.tone_angle(photo)
+    for name, drawn in (("inverted", inverted), ("tuned", final)):
+        record |= {f"{name}_psnr": float(metrics.psnr(photo, drawn)), f"{name}_ssim": float(metrics.ssim(photo, drawn))}
+    return record, [photo, inverted, final]
 
 
 def table(records, key, groups):
-    lines = [f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | align, s | invert, s | tune, s |", "|---|---|---|---|---|---|---|---|"]
+    lines = [f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | least | SSIM tuned | align, s | invert, s | tune, s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for group in groups:
         members = [record for record in records if record[key] == group]
         through = [record for record in members if "failed" not in record]
-        figures = [f"{np.mean([record[name] for record in through]):.2f}" if through else "–"
-                   for name in ("inverted_psnr", "tuned_psnr", "align_s", "invert_s", "tune_s")]
+        figures = [f"{how([record[name] for record in through]):.2f}" if through else "–"
+                   for name, how in (("inverted_psnr", np.mean), ("tuned_psnr", np.mean), ("tuned_psnr", min), ("tuned_ssim", np.mean),
+                                     ("align_s", np.mean), ("invert_s", np.mean), ("tune_s", np.mean))]
         lines.append(f"| {group} | {len(members)} | {len(through)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -103,14 +113,17 @@ def main():
     parser.add_argument("folders", nargs="+")
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--count", type=int, default=60, help="photographs, before their variants")
-    parser.add_argument("--varied", type=int, default=4, help="how many of them are also tried in six variants")
+    parser.add_argument("--varied", type=int, default=4, help="how many of them are also tried in eight variants")
     parser.add_argument("--steps", type=int, default=100, help="of tuning")
+    for kind in ("generator", "encoder"):
+        parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
+    parser.add_argument("--compare-at", type=int, help="side that pictures are compared at; the generator's if left out")
     parser.add_argument("--detector-model")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     detector = faces.detector("auto", options.detector_model)
-    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
-    encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
+    generator = checkpoints.load_generator(options.generator or checkpoints.bundled("generator"))
+    encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator)
     originals = chosen(options.folders, options.count)
     tasks = [("as it is", path) for path in originals]
     for path in originals[:: max(1, len(originals) // options.varied)][: options.varied]:
@@ -118,7 +131,7 @@ def main():
     records, rows = [], []
     with open(options.output / "photographs.jsonl", "w") as log:
         for kind, path in tqdm(tasks, unit="picture", disable=None):
-            record, pictures = attempt(path, detector, generator, encoder, options.steps)
+            record, pictures = attempt(path, detector, generator, encoder, options.steps, options.compare_at or generator.resolution)
             record = {"kind": kind, "folder": path.parent.name} | record
             record["tone of skin"] = variety.group(record["tone"], variety.TONES) if "tone" in record else "unknown"
             print(json.dumps(record), file=log, flush=True)
