@@ -126,7 +126,7 @@ def main():
     encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator)
     originals = chosen(options.folders, options.count)
     tasks = [("as it is", path) for path in originals]
-    for path in originals[:: max(1, len(originals) // options.varied)][: options.varied]:
+    for path in originals[:: max(1, len(originals) // max(1, options.varied))][: options.varied]:
         tasks += variants(path, options.output / "variants")
     records, rows = [], []
     with open(options.output / "photographs.jsonl", "w") as log:

@@ -114,11 +114,13 @@ encoder_b() {
         "${training[@]}" -o "$out/encoder-b.pt" >> "$out/encoder-b.jsonl"
 }
 
-first_steps() { if [ "${SMALL:-}" ]; then scaled 3000; else epochs 20; fi; }
+first_steps() { if [ "${SMALL:-}" ]; then scaled 1200; else epochs 20; fi; }
 first() {
-    # The thesis's loss is perceptual alone; latents are what a CPU has time for.
+    # The thesis's loss is perceptual alone; latents are what a CPU has time for. One speaker by one microphone, measured on more of the same, is learnt best
+    # from MFCC as they are: of 160 clips of GRID s1, with noise added to the speech the mouth followed the truth at 0.89, without at 0.91; by characters 0.91 too.
     local loss=() held
-    [ -z "${SMALL:-}" ] || loss=(--latent-weight 250 --image-frames 0 --lr 0.001 --batch 8)
+    [ -z "${SMALL:-}" ] || loss=(--features mfcc --no-augment --latent-weight 250 --mouth-weight 2 --image-frames 0 --lr 0.001 --batch 8 --average 0.99
+        --cool-down 0.7 --validate-every 100 --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128)
     held=$(members taught | awk -F / 'NR % 16 == 1 { sub(/\.mp4$/, "", $NF); print $NF }' | head -n 10 | paste -sd,)  # to choose by; the test clips choose nothing
     members taught | xargs talkhead train-audio2latent --model first --hold-out "$held" \
         --generator "$out/generator-b.pt" --encoder "$out/encoder-b.pt" --steps "$(first_steps)" "${loss[@]}" "${training[@]}" \
