@@ -15,7 +15,8 @@
 #   SIZE                   pixels of generator B and of the aligned faces [256]
 #   SCALE                  share of all training steps [1]
 #   SMALL=1                what two CPU cores can do in two hours: generator B is A with its encoder, both trained further on the corpus by
-#                          reconstruction alone, the first model learns from latents alone, the second is the bundled one
+#                          reconstruction alone, the first model learns from latents and the mouth's opening, the second is the
+#                          bundled one
 #   WITH_FID=1             measure FID too, which needs Inception's weights
 #   DETECTOR_MODEL         MediaPipe's face landmarker; left out, `--detector auto` finds face-alignment's
 #   AUGMENT                for the critic of generator B: none, or ada [none]
@@ -174,7 +175,7 @@ networks() { talkhead metrics --networks --generator "$generator" --encoder "$en
 
 report() {
     local told="Generator B was fine-tuned from generator A for three epochs, and all networks were trained as the thesis says (SCALE=${SCALE:-1})."
-    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no critic); the first model learnt from latents alone ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
+    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no critic); the first model learnt from latents and the mouth's opening, by MFCC ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
     python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
         --told "$told"
 }
