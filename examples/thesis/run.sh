@@ -164,7 +164,7 @@ speak_second() { speak second "$test_second"; }
 
 measure() {  # MODEL SET
     members "$2" | sed "s|\(.*\)/aligned/\(.*\)|&\t$out/$1/\2|" > "$out/$1.pairs"
-    talkhead metrics --list "$out/$1.pairs" --enlarge 4 ${words:+--phonemes "$words"} "${FID[@]}" "${detection[@]}" -o "$out/$1-metrics.jsonl"
+    talkhead metrics --list "$out/$1.pairs" --size "$size" --enlarge 4 ${words:+--phonemes "$words"} "${FID[@]}" "${detection[@]}" -o "$out/$1-metrics.jsonl"
 }
 words=$([ "$corpus" = grid-s1 ] && [ -d "$data/align" ] && echo "$data/align" || true)
 FID=(); [ -z "${WITH_FID:-}" ] || FID=(--fid)
