@@ -130,7 +130,7 @@ def _load_fitted(path, kind, network, generator, device):
     model = _build(network, config.get("network", config), weights["model"], path, device)
     if generator is not None and model.num_ws != generator.num_ws:
         if unknown or model.num_ws > generator.num_ws:
-            raise TalkheadError(f"{path}: {'an encoder' if unknown else f'a {kind}'} of {model.num_ws} layers, the generator has {generator.num_ws}; "
+            raise TalkheadError(f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has {generator.num_ws}; "
                                 "pass the --generator that it belongs to")
         model = _grown(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])

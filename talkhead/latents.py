@@ -26,7 +26,7 @@ def grow(w_plus, num_ws):
     """Latents, or displacements, of a generator's layers for one that grew out of it: the layers beyond are as the last.
 
     w_plus    (..., L, 512), tensor or numpy array; L at most num_ws
-    returns   (..., num_ws, 512) of the same type; a view where that is enough
+    returns   (..., num_ws, 512) of the same type; w_plus itself if there is nothing to add
     """
     more = num_ws - w_plus.shape[-2]
     if not more:
