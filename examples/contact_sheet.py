@@ -41,7 +41,7 @@ def captioned(picture, *lines):
     page.paste(PIL.Image.fromarray(picture))
     pen = PIL.ImageDraw.Draw(page)
     for number, line in enumerate(lines):
-        pen.text((3, height + 1 + number * LINE), line, "black")
+        pen.text((3, height + 1 + number * LINE), line.replace("–", "-"), "black")  # the font has no dash
     return np.asarray(page)
 
 

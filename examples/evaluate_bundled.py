@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import talkhead
-from talkhead import articulation, checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
+from talkhead import articulation, checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training, variety
 from talkhead.errors import TalkheadError
 
 from contact_sheet import captioned, sheet
@@ -119,6 +119,7 @@ def puppet(path, model, eye):
              "fake": model.speak(large[0], files.read_audio(path))}
     seen = {name: openings(frames, eye) for name, frames in clips.items()}
     record = {"part": "puppets", "clip": path.name, "source": about["source"], "frames": len(clips["fake"]),
+              "tone": variety.group(variety.tone_angle(large[0]), variety.TONES),
               "opening": {name: metrics.correlation_and_lag(track, opening)._asdict() | spread(opening) for name, opening in seen.items()},
               "closures": shut_lips(seen, articulation.closures(about["phonemes"])),
               "to_truth": metrics.compare(clips["truth"], clips["fake"], eye),
@@ -139,6 +140,7 @@ def summarise_puppets(records):
     lags = [record["opening"]["fake"]["lag"] for record in records]
     asked = sum(record["closures"]["asked"] for record in records)
     return {"clips": len(records), "lag": float(np.median(lags)), "lag_within_1": float(np.mean(np.abs(lags) <= 1)), "asked": asked,
+            "by_tone": by_tone(records),
             "opening": {clip: {name: mean(records, "opening", clip, name) for name in ("correlation", "p5", "p95", "seen")}
                         for clip in ("truth", "projection", "fake")},
             "closures": {clip: sum(record["closures"][clip] for record in records) / asked if asked else None
@@ -147,6 +149,14 @@ def summarise_puppets(records):
                for pair in ("to_truth", "to_projection", "projection")},
             **{f"correlation_{kind}": mean([r for r in records if r["source"].startswith("espeak") == (kind == "synthetic")],
                                            "opening", "fake", "correlation") for kind in ("synthetic", "recorded")}}
+
+
+def by_tone(records):
+    """{tone of skin: clips, correlation of the opening, and the closures asked and met}, so that no group is worse off unnoticed."""
+    groups = {tone: [record for record in records if record["tone"] == tone] for tone in variety.TONES}
+    return {tone: {"clips": len(group), "correlation": mean(group, "opening", "fake", "correlation"),
+                   **{name: sum(record["closures"][name] for record in group) for name in ("asked", "fake", "projection")}}
+            for tone, group in groups.items() if group}
 
 
 def puppet_rows(s, size, least):
@@ -163,6 +173,9 @@ def puppet_rows(s, size, least):
     asked, reached = at_least(shut, 0.9)
     yield ("/p b m/ made with shut lips", shut, (asked, reached and shut > luck),
            f"{s['asked']} in all; {beside('closures')}; out of step {show(luck)}")
+    for tone, group in s["by_tone"].items():
+        yield (f"skin that looks {tone}: mouth opening, correlation with the truth", group["correlation"], None,
+               f"{group['clips']} clips; shut for {group['fake']} of {group['asked']} /p b m/, in the true frames' projection {group['projection']}")
     for name, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("lmd", f"LMD, pixels of {size}")):
         yield f"{label}, against the truth", s["to_truth"][name], None, f"its projection {show(s['projection'][name])}"
         yield f"{label}, against its projection G(E(x))", s["to_projection"][name], None, ""

@@ -67,3 +67,12 @@ def test_the_stand_in_says_that_it_is_one_and_forgets_what_all_share(scripts, to
     persons = scripts[0].Persons(faces[1:], None, "cpu", encoder)
     figures = persons(faces[0], faces[0])
     assert figures["distance"] < 1e-5 < figures["nearest_other"] <= figures["others"]
+
+
+def test_no_tone_of_skin_is_hidden_in_the_mean(scripts):
+    def record(tone, met, correlation):
+        return {"tone": tone, "closures": {"asked": 4, "fake": met, "projection": 1}, "opening": {"fake": {"correlation": correlation}}}
+
+    groups = scripts[0].by_tone([record("light", 4, 0.9), record("dark", 0, 0.5), record("dark", 1, None)])
+    assert groups == {"dark": {"clips": 2, "correlation": 0.5, "asked": 8, "fake": 1, "projection": 2},
+                      "light": {"clips": 1, "correlation": 0.9, "asked": 4, "fake": 4, "projection": 1}}
