@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 def bundled(kind):
     """Path of the weights that come with the package.
 
-    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan" or "speech"
+    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan", "speech" or "keypoints"
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
@@ -117,6 +117,20 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
         raise TalkheadError(f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
                             "pass the --encoder that it belongs to, or train the motion model for this one")
     return model
+
+
+def load_keypoints(path=None, device="cpu"):
+    """The keypoint network in a weights file, frozen and in evaluation mode; it belongs to no generator.
+
+    path      None is the bundled one
+    returns   keypoints.KeypointNetwork
+    raises    TalkheadError if the file is missing, damaged or of another kind
+    """
+    from talkhead.keypoints import KeypointNetwork
+
+    path = bundled("keypoints") if path is None else path
+    weights = read(path, "keypoints", training=False)
+    return _build(KeypointNetwork, weights["config"], weights["model"], path, device)
 
 
 def _load_fitted(path, kind, network, generator, device):

@@ -1,0 +1,433 @@
+"""Photo detail on generated motion: the photo itself moves as the generator's frames do, at its own resolution.
+
+    photo, render of the identity, rendered frames ─ Detail ─▶ frames of the photo's size
+
+A generator supplies the motion and what newly appears, the inside of the mouth; everything else is the photo, carried along. Motion is read as
+keypoints of each frame against those of the render of the identity, and moved to the photo's own keypoints, so a render need not look like the photo.
+Two smooth warps carry the pixels, one for what lies above the line between the lips and one for what lies below: shut lips can part, and parted
+ones can shut over teeth. Pixels that do not move are the photo's, bit for bit.
+
+Source: thesis §6.1 (resolution and likeness are left open there).
+"""
+
+import cv2
+import numpy as np
+
+from talkhead.errors import TalkheadError
+from talkhead.keypoints import (BROWS, CHEEKS, LIPS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, NOSE, OVAL, UPPER_INNER, UPPER_LIDS, UPPER_OUTER, VERTICES,
+                                places, window)
+
+GRID = 64  # nodes a side at which a warp is worked out
+SHUT = 0.035  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
+HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
+LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
+RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
+
+_UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
+_UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
+_LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
+_LIPS = places(*LIPS)
+_OVAL = places(*OVAL)
+_CHIN = places(*OVAL[12:25])  # the outline from jaw to jaw
+_JAW = np.concatenate([_CHIN, places(18, 200, 199, 202, 422)])
+_CHEEKS = places(*(vertex for vertex in CHEEKS if vertex not in (18, 200, 199, 202, 422)))
+_STABLE = np.concatenate([places(*NOSE[:8]), places(33, 133, 362, 263), places(*OVAL[:6], *OVAL[-5:])])  # what speech does not move
+_LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
+_INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
+_MOUTH_AND_JAW = np.concatenate([_LIPS, _JAW, _CHEEKS])
+_REST = np.setdiff1d(np.arange(len(VERTICES)), np.concatenate([_MOUTH_AND_JAW, _INNER_LIDS]))
+
+
+class Detail:
+    """A photo that moves as the frames of a generator do: `Detail(photo, rest, network)(frame)` is the photo in the pose of `frame`.
+
+    photo    uint8 (H, W, 3) RGB
+    rest     uint8 (R, R, 3), the generator's render of the identity: the photo is in the same pose
+    network  keypoints.KeypointNetwork
+    quad     float (4, 2), pixels: where the aligned face lies in the photo, as `faces.quad` gives it; None: the photo is the aligned face
+    points   float (K, 2), the photo's keypoints in fractions of the quad; None reads them
+    start    float (K, 2), where they are when the render is at rest, such as `neutral` gives; None: where they are in the photo
+    inside   whether teeth that the photo shows are kept
+    raises   TalkheadError if the quad is none of this photo
+
+    A call takes uint8 (R, R, 3) and returns uint8 (H, W, 3); nothing is kept from one frame to the next.
+    """
+
+    def __init__(self, photo, rest, network, quad=None, points=None, start=None, inside=True):
+        self.network = network
+        self.rest = network.read(rest[None])[0].astype(np.float64)
+        self.photo = np.ascontiguousarray(photo)
+        self.frame = Frame(len(photo), len(photo[0]), quad)
+        self.points = np.asarray(read(photo, network, self.frame) if points is None else points, np.float64)
+        self.start = self.points if start is None else np.asarray(start, np.float64)
+        self.blur = blur_of(self.photo, self.frame)
+        self.gain = _gain(self.frame.aligned(self.photo, 128), self.points, rest, self.rest)
+        self.inside = inside
+
+    def __call__(self, frame):
+        points = self.network.read(frame[None])[0].astype(np.float64)
+        target, lids = transfer(self.start, self.rest, points)
+        return self.draw(target, lids, frame, points)
+
+    def draw(self, target, lids, frame, points):
+        """The photo with its keypoints at `target` and its lids shut by the parts `lids`; the mouth's inside from `frame`, whose keypoints are `points`."""
+        return draw(self, target, lids, frame, points)
+
+
+class Frame:
+    """Where an aligned face lies in a picture, and the way between fractions of the quad and pixels of the picture."""
+
+    def __init__(self, height, width, quad=None):
+        if quad is None:
+            quad = np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5
+        self.height, self.width = height, width
+        self.corner = np.asarray(quad[0], np.float64)
+        self.matrix = np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1)  # fractions -> pixels
+        if abs(np.linalg.det(self.matrix)) < 4:
+            raise TalkheadError("detail: the quad has no area; pass the quad of a face in this photo")
+        self.inverse = np.linalg.inv(self.matrix)
+        self.scale = float(np.sqrt(abs(np.linalg.det(self.matrix))))  # pixels a side
+
+    def pixels(self, points):
+        return points @ self.matrix.T + self.corner
+
+    def fractions(self, pixels):
+        return (pixels - self.corner) @ self.inverse.T
+
+    def aligned(self, picture, size):
+        """The face cut out quickly, for measuring: uint8 (size, size, 3)."""
+        factor = self.scale / size
+        small = picture if factor < 1.5 else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+        shrink = np.array([small.shape[1] / self.width, small.shape[0] / self.height])
+        matrix = self.matrix * shrink[:, None]
+        corner = (self.corner + 0.5) * shrink - 0.5
+        whole = np.column_stack([matrix / size, corner + matrix @ np.full(2, 0.5 / size)])
+        return cv2.warpAffine(small, whole, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+
+
+def read(photo, network, frame=None):
+    """Keypoints of a photo: the face as a whole, then the lips again at the photo's own resolution; float32 (K, 2), fractions of the quad."""
+    frame = frame or Frame(len(photo), len(photo[0]))
+    return network.read(frame.aligned(photo, int(np.clip(frame.scale, 128, 512)))[None])[0]
+
+
+def transfer(start, rest, points):
+    """Where the photo's keypoints go when a render's go from `rest` to `points`.
+
+    start, rest, points  float (K, 2), fractions of the side
+    returns              (K, 2), and the parts (2,) by which the lids of either eye are shut: 0 as in the photo, 1 shut
+
+    Lips, jaw and cheeks follow the render; the gap between the lips becomes the render's own, so that lips that are shut there shut here, whatever
+    the photo's do. All other parts move with the head as a whole, and only if it moves by more than the reading's noise. Lids shut by the part that
+    the render's do.
+    """
+    eye = np.linalg.norm(start[places(33)] - start[places(263)])
+    moved = points - rest
+    linear, shift = _affine(rest[_STABLE], points[_STABLE])
+    head = rest @ linear.T + shift - rest
+    head *= _ramp(np.abs(head[_STABLE]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
+    own = moved - head
+    target = start + head
+    brows = places(*sum(BROWS, ()))
+    size = np.linalg.norm(own[brows].reshape(2, -1, 2).mean(1), axis=-1)
+    target[brows] += own[brows] * _ramp(np.repeat(size, len(brows) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+    target[_MOUTH_AND_JAW] += own[_MOUTH_AND_JAW]
+    _set_gap(target, points)
+    return target, _shut_lids(rest, points)
+
+
+def _set_gap(target, points):
+    """Make the gap between the inner lips what it is in a render, moving both lips alike; changes `target`."""
+    down = target[places(152)] - target[places(168)]
+    down = down / np.linalg.norm(down)
+    wanted = np.maximum((points[_LOWER_INNER] - points[_UPPER_INNER]) @ down, 0)
+    change = (wanted - (target[_LOWER_INNER] - target[_UPPER_INNER]) @ down)[1:-1, None] / 2 * down
+    for upper, lower in ((_UPPER_INNER, _LOWER_INNER), (_UPPER_OUTER, _LOWER_OUTER)):
+        target[upper[1:-1]] -= change
+        target[lower[1:-1]] += change
+
+
+def _shut_lids(rest, points):
+    openings = np.array([[_opening(face, *lids) for lids in _LIDS] for face in (rest, points)])
+    shut = 1 - openings[1] / np.maximum(openings[0], 1e-6)
+    both = np.clip(shut.mean(), 0, 1)  # eyes blink together, and two readings are better than one
+    return np.repeat(_ramp(both, LID_STILL, 2 * LID_STILL) * both, 2)
+
+
+def _opening(face, upper, lower):
+    return np.linalg.norm(face[upper[1:-1]] - face[lower[1:-1]], axis=-1).mean()
+
+
+def _affine(source, target):
+    """Least squares: the linear map (2, 2) and shift (2,) that bring source nearest to target."""
+    ones = np.column_stack([source, np.ones(len(source))])
+    solution = np.linalg.lstsq(ones, target, rcond=None)[0]
+    return solution[:2].T, solution[2]
+
+
+def _ramp(x, low, high):
+    """0 below `low`, 1 above `high`, smooth between."""
+    x = np.clip((x - low) / (high - low), 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Warps
+
+def _border():
+    line = np.linspace(0, 1, 7)
+    square = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    return square[((square == 0) | (square == 1)).any(1)]
+
+
+_BORDER = _border()
+_NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
+_ONES = np.column_stack([np.ones(len(_NODES), np.float32), _NODES])
+_RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
+_CONTROLS = len(_RIGID)
+_LAYERS = [np.flatnonzero(~np.isin(_RIGID, torn)) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
+
+
+def _kernel(at, points):
+    square = ((at ** 2).sum(1)[:, None] + (points ** 2).sum(1) - 2 * at @ points.T).clip(0)
+    return square * np.sqrt(square)
+
+
+def warp(source, target):
+    """Two smooth warps that bring keypoints from `source` to `target`: for what lies above the line between the lips, and below.
+
+    source, target  float (K, 2), fractions of the side
+    returns         float32 (2, GRID, GRID, 2): for each node, how far from it lies what comes there, in fractions; zero at the border
+
+    Source: splines through scattered points with the kernel r³ (Duchon 1977), at the keypoints and at rings around the outline that follow it less and less.
+    """
+    outline, middle = target[_OVAL], target[_OVAL].mean(0)
+    moved = source - target
+    rings = np.concatenate([middle + (outline - middle) * far for far, _ in RINGS])
+    follow = np.concatenate([part * moved[_OVAL] for _, part in RINGS])
+    fields = []
+    for keep in _LAYERS:
+        points = np.concatenate([target[_RIGID[keep]], rings, _BORDER])
+        values = np.concatenate([moved[_RIGID[keep]], follow, np.zeros_like(_BORDER)])
+        fields.append(_spline(points, values))
+    edge = np.minimum(_NODES, 1 - _NODES).min(1).reshape(GRID, GRID, 1)
+    return np.stack(fields) * _ramp(edge, 0, 0.03).astype(np.float32)
+
+
+def _spline(points, values):
+    count = len(points)
+    ones = np.column_stack([np.ones(count), points])
+    matrix = np.zeros((count + 3, count + 3))
+    matrix[:count, :count] = _kernel(points, points) + 1e-7 * np.eye(count)
+    matrix[:count, count:], matrix[count:, :count] = ones, ones.T
+    weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, 2))])).astype(np.float32)
+    field = _kernel(_NODES, points.astype(np.float32)) @ weights[:count] + _ONES @ weights[count:]
+    return field.reshape(GRID, GRID, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Drawing
+
+def draw(face, target, lids, frame, points):
+    """One frame: the photo of `face`, a Detail, with its keypoints at `target`."""
+    place, photo = face.frame, face.photo
+    fields = warp(face.points, target)
+    box = _box(fields, place)
+    if box is None and not lids.any():
+        return photo.copy()
+    rows, columns = box if box is not None else (slice(0, 0), slice(0, 0))
+    across, down = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
+    mouth = Lines(place.pixels(target))
+    at = _sources(fields, place, across, down, mouth)
+    part = cv2.remap(photo, at, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    for eye, shut in zip(_LIDS, lids):
+        if shut > 0.01:
+            _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, face.blur)
+    _fill_mouth(part, face, target, mouth, across, down, frame, points)
+    result = photo.copy()
+    result[rows, columns] = part
+    return result
+
+
+def _box(fields, place):
+    """The rows and columns of the picture that move, or None."""
+    moved = np.abs(fields).max((0, 3)) * place.scale > 1 / 64
+    if not moved.any():
+        return None
+    rows, columns = np.flatnonzero(moved.any(1)), np.flatnonzero(moved.any(0))
+    low = np.array([columns[0] - 1, rows[0] - 1]) / GRID
+    high = np.array([columns[-1] + 2, rows[-1] + 2]) / GRID
+    corners = place.pixels(np.array([(x, y) for x in (low[0], high[0]) for y in (low[1], high[1])]))
+    start = np.clip(np.floor(corners.min(0)).astype(int), 0, (place.width, place.height))
+    stop = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, (place.width, place.height))
+    return (slice(start[1], stop[1]), slice(start[0], stop[0])) if (start < stop).all() else None
+
+
+def _sources(fields, place, across, down, mouth):
+    """Where each pixel of a box comes from: float32 (h, w, 2), pixels of the photo."""
+    (a, b), (c, d) = place.inverse * GRID
+    left, top = -place.inverse @ place.corner * GRID - 0.5
+    u = np.add.outer(b * down + left, a * across).astype(np.float32)
+    v = np.add.outer(d * down + top, c * across).astype(np.float32)
+    above, below = (cv2.remap(field, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) for field in fields)
+    x, y = mouth.local(across, down)
+    soft = 1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)
+    share = np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / soft, 0, 1)[..., None]
+    at = (above + share * (below - above)) @ place.matrix.T.astype(np.float32)
+    at[..., 0] += across
+    at[..., 1] += down[:, None]
+    return at
+
+
+class Lines:
+    """The lines of the inner lips, in the mouth's own coordinates: x is -1 and 1 at the corners, y is pixels downwards.
+
+    points  float (K, 2), pixels
+    `upper` and `lower` bound what is seen of the mouth's inside; the gap that is read between shut lips is taken off.
+    """
+
+    KNOTS = np.linspace(-1, 1, 257)
+
+    def __init__(self, points):
+        corners = points[_UPPER_INNER[[0, -1]]]
+        self.centre, along = corners.mean(0), corners[1] - corners[0]
+        self.half = max(float(np.linalg.norm(along)) / 2, 1e-3)
+        self.right = along / (2 * self.half)
+        self.down = np.array((-self.right[1], self.right[0]))
+        upper, lower = (self._line(points[line] - self.centre) for line in (_UPPER_INNER, _LOWER_INNER))
+        self.middle = (upper + lower) / 2
+        gap = np.maximum(lower - upper - 2 * SHUT * self.half * (1 - self.KNOTS ** 2), 0)
+        self.upper, self.lower = self.middle - gap / 2, self.middle + gap / 2
+
+    def _line(self, points):
+        x = np.maximum.accumulate(points @ self.right / self.half)
+        return np.interp(self.KNOTS, x, points @ self.down)
+
+    def local(self, across, down):
+        """Pixels of a box in the mouth's coordinates: x and y, float32 (h, w)."""
+        px, py = across - np.float32(self.centre[0]), down - np.float32(self.centre[1])
+        return (np.add.outer(py * np.float32(self.right[1] / self.half), px * np.float32(self.right[0] / self.half)),
+                np.add.outer(py * np.float32(self.down[1]), px * np.float32(self.down[0])))
+
+    def look(self, line, x):
+        """A line's height at each x."""
+        index = np.clip((x + 1) * np.float32(len(self.KNOTS) // 2) + np.float32(0.5), 0, len(self.KNOTS) - 1).astype(np.int16)
+        return line.astype(np.float32)[index]
+
+    def pixels(self, x, y):
+        """Back from the mouth's coordinates: float32 (h, w), (h, w)."""
+        x = x * self.half
+        return ((self.centre[0] + x * self.right[0] + y * self.down[0]).astype(np.float32),
+                (self.centre[1] + x * self.right[1] + y * self.down[1]).astype(np.float32))
+
+    def cover(self, x, y, soft):
+        """What part of each pixel shows the inside of the mouth: float32 (h, w), 0 to 1."""
+        upper, lower = self.look(self.upper, x), self.look(self.lower, x)
+        inside = np.clip(0.5 + (y - upper) / soft, 0, 1) * np.clip(0.5 + (lower - y) / soft, 0, 1)
+        return inside * np.clip((lower - upper) / soft, 0, 1) * (np.abs(x) < 1)
+
+
+def _fill_mouth(part, face, target, mouth, across, down, frame, points):
+    """Draw the inside of the mouth into a box of the result; changes `part`."""
+    reach = np.abs(np.stack([mouth.upper, mouth.lower])).max() + 2
+    low = np.floor(mouth.centre - mouth.half - reach - (across[0], down[0])).astype(int)
+    high = np.ceil(mouth.centre + mouth.half + reach - (across[0], down[0])).astype(int) + 1
+    box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
+    x, y = mouth.local(across[box[1]], down[box[0]])
+    cover = mouth.cover(x, y, max(1.0, 2 * face.blur))[..., None]
+    if not cover.any():
+        return
+    inside = _rendered(mouth, x, y, frame, points) * face.gain
+    size = face.frame.scale / len(frame)  # pixels of the photo in one of the render
+    inside = _sharpened(inside, 0.6 * size, face.blur)
+    if face.inside:
+        shift = face.frame.matrix @ (face.points[_STABLE] - target[_STABLE]).mean(0)
+        own = _own(face, x, y, mouth, shift)
+        if own is not None:
+            inside += own[1] * (own[0] - inside)
+    window = part[box]
+    part[box] = np.clip(window + cover * (inside - window) + 0.5, 0, 255)
+
+
+def _rendered(mouth, x, y, frame, points):
+    """The inside of a render's mouth, brought to the place of another: float32 (h, w, 3)."""
+    source = Lines(points * len(frame) - 0.5)
+    upper, lower = mouth.look(mouth.upper, x), mouth.look(mouth.lower, x)
+    depth = np.clip((y - upper) / np.maximum(lower - upper, 1e-3), 0, 1)
+    top, bottom = source.look(source.upper, x), source.look(source.lower, x)
+    at = source.pixels(np.clip(x, -1, 1), top + depth * (bottom - top))
+    return cv2.remap(frame, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+
+
+def _sharpened(picture, blur, wanted):
+    """A picture that is blurred by `blur` pixels (std), made about as sharp as one that is blurred by `wanted`."""
+    amount = min(blur / max(wanted, 0.5) - 1, 2.0)
+    return picture if amount <= 0 else picture + amount * (picture - cv2.GaussianBlur(picture, (0, 0), max(blur, 0.5)))
+
+
+def _own(face, x, y, mouth, shift):
+    """What the photo itself shows of teeth and tongue, which stay with the skull: (picture (h, w, 3), part (h, w, 1)), or None."""
+    lines = Lines(face.frame.pixels(face.points))
+    px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
+    local = px - lines.centre[0], py - lines.centre[1]
+    cover = lines.cover(((local[0] * lines.right[0] + local[1] * lines.right[1]) / lines.half).astype(np.float32),
+                        (local[0] * lines.down[0] + local[1] * lines.down[1]).astype(np.float32), max(3.0, 4 * face.blur))
+    if cover.max() < 0.5:
+        return None
+    return cv2.remap(face.photo, px, py, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32), cover[..., None]
+
+
+def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
+    """Draw an upper lid down: its skin is stretched from the fold to the lashes; changes `part`."""
+    upper, lower = points[eye[0]], points[eye[1]]
+    along = upper[-1] - upper[0]
+    length = np.linalg.norm(along)
+    right = along / length
+    below = np.array((-right[1], right[0]))
+    reach = 0.7 * length
+    low = np.floor((upper[0] + upper[-1]) / 2 - reach - (across[0], down[0])).astype(int).clip(0)
+    high = np.ceil((upper[0] + upper[-1]) / 2 + reach - (across[0], down[0])).astype(int).clip(0)
+    box = slice(low[1], high[1]), slice(low[0], high[0])
+    px, py = across[box[1]] - upper[0][0], (down[box[0]] - upper[0][1])[:, None]
+    x, y = (px * right[0] + py * right[1]) / length, px * below[0] + py * below[1]
+
+    def line(lid):
+        return np.interp(x, (lid - upper[0]) @ right / length, (lid - upper[0]) @ below)
+
+    top, bottom = line(upper), line(lower)
+    lid = top + 0.95 * shut * np.maximum(bottom - top, 0)
+    fold = top - 0.35 * length * np.clip(1.3 - np.abs(2 * x - 1), 0.1, 1)
+    source = np.where(y < fold, y, fold + (y - fold) * (top - fold) / np.maximum(lid - fold, 1e-3))
+    shifted = at[box] + ((source - y)[..., None] * below).astype(np.float32)
+    skin = cv2.remap(photo, shifted, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    soft = max(1.0, 2 * blur)
+    cover = np.clip(0.5 + (lid - y) / soft, 0, 1) * ((x > -0.1) & (x < 1.1))
+    window = part[box]
+    part[box] = np.clip(window + cover[..., None] * (skin - window) + 0.5, 0, 255)
+
+
+def blur_of(photo, frame):
+    """By how many pixels (std) the face in a photo is blurred, judged by how much a little more blur takes away.
+
+    Of a picture whose power falls with the square of frequency, the variance of the Laplacian falls with the fourth power of the blur.
+    """
+    middle = frame.pixels(np.array([(0.25, 0.3), (0.25, 0.9), (0.75, 0.3), (0.75, 0.9)]))
+    start = np.clip(middle.min(0), 0, None).astype(int)
+    stop = np.clip(middle.max(0), 0, (frame.width, frame.height)).astype(int)
+    grey = cv2.cvtColor(photo[start[1]:stop[1], start[0]:stop[0]], cv2.COLOR_RGB2GRAY).astype(np.float32)
+    if min(grey.shape) < 8:
+        return 0.5
+    before, after = (cv2.Laplacian(picture, cv2.CV_32F).var() for picture in (grey, cv2.GaussianBlur(grey, (0, 0), 1.0)))
+    ratio = np.sqrt(after / max(before, 1e-6))
+    return float(np.clip(np.sqrt(ratio / max(1 - ratio, 1e-3)), 0.3, 4.0))
+
+
+def _gain(photo, points, rest, rest_points):
+    """What brings colours of a render to those of the photo, by the skin around the mouth: float32 (3,)."""
+    def skin(picture, where):
+        spots = where[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(picture) - 0.5
+        blurred = cv2.GaussianBlur(picture, (0, 0), len(picture) / 64)
+        columns, rows = np.clip(np.rint(spots).astype(int), 0, len(picture) - 1).T
+        return np.median(blurred[rows, columns].astype(np.float32), axis=0)
+
+    return np.clip(skin(photo, points) / np.maximum(skin(rest, rest_points), 1), 0.4, 2.0).astype(np.float32)

@@ -1,0 +1,100 @@
+"""Keypoints of an aligned face, read from the picture by a small network: lips, lids, brows, nose, cheeks and outline.
+
+    aligned pictures ─ KeypointNetwork.read ─▶ keypoints (N, K, 2)
+
+Keypoints are vertices of MediaPipe's face mesh, whose detector made the labels; at run time it is not needed. Unlike a face detector, the
+network also reads the soft renders of a small generator, and takes about a millisecond for a picture.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+# Vertices of MediaPipe's mesh, from the left of the picture to its right; lips and lids include the corners.
+UPPER_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
+LOWER_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
+UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (362, 398, 384, 385, 386, 387, 388, 466, 263))
+LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 374, 373, 390, 249, 263))
+BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
+NOSE = (168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 48, 278)
+CHEEKS = (205, 425, 50, 280, 187, 411, 202, 422, 164, 18, 200, 199)
+OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
+        148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # clockwise from the middle of the forehead
+
+LIPS = tuple(dict.fromkeys(UPPER_OUTER + LOWER_OUTER + UPPER_INNER + LOWER_INNER))
+VERTICES = tuple(dict.fromkeys(LIPS + sum(UPPER_LIDS + LOWER_LIDS + BROWS, ()) + NOSE + CHEEKS + OVAL))
+_PLACE = {vertex: place for place, vertex in enumerate(VERTICES)}
+
+
+def places(*vertices):
+    """Indices of vertices of MediaPipe's mesh among the keypoints: an int, or an array of them."""
+    return np.array([_PLACE[vertex] for vertex in vertices]).squeeze()
+
+
+class KeypointNetwork(nn.Module):
+    """Two convolutional regressors: all keypoints from the whole picture, then the lips again from a window around the mouth.
+
+    widths, mouth_widths   channels of the stages of either; each halves the picture
+    size, mouth_size       sides in pixels of what either looks at
+    """
+
+    WINDOW = 1.7  # side of the window around the mouth, in widths of the mouth
+
+    def __init__(self, widths=(24, 48, 96, 128, 160), mouth_widths=(24, 48, 96, 128), size=96, mouth_size=64, hidden=192):
+        super().__init__()
+        self.config = {"widths": list(widths), "mouth_widths": list(mouth_widths), "size": size, "mouth_size": mouth_size, "hidden": hidden}
+        self.size, self.mouth_size = size, mouth_size
+        self.face = _regressor(widths, size, hidden, len(VERTICES))
+        self.mouth = _regressor(mouth_widths, mouth_size, hidden, len(LIPS))
+
+    def read(self, frames):
+        """Keypoints of aligned faces.
+
+        frames    uint8 (N, S, S, 3) RGB, aligned; of any side
+        returns   float32 (N, K, 2), x then y, fractions of the side: (0, 0) is the top left corner of the picture
+        """
+        frames = np.asarray(frames)
+        whole = np.zeros((len(frames), 2), np.float32) + 0.5
+        points = self._regress(self.face, frames, whole, np.ones(len(frames), np.float32), self.size)
+        centres, sides = mouth_windows(points)
+        points[:, :len(LIPS)] = self._regress(self.mouth, frames, centres, sides, self.mouth_size)
+        return points
+
+    def _regress(self, network, frames, centres, sides, size):
+        windows = np.stack([window(*item, size) for item in zip(frames, centres, sides)])
+        images = torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device, torch.float32) / 127.5 - 1
+        with torch.no_grad():
+            points = network(images).view(len(frames), -1, 2).cpu().numpy()
+        return (points - 0.5) * sides[:, None, None] + centres[:, None]
+
+
+def mouth_windows(points):
+    """Squares around the mouths of faces: keypoints (N, K, 2) -> centres (N, 2) and sides (N,), in fractions."""
+    width = np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
+    return points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1), KeypointNetwork.WINDOW * np.maximum(width, 0.05)
+
+
+def window(picture, centre, side, size):
+    """A square cut out of a picture at another scale: uint8 (S, S, 3) -> uint8 (size, size, 3); centre and side in fractions of S."""
+    scale = side * len(picture) / size  # pixels of the picture in one of the result
+    if scale > 1.5:  # or pixels would be skipped
+        small = max(round(len(picture) / scale), 2)
+        picture = cv2.resize(picture, (small, small), interpolation=cv2.INTER_AREA)
+        scale = side * small / size
+    corner = np.asarray(centre) * len(picture) - size * scale / 2
+    shift = corner + (scale - 1) / 2
+    matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+
+
+def _regressor(widths, size, hidden, points):
+    """Picture (N, 3, size, size) -> (N, 2 * points): separable convolutions and two dense layers."""
+    layers, before = [], 3
+    for width in widths:
+        layers += [nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                   nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        before, size = width, (size + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size * size, hidden), nn.ReLU(), nn.Linear(hidden, 2 * points))
