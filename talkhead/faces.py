@@ -169,8 +169,9 @@ def _spread(length, side):
 @contextlib.contextmanager
 def _quiet():
     """Swallow what C++ code writes to stderr and stdout; give it back on stderr if the block fails."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     with tempfile.TemporaryFile() as said:
         kept = {number: os.dup(number) for number in (1, 2)}
         for number in kept:

@@ -213,6 +213,43 @@ def test_input_that_was_cut(room, environment):
     assert not (room / "lat.npy").exists() and not (room / "out.mp4").exists() and left_over(room) == []
 
 
+@pytest.mark.parametrize("closed, line, result", [
+    ("2>&-", "align in.mp4 --size 64", "out.mp4"),
+    ("2>/dev/full", "align in.mp4 --size 64", "out.mp4"),
+    ("2>&-", "invert clip.mp4 --method optimise --steps 3 --perceptual pyramid", "out.npy"),
+    ("<&- >&- 2>&-", "generate --identity face.png --audio speech.wav", "out.mp4"),
+    ("<&- >&- 2>&-", "pti face.png --steps 2 --perceptual pyramid", "out.pt"),
+])
+def test_standard_streams_that_nobody_reads(room, environment, closed, line, result):
+    """The result is the same. A descriptor that was closed must not become that of the next file that is opened."""
+    if "/dev/full" in closed and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    for name, more in (("heard", ""), ("unheard", closed)):
+        (room / name).mkdir()
+        done = shell(f"talkhead {line} -o {name}/{result} {more}", room, environment)
+        assert done.returncode == 0, said(done)
+    if not result.endswith(".pt"):  # which hold their seconds
+        assert (room / "unheard" / result).read_bytes() == (room / "heard" / result).read_bytes()
+    assert left_over(room) == []
+
+
+def test_the_detector_loads_where_no_stream_is_open(room, environment):
+    script = "import os; from talkhead.faces import _quiet\nwith _quiet():\n    os.write(2, b'noise')\nopen('done', 'w').close()"
+    done = shell(f'{sys.executable} -c "{script}" >&- 2>&-', room, environment | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and (room / "done").exists()
+
+
+@pytest.mark.parametrize("line", [
+    "metrics clip.mp4 clip.mp4 --no-lmd --table", "weights list", "pti face.png -o me.pt --steps 2 --perceptual pyramid", "align --help", "--version",
+])
+def test_records_on_a_full_disk(room, environment, line):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    done = shell(f"talkhead {line} > /dev/full", room, environment)
+    assert done.returncode == 1 and "Traceback" not in said(done) and "Exception" not in said(done), said(done)
+    assert said(done).splitlines()[-1] == "talkhead: -: the disk is full; free some space"
+
+
 def test_full_disk(room, environment):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
