@@ -704,6 +704,6 @@ def _words(path, books):
 
 def _text(path):
     try:
-        return path.read_text(encoding="utf-8")
+        return files.decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as problem:
         raise TalkheadError(f"{path}: cannot be read as text ({problem}); it should hold the words of the recording") from problem

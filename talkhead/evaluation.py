@@ -390,7 +390,7 @@ def read_protocol(place):
     if str(place) == "thesis":
         return {"settings": dict(THESIS)}
     with files.mendable(place):
-        text = Path(place).read_text(encoding="utf-8", errors="replace")
+        text = files.decoded(Path(place).read_bytes(), "replace")
     try:
         try:
             told = json.loads(text)

@@ -6,6 +6,7 @@ name (the suffix), and "-" is standard input or standard output. Every file is w
 A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
 """
 
+import codecs
 import errno
 import io
 import json
@@ -444,6 +445,17 @@ def read_about(source):
     """What was written beside latents: the dict given to write_latents, empty for a pipe or where there is none."""
     path = Path(source).with_suffix(".json") if _named(source) else None
     return read_json(path) if path is not None and path.is_file() else {}
+
+
+def decoded(data, errors="strict"):
+    """Text out of the bytes of a file, as editors and shells of any system write it: UTF-8, with a mark before it or without, or
+    UTF-16 with its mark.
+
+    errors   what is done with bytes that are none of it, as of bytes.decode
+    raises   UnicodeDecodeError, if that is "strict"
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8-sig", errors)
 
 
 def read_json(source):

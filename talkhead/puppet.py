@@ -1455,7 +1455,7 @@ def _in_studio(index):
 def _lines(text):
     """The sentences of a file."""
     try:
-        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in files.decoded(Path(text).read_bytes()).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
         raise TalkheadError(f"{text}: cannot be read as text ({problem}); give a file of sentences, one a line") from None
     if not lines:

@@ -163,7 +163,7 @@ def read_answers(source):
     raises  TalkheadError if it is something else
     """
     with files.reading(source) as stream:
-        text = stream.read().decode("utf-8-sig", "replace")
+        text = files.decoded(stream.read(), "replace")
     rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     if not rows or tuple(rows[0]) != COLUMNS:
         raise TalkheadError(f"{source}: holds no answers of a study; its first line should be {','.join(COLUMNS)}")
