@@ -132,7 +132,8 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
     fields   names of what a line must hold
     suffix   of results that are not named
     returns  list of Item, with different names
-    raises   TalkheadError if it cannot be read, is empty, a line has other fields, or two results would have one name
+    raises   TalkheadError if it cannot be read, is empty, a line has other fields, two results would have one name, or one would
+             lie outside of their folder
 
     A result is named after its source: a/b/clip.mpg becomes clip.mp4. Where that would make two the same, every result keeps
     one folder more of its source, b/clip.mp4, and so on, until all differ. Several sources are joined with dashes,
@@ -180,7 +181,10 @@ def _fields(line, fields, where):
     for source in sources:
         if source == "-" or not _parts(source):
             raise TalkheadError(f"{where}: {source} has no name to go by; name a file or folder")
-    return sources, os.path.normpath(own) if own else None
+    own = os.path.normpath(own) if own else None
+    if own is not None and (os.path.isabs(own) or own in (os.curdir, os.pardir) or own.startswith(os.pardir + os.sep)):
+        raise TalkheadError(f"{where}: the result {own} would lie outside of the output folder; name a file within it")
+    return sources, own
 
 
 def _form(fields):

@@ -138,6 +138,7 @@ def test_lists_that_are_no_text(tmp_path, data, message):
     (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
     (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
     (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
+    (["a.mpg\ts1/../x.mp4", "b.mpg\t..x.mp4"], ["x.mp4", "..x.mp4"]),
 ])
 def test_names_of_results(sources, expected):
     assert names(*sources) == expected
@@ -161,6 +162,11 @@ def test_names_of_results_of_two_sources():
     ("-", "line 1: - has no name to go by"),
     ("x/..", "has no name to go by"),
     ("../..", "has no name to go by"),
+    ("a.mpg\nb.mpg\t../../x.mp4", "line 2: the result ../../x.mp4 would lie outside of the output folder; name a file within it"),
+    ("a.mpg\ts1/../../x.mp4", "line 1: the result ../x.mp4 would lie outside"),
+    ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
+    ("a.mpg\t..", "line 1: the result .. would lie outside"),
+    ("a.mpg\tx/..", "line 1: the result . would lie outside"),
 ])
 def test_bad_lists_are_refused(text, message):
     with pytest.raises(TalkheadError, match=message):
