@@ -100,6 +100,26 @@ def cache_folder():
     return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
 
 
+def find(folder, suffixes, deep=False):
+    """The files of some kinds in a folder, sorted; hidden ones, and all in hidden folders, are passed over.
+
+    A name that begins with a dot is not a person's file: macOS puts ._x.jpg beside x.jpg, and what we were writing when we were
+    killed is left under such a name.
+
+    suffixes   in small letters, with their dots
+    deep       look into the folders within, too
+    returns    list of Path
+    """
+    folder = Path(folder)
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in suffixes and not is_hidden(path.relative_to(folder)))
+
+
+def is_hidden(path):
+    """Whether a file, or a folder that it is in, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in Path(path).parts if part not in (os.curdir, os.pardir))
+
+
 def _named(place):
     return isinstance(place, (str, os.PathLike)) and str(place) != "-"
 
@@ -1140,7 +1160,7 @@ class FrameReader:
         self._wants_sound = self._begun = False
         path = Path(source) if _named(source) else None
         if path is not None and path.is_dir():
-            names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")), key=_order)
+            names = sorted(find(path, PICTURES), key=_order)
             if not names:
                 raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
             self._open_pictures(names)

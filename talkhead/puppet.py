@@ -189,7 +189,7 @@ def portraits(folder, model=None, size=256, cache=None, exclude=()):
 def _pictures(folder):
     if not Path(folder).is_dir():
         raise TalkheadError(f"{folder}: no such folder; pass a folder of portrait photos")
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return files.find(folder, {".jpg", ".jpeg", ".png"})
 
 
 def _described(paths, size):

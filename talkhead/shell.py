@@ -31,9 +31,8 @@ class Shell(click.Group):
             sys.exit(1)
 
     def invoke(self, ctx):
-        before = signal.signal(signal.SIGTERM, _stop)
         try:
-            with warnings.catch_warnings(), memory():
+            with _stoppable(), warnings.catch_warnings(), memory():
                 warnings.showwarning = lambda message, *_: say(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
@@ -41,8 +40,6 @@ class Shell(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     def list_commands(self, ctx):
         return list(self.commands)  # in the order of the work, not of the alphabet
@@ -80,9 +77,20 @@ def _tell(line):
         sys.stderr = open(os.devnull, "w")
 
 
-def _stop(*_):
-    """SIGTERM ends like an exit, so that half-written outputs are removed on the way."""
-    raise SystemExit(143)
+@contextmanager
+def _stoppable():
+    """SIGTERM, and the SIGHUP of a terminal that closes, end like an exit, so that half-written outputs are removed on the way."""
+    def stop(number, _):
+        raise SystemExit(128 + number)
+
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    heeded = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

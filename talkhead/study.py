@@ -67,7 +67,7 @@ def pairs(folders, labels=()):
 def _videos(folder):
     if not folder.is_dir():
         raise TalkheadError(f"{folder}: not a folder; pass a folder of videos for each method")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEOS and not path.name.startswith(".")}
+    return {path.stem: path for path in files.find(folder, VIDEOS)}
 
 
 def make(pairs, folder, seed=0, checks=2, questions=tuple(QUESTIONS), title="Which video is better?", welcome=WELCOME, post=None):

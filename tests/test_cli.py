@@ -1047,6 +1047,30 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
     assert [{key: record[key] for key in keys} for record in records(clips)] == [{key: record[key] for key in keys} for record in records(packed)]
 
 
+def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
+    """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
+    from talkhead import acoustics, codes, datasets, evaluation, study
+    from talkhead import puppet as room
+
+    hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")
+    for folder in ("ours", "theirs"):
+        (scene / folder / ".trash").mkdir(parents=True)
+        for name in hidden:
+            (scene / folder / name).write_bytes((puppet / "clip.mp4").read_bytes() if name.endswith("mp4") else b"AppleDouble")
+        (scene / folder / "clip.mp4").write_bytes((puppet / "clip.mp4").read_bytes())
+        (scene / folder / "face.png").write_bytes((puppet / "face.png").read_bytes())
+    ours, theirs = scene / "ours", scene / "theirs"
+    result = run("pack", ours, "-o", scene / "packed.npy", "--size", 16)
+    assert result.exit_code == 0 and json.loads(result.stdout) == {"file": str(scene / "packed.npy"), "frames": 9, "size": 16, "left_out": 0}
+    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and codes.find([ours]) == [ours / "clip.mp4"]
+    assert room._pictures(ours) == [ours / "face.png"]
+    assert evaluation.match([ours, theirs]) == ([(str(ours / "clip.mp4"), str(theirs / "clip.mp4"))], [])
+    assert [(pair.ours, pair.others) for pair in study.pairs([ours, theirs], ())] == [(ours / "clip.mp4", theirs / "clip.mp4")]
+    (ours / "clip.txt").write_text("Ah")
+    (ours / ".trash/clip.txt").write_text("Oh")
+    assert [lesson.path for lesson in acoustics.recordings([ours])] == [ours / "clip.mp4"]
+
+
 def test_mixtures_are_said_in_one_line(scene):
     train = ["-o", scene / "x.pt", "--perceptual", "pyramid", *BRIEF]
     files.write_image(scene / "small.png", np.zeros((8, 8, 3), np.uint8))

@@ -630,6 +630,16 @@ def test_pixels_that_are_not_square(tmp_path):
         assert reader.size == next(reader).shape[:2] == (64, 128)
 
 
+def test_hidden_files_are_not_found(tmp_path):
+    for name in ("b.mp4", "a.MP4", "._a.mp4", ".b.1234abcd.mp4", "notes.txt", "deep/c.mp4", "deep/.c.mp4", ".hidden/d.mp4", ".hidden/deep/e.mp4"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).touch()
+    folder = tmp_path / ".home"  # whoever names a hidden folder wants what is in it
+    assert files.find(folder, {".mp4"}) == [folder / "a.MP4", folder / "b.mp4"]
+    assert files.find(folder, {".mp4"}, deep=True) == [folder / "a.MP4", folder / "b.mp4", folder / "deep/c.mp4"]
+    assert files.is_hidden("x/.y/z.png") and not files.is_hidden("../x/./y.png")
+
+
 def test_folder_of_pictures(tmp_path):
     frames = noise(12)
     save(tmp_path / "frames", frames, metadata={"talkhead_aligned": "17"})

@@ -312,7 +312,7 @@ def test_progress_is_for_terminals(room, environment):
 
 # Signals ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted(room, environment, sent, status):
     np.save(room / "long.npy", np.zeros((5000, 6, 512), np.float32))
     with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
@@ -325,6 +325,17 @@ def test_interrupted(room, environment, sent, status):
         errors = process.stderr.read().decode()
     assert process.returncode == status and "Traceback" not in errors and errors.strip() == "", errors
     assert not (room / "out.mp4").exists() and left_over(room) == []
+
+
+def test_who_ignores_hangups_goes_on(room, environment):
+    """As nohup has it."""
+    line = 'trap "" HUP; exec talkhead invert clip.mp4 -o lat.npy --method optimise --steps 300 --perceptual pyramid --log log.jsonl'
+    with subprocess.Popen(["bash", "-c", line], cwd=room, env=environment, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not ((room / "log.jsonl").exists() and (room / "log.jsonl").stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0 and (room / "lat.npy").exists(), errors
 
 
 def test_interrupted_packing_leaves_nothing(room, environment):
