@@ -447,12 +447,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 @cli.command()
 @options.input_option("--identity", "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
-                                    "wrote (.npy), or a tuned generator and its face, of pti (.pt).")
+                                    "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).")
 @options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
 @click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
               help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
-@options.input_option("--latents", "Render these latents instead (.npy).")
+@options.input_option("--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @options.weights_in("generator")
@@ -500,7 +500,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
-    told, tuned = generator, identity if identity and identity.endswith(".pt") else None
+    told, tuned = generator, identity if identity and _prepared(identity) and not files.is_latents(identity) else None
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
     device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
     motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"], "deterministic": deterministic}
@@ -568,8 +568,8 @@ def _by_default(option):
 
 
 def _prepared(identity):
-    """Whether a file holds a face as latents, and not as pictures."""
-    return identity.endswith((".pt", ".npy"))
+    """Whether a file holds a face as latents, or with a generator tuned on it, and not as pictures."""
+    return identity.lower().endswith((".pt", ".npy", ".npz"))
 
 
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
@@ -653,7 +653,7 @@ def _prepared_identity(source, generator, told, drives, device):
     """A code (L, 512) out of a file, and the generator that draws it."""
     from talkhead import checkpoints, files
 
-    if source.endswith(".npy"):
+    if files.is_latents(source):
         codes = files.read_latents(source)
         _check_owner(source, files.read_about(source), generator)
         return codes.mean(0), generator

@@ -20,6 +20,8 @@ import stat
 import sys
 import warnings
 import wave
+import zipfile
+import zlib
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -398,22 +400,69 @@ class _Rows:
 
 
 def read_latents(source):
-    """Read latents in W+.
+    """Read latents in W+, ours or another project's.
 
-    source   .npy path, "-" or binary stream
+    source   path of a .npy; of a .npz, as NVIDIA's projectors write (projected_w.npz); or of a .pt that holds one tensor, as e4e (latents.pt)
+             and PTI (its pivots) write. "-" or a binary stream of a .npy
     returns  float32 (T, L, 512), finite; one latent (L, 512) becomes (1, L, 512)
     raises   TalkheadError if it holds anything else
+    warns    that (L, 512) was taken as one latent, for it might be meant as so many frames
     """
     name = _name(source)
-    array = read_array(source)
+    array = _LATENTS_OF_OTHERS.get(_suffix(source), read_array)(source)
     latents = array[None] if array.ndim == 2 else array
     if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
         raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted float32 (frames, layers, 512); pass latents")
+    if array.ndim == 2:
+        warnings.warn(f"{name}: {array.shape} is read as one latent of {len(array)} layers; frames are (frames, layers, 512)", stacklevel=2)
     latents = latents.astype(np.float32)
     finite = np.isfinite(latents).all(axis=(1, 2))
     if not finite.all():
         raise TalkheadError(f"{name}, frame {int(np.argmin(finite))}: holds NaN or infinity; make the latents again")
     return latents
+
+
+def is_latents(path):
+    """Whether a file is one of latents, as `read_latents` takes them, and not one of pictures or of a network."""
+    if _suffix(path) != ".pt":
+        return _suffix(path) in (".npy", ".npz")
+    import torch
+
+    with suppress(TalkheadError):  # which who opens it as a network will tell
+        return isinstance(load_weights(path, mapped=zipfile.is_zipfile(path)), torch.Tensor)
+    return False
+
+
+def _suffix(source):
+    return Path(source).suffix.lower() if _named(source) else ""
+
+
+def _npz(path):
+    """The array "w" of a .npz, or the only one in it."""
+    with reading(path) as stream:
+        try:
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise TalkheadError(f"{path}: not an archive of arrays, which .npz should be; pass a file written by numpy.savez")
+            key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
+            if key is None:
+                raise TalkheadError(f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone")
+            return arrays[key]
+        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+            raise TalkheadError(f"{path}: damaged or cut short, or no numbers; write it again") from error
+
+
+def _tensor(path):
+    """The one tensor in a .pt."""
+    import torch
+
+    value = load_weights(path)
+    if not isinstance(value, torch.Tensor):
+        raise TalkheadError(f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that alone")
+    return (value.float() if value.is_floating_point() else value).detach().numpy()
+
+
+_LATENTS_OF_OTHERS = {".npz": _npz, ".pt": _tensor}
 
 
 def write_latents(destination, latents, about=None):

@@ -524,6 +524,25 @@ def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
     assert result.exit_code == 0, result.output
 
 
+def test_latents_of_other_projects_are_drawn_and_speak(scene):
+    import torch
+
+    code = 0.3 * np.random.default_rng(0).standard_normal((1, 6, 512)).astype(np.float32)
+    np.save(scene / "code.npy", code)
+    np.savez(scene / "projected_w.npz", w=code)
+    torch.save(torch.tensor(code), scene / "latents.pt")
+    for option, more in (("--latents", []), ("--identity", ["--audio", scene / "speech.wav"])):
+        made = []
+        for name in ("code.npy", "projected_w.npz", "latents.pt"):
+            out = scene / f"{name}{option}.mkv"
+            result = run("generate", option, scene / name, *more, "-o", out)
+            assert result.exit_code == 0 and result.stderr == "", result.output
+            made.append(np.stack(list(files.read_frames(out))))
+        assert all(np.array_equal(made[0], other) for other in made[1:])
+    result = run("generate", "--identity", scene / "latents.pt", "--audio", scene / "speech.wav", "--pti", "-o", scene / "no.mp4")
+    assert result.exit_code == 2 and "--pti tunes on pictures" in result.stderr
+
+
 def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
     monkeypatch.chdir(scene)
     assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
