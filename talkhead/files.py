@@ -34,6 +34,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from talkhead import safetensors
 from talkhead.errors import TalkheadError
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
@@ -564,7 +565,7 @@ class NotPlainWeights(TalkheadError):
 
 
 def load_weights(path, kind=None, mapped=False):
-    """Read a .pt without running anything that it carries.
+    """Read a .pt, or a .safetensors, without running anything that it carries.
 
     path     file of save_weights, or another project's plain one
     kind     "generator", "encoder", "audio2latent", "speech": what the caller needs; None takes any
@@ -577,6 +578,13 @@ def load_weights(path, kind=None, mapped=False):
     import torch
 
     with reading(path) as stream:
+        if _named(path):
+            start = stream.read(9)
+            stream.seek(0)
+            if safetensors.is_safetensors(start):
+                return _of_kind(safetensors.read(stream, path), kind, path)
+            if start.startswith(b"PK"):
+                _refuse_zipped_again(path)
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 weights = torch.load(os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
@@ -584,6 +592,27 @@ def load_weights(path, kind=None, mapped=False):
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
         except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
+    return _of_kind(weights, kind, path)
+
+
+def _refuse_zipped_again(path):
+    """Say why a whole archive is not one that torch.save wrote. Of compressed parts torch would give numbers that are none, where it maps them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # damaged: torch says so
+    names = {entry.filename for entry in entries}
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        raise TalkheadError(f"{path}: a zip archive that torch.save did not write; unpack it and pass the weights inside")
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or len({name.partition("/")[0] for name in names}) > 1:
+        raise TalkheadError(f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch does not read; "
+                            "take the original file, or pack its folder as it was: zip -0 -r NAME.pt FOLDER")
+
+
+def _of_kind(weights, kind, path):
+    """Weights, if they are of this kind."""
     found = weights.get("kind") if isinstance(weights, dict) else None
     if kind is not None and found != kind:
         if found is None:
