@@ -12,14 +12,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from talkhead import variety
+from talkhead import files, variety
 from talkhead.errors import TalkheadError
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    told = [json.loads(path.read_text()) for folder in parser.parse_args().folders for path in sorted(folder.glob("*.json"))]
+    told = [json.loads(path.read_text()) for folder in parser.parse_args().folders for path in files.find(folder, {".json"})]
     told = [about for about in told if "varied" in about]
     counted = variety.tally([about["varied"] for about in told])
     lines = ["| what | kind | clips | share |", "|---|---|---|---|"]

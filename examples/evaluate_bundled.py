@@ -402,7 +402,7 @@ def sounds(paths):
     """Files that hold sound; a folder stands for those in it."""
     found = []
     for path in map(Path, paths):
-        found += sorted(child for child in path.iterdir() if child.suffix in SOUNDS) if path.is_dir() else [path]
+        found += files.find(path, SOUNDS) if path.is_dir() else [path]
     return found
 
 
@@ -440,14 +440,14 @@ def main():
     options = parse()
     model = Model(options.device, options.generator, options.encoder, options.audio2latent, options.gate)
     eye = Eye(faces.detector(options.detector, options.detector_model))
-    clips = sorted(options.clips.glob("*.mp4"))[:options.limit]
+    clips = files.find(options.clips, {".mp4"})[:options.limit]
     if not clips:
         raise TalkheadError(f"{options.clips}: holds no clips; write some with talkhead synth")
     recordings = sounds(options.speech)[:options.limit]
-    portraits = sorted(options.portraits.glob("*.jpg"))[::53][:10][:options.limit] if options.portraits else []
+    portraits = files.find(options.portraits, {".jpg"})[::53][:10][:options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]
     sentence = files.read_audio(recordings[0] if recordings else clips[0])[:5 * speech.SAMPLE_RATE]
-    persons = Persons(photos(sorted(options.portraits.glob("*.jpg"))[::11], eye, model.size), options.identity_model, model.device) if portraits else None
+    persons = Persons(photos(files.find(options.portraits, {".jpg"})[::11], eye, model.size), options.identity_model, model.device) if portraits else None
     parts = {
         "puppets": ([partial(puppet, path, model, eye) for path in clips], summarise_puppets, partial(puppet_rows, least=options.least)),
         "recordings": ([partial(recording, path, speakers[k % len(speakers)], model, eye) for k, path in enumerate(recordings)],

@@ -30,7 +30,7 @@ HELD_OUT = 8
 
 def pairs(folder, size):
     """(open frame, shut frame, mask) of each puppet that blinks."""
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in files.find(folder, {".json"}):
         lids = np.array(files.read_json(path)["blink"])
         shut = [at for at in np.flatnonzero(lids > SHUT) if at > NEAR]
         awake = [at for at in range(shut[0] - NEAR, shut[0] + NEAR + 1) if at < len(lids) and lids[at] < AWAKE] if shut else []

@@ -109,7 +109,7 @@ def strings(rng, length):
 
 def puppets(folder):
     """(sound, spoken) of each clip that espeak-ng speaks."""
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in files.find(folder, {".json"}):
         about = files.read_json(path)
         if about["source"].startswith("espeak"):
             audio = files.read_audio(path.with_suffix(".mp4"))
@@ -118,7 +118,7 @@ def puppets(folder):
 
 def recordings(folder, aligns):
     """(sound, spoken) of each recording that has an .align: start and end in 1/25000 s, and the word."""
-    for path in sorted(Path(folder).glob("*.mpg")):
+    for path in files.find(folder, {".mpg"}):
         align = Path(aligns) / f"{path.stem}.align"
         if align.exists():
             rows = [line.split() for line in align.read_text().splitlines() if line.strip()]
@@ -128,7 +128,7 @@ def recordings(folder, aligns):
 
 def speeches(folder, seconds=4):
     """(sound, spoken) of pieces of recordings whose words nobody wrote down: their own loudness tells where they pause."""
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(path for path in Path(folder).iterdir() if not files.is_hidden(path.name)):
         audio = files.read_audio(path)
         for start in range(0, len(audio) - seconds * RATE + 1, seconds * RATE):
             piece = audio[start:start + seconds * RATE]

@@ -32,7 +32,7 @@ LEAST_MIXED = 200  # composites whose codes are mixed
 
 def composites(folder, count):
     """First frames of so many clips, evenly out of a folder."""
-    paths = sorted(Path(folder).glob("*.mp4"))
+    paths = files.find(folder, {".mp4"})
     if not paths:
         raise TalkheadError(f"{folder}: holds no clips; write some with talkhead synth")
     for index in np.unique(np.linspace(0, len(paths) - 1, count).astype(int)):

@@ -35,7 +35,7 @@ EXIF_ORIENTATION = 0x0112
 
 def chosen(folders, count):
     """Pictures, evenly out of every folder's sorted ones: small folders whole, the rest shared by the large ones."""
-    found = sorted(([path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in SUFFIXES] for folder in folders), key=len)
+    found = sorted((files.find(folder, SUFFIXES, deep=True) for folder in folders), key=len)
     picked = []
     for index, paths in enumerate(found):
         share = min(len(paths), (count - len(picked)) // (len(found) - index))

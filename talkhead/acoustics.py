@@ -671,7 +671,7 @@ def recordings(sources):
     for source in map(Path, sources):
         if not source.exists():
             raise TalkheadError(f"{source}: not found; pass recordings or a folder of recordings")
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SOUNDS and path.name[0] != ".") if source.is_dir() else [source]
+        paths = files.find(source, SOUNDS, deep=True) if source.is_dir() else [source]
         for path in paths:
             text, phonemes = _words(path, books)
             text = spelled(text or "")
@@ -697,13 +697,13 @@ def _words(path, books):
             return _text(path.with_suffix(suffix)), []
     folder = path.parent
     if folder not in books:
-        lines = [line for book in sorted(folder.glob("*.trans.txt")) for line in _text(book).splitlines()]
+        lines = [line for book in files.find(folder, {".txt"}) if book.name.endswith(".trans.txt") for line in _text(book).splitlines()]
         books[folder] = dict(line.split(" ", 1) for line in lines if " " in line)
     return books[folder].get(path.stem, ""), []
 
 
 def _text(path):
     try:
-        return path.read_text(encoding="utf-8")
+        return files.decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as problem:
         raise TalkheadError(f"{path}: cannot be read as text ({problem}); it should hold the words of the recording") from problem

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import encoders, files, latents, layouts, pickles
+from talkhead import encoders, files, latents, layouts, pickles, safetensors
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 
@@ -182,12 +182,13 @@ def read(path, kind=None, training=True):
     """The weights of one network in any project's file, in our own layout.
 
     path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of PTI;
-               a .pt of pSp, e4e or ReStyle, whose generator and encoder can both be had; what `convert` wrote
+               a .pt of pSp, e4e or ReStyle, whose generator and encoder can both be had; what `convert` wrote; a .safetensors of
+               any of their state dicts
     kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None is the one that the file holds
     training   False leaves out what only training needs
     returns    {"kind", "config", "step", "model"}, and "training" if there is more to it: of another project's file,
                "generator" and "discriminator" as they were trained, without their optimisers
-    raises     TalkheadError if the file is missing, damaged, unsafe, of another kind, or of a network that is not known here
+    raises     TalkheadError if the file is missing, damaged, unsafe, of another kind, of a network that is not known here, or holds NaN
     warns      if the file lacks the mean of W or the noise pictures, which are made again from fixed seeds
 
     Nothing in the file is run. Shapes alone say how large a network is.
@@ -212,6 +213,11 @@ class _File:
 
     def read(self, kind=None, training=True):
         weights = self.ours(kind, training)
+        for part in (weights["model"], *(part for name, part in weights.get("training", {}).items() if name in ("generator", "discriminator"))):
+            bad = [name for name, tensor in part.items() if not tensor.isfinite().all()]
+            if bad:
+                raise TalkheadError(f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: its training diverged, or "
+                                    "a half-precision copy overflowed; take an earlier checkpoint, or the original")
         if "w_avg" in weights["missing"]:
             warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it")
         if "noise" in weights["missing"]:
@@ -279,6 +285,9 @@ def _check_ours(path, contents):
 
 def _contents(path):
     """What was saved in a file, without running anything."""
+    with files.reading(path) as stream:
+        if safetensors.is_safetensors(stream.read(9)):
+            return files.load_weights(path)
     if pickles.sniff(path) == "zip":
         try:
             return files.load_weights(path, mapped=True)
@@ -299,10 +308,12 @@ def _recognise(contents):
         if any(isinstance(contents.get(key), (dict, pickles.Module)) for key in keys):
             return format, contents
     state = _state(contents.get("state_dict", contents))
+    # A flat file, as .safetensors are, has it among the rest.
+    beside = contents if "state_dict" in contents else {"latent_avg": state.pop("latent_avg")} if "latent_avg" in state else {}
     if _within(state, "decoder.") or _within(state, "encoder."):
-        return "psp", (contents if "state_dict" in contents else {}) | {"state_dict": state}
+        return "psp", beside | {"state_dict": state}
     if "conv1.conv.modulation.weight" in state:
-        return "rosinality", {"g_ema": state}
+        return "rosinality", beside | {"g_ema": state}
     if "synthesis.b4.const" in state or "synthesis.input.weight" in state:
         return "nvidia", {"G_ema": state}
     return None, contents
@@ -323,10 +334,10 @@ def _stranger(contents):
 
 
 def _state(value):
-    """The tensors of a state dict, or of a NVIDIA module, by name; what DataParallel puts in front of every name is taken off."""
+    """The tensors of a state dict, or of a NVIDIA module, by name; what DataParallel and torch.compile put into names is taken out."""
     state = value.state if isinstance(value, pickles.Module) else value
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)} if isinstance(state, dict) else {}
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _within(state, prefix):

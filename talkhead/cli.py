@@ -138,7 +138,7 @@ def _finder(detector, detector_model, device):
     return find
 
 
-def _aligned_frames(reader, size, aligned, find):
+def _aligned_frames(reader, size, aligned, face, find):
     """The frames of a reader as square faces: as they are where they are aligned, else detected and cropped."""
     if aligned or reader.aligned:
         height, width = reader.size
@@ -149,7 +149,7 @@ def _aligned_frames(reader, size, aligned, find):
     from talkhead import faces
 
     shell.say(f"{reader.name}: aligning the face that {find().name} finds")
-    return (crop for crop, _, _ in faces.align_frames(reader, find(), size))
+    return (crop for crop, _, _ in faces.align_frames(reader, find(), size, face=face))
 
 
 def _lessons(generator, encoder, frames, device):
@@ -288,6 +288,7 @@ def cli():
 @options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
+@options.face
 @options.output("Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None)
 @options.listed("the path of a clip")
 @options.detection
@@ -306,7 +307,7 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
     work(source, output, quads=quads)
 
 
-def _align(source, output, find, size, smoothing, on_missing, quads=None):
+def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
     """Crop one clip; how many frames were written."""
     import numpy as np
 
@@ -324,7 +325,7 @@ def _align(source, output, find, size, smoothing, on_missing, quads=None):
             crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
         else:
             shell.say(f"{reader.name}: landmarks by {find().name}")
-            crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing)
+            crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
         corners = []
         with files.FrameWriter(output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}) as writer:
             for crop, quad, index in shell.progress(crops):
@@ -446,12 +447,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 @cli.command()
 @options.input_option("--identity", "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
-                                    "wrote (.npy), or a tuned generator and its face, of pti (.pt).")
+                                    "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).")
 @options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
 @click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
               help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
-@options.input_option("--latents", "Render these latents instead (.npy).")
+@options.input_option("--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write).")
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @options.weights_in("generator")
@@ -499,7 +500,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
-    told, tuned = generator, identity if identity and identity.endswith(".pt") else None
+    told, tuned = generator, identity if identity and _prepared(identity) and not files.is_latents(identity) else None
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
     device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
     motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"], "deterministic": deterministic}
@@ -567,8 +568,8 @@ def _by_default(option):
 
 
 def _prepared(identity):
-    """Whether a file holds a face as latents, and not as pictures."""
-    return identity.endswith((".pt", ".npy"))
+    """Whether a file holds a face as latents, or with a generator tuned on it, and not as pictures."""
+    return identity.lower().endswith((".pt", ".npy", ".npz"))
 
 
 def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
@@ -626,7 +627,7 @@ def _check_fit(name, latent, generator):
         raise TalkheadError(f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator")
 
 
-def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, find, perceptual, seed):
+def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, face, find, perceptual, seed):
     """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
 
     generator, seer   the networks loaded: generator, and [encoder] or []
@@ -640,7 +641,7 @@ def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti
     if _prepared(source):
         return _prepared_identity(source, generator, told, drives, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
-        frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
+        frames = list(islice(_aligned_frames(reader, 256, aligned, face, find), pti_frames if pti else 1))
     if pti:
         images, pivots = _lessons(generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
@@ -652,7 +653,7 @@ def _prepared_identity(source, generator, told, drives, device):
     """A code (L, 512) out of a file, and the generator that draws it."""
     from talkhead import checkpoints, files
 
-    if source.endswith(".npy"):
+    if files.is_latents(source):
         codes = files.read_latents(source)
         _check_owner(source, files.read_about(source), generator)
         return codes.mean(0), generator
@@ -680,7 +681,7 @@ def _prepared_identity(source, generator, told, drives, device):
 @options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
 @options.sheets
 @options.run
-def pti(source, output, generator, encoder, perceptual, limit, aligned, detector, detector_model, tensorboard, device, **options):
+def pti(source, output, generator, encoder, perceptual, limit, aligned, face, detector, detector_model, tensorboard, device, **options):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
     \b
@@ -691,7 +692,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
-        frames = list(_aligned_frames(reader, 256, aligned, _finder(detector, detector_model, device)))
+        frames = list(_aligned_frames(reader, 256, aligned, face, _finder(detector, detector_model, device)))
     images, pivots = _lessons(generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
     shell.watch(records, options["steps"], tensorboard)

@@ -138,8 +138,7 @@ class Windows:
 
 def find(sources):
     """The clips among files and in folders, as datasets.clips finds them. raises TalkheadError if there are none."""
-    # A name that begins with a dot is that of a file which somebody is still writing.
-    found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS and path.name[0] != "."]
+    found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS]
     if not found:
         raise TalkheadError(f"{', '.join(map(str, sources))}: no clips; pass aligned video clips with sound")
     return found

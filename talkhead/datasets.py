@@ -362,12 +362,12 @@ def unpack(path):
 
 
 def clips(sources):
-    """The video and picture files that some paths stand for, folders searched at any depth, sorted."""
+    """The video and picture files that some paths stand for, folders searched at any depth, as `files.find` does."""
     suffixes = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg"}
     found = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+            found += files.find(source, suffixes, deep=True)
         elif source.exists():
             found.append(source)
         else:

@@ -8,12 +8,12 @@ Source: thesis §3.3.2.
 """
 
 import math
-import pickle
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from talkhead import files
 from talkhead.errors import TalkheadError
 
 # What ResNet18 calls its stem and its first four residual blocks, two in each layer.
@@ -170,10 +170,8 @@ def _optional(name, state):
 def _read_state(path, what, example):
     """A state dict that some project saved by torch.save, of this or an older format; nothing in it is run."""
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise TalkheadError(f"{path}: {error.strerror}; give {what}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        weights = files.load_weights(path)
+    except files.NotPlainWeights as error:
         raise TalkheadError(f"{path}: not {what}; give {example}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise TalkheadError(f"{path}: not {what}; give {example}")

@@ -390,7 +390,7 @@ def read_protocol(place):
     if str(place) == "thesis":
         return {"settings": dict(THESIS)}
     with files.mendable(place):
-        text = Path(place).read_text(encoding="utf-8", errors="replace")
+        text = files.decoded(Path(place).read_bytes(), "replace")
     try:
         try:
             told = json.loads(text)
@@ -477,7 +477,7 @@ def _is_set(place):
     """Whether a place is a folder of clips. One that holds pictures is a clip itself."""
     if str(place) == "-" or not Path(place).is_dir():
         return False
-    suffixes = {path.suffix.lower() for path in Path(place).iterdir() if path.is_file()}
+    suffixes = {path.suffix.lower() for path in Path(place).iterdir() if path.is_file() and not files.is_hidden(path.name)}
     return bool(suffixes & MOVING) or not suffixes & files.PICTURES
 
 
@@ -486,7 +486,7 @@ def _clips(folder):
     folder, found = Path(folder), {}
     for path in sorted(folder.rglob("*")):
         is_clip = path.suffix.lower() in MOVING if path.is_file() else not _is_set(path)
-        if is_clip and not path.name.startswith("."):
+        if is_clip and not files.is_hidden(path.relative_to(folder)):
             name = path.relative_to(folder).with_suffix("") if path.is_file() else path.relative_to(folder)
             if str(name) in found:
                 raise TalkheadError(f"{path}: {found[str(name)].name} has the same name; keep one of them there")

@@ -169,8 +169,9 @@ def _spread(length, side):
 @contextlib.contextmanager
 def _quiet():
     """Swallow what C++ code writes to stderr and stdout; give it back on stderr if the block fails."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     with tempfile.TemporaryFile() as said:
         kept = {number: os.dup(number) for number in (1, 2)}
         for number in kept:
@@ -518,12 +519,13 @@ class _Upright:
 # Clips
 
 ON_MISSING = ("fail", "hold", "skip")
+FACES = ("largest", "left", "right")    # or a number
 LEADING = 100       # frames kept while a clip that opens without a face is held: four seconds
 LOST = 25           # frames after which the largest face is chosen anew: a second
 JUMP = 0.25         # sides: a quad that moves so far in one frame is another shot, or a slip of the detector
 
 
-def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", missing=None):
+def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
     """Follow one face through a clip and crop it, as FFHQ does but with a quad that does not tremble.
 
     frames      iterator of uint8 (H, W, 3); its .name, if it has one, opens the error messages
@@ -533,11 +535,14 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     on_missing  a frame without a face: "fail"; "hold" the quad before it (the first one found, for frames that lead);
                 "skip" the frame
     missing     a list that receives the index of every frame without a face
+    face        which to take where there are several: "largest", "left", "right", or its number counted from the left, from 1,
+                as the pictures lie
     returns     iterator of (crop uint8 (size, size, 3), quad float64 (4, 2) that cut it, index of the frame)
-    raises      TalkheadError where a face is missing and may not be, or none is ever found
+    raises      TalkheadError where a face is missing and may not be, none is ever found, or there are fewer than `face` says
+    warns       where a face is chosen among several: how many there are, and which was taken
 
-    The largest face of the first frame that has one is followed by overlap; after a leap, to the nearest face that was
-    not there before; after a second without it, to the largest.
+    The face that is chosen in the first frame that has one is followed by overlap; after a leap, to the nearest face that was
+    not there before; after a second without it, one is chosen again.
     Frames are kept only for the width of the Gaussian, so memory is flat. A photo, a single frame, may lie on its side or on
     its head (see `which_way_up`); its crop is upright.
 
@@ -547,12 +552,14 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     if on_missing not in ON_MISSING:
         raise TalkheadError(f"on_missing {on_missing!r}: unknown; choose from {', '.join(ON_MISSING)}")
     name = getattr(frames, "name", None) or "frames"
-    filled = _fill(_track(frames, detector), on_missing, name, [] if missing is None else missing)
+    if face not in FACES and not (type(face) is int and face > 0):
+        raise TalkheadError(f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left")
+    filled = _fill(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
     return ((crop(frame, corners, size), corners, index) for index, frame, corners in _smooth(filled, smoothing))
 
 
-def _track(frames, detector):
-    """Follow the largest face: (index, frame, quad or None, shot), where shot counts the jumps so far."""
+def _track(frames, detector, which, name):
+    """Follow one face: (index, frame, quad or None, shot), where shot counts the jumps so far."""
     last, corners, others = None, None, []
     lost, shot = 0, 0
     frames = iter(frames)
@@ -562,7 +569,7 @@ def _track(frames, detector):
     for index, frame in enumerate(itertools.chain(opening, frames)):
         found = detector(frame)
         chosen = last is not None and lost < LOST
-        face = _same(found, last, others) if chosen else next(iter(found), None)
+        face = _same(found, last, others) if chosen else _chosen(found, which, f"{name}, frame {index}" if index else name)
         others = [other for other in found if other is not face]
         if face is None:
             lost += 1
@@ -573,6 +580,20 @@ def _track(frames, detector):
             shot += 1
         last, lost = face, 0
         yield index, frame, corners, shot
+
+
+def _chosen(found, which, where):
+    """The face that is meant among those of a frame, which come the largest first; None if there is none."""
+    if not found:
+        return None
+    order = sorted(range(len(found)), key=lambda place: found[place][:, 0].mean())
+    if type(which) is int and which > len(found):
+        raise TalkheadError(f"{where}: face {which} is wanted, and {len(found)} found; pass another --face")
+    taken = 0 if which == "largest" else order[{"left": 0, "right": -1}[which] if type(which) is str else which - 1]
+    if len(found) > 1:
+        number = f"number {order.index(taken) + 1} from the left"
+        warnings.warn(f"{where}: {len(found)} faces found, and {number if taken else f'the largest, {number},'} is taken; pass --face for another", stacklevel=2)
+    return found[taken]
 
 
 def _same(found, last, others):

@@ -6,6 +6,7 @@ name (the suffix), and "-" is standard input or standard output. Every file is w
 A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
 """
 
+import codecs
 import errno
 import io
 import json
@@ -19,6 +20,8 @@ import stat
 import sys
 import warnings
 import wave
+import zipfile
+import zlib
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -31,6 +34,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from talkhead import safetensors
 from talkhead.errors import TalkheadError
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
@@ -97,6 +101,26 @@ def cache_folder():
     """Where talkhead keeps what it downloads: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
     own = os.environ.get("TALKHEAD_CACHE")
     return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
+
+
+def find(folder, suffixes, deep=False):
+    """The files of some kinds in a folder, sorted; hidden ones, and all in hidden folders, are passed over.
+
+    A name that begins with a dot is not a person's file: macOS puts ._x.jpg beside x.jpg, and what we were writing when we were
+    killed is left under such a name.
+
+    suffixes   in small letters, with their dots
+    deep       look into the folders within, too
+    returns    list of Path
+    """
+    folder = Path(folder)
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in suffixes and not is_hidden(path.relative_to(folder)))
+
+
+def is_hidden(path):
+    """Whether a file, or a folder that it is in, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in Path(path).parts if part not in (os.curdir, os.pardir))
 
 
 def _named(place):
@@ -377,22 +401,69 @@ class _Rows:
 
 
 def read_latents(source):
-    """Read latents in W+.
+    """Read latents in W+, ours or another project's.
 
-    source   .npy path, "-" or binary stream
+    source   path of a .npy; of a .npz, as NVIDIA's projectors write (projected_w.npz); or of a .pt that holds one tensor, as e4e (latents.pt)
+             and PTI (its pivots) write. "-" or a binary stream of a .npy
     returns  float32 (T, L, 512), finite; one latent (L, 512) becomes (1, L, 512)
     raises   TalkheadError if it holds anything else
+    warns    that (L, 512) was taken as one latent, for it might be meant as so many frames
     """
     name = _name(source)
-    array = read_array(source)
+    array = _LATENTS_OF_OTHERS.get(_suffix(source), read_array)(source)
     latents = array[None] if array.ndim == 2 else array
     if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
         raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted float32 (frames, layers, 512); pass latents")
+    if array.ndim == 2:
+        warnings.warn(f"{name}: {array.shape} is read as one latent of {len(array)} layers; frames are (frames, layers, 512)", stacklevel=2)
     latents = latents.astype(np.float32)
     finite = np.isfinite(latents).all(axis=(1, 2))
     if not finite.all():
         raise TalkheadError(f"{name}, frame {int(np.argmin(finite))}: holds NaN or infinity; make the latents again")
     return latents
+
+
+def is_latents(path):
+    """Whether a file is one of latents, as `read_latents` takes them, and not one of pictures or of a network."""
+    if _suffix(path) != ".pt":
+        return _suffix(path) in (".npy", ".npz")
+    import torch
+
+    with suppress(TalkheadError):  # which who opens it as a network will tell
+        return isinstance(load_weights(path, mapped=zipfile.is_zipfile(path)), torch.Tensor)
+    return False
+
+
+def _suffix(source):
+    return Path(source).suffix.lower() if _named(source) else ""
+
+
+def _npz(path):
+    """The array "w" of a .npz, or the only one in it."""
+    with reading(path) as stream:
+        try:
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise TalkheadError(f"{path}: not an archive of arrays, which .npz should be; pass a file written by numpy.savez")
+            key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
+            if key is None:
+                raise TalkheadError(f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone")
+            return arrays[key]
+        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+            raise TalkheadError(f"{path}: damaged or cut short, or no numbers; write it again") from error
+
+
+def _tensor(path):
+    """The one tensor in a .pt."""
+    import torch
+
+    value = load_weights(path)
+    if not isinstance(value, torch.Tensor):
+        raise TalkheadError(f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that alone")
+    return (value.float() if value.is_floating_point() else value).detach().numpy()
+
+
+_LATENTS_OF_OTHERS = {".npz": _npz, ".pt": _tensor}
 
 
 def write_latents(destination, latents, about=None):
@@ -446,6 +517,17 @@ def read_about(source):
     return read_json(path) if path is not None and path.is_file() else {}
 
 
+def decoded(data, errors="strict"):
+    """Text out of the bytes of a file, as editors and shells of any system write it: UTF-8, with a mark before it or without, or
+    UTF-16 with its mark.
+
+    errors   what is done with bytes that are none of it, as of bytes.decode
+    raises   UnicodeDecodeError, if that is "strict"
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8-sig", errors)
+
+
 def read_json(source):
     """Read one JSON value from a path, "-" or a binary stream; TalkheadError if it is missing or not JSON."""
     with reading(source) as stream:
@@ -483,7 +565,7 @@ class NotPlainWeights(TalkheadError):
 
 
 def load_weights(path, kind=None, mapped=False):
-    """Read a .pt without running anything that it carries.
+    """Read a .pt, or a .safetensors, without running anything that it carries.
 
     path     file of save_weights, or another project's plain one
     kind     "generator", "encoder", "audio2latent", "speech": what the caller needs; None takes any
@@ -496,6 +578,13 @@ def load_weights(path, kind=None, mapped=False):
     import torch
 
     with reading(path) as stream:
+        if _named(path):
+            start = stream.read(9)
+            stream.seek(0)
+            if safetensors.is_safetensors(start):
+                return _of_kind(safetensors.read(stream, path), kind, path)
+            if start.startswith(b"PK"):
+                _refuse_zipped_again(path)
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 weights = torch.load(os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
@@ -503,6 +592,27 @@ def load_weights(path, kind=None, mapped=False):
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
         except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
+    return _of_kind(weights, kind, path)
+
+
+def _refuse_zipped_again(path):
+    """Say why a whole archive is not one that torch.save wrote. Of compressed parts torch would give numbers that are none, where it maps them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # damaged: torch says so
+    names = {entry.filename for entry in entries}
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        raise TalkheadError(f"{path}: a zip archive that torch.save did not write; unpack it and pass the weights inside")
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or len({name.partition("/")[0] for name in names}) > 1:
+        raise TalkheadError(f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch does not read; "
+                            "take the original file, or pack its folder as it was: zip -0 -r NAME.pt FOLDER")
+
+
+def _of_kind(weights, kind, path):
+    """Weights, if they are of this kind."""
     found = weights.get("kind") if isinstance(weights, dict) else None
     if kind is not None and found != kind:
         if found is None:
@@ -1128,7 +1238,7 @@ class FrameReader:
         self._wants_sound = self._begun = False
         path = Path(source) if _named(source) else None
         if path is not None and path.is_dir():
-            names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")), key=_order)
+            names = sorted(find(path, PICTURES), key=_order)
             if not names:
                 raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
             self._open_pictures(names)

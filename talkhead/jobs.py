@@ -126,20 +126,21 @@ class Item(NamedTuple):
 def read_list(listing, fields=("source",), suffix=".mp4"):
     """Read a list of work.
 
-    listing  path, "-" or binary stream: a line each, its `fields` with tabs between, and the name of its result after another
+    listing  path, "-" or binary stream of text (UTF-8, or UTF-16 with its mark): a line each, its `fields` with tabs between, and the name of its result after another
              tab, if it is to have its own. Blank lines, and those that begin with #, are passed over; a line that comes again
              counts once
     fields   names of what a line must hold
     suffix   of results that are not named
     returns  list of Item, with different names
-    raises   TalkheadError if it cannot be read, is empty, a line has other fields, or two results would have one name
+    raises   TalkheadError if it cannot be read, is empty, a line has other fields, two results would have one name, or one would
+             lie outside of their folder
 
     A result is named after its source: a/b/clip.mpg becomes clip.mp4. Where that would make two the same, every result keeps
     one folder more of its source, b/clip.mp4, and so on, until all differ. Several sources are joined with dashes,
     where they differ: anna.png and hello.wav become anna-hello.mp4.
     """
     told = "-" if listing == "-" else str(listing)
-    lines = _lines(listing)
+    lines = _lines(listing, told)
     if not lines:
         raise TalkheadError(f"{told}: holds no line of work; write {_form(fields)} on each")
     parsed = [(number, *_fields(line, fields, f"{told}, line {number}")) for number, line in lines.items()]
@@ -154,13 +155,19 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
             raise TalkheadError(f"{told}, lines {first[name]} and {number}: both would be written to {name}; name one otherwise, after a tab")
 
 
-def _lines(listing):
+def _lines(listing, told):
     """The lines that count, by number from 1."""
     with files.reading(listing) as stream:
-        text = os.fsdecode(b"".join(iter(lambda: stream.read(1 << 16), b"")))  # one read of a pipe gives what has come
+        data = b"".join(iter(lambda: stream.read(1 << 16), b""))  # one read of a pipe gives what has come
+    try:
+        text = files.decoded(data, "surrogateescape")  # names of files may be no text; the system gets them back as they were
+    except UnicodeDecodeError as problem:
+        raise TalkheadError(f"{told}: not a text file ({problem.reason}); write it as UTF-8") from problem
     lines = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
+        if "\0" in line:
+            raise TalkheadError(f"{told}, line {number}: holds a zero byte, which no name has; write the list as UTF-8 text")
         if line.strip() and not line.startswith("#"):
             lines.setdefault(line, number)
     return {number: line for line, number in lines.items()}
@@ -174,7 +181,10 @@ def _fields(line, fields, where):
     for source in sources:
         if source == "-" or not _parts(source):
             raise TalkheadError(f"{where}: {source} has no name to go by; name a file or folder")
-    return sources, os.path.normpath(own) if own else None
+    own = os.path.normpath(own) if own else None
+    if own is not None and (os.path.isabs(own) or own in (os.curdir, os.pardir) or own.startswith(os.pardir + os.sep)):
+        raise TalkheadError(f"{where}: the result {own} would lie outside of the output folder; name a file within it")
+    return sources, own
 
 
 def _form(fields):

@@ -198,8 +198,20 @@ detection = together(
     one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
     click.option("--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"),
 )
+def _face(ctx, param, value):
+    """The name of a choice, or a number from 1."""
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    if value not in ("largest", "left", "right"):
+        raise click.BadParameter("wanted largest, left, right or a number from 1, counted from the left", ctx, param)
+    return value
+
+
+face = click.option("--face", metavar="largest|left|right|N", default="largest", show_default=True, callback=_face,
+                    help="Which of several faces to take; N counts from the left, from 1.")
 alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
+    face,
     detection,
 )
 heard = together(

@@ -92,7 +92,7 @@ def _text(path):
     with files.mendable(path):
         data = Path(path).read_bytes()
     try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return files.decoded(data)
     except UnicodeDecodeError:
         raise TalkheadError(f"{path}: not a text file; give one that ends in {', '.join(KINDS)}") from None
 
@@ -255,8 +255,7 @@ def read_dictionary(path):
     raises   TalkheadError if it cannot be read or a line is something else
     """
     with files.mendable(path):
-        data = Path(path).read_bytes()
-    text = data.decode("utf-8", "replace") if b"\xff" not in data[:2] else ""
+        text = files.decoded(Path(path).read_bytes(), "replace")
     words = {}
     for number, line in enumerate(text.splitlines(), 1):
         word, *sounds = ("" if line.startswith(";;;") else line.partition(" #")[0]).split() or [""]

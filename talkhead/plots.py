@@ -178,7 +178,7 @@ def read_log(source):
     raises   TalkheadError if a line is something else, or there is none; a last line that was cut short is left out
     """
     with files.reading(source) as stream:
-        lines = stream.read().decode("utf-8", "replace").split("\n")
+        lines = files.decoded(stream.read(), "replace").split("\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -189,7 +189,7 @@ def portraits(folder, model=None, size=256, cache=None, exclude=()):
 def _pictures(folder):
     if not Path(folder).is_dir():
         raise TalkheadError(f"{folder}: no such folder; pass a folder of portrait photos")
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return files.find(folder, {".jpg", ".jpeg", ".png"})
 
 
 def _described(paths, size):
@@ -1455,7 +1455,7 @@ def _in_studio(index):
 def _lines(text):
     """The sentences of a file."""
     try:
-        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in files.decoded(Path(text).read_bytes()).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
         raise TalkheadError(f"{text}: cannot be read as text ({problem}); give a file of sentences, one a line") from None
     if not lines:

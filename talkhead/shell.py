@@ -1,8 +1,10 @@
 """How every command talks: errors and warnings in a line, progress on stderr, records on stdout."""
 
+import errno
 import json
 import os
 import signal
+import sys
 import warnings
 from contextlib import contextmanager
 
@@ -17,27 +19,78 @@ class Shell(click.Group):
     Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
     """
 
-    def invoke(self, ctx):
-        before = signal.signal(signal.SIGTERM, _stop)
+    def main(self, *arguments, **options):
+        _open_streams()
         try:
-            with warnings.catch_warnings(), memory():
+            return super().main(*arguments, **options)
+        except OSError as problem:
+            # Errors about files are turned into TalkheadError where they occur: what is left without a name is stdout.
+            if problem.filename is not None or problem.errno not in _OF_A_STREAM:
+                raise
+            _stdout_failed()
+            sys.exit(1)
+
+    def invoke(self, ctx):
+        try:
+            with _stoppable(), warnings.catch_warnings(), memory():
                 warnings.showwarning = lambda message, *_: say(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
-            click.echo(f"{_who()}: {problem}", err=True)
+            _tell(f"{_who()}: {problem}")
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     def list_commands(self, ctx):
         return list(self.commands)  # in the order of the work, not of the alphabet
 
 
-def _stop(*_):
-    """SIGTERM ends like an exit, so that half-written outputs are removed on the way."""
-    raise SystemExit(143)
+_OF_A_STREAM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _open_streams():
+    """Give the descriptors 0 to 2 to nobody else where the caller closed them: what C code says there would end in a file of ours."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
+def _stdout_failed():
+    """Say why stdout could not be written, and drop what Python still holds for it."""
+    from talkhead import files
+
+    try:
+        with files.mendable("-"):
+            raise
+    except TalkheadError as problem:
+        _tell(f"{_who()}: {problem}")
+    sys.stdout = open(os.devnull, "w")
+
+
+def _tell(line):
+    """Write a line to stderr; where that fails, the work goes on in silence."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")
+
+
+@contextmanager
+def _stoppable():
+    """SIGTERM, and the SIGHUP of a terminal that closes, end like an exit, so that half-written outputs are removed on the way."""
+    def stop(number, _):
+        raise SystemExit(128 + number)
+
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    heeded = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -56,7 +109,7 @@ def say(text):
     if _batch("notes") is not None:
         _batch("notes").append(text)
     elif not _rank():
-        click.echo(f"{_who()}: {text}", err=True)
+        _tell(f"{_who()}: {text}")
 
 
 def _batch(key):

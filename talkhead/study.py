@@ -67,7 +67,7 @@ def pairs(folders, labels=()):
 def _videos(folder):
     if not folder.is_dir():
         raise TalkheadError(f"{folder}: not a folder; pass a folder of videos for each method")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEOS and not path.name.startswith(".")}
+    return {path.stem: path for path in files.find(folder, VIDEOS)}
 
 
 def make(pairs, folder, seed=0, checks=2, questions=tuple(QUESTIONS), title="Which video is better?", welcome=WELCOME, post=None):
@@ -163,7 +163,7 @@ def read_answers(source):
     raises  TalkheadError if it is something else
     """
     with files.reading(source) as stream:
-        text = stream.read().decode("utf-8-sig", "replace")
+        text = files.decoded(stream.read(), "replace")
     rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     if not rows or tuple(rows[0]) != COLUMNS:
         raise TalkheadError(f"{source}: holds no answers of a study; its first line should be {','.join(COLUMNS)}")

@@ -142,7 +142,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     team            the Team that steps together; only its leader writes and yields. None is this process alone
     unit            what a batch is made of, for the log
     feed            the Feed that `step` draws from, for the log
-    save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM. One that cannot be
+    save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM or SIGHUP. One that cannot be
                     written, for the disk is full, is a warning, and the one before is kept; only the last one must be
     keep            how many checkpoints to keep beside `out`, in NAME-STEP.pt: the newest ones
     at_rest         function of a step's record that tells whether there is nothing left to learn: called after every step,
@@ -157,7 +157,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
                     "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
                     end; the last one of a run at rest has "at_rest": True
     raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
-                    little memory, and when stopped by SIGTERM
+                    little memory, and when stopped by SIGTERM or SIGHUP
     warns           if the file says that all is done
     """
     team = team or Team()
@@ -395,18 +395,21 @@ def _cpu(tree):
 
 
 class _StopSignal:
-    """Remembers a SIGTERM so that the loop can write a checkpoint before it ends."""
+    """Remembers a SIGTERM, or the SIGHUP of a terminal that closes, so that the loop can write a checkpoint before it ends."""
 
     raised = False
 
     def __enter__(self):
+        self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._remember)
+            stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+            heeded = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
+            self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def _remember(self, *_):
         self.raised = True
 
     def __exit__(self, *_):
-        if hasattr(self, "_before"):
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -341,10 +341,10 @@ def test_recordings_are_found_with_their_words(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"text": "Ah!", "phonemes": [[0, 0.05, "SIL"], [0.05, 0.1, "AA1"]]}))
     (tmp_path / "b.align").write_text("0 2500 sil\n2500 5000 blue\n")
     (tmp_path / "c.txt").write_text("See you\n")
-    (tmp_path / "d.lab").write_text("Dee")
+    (tmp_path / "d.lab").write_text("Dee", encoding="utf-16")
     (tmp_path / "e.txt").write_text("Room 101")
     (tmp_path / ".g.txt").write_text("hidden")
-    (deep / "1-2.trans.txt").write_text("1-2-3 IN THE DEEP\n1-2-9 ELSEWHERE\n")
+    (deep / "1-2.trans.txt").write_text("1-2-3 IN THE DEEP\n1-2-9 ELSEWHERE\n", encoding="utf-8-sig")
     found = {lesson.path.name: lesson for lesson in acoustics.recordings([tmp_path])}
     assert {name: lesson.text for name, lesson in found.items()} == {"a.wav": "ah", "b.wav": "blue", "c.WAV": "see you", "d.wav": "dee",
                                                                      "1-2-3.wav": "in the deep"}

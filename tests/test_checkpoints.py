@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 import pickle
+import zipfile
 
 import foreign
 import numpy as np
@@ -190,6 +192,17 @@ def write_nvidia(path, contents):
         path.write_bytes(pickle.dumps(contents))
 
 
+def write_safetensors(path, state):
+    """As the format's description has it."""
+    header, data = {}, b""
+    for name, tensor in state.items():
+        numbers = tensor.contiguous().numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(numbers)]}
+        data += numbers
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
 @pytest.fixture
 def w_avg():
     return foreign.formula((6,), 1002)
@@ -207,11 +220,18 @@ def test_a_generator_of_rosinalitys_in_every_wrapping_is_the_same(tmp_path, w_av
                  "row": {"g_ema": state, "latent_avg": w_avg[None]}, "training": rosinality_contents(latent_avg=w_avg),
                  "psp": {"state_dict": {f"decoder.{name}": value for name, value in state.items()}, "latent_avg": w_avg.repeat(6, 1),
                          "opts": {"dataset_type": "ffhq_encode", "device": "cuda:0"}}}
+    wrappings["compiled"] = {"g_ema": {f"_orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
+    wrappings["compiled in parallel"] = {"g_ema": {f"module._orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
+    wrappings["compiled part"] = {"state_dict": {f"decoder._orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
+    wrappings["flat"] = state | {"latent_avg": w_avg}
     for name, contents in wrappings.items():
         torch.save(contents, tmp_path / f"{name}.pt")
         torch.save(contents, tmp_path / f"{name}-old.pt", _use_new_zipfile_serialization=False)
-    loaded = [checkpoints.load_generator(path) for path in sorted(tmp_path.glob("*.pt"))]
-    assert len({generator.fingerprint for generator in loaded}) == 1 and len(loaded) == 10
+    for name, flat in {"flat": state, "compiled": {f"_orig_mod.{name}": value for name, value in state.items()},
+                       "psp": {f"decoder.{name}": value for name, value in state.items()}}.items():
+        write_safetensors(tmp_path / f"{name}.safetensors", flat | {"latent_avg": w_avg})
+    loaded = [checkpoints.load_generator(path) for path in sorted(tmp_path.iterdir())]
+    assert len({generator.fingerprint for generator in loaded}) == 1 and len(loaded) == 21
     for generator in loaded:
         assert generator.config == {"resolution": 16, "channels": [5, 4, 3], "z_dim": 6, "w_dim": 6, "mapping_layers": 2}
         assert torch.equal(generator.w_avg, w_avg) and torch.equal(generator.convs[4].noise_const, state["noises.noise_4"][0, 0])
@@ -446,6 +466,42 @@ def test_a_file_that_is_not_weights_is_refused_in_one_line(tmp_path, data, messa
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     with pytest.raises(TalkheadError, match="no such file"):
         checkpoints.describe(tmp_path / "none.pt")
+
+
+def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
+    torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "x.pt")
+
+    def zipped(name, how, folder=True, more=()):
+        with zipfile.ZipFile(tmp_path / "x.pt") as whole, zipfile.ZipFile(tmp_path / name, "w", how) as again:
+            for part in whole.namelist():
+                again.writestr(part if folder else part.partition("/")[2], whole.read(part))
+            for part in more:
+                again.writestr(part, b"")
+
+    zipped("stored.pt", zipfile.ZIP_STORED)
+    assert checkpoints.load_generator(tmp_path / "stored.pt").fingerprint == checkpoints.load_generator(tmp_path / "x.pt").fingerprint
+    zipped("packed.pt", zipfile.ZIP_DEFLATED)
+    zipped("flat.pt", zipfile.ZIP_STORED, folder=False)
+    zipped("mac.pt", zipfile.ZIP_STORED, more=["__MACOSX/._data.pkl"])
+    with zipfile.ZipFile(tmp_path / "around.pt", "w", zipfile.ZIP_DEFLATED) as around:
+        around.write(tmp_path / "x.pt", "x.pt")
+    for name, message in (("packed", "was unpacked and zipped again, with compression, which torch does not read; take the original file, or pack its folder"),
+                          ("flat", "was unpacked and zipped again, not as one folder, which torch does not read; take the original"),
+                          ("mac", "was unpacked and zipped again, not as one folder"), ("around", "a zip archive that torch.save did not write; unpack it")):
+        with pytest.raises(TalkheadError, match=f"^{tmp_path}/{name}.pt: {message}"):
+            checkpoints.load_generator(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, generator_file, value):
+    weights = files.load_weights(generator_file[0])
+    total = len(weights["model"])
+    weights["model"]["convs.0.bias"] = torch.full_like(weights["model"]["convs.0.bias"], value)
+    files.save_weights(tmp_path / "bad.pt", weights)
+    for open_it in (checkpoints.load_generator, checkpoints.read, lambda path: checkpoints.export(path, tmp_path / "out.pt")):
+        with pytest.raises(TalkheadError, match=f"bad.pt: 1 of its {total} tensors hold NaN or infinity, convs.0.bias first: its training diverged"):
+            open_it(tmp_path / "bad.pt")
+    assert checkpoints.describe(tmp_path / "bad.pt")["kind"] == "generator" and not (tmp_path / "out.pt").exists()
 
 
 def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import talkhead
-from talkhead import checkpoints, faces, files, inversion
+from talkhead import checkpoints, faces, files, inversion, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 
@@ -46,8 +46,8 @@ SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector", "jobs.run"],
     "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
-    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "jobs.run"],
-    "pti": ["pti.train", "training.fit", "faces.detector"],
+    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "faces.align_frames", "jobs.run"],
+    "pti": ["pti.train", "training.fit", "faces.detector", "faces.align_frames"],
     "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
     "synth": ["puppet.synth"],
     "pack": ["datasets.pack"],
@@ -196,7 +196,7 @@ def test_defaults_of_tuning_are_the_same_in_both_commands():
 
 
 def test_an_option_means_the_same_everywhere():
-    shared = {"output", "generator", "encoder", "audio2latent", "video_gan", "seed", "device", "detector", "aligned", "perceptual", "fid_features"}
+    shared = {"output", "generator", "encoder", "audio2latent", "video_gan", "seed", "device", "detector", "aligned", "face", "perceptual", "fid_features"}
     seen = {}
     for name, command in COMMANDS:
         for param in command.params:
@@ -250,6 +250,7 @@ def test_every_command_is_in_the_readme():
     (["generate", "--latents", "-", "--audio", "-"], "stdin can be read only once"),
     (["generate", "--latents", "a.npy", "--latents-out", "-"], "stdout can carry only one result"),
     (["align", "a.png", "--on-missing", "pray"], "Invalid value for '--on-missing'"),
+    (["align", "a.png", "--face", "0"], "wanted largest, left, right or a number from 1, counted from the left"),
     (["paste", "a.mp4", "--quads", "q.npy"], "Missing option '--into'"),
     (["paste", "-", "--into", "-", "--quads", "q.npy"], "stdin can be read only once"),
     (["invert", "a.png", "--steps", "0"], "Invalid value for '--steps'"),
@@ -523,6 +524,25 @@ def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
     assert result.exit_code == 0, result.output
 
 
+def test_latents_of_other_projects_are_drawn_and_speak(scene):
+    import torch
+
+    code = 0.3 * np.random.default_rng(0).standard_normal((1, 6, 512)).astype(np.float32)
+    np.save(scene / "code.npy", code)
+    np.savez(scene / "projected_w.npz", w=code)
+    torch.save(torch.tensor(code), scene / "latents.pt")
+    for option, more in (("--latents", []), ("--identity", ["--audio", scene / "speech.wav"])):
+        made = []
+        for name in ("code.npy", "projected_w.npz", "latents.pt"):
+            out = scene / f"{name}{option}.mkv"
+            result = run("generate", option, scene / name, *more, "-o", out)
+            assert result.exit_code == 0 and result.stderr == "", result.output
+            made.append(np.stack(list(files.read_frames(out))))
+        assert all(np.array_equal(made[0], other) for other in made[1:])
+    result = run("generate", "--identity", scene / "latents.pt", "--audio", scene / "speech.wav", "--pti", "-o", scene / "no.mp4")
+    assert result.exit_code == 2 and "--pti tunes on pictures" in result.stderr
+
+
 def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
     monkeypatch.chdir(scene)
     assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
@@ -736,6 +756,30 @@ def test_align_cuts_the_face_out_and_says_so(scene, puppet, stub):
     (known,) = files.read_frames(puppet / "face.png")
     # The photo holds the aligned puppet, so that cutting it out gives it back.
     assert np.abs(aligned[8:-8, 8:-8].astype(int) - known[8:-8, 8:-8]).mean() < 8
+
+
+@pytest.mark.parametrize("face, taken", [("largest", 1), ("left", 0), ("2", 1)])
+def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, taken):
+    """Of a photo with the puppet at the left and, in a mirror, larger at the right."""
+    photo = files.read_image(puppet / "photo.png")
+    finder = Stub(np.load(puppet / "landmarks.npy"))
+    finder._find = lambda image: [finder.landmarks, (finder.landmarks - (70, 60)) * 1.2 + (230, 60)] if image.shape[1] == 320 else []
+    monkeypatch.setattr(faces, "detector", lambda *_: finder)
+    files.write_image(scene / "two.png", np.concatenate([photo, 255 - photo], 1))
+    line = ["align", scene / "two.png", "-o", scene / "out.png", "--quads", scene / "q.npy", *(["--face", face] if face != "largest" else [])]
+    result = run(*line)
+    number = f"number {taken + 1} from the left"
+    assert result.exit_code == 0, result.output
+    assert f"two.png: 2 faces found, and {f'the largest, {number},' if taken else number} is taken; pass --face for another\n" in result.stderr
+    assert (np.load(scene / "q.npy")[0].mean(0)[0] > 160) == taken
+    wanted = files.read_image(scene / "out.png")
+    result = run("pti", scene / "two.png", "-o", scene / "me.pt", "--steps", 1, "--perceptual", "pyramid", "--face", face, "--samples", scene / "sheets")
+    assert result.exit_code == 0 and f"{number}" in result.stderr, result.output
+    seen = files.read_image(scene / "sheets/00000001.png")[:16]
+    assert np.abs(seen.astype(int) - training.resize(wanted, 16)).mean() < 4
+    result = run("generate", "--identity", scene / "two.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4", "--face", face)
+    assert result.exit_code == 0 and f"{number}" in result.stderr, result.output
+    assert run("align", scene / "two.png", "-o", scene / "no.png", "--face", 3).stderr.endswith("two.png: face 3 is wanted, and 2 found; pass another --face\n")
 
 
 def test_what_is_aligned_is_not_aligned_again(scene, stub):
@@ -1045,6 +1089,30 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
     assert packed.stderr == "" and clips.stderr.splitlines() == said
     keys = {"generator", "discriminator", "real_logits"}
     assert [{key: record[key] for key in keys} for record in records(clips)] == [{key: record[key] for key in keys} for record in records(packed)]
+
+
+def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
+    """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
+    from talkhead import acoustics, codes, datasets, evaluation, study
+    from talkhead import puppet as room
+
+    hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")
+    for folder in ("ours", "theirs"):
+        (scene / folder / ".trash").mkdir(parents=True)
+        for name in hidden:
+            (scene / folder / name).write_bytes((puppet / "clip.mp4").read_bytes() if name.endswith("mp4") else b"AppleDouble")
+        (scene / folder / "clip.mp4").write_bytes((puppet / "clip.mp4").read_bytes())
+        (scene / folder / "face.png").write_bytes((puppet / "face.png").read_bytes())
+    ours, theirs = scene / "ours", scene / "theirs"
+    result = run("pack", ours, "-o", scene / "packed.npy", "--size", 16)
+    assert result.exit_code == 0 and json.loads(result.stdout) == {"file": str(scene / "packed.npy"), "frames": 9, "size": 16, "left_out": 0}
+    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and codes.find([ours]) == [ours / "clip.mp4"]
+    assert room._pictures(ours) == [ours / "face.png"]
+    assert evaluation.match([ours, theirs]) == ([(str(ours / "clip.mp4"), str(theirs / "clip.mp4"))], [])
+    assert [(pair.ours, pair.others) for pair in study.pairs([ours, theirs], ())] == [(ours / "clip.mp4", theirs / "clip.mp4")]
+    (ours / "clip.txt").write_text("Ah")
+    (ours / ".trash/clip.txt").write_text("Oh")
+    assert [lesson.path for lesson in acoustics.recordings([ours])] == [ours / "clip.mp4"]
 
 
 def test_mixtures_are_said_in_one_line(scene):

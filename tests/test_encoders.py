@@ -101,7 +101,7 @@ def test_other_imagenet_files_are_refused(tmp_path):
     for name in ("other.pth", "broken.pth"):
         with pytest.raises(TalkheadError, match="not torchvision's resnet18"):
             ResNetEncoder(4, width=4).load_imagenet(tmp_path / name)
-    with pytest.raises(TalkheadError, match="No such file"):
+    with pytest.raises(TalkheadError, match="no such file"):
         ResNetEncoder(4, width=4).load_imagenet(tmp_path / "none.pth")
     torch.save(ResNetEncoder(4, width=6).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(TalkheadError, match="which has 8"):

@@ -363,7 +363,7 @@ def test_a_protocol_is_replayed_from_what_was_printed(tmp_path):
     record = Protocol(lmd=False, fps=12.5, max_lag=3)(path, path)
     (tmp_path / "record.json").write_text(json.dumps(record, indent=1))
     (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record) + "\n")
-    (tmp_path / "bare.json").write_text(json.dumps(record["protocol"]))
+    (tmp_path / "bare.json").write_text(json.dumps(record["protocol"]), encoding="utf-16")
     options = Protocol(lmd=False).options
     for name in ("record.json", "records.jsonl", "bare.json"):
         told = evaluation.read_protocol(tmp_path / name)

@@ -406,6 +406,42 @@ def test_the_largest_face_is_followed():
     np.testing.assert_allclose(centres(results)[:, 0], [20, 21, 22, 23, 23, 25])
 
 
+THREE = [(40, 30, 0.6), (70, 30, 0.9), (15, 30, 0.4)]     # the largest stands on the right
+
+
+@pytest.mark.parametrize("face, x, told", [
+    ("largest", 70, "3 faces found, and the largest, number 3 from the left, is taken; pass --face for another"),
+    ("right", 70, "3 faces found, and the largest, number 3 from the left, is taken"),
+    ("left", 15, "3 faces found, and number 1 from the left is taken; pass --face for another"),
+    (1, 15, "number 1 from the left is taken"), (2, 40, "number 2 from the left is taken"), (3, 70, "number 3 from the left, is taken"),
+])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_the_face_that_is_asked_for_is_taken_and_said(face, x, told, frames):
+    with pytest.warns(UserWarning, match=f"^clip.mp4: .*{told}") as said:
+        results = Clip([THREE] * frames).aligned(smoothing=0, face=face)
+    np.testing.assert_allclose(centres(results)[:, 0], [x] * frames)
+    assert len(said) == 1
+
+
+def test_a_face_chosen_again_after_it_was_lost_is_said_with_its_frame():
+    with pytest.warns(UserWarning) as said:
+        results = Clip([[(20, 30, 1.0)]] + [[]] * 25 + [THREE] * 2).aligned(smoothing=0, on_missing="skip", face="left")
+    np.testing.assert_allclose(centres(results)[:, 0], [20, 15, 15])
+    assert [str(warning.message).partition(";")[0] for warning in said] == ["clip.mp4, frame 26: 3 faces found, and number 1 from the left is taken"]
+
+
+def test_one_face_alone_is_not_spoken_of(recwarn):
+    Clip([[(20, 30, 1.0)]] * 2).aligned(face="right")
+    assert not recwarn
+
+
+@pytest.mark.parametrize("face, message", [(4, "clip.mp4: face 4 is wanted, and 3 found; pass another --face"), ("middle", "face 'middle': unknown"),
+                                           (0, "face 0: unknown"), (True, "face True: unknown")])
+def test_a_face_that_is_not_there(face, message):
+    with pytest.raises(TalkheadError, match=message):
+        Clip([THREE]).aligned(face=face)
+
+
 def test_a_quick_move_goes_to_the_nearest():
     clip = Clip([[(30, 30, 1.0)], [(36.5, 30, 1.0), (44, 30, 1.0)]])      # neither overlaps
     np.testing.assert_allclose(centres(clip.aligned(smoothing=0))[:, 0], [30, 36.5])

@@ -192,8 +192,39 @@ def test_latents(tmp_path):
     np.testing.assert_array_equal(files.read_latents(OneWay(pipe.getvalue())), latents)
     assert files.read_about("-") == {}
     files.write_array(tmp_path / "one.npy", latents[0].astype(np.float64))
-    one = files.read_latents(tmp_path / "one.npy")
+    with pytest.warns(UserWarning, match=r"one.npy: \(10, 512\) is read as one latent of 10 layers; frames are \(frames, layers, 512\)$"):
+        one = files.read_latents(tmp_path / "one.npy")
     assert one.shape == (1, 10, 512) and one.dtype == np.float32
+
+
+def test_latents_of_other_projects(tmp_path):
+    import torch
+
+    latents = np.random.default_rng(0).standard_normal((2, 6, 512)).astype(np.float32)
+    np.savez(tmp_path / "projected_w.npz", w=latents, noise=np.zeros(3))  # stylegan2-ada-pytorch's projector.py
+    np.savez_compressed(tmp_path / "one.npz", anything=latents)
+    torch.save(torch.tensor(latents), tmp_path / "e4e.pt")  # e4e's inference.py: latents.pt
+    torch.save(torch.nn.Parameter(torch.tensor(latents)), tmp_path / "pti.pt")  # PTI's pivot: 0.pt
+    torch.save(torch.tensor(latents, dtype=torch.float64), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("projected_w.npz", "one.npz", "e4e.pt", "pti.pt", "old.pt"):
+        assert files.is_latents(tmp_path / name), name
+        np.testing.assert_array_equal(files.read_latents(tmp_path / name), latents)
+    np.savez(tmp_path / "two.npz", a=latents, b=latents)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "projected_w.npz").read_bytes()[:9000])
+    flipped = bytearray((tmp_path / "one.npz").read_bytes())
+    flipped[5000:5100] = bytes(100)
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    np.savez(tmp_path / "objects.npz", w=np.array([None]))
+    np.save(tmp_path / "array.npy", latents)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    torch.save({"w": torch.tensor(latents)}, tmp_path / "dict.pt")
+    for name, message in (("two.npz", "holds 2 arrays .a, b., none called w"), ("cut.npz", "damaged"), ("flipped.npz", "damaged"),
+                          ("objects.npz", "no numbers"), ("array.npz", "not an archive of arrays"), ("none.npz", "no such file"),
+                          ("dict.pt", "holds a dict, wanted one tensor of latents"), ("none.pt", "no such file")):
+        with pytest.raises(TalkheadError, match=f"^{tmp_path}/{name}: .*{message}") as error:
+            files.read_latents(tmp_path / name)
+        one_line(error)
+    assert not any(files.is_latents(tmp_path / name) for name in ("dict.pt", "none.pt", "x.png", "-"))
 
 
 @pytest.mark.parametrize("place", ["lat.npy", None])
@@ -628,6 +659,16 @@ def test_pixels_that_are_not_square(tmp_path):
         container.mux(stream.encode(None))
     with files.read_frames(tmp_path / "wide.mp4") as reader:
         assert reader.size == next(reader).shape[:2] == (64, 128)
+
+
+def test_hidden_files_are_not_found(tmp_path):
+    for name in ("b.mp4", "a.MP4", "._a.mp4", ".b.1234abcd.mp4", "notes.txt", "deep/c.mp4", "deep/.c.mp4", ".hidden/d.mp4", ".hidden/deep/e.mp4"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).touch()
+    folder = tmp_path / ".home"  # whoever names a hidden folder wants what is in it
+    assert files.find(folder, {".mp4"}) == [folder / "a.MP4", folder / "b.mp4"]
+    assert files.find(folder, {".mp4"}, deep=True) == [folder / "a.MP4", folder / "b.mp4", folder / "deep/c.mp4"]
+    assert files.is_hidden("x/.y/z.png") and not files.is_hidden("../x/./y.png")
 
 
 def test_folder_of_pictures(tmp_path):

@@ -110,6 +110,25 @@ def test_names_that_are_no_text(tmp_path):
     assert os.fsencode(item.sources["source"]) == b"caf\xe9.mpg" and os.fsencode(item.name) == b"caf\xe9.mp4"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_as_other_systems_write_them(tmp_path, encoding):
+    """Notepad writes UTF-8 with a mark, the > of PowerShell UTF-16: the first line is a line like the others."""
+    text = "é.png\ta.wav\r\n# remark\r\nb.png\tb.wav\tmy own.mp4\r\n"
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding) if encoding != "utf-16-be" else b"\xfe\xff" + text.encode(encoding))
+    items = jobs.read_list(tmp_path / "list.txt", ("identity", "audio"))
+    assert [item.sources["identity"] for item in items] == ["é.png", "b.png"] and [item.name for item in items] == ["é-a.mp4", "my own.mp4"]
+
+
+@pytest.mark.parametrize("data, message", [
+    ("a.png\n".encode("utf-16-le"), "list.txt, line 1: holds a zero byte, which no name has; write the list as UTF-8 text"),
+    (b"\xff\xfea\0.\0m", "list.txt: not a text file .truncated data.; write it as UTF-8"),
+])
+def test_lists_that_are_no_text(tmp_path, data, message):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(TalkheadError, match=message):
+        jobs.read_list(tmp_path / "list.txt")
+
+
 @pytest.mark.parametrize("sources, expected", [
     (["grid/s1/bbaf2n.mpg", "grid/s2/lgaz3s.mpg"], ["bbaf2n.mp4", "lgaz3s.mp4"]),
     (["grid/s1/bbaf2n.mpg", "grid/s2/bbaf2n.mpg", "x/lgaz3s.mpg"], ["s1/bbaf2n.mp4", "s2/bbaf2n.mp4", "x/lgaz3s.mp4"]),
@@ -119,6 +138,7 @@ def test_names_that_are_no_text(tmp_path):
     (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
     (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
     (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
+    (["a.mpg\ts1/../x.mp4", "b.mpg\t..x.mp4"], ["x.mp4", "..x.mp4"]),
 ])
 def test_names_of_results(sources, expected):
     assert names(*sources) == expected
@@ -142,6 +162,11 @@ def test_names_of_results_of_two_sources():
     ("-", "line 1: - has no name to go by"),
     ("x/..", "has no name to go by"),
     ("../..", "has no name to go by"),
+    ("a.mpg\nb.mpg\t../../x.mp4", "line 2: the result ../../x.mp4 would lie outside of the output folder; name a file within it"),
+    ("a.mpg\ts1/../../x.mp4", "line 1: the result ../x.mp4 would lie outside"),
+    ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
+    ("a.mpg\t..", "line 1: the result .. would lie outside"),
+    ("a.mpg\tx/..", "line 1: the result . would lie outside"),
 ])
 def test_bad_lists_are_refused(text, message):
     with pytest.raises(TalkheadError, match=message):

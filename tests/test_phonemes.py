@@ -185,6 +185,9 @@ def test_a_dictionary_in_cmudicts_format(tmp_path):
     path = write(tmp_path, "dict", ";;; remark\nMAP  M AE1 P\nMAP(2)  M AA1 P\nabout AH0 B AW1 T # noun\n")
     words = phonemes.read_dictionary(path)
     assert words == {"map": ("M", "AE", "P"), "about": ("AH", "B", "AW", "T")}
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text("MAP  M AE1 P\nabout AH0 B AW1 T\n", encoding=encoding)
+        assert phonemes.read_dictionary(path) == words
     align = write(tmp_path, "a.align", "0 25000 Map\n")
     assert phonemes.read_closures(align, dictionary=words).times == times([(0, 1 / 3), (2 / 3, 1)])
     with pytest.raises(TalkheadError, match="a.align: not in the dictionary: Map; pass a --dictionary"):

@@ -213,6 +213,43 @@ def test_input_that_was_cut(room, environment):
     assert not (room / "lat.npy").exists() and not (room / "out.mp4").exists() and left_over(room) == []
 
 
+@pytest.mark.parametrize("closed, line, result", [
+    ("2>&-", "align in.mp4 --size 64", "out.mp4"),
+    ("2>/dev/full", "align in.mp4 --size 64", "out.mp4"),
+    ("2>&-", "invert clip.mp4 --method optimise --steps 3 --perceptual pyramid", "out.npy"),
+    ("<&- >&- 2>&-", "generate --identity face.png --audio speech.wav", "out.mp4"),
+    ("<&- >&- 2>&-", "pti face.png --steps 2 --perceptual pyramid", "out.pt"),
+])
+def test_standard_streams_that_nobody_reads(room, environment, closed, line, result):
+    """The result is the same. A descriptor that was closed must not become that of the next file that is opened."""
+    if "/dev/full" in closed and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    for name, more in (("heard", ""), ("unheard", closed)):
+        (room / name).mkdir()
+        done = shell(f"talkhead {line} -o {name}/{result} {more}", room, environment)
+        assert done.returncode == 0, said(done)
+    if not result.endswith(".pt"):  # which hold their seconds
+        assert (room / "unheard" / result).read_bytes() == (room / "heard" / result).read_bytes()
+    assert left_over(room) == []
+
+
+def test_the_detector_loads_where_no_stream_is_open(room, environment):
+    script = "import os; from talkhead.faces import _quiet\nwith _quiet():\n    os.write(2, b'noise')\nopen('done', 'w').close()"
+    done = shell(f'{sys.executable} -c "{script}" >&- 2>&-', room, environment | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and (room / "done").exists()
+
+
+@pytest.mark.parametrize("line", [
+    "metrics clip.mp4 clip.mp4 --no-lmd --table", "weights list", "pti face.png -o me.pt --steps 2 --perceptual pyramid", "align --help", "--version",
+])
+def test_records_on_a_full_disk(room, environment, line):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    done = shell(f"talkhead {line} > /dev/full", room, environment)
+    assert done.returncode == 1 and "Traceback" not in said(done) and "Exception" not in said(done), said(done)
+    assert said(done).splitlines()[-1] == "talkhead: -: the disk is full; free some space"
+
+
 def test_full_disk(room, environment):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
@@ -275,7 +312,7 @@ def test_progress_is_for_terminals(room, environment):
 
 # Signals ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted(room, environment, sent, status):
     np.save(room / "long.npy", np.zeros((5000, 6, 512), np.float32))
     with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
@@ -288,6 +325,17 @@ def test_interrupted(room, environment, sent, status):
         errors = process.stderr.read().decode()
     assert process.returncode == status and "Traceback" not in errors and errors.strip() == "", errors
     assert not (room / "out.mp4").exists() and left_over(room) == []
+
+
+def test_who_ignores_hangups_goes_on(room, environment):
+    """As nohup has it."""
+    line = 'trap "" HUP; exec talkhead invert clip.mp4 -o lat.npy --method optimise --steps 300 --perceptual pyramid --log log.jsonl'
+    with subprocess.Popen(["bash", "-c", line], cwd=room, env=environment, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not ((room / "log.jsonl").exists() and (room / "log.jsonl").stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0 and (room / "lat.npy").exists(), errors
 
 
 def test_interrupted_packing_leaves_nothing(room, environment):

@@ -131,6 +131,8 @@ def test_dashboard(tmp_path):
 
 def test_logs_are_read(tmp_path):
     path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\r\n', encoding="utf-16")  # as the > of PowerShell writes
+    assert plots.read_log(path) == [{"step": 1, "loss": 2}]
     path.write_text('{"step": 1, "loss": 2}\n\n{"step": 2, "lo')  # a run that was killed as it wrote
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
     for text, message in (("", "holds no records"), ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"), ("x\n{}\n", "line 1: wanted")):

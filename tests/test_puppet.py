@@ -194,7 +194,7 @@ def test_faces_take_turns(tmp_path):
 def test_sound_only_is_what_the_voices_say_and_no_more(tmp_path):
     pytest.importorskip("espeakng_loader")
     text = tmp_path / "lines.txt"
-    text.write_text("A brown fox.\n\nFive lazy dogs!\n")
+    text.write_text("A brown fox.\n\nFive lazy dogs!\n", encoding="utf-8-sig")
     records = list(puppet.synth(tmp_path / "out", 3, sound_only=True, text=text, voices=("en-us",), seed=5))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n:06d}.{end}" for n in range(3) for end in ("json", "wav")]
     told = [json.loads((tmp_path / "out" / f"{n:06d}.json").read_text()) for n in range(3)]

@@ -143,13 +143,14 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["killed.pt", "whole.pt"]
 
 
-def test_sigterm_writes_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint(tmp_path, sent):
     run = Descent()
     step = run.step
 
     def stopping(index):
         if index == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         return step(index)
 
     run.step = stopping
