@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from .downloads import REGISTRY
 from .errors import TalkheadError
 from .files import cache_folder, hub_folder
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 
-MEDIAPIPE_MODEL_URL = ("https://storage.googleapis.com/mediapipe-models/face_landmarker/"
-                       "face_landmarker/float16/latest/face_landmarker.task")
+MEDIAPIPE_MODEL_URL = REGISTRY["face-landmarker"].urls[0]
 
 # Which vertices of MediaPipe's 468/478 mesh stand for each of the 68 points: the mean of the two (twice the same
 # where one vertex fits alone). Chosen as the vertices nearest to 44 photos marked with 68 points, kept symmetric and,
