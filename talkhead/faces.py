@@ -309,8 +309,10 @@ def _choose(name, model, device):
         return FaceAlignment(model, device)
     found = model or _mediapipe_model()
     if name == "auto" and not (found and _installed("mediapipe")):
-        raise TalkheadError(f"detector: no weights found; pip install mediapipe and run talkhead weights fetch face-landmarker "
-                            f"({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'}), or fill {hub_folder()} for face-alignment")
+        lacking = [] if _installed("mediapipe") else ["pip install mediapipe"]
+        if not found:
+            lacking.append(f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})")
+        raise TalkheadError(f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, or fill {hub_folder()} for face-alignment")
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
     if not found:
