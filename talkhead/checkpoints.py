@@ -87,7 +87,7 @@ def load_encoder(path, generator=None, device="cpu"):
     def encoder(**config):
         return encoders.build(config, Generator)
 
-    return _load_fitted(path, "encoder", encoder, generator, device)
+    return _load_fitted(path, read(path, "encoder", training=False), encoder, generator, device)
 
 
 def load_audio2latent(path, generator=None, device="cpu"):
@@ -100,7 +100,7 @@ def load_audio2latent(path, generator=None, device="cpu"):
     def speech_model(**config):
         return audio2latent.build(**config)
 
-    return _load_fitted(path, "audio2latent", speech_model, generator, device)
+    return _load_fitted(path, read(path, "audio2latent", training=False), speech_model, generator, device)
 
 
 def load_video_gan(path, generator=None, encoder=None, device="cpu"):
@@ -111,17 +111,17 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
     """
     from talkhead.video_gan import LatentGenerator
 
-    model = _load_fitted(path, "video_gan", LatentGenerator, generator, device)
-    made_by = read(path, "video_gan", training=False)["config"].get("encoder")
+    weights = read(path, "video_gan", training=False)
+    model = _load_fitted(path, weights, LatentGenerator, generator, device)
+    made_by = weights["config"].get("encoder")
     if encoder is not None and made_by not in (None, encoder.fingerprint):
         raise TalkheadError(f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
                             "pass the --encoder that it belongs to, or train the motion model for this one")
     return model
 
 
-def _load_fitted(path, kind, network, generator, device):
-    weights = read(path, kind, training=False)
-    config = dict(weights["config"])
+def _load_fitted(path, weights, network, generator, device):
+    kind, config = weights["kind"], dict(weights["config"])
     unknown = kind == "encoder" and config.get("generator") is None
     trained_on = config.pop("generator", None)
     if generator is not None and not unknown and trained_on not in generator.lineage:

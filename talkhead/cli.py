@@ -230,11 +230,10 @@ def _new_encoder(arch, generator, imagenet, irse, **shape):
     return encoder
 
 
-def _save_encoder(path, encoder, generator_file):
-    """Write an encoder that was trained along with the generator in a file."""
+def _save_encoder(path, encoder, weights):
+    """Write an encoder that was trained along with a generator, of which these weights were saved."""
     from talkhead import checkpoints, files
 
-    weights = files.load_weights(generator_file, kind="generator")
     config = encoder.config | {"generator": checkpoints.fingerprint(weights["model"])}
     header = {"kind": "encoder", "config": config, "step": weights["step"], "perceptual": weights["perceptual"]}
     files.save_weights(path, header | {"model": encoder.state_dict()})
@@ -929,7 +928,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage
         if encoder_out:
-            options["on_save"] = lambda: _save_encoder(encoder_out, along, output)
+            options["on_save"] = functools.partial(_save_encoder, encoder_out, along)
     elif options["reconstruct_only"]:
         raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)

@@ -152,7 +152,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
     draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
     samples         folder for these pictures, one every `samples_every` steps and at the end; None draws none
-    on_save         called after each checkpoint
+    on_save         called after each checkpoint with what inference loads of it: {"kind", "config", "step", "model", …}
     yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
                     "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
                     end; the last one of a run at rest has "at_rest": True
@@ -204,7 +204,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     if idle and team.leads:
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
-            on_save()
+            on_save(file.weights(done))
 
 
 def seeded(function, index, seed, device):
@@ -287,17 +287,21 @@ class _File:
         """Whether all that would be saved is finite."""
         return all(tensor.isfinite().all() for tensor in _tensors([part.state_dict() for part in self.state.values()]))
 
+    def weights(self, count):
+        """What inference loads, as it is written."""
+        model = self.state["model"].state_dict() if self.best is None else self.best["model"]
+        return {**self.header, "step": count, "model": model}
+
     def save(self, count, ended, rested):
-        weights = {**self.header, "step": count, "model": self.state["model"].state_dict()}
+        weights = self.weights(count)
         training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
         if self.best is not None:
-            training |= {"last": weights["model"], "best_value": self.best["value"], "best_step": self.best["step"]}
-            weights["model"] = self.best["model"]
+            training |= {"last": self.state["model"].state_dict(), "best_value": self.best["value"], "best_step": self.best["step"]}
         files.save_weights(self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training}))
         if self.keep:
             self._snapshot(count)
         if self.on_save is not None:
-            self.on_save()
+            self.on_save(weights)
 
     def _snapshot(self, count):
         """A second name for what was just written: the next checkpoint is a new file, and leaves this one as it is."""

@@ -58,13 +58,17 @@ def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_pat
     assert about["parameters"] == sum(value.numel() for value in one.state_dict().values())
 
 
-def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path):
+def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path, monkeypatch):
     generator = checkpoints.load_generator(toy_weights / "generator.pt")
     encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
     model = checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
     identity, noise = torch.randn(1, 6, 512), torch.randn(1, 2, 3)
     checkpoints.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
-    half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
+    reads, read = [], checkpoints.read
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "read", lambda path, *more, **options: reads.append(path) or read(path, *more, **options))
+        half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
+    assert reads == [tmp_path / "half.pt"]
     torch.testing.assert_close(half(noise, identity)[0], model(noise, identity)[0], atol=1e-2, rtol=1e-2)
     checkpoints.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
     checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt"))

@@ -965,7 +965,7 @@ TINY_ENCODER = ["--width", 4, "--input-size", 16]
 BRIEF = ["--steps", 2, "--batch", 2, "--log-every", 1]
 
 
-def test_train_stylegan_and_its_encoder_and_go_on(scene):
+def test_train_stylegan_and_its_encoder_and_go_on(scene, monkeypatch):
     line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--batch", 2,
             "--mapping-layers", 2, "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
     assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
@@ -975,6 +975,13 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
     assert files.load_weights(scene / "g.pt")["perceptual"] == files.load_weights(scene / "e.pt")["perceptual"] == "pyramid"
     # Sizes not given are those of the file.
+    (scene / "e.pt").unlink()
+    reads = []
+    load = files.load_weights
+    monkeypatch.setattr(files, "load_weights", lambda path, *more, **options: reads.append(path) or load(path, *more, **options))
+    assert records(run(*line, "--steps", 3)) == []  # all is done: the encoder is written again
+    assert reads == [scene / "g.pt"]  # once, to resume from: not for each encoder that is saved
+    checkpoints.load_encoder(scene / "e.pt", generator)
     onward = ["train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "g.pt", *BRIEF]
     assert len(records(run(*onward))) == 2
     assert checkpoints.load_generator(scene / "h.pt").config == generator.config

@@ -63,14 +63,14 @@ def test_a_run_at_rest_ends_and_keeps_the_model_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "WINDOW", 3)
     wanted = losses(Descent().fit(tmp_path / "whole.pt", 6))
     saved = []
-    run, records = resting(tmp_path / "a.pt", on_save=lambda: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
+    run, records = resting(tmp_path / "a.pt", on_save=lambda weights: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
     assert losses(records) == [wanted[3], wanted[5]] and [record.get("at_rest") for record in records] == [None, True]
     kept = files.load_weights(tmp_path / "a.pt")
     assert kept["step"] == 6 and kept["at_rest"] is True and "training" not in kept and torch.equal(kept["model"]["weight"], run.model.weight)
     assert os.listdir(tmp_path / "s") == ["00000006.png"]
     for steps in (9, 99, 2):
         with pytest.warns(UserWarning, match="a.pt: is done, at step 6; there is nothing left to do"):
-            again, records = resting(tmp_path / "a.pt", steps, on_save=lambda: saved.append(2))
+            again, records = resting(tmp_path / "a.pt", steps, on_save=lambda weights: saved.append(2))
         assert records == [] and torch.equal(again.model.weight, run.model.weight)
     assert saved == [1, 2, 2, 2] and files.load_weights(tmp_path / "a.pt")["step"] == 6
 
