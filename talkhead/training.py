@@ -134,7 +134,8 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
         at_rest=None, validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
     """Run a trainer to `steps`, or until it is at rest, resuming from `out` if it is there; yield its log records.
 
-    step            function of the step index that takes one optimiser step and returns a dict of floats
+    step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that it does not
+                    compute in every step is logged as it last was since the record before
     state           {"model": ..., name: ...} objects with state_dict and load_state_dict; "model" is what inference
                     loads, the others are kept in the file under "training"
     out             path of the .pt to write, and to resume
@@ -166,7 +167,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     with file.locked(), _StopSignal() as stop:
         done, ended = file.resume(steps)
         saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
-        idle = ended
+        idle, since = ended, {}  # values since the last record
         for index in range(done, steps):
             if ended:
                 break
@@ -181,6 +182,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
             if not team.leads:
                 continue
+            since |= record
             checked = validate is not None and (count % validate_every == 0 or ended)
             if checked:
                 record |= seeded(lambda _: validate(), index, seed, team.device)
@@ -188,7 +190,8 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
             if checked or count % log_every == 0 or ended:
                 speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
                 wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
-                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record | ({"at_rest": True} if rested else {})
+                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | since | record | ({"at_rest": True} if rested else {})
+                since = {}
             if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no picture written"):
                     files.write_image(folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)

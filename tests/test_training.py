@@ -51,6 +51,19 @@ def test_resumed_run_equals_the_whole_one(tmp_path):
     assert losses(Descent().fit(tmp_path / "other.pt", 6, seed=1)) != losses(whole)
 
 
+def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_path):
+    run = Descent()
+
+    def step(index):
+        return run.step(index) | ({"r1": float(index)} if index % 4 == 0 else {}) | ({"path_length": -float(index)} if index % 2 == 0 else {})
+
+    records = list(training.fit(step, {"model": run.model, "optimizer": run.optimizer}, steps=10, out=tmp_path / "a.pt",
+                                header={"kind": "encoder", "config": {}}, log_every=3))
+    # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
+    assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
+    assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
+
+
 def resting(out, steps=9, least_gain=2.0, **options):
     """A run that ends as soon as it can tell; the losses that it can tell from are two."""
     run, rest = Descent(), training.Rest(least_gain)
