@@ -152,12 +152,21 @@ def _aligned_frames(reader, size, aligned, find):
     return (crop for crop, _, _ in faces.align_frames(reader, find(), size))
 
 
-def _lessons(generator, encoder, frames, device):
+def _alignment_size(generator):
+    """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
+    return max(256, generator.resolution)
+
+
+def _lessons(name, generator, encoder, frames, device):
     """What a generator is tuned on: frames as images of its size, and their pivots, the codes that the encoder gives them."""
     import numpy as np
 
     from talkhead import inversion, training
 
+    side = len(frames[0])
+    if side < generator.resolution:
+        shell.say(f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
+                  f"or align it with --size {generator.resolution}")
     pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
     return training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames])), pivots
 
@@ -639,9 +648,9 @@ def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti
     if _prepared(source):
         return _prepared_identity(source, generator, told, drives, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
-        frames = list(islice(_aligned_frames(reader, 256, aligned, find), pti_frames if pti else 1))
+        frames = list(islice(_aligned_frames(reader, _alignment_size(generator), aligned, find), pti_frames if pti else 1))
     if pti:
-        images, pivots = _lessons(generator, *seer, frames, device)
+        images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
@@ -690,8 +699,8 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, detector
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
-        frames = list(_aligned_frames(reader, 256, aligned, _finder(detector, detector_model, device)))
-    images, pivots = _lessons(generator, encoder, frames, device)
+        frames = list(_aligned_frames(reader, _alignment_size(generator), aligned, _finder(detector, detector_model, device)))
+    images, pivots = _lessons(reader.name, generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
     shell.watch(records, options["steps"], tensorboard)
 

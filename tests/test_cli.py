@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from conftest import toy_motion_model
+
 import talkhead
 from talkhead import checkpoints, faces, files, inversion
 from talkhead.cli import cli
@@ -489,6 +491,42 @@ def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
     a, b = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
     assert np.abs(a - b).max() <= 1
+
+
+@pytest.fixture
+def fine(tmp_path):
+    """A generator of 512 pixels and its encoder, as options; beside them its motion model."""
+    torch = pytest.importorskip("torch")
+    from talkhead.encoders import ResNetEncoder
+    from talkhead.stylegan import Generator
+
+    torch.manual_seed(0)
+    generator = Generator(512, [1] * 8, mapping_layers=1)
+    encoder = ResNetEncoder(generator.num_ws, width=2, input_size=16)
+    owner, motion = {"generator": checkpoints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
+    for kind, network, config in (("generator", generator, generator.config), ("encoder", encoder, encoder.config | owner),
+                                  ("video_gan", motion, {"network": motion.config} | owner)):
+        files.save_weights(tmp_path / f"fine-{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
+    return ["--generator", tmp_path / "fine-generator.pt", "--encoder", tmp_path / "fine-encoder.pt"]
+
+
+def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_path, monkeypatch, stub):
+    """Against the crop of 512 pixels made by hand; one of 256 pixels, enlarged, is another picture."""
+    from talkhead import pti, training
+
+    seen = []
+    monkeypatch.setattr(pti, "train", lambda images, *_, **__: seen.append(images) or [])
+    monkeypatch.setattr(talkhead, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
+    assert run("pti", puppet / "photo.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine).exit_code == 0
+    photo, points = files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
+    wanted = training.to_images(faces.align(photo, points, 512)[None])
+    assert seen[0].shape == wanted.shape and (seen[0] - wanted).abs().max() < 2 / 127.5
+    moving = ["--noise-seed", 1, "--seconds", 0.04, "--pti", "--video-gan", tmp_path / "fine-video_gan.pt"]
+    result = run("generate", "--identity", puppet / "photo.png", *moving, *fine, "-o", tmp_path / "x.mp4")
+    assert result.exit_code == 0, result.output
+    assert (seen[1] - wanted).abs().max() < 2 / 127.5
+    result = run("pti", puppet / "face.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine)
+    assert "face.png: 64x64, enlarged to the generator's 512: it learns the blur too" in result.stderr and "--size 512" in result.stderr
 
 
 def test_pti_tells_how_it_goes_and_goes_on(scene):
