@@ -336,7 +336,7 @@ def scene(tmp_path, puppet, toy):
     ("pti face.png -o nowhere/out.pt", "nowhere/out.pt: its folder does not exist"),
     ("train-encoder clip.mp4 -o face.png/out.pt --steps 1", "face.png/out.pt: its folder does not exist"),
     ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
-    ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
+    ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size, as metrics --size does"),
     ("metrics clip.mp4 none.mp4 --no-lmd", "none.mp4: no such file"),
     ("metrics clip.mp4 clip.mp4 --no-lmd -o nowhere/out.jsonl", "nowhere/out.jsonl: its folder does not exist"),
     ("metrics clip.mp4 clip.mp4 --protocol text.mp4", "text.mp4: no protocol of talkhead metrics"),
