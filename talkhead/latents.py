@@ -172,7 +172,7 @@ def _principal(chunks, components):
             spread.add(rows.cpu().double().numpy())
     if not 1 <= components <= spread.rank:
         raise TalkheadError(f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
-                            "ask for fewer or give more frames")
+                            "lower --components, or give more clips or frames")
     variances, directions = map(torch.from_numpy, spread.largest(components))
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it

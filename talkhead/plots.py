@@ -108,6 +108,8 @@ def in_plane(*paths):
     if len({path.shape[1:] for path in paths}) > 1:
         raise TalkheadError(f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone")
     codes = torch.from_numpy(np.concatenate(paths)).double()
+    if len(codes) < 3:
+        raise TalkheadError(f"latents of {len(codes)} frame{'s' * (len(codes) > 1)}: a plane takes three; draw longer paths")
     basis = Basis.fit(codes, 2)
     total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
     return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (basis.stdev.double().square() / total).numpy()

@@ -273,6 +273,7 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
     for name in ("a", "b"):
         files.write_latents(f"{name}.npy", walk(layers=6, seed=ord(name)))
     files.write_latents("tall.npy", walk(layers=10))
+    files.write_latents("two.npy", walk(2, layers=6))
     files.write_latents("foreign.npy", walk(layers=6), {"generator": "somebody"})
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, inversion())))
     (tmp_path / "clip.align").write_text("0 2500 bin\n2500 5000 blue\n")
@@ -325,7 +326,8 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
     ("interpolate a.npy -o x.png", 2, "pass two files of latents"),
     ("interpolate a.npy tall.npy -o x.png", 1, "tall.npy: latents of 10 layers, this generator has 6"),
     ("components foreign.npy -o x.png", 1, "foreign.npy: latents of generator somebody"),
-    ("components a.npy --components 6 -o x.png", 1, "6 codes allow 1 to 5"),
+    ("components a.npy --components 6 -o x.png", 1, "6 codes allow 1 to 5; lower --components, or give more clips or frames"),
+    ("trajectory two.npy -o x.png", 1, "latents of 2 frames: a plane takes three; draw longer paths"),
 ])
 def test_what_cannot_be_drawn_is_said_in_one_line(material, line, status, message):
     result = run("plot", *line.split())

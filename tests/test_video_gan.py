@@ -388,7 +388,7 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
     ({"critic_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
     ({"real": "video", "shallow": True}, "shallow: only projected video"),
     ({"real": "any"}, "real 'any': unknown; take auto, video or projected"), ({"start": "any"}, "start 'any'"),
-    ({"adversarial": "any"}, "adversarial 'any'"), ({"network": {"components": 400}}, "basis of 400 components: 40 codes allow 1 to 39"),
+    ({"adversarial": "any"}, "adversarial 'any'"), ({"network": {"components": 400}}, "basis of 400 components: 40 codes allow 1 to 39; lower --components, or give more clips"),
     ({"batch": 3, "accumulate": 2}, "pass --batch as a multiple of 2")])
 def test_what_cannot_be_trained_is_told(clips, networks, tmp_path, options, message):
     with pytest.raises(TalkheadError, match=message):
