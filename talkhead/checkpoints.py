@@ -506,7 +506,7 @@ def export(source, destination, half=True):
 def describe(path):
     """What a weights file holds, whoever wrote it: a dict of plain values.
 
-    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
+    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters (those that are trained, as metrics counts them), precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
               (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
               if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
@@ -527,7 +527,7 @@ def describe(path):
 def _described(file, kind):
     weights = file.ours(kind)
     model, config, training = weights["model"], weights["config"], weights.get("training", {})
-    about = {"kind": kind, "step": weights["step"], "parameters": sum(value.numel() for value in model.values()),
+    about = {"kind": kind, "step": weights["step"], "parameters": _parameters(file.path, kind, config),
              "precision": str(next(iter(model.values())).dtype).removeprefix("torch."),
              "training_state": bool(training) or _has_optimizer(file.contents), "config": config}
     if kind == "generator":
@@ -541,6 +541,27 @@ def _described(file, kind):
     elif kind == "video_gan":
         about["num_ws"] = config.get("network", config)["num_ws"]
     return about | {key: weights[key] for key in ("perceptual",) if key in weights}
+
+
+def _parameters(path, kind, config):
+    """How many numbers of a network are trained. Its pictures of noise, basis, mean of W and statistics are none of them."""
+    config = {key: value for key, value in config.items() if key not in ("lineage", "generator")}
+    try:
+        with torch.device("meta"):  # shapes alone
+            network = _network(kind, config.get("network", config))
+    except (TypeError, RuntimeError, KeyError) as problem:
+        raise TalkheadError(f"{path}: its config makes no {kind} ({str(problem).splitlines()[0]}); the file is damaged or from another version") from problem
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _network(kind, config):
+    """An untrained network of a kind."""
+    from talkhead import acoustics, audio2latent, video_gan
+
+    make = {"generator": lambda: Generator(**config), "encoder": lambda: encoders.build(config, Generator),
+            "audio2latent": lambda: audio2latent.build(**config), "video_gan": lambda: video_gan.LatentGenerator(**config),
+            "speech": lambda: acoustics.CharacterModel(**config)}
+    return make[kind]()
 
 
 def _has_optimizer(contents):

@@ -55,7 +55,7 @@ def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_pat
     assert one.fingerprint == two.fingerprint and next(two.parameters()).dtype == torch.float32
     about = checkpoints.describe(small)
     assert about["kind"] == "generator" and about["precision"] == "float16" and not about["training_state"]
-    assert about["parameters"] == sum(value.numel() for value in one.state_dict().values())
+    assert about["parameters"] == sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in one.state_dict().values())
 
 
 def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
     assert about["precision"] == "float32" and about["w_avg"] == about["noise"] == "recorded"
     assert about["discriminator"] and about["training_copy"] and about["optimizer"] and about["training_state"]
     assert about["trained_with"] == {"path": "/data/faces", "size": 16, "batch": 16, "ckpt": None}
-    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").state_dict().values())
+    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").parameters())
 
 
 # pSp -----------------------------------------------------------------------------------------------------------------------
@@ -459,3 +459,18 @@ def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
         (tmp_path / "cut.pt").write_bytes(data[:length])
         with pytest.raises(TalkheadError, match="damaged"):
             checkpoints.load_generator(tmp_path / "cut.pt")
+
+
+def test_weights_list_counts_parameters_as_metrics_does():
+    """Of each bundled network; a basis, pictures of noise and statistics are kept with it, and not learnt by descent."""
+    from talkhead import acoustics, evaluation
+
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    encoder, second = (load(checkpoints.bundled(kind), generator) for load, kind in
+                       ((checkpoints.load_encoder, "encoder"), (checkpoints.load_audio2latent, "audio2latent")))
+    counts = evaluation.network_speed(generator, encoder, second, seconds=0.2)["parameters"]
+    for kind in ("generator", "encoder", "audio2latent"):
+        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == counts[kind], kind
+    for kind, network in (("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))), ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
+                          ("speech", acoustics.load(checkpoints.bundled("speech")))):
+        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(value.numel() for value in network.parameters()), kind
