@@ -193,8 +193,8 @@ def _networks(init, critic_channels, freeze_d, **sizes):
 
     weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
-    if sizes["resolution"] not in (None, config["resolution"]):
-        config.pop("channels", None)  # they were for its levels
+    if init is not None and sizes["resolution"] not in (None, config["resolution"]):
+        config["channels"] = stylegan.extended(config["channels"], sizes["resolution"])
     config |= {key: value for key, value in sizes.items() if value is not None}
     generator = stylegan.Generator(**config)
     critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"), config.get("clamp"))
@@ -875,7 +875,7 @@ def pack(sources, output, size, every, limit):
 @options.sources
 @options.trained("the generator")
 @click.option("--resolution", type=click.IntRange(min=8), help="Side of the pictures, a power of two.  [default: 256, or that of --init]")
-@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init]")
+@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]")
 @options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
 @click.option("--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]")
 @options.init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")

@@ -1056,6 +1056,15 @@ def test_train_stylegan_grows(scene):
     assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
 
 
+def test_train_stylegan_grows_and_shrinks_with_the_widths_of_init(scene):
+    line = ["train-stylegan", scene / "clip.mp4", "--mapping-layers", 1, *BRIEF]
+    assert len(records(run(*line, "-o", scene / "8.pt", "--resolution", 8, "--channels", "40,36"))) == 2
+    for init, size, widths in (("8.pt", 32, [40, 36, 18, 16]), ("32.pt", 16, [40, 36, 18]), ("32.pt", None, [40, 36, 18, 16])):
+        result = run(*line, "-o", scene / f"{size}.pt", "--init", scene / init, *(["--resolution", size] if size else []))
+        assert len(records(result)) == 2, result.output
+        assert checkpoints.load_generator(scene / f"{size}.pt").config["channels"] == widths
+
+
 def test_a_grown_generator_is_moved_by_what_moved_its_parent(scene, toy):
     run("train-stylegan", scene / "clip.mp4", "-o", scene / "grown.pt", "--init", toy / "generator.pt", "--encoder-init", toy / "encoder.pt",
         "--encoder-lr", 0, "--resolution", 32, "--channels", "8,8,8,4", "--perceptual", "pyramid", *BRIEF)
