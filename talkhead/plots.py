@@ -16,7 +16,7 @@ import torch
 from talkhead import files
 from talkhead.articulation import closures
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis, lerp, slerp
+from talkhead.latents import Basis, lerp, slerp, why_not_random
 from talkhead.training import to_frames
 
 KINDS = (".png", ".svg", ".pdf")
@@ -444,6 +444,9 @@ def interpolation(generator, ends=None, columns=7, seed=0):
     """
     like = next(generator.parameters())
     if ends is None:
+        why = why_not_random(generator)
+        if why:
+            raise TalkheadError(f"generator: {why}; pass latents of two faces, the ends of the way")
         z = torch.randn(2, generator.config["z_dim"], generator=torch.Generator().manual_seed(seed)).to(like)
         spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone)}
     else:

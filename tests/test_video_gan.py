@@ -1,7 +1,9 @@
 """Motion from noise: the thesis's table and equations by hand, streaming without drift, and training on clips made on the spot."""
 
+import copy
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from talkhead import files, video_gan
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis
+from talkhead.latents import Basis, mean_latent
 from talkhead.stylegan import Generator
 from talkhead.team import Share, Team
 from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion, train
@@ -284,6 +286,16 @@ def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
     for one, other in zip(whole, parts):
         for name in ("generator", "discriminator", "information", "motion", "variety"):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+
+
+def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips, networks, tmp_path):
+    with pytest.warns(UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --start encode"):
+        run(clips, networks, tmp_path / "a.pt", 1, start="sample")
+    trained = copy.deepcopy(networks[0])
+    trained.w_avg.copy_(mean_latent(trained))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(clips, (trained, networks[1]), tmp_path / "b.pt", 1, start="sample")
 
 
 @pytest.mark.parametrize("changes, named", [
