@@ -385,8 +385,8 @@ def paste(source, into, quads, output, feather, match_colour):
         "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
 @options.one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
 @options.steps(5000)
-@options.number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
-@options.number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
+@click.option("--next-steps", type=click.IntRange(min=1), help="Steps for each frame of a clip after the first.  [default: 500 sequential, 100 hybrid]")
+@options.number("--hybrid-steps", 500, "Steps for a photo, or a clip's first frame, from the encoder's code.", least=1)
 @options.lr(0.01)
 @options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @options.perceptual
@@ -436,7 +436,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
     from talkhead import files, inversion
 
-    planned = inversion.planned_steps(method, options["batch"], options["steps"], options["next_steps"], options["hybrid_steps"])
+    planned = inversion.planned_steps(method, options["steps"], options["next_steps"], options["hybrid_steps"])
     total = None if reader.count is None else sum(map(planned, range(reader.count)))
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)
