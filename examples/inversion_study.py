@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import talkhead
-from talkhead import checkpoints, files, inversion, losses, metrics, plots, synthesis, training
+from talkhead import checkpoints, files, inversion, latents, losses, metrics, plots, synthesis, training
 from talkhead.errors import TalkheadError
 
 # Every run: what it is called, and its colour and line (Okabe and Ito's colours, which every kind of eye can tell apart).
@@ -241,14 +241,16 @@ def draw_strips(clip, path, columns=6):
 
 @torch.no_grad()
 def interpolation(generator, encoder, frame, perceptual, path, columns=6):
-    """Fig. 3.12: straight and round ways through Z, W and W+, drawn, and how direct and how even each is.
+    """Fig. 3.12: straight and round ways through Z, W and W+, drawn, and how direct and how even each is. Through Z and W only
+    where random z are faces to the generator.
 
     frame    a face whose code is one end of the way in W+; the other end is that of face.png
     returns  {row: {"detour", "jump"}}: length of the way / distance of its ends, longest / mean step, both as the eye
              (the perceptual distance) sees them
     """
     ends = np.stack([*inversion.encode(encoder, [files.read_image(FACE)]), *inversion.encode(encoder, [frame])])
-    rows = plots.interpolation(generator, columns=columns, seed=1) | plots.interpolation(generator, ends, columns)
+    random = {} if latents.why_not_random(generator) else plots.interpolation(generator, columns=columns, seed=1)
+    rows = random | plots.interpolation(generator, ends, columns)
     numbers = {}
     for way, pictures in rows.items():
         images = training.to_images(pictures)

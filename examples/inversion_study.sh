@@ -22,7 +22,7 @@ invert() {  # FOLDER CLIP RUN OPTION…
     local folder=$1 clip=$2 run=$3 began=$EPOCHREALTIME ended
     shift 3
     talkhead invert "$folder/$clip.mp4" -o "$folder/$run.npy" --log "$folder/$run.jsonl" --log-every 1 "${networks[@]}" \
-        --perceptual "${PERCEPTUAL:-auto}" --steps "$steps" --next-steps "$next_steps" --hybrid-steps "$hybrid_steps" --lr "$lr" --batch 8 "$@"
+        --perceptual "${PERCEPTUAL:-auto}" --steps "$steps" --next-steps "$next_steps" --hybrid-steps "$((10 * hybrid_steps))" --lr "$lr" --batch 8 "$@"
     ended=$EPOCHREALTIME
     awk -v began="${began/,/.}" -v ended="${ended/,/.}" 'BEGIN { print ended - began }' > "$folder/$run.seconds"
 }
@@ -36,7 +36,7 @@ study() {  # FOLDER, with clip.mp4 in it
     invert "$1" clip optimise-still --method optimise --exploration 0
     invert "$1" clip sequential-0 --method sequential
     invert "$1" clip sequential-1 --method sequential --seed 1
-    invert "$1" clip hybrid --method hybrid
+    invert "$1" clip hybrid --method hybrid --next-steps "$hybrid_steps"
     invert "$1" clip encoder --method encoder
 }
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, faces, files, inversion, losses, metrics, synthesis, training
+from talkhead import checkpoints, faces, files, losses, metrics, synthesis, training
 
 
 class Nothing:
@@ -139,9 +139,9 @@ def main():
     true, rows = landmarks(find, frames), [frames]
     for loss in candidates(encoder):
         began = time.perf_counter()
-        # One batch: every frame starts at its own code, and takes ten times hybrid_steps, as where no frame comes before.
-        codes = np.stack(list(talkhead.invert(frames, generator, "hybrid", encoder=encoder, hybrid_steps=options.steps // inversion.FIRST,
-                                              lr=options.lr, perceptual=loss, batch=len(frames))))
+        # Each as a photo: every frame starts at its own code.
+        codes = np.concatenate([list(talkhead.invert(frame[None], generator, "hybrid", encoder=encoder, hybrid_steps=options.steps, lr=options.lr,
+                                                     perceptual=loss)) for frame in frames])
         seconds = time.perf_counter() - began
         drawn = np.stack(list(synthesis.synthesize(generator, codes)))
         away = np.linalg.norm(landmarks(find, drawn) - true, axis=-1)  # NaN if a face was lost: then so is the loss

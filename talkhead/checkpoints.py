@@ -87,7 +87,7 @@ def load_encoder(path, generator=None, device="cpu"):
     def encoder(**config):
         return encoders.build(config, Generator)
 
-    return _load_fitted(path, "encoder", encoder, generator, device)
+    return _load_fitted(path, read(path, "encoder", training=False), encoder, generator, device)
 
 
 def load_audio2latent(path, generator=None, device="cpu"):
@@ -100,7 +100,7 @@ def load_audio2latent(path, generator=None, device="cpu"):
     def speech_model(**config):
         return audio2latent.build(**config)
 
-    return _load_fitted(path, "audio2latent", speech_model, generator, device)
+    return _load_fitted(path, read(path, "audio2latent", training=False), speech_model, generator, device)
 
 
 def load_video_gan(path, generator=None, encoder=None, device="cpu"):
@@ -111,8 +111,9 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
     """
     from talkhead.video_gan import LatentGenerator
 
-    model = _load_fitted(path, "video_gan", LatentGenerator, generator, device)
-    made_by = read(path, "video_gan", training=False)["config"].get("encoder")
+    weights = read(path, "video_gan", training=False)
+    model = _load_fitted(path, weights, LatentGenerator, generator, device)
+    made_by = weights["config"].get("encoder")
     if encoder is not None and made_by not in (None, encoder.fingerprint):
         raise TalkheadError(f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
                             "pass the --encoder that it belongs to, or train the motion model for this one")
@@ -133,9 +134,8 @@ def load_keypoints(path=None, device="cpu"):
     return _build(KeypointNetwork, weights["config"], weights["model"], path, device)
 
 
-def _load_fitted(path, kind, network, generator, device):
-    weights = read(path, kind, training=False)
-    config = dict(weights["config"])
+def _load_fitted(path, weights, network, generator, device):
+    kind, config = weights["kind"], dict(weights["config"])
     unknown = kind == "encoder" and config.get("generator") is None
     trained_on = config.pop("generator", None)
     if generator is not None and not unknown and trained_on not in generator.lineage:
@@ -531,7 +531,7 @@ def export(source, destination, half=True):
 def describe(path):
     """What a weights file holds, whoever wrote it: a dict of plain values.
 
-    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters, precision, config, training_state (is there
+    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters (those that are trained, as metrics counts them), precision, config, training_state (is there
               more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
               (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
               if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
@@ -552,7 +552,7 @@ def describe(path):
 def _described(file, kind):
     weights = file.ours(kind)
     model, config, training = weights["model"], weights["config"], weights.get("training", {})
-    about = {"kind": kind, "step": weights["step"], "parameters": sum(value.numel() for value in model.values()),
+    about = {"kind": kind, "step": weights["step"], "parameters": _parameters(file.path, kind, config),
              "precision": str(next(iter(model.values())).dtype).removeprefix("torch."),
              "training_state": bool(training) or _has_optimizer(file.contents), "config": config}
     if kind == "generator":
@@ -566,6 +566,27 @@ def _described(file, kind):
     elif kind == "video_gan":
         about["num_ws"] = config.get("network", config)["num_ws"]
     return about | {key: weights[key] for key in ("perceptual",) if key in weights}
+
+
+def _parameters(path, kind, config):
+    """How many numbers of a network are trained. Its pictures of noise, basis, mean of W and statistics are none of them."""
+    config = {key: value for key, value in config.items() if key not in ("lineage", "generator")}
+    try:
+        with torch.device("meta"):  # shapes alone
+            network = _network(kind, config.get("network", config))
+    except (TypeError, RuntimeError, KeyError) as problem:
+        raise TalkheadError(f"{path}: its config makes no {kind} ({str(problem).splitlines()[0]}); the file is damaged or from another version") from problem
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _network(kind, config):
+    """An untrained network of a kind."""
+    from talkhead import acoustics, audio2latent, video_gan
+
+    make = {"generator": lambda: Generator(**config), "encoder": lambda: encoders.build(config, Generator),
+            "audio2latent": lambda: audio2latent.build(**config), "video_gan": lambda: video_gan.LatentGenerator(**config),
+            "speech": lambda: acoustics.CharacterModel(**config)}
+    return make[kind]()
 
 
 def _has_optimizer(contents):

@@ -152,12 +152,21 @@ def _aligned_frames(reader, size, aligned, face, find):
     return (crop for crop, _, _ in faces.align_frames(reader, find(), size, face=face))
 
 
-def _lessons(generator, encoder, frames, device):
+def _alignment_size(generator):
+    """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
+    return max(256, generator.resolution)
+
+
+def _lessons(name, generator, encoder, frames, device):
     """What a generator is tuned on: frames as images of its size, and their pivots, the codes that the encoder gives them."""
     import numpy as np
 
     from talkhead import inversion, training
 
+    side = len(frames[0])
+    if side < generator.resolution:
+        shell.say(f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
+                  f"or align it with --size {generator.resolution}")
     pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
     return training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames])), pivots
 
@@ -184,8 +193,8 @@ def _networks(init, critic_channels, freeze_d, **sizes):
 
     weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
-    if sizes["resolution"] not in (None, config["resolution"]):
-        config.pop("channels", None)  # they were for its levels
+    if init is not None and sizes["resolution"] not in (None, config["resolution"]):
+        config["channels"] = stylegan.extended(config["channels"], sizes["resolution"])
     config |= {key: value for key, value in sizes.items() if value is not None}
     generator = stylegan.Generator(**config)
     critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"), config.get("clamp"))
@@ -230,11 +239,10 @@ def _new_encoder(arch, generator, imagenet, irse, **shape):
     return encoder
 
 
-def _save_encoder(path, encoder, generator_file):
-    """Write an encoder that was trained along with the generator in a file."""
+def _save_encoder(path, encoder, weights):
+    """Write an encoder that was trained along with a generator, of which these weights were saved."""
     from talkhead import checkpoints, files
 
-    weights = files.load_weights(generator_file, kind="generator")
     config = encoder.config | {"generator": checkpoints.fingerprint(weights["model"])}
     header = {"kind": "encoder", "config": config, "step": weights["step"], "perceptual": weights["perceptual"]}
     files.save_weights(path, header | {"model": encoder.state_dict()})
@@ -378,8 +386,8 @@ def paste(source, into, quads, output, feather, match_colour):
         "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
 @options.one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
 @options.steps(5000)
-@options.number("--next-steps", 500, "Steps for a frame that starts from the one before.", least=1)
-@options.number("--hybrid-steps", 100, "Steps for a frame that starts from the encoder's code.", least=1)
+@click.option("--next-steps", type=click.IntRange(min=1), help="Steps for each frame of a clip after the first.  [default: 500 sequential, 100 hybrid]")
+@options.number("--hybrid-steps", 500, "Steps for a photo, or a clip's first frame, from the encoder's code.", least=1)
 @options.lr(0.01)
 @options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @options.perceptual
@@ -429,7 +437,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
     from talkhead import files, inversion
 
-    planned = inversion.planned_steps(method, options["batch"], options["steps"], options["next_steps"], options["hybrid_steps"])
+    planned = inversion.planned_steps(method, options["steps"], options["next_steps"], options["hybrid_steps"])
     total = None if reader.count is None else sum(map(planned, range(reader.count)))
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)
@@ -641,9 +649,9 @@ def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti
     if _prepared(source):
         return _prepared_identity(source, generator, told, drives, device)
     with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
-        frames = list(islice(_aligned_frames(reader, 256, aligned, face, find), pti_frames if pti else 1))
+        frames = list(islice(_aligned_frames(reader, _alignment_size(generator), aligned, face, find), pti_frames if pti else 1))
     if pti:
-        images, pivots = _lessons(generator, *seer, frames, device)
+        images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
     return frames[0], generator
@@ -692,8 +700,8 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
-        frames = list(_aligned_frames(reader, 256, aligned, face, _finder(detector, detector_model, device)))
-    images, pivots = _lessons(generator, encoder, frames, device)
+        frames = list(_aligned_frames(reader, _alignment_size(generator), aligned, face, _finder(detector, detector_model, device)))
+    images, pivots = _lessons(reader.name, generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
     shell.watch(records, options["steps"], tensorboard)
 
@@ -868,7 +876,7 @@ def pack(sources, output, size, every, limit):
 @options.sources
 @options.trained("the generator")
 @click.option("--resolution", type=click.IntRange(min=8), help="Side of the pictures, a power of two.  [default: 256, or that of --init]")
-@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init]")
+@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]")
 @options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
 @click.option("--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]")
 @options.init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")
@@ -930,7 +938,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage
         if encoder_out:
-            options["on_save"] = lambda: _save_encoder(encoder_out, along, output)
+            options["on_save"] = functools.partial(_save_encoder, encoder_out, along)
     elif options["reconstruct_only"]:
         raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
     images = _images(sources, generator.resolution, every, limit)

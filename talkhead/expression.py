@@ -59,7 +59,7 @@ def hearing(audio):
 
 def _hear(blocks):
     heard = speech.Heard(blocks)
-    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in speech.mel_levels(heard))
+    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in speech.loudness(heard))
     before = PAST + NOW // 2 - speech.STEPS_PER_FRAME // 2
     for window in speech.slide(bands, heard.frames, PAST + NOW, before):
         past, now = window[:, :PAST].reshape(BANDS, -1, PAST_POOL).mean(-1), window[:, PAST:].reshape(BANDS, -1, NOW_POOL).mean(-1)

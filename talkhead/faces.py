@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from .downloads import REGISTRY
 from .errors import TalkheadError
 from .files import cache_folder, hub_folder
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 
-MEDIAPIPE_MODEL_URL = ("https://storage.googleapis.com/mediapipe-models/face_landmarker/"
-                       "face_landmarker/float16/latest/face_landmarker.task")
+MEDIAPIPE_MODEL_URL = REGISTRY["face-landmarker"].urls[0]
 
 # Which vertices of MediaPipe's 468/478 mesh stand for each of the 68 points: the mean of the two (twice the same
 # where one vertex fits alone). Chosen as the vertices nearest to 44 photos marked with 68 points, kept symmetric and,
@@ -310,8 +310,10 @@ def _choose(name, model, device):
         return FaceAlignment(model, device)
     found = model or _mediapipe_model()
     if name == "auto" and not (found and _installed("mediapipe")):
-        raise TalkheadError(f"detector: no weights found; pip install mediapipe and run talkhead weights fetch face-landmarker "
-                            f"({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'}), or fill {hub_folder()} for face-alignment")
+        lacking = [] if _installed("mediapipe") else ["pip install mediapipe"]
+        if not found:
+            lacking.append(f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})")
+        raise TalkheadError(f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, or fill {hub_folder()} for face-alignment")
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
     if not found:

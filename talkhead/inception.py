@@ -10,11 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import files
+from talkhead.downloads import REGISTRY
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.training import digest, to_images
 
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS = REGISTRY["inception-fid"].file
 CLASSES = 1008  # of the network from 2015; later ones of the same layers have 1000
 SIDE = 299  # pixels
 SMALLEST = 75  # pixels: below it, a map of its vanishes

@@ -24,8 +24,8 @@ from talkhead.training import Feed, digest, fit, settled, sheet, to_images
 # The learning rate rises over the first part of a frame's steps and falls over the last; Karras et al. 2020, appendix D.
 RISE, FALL = 0.05, 0.25
 
-# How many times the steps of others a frame takes that has no frame before it to learn from, as in Algorithm 2.
-FIRST = 10
+# Steps of a clip's frames after the first, by method: the encoder's code is a nearer start than the code of the frame before.
+NEXT_STEPS = {"sequential": 500, "hybrid": 100}
 
 # ---- frames to codes ----
 
@@ -49,7 +49,7 @@ def encode(encoder, frames, batch=16, device=None):
         yield from codes.float().cpu().numpy()
 
 
-def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=5000, next_steps=500, hybrid_steps=100,
+def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=5000, next_steps=None, hybrid_steps=500,
            lr=0.01, pixel_weight=1.0, perceptual="auto", exploration=0.01, tolerance=0.0, precision="float32", seed=0, batch=4,
            device=None, partial=None, on_record=None):
     """The latent of each frame: what makes the generator draw it.
@@ -59,13 +59,13 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
     method        "encoder"     one pass of the encoder
                   "optimise"    Algorithm 1: every frame alone, from the mean latent
                   "sequential"  Algorithm 2: every frame from the code of the one before
-                  "hybrid"      every frame from the encoder's code
+                  "hybrid"      every frame from the encoder's code, moved as far as the frame before was
     encoder       for "encoder" and "hybrid": one of `encoders`
     space         "w+", a latent for each layer; "w", one latent for all; or "z", what the mapping network is fed. The
                   result is in W+ whichever it is
     steps         optimiser steps of a frame that starts at the mean latent
-    next_steps    of a frame that starts at the code of the one before
-    hybrid_steps  of a frame that starts at the encoder's code
+    next_steps    of each frame after the first, in "sequential" and "hybrid". None is what NEXT_STEPS has for the method
+    hybrid_steps  of the first frame in "hybrid", which may be a photo alone
     lr            Adam's peak learning rate
     pixel_weight  λ, the weight of the mean squared error beside the perceptual distance
     perceptual    name of a losses.Perceptual, or such a loss
@@ -74,7 +74,7 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
     tolerance     a frame has converged when 50 steps lower their mean loss by less than this part of it; it then lands in
                   a third as many steps as it has taken. 0: every frame takes all its steps
     precision     "float32", or "bfloat16" for the networks' passes under autocast
-    batch         frames optimised together; each for itself, whoever its neighbours are ("sequential" takes one)
+    batch         frames optimised together; each for itself, whoever its neighbours are ("sequential" and "hybrid" take one)
     device        None is where the generator is; else both networks are moved there
     partial       path where codes are kept as they are found: a run that was stopped goes on from there, to the same result
                   bit for bit. The file stays; remove it when the result is safe
@@ -105,10 +105,11 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
     if isinstance(perceptual, str):
         perceptual = Perceptual(perceptual)
     search = _Search(generator, perceptual.to(device), space, lr, pixel_weight, tolerance, precision, on_record)
+    next_steps = next_steps or NEXT_STEPS.get(method)
     plan = {"optimise": lambda: _Independent(search, steps, exploration, seed),
             "sequential": lambda: _Sequential(search, steps, next_steps, exploration, seed),
-            "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps)}[method]()
-    batch = 1 if method == "sequential" else batch
+            "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps, next_steps)}[method]()
+    batch = 1 if method in NEXT_STEPS else batch
     options = {"method": method, "batch": batch} | search.options() | plan.options() if partial is not None else {}
     return _found(frames, search, plan, batch, _Partial(partial, options, search.mean.shape))
 
@@ -202,17 +203,17 @@ class _Sequential:
 class _Hybrid:
     """Thesis §2.5.3: the encoder's code is where the optimisation starts, moved as far as the frame before was moved."""
 
-    def __init__(self, search, encoder, steps):
-        self.search, self.encoder, self.steps = search, encoder.eval(), steps
+    def __init__(self, search, encoder, steps, next_steps):
+        self.search, self.encoder, self.steps, self.next_steps = search, encoder.eval(), steps, next_steps
 
     def options(self):
-        return {"encoder": digest(self.encoder), "hybrid_steps": self.steps}
+        return {"encoder": digest(self.encoder), "hybrid_steps": self.steps, "next_steps": self.next_steps}
 
     def begin(self, index, images, last):
-        codes, steps = self._encoded(images), FIRST * self.steps
+        (code,), steps = self._encoded(images), self.steps
         if last is not None:
-            codes, steps = codes + last[1][-1] - self._encoded(last[0])[-1], self.steps
-        return [self.search.descent(index + k, code, steps) for k, code in enumerate(codes)]
+            code, steps = code + last[1][-1] - self._encoded(last[0])[-1], self.next_steps
+        return [self.search.descent(index, code, steps)]
 
     @torch.no_grad()
     def _encoded(self, images):
@@ -221,13 +222,12 @@ class _Hybrid:
         return codes.mean(1, keepdim=True) if self.search.space == "w" else codes
 
 
-def planned_steps(method, batch, steps, next_steps, hybrid_steps):
-    """How many steps `invert` plans for a frame: a function of its index."""
-    if method == "sequential":
-        return lambda frame: next_steps if frame else steps
-    if method == "hybrid":
-        return lambda frame: hybrid_steps if frame >= batch else FIRST * hybrid_steps
-    return lambda frame: steps
+def planned_steps(method, steps, next_steps, hybrid_steps):
+    """How many steps `invert` plans for a frame: a function of its index. Arguments as `invert` takes them."""
+    if method == "optimise":
+        return lambda frame: steps
+    first, later = steps if method == "sequential" else hybrid_steps, next_steps or NEXT_STEPS[method]
+    return lambda frame: later if frame else first
 
 
 class _Noise:

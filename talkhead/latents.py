@@ -12,6 +12,7 @@ from torch import nn
 from talkhead.errors import TalkheadError
 
 W_DIM = 512  # width of one latent
+ARRIVED = 0.1  # spreads of W within which w_avg has come to the mean of W: after some 1200 steps
 
 
 def to_w_plus(w, num_ws):
@@ -164,6 +165,30 @@ class Basis(nn.Module):
         return cls(state["mean"], state["components"], state["stdev"])
 
 
+def why_not_random(generator):
+    """Why random z of a generator are no faces, in words; "" if nothing speaks against it.
+
+    A generator that learnt from reconstructions maps z as it did before it learnt. It shows in w_avg, which follows the
+    mean of W by a 500th with each step that draws from z: where it has not arrived, there were some hundreds at most.
+    """
+    # Not by seed 0: a network that was made by the same seed has its z among its first weights, and makes other w of them.
+    w = torch.cat([chunk.flatten(1) for chunk in random_latents(generator, 1000, 10, seed=0x5EED)])
+    mean = w.mean(0)
+    spread = (w - mean).square().sum(1).mean().sqrt()
+    apart = ((mean - generator.w_avg.to(mean)).norm() / spread).item()
+    if apart < ARRIVED:
+        return ""
+    return f"its mapping network has hardly been trained (the mean of random w lies {apart:.1f} of their spread from w_avg): random z are no faces to it"
+
+
+def random_latents(generator, count, times, seed=0):
+    """Latents (count, 1, 512) of random z, so many times; on the CPU."""
+    random, like = torch.Generator().manual_seed(seed), next(generator.parameters())
+    for _ in range(times):
+        with torch.no_grad():
+            yield generator.mapping(torch.randn(count, generator.z_dim, generator=random).to(like))[:, :1].cpu()
+
+
 def _principal(chunks, components):
     """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
     spread = _Spread()
@@ -172,7 +197,7 @@ def _principal(chunks, components):
             spread.add(rows.cpu().double().numpy())
     if not 1 <= components <= spread.rank:
         raise TalkheadError(f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
-                            "ask for fewer or give more frames")
+                            "lower --components, or give more clips or frames")
     variances, directions = map(torch.from_numpy, spread.largest(components))
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from talkhead.downloads import REGISTRY
 from talkhead.encoders import load_face_recognition
 from talkhead.errors import TalkheadError
 from talkhead.metrics import SSIM_K1, SSIM_K2, SSIM_SIGMA, SSIM_WINDOW
 
-# What torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
-VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+# The file that torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
+VGG16_URL = REGISTRY["vgg16"].urls[0]
 
 # The binomial blur of Burt and Adelson.
 BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)

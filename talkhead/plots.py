@@ -16,7 +16,7 @@ import torch
 from talkhead import files
 from talkhead.articulation import closures
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis, lerp, slerp
+from talkhead.latents import Basis, lerp, slerp, why_not_random
 from talkhead.training import to_frames
 
 KINDS = (".png", ".svg", ".pdf")
@@ -108,6 +108,8 @@ def in_plane(*paths):
     if len({path.shape[1:] for path in paths}) > 1:
         raise TalkheadError(f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone")
     codes = torch.from_numpy(np.concatenate(paths)).double()
+    if len(codes) < 3:
+        raise TalkheadError(f"latents of {len(codes)} frame{'s' * (len(codes) > 1)}: a plane takes three; draw longer paths")
     basis = Basis.fit(codes, 2)
     total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
     return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (basis.stdev.double().square() / total).numpy()
@@ -442,6 +444,9 @@ def interpolation(generator, ends=None, columns=7, seed=0):
     """
     like = next(generator.parameters())
     if ends is None:
+        why = why_not_random(generator)
+        if why:
+            raise TalkheadError(f"generator: {why}; pass latents of two faces, the ends of the way")
         z = torch.randn(2, generator.config["z_dim"], generator=torch.Generator().manual_seed(seed)).to(like)
         spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone)}
     else:

@@ -239,17 +239,6 @@ def _mfcc(blocks, floor):
         yield (np.log(energies) @ _cepstral_matrix(COEFFICIENTS + 1)).astype(np.float32)
 
 
-def mel_levels(blocks):
-    """How far 26 mel filters rise above the floor under the speech, as the sound comes.
-
-    blocks   iterator of float (n,) at 16 kHz
-    yields   float32 (m, 26) of the next steps: the logarithm of (energy + floor) / floor, zero in silence
-    """
-    level = _Level()
-    for energies in _mel_energies(blocks, centre=True):
-        yield np.log1p(energies / 10 ** ((level(energies) + FLOOR) / 10)[:, None]).astype(np.float32)
-
-
 def _mel_energies(blocks, centre):
     """Energies in 26 triangular mel filters, float64 (m, 26), of the next steps: exactly those of python_speech_features."""
     return (power @ _mel_filters().T for power in _spectra(blocks, centre))

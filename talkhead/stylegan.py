@@ -34,6 +34,23 @@ def channel_widths(resolution, base=32768, largest=512):
     return [min(base // 2**k, largest) for k in range(2, int(math.log2(resolution)) + 1)]
 
 
+def extended(channels, resolution):
+    """Widths for another resolution than they were made for: the same at the levels that both have.
+
+    channels     widths at 4², 8² …
+    resolution   a power of two
+    returns      list of int: fewer; or for each level more half of the one before, but no less than 16 unless that was. Those
+                 of config F go on as config F's
+    """
+    wanted = int(math.log2(resolution)) - 1
+    if list(channels) == channel_widths(2 ** (len(channels) + 1)):
+        return channel_widths(resolution)
+    widths = list(channels[:wanted])
+    while len(widths) < wanted:
+        widths.append(max(widths[-1] // 2, min(widths[-1], 16)))
+    return widths
+
+
 def _check(resolution, channels):
     levels = int(math.log2(resolution)) if resolution > 0 else 0
     if resolution < 8 or 2**levels != resolution:

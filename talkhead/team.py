@@ -97,7 +97,7 @@ class Team:
     accumulate   turns that a process takes to work on its part of them: less memory, for as much time
     precision    "float32", or "bfloat16" or "float16": arithmetic of the passes inside `autocast`
     device       of this process
-    whole        a part must be a multiple of this, if there are parts
+    whole        a part must be a multiple of this, if there are parts: the pictures that the critic compares with each other
     raises       TalkheadError if the batch cannot be cut so
     """
 
@@ -109,7 +109,8 @@ class Team:
         self.batch, self.precision, self.device = batch, precision, torch.device(device)
         parts = self.size * accumulate
         if parts > 1 and batch % (parts * whole):
-            raise TalkheadError(f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}")
+            why = f", for each of the {parts} parts must be a multiple of {whole}: the critic compares pictures in groups of {whole}" if whole > 1 else ""
+            raise TalkheadError(f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}{why}")
         # Turn by turn, the processes together hold every `accumulate`-th sample, however many they are.
         self.shares = [Share(turn, turn + accumulate * self.rank, parts) for turn in range(accumulate)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")

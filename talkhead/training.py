@@ -134,7 +134,8 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
         at_rest=None, validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
     """Run a trainer to `steps`, or until it is at rest, resuming from `out` if it is there; yield its log records.
 
-    step            function of the step index that takes one optimiser step and returns a dict of floats
+    step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that it does not
+                    compute in every step is logged as it last was since the record before
     state           {"model": ..., name: ...} objects with state_dict and load_state_dict; "model" is what inference
                     loads, the others are kept in the file under "training"
     out             path of the .pt to write, and to resume
@@ -152,7 +153,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
     draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
     samples         folder for these pictures, one every `samples_every` steps and at the end; None draws none
-    on_save         called after each checkpoint
+    on_save         called after each checkpoint with what inference loads of it: {"kind", "config", "step", "model", …}
     yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
                     "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
                     end; the last one of a run at rest has "at_rest": True
@@ -166,7 +167,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     with file.locked(), _StopSignal() as stop:
         done, ended = file.resume(steps)
         saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
-        idle = ended
+        idle, since = ended, {}  # values since the last record
         for index in range(done, steps):
             if ended:
                 break
@@ -181,6 +182,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
             if not team.leads:
                 continue
+            since |= record
             checked = validate is not None and (count % validate_every == 0 or ended)
             if checked:
                 record |= seeded(lambda _: validate(), index, seed, team.device)
@@ -188,7 +190,8 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
             if checked or count % log_every == 0 or ended:
                 speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
                 wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
-                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | record | ({"at_rest": True} if rested else {})
+                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | since | record | ({"at_rest": True} if rested else {})
+                since = {}
             if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no picture written"):
                     files.write_image(folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)
@@ -204,7 +207,7 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
     if idle and team.leads:
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
-            on_save()
+            on_save(file.weights(done))
 
 
 def seeded(function, index, seed, device):
@@ -287,17 +290,21 @@ class _File:
         """Whether all that would be saved is finite."""
         return all(tensor.isfinite().all() for tensor in _tensors([part.state_dict() for part in self.state.values()]))
 
+    def weights(self, count):
+        """What inference loads, as it is written."""
+        model = self.state["model"].state_dict() if self.best is None else self.best["model"]
+        return {**self.header, "step": count, "model": model}
+
     def save(self, count, ended, rested):
-        weights = {**self.header, "step": count, "model": self.state["model"].state_dict()}
+        weights = self.weights(count)
         training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
         if self.best is not None:
-            training |= {"last": weights["model"], "best_value": self.best["value"], "best_step": self.best["step"]}
-            weights["model"] = self.best["model"]
+            training |= {"last": self.state["model"].state_dict(), "best_value": self.best["value"], "best_step": self.best["step"]}
         files.save_weights(self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training}))
         if self.keep:
             self._snapshot(count)
         if self.on_save is not None:
-            self.on_save()
+            self.on_save(weights)
 
     def _snapshot(self, count):
         """A second name for what was just written: the next checkpoint is a new file, and leaves this one as it is."""

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from talkhead import augmentation, files, training
 from talkhead.codes import Codes, find
 from talkhead.errors import TalkheadError
-from talkhead.latents import W_DIM, Basis, grow
+from talkhead.latents import W_DIM, Basis, grow, random_latents, why_not_random
 from talkhead.team import Team
 
 SPREADS = 3.0  # spreads of real motion at which a hidden output of one lies
@@ -315,6 +315,9 @@ def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, fram
     if shallow and real == "video":
         raise TalkheadError("shallow: only projected video is drawn as the fakes are; pass --real projected, or leave --shallow out")
     drawing = generator.shallow(size) if shallow else generator
+    why = why_not_random(generator) if start == "sample" else ""
+    if why:
+        warnings.warn(f"start sample: {why}; pass --start encode, or a generator that was trained on them")
     team = Team(batch, accumulate, precision, device)
     settings = {"batch": batch, "frames": frames, "critic_size": size, "shallow": shallow, "real": real, "start": start, "contrastive": contrastive,
                 "image_critic": image_critic, "adversarial": adversarial, "information_weight": information_weight, "r1": r1,
@@ -362,7 +365,7 @@ def _measure(model, codes, lessons, generator, start):
     """Fit the basis of a motion model, its axes and its reach."""
     components = model.config["components"]
     if start == "sample":  # of the faces that the generator knows, as MoCoGAN-HD does
-        basis = Basis.fit(_random_faces(generator, 1000, 20), components)
+        basis = Basis.fit(random_latents(generator, 1000, 20), components)
         layers = model.basis.num_ws  # which agree
         model.basis = Basis(basis.mean.repeat(layers), basis.components.repeat(1, layers) / layers**0.5, basis.stdev * layers**0.5)
         model.reach = PREVIOUS * model.basis.stdev if model.displace == "previous" else model.basis.stdev.clone()
@@ -382,13 +385,6 @@ def _measure(model, codes, lessons, generator, start):
     spread = (turn.square() @ basis.stdev.double().square()).sqrt()
     model.basis = Basis(basis.mean, turn.float() @ basis.components, spread)
     model.reach = SPREADS * variances.clamp(min=1e-12).sqrt().float()
-
-
-@torch.no_grad()
-def _random_faces(generator, count, times):
-    random, like = torch.Generator().manual_seed(0), next(generator.parameters())
-    for _ in range(times):
-        yield generator.mapping(torch.randn(count, generator.z_dim, generator=random).to(like))[:, :1].cpu()
 
 
 class _Trainer:

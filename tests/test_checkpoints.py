@@ -57,16 +57,20 @@ def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_pat
     assert one.fingerprint == two.fingerprint and next(two.parameters()).dtype == torch.float32
     about = checkpoints.describe(small)
     assert about["kind"] == "generator" and about["precision"] == "float16" and not about["training_state"]
-    assert about["parameters"] == sum(value.numel() for value in one.state_dict().values())
+    assert about["parameters"] == sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in one.state_dict().values())
 
 
-def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path):
+def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path, monkeypatch):
     generator = checkpoints.load_generator(toy_weights / "generator.pt")
     encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
     model = checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
     identity, noise = torch.randn(1, 6, 512), torch.randn(1, 2, 3)
     checkpoints.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
-    half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
+    reads, read = [], checkpoints.read
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "read", lambda path, *more, **options: reads.append(path) or read(path, *more, **options))
+        half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
+    assert reads == [tmp_path / "half.pt"]
     torch.testing.assert_close(half(noise, identity)[0], model(noise, identity)[0], atol=1e-2, rtol=1e-2)
     checkpoints.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
     checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt"))
@@ -339,7 +343,7 @@ def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
     assert about["precision"] == "float32" and about["w_avg"] == about["noise"] == "recorded"
     assert about["discriminator"] and about["training_copy"] and about["optimizer"] and about["training_state"]
     assert about["trained_with"] == {"path": "/data/faces", "size": 16, "batch": 16, "ckpt": None}
-    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").state_dict().values())
+    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").parameters())
 
 
 # pSp -----------------------------------------------------------------------------------------------------------------------
@@ -511,3 +515,18 @@ def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
         (tmp_path / "cut.pt").write_bytes(data[:length])
         with pytest.raises(TalkheadError, match="damaged"):
             checkpoints.load_generator(tmp_path / "cut.pt")
+
+
+def test_weights_list_counts_parameters_as_metrics_does():
+    """Of each bundled network; a basis, pictures of noise and statistics are kept with it, and not learnt by descent."""
+    from talkhead import acoustics, evaluation
+
+    generator = checkpoints.load_generator(checkpoints.bundled("generator"))
+    encoder, second = (load(checkpoints.bundled(kind), generator) for load, kind in
+                       ((checkpoints.load_encoder, "encoder"), (checkpoints.load_audio2latent, "audio2latent")))
+    counts = evaluation.network_speed(generator, encoder, second, seconds=0.2)["parameters"]
+    for kind in ("generator", "encoder", "audio2latent"):
+        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == counts[kind], kind
+    for kind, network in (("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))), ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
+                          ("speech", acoustics.load(checkpoints.bundled("speech")))):
+        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(value.numel() for value in network.parameters()), kind

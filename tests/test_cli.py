@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from conftest import toy_motion_model
+
 import talkhead
 from talkhead import checkpoints, faces, files, inversion, training
 from talkhead.cli import cli
@@ -335,7 +337,7 @@ def scene(tmp_path, puppet, toy):
     ("pti face.png -o nowhere/out.pt", "nowhere/out.pt: its folder does not exist"),
     ("train-encoder clip.mp4 -o face.png/out.pt --steps 1", "face.png/out.pt: its folder does not exist"),
     ("pti text.mp4 -o out.pt", "text.mp4: not a video"),
-    ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size"),
+    ("metrics clip.mp4 wide.png --no-lmd", "bring both clips to one size, as metrics --size does"),
     ("metrics clip.mp4 none.mp4 --no-lmd", "none.mp4: no such file"),
     ("metrics clip.mp4 clip.mp4 --no-lmd -o nowhere/out.jsonl", "nowhere/out.jsonl: its folder does not exist"),
     ("metrics clip.mp4 clip.mp4 --protocol text.mp4", "text.mp4: no protocol of talkhead metrics"),
@@ -490,6 +492,42 @@ def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
     a, b = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
     assert np.abs(a - b).max() <= 1
+
+
+@pytest.fixture
+def fine(tmp_path):
+    """A generator of 512 pixels and its encoder, as options; beside them its motion model."""
+    torch = pytest.importorskip("torch")
+    from talkhead.encoders import ResNetEncoder
+    from talkhead.stylegan import Generator
+
+    torch.manual_seed(0)
+    generator = Generator(512, [1] * 8, mapping_layers=1)
+    encoder = ResNetEncoder(generator.num_ws, width=2, input_size=16)
+    owner, motion = {"generator": checkpoints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
+    for kind, network, config in (("generator", generator, generator.config), ("encoder", encoder, encoder.config | owner),
+                                  ("video_gan", motion, {"network": motion.config} | owner)):
+        files.save_weights(tmp_path / f"fine-{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
+    return ["--generator", tmp_path / "fine-generator.pt", "--encoder", tmp_path / "fine-encoder.pt"]
+
+
+def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_path, monkeypatch, stub):
+    """Against the crop of 512 pixels made by hand; one of 256 pixels, enlarged, is another picture."""
+    from talkhead import pti, training
+
+    seen = []
+    monkeypatch.setattr(pti, "train", lambda images, *_, **__: seen.append(images) or [])
+    monkeypatch.setattr(talkhead, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
+    assert run("pti", puppet / "photo.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine).exit_code == 0
+    photo, points = files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
+    wanted = training.to_images(faces.align(photo, points, 512)[None])
+    assert seen[0].shape == wanted.shape and (seen[0] - wanted).abs().max() < 2 / 127.5
+    moving = ["--noise-seed", 1, "--seconds", 0.04, "--pti", "--video-gan", tmp_path / "fine-video_gan.pt"]
+    result = run("generate", "--identity", puppet / "photo.png", *moving, *fine, "-o", tmp_path / "x.mp4")
+    assert result.exit_code == 0, result.output
+    assert (seen[1] - wanted).abs().max() < 2 / 127.5
+    result = run("pti", puppet / "face.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine)
+    assert "face.png: 64x64, enlarged to the generator's 512: it learns the blur too" in result.stderr and "--size 512" in result.stderr
 
 
 def test_pti_tells_how_it_goes_and_goes_on(scene):
@@ -1009,7 +1047,7 @@ TINY_ENCODER = ["--width", 4, "--input-size", 16]
 BRIEF = ["--steps", 2, "--batch", 2, "--log-every", 1]
 
 
-def test_train_stylegan_and_its_encoder_and_go_on(scene):
+def test_train_stylegan_and_its_encoder_and_go_on(scene, monkeypatch):
     line = ["train-stylegan", scene / "clip.mp4", "-o", scene / "g.pt", "--resolution", 16, "--channels", "8,8,8", "--batch", 2,
             "--mapping-layers", 2, "--log-every", 1, "--perceptual", "pyramid", "--encoder-out", scene / "e.pt", *TINY_ENCODER]
     assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
@@ -1019,6 +1057,13 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene):
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
     assert files.load_weights(scene / "g.pt")["perceptual"] == files.load_weights(scene / "e.pt")["perceptual"] == "pyramid"
     # Sizes not given are those of the file.
+    (scene / "e.pt").unlink()
+    reads = []
+    load = files.load_weights
+    monkeypatch.setattr(files, "load_weights", lambda path, *more, **options: reads.append(path) or load(path, *more, **options))
+    assert records(run(*line, "--steps", 3)) == []  # all is done: the encoder is written again
+    assert reads == [scene / "g.pt"]  # once, to resume from: not for each encoder that is saved
+    checkpoints.load_encoder(scene / "e.pt", generator)
     onward = ["train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "g.pt", *BRIEF]
     assert len(records(run(*onward))) == 2
     assert checkpoints.load_generator(scene / "h.pt").config == generator.config
@@ -1053,6 +1098,15 @@ def test_train_stylegan_grows(scene):
     assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
     result = run(*small[:3], scene / "x.pt", *small[4:], "--encoder-init", scene / "e16.pt")
     assert result.exit_code == 1 and "an encoder of 6 layers, the generator has 4" in result.stderr
+
+
+def test_train_stylegan_grows_and_shrinks_with_the_widths_of_init(scene):
+    line = ["train-stylegan", scene / "clip.mp4", "--mapping-layers", 1, *BRIEF]
+    assert len(records(run(*line, "-o", scene / "8.pt", "--resolution", 8, "--channels", "40,36"))) == 2
+    for init, size, widths in (("8.pt", 32, [40, 36, 18, 16]), ("32.pt", 16, [40, 36, 18]), ("32.pt", None, [40, 36, 18, 16])):
+        result = run(*line, "-o", scene / f"{size}.pt", "--init", scene / init, *(["--resolution", size] if size else []))
+        assert len(records(result)) == 2, result.output
+        assert checkpoints.load_generator(scene / f"{size}.pt").config["channels"] == widths
 
 
 def test_a_grown_generator_is_moved_by_what_moved_its_parent(scene, toy):

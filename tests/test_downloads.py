@@ -155,6 +155,13 @@ def test_files_lie_where_their_library_looks(caches, monkeypatch):
     assert downloads.REGISTRY["e4e-ffhq"].path == caches / "own" / "e4e_ffhq_encode.pt"
 
 
+def test_every_address_of_a_file_stands_in_the_registry_alone():
+    package = Path(downloads.__file__).parent
+    elsewhere = {path.name: re.findall(r"https://\S+\.(?:pth|task|pkl|pt|zip|tar)", path.read_text()) for path in package.glob("*.py")}
+    assert elsewhere.pop("downloads.py") and not any(elsewhere.values())
+    assert downloads.REGISTRY["face-landmarker"].urls[0] == faces.MEDIAPIPE_MODEL_URL and "/latest/" not in faces.MEDIAPIPE_MODEL_URL
+
+
 def test_the_registry_has_what_face_alignment_wants():
     pytest.importorskip("face_alignment")
     listed = {url for weights in downloads.REGISTRY.values() for url in weights.urls}

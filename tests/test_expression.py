@@ -23,7 +23,7 @@ def pieces(audio, size):
 def test_what_a_voice_takes_equals_a_slow_loop():
     """Bands of two filters each; of the second before, means of eight steps, and of the frame's window, means of two."""
     audio = syllables(2)
-    levels = np.concatenate(list(speech.mel_levels([audio])))
+    levels = np.concatenate(list(speech.loudness([audio])))
     heard = expression.hearing(audio)
     assert heard.shape == (50, 13 * (12 + 14)) and heard.dtype == np.float32
 

@@ -258,6 +258,17 @@ def test_auto_without_weights_says_what_to_fetch(no_weights):
     assert "\n" not in said and "face_landmarker.task" in said and str(no_weights) in said
 
 
+@pytest.mark.parametrize("installed, found", [(True, False), (False, True), (False, False)])
+def test_auto_asks_only_for_what_is_missing(no_weights, monkeypatch, installed, found):
+    monkeypatch.setattr(faces, "_installed", lambda package: installed)
+    if found:
+        monkeypatch.setenv("TALKHEAD_MEDIAPIPE_MODEL", str(no_weights / "there.task"))
+    with pytest.raises(TalkheadError) as caught:
+        faces.detector()
+    assert ("pip install mediapipe" in str(caught.value)) == (not installed)
+    assert ("talkhead weights fetch face-landmarker" in str(caught.value)) == (not found)
+
+
 def test_unknown_detector():
     with pytest.raises(TalkheadError, match="choose from auto, face-alignment, mediapipe"):
         faces.detector("dlib")

@@ -1,5 +1,6 @@
 """Pictures: what is drawn, read back from the figures' own lines and texts, against numbers worked by hand."""
 
+import copy
 import json
 import re
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
-from talkhead import TalkheadError, checkpoints, faces, files, plots, study, training  # noqa: E402
+from talkhead import TalkheadError, checkpoints, faces, files, latents, plots, study, training  # noqa: E402
 from test_cli import run  # noqa: E402
 
 
@@ -193,7 +194,11 @@ def test_ways_end_at_their_ends(generator):
     for pictures in rows.values():
         assert np.abs(pictures[[0, 4]].astype(int) - wanted[[0, 2]]).max() <= 1
     assert np.abs(rows["W+, lerp"][2].astype(int) - wanted[1]).max() <= 1
-    random = plots.interpolation(generator, columns=3, seed=4)
+    with pytest.raises(TalkheadError, match="its mapping network has hardly been trained .*; pass latents of two faces"):
+        plots.interpolation(generator, columns=3)
+    trained = copy.deepcopy(generator)
+    trained.w_avg.copy_(latents.mean_latent(trained))
+    random = plots.interpolation(trained, columns=3, seed=4)
     assert list(random) == ["Z, lerp", "Z, slerp", "W, lerp", "W, slerp"]
     assert all(np.abs(row[[0, 2]].astype(int) - random["Z, lerp"][[0, 2]]).max() <= 1 for row in random.values())
 
@@ -275,6 +280,10 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
     for name in ("a", "b"):
         files.write_latents(f"{name}.npy", walk(layers=6, seed=ord(name)))
     files.write_latents("tall.npy", walk(layers=10))
+    weights = files.load_weights(toy_weights / "generator.pt")
+    weights["model"]["w_avg"] = latents.mean_latent(checkpoints.load_generator(toy_weights / "generator.pt"))
+    files.save_weights("trained.pt", weights)
+    files.write_latents("two.npy", walk(2, layers=6))
     files.write_latents("foreign.npy", walk(layers=6), {"generator": "somebody"})
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, inversion())))
     (tmp_path / "clip.align").write_text("0 2500 bin\n2500 5000 blue\n")
@@ -287,7 +296,7 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
 @pytest.mark.parametrize("line", [
     "trajectory a.npy b.npy -o x.png --plane own", "losses log.jsonl -o x.svg --smooth 2 --labels mine", "dashboard log.jsonl -o x.pdf",
     "strip clip.mp4 clip.mp4 --labels real,made --phonemes said.json --columns 3 -o x.png", "interpolate a.npy b.npy -o x.png --columns 3",
-    "interpolate -o x.png --columns 3", "components a.npy b.npy -o x.png --components 2 --columns 3",
+    "interpolate -o x.png --columns 3 --generator trained.pt", "components a.npy b.npy -o x.png --components 2 --columns 3",
     "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg", "mouth points.npy --audio clip.mp4 --phonemes clip.align -o x.svg",
     "strip clip.mp4 --phonemes . -o x.png --columns 3",
 ])
@@ -324,10 +333,12 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
     ("strip clip.mp4 --start 9 -o x.png", 1, "the clip ends at 0.32 s"),
     ("strip clip.mp4 none.mp4 -o x.png", 1, "none.mp4: no such file"),
     ("mouth a.npy -o x.png", 1, "a.npy: holds float32 (6, 6, 512), wanted landmarks"),
+    ("interpolate -o x.png", 1, "random z are no faces to it; pass latents of two faces, the ends of the way"),
     ("interpolate a.npy -o x.png", 2, "pass two files of latents"),
     ("interpolate a.npy tall.npy -o x.png", 1, "tall.npy: latents of 10 layers, this generator has 6"),
     ("components foreign.npy -o x.png", 1, "foreign.npy: latents of generator somebody"),
-    ("components a.npy --components 6 -o x.png", 1, "6 codes allow 1 to 5"),
+    ("components a.npy --components 6 -o x.png", 1, "6 codes allow 1 to 5; lower --components, or give more clips or frames"),
+    ("trajectory two.npy -o x.png", 1, "latents of 2 frames: a plane takes three; draw longer paths"),
 ])
 def test_what_cannot_be_drawn_is_said_in_one_line(material, line, status, message):
     result = run("plot", *line.split())

@@ -230,6 +230,13 @@ def test_the_kind_of_pictures_is_recorded(tmp_path):
     assert kinds == ["film", None]
 
 
+def test_widths_go_on_by_halves():
+    assert stylegan.extended([256, 192, 48], 64) == [256, 192, 48, 24, 16]
+    assert stylegan.extended([256, 192, 48], 8) == [256, 192] and stylegan.extended([8, 6], 32) == [8, 6, 6, 6]
+    # Those of config F, by the numbers of its table.
+    assert stylegan.extended([512] * 5, 256) == [512, 512, 512, 512, 512, 256, 128] and stylegan.extended([512] * 5, 16) == [512] * 3
+
+
 def test_a_larger_generator_inherits_the_smaller_ones_picture():
     torch.manual_seed(0)
     small, large = (Generator(size, [8, 6, 4][:levels], z_dim=16, w_dim=16, mapping_layers=1) for size, levels in ((8, 2), (16, 3)))

@@ -235,6 +235,14 @@ def test_shares_are_strided_and_make_up_the_batch():
         assert torch.equal(Share(0, first, 3).randn(6, 2), whole[first::3])
 
 
+def test_a_batch_that_cannot_be_cut_is_told_why():
+    assert [share(range(8)) for share in Team(8, accumulate=2, whole=4).shares] == [range(0, 8, 2), range(1, 8, 2)]
+    for options, said in (({"whole": 4}, "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the critic compares pictures in groups of 4"),
+                          ({}, "pass --batch as a multiple of 2")):
+        with pytest.raises(TalkheadError, match=f"{said}$"):
+            Team(5, accumulate=2, **options)
+
+
 def test_groups_of_four_stay_whole_in_a_share():
     from talkhead.stylegan import Discriminator
 

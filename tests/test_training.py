@@ -51,6 +51,19 @@ def test_resumed_run_equals_the_whole_one(tmp_path):
     assert losses(Descent().fit(tmp_path / "other.pt", 6, seed=1)) != losses(whole)
 
 
+def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_path):
+    run = Descent()
+
+    def step(index):
+        return run.step(index) | ({"r1": float(index)} if index % 4 == 0 else {}) | ({"path_length": -float(index)} if index % 2 == 0 else {})
+
+    records = list(training.fit(step, {"model": run.model, "optimizer": run.optimizer}, steps=10, out=tmp_path / "a.pt",
+                                header={"kind": "encoder", "config": {}}, log_every=3))
+    # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
+    assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
+    assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
+
+
 def resting(out, steps=9, least_gain=2.0, **options):
     """A run that ends as soon as it can tell; the losses that it can tell from are two."""
     run, rest = Descent(), training.Rest(least_gain)
@@ -63,14 +76,14 @@ def test_a_run_at_rest_ends_and_keeps_the_model_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "WINDOW", 3)
     wanted = losses(Descent().fit(tmp_path / "whole.pt", 6))
     saved = []
-    run, records = resting(tmp_path / "a.pt", on_save=lambda: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
+    run, records = resting(tmp_path / "a.pt", on_save=lambda weights: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
     assert losses(records) == [wanted[3], wanted[5]] and [record.get("at_rest") for record in records] == [None, True]
     kept = files.load_weights(tmp_path / "a.pt")
     assert kept["step"] == 6 and kept["at_rest"] is True and "training" not in kept and torch.equal(kept["model"]["weight"], run.model.weight)
     assert os.listdir(tmp_path / "s") == ["00000006.png"]
     for steps in (9, 99, 2):
         with pytest.warns(UserWarning, match="a.pt: is done, at step 6; there is nothing left to do"):
-            again, records = resting(tmp_path / "a.pt", steps, on_save=lambda: saved.append(2))
+            again, records = resting(tmp_path / "a.pt", steps, on_save=lambda weights: saved.append(2))
         assert records == [] and torch.equal(again.model.weight, run.model.weight)
     assert saved == [1, 2, 2, 2] and files.load_weights(tmp_path / "a.pt")["step"] == 6
 

@@ -1,7 +1,9 @@
 """Motion from noise: the thesis's table and equations by hand, streaming without drift, and training on clips made on the spot."""
 
+import copy
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from talkhead import files, video_gan
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis
+from talkhead.latents import Basis, mean_latent
 from talkhead.stylegan import Generator
 from talkhead.team import Share, Team
 from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion, train
@@ -286,6 +288,16 @@ def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
 
 
+def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips, networks, tmp_path):
+    with pytest.warns(UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --start encode"):
+        run(clips, networks, tmp_path / "a.pt", 1, start="sample")
+    trained = copy.deepcopy(networks[0])
+    trained.w_avg.copy_(mean_latent(trained))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(clips, (trained, networks[1]), tmp_path / "b.pt", 1, start="sample")
+
+
 @pytest.mark.parametrize("changes, named", [
     ({"space": "w"}, {}), ({"start": "sample"}, {}), ({"displace": "previous"}, {}),
     ({"contrastive": True}, {"contrast", "alike"}), ({"image_critic": True}, {"image_generator", "image_discriminator"}),
@@ -388,7 +400,7 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
     ({"critic_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
     ({"real": "video", "shallow": True}, "shallow: only projected video"),
     ({"real": "any"}, "real 'any': unknown; take auto, video or projected"), ({"start": "any"}, "start 'any'"),
-    ({"adversarial": "any"}, "adversarial 'any'"), ({"network": {"components": 400}}, "basis of 400 components: 40 codes allow 1 to 39"),
+    ({"adversarial": "any"}, "adversarial 'any'"), ({"network": {"components": 400}}, "basis of 400 components: 40 codes allow 1 to 39; lower --components, or give more clips"),
     ({"batch": 3, "accumulate": 2}, "pass --batch as a multiple of 2")])
 def test_what_cannot_be_trained_is_told(clips, networks, tmp_path, options, message):
     with pytest.raises(TalkheadError, match=message):

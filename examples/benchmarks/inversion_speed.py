@@ -148,7 +148,7 @@ def hybrid(options):
     chain = Run(frames, generator, perceptual, "sequential", steps=options.steps, next_steps=options.next_steps, lr=options.lr)
     print(json.dumps(chain.record("Algorithm 2")), flush=True)
     for steps in (1, 2, 3, 4, 5, 6, 8, 12, 20, 30, 50, 80, 120, 200):
-        run = Run(frames, generator, perceptual, "hybrid", encoder=encoder, hybrid_steps=steps, lr=options.hybrid_lr, batch=1)
+        run = Run(frames, generator, perceptual, "hybrid", encoder=encoder, hybrid_steps=10 * steps, next_steps=steps, lr=options.hybrid_lr)
         print(json.dumps(run.record(f"hybrid, {steps} steps")), flush=True)
         if run.loss <= chain.loss:
             break
