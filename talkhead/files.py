@@ -610,46 +610,64 @@ def _tags(metadata, synthetic):
 class _Decoder:
     """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
 
+    media    the _Media that the packets are of
     start    Fraction, seconds on the container's clock; None: where the sound starts
     end      Fraction, the same where it ends; None: with the last packet, which codecs fill up
     rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
     """
 
-    def __init__(self, start, end, rate, layout, format):
-        self._start, self._end, self._rate, self._layout, self._format = start, end, rate, layout, format
+    def __init__(self, media, start, end, rate, layout, format):
+        self._media, self._start, self._end, self._rate, self._layout, self._format = media, start, end, rate, layout, format
         self._resampler = None
         self._setup = None
         self._fed = Fraction(0)  # seconds given to the resampler, from `start`
         self._skip = 0  # samples still to drop: those before `start`
         self._left = None  # samples still to give; None if there is no knowing
+        self._lost = None  # seconds on the container's clock where the damaged packets end that came last
 
     def decode(self, packet):
-        """A packet, or the empty one that ends the stream, to a list of (channels, n) blocks."""
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:  # a damaged packet: what follows is put at its own time
-            frames = []
-        blocks = [block for frame in frames if frame.samples for block in self._frame(frame)]
-        if packet.size == 0:
-            blocks += self._resample(None)
-        return [block for block in map(self._trim, blocks) if block.shape[1]]
+        """A packet, or the one that ends the stream, to (channels, n) blocks, one after the other."""
+        for block in self._blocks(packet):
+            block = self._trim(block)
+            if block.shape[1]:
+                yield block
+
+    def _blocks(self, packet):
+        frames = _decoded(packet)
+        if frames is None and packet.size:
+            self._media.conceal(packet, "silence")
+            self._lost = _end(packet) or self._lost
+        for frame in frames or ():
+            if frame.samples:
+                yield from self._frame(frame)
+        if _is_end(packet):
+            if self._lost is not None and self._setup is not None:
+                yield from self._fill(self._lost - self._start - self._fed)
+            yield from self._resample(None)
 
     def _frame(self, frame):
-        blocks = []
         setup = (frame.format.name, frame.layout.name, frame.sample_rate)
         if setup != self._setup:  # the first frame, or a stream that changes its mind
-            blocks += self._resample(None)
+            yield from self._resample(None)
             if self._setup is None:
-                blocks += self._begin(frame)
+                yield from self._begin(frame)
             self._setup = setup
             self._restart()
-        hole = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - self._start - self._fed
-        if hole > GAP:
-            blocks += [*self._resample(None), self._silence(hole)]
-            self._restart()
+        if frame.pts is not None:
+            hole = frame.pts * frame.time_base - self._start - self._fed
+            if hole > GAP or self._lost is not None:
+                yield from self._fill(hole)
+        self._lost = None
         frame.pts = None  # the resampler would stretch the sound to meet time stamps; samples are counted here
         self._fed += Fraction(frame.samples, frame.sample_rate)
-        return blocks + self._resample(frame)
+        yield from self._resample(frame)
+
+    def _fill(self, hole):
+        """Put silence for so many seconds, none where it is negative, after what the resampler still has."""
+        if hole > 0:
+            yield from self._resample(None)
+            yield from self._silence(hole)
+            self._restart()
 
     def _restart(self):
         self._resampler = av.AudioResampler(self._format, self._layout, self._rate)
@@ -662,15 +680,18 @@ class _Decoder:
             self._left = max(round((self._end - self._start) * self._rate), 0)
         early = self._start - time
         if early <= 0:
-            return [self._silence(-early)]
-        self._skip = round(early * self._rate)
-        self._fed = -early
-        return []
+            yield from self._silence(-early)
+        else:
+            self._skip = round(early * self._rate)
+            self._fed = -early
 
     def _silence(self, seconds):
+        """Silence in blocks of at most a second: a recording may have paused for a day."""
         self._fed += seconds
         dtype = np.int16 if self._format == "s16p" else np.int32
-        return np.zeros((1 if self._layout == "mono" else 2, round(seconds * self._rate)), dtype)
+        count = round(seconds * self._rate)
+        for start in range(0, count, self._rate):
+            yield np.zeros((1 if self._layout == "mono" else 2, min(self._rate, count - start)), dtype)
 
     def _resample(self, frame):
         if self._resampler is None:
@@ -723,7 +744,7 @@ class SoundReader:
             raise TalkheadError(f"{self.name}: has no sound track; pass a recording")
         start, end = media.origin if media.video else None, media.end(media.audio)
         # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
-        self._decoder = _Decoder(start, end, self.rate, "mono", "s32p")
+        self._decoder = _Decoder(media, start, end, self.rate, "mono", "s32p")
         if end is not None:
             self.count = max(round((end - (media.origin if start is None else start)) * self.rate), 0)
 
@@ -842,7 +863,9 @@ class Sound:
         self._packets = deque()
         self.rate = media.audio.codec_context.sample_rate
         self.channels = min(media.audio.codec_context.channels, 2)
-        self._decoder = _Decoder(media.origin, media.end(media.audio), self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
+        layout = "mono" if self.channels == 1 else "stereo"
+        self._decoder = _Decoder(media, media.origin, media.end(media.audio), self.rate, layout, "s16p")
+        self._coming = iter(())  # blocks of the packet being decoded
         self._decoded = _Queue(self.channels)
 
     def _push(self, packet):
@@ -853,10 +876,14 @@ class Sound:
 
         wait  read on (past frames) until there are `count`, or the clip ends
         """
-        while self._decoded.size < count and (self._packets or (wait and self._media.read_on())):
-            while self._packets and self._decoded.size < count:
-                for block in self._decoder.decode(self._packets.popleft()):
-                    self._decoded.push(block)
+        while self._decoded.size < count:
+            block = next(self._coming, None)
+            if block is not None:
+                self._decoded.push(block)
+            elif self._packets:
+                self._coming = self._decoder.decode(self._packets.popleft())
+            elif not (wait and self._media.read_on()):
+                break
         return self._decoded.take(count)
 
 
@@ -921,6 +948,30 @@ def _open_source(source, on_wait=None):
             yield _Source(stream, on_wait)
 
 
+def _decoded(packet):
+    """The frames of a packet; None where it holds none, because it is empty ("nothing new here") or damaged.
+
+    FFmpeg's decoders fail with errors of every kind, "permission denied" among them; its own program goes on after each.
+    """
+    if packet.size == 0 and not _is_end(packet):
+        return None
+    try:
+        return packet.decode()
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return None
+
+
+def _is_end(packet):
+    return packet.size == 0 and not packet.buffer_ptr  # an empty packet has a place in memory
+
+
+def _end(packet):
+    """Fraction, seconds on the container's clock where a packet ends; None where it does not tell."""
+    return None if packet.pts is None else (packet.pts + (packet.duration or 0)) * packet.time_base
+
+
 class _Media:
     """A container that FFmpeg opened, and its packets in the order in which they come.
 
@@ -954,6 +1005,8 @@ class _Media:
         self.video, self.audio = next(shown, None), next(heard, None)
         self.sound = None
         self._packets = None
+        self._concealed = set()
+        self._reached = {}  # by index of stream: Fraction, seconds on the container's clock where its packets end so far
 
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
@@ -970,14 +1023,14 @@ class _Media:
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
         streams = [stream for stream in (self.video if pictures else None, self.audio) if stream is not None]
-        reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
+        reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
         try:
             for packet in self._container.demux(streams):
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                end = _end(packet)
+                if end is not None:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
                 yield packet
-        except (av.error.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError, OSError) as error:
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
@@ -986,6 +1039,14 @@ class _Media:
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
             raise TalkheadError(f"{self.name}: cut short; copy it again")
+
+    def conceal(self, packet, by):
+        """Say, once for each means, that what a packet holds is damaged, and by what it is replaced."""
+        if by not in self._concealed:
+            self._concealed.add(by)
+            stamp = packet.dts if packet.pts is None else packet.pts
+            place = "" if stamp is None else f" at {max(float(stamp * packet.time_base - self.origin), 0):.2f} s"
+            warnings.warn(f"{self.name}: damaged{place}; {by} is put there", stacklevel=2)
 
     def _falls_short(self, streams, reached):
         """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
@@ -1033,21 +1094,32 @@ class _Media:
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         end, origin = Fraction(0), self.origin
+        until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
                 if self.sound is not None:
                     self.sound._push(packet)
                 continue
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:  # damaged beyond repair: the picture before it stays a little longer
-                continue
-            for frame in frames:
+            frames = _decoded(packet)
+            if frames is None and packet.size:  # the picture before it stays a little longer
+                self.conceal(packet, "the picture before")
+            if not packet.is_discard:
+                until = max(until, (_end(packet) or 0) - origin)
+            for frame in frames or ():
+                if frame.is_corrupt:
+                    self.conceal(frame, "the decoder's guess")
                 stamp = frame.pts if frame.pts is not None else frame.dts
                 time = end if stamp is None else stamp * frame.time_base - origin
                 lasts = (frame.duration or 0) * frame.time_base or 1 / rate
                 end = time + lasts
+                last = time, frame
                 yield time, lasts, frame
+        if self._container.format.name == "ogg":
+            # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
+            until = min(max(self._reached.values()) - origin, end + Fraction(SHORT))
+        if last is not None and until > end:
+            time, frame = last
+            yield time, until - time, frame
 
     def close(self):
         self._stack.close()
