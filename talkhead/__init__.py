@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # The rooms in their import order: each imports only from those before it.
 ROOMS = {
     "errors": ("TalkheadError",),
+    "timestamps": (),
     "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents", "read_sound",
               "write_array", "write_image", "write_latents"),
     "pickles": (),

@@ -32,6 +32,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from talkhead.errors import TalkheadError
+from talkhead.timestamps import WRONG, PacketClock, PictureStamps
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -623,7 +624,8 @@ class _Decoder:
         self._fed = Fraction(0)  # seconds given to the resampler, from `start`
         self._skip = 0  # samples still to drop: those before `start`
         self._left = None  # samples still to give; None if there is no knowing
-        self._lost = None  # seconds on the container's clock where the damaged packets end that came last
+        self._exact = False  # whether the next frame is to be put at its time stamp even where it is off by little
+        self._lost = None  # seconds on the container's clock where the last damaged packet ends
 
     def decode(self, packet):
         """A packet, or the one that ends the stream, to (channels, n) blocks, one after the other."""
@@ -637,6 +639,7 @@ class _Decoder:
         if frames is None and packet.size:
             self._media.conceal(packet, "silence")
             self._lost = _end(packet) or self._lost
+        self._exact |= packet.opaque is not None or frames is None
         for frame in frames or ():
             if frame.samples:
                 yield from self._frame(frame)
@@ -655,9 +658,10 @@ class _Decoder:
             self._restart()
         if frame.pts is not None:
             hole = frame.pts * frame.time_base - self._start - self._fed
-            if hole > GAP or self._lost is not None:
+            if hole > GAP or self._exact:
                 yield from self._fill(hole)
-        self._lost = None
+                self._drop(-hole)
+        self._exact, self._lost = False, None
         frame.pts = None  # the resampler would stretch the sound to meet time stamps; samples are counted here
         self._fed += Fraction(frame.samples, frame.sample_rate)
         yield from self._resample(frame)
@@ -668,6 +672,12 @@ class _Decoder:
             yield from self._resample(None)
             yield from self._silence(hole)
             self._restart()
+
+    def _drop(self, overlap):
+        """Leave out so many seconds, none where it is negative, of what comes next."""
+        if overlap > 0:
+            self._skip += round(overlap * self._rate)
+            self._fed -= overlap
 
     def _restart(self):
         self._resampler = av.AudioResampler(self._format, self._layout, self._rate)
@@ -967,9 +977,10 @@ def _is_end(packet):
     return packet.size == 0 and not packet.buffer_ptr  # an empty packet has a place in memory
 
 
-def _end(packet):
-    """Fraction, seconds on the container's clock where a packet ends; None where it does not tell."""
-    return None if packet.pts is None else (packet.pts + (packet.duration or 0)) * packet.time_base
+def _end(packet, shown=True):
+    """Fraction, seconds on the container's clock where a packet ends, as it is shown or decoded; None where it does not tell."""
+    stamp = packet.pts if shown else packet.dts
+    return None if stamp is None else (stamp + (packet.duration or 0)) * packet.time_base
 
 
 class _Media:
@@ -1005,7 +1016,7 @@ class _Media:
         self.video, self.audio = next(shown, None), next(heard, None)
         self.sound = None
         self._packets = None
-        self._concealed = set()
+        self._told = set()
         self._reached = {}  # by index of stream: Fraction, seconds on the container's clock where its packets end so far
 
     def _refuse(self, error):
@@ -1022,14 +1033,19 @@ class _Media:
 
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
-        streams = [stream for stream in (self.video if pictures else None, self.audio) if stream is not None]
+        restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
+        # Where the clock starts again, the sound keeps step with the pictures also when they are not wanted.
+        streams = [stream for stream in (self.video if pictures or restarts else None, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
+        starts = {stream.index: None if stream.start_time is None else stream.start_time * stream.time_base for stream in streams}
+        clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
         try:
-            for packet in self._container.demux(streams):
+            for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
                 end = _end(packet)
                 if end is not None:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
-                yield packet
+                if pictures or packet.stream.index != getattr(self.video, "index", None):
+                    yield packet
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
@@ -1041,12 +1057,16 @@ class _Media:
             raise TalkheadError(f"{self.name}: cut short; copy it again")
 
     def conceal(self, packet, by):
-        """Say, once for each means, that what a packet holds is damaged, and by what it is replaced."""
-        if by not in self._concealed:
-            self._concealed.add(by)
-            stamp = packet.dts if packet.pts is None else packet.pts
-            place = "" if stamp is None else f" at {max(float(stamp * packet.time_base - self.origin), 0):.2f} s"
-            warnings.warn(f"{self.name}: damaged{place}; {by} is put there", stacklevel=2)
+        """Say that what a packet or frame holds is damaged, and by what it is replaced."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
+
+    def tell(self, what, moment=None):
+        """Warn of something found while reading, once; moment: seconds on the container's clock where it begins."""
+        if what not in self._told:
+            self._told.add(what)
+            place = "" if moment is None else f", {max(float(moment - self.origin), 0):.2f} s"
+            warnings.warn(f"{self.name}{place}: {what}", stacklevel=2)
 
     def _falls_short(self, streams, reached):
         """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
@@ -1094,6 +1114,7 @@ class _Media:
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         end, origin = Fraction(0), self.origin
+        stamps = PictureStamps(shown=self._container.format.name != "avi")
         until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
@@ -1103,14 +1124,16 @@ class _Media:
             frames = _decoded(packet)
             if frames is None and packet.size:  # the picture before it stays a little longer
                 self.conceal(packet, "the picture before")
+            stamps.sent(packet)
             if not packet.is_discard:
-                until = max(until, (_end(packet) or 0) - origin)
+                until = max(until, (_end(packet, stamps.shown) or 0) - origin)
             for frame in frames or ():
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
-                stamp = frame.pts if frame.pts is not None else frame.dts
+                stamp = stamps.of(frame)
                 time = end if stamp is None else stamp * frame.time_base - origin
                 lasts = (frame.duration or 0) * frame.time_base or 1 / rate
+                lasts = lasts if lasts < WRONG else 1 / rate
                 end = time + lasts
                 last = time, frame
                 yield time, lasts, frame

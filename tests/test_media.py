@@ -31,8 +31,15 @@ def tone(seconds, rate=RATE, hertz=440.0):
     return 0.4 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
 
 
-def encode(path, seconds=4.0, video="mpeg4", audio="aac", flash=(25, 50, 75), rate=48000, format=None, options=None):
-    """A clip made without the code under test: 25 black pictures a second, white ones at `flash`; a tone of 440 Hz. Returns its path."""
+def encode(path, seconds=4.0, video="mpeg4", audio="aac", flash=(25, 50, 75), rate=48000, format=None, options=None, clicks=False, pause=0):
+    """A clip made without the code under test: 25 black pictures a second, white ones at `flash`; a tone of 440 Hz. Returns its path.
+
+    clicks   instead, the tone is heard with the white pictures only
+    pause    seconds without pictures and sound in the middle
+    """
+    def late(moment):
+        return pause if moment >= seconds / 2 else 0
+
     with av.open(path if hasattr(path, "write") else str(path), "w", format=format) as container:
         if video:
             pictures = container.add_stream(video, rate=25, options=options or {})
@@ -44,15 +51,19 @@ def encode(path, seconds=4.0, video="mpeg4", audio="aac", flash=(25, 50, 75), ra
         packets = []
         for index in range(round(seconds * 25) if video else 0):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 255 * (index in flash), np.uint8), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
+            frame.pts, frame.time_base = index + 25 * late(index / 25), Fraction(1, 25)
             packets += pictures.encode(frame)
         if video:
             packets += pictures.encode(None)
         if audio:
-            samples = np.repeat((tone(seconds, rate) * 32767).astype(np.int16), sound.codec_context.channels)
-            block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=sound.codec_context.layout.name)
-            block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), 0
-            packets += sound.encode(block) + sound.encode(None)
+            samples = tone(seconds, rate) * (np.isin(np.arange(round(seconds * rate)) * 25 // rate, flash) if clicks else 1)
+            channels = sound.codec_context.channels
+            for start in range(0, len(samples), rate // 50):
+                piece = np.repeat((samples[start:start + rate // 50] * 32767).astype(np.int16), channels)
+                block = av.AudioFrame.from_ndarray(piece[None], format="s16", layout=sound.codec_context.layout.name)
+                block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), start + round(rate * late(start / rate))
+                packets += sound.encode(block)
+            packets += sound.encode(None)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
     return path
@@ -96,7 +107,7 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
             except av.error.FFmpegError as error:
                 kinds.add(type(error))
     assert av.error.PermissionError in kinds
-    with pytest.warns(UserWarning, match=r"damaged.mp4: damaged at [\d.]+ s; silence is put there") as said:
+    with pytest.warns(UserWarning, match=r"damaged.mp4, [\d.]+ s: damaged; silence is put there") as said:
         samples = files.read_audio(tmp_path / "damaged.mp4")
     assert len(said) == 1 and len(samples) == 4 * RATE
     assert heard(samples[RATE // 10:RATE * 9 // 10]) == pytest.approx(0.4, abs=0.01)
@@ -117,12 +128,12 @@ def test_damaged_pictures_are_held(tmp_path, codec):
         if moment > 3.7 or 1.2 < moment < 1.4:
             data[position:position + size] = random.integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "damaged.mov").write_bytes(data)
-    with pytest.warns(UserWarning, match=r"damaged.mov: damaged at 1.\d\d s; the "):
+    with pytest.warns(UserWarning, match=r"damaged.mov, 1.\d\d s: damaged; the "):
         assert flashes(tmp_path / "damaged.mov") == (100, [25, 50, 75])
 
 
 def test_damaged_case(case):
-    with pytest.warns(UserWarning, match="corrupt.mp4: damaged at"):
+    with pytest.warns(UserWarning, match="corrupt.mp4, .* s: damaged"):
         assert len(files.read_audio(case("damaged_packet_errors/corrupt.mp4"))) == 4 * RATE
         assert flashes(case("damaged_packet_errors/corrupt.mp4")) == (100, [50, 75])  # as FFmpeg's own program
 
@@ -174,3 +185,82 @@ def test_empty_packets_repeat_the_picture_before(tmp_path, case):
     assert flashes(path) == (10, [4, 5, 6])
     assert flashes(case("ogg_empty_packet/sync.ogv")) == (100, [25, 50, 75])
     assert len(files.read_audio(case("ogg_empty_packet/sync.ogv"))) == pytest.approx(4 * RATE, abs=8)
+
+
+# Time -----------------------------------------------------------------------------------------------------------------
+
+def flv_tags(data):
+    """(kind, position) of each tag of an FLV: 8 is sound, 9 is pictures."""
+    at = 13
+    while at < len(data):
+        yield data[at], at
+        at += 15 + int.from_bytes(data[at + 1:at + 4], "big")
+
+
+@pytest.mark.parametrize("kind", [8, 9])
+@pytest.mark.parametrize("which, byte, value", [(12, 7, 16), (-1, 7, 16), (12, 4, 40), (1, 4, 40)])
+def test_one_wrong_time_stamp(tmp_path, kind, which, byte, value):
+    """A byte of one tag's time stamp is changed: it says 74 hours later, or 44 minutes."""
+    path = encode(tmp_path / "a.flv", 1.0, video="flv", audio="libmp3lame", flash=(5, 20), rate=44100)
+    data = bytearray(path.read_bytes())
+    data[[at for found, at in flv_tags(data) if found == kind][which] + byte] = value
+    (tmp_path / "b.flv").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"b.flv, [\d.]+ s: a wrong time stamp is left out"):
+        assert flashes(tmp_path / "b.flv") == (25, [5, 20])
+        np.testing.assert_array_equal(files.read_audio(tmp_path / "b.flv"), files.read_audio(path))
+
+
+def test_a_pause_stays(tmp_path):
+    path = encode(tmp_path / "a.mkv", 1.0, audio="pcm_s16le", pause=60, flash=(5, 20))
+    assert flashes(path) == (25 * 61, [5, 20 + 60 * 25])
+    samples = files.read_audio(path)
+    assert len(samples) == pytest.approx(61 * RATE, abs=9) and np.abs(samples[RATE:60 * RATE]).max() == 0
+
+
+def test_a_long_pause_needs_no_memory(tmp_path):
+    path = encode(tmp_path / "a.mkv", 1.0, audio="pcm_s16le", pause=5 * 3600)
+    with files.read_sound(path) as sound:
+        sizes = [len(block) for block in sound]
+    assert sum(sizes) == pytest.approx((5 * 3600 + 1) * RATE, abs=9) and max(sizes) <= RATE
+    with files.read_frames(path) as reader:
+        sound = reader.sound
+        for _ in range(20):
+            next(reader)
+            assert len(sound.take(1920)) == 1920 and sound._decoded.size <= 48000
+
+
+@pytest.mark.parametrize("suffix, video, audio", [(".ts", "libx264", "mp2"), (".ts", "mpeg2video", "aac"), (".mpg", "mpeg1video", "mp2")])
+def test_clock_that_starts_again(tmp_path, suffix, video, audio):
+    """`cat a.ts b.ts c.ts`: the pictures of all, and each click with its white picture."""
+    parts = [encode(tmp_path / f"{index}{suffix}", 2.0, video, audio, flash=(25,), clicks=True) for index in range(3)]
+    path = tmp_path / f"joined{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.warns(UserWarning, match=r"joined.*, [\d.]+ s: its clock starts again; the parts are joined") as said:
+        assert flashes(path) == (150, [25, 75, 125])
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="its clock starts again"):
+        samples = files.read_audio(path)
+    alone = np.flatnonzero(np.abs(files.read_audio(parts[0])) > 0.2)[0]
+    loud = np.flatnonzero(np.abs(samples) > 0.2)
+    starts = loud[np.diff(loud, prepend=-RATE) > RATE // 2]
+    np.testing.assert_allclose(starts, alone + np.arange(3) * 2 * RATE, atol=0.05 * RATE)
+    assert len(samples) == pytest.approx(6 * RATE, abs=0.1 * RATE)
+
+
+def test_joined_case(case):
+    with pytest.warns(UserWarning, match="its clock starts again"):
+        assert flashes(case("ts_restart/joined.ts")) == (100, [25, 50, 75])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_avi_tells_the_order_of_decoding(tmp_path, codec):
+    path = encode(tmp_path / "a.avi", video=codec, audio=None, options={"bf": "3"})
+    with av.open(str(path)) as container:
+        order = [frame.pts for frame in container.decode(video=0)]
+    assert codec == "mpeg4" or order != sorted(order)
+    assert flashes(path) == (100, [25, 50, 75])
+
+
+def test_avi_case(case):
+    assert flashes(case("avi_h264_bframes/h264b.avi")) == (100, [25, 50, 75])
