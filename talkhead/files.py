@@ -16,6 +16,7 @@ import secrets
 import select
 import shutil
 import stat
+import struct
 import sys
 import warnings
 import wave
@@ -926,11 +927,45 @@ def _hurry(head):
     return options
 
 
-def _promised(head):
-    """How many bytes a WAV says that it has, by its head of 44 bytes; None where it does not know, or is no WAV."""
-    if not _is_wave(head) or head[36:40] != b"data" or not 0 < _number(head[40:44]) < UNKNOWN_SIZE:
-        return None
-    return 44 + _number(head[40:44])
+def _promised(read):
+    """How many bytes a file says that it has; None where it does not know, or is of a kind that does not tell.
+
+    read  gives the bytes at a position: read(position, count); fewer, or none, where there are no more or one cannot look so far
+    """
+    head = read(0, 44)
+    if _is_wave(head):
+        return 44 + _number(head[40:44]) if head[36:40] == b"data" and 0 < _number(head[40:44]) < UNKNOWN_SIZE else None
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        end = 0
+        while read(end, 4) == b"RIFF":  # one for each gigabyte
+            size = _number(read(end + 4, 4))
+            if not 0 < size < UNKNOWN_SIZE:
+                return None
+            end += 8 + size + size % 2
+        return end
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a head, then one segment
+        segment = _ebml_end(read, 0)
+        return _ebml_end(read, segment) if segment is not None and read(segment, 4) == b"\x18\x53\x80\x67" else None
+    if head[:3] == b"FLV":
+        found = read(0, 2048).partition(b"\x00\x08filesize\x00")[2]
+        return int(struct.unpack(">d", found[:8])[0]) or None if len(found) >= 8 else None
+    start = 10 + sum((byte & 127) << 7 * (3 - index) for index, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
+    frame = read(start, 60)
+    if frame[:1] == b"\xff" and frame[1:2] >= b"\xe0":  # MP3, whose first frame may hold no sound but Xing's numbers
+        found = max(frame.find(b"Xing"), frame.find(b"Info"))
+        flags = int.from_bytes(frame[found + 4:found + 8], "big")
+        if found > 0 and flags & 2:
+            numbers = found + 8 + 4 * (flags & 1)
+            return start + int.from_bytes(frame[numbers:numbers + 4], "big")
+    return None
+
+
+def _ebml_end(read, start):
+    """Where the element that starts there ends, of Matroska's with four bytes of name; None if that was not known when it was written."""
+    field = read(start + 4, 8)
+    length = 9 - field[0].bit_length() if field and field[0] else 9
+    size = int.from_bytes(field[:length], "big") & (1 << 7 * length) - 1
+    return None if length > len(field) or size == (1 << 7 * length) - 1 else start + 4 + length + size
 
 
 def _is_wave(head):
@@ -996,7 +1031,9 @@ class _Media:
         place = self._source or f"file:{source}"  # a name may hold a colon
         head = b"" if self._source is None else self._source.start(44)
         hurry = {} if self._source is None else _hurry(head)
-        self._promised = _promised(head)  # of this, FFmpeg tells nothing
+        self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
+        start = self._peek(0, 400)
+        self._unit = next((size for size in (188, 192) if start[size - 188::size][:2] == b"GG"), None)  # bytes of a packet of MPEG-TS
         try:
             # Files only: a playlist must not make us fetch things.
             options = {"protocol_whitelist": "file"} | hurry
@@ -1018,6 +1055,14 @@ class _Media:
         self._packets = None
         self._told = set()
         self._reached = {}  # by index of stream: Fraction, seconds on the container's clock where its packets end so far
+
+    def _peek(self, position, count):
+        """The bytes at a position, of a pipe only near its start."""
+        if self._source is not None:
+            return self._source.start(position + count)[position:position + count] if position < PIPE else b""
+        with open(self.name, "rb") as stream:
+            stream.seek(position)
+            return stream.read(count)
 
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
@@ -1054,7 +1099,7 @@ class _Media:
             if self._tail()[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
-            raise TalkheadError(f"{self.name}: cut short; copy it again")
+            raise TalkheadError(f"{self.name}: cut short; copy it again, or keep what is there with ffmpeg -i IN -c copy OUT")
 
     def conceal(self, packet, by):
         """Say that what a packet or frame holds is damaged, and by what it is replaced."""
@@ -1075,7 +1120,8 @@ class _Media:
             with open(self.name, "rb") as stream:
                 promised = int.from_bytes(stream.read(8)[4:], "little")
             return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
-        if self._promised is not None and self._source.count + 1 < self._promised:
+        size = os.path.getsize(self.name) if self._source is None else self._source.count
+        if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
             return True
         promised = {stream.index: self.end(stream) for stream in streams}
         return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
