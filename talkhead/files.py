@@ -32,6 +32,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from talkhead import pictures
 from talkhead.errors import TalkheadError
 from talkhead.timestamps import WRONG, PacketClock, PictureStamps
 
@@ -44,7 +45,8 @@ STREAM_TAG = "talkhead_stream"  # on a pipe only: such a stream is whole if, and
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
 VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
-PICTURES = {*IMAGE_FORMATS, ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}  # read by Pillow; everything else by FFmpeg
+# Taken for pictures by their names, and read by Pillow; so is everything else that begins as one. The rest FFmpeg reads.
+PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
@@ -123,7 +125,7 @@ class _Source:
             stream = getattr(stream, "raw", stream)  # what lies in a buffer above it would not be seen by select
         # A BufferedReader's read waits until all is there; its read1 gives what has come.
         self._read = getattr(stream, "read1", stream.read)
-        self._start = b""
+        self._start = bytearray()
         self.count, self.tail = 0, b""  # bytes given, and the last of them
 
     @property
@@ -133,7 +135,9 @@ class _Source:
 
     def read(self, size=-1):
         if self._start:
-            data, self._start = (self._start, b"") if size < 0 else (self._start[:size], self._start[size:])
+            end = len(self._start) if size < 0 else size
+            data = bytes(self._start[:end])
+            del self._start[:end]
         else:
             self._wait()
             data = self._read(size)
@@ -144,15 +148,19 @@ class _Source:
         if self._on_wait is not None and not select.select([self._descriptor], [], [], PATIENCE)[0]:
             self._on_wait()
 
-    def start(self, size):
-        """The first bytes, which stay there to be read; fewer if there are no more."""
-        while len(self._start) < size:
+    def look(self, position, count):
+        """The bytes at a position, which stay there to be read; fewer if there are no more."""
+        while len(self._start) < position + count:
             self._wait()
-            data = self._read(size - len(self._start))
+            data = self._read(max(position + count - len(self._start), 1 << 16) if position else count - len(self._start))
             if not data:
                 break
             self._start += data
-        return self._start
+        return bytes(self._start[position:position + count])
+
+    def rest(self):
+        """Everything to the end."""
+        return b"".join(iter(lambda: self.read(1 << 16), b""))
 
     def widen(self):
         """Let a pipe hold more, so that a recorder need not wait, and lose sound, before we listen."""
@@ -539,25 +547,57 @@ def read_image(source):
 def _read_picture(source):
     """The picture and its text, dict[str, str]."""
     name = _name(source)
-    with reading(source) as stream:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(stream if _named(source) else io.BytesIO(stream.read()))
-                image.load()
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-        except OSError as error:
-            if error.errno:
-                raise
-            raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+    with reading(source) as stream, _whole_picture(name):
+        image = _open_picture(stream, name)
+        image.load()
+        return _to_rgb(image), _text(image)
+
+
+def _open_picture(stream, name):
+    """A Pillow image of a file, or of all that comes through a pipe; what is wrong with it is for `_whole_picture` to say."""
+    stream = io.BytesIO(stream.rest()) if isinstance(stream, _Source) else stream
+    head = stream.read(32)
+    stream.seek(0)
+    if pictures.is_heif(head) and not pictures.opens_heif(head):
+        return _decode_heif(stream, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(stream)
+
+
+@contextmanager
+def _whole_picture(name):
+    try:
+        yield
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
+    except (EOFError, IndexError, struct.error, OSError) as error:  # Pillow's, of which it has many for a short file
+        if getattr(error, "errno", None):
+            raise
+        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+
+
+def _decode_heif(stream, name):
+    """A HEIC as FFmpeg decodes it, which puts no tiles together."""
+    try:
+        with av.open(stream, metadata_errors="replace") as container:
+            streams = container.streams.video
+            if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
+                raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
+            return Image.fromarray(_picture(next(container.decode(streams[0])), None, VideoReformatter()))
+    except (av.error.FFmpegError, StopIteration, IndexError) as error:
+        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+
+
+def _text(image):
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     comment = image.info.get("comment", b"") if image.format == "JPEG" else b""  # as _save_picture writes it
     text.update(line.split(": ", 1) for line in comment.decode(errors="replace").splitlines() if ": " in line)
-    return _to_rgb(ImageOps.exif_transpose(image)), text
+    return text
 
 
 def _to_rgb(image):
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -1018,6 +1058,18 @@ def _end(packet, shown=True):
     return None if stamp is None else (stamp + (packet.duration or 0)) * packet.time_base
 
 
+def _is_picture(opened):
+    """Whether what `_open_source` gives is a picture for Pillow."""
+    if isinstance(opened, _Source):
+        return pictures.is_picture(opened.look)
+    with open(opened, "rb") as stream:
+        def look(position, count):
+            stream.seek(position)
+            return stream.read(count)
+
+        return pictures.is_picture(look)
+
+
 class _Media:
     """A container that FFmpeg opened, and its packets in the order in which they come.
 
@@ -1029,7 +1081,7 @@ class _Media:
         self._stack = ExitStack()
         self._source = source if isinstance(source, _Source) else None
         place = self._source or f"file:{source}"  # a name may hold a colon
-        head = b"" if self._source is None else self._source.start(44)
+        head = b"" if self._source is None else self._source.look(0, 44)
         hurry = {} if self._source is None else _hurry(head)
         self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
         start = self._peek(0, 400)
@@ -1059,7 +1111,7 @@ class _Media:
     def _peek(self, position, count):
         """The bytes at a position, of a pipe only near its start."""
         if self._source is not None:
-            return self._source.start(position + count)[position:position + count] if position < PIPE else b""
+            return self._source.look(position, count) if position < PIPE else b""
         with open(self.name, "rb") as stream:
             stream.seek(position)
             return stream.read(count)
@@ -1232,8 +1284,22 @@ def _picture(frame, aspect, scaler):
     stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is rounding in the file's header
     width = round(frame.width * aspect) if stretched else frame.width
     array = scaler.reformat(frame, width=width, format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    try:
+        beside = frame.side_data
+    except ValueError:  # PyAV has no name for a kind of it, as for EXIF
+        beside = _without_unnamed(frame).side_data
+    matrix = next((bytes(data) for data in beside if data.type.name == "DISPLAYMATRIX"), None)
     return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
+
+
+def _without_unnamed(frame):
+    """A frame without the side data that PyAV cannot tell."""
+    graph = av.filter.Graph()
+    unnamed = sorted(set(range(64)) - {kind.value for kind in av.sidedata.sidedata.Type})
+    graph.link_nodes(graph.add_buffer(template=frame, time_base=Fraction(1, 25)),
+                     *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unnamed), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def _upright(array, matrix):
@@ -1266,26 +1332,53 @@ class FrameReader:
         self.name = _name(source)
         self._left = limit
         self._media = None
+        self._stack = ExitStack()
         self._wants_sound = self._begun = False
         path = Path(source) if _named(source) else None
         if path is not None and path.is_dir():
             names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")), key=_order)
             if not names:
                 raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
-            self._open_pictures(names)
-        elif path is not None and path.suffix.lower() in PICTURES:
-            self._open_pictures([path])
+            self._open_folder(names)
         else:
-            self._open_media(source)
+            with ExitStack() as undo:
+                undo.push(self._stack)
+                opened = self._stack.enter_context(_open_source(source))
+                if path is not None and path.suffix.lower() in PICTURES or _is_picture(opened):
+                    self._open_picture(opened)
+                else:
+                    self._open_media(opened)
+                undo.pop_all()
         self.aligned = ALIGNED_TAG in self.metadata
         if limit is not None and self.count is not None:
             self.count = min(self.count, limit)
 
-    def _open_pictures(self, names):
+    def _open_folder(self, names):
         self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
         first, self.metadata = _read_picture(names[0])
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
+
+    def _open_picture(self, opened):
+        with _whole_picture(self.name):
+            image = _open_picture(self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name)
+            timed = pictures.moving(image)
+            first = next(timed)
+            self.metadata, self.size = _text(image), _to_rgb(image).shape[:2]
+        self.codec = (image.format or "heic").lower()
+        lasts = first[1]
+        self.count, self.source_fps = (None, float(1 / lasts)) if lasts else (1, self.fps)
+        self._frames = self._moving(_to_rgb(image), timed, lasts)
+
+    def _moving(self, first, timed, lasts):
+        def seen():
+            yield Fraction(0), lasts, first
+            for time, lasting, image in timed:
+                yield time, lasting, _to_rgb(image)
+
+        with _whole_picture(self.name):
+            for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
+                yield frame.copy()  # it may be repeated, and the caller may draw on it
 
     def _pictures(self, names, first):
         yield first
@@ -1295,21 +1388,15 @@ class FrameReader:
                 raise TalkheadError(f"{name}: is {_size(image)}, the first picture is {_size(first)}; make them equal")
             yield image
 
-    def _open_media(self, source):
-        self._stack = ExitStack()
-        media = self._media = _Media(self._stack.enter_context(_open_source(source)), self.name)
-        self._stack.callback(media.close)
-        try:
-            if media.video is None:
-                raise TalkheadError(f"{self.name}: has no pictures; pass a video")
-            media.begin()
-            timed = media.pictures()
-            first = next(timed, None)
-            if first is None:
-                raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
-        except BaseException:
-            self._stack.close()
-            raise
+    def _open_media(self, opened):
+        media = self._media = self._stack.enter_context(_Media(opened, self.name))
+        if media.video is None:
+            raise TalkheadError(f"{self.name}: has no pictures; pass a video")
+        media.begin()
+        timed = media.pictures()
+        first = next(timed, None)
+        if first is None:
+            raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
         self.metadata, self.codec = media.metadata, media.video.codec_context.name
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         seconds = media.video.duration and media.video.duration * media.video.time_base
@@ -1348,8 +1435,7 @@ class FrameReader:
         return next(self._frames)
 
     def close(self):
-        if self._media is not None:
-            self._stack.close()
+        self._stack.close()
 
     def __enter__(self):
         return self

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from talkhead import files
 from talkhead.errors import TalkheadError
@@ -87,6 +89,16 @@ def heard(block):
     """Loudness of 440 Hz in it: 0.4 where the tone of `encode` is whole."""
     time = np.arange(len(block)) / RATE
     return 2 * abs((block * np.exp(-2j * np.pi * 440 * time)).mean())
+
+
+class OneWay:
+    """What a pipe offers: bytes in order, and no position."""
+
+    def __init__(self, data):
+        self._stream = io.BytesIO(data)
+
+    def read(self, size):
+        return self._stream.read(min(size, 5000))
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -268,16 +280,6 @@ def test_avi_case(case):
 
 # Cut short ------------------------------------------------------------------------------------------------------------
 
-class OneWay:
-    """What a pipe offers: bytes in order, and no position."""
-
-    def __init__(self, data):
-        self._stream = io.BytesIO(data)
-
-    def read(self, size):
-        return self._stream.read(min(size, 5000))
-
-
 @pytest.mark.parametrize("name, video, audio", [
     ("a.mkv", "ffv1", "pcm_s16le"), ("a.mkv", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mpeg4", "mp2"), ("a.avi", "mjpeg", None),
     ("a.ts", "libx264", "aac"), ("a.mp3", None, "libmp3lame"), ("a.mka", None, "flac"), ("a.flv", "flv", "libmp3lame"), ("a.m4a", None, "aac"),
@@ -340,3 +342,194 @@ def test_cut_case(case):
     for read in (flashes, files.read_audio):
         with pytest.raises(TalkheadError, match="cut short"):
             read(case("broken_download_silent/trunc.mkv"))
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+def ways(tmp_path, data, *names):
+    """A picture's bytes as one may be given them: files of these names, a stream with a position and one without."""
+    for name in names:
+        (tmp_path / name).write_bytes(data)
+        yield tmp_path / name
+    yield io.BytesIO(data)
+    yield OneWay(data)
+
+
+def only_frame(source):
+    with files.read_frames(source) as reader:
+        frames = list(reader)
+        assert len(frames) == 1 and reader.size == frames[0].shape[:2]
+    return frames[0]
+
+
+def oriented(orientation):
+    """(the bytes of a JPEG whose EXIF tells how it lies, the picture as it is to be seen), by the table of the EXIF standard."""
+    seen = np.full((48, 32, 3), 90, np.uint8)
+    seen[:16, :16], seen[:16, 16:] = [250, 20, 20], [20, 250, 20]  # top left, top right
+    stored = {1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.swapaxes(0, 1), 6: np.rot90(seen, 1),
+              7: seen[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(seen, -1)}[orientation]
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(stream, "JPEG", exif=exif, quality=95, subsampling=0)
+    return stream.getvalue(), seen.astype(int)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photo_is_upright_whatever_its_name(tmp_path, orientation):
+    data, seen = oriented(orientation)
+    for source in ways(tmp_path, data, "a.jpg", "a.jfif", "a.jpe", "photo", "a.dat"):
+        assert np.abs(only_frame(source) - seen).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".avi", ".mov", ".mkv"])
+def test_motion_jpeg_is_upright(tmp_path, suffix, orientation):
+    """A camera writes EXIF into each picture of a video, too."""
+    data, seen = oriented(orientation)
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width = Image.open(io.BytesIO(data)).size[::-1]
+        stream.pix_fmt = "yuvj444p"
+        for index in range(3):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.duration = stream, index, index, Fraction(1, 25), 1
+            packet.is_keyframe = True
+            container.mux(packet)
+    with files.read_frames(tmp_path / f"a{suffix}") as reader:
+        frames = list(reader)
+    assert len(frames) == 3 and np.abs(frames[1] - seen).mean() < 4
+
+
+def test_photo_case(case):
+    path = case("exif_sidedata_crash/exif6.jfif")
+    expected = files.read_image(path)
+    assert expected.shape == (800, 640, 3)
+    np.testing.assert_array_equal(only_frame(path), expected)
+    np.testing.assert_array_equal(only_frame(OneWay(path.read_bytes())), expected)
+
+
+def test_picture_keeps_its_mark_and_its_paper_whatever_its_name(tmp_path):
+    clear = np.full((32, 32, 4), [0, 100, 200, 128], np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(clear).save(stream, "PNG")
+    for source in ways(tmp_path, stream.getvalue(), "a.png", "a"):
+        assert np.abs(only_frame(source).astype(int) - [127, 177, 227]).max() <= 1
+    for suffix in (".png", ".jpg"):
+        files.write_image(tmp_path / f"aligned{suffix}", clear[..., :3], {"talkhead_aligned": "32"})
+        for source in ways(tmp_path, (tmp_path / f"aligned{suffix}").read_bytes(), "aligned"):
+            with files.read_frames(source) as reader:
+                assert reader.aligned and reader.count == 1 and reader.codec == {".png": "png", ".jpg": "jpeg"}[suffix]
+
+
+def test_large_picture_through_a_real_pipe(tmp_path):
+    import os
+    import threading
+
+    image = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)  # 1.5 MB: many times what a pipe holds
+    files.write_image(tmp_path / "a.png", image)
+    for function in (only_frame, files.read_image):
+        reader, writer = os.pipe()
+
+        def feed(writer=writer):
+            with open(writer, "wb") as stream:
+                stream.write((tmp_path / "a.png").read_bytes())
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        with open(reader, "rb") as stream:
+            np.testing.assert_array_equal(function(stream), image)
+        thread.join()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_pictures_in_a_row_are_a_video(tmp_path, format):
+    """As `ffmpeg -f image2pipe` and `-f mjpeg` write them."""
+    data = b""
+    for index in range(5):
+        stream = io.BytesIO()
+        Image.fromarray(np.full((64, 64, 3), 255 * (index == 3), np.uint8)).save(stream, format)
+        data += stream.getvalue()
+    for source in ways(tmp_path, data, "a.mjpeg" if format == "JPEG" else "a.dat"):
+        assert flashes(source) == (5, [3])
+
+
+def test_picture_with_others_behind_it_is_one(tmp_path):
+    """A camera's JPEG may hold a preview and a second view."""
+    views = [Image.fromarray(np.full((64, 64, 3), level, np.uint8)) for level in (200, 10)]
+    stream = io.BytesIO()
+    views[0].save(stream, "MPO", save_all=True, append_images=views[1:])
+    for source in ways(tmp_path, stream.getvalue(), "a.jpg", "a"):
+        assert np.abs(only_frame(source).astype(int) - 200).max() <= 2
+
+
+def animation(format, **options):
+    """Red, clear, blue for 80, 120 and 40 ms: two, three and one frame of 25 a second. In a GIF white, for Pillow writes no clear picture."""
+    colours = [(255, 0, 0, 255), (255, 255, 255, 255) if format == "GIF" else (0, 255, 0, 0), (0, 0, 255, 255)]
+    pictures = [Image.new("RGBA", (32, 32), colour) for colour in colours]
+    stream = io.BytesIO()
+    pictures[0].save(stream, format, save_all=True, append_images=pictures[1:], duration=[80, 120, 40], loop=0, **options)
+    return stream.getvalue(), [(255, 0, 0)] * 2 + [(255, 255, 255)] * 3 + [(0, 0, 255)]
+
+
+@pytest.mark.parametrize("format, options, names", [
+    ("GIF", {}, ("a.gif", "a")), ("WEBP", {"lossless": True}, ("a.webp", "a")), ("PNG", {"disposal": 1, "blend": 0}, ("a.png", "a.apng", "a")),
+    ("AVIF", {"quality": 100}, ("a.avif", "a"))])
+def test_pictures_that_move(tmp_path, format, options, names):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    data, expected = animation(format, **options)
+    for source in ways(tmp_path, data, *names):
+        with files.read_frames(source) as reader:
+            frames = list(reader)
+            assert reader.codec == format.lower() and reader.source_fps == 12.5
+        assert len(frames) == 6
+        for frame, colour in zip(frames, expected):
+            assert np.abs(frame.astype(int) - colour).max() <= 3
+    assert np.abs(files.read_image(tmp_path / names[0]).astype(int) - expected[0]).max() <= 3
+    for cut in (len(data) // 2, len(data) - 40):
+        with pytest.raises(TalkheadError, match="cut short|not a picture"):
+            list(files.read_frames(OneWay(data[:cut])))
+
+
+@pytest.mark.parametrize("format, suffix", [("GIF", ".gif"), ("AVIF", ".avif"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("BMP", ".bmp"), ("PPM", ".ppm")])
+def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    stream = io.BytesIO()
+    Image.fromarray(np.full((32, 48, 3), [200, 100, 50], np.uint8)).save(stream, format)
+    for source in ways(tmp_path, stream.getvalue(), f"a{suffix}", "a"):
+        frame = only_frame(source)
+        assert frame.shape == (32, 48, 3) and np.abs(frame.astype(int) - [200, 100, 50]).max() <= 4
+    with files.read_frames(tmp_path / "a") as reader, files.FrameWriter(tmp_path / "face.png") as writer:
+        for frame in reader:
+            writer.write(frame)
+
+
+def test_avif_without_pillow(tmp_path, monkeypatch):
+    """FFmpeg decodes what Pillow cannot: one frame all the same."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((32, 48, 3), [200, 100, 50], np.uint8)).save(stream, "AVIF")
+    monkeypatch.setattr(features, "check", lambda name: False)
+    for source in ways(tmp_path, stream.getvalue(), "a.avif", "a"):
+        assert np.abs(only_frame(source).astype(int) - [200, 100, 50]).max() <= 4
+    with pytest.raises(TalkheadError, match="damaged or cut short"):
+        files.read_image(io.BytesIO(stream.getvalue()[:200]))
+
+
+def test_photo_in_tiles(tmp_path, case, monkeypatch):
+    """Without pillow-heif one line says what to do, whatever the name."""
+    data = case("heic_grid_tile/grid.heic").read_bytes()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for source in ways(tmp_path, data, "a.heic", "a"):
+        with pytest.raises(TalkheadError, match="a HEIC in tiles; pip install pillow-heif, or convert it to JPEG"):
+            files.read_frames(source)
+
+
+def test_photo_in_tiles_is_put_together(tmp_path, case):
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    path = case("heic_grid_tile/grid.heic")
+    with av.open(str(path)) as container:
+        tile = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    for source in ways(tmp_path, path.read_bytes(), "a.heic", "a"):
+        frame = only_frame(source)
+        assert frame.shape == (1600, 1280, 3) and np.abs(frame[:512, :512] - tile).mean() < 4
