@@ -53,6 +53,8 @@ AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000,
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+CANCELLED = 0.1  # of the louder channel's amplitude: a mix of two voices, or of one and silence, is louder
+AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of a second, and hiss after hours
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
@@ -759,6 +761,27 @@ class _Decoder:
         return block
 
 
+class _Mix:
+    """One channel out of blocks of one or two: their mean, or the louder one where they cancel each other (one cable was crossed).
+
+    tell  called with a message when the first such block comes
+    """
+
+    def __init__(self, tell):
+        self._tell, self._taken, self._energy = tell, None, np.zeros(3)  # of left, right and their mean, up to now
+
+    def __call__(self, block):
+        mean = block.mean(axis=0)
+        if len(block) == 1 or self._taken is not None:
+            return mean if len(block) == 1 else block[self._taken]
+        self._energy += (np.vstack([block, mean]) ** 2).sum(axis=1)
+        if self._energy[2] < CANCELLED ** 2 * self._energy[:2].max() > AUDIBLE:
+            self._taken = int(self._energy[1] > self._energy[0])
+            self._tell(f"left and right cancel each other; the {('left', 'right')[self._taken]} channel is taken")
+            return block[self._taken]
+        return mean
+
+
 class SoundReader:
     """The sound of a file or a pipe, block after block as it comes: iterate once, and close it (or use `with`). Memory stays flat.
 
@@ -795,7 +818,9 @@ class SoundReader:
             raise TalkheadError(f"{self.name}: has no sound track; pass a recording")
         start, end = media.origin if media.video else None, media.end(media.audio)
         # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
-        self._decoder = _Decoder(media, start, end, self.rate, "mono", "s32p")
+        layout = "stereo" if media.audio.codec_context.channels == 2 else "mono"
+        self._decoder = _Decoder(media, start, end, self.rate, layout, "s32p")
+        self._mix = _Mix(media.tell)
         if end is not None:
             self.count = max(round((end - (media.origin if start is None else start)) * self.rate), 0)
 
@@ -806,7 +831,7 @@ class SoundReader:
         for packet in self._media.packets(pictures=False):
             for block in self._decoder.decode(packet):
                 heard = True
-                yield (block[0] / np.float64(2 ** 31)).astype(np.float32)
+                yield self._mix(block / np.float64(2 ** 31)).astype(np.float32)
         if not heard:
             raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
 

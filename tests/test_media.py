@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import warnings
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -533,3 +534,41 @@ def test_photo_in_tiles_is_put_together(tmp_path, case):
     for source in ways(tmp_path, path.read_bytes(), "a.heic", "a"):
         frame = only_frame(source)
         assert frame.shape == (1600, 1280, 3) and np.abs(frame[:512, :512] - tile).mean() < 4
+
+
+# Two channels ---------------------------------------------------------------------------------------------------------
+
+def write_stereo(path, left, right, rate=RATE):
+    with wave.open(str(path), "wb") as stream:
+        stream.setparams((2, 2, rate, 0, "NONE", ""))
+        stream.writeframes((np.stack([left, right], axis=1) * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("rate", [RATE, 44100])
+@pytest.mark.parametrize("loud", [0, 1])
+def test_channels_that_cancel_each_other(tmp_path, rate, loud):
+    """One wire of a microphone is crossed: the mean is silence, so the louder channel is heard."""
+    speech = np.concatenate([np.zeros(rate // 2), tone(1, rate), np.zeros(rate // 4), tone(0.5, rate)])
+    channels = [-0.95 * speech, -0.95 * speech]
+    channels[loud] = speech
+    side = ("left", "right")[loud]
+    with pytest.warns(UserWarning, match=f"left and right cancel each other; the {side} channel is taken") as said:
+        samples = files.read_audio(write_stereo(tmp_path / "a.wav", *channels, rate))
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = files.read_audio(write_stereo(tmp_path / "b.wav", speech, speech, rate))
+    np.testing.assert_allclose(samples, alone, atol=1e-4)
+    assert heard(samples[RATE // 2:RATE * 3 // 2]) == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+def test_channels_that_differ_are_mixed(tmp_path):
+    random = np.random.default_rng(0)
+    for left, right in [(tone(1), 0 * tone(1)), (0 * tone(1), tone(1)), (tone(1), random.normal(size=RATE) / 20), (tone(1), -0.5 * tone(1)),
+                        (0 * tone(1), 0 * tone(1)), (np.where(np.arange(RATE) < 9, 1e-3, tone(1)), np.where(np.arange(RATE) < 9, -1e-3, 0)), tuple(random.normal(size=(2, RATE)) / 20)]:
+        path = write_stereo(tmp_path / "a.wav", left, right)
+        with wave.open(str(path)) as stream:
+            expected = np.frombuffer(stream.readframes(RATE), "<i2").reshape(-1, 2).mean(axis=1) / 32768
+        np.testing.assert_array_equal(files.read_audio(path), expected.astype(np.float32))
