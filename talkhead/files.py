@@ -51,6 +51,7 @@ TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
+HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
 CANCELLED = 0.1  # of the louder channel's amplitude: a mix of two voices, or of one and silence, is louder
@@ -1259,6 +1260,8 @@ class _Media:
                 lasts = lasts if lasts < WRONG else 1 / rate
                 end = time + lasts
                 last = time, frame
+                if frame.color_trc in HDR:
+                    self.tell(f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first")
                 yield time, lasts, frame
         if self._container.format.name == "ogg":
             # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
@@ -1275,6 +1278,40 @@ class _Media:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _deinterlaced(timed, tell):
+    """Frames flagged as interlaced made whole by FFmpeg's filter yadif; others as they are.
+
+    timed   iterable of (time, duration, frame)
+    tell    called with a message when the first such frame comes
+    """
+    graph, setup, waiting = None, None, deque()
+
+    def filtered(frame):
+        graph.push(frame)
+        with suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                whole = graph.pull()
+                yield *waiting.popleft(), whole
+
+    for time, lasts, frame in timed:
+        found = frame.width, frame.height, frame.format.name
+        if graph is not None and found != setup:
+            yield from filtered(None)
+            graph = None
+        if graph is None and not frame.interlaced_frame:
+            yield time, lasts, frame
+            continue
+        if graph is None:
+            tell("interlaced; deinterlaced by yadif")
+            graph, setup = av.filter.Graph(), found
+            graph.link_nodes(graph.add_buffer(template=frame, time_base=frame.time_base), graph.add("yadif", "deint=interlaced"),
+                             graph.add("buffersink")).configure()
+        waiting.append((time, lasts))
+        yield from filtered(frame)
+    if graph is not None:
+        yield from filtered(None)
 
 
 def _resample(timed, fps):
@@ -1418,7 +1455,7 @@ class FrameReader:
         if media.video is None:
             raise TalkheadError(f"{self.name}: has no pictures; pass a video")
         media.begin()
-        timed = media.pictures()
+        timed = _deinterlaced(media.pictures(), media.tell)
         first = next(timed, None)
         if first is None:
             raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")

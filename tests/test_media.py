@@ -572,3 +572,58 @@ def test_channels_that_differ_are_mixed(tmp_path):
         with wave.open(str(path)) as stream:
             expected = np.frombuffer(stream.readframes(RATE), "<i2").reshape(-1, 2).mean(axis=1) / 32768
         np.testing.assert_array_equal(files.read_audio(path), expected.astype(np.float32))
+
+
+# Kinds of video -------------------------------------------------------------------------------------------------------
+
+def bar(moment):
+    """A white bar that moves to the right by 4 pixels in half a frame."""
+    picture = np.full((48, 96, 3), 40, np.uint8)
+    picture[:, 4 + 4 * moment:20 + 4 * moment] = 200
+    return picture
+
+
+def write_fields(path, count, interlaced=True, options=None):
+    """H.264 whose even rows are half a frame later than its odd rows, and flagged so."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4", **({"x264-params": "bff=1"} if interlaced else {}), **(options or {})})
+        stream.width, stream.height, stream.pix_fmt = 96, 48, "yuv444p"
+        for index in range(count):
+            picture = bar(2 * index)
+            if interlaced:
+                picture[::2] = bar(2 * index + 1)[::2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_interlaced_video_is_made_whole(tmp_path, suffix):
+    """Each frame is the picture at the time of its first field; the rows between are drawn anew."""
+    with pytest.warns(UserWarning, match=f"a{suffix}.*: interlaced; deinterlaced by yadif") as said:
+        with files.read_frames(write_fields(tmp_path / f"a{suffix}", 8)) as reader:
+            frames = list(reader)
+    assert len(said) == 1 and len(frames) == 8
+    for index, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - bar(2 * index)).mean() < 3
+        assert np.abs(bar(2 * index).astype(int) - bar(2 * index + 1)).mean() > 12  # what half of the rows were away from it
+
+
+@pytest.mark.filterwarnings("error")
+def test_other_video_is_left_alone(tmp_path):
+    path = write_fields(tmp_path / "a.mp4", 8, interlaced=False)
+    with files.read_frames(path) as reader, av.open(str(path)) as container:
+        for index, (frame, raw) in enumerate(zip(reader, container.decode(video=0))):
+            assert np.abs(frame.astype(int) - bar(2 * index)).mean() < 2
+            assert np.abs(frame.astype(int) - raw.to_ndarray(format="rgb24")).max() <= 2
+
+
+@pytest.mark.parametrize("curve, name", [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
+def test_hdr_is_said(tmp_path, curve, name):
+    path = write_fields(tmp_path / "a.mp4", 5, interlaced=False, options={"color_trc": curve})
+    with pytest.warns(UserWarning, match=rf"a.mp4: HDR \({name}\) is read as if it were not, and looks flat; convert it first") as said:
+        with files.read_frames(path) as reader:
+            assert len(list(reader)) == 5
+    assert len(said) == 1
