@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 ROOMS = {
     "errors": ("TalkheadError",),
     "safetensors": (),
+    "timestamps": (),
+    "pictures": (),
     "files": ("FrameWriter", "read_array", "read_audio", "read_frames", "read_image", "read_latents", "read_sound",
               "write_array", "write_image", "write_latents"),
     "downloads": ("fetch", "verify"),

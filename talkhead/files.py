@@ -17,6 +17,7 @@ import secrets
 import select
 import shutil
 import stat
+import struct
 import sys
 import warnings
 import wave
@@ -34,8 +35,9 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from talkhead import safetensors
+from talkhead import pictures, safetensors
 from talkhead.errors import TalkheadError
+from talkhead.timestamps import WRONG, PacketClock, PictureStamps
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -46,13 +48,17 @@ STREAM_TAG = "talkhead_stream"  # on a pipe only: such a stream is whole if, and
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
 VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
-PICTURES = {*IMAGE_FORMATS, ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}  # read by Pillow; everything else by FFmpeg
+# Taken for pictures by their names, and read by Pillow; so is everything else that begins as one. The rest FFmpeg reads.
+PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
+HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
 GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+CANCELLED = 0.1  # of the louder channel's amplitude: a mix of two voices, or of one and silence, is louder
+AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of a second, and hiss after hours
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
@@ -145,7 +151,7 @@ class _Source:
             stream = getattr(stream, "raw", stream)  # what lies in a buffer above it would not be seen by select
         # A BufferedReader's read waits until all is there; its read1 gives what has come.
         self._read = getattr(stream, "read1", stream.read)
-        self._start = b""
+        self._start = bytearray()
         self.count, self.tail = 0, b""  # bytes given, and the last of them
 
     @property
@@ -155,7 +161,9 @@ class _Source:
 
     def read(self, size=-1):
         if self._start:
-            data, self._start = (self._start, b"") if size < 0 else (self._start[:size], self._start[size:])
+            end = len(self._start) if size < 0 else size
+            data = bytes(self._start[:end])
+            del self._start[:end]
         else:
             self._wait()
             data = self._read(size)
@@ -166,15 +174,19 @@ class _Source:
         if self._on_wait is not None and not select.select([self._descriptor], [], [], PATIENCE)[0]:
             self._on_wait()
 
-    def start(self, size):
-        """The first bytes, which stay there to be read; fewer if there are no more."""
-        while len(self._start) < size:
+    def look(self, position, count):
+        """The bytes at a position, which stay there to be read; fewer if there are no more."""
+        while len(self._start) < position + count:
             self._wait()
-            data = self._read(size - len(self._start))
+            data = self._read(max(position + count - len(self._start), 1 << 16) if position else count - len(self._start))
             if not data:
                 break
             self._start += data
-        return self._start
+        return bytes(self._start[position:position + count])
+
+    def rest(self):
+        """Everything to the end."""
+        return b"".join(iter(lambda: self.read(1 << 16), b""))
 
     def widen(self):
         """Let a pipe hold more, so that a recorder need not wait, and lose sound, before we listen."""
@@ -647,25 +659,57 @@ def read_image(source):
 def _read_picture(source):
     """The picture and its text, dict[str, str]."""
     name = _name(source)
-    with reading(source) as stream:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(stream if _named(source) else io.BytesIO(stream.read()))
-                image.load()
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-        except OSError as error:
-            if error.errno:
-                raise
-            raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+    with reading(source) as stream, _whole_picture(name):
+        image = _open_picture(stream, name)
+        image.load()
+        return _to_rgb(image), _text(image)
+
+
+def _open_picture(stream, name):
+    """A Pillow image of a file, or of all that comes through a pipe; what is wrong with it is for `_whole_picture` to say."""
+    stream = io.BytesIO(stream.rest()) if isinstance(stream, _Source) else stream
+    head = stream.read(32)
+    stream.seek(0)
+    if pictures.is_heif(head) and not pictures.opens_heif(head):
+        return _decode_heif(stream, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(stream)
+
+
+@contextmanager
+def _whole_picture(name):
+    try:
+        yield
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
+    except (EOFError, IndexError, struct.error, OSError) as error:  # Pillow's, of which it has many for a short file
+        if getattr(error, "errno", None):
+            raise
+        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+
+
+def _decode_heif(stream, name):
+    """A HEIC as FFmpeg decodes it, which puts no tiles together."""
+    try:
+        with av.open(stream, metadata_errors="replace") as container:
+            streams = container.streams.video
+            if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
+                raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
+            return Image.fromarray(_picture(next(container.decode(streams[0])), None, VideoReformatter()))
+    except (av.error.FFmpegError, StopIteration, IndexError) as error:
+        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+
+
+def _text(image):
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     comment = image.info.get("comment", b"") if image.format == "JPEG" else b""  # as _save_picture writes it
     text.update(line.split(": ", 1) for line in comment.decode(errors="replace").splitlines() if ": " in line)
-    return _to_rgb(ImageOps.exif_transpose(image)), text
+    return text
 
 
 def _to_rgb(image):
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -720,46 +764,73 @@ def _tags(metadata, synthetic):
 class _Decoder:
     """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
 
+    media    the _Media that the packets are of
     start    Fraction, seconds on the container's clock; None: where the sound starts
     end      Fraction, the same where it ends; None: with the last packet, which codecs fill up
     rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
     """
 
-    def __init__(self, start, end, rate, layout, format):
-        self._start, self._end, self._rate, self._layout, self._format = start, end, rate, layout, format
+    def __init__(self, media, start, end, rate, layout, format):
+        self._media, self._start, self._end, self._rate, self._layout, self._format = media, start, end, rate, layout, format
         self._resampler = None
         self._setup = None
         self._fed = Fraction(0)  # seconds given to the resampler, from `start`
         self._skip = 0  # samples still to drop: those before `start`
         self._left = None  # samples still to give; None if there is no knowing
+        self._exact = False  # whether the next frame is to be put at its time stamp even where it is off by little
+        self._lost = None  # seconds on the container's clock where the last damaged packet ends
 
     def decode(self, packet):
-        """A packet, or the empty one that ends the stream, to a list of (channels, n) blocks."""
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:  # a damaged packet: what follows is put at its own time
-            frames = []
-        blocks = [block for frame in frames if frame.samples for block in self._frame(frame)]
-        if packet.size == 0:
-            blocks += self._resample(None)
-        return [block for block in map(self._trim, blocks) if block.shape[1]]
+        """A packet, or the one that ends the stream, to (channels, n) blocks, one after the other."""
+        for block in self._blocks(packet):
+            block = self._trim(block)
+            if block.shape[1]:
+                yield block
+
+    def _blocks(self, packet):
+        frames = _decoded(packet)
+        if frames is None and packet.size:
+            self._media.conceal(packet, "silence")
+            self._lost = _end(packet) or self._lost
+        self._exact |= packet.opaque is not None or frames is None
+        for frame in frames or ():
+            if frame.samples:
+                yield from self._frame(frame)
+        if _is_end(packet):
+            if self._lost is not None and self._setup is not None:
+                yield from self._fill(self._lost - self._start - self._fed)
+            yield from self._resample(None)
 
     def _frame(self, frame):
-        blocks = []
         setup = (frame.format.name, frame.layout.name, frame.sample_rate)
         if setup != self._setup:  # the first frame, or a stream that changes its mind
-            blocks += self._resample(None)
+            yield from self._resample(None)
             if self._setup is None:
-                blocks += self._begin(frame)
+                yield from self._begin(frame)
             self._setup = setup
             self._restart()
-        hole = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - self._start - self._fed
-        if hole > GAP:
-            blocks += [*self._resample(None), self._silence(hole)]
-            self._restart()
+        if frame.pts is not None:
+            hole = frame.pts * frame.time_base - self._start - self._fed
+            if hole > GAP or self._exact:
+                yield from self._fill(hole)
+                self._drop(-hole)
+        self._exact, self._lost = False, None
         frame.pts = None  # the resampler would stretch the sound to meet time stamps; samples are counted here
         self._fed += Fraction(frame.samples, frame.sample_rate)
-        return blocks + self._resample(frame)
+        yield from self._resample(frame)
+
+    def _fill(self, hole):
+        """Put silence for so many seconds, none where it is negative, after what the resampler still has."""
+        if hole > 0:
+            yield from self._resample(None)
+            yield from self._silence(hole)
+            self._restart()
+
+    def _drop(self, overlap):
+        """Leave out so many seconds, none where it is negative, of what comes next."""
+        if overlap > 0:
+            self._skip += round(overlap * self._rate)
+            self._fed -= overlap
 
     def _restart(self):
         self._resampler = av.AudioResampler(self._format, self._layout, self._rate)
@@ -772,15 +843,18 @@ class _Decoder:
             self._left = max(round((self._end - self._start) * self._rate), 0)
         early = self._start - time
         if early <= 0:
-            return [self._silence(-early)]
-        self._skip = round(early * self._rate)
-        self._fed = -early
-        return []
+            yield from self._silence(-early)
+        else:
+            self._skip = round(early * self._rate)
+            self._fed = -early
 
     def _silence(self, seconds):
+        """Silence in blocks of at most a second: a recording may have paused for a day."""
         self._fed += seconds
         dtype = np.int16 if self._format == "s16p" else np.int32
-        return np.zeros((1 if self._layout == "mono" else 2, round(seconds * self._rate)), dtype)
+        count = round(seconds * self._rate)
+        for start in range(0, count, self._rate):
+            yield np.zeros((1 if self._layout == "mono" else 2, min(self._rate, count - start)), dtype)
 
     def _resample(self, frame):
         if self._resampler is None:
@@ -795,6 +869,27 @@ class _Decoder:
             block = block[:, :self._left]
             self._left -= block.shape[1]
         return block
+
+
+class _Mix:
+    """One channel out of blocks of one or two: their mean, or the louder one where they cancel each other (one cable was crossed).
+
+    tell  called with a message when the first such block comes
+    """
+
+    def __init__(self, tell):
+        self._tell, self._taken, self._energy = tell, None, np.zeros(3)  # of left, right and their mean, up to now
+
+    def __call__(self, block):
+        mean = block.mean(axis=0)
+        if len(block) == 1 or self._taken is not None:
+            return mean if len(block) == 1 else block[self._taken]
+        self._energy += (np.vstack([block, mean]) ** 2).sum(axis=1)
+        if self._energy[2] < CANCELLED ** 2 * self._energy[:2].max() > AUDIBLE:
+            self._taken = int(self._energy[1] > self._energy[0])
+            self._tell(f"left and right cancel each other; the {('left', 'right')[self._taken]} channel is taken")
+            return block[self._taken]
+        return mean
 
 
 class SoundReader:
@@ -833,7 +928,9 @@ class SoundReader:
             raise TalkheadError(f"{self.name}: has no sound track; pass a recording")
         start, end = media.origin if media.video else None, media.end(media.audio)
         # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
-        self._decoder = _Decoder(start, end, self.rate, "mono", "s32p")
+        layout = "stereo" if media.audio.codec_context.channels == 2 else "mono"
+        self._decoder = _Decoder(media, start, end, self.rate, layout, "s32p")
+        self._mix = _Mix(media.tell)
         if end is not None:
             self.count = max(round((end - (media.origin if start is None else start)) * self.rate), 0)
 
@@ -844,7 +941,7 @@ class SoundReader:
         for packet in self._media.packets(pictures=False):
             for block in self._decoder.decode(packet):
                 heard = True
-                yield (block[0] / np.float64(2 ** 31)).astype(np.float32)
+                yield self._mix(block / np.float64(2 ** 31)).astype(np.float32)
         if not heard:
             raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
 
@@ -952,7 +1049,9 @@ class Sound:
         self._packets = deque()
         self.rate = media.audio.codec_context.sample_rate
         self.channels = min(media.audio.codec_context.channels, 2)
-        self._decoder = _Decoder(media.origin, media.end(media.audio), self.rate, "mono" if self.channels == 1 else "stereo", "s16p")
+        layout = "mono" if self.channels == 1 else "stereo"
+        self._decoder = _Decoder(media, media.origin, media.end(media.audio), self.rate, layout, "s16p")
+        self._coming = iter(())  # blocks of the packet being decoded
         self._decoded = _Queue(self.channels)
 
     def _push(self, packet):
@@ -963,10 +1062,14 @@ class Sound:
 
         wait  read on (past frames) until there are `count`, or the clip ends
         """
-        while self._decoded.size < count and (self._packets or (wait and self._media.read_on())):
-            while self._packets and self._decoded.size < count:
-                for block in self._decoder.decode(self._packets.popleft()):
-                    self._decoded.push(block)
+        while self._decoded.size < count:
+            block = next(self._coming, None)
+            if block is not None:
+                self._decoded.push(block)
+            elif self._packets:
+                self._coming = self._decoder.decode(self._packets.popleft())
+            elif not (wait and self._media.read_on()):
+                break
         return self._decoded.take(count)
 
 
@@ -999,11 +1102,45 @@ def _hurry(head):
     return options
 
 
-def _promised(head):
-    """How many bytes a WAV says that it has, by its head of 44 bytes; None where it does not know, or is no WAV."""
-    if not _is_wave(head) or head[36:40] != b"data" or not 0 < _number(head[40:44]) < UNKNOWN_SIZE:
-        return None
-    return 44 + _number(head[40:44])
+def _promised(read):
+    """How many bytes a file says that it has; None where it does not know, or is of a kind that does not tell.
+
+    read  gives the bytes at a position: read(position, count); fewer, or none, where there are no more or one cannot look so far
+    """
+    head = read(0, 44)
+    if _is_wave(head):
+        return 44 + _number(head[40:44]) if head[36:40] == b"data" and 0 < _number(head[40:44]) < UNKNOWN_SIZE else None
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        end = 0
+        while read(end, 4) == b"RIFF":  # one for each gigabyte
+            size = _number(read(end + 4, 4))
+            if not 0 < size < UNKNOWN_SIZE:
+                return None
+            end += 8 + size + size % 2
+        return end
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a head, then one segment
+        segment = _ebml_end(read, 0)
+        return _ebml_end(read, segment) if segment is not None and read(segment, 4) == b"\x18\x53\x80\x67" else None
+    if head[:3] == b"FLV":
+        found = read(0, 2048).partition(b"\x00\x08filesize\x00")[2]
+        return int(struct.unpack(">d", found[:8])[0]) or None if len(found) >= 8 else None
+    start = 10 + sum((byte & 127) << 7 * (3 - index) for index, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
+    frame = read(start, 60)
+    if frame[:1] == b"\xff" and frame[1:2] >= b"\xe0":  # MP3, whose first frame may hold no sound but Xing's numbers
+        found = max(frame.find(b"Xing"), frame.find(b"Info"))
+        flags = int.from_bytes(frame[found + 4:found + 8], "big")
+        if found > 0 and flags & 2:
+            numbers = found + 8 + 4 * (flags & 1)
+            return start + int.from_bytes(frame[numbers:numbers + 4], "big")
+    return None
+
+
+def _ebml_end(read, start):
+    """Where the element that starts there ends, of Matroska's with four bytes of name; None if that was not known when it was written."""
+    field = read(start + 4, 8)
+    length = 9 - field[0].bit_length() if field and field[0] else 9
+    size = int.from_bytes(field[:length], "big") & (1 << 7 * length) - 1
+    return None if length > len(field) or size == (1 << 7 * length) - 1 else start + 4 + length + size
 
 
 def _is_wave(head):
@@ -1031,6 +1168,43 @@ def _open_source(source, on_wait=None):
             yield _Source(stream, on_wait)
 
 
+def _decoded(packet):
+    """The frames of a packet; None where it holds none, because it is empty ("nothing new here") or damaged.
+
+    FFmpeg's decoders fail with errors of every kind, "permission denied" among them; its own program goes on after each.
+    """
+    if packet.size == 0 and not _is_end(packet):
+        return None
+    try:
+        return packet.decode()
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return None
+
+
+def _is_end(packet):
+    return packet.size == 0 and not packet.buffer_ptr  # an empty packet has a place in memory
+
+
+def _end(packet, shown=True):
+    """Fraction, seconds on the container's clock where a packet ends, as it is shown or decoded; None where it does not tell."""
+    stamp = packet.pts if shown else packet.dts
+    return None if stamp is None else (stamp + (packet.duration or 0)) * packet.time_base
+
+
+def _is_picture(opened):
+    """Whether what `_open_source` gives is a picture for Pillow."""
+    if isinstance(opened, _Source):
+        return pictures.is_picture(opened.look)
+    with open(opened, "rb") as stream:
+        def look(position, count):
+            stream.seek(position)
+            return stream.read(count)
+
+        return pictures.is_picture(look)
+
+
 class _Media:
     """A container that FFmpeg opened, and its packets in the order in which they come.
 
@@ -1042,9 +1216,11 @@ class _Media:
         self._stack = ExitStack()
         self._source = source if isinstance(source, _Source) else None
         place = self._source or f"file:{source}"  # a name may hold a colon
-        head = b"" if self._source is None else self._source.start(44)
+        head = b"" if self._source is None else self._source.look(0, 44)
         hurry = {} if self._source is None else _hurry(head)
-        self._promised = _promised(head)  # of this, FFmpeg tells nothing
+        self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
+        start = self._peek(0, 400)
+        self._unit = next((size for size in (188, 192) if start[size - 188::size][:2] == b"GG"), None)  # bytes of a packet of MPEG-TS
         try:
             # Files only: a playlist must not make us fetch things.
             options = {"protocol_whitelist": "file"} | hurry
@@ -1064,6 +1240,16 @@ class _Media:
         self.video, self.audio = next(shown, None), next(heard, None)
         self.sound = None
         self._packets = None
+        self._told = set()
+        self._reached = {}  # by index of stream: Fraction, seconds on the container's clock where its packets end so far
+
+    def _peek(self, position, count):
+        """The bytes at a position, of a pipe only near its start."""
+        if self._source is not None:
+            return self._source.look(position, count) if position < PIPE else b""
+        with open(self.name, "rb") as stream:
+            stream.seek(position)
+            return stream.read(count)
 
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
@@ -1079,15 +1265,20 @@ class _Media:
 
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
-        streams = [stream for stream in (self.video if pictures else None, self.audio) if stream is not None]
-        reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
+        restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
+        # Where the clock starts again, the sound keeps step with the pictures also when they are not wanted.
+        streams = [stream for stream in (self.video if pictures or restarts else None, self.audio) if stream is not None]
+        reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
+        starts = {stream.index: None if stream.start_time is None else stream.start_time * stream.time_base for stream in streams}
+        clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
         try:
-            for packet in self._container.demux(streams):
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
+                end = _end(packet)
+                if end is not None:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
-                yield packet
-        except (av.error.FFmpegError, ValueError) as error:
+                if pictures or packet.stream.index != getattr(self.video, "index", None):
+                    yield packet
+        except (av.error.FFmpegError, ValueError, OSError) as error:
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
@@ -1095,7 +1286,19 @@ class _Media:
             if self._tail()[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
-            raise TalkheadError(f"{self.name}: cut short; copy it again")
+            raise TalkheadError(f"{self.name}: cut short; copy it again, or keep what is there with ffmpeg -i IN -c copy OUT")
+
+    def conceal(self, packet, by):
+        """Say that what a packet or frame holds is damaged, and by what it is replaced."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
+
+    def tell(self, what, moment=None):
+        """Warn of something found while reading, once; moment: seconds on the container's clock where it begins."""
+        if what not in self._told:
+            self._told.add(what)
+            place = "" if moment is None else f", {max(float(moment - self.origin), 0):.2f} s"
+            warnings.warn(f"{self.name}{place}: {what}", stacklevel=2)
 
     def _falls_short(self, streams, reached):
         """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
@@ -1104,7 +1307,8 @@ class _Media:
             with open(self.name, "rb") as stream:
                 promised = int.from_bytes(stream.read(8)[4:], "little")
             return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
-        if self._promised is not None and self._source.count + 1 < self._promised:
+        size = os.path.getsize(self.name) if self._source is None else self._source.count
+        if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
             return True
         promised = {stream.index: self.end(stream) for stream in streams}
         return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
@@ -1143,21 +1347,37 @@ class _Media:
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         end, origin = Fraction(0), self.origin
+        stamps = PictureStamps(shown=self._container.format.name != "avi")
+        until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
                 if self.sound is not None:
                     self.sound._push(packet)
                 continue
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:  # damaged beyond repair: the picture before it stays a little longer
-                continue
-            for frame in frames:
-                stamp = frame.pts if frame.pts is not None else frame.dts
+            frames = _decoded(packet)
+            if frames is None and packet.size:  # the picture before it stays a little longer
+                self.conceal(packet, "the picture before")
+            stamps.sent(packet)
+            if not packet.is_discard:
+                until = max(until, (_end(packet, stamps.shown) or 0) - origin)
+            for frame in frames or ():
+                if frame.is_corrupt:
+                    self.conceal(frame, "the decoder's guess")
+                stamp = stamps.of(frame)
                 time = end if stamp is None else stamp * frame.time_base - origin
                 lasts = (frame.duration or 0) * frame.time_base or 1 / rate
+                lasts = lasts if lasts < WRONG else 1 / rate
                 end = time + lasts
+                last = time, frame
+                if frame.color_trc in HDR:
+                    self.tell(f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first")
                 yield time, lasts, frame
+        if self._container.format.name == "ogg":
+            # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
+            until = min(max(self._reached.values()) - origin, end + Fraction(SHORT))
+        if last is not None and until > end:
+            time, frame = last
+            yield time, until - time, frame
 
     def close(self):
         self._stack.close()
@@ -1167,6 +1387,40 @@ class _Media:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _deinterlaced(timed, tell):
+    """Frames flagged as interlaced made whole by FFmpeg's filter yadif; others as they are.
+
+    timed   iterable of (time, duration, frame)
+    tell    called with a message when the first such frame comes
+    """
+    graph, setup, waiting = None, None, deque()
+
+    def filtered(frame):
+        graph.push(frame)
+        with suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                whole = graph.pull()
+                yield *waiting.popleft(), whole
+
+    for time, lasts, frame in timed:
+        found = frame.width, frame.height, frame.format.name
+        if graph is not None and found != setup:
+            yield from filtered(None)
+            graph = None
+        if graph is None and not frame.interlaced_frame:
+            yield time, lasts, frame
+            continue
+        if graph is None:
+            tell("interlaced; deinterlaced by yadif")
+            graph, setup = av.filter.Graph(), found
+            graph.link_nodes(graph.add_buffer(template=frame, time_base=frame.time_base), graph.add("yadif", "deint=interlaced"),
+                             graph.add("buffersink")).configure()
+        waiting.append((time, lasts))
+        yield from filtered(frame)
+    if graph is not None:
+        yield from filtered(None)
 
 
 def _resample(timed, fps):
@@ -1201,8 +1455,22 @@ def _picture(frame, aspect, scaler):
     stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is rounding in the file's header
     width = round(frame.width * aspect) if stretched else frame.width
     array = scaler.reformat(frame, width=width, format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    try:
+        beside = frame.side_data
+    except ValueError:  # PyAV has no name for a kind of it, as for EXIF
+        beside = _without_unnamed(frame).side_data
+    matrix = next((bytes(data) for data in beside if data.type.name == "DISPLAYMATRIX"), None)
     return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
+
+
+def _without_unnamed(frame):
+    """A frame without the side data that PyAV cannot tell."""
+    graph = av.filter.Graph()
+    unnamed = sorted(set(range(64)) - {kind.value for kind in av.sidedata.sidedata.Type})
+    graph.link_nodes(graph.add_buffer(template=frame, time_base=Fraction(1, 25)),
+                     *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unnamed), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def _upright(array, matrix):
@@ -1235,26 +1503,53 @@ class FrameReader:
         self.name = _name(source)
         self._left = limit
         self._media = None
+        self._stack = ExitStack()
         self._wants_sound = self._begun = False
         path = Path(source) if _named(source) else None
         if path is not None and path.is_dir():
             names = sorted(find(path, PICTURES), key=_order)
             if not names:
                 raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
-            self._open_pictures(names)
-        elif path is not None and path.suffix.lower() in PICTURES:
-            self._open_pictures([path])
+            self._open_folder(names)
         else:
-            self._open_media(source)
+            with ExitStack() as undo:
+                undo.push(self._stack)
+                opened = self._stack.enter_context(_open_source(source))
+                if path is not None and path.suffix.lower() in PICTURES or _is_picture(opened):
+                    self._open_picture(opened)
+                else:
+                    self._open_media(opened)
+                undo.pop_all()
         self.aligned = ALIGNED_TAG in self.metadata
         if limit is not None and self.count is not None:
             self.count = min(self.count, limit)
 
-    def _open_pictures(self, names):
+    def _open_folder(self, names):
         self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
         first, self.metadata = _read_picture(names[0])
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
+
+    def _open_picture(self, opened):
+        with _whole_picture(self.name):
+            image = _open_picture(self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name)
+            timed = pictures.moving(image)
+            first = next(timed)
+            self.metadata, self.size = _text(image), _to_rgb(image).shape[:2]
+        self.codec = (image.format or "heic").lower()
+        lasts = first[1]
+        self.count, self.source_fps = (None, float(1 / lasts)) if lasts else (1, self.fps)
+        self._frames = self._moving(_to_rgb(image), timed, lasts)
+
+    def _moving(self, first, timed, lasts):
+        def seen():
+            yield Fraction(0), lasts, first
+            for time, lasting, image in timed:
+                yield time, lasting, _to_rgb(image)
+
+        with _whole_picture(self.name):
+            for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
+                yield frame.copy()  # it may be repeated, and the caller may draw on it
 
     def _pictures(self, names, first):
         yield first
@@ -1264,21 +1559,15 @@ class FrameReader:
                 raise TalkheadError(f"{name}: is {_size(image)}, the first picture is {_size(first)}; make them equal")
             yield image
 
-    def _open_media(self, source):
-        self._stack = ExitStack()
-        media = self._media = _Media(self._stack.enter_context(_open_source(source)), self.name)
-        self._stack.callback(media.close)
-        try:
-            if media.video is None:
-                raise TalkheadError(f"{self.name}: has no pictures; pass a video")
-            media.begin()
-            timed = media.pictures()
-            first = next(timed, None)
-            if first is None:
-                raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
-        except BaseException:
-            self._stack.close()
-            raise
+    def _open_media(self, opened):
+        media = self._media = self._stack.enter_context(_Media(opened, self.name))
+        if media.video is None:
+            raise TalkheadError(f"{self.name}: has no pictures; pass a video")
+        media.begin()
+        timed = _deinterlaced(media.pictures(), media.tell)
+        first = next(timed, None)
+        if first is None:
+            raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
         self.metadata, self.codec = media.metadata, media.video.codec_context.name
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         seconds = media.video.duration and media.video.duration * media.video.time_base
@@ -1317,8 +1606,7 @@ class FrameReader:
         return next(self._frames)
 
     def close(self):
-        if self._media is not None:
-            self._stack.close()
+        self._stack.close()
 
     def __enter__(self):
         return self
