@@ -208,7 +208,7 @@ def train(labelled, output, minutes, seed):
         optimizer.param_groups[0]["lr"] = 2e-3 * (0.5 + 0.5 * np.cos(np.pi * done)) * min(1, (step + 1) / 100)
         optimizer.zero_grad()
         for name, part in parts.items():
-            images, wanted = batch(name, pictures, network, 48, rng)
+            images, wanted = batch(name, pictures, network, 32, rng)
             loss = loss_of(name, part(images).view(len(images), -1, 2), wanted)
             loss.backward()
             seen[name].append(float(loss.detach()))

@@ -1,6 +1,6 @@
 """Photo detail on generated motion: the photo itself moves as the generator's frames do, at its own resolution.
 
-    photo, render of the identity, rendered frames ─ Detail ─▶ frames of the photo's size
+    photo, render of the identity, rendered frames ─ Photo, Detail ─▶ frames of the photo's size
 
 A generator supplies the motion and what newly appears, the inside of the mouth; everything else is the photo, carried along. Motion is read as
 keypoints of each frame against those of the render of the identity, and moved to the photo's own keypoints, so a render need not look like the photo.
@@ -10,15 +10,18 @@ ones can shut over teeth. Pixels that do not move are the photo's, bit for bit.
 Source: thesis §6.1 (resolution and likeness are left open there).
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
+from talkhead import faces, training
 from talkhead.errors import TalkheadError
-from talkhead.keypoints import (BROWS, CHEEKS, LIPS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, NOSE, OVAL, UPPER_INNER, UPPER_LIDS, UPPER_OUTER, VERTICES,
-                                places, window)
+from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOVED_BY_SPEECH, NOSE, OVAL, UPPER_INNER, UPPER_LIDS, UPPER_OUTER,
+                                VERTICES, places)
 
 GRID = 64  # nodes a side at which a warp is worked out
-SHUT = 0.035  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
+SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
 RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
@@ -26,76 +29,88 @@ RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out fr
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
 _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
-_LIPS = places(*LIPS)
 _OVAL = places(*OVAL)
-_CHIN = places(*OVAL[12:25])  # the outline from jaw to jaw
-_JAW = np.concatenate([_CHIN, places(18, 200, 199, 202, 422)])
-_CHEEKS = places(*(vertex for vertex in CHEEKS if vertex not in (18, 200, 199, 202, 422)))
+_BROWS = places(*sum(BROWS, ()))
 _STABLE = np.concatenate([places(*NOSE[:8]), places(33, 133, 362, 263), places(*OVAL[:6], *OVAL[-5:])])  # what speech does not move
 _LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
 _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
-_MOUTH_AND_JAW = np.concatenate([_LIPS, _JAW, _CHEEKS])
-_REST = np.setdiff1d(np.arange(len(VERTICES)), np.concatenate([_MOUTH_AND_JAW, _INNER_LIDS]))
+
+
+class Photo:
+    """A photo of a face, with its keypoints: what `Detail` moves.
+
+    picture  uint8 (H, W, 3) RGB
+    network  keypoints.KeypointNetwork
+    quad     float (4, 2), pixels: where the aligned face lies in the picture, as `faces.quad` gives it; None: the picture is the aligned face
+    neutral  whether a mouth that is open in the photo is brought to rest before it speaks
+    raises   TalkheadError if the quad has no area, or the mouth lies outside the picture
+
+    `points` float (K, 2) is where the keypoints lie in the picture, `start` where the mouth is at rest; both in fractions of the quad.
+    """
+
+    def __init__(self, picture, network, quad=None, neutral=True):
+        self.picture, self.network = np.ascontiguousarray(picture), network
+        self.frame = Frame(len(picture), len(picture[0]), quad)
+        self.points = network.read(self.frame.aligned(self.picture, int(np.clip(self.frame.scale, 128, 512)))[None])[0].astype(np.float64)
+        self.start = network.neutral(self.points) if neutral else self.points
+        lips = self.frame.pixels(self.points[_UPPER_OUTER])
+        if (lips < -1).any() or (lips > (self.frame.width, self.frame.height)).any():
+            raise TalkheadError("the mouth lies outside the picture; choose a photo that shows the whole face")
+        self.blur = _blur(self.picture, self.frame)
+
+    def face(self, size):
+        """The aligned face at rest, as an encoder is to see it: uint8 (size, size, 3)."""
+        face = faces.crop(self.picture, self.frame.quad, size) if self.frame.quad is not None else training.resize(self.picture, size)
+        return face if np.allclose(self.start, self.points) else draw(face, Frame(size, size), self.points, self.start)
 
 
 class Detail:
-    """A photo that moves as the frames of a generator do: `Detail(photo, rest, network)(frame)` is the photo in the pose of `frame`.
+    """The photo in the pose of a generator's frame: `Detail(photo, rest)(frame)`.
 
-    photo    uint8 (H, W, 3) RGB
-    rest     uint8 (R, R, 3), the generator's render of the identity: the photo is in the same pose
-    network  keypoints.KeypointNetwork
-    quad     float (4, 2), pixels: where the aligned face lies in the photo, as `faces.quad` gives it; None: the photo is the aligned face
-    points   float (K, 2), the photo's keypoints in fractions of the quad; None reads them
-    start    float (K, 2), where they are when the render is at rest, such as `neutral` gives; None: where they are in the photo
-    inside   whether teeth that the photo shows are kept
-    raises   TalkheadError if the quad is none of this photo
+    photo    Photo
+    rest     uint8 (R, R, 3), the generator's render of the identity, in which the face is at rest
 
-    A call takes uint8 (R, R, 3) and returns uint8 (H, W, 3); nothing is kept from one frame to the next.
+    A call takes uint8 (R, R, 3) and returns uint8 (H, W, 3), of the photo's size; nothing is kept from one frame to the next.
     """
 
-    def __init__(self, photo, rest, network, quad=None, points=None, start=None, inside=True):
-        self.network = network
-        self.rest = network.read(rest[None])[0].astype(np.float64)
-        self.photo = np.ascontiguousarray(photo)
-        self.frame = Frame(len(photo), len(photo[0]), quad)
-        self.points = np.asarray(read(photo, network, self.frame) if points is None else points, np.float64)
-        self.start = self.points if start is None else np.asarray(start, np.float64)
-        self.blur = blur_of(self.photo, self.frame)
-        self.gain = _gain(self.frame.aligned(self.photo, 128), self.points, rest, self.rest)
-        self.inside = inside
+    def __init__(self, photo, rest):
+        self.photo, self.rest = photo, photo.network.read(rest[None])[0].astype(np.float64)
+        self.gain = _gain(photo.frame.aligned(photo.picture, 128), photo.points, rest, self.rest)
 
     def __call__(self, frame):
-        points = self.network.read(frame[None])[0].astype(np.float64)
-        target, lids = transfer(self.start, self.rest, points)
-        return self.draw(target, lids, frame, points)
+        points = self.photo.network.read(frame[None])[0].astype(np.float64)
+        target, lids = transfer(self.photo.start, self.rest, points)
+        inside = Inside(frame, points, self.gain)
+        return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
-    def draw(self, target, lids, frame, points):
-        """The photo with its keypoints at `target` and its lids shut by the parts `lids`; the mouth's inside from `frame`, whose keypoints are `points`."""
-        return draw(self, target, lids, frame, points)
+
+class Inside(NamedTuple):
+    """Where the inside of the mouth is taken from: a render, its keypoints, and what brings its colours to the photo's."""
+
+    frame: np.ndarray  # uint8 (R, R, 3)
+    points: np.ndarray  # float (K, 2), fractions
+    gain: np.ndarray  # float32 (3,)
 
 
 class Frame:
     """Where an aligned face lies in a picture, and the way between fractions of the quad and pixels of the picture."""
 
     def __init__(self, height, width, quad=None):
-        if quad is None:
-            quad = np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5
-        self.height, self.width = height, width
-        self.corner = np.asarray(quad[0], np.float64)
-        self.matrix = np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1)  # fractions -> pixels
-        if abs(np.linalg.det(self.matrix)) < 4:
+        self.height, self.width, self.quad = height, width, quad
+        corners = np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5 if quad is None else np.asarray(quad, np.float64)
+        self.corner = corners[0]
+        self.matrix = np.stack([corners[3] - corners[0], corners[1] - corners[0]], axis=1)  # fractions -> pixels
+        self.scale = float(np.sqrt(abs(np.linalg.det(self.matrix))))  # pixels a side
+        if self.scale < 2:
             raise TalkheadError("detail: the quad has no area; pass the quad of a face in this photo")
         self.inverse = np.linalg.inv(self.matrix)
-        self.scale = float(np.sqrt(abs(np.linalg.det(self.matrix))))  # pixels a side
 
     def pixels(self, points):
+        """Fractions (..., 2) -> pixels."""
         return points @ self.matrix.T + self.corner
 
-    def fractions(self, pixels):
-        return (pixels - self.corner) @ self.inverse.T
-
     def aligned(self, picture, size):
-        """The face cut out quickly, for measuring: uint8 (size, size, 3)."""
+        """The face cut out quickly, to be measured: uint8 (size, size, 3)."""
         factor = self.scale / size
         small = picture if factor < 1.5 else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
         shrink = np.array([small.shape[1] / self.width, small.shape[0] / self.height])
@@ -103,12 +118,6 @@ class Frame:
         corner = (self.corner + 0.5) * shrink - 0.5
         whole = np.column_stack([matrix / size, corner + matrix @ np.full(2, 0.5 / size)])
         return cv2.warpAffine(small, whole, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
-
-
-def read(photo, network, frame=None):
-    """Keypoints of a photo: the face as a whole, then the lips again at the photo's own resolution; float32 (K, 2), fractions of the quad."""
-    frame = frame or Frame(len(photo), len(photo[0]))
-    return network.read(frame.aligned(photo, int(np.clip(frame.scale, 128, 512)))[None])[0]
 
 
 def transfer(start, rest, points):
@@ -128,10 +137,9 @@ def transfer(start, rest, points):
     head *= _ramp(np.abs(head[_STABLE]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
     own = moved - head
     target = start + head
-    brows = places(*sum(BROWS, ()))
-    size = np.linalg.norm(own[brows].reshape(2, -1, 2).mean(1), axis=-1)
-    target[brows] += own[brows] * _ramp(np.repeat(size, len(brows) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
-    target[_MOUTH_AND_JAW] += own[_MOUTH_AND_JAW]
+    size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
+    target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+    target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     return target, _shut_lids(rest, points)
 
@@ -228,22 +236,32 @@ def _spline(points, values):
 # ---------------------------------------------------------------------------------------------------------------
 # Drawing
 
-def draw(face, target, lids, frame, points):
-    """One frame: the photo of `face`, a Detail, with its keypoints at `target`."""
-    place, photo = face.frame, face.photo
-    fields = warp(face.points, target)
+def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
+    """The photo with its keypoints moved.
+
+    photo           uint8 (H, W, 3)
+    place           Frame of the face in it
+    source, target  float (K, 2): where the keypoints are and where they come to lie, fractions of the quad
+    lids            parts by which the eyes are shut
+    inside          Inside, or None: lips that part show what the photo has between them
+    blur            how much the photo is blurred, std in pixels
+    returns         uint8 (H, W, 3)
+    """
+    fields = warp(source, target)
     box = _box(fields, place)
-    if box is None and not lids.any():
+    if box is None and (np.max(lids) < 0.01):
         return photo.copy()
-    rows, columns = box if box is not None else (slice(0, 0), slice(0, 0))
+    rows, columns = box or (slice(0, place.height), slice(0, place.width))
     across, down = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
     mouth = Lines(place.pixels(target))
     at = _sources(fields, place, across, down, mouth)
     part = cv2.remap(photo, at, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     for eye, shut in zip(_LIDS, lids):
         if shut > 0.01:
-            _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, face.blur)
-    _fill_mouth(part, face, target, mouth, across, down, frame, points)
+            _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, blur)
+    if inside is not None:
+        shift = place.matrix @ (source[_STABLE] - target[_STABLE]).mean(0)
+        _fill_mouth(part, photo, Lines(place.pixels(source)), mouth, shift, across, down, inside, blur, place.scale)
     result = photo.copy()
     result[rows, columns] = part
     return result
@@ -305,9 +323,13 @@ class Lines:
 
     def local(self, across, down):
         """Pixels of a box in the mouth's coordinates: x and y, float32 (h, w)."""
-        px, py = across - np.float32(self.centre[0]), down - np.float32(self.centre[1])
-        return (np.add.outer(py * np.float32(self.right[1] / self.half), px * np.float32(self.right[0] / self.half)),
-                np.add.outer(py * np.float32(self.down[1]), px * np.float32(self.down[0])))
+        return self.of_pixels(*np.meshgrid(across, down))
+
+    def of_pixels(self, px, py):
+        """x and y of pixels, each float32 (h, w)."""
+        px, py = px - np.float32(self.centre[0]), py - np.float32(self.centre[1])
+        return (px * np.float32(self.right[0] / self.half) + py * np.float32(self.right[1] / self.half),
+                px * np.float32(self.down[0]) + py * np.float32(self.down[1]))
 
     def look(self, line, x):
         """A line's height at each x."""
@@ -327,26 +349,29 @@ class Lines:
         return inside * np.clip((lower - upper) / soft, 0, 1) * (np.abs(x) < 1)
 
 
-def _fill_mouth(part, face, target, mouth, across, down, frame, points):
-    """Draw the inside of the mouth into a box of the result; changes `part`."""
+def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, scale):
+    """Draw the inside of the mouth into a box of the result; changes `part`.
+
+    before, mouth  Lines of the mouth in the photo and in the result
+    shift          how far the skull, and teeth with it, lies in the photo from where it lies in the result, pixels
+    """
     reach = np.abs(np.stack([mouth.upper, mouth.lower])).max() + 2
     low = np.floor(mouth.centre - mouth.half - reach - (across[0], down[0])).astype(int)
     high = np.ceil(mouth.centre + mouth.half + reach - (across[0], down[0])).astype(int) + 1
     box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
     x, y = mouth.local(across[box[1]], down[box[0]])
-    cover = mouth.cover(x, y, max(1.0, 2 * face.blur))[..., None]
+    cover = mouth.cover(x, y, max(1.0, 2 * blur))[..., None]
     if not cover.any():
         return
-    inside = _rendered(mouth, x, y, frame, points) * face.gain
-    size = face.frame.scale / len(frame)  # pixels of the photo in one of the render
-    inside = _sharpened(inside, 0.6 * size, face.blur)
-    if face.inside:
-        shift = face.frame.matrix @ (face.points[_STABLE] - target[_STABLE]).mean(0)
-        own = _own(face, x, y, mouth, shift)
-        if own is not None:
-            inside += own[1] * (own[0] - inside)
+    drawn = _rendered(mouth, x, y, inside.frame, inside.points) * inside.gain
+    drawn = _sharpened(drawn, 0.6 * scale / len(inside.frame), blur)
+    px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
+    own = before.cover(*before.of_pixels(px, py), max(3.0, 4 * blur))[..., None]
+    if own.max() > 0.5:  # teeth and tongue that the photo shows, which stay with the skull
+        seen = cv2.remap(photo, px, py, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        drawn += own * (seen - drawn)
     window = part[box]
-    part[box] = np.clip(window + cover * (inside - window) + 0.5, 0, 255)
+    part[box] = np.clip(window + cover * (drawn - window) + 0.5, 0, 255)
 
 
 def _rendered(mouth, x, y, frame, points):
@@ -363,18 +388,6 @@ def _sharpened(picture, blur, wanted):
     """A picture that is blurred by `blur` pixels (std), made about as sharp as one that is blurred by `wanted`."""
     amount = min(blur / max(wanted, 0.5) - 1, 2.0)
     return picture if amount <= 0 else picture + amount * (picture - cv2.GaussianBlur(picture, (0, 0), max(blur, 0.5)))
-
-
-def _own(face, x, y, mouth, shift):
-    """What the photo itself shows of teeth and tongue, which stay with the skull: (picture (h, w, 3), part (h, w, 1)), or None."""
-    lines = Lines(face.frame.pixels(face.points))
-    px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
-    local = px - lines.centre[0], py - lines.centre[1]
-    cover = lines.cover(((local[0] * lines.right[0] + local[1] * lines.right[1]) / lines.half).astype(np.float32),
-                        (local[0] * lines.down[0] + local[1] * lines.down[1]).astype(np.float32), max(3.0, 4 * face.blur))
-    if cover.max() < 0.5:
-        return None
-    return cv2.remap(face.photo, px, py, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32), cover[..., None]
 
 
 def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
@@ -406,7 +419,7 @@ def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
     part[box] = np.clip(window + cover[..., None] * (skin - window) + 0.5, 0, 255)
 
 
-def blur_of(photo, frame):
+def _blur(photo, frame):
     """By how many pixels (std) the face in a photo is blurred, judged by how much a little more blur takes away.
 
     Of a picture whose power falls with the square of frequency, the variance of the Laplacian falls with the fourth power of the blur.

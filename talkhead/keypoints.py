@@ -24,6 +24,7 @@ CHEEKS = (205, 425, 50, 280, 187, 411, 202, 422, 164, 18, 200, 199)
 OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
         148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # clockwise from the middle of the forehead
 
+JAW = OVAL[12:25] + (18, 200, 199, 202, 422)  # from one side of the jaw to the other, and the chin
 LIPS = tuple(dict.fromkeys(UPPER_OUTER + LOWER_OUTER + UPPER_INNER + LOWER_INNER))
 VERTICES = tuple(dict.fromkeys(LIPS + sum(UPPER_LIDS + LOWER_LIDS + BROWS, ()) + NOSE + CHEEKS + OVAL))
 _PLACE = {vertex: place for place, vertex in enumerate(VERTICES)}
@@ -32,6 +33,11 @@ _PLACE = {vertex: place for place, vertex in enumerate(VERTICES)}
 def places(*vertices):
     """Indices of vertices of MediaPipe's mesh among the keypoints: an int, or an array of them."""
     return np.array([_PLACE[vertex] for vertex in vertices]).squeeze()
+
+
+MOVED_BY_SPEECH = places(*dict.fromkeys(LIPS + JAW + CHEEKS))
+NEUTRAL_SCORES = 6  # principal components of mouth and jaw that tell how a smile came from rest
+NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
 
 
 class KeypointNetwork(nn.Module):
@@ -49,6 +55,24 @@ class KeypointNetwork(nn.Module):
         self.size, self.mouth_size = size, mouth_size
         self.face = _regressor(widths, size, hidden, len(VERTICES))
         self.mouth = _regressor(mouth_widths, mouth_size, hidden, len(LIPS))
+        for name, shape in (("mean", (2 * len(MOVED_BY_SPEECH),)), ("basis", (NEUTRAL_SCORES, 2 * len(MOVED_BY_SPEECH))),
+                            ("weights", (NEUTRAL_SCORES + 1, 2 * len(MOVED_BY_SPEECH)))):
+            self.register_buffer(f"neutral_{name}", torch.zeros(shape))
+
+    def neutral(self, points):
+        """Where the mouth of a face would be if it were shut and at rest, by how the smiles of others differ from their rest.
+
+        points   float (K, 2), fractions of the side
+        returns  float (K, 2); the same where the lips are shut already
+        """
+        gap = np.linalg.norm(points[places(*UPPER_INNER[3:8])] - points[places(*LOWER_INNER[3:8])], axis=-1).mean()
+        width = np.linalg.norm(points[places(61)] - points[places(291)])
+        share = np.clip((gap / width - NEUTRAL_FROM) / (NEUTRAL_FULL - NEUTRAL_FROM), 0, 1)
+        mean, basis, weights = (getattr(self, f"neutral_{name}").cpu().numpy() for name in ("mean", "basis", "weights"))
+        scores = (points[MOVED_BY_SPEECH].ravel() - mean) @ basis.T
+        result = np.array(points, np.float64)
+        result[MOVED_BY_SPEECH] += share * (np.append(1, np.clip(scores, -0.25, 0.25)) @ weights).reshape(-1, 2)
+        return result
 
     def read(self, frames):
         """Keypoints of aligned faces.
