@@ -4,10 +4,10 @@
     python examples/train_keypoints.py label clips.npz --detector-model face_landmarker.task --clips clips/ --every 6
     python examples/train_keypoints.py label renders.npz --detector-model face_landmarker.task --renders puppets/
     python examples/train_keypoints.py train photos.npz clips.npz renders.npz -o keypoints.pt --minutes 25
+    python examples/train_keypoints.py neutral photos.npz keypoints.pt
 
-`label` cuts out aligned faces, a little off their place, and lets MediaPipe mark them. --renders takes clips of talking faces with sound and
-draws them with the bundled generator: each frame's own projection, and the first frame speaking the sound of any of the clips; MediaPipe
-sees them enlarged. `train` learns both parts of the network side by side, in alternate steps, from pictures that are shifted, turned,
+`label` cuts out aligned faces, a little off their place, and lets MediaPipe mark them. --renders takes aligned clips of talking faces: frames of them,
+and the bundled generator's renders of those frames' codes, which carry the frames' own marks, since MediaPipe reads soft lips too narrow. `train` learns both parts of the network side by side, in alternate steps, from pictures that are shifted, turned,
 blurred, made small and recoloured. `test FILE.npz keypoints.pt` prints the mean error of lips and of all points in thousandths of the side.
 """
 
@@ -24,6 +24,7 @@ import talkhead
 from talkhead import faces, files, inversion, keypoints, synthesis, training
 
 VERTICES = np.array(keypoints.VERTICES)
+STABLE = keypoints.NOT_MOVED_BY_SPEECH
 INNER = [[keypoints.LIPS.index(vertex) for vertex in line[1:-1]] for line in (keypoints.UPPER_INNER, keypoints.LOWER_INNER)]
 
 
@@ -36,9 +37,9 @@ class Labels:
     """Aligned pictures and their keypoints, as they are found."""
 
     def __init__(self, detector, seed):
-        self.detector, self.rng, self.images, self.points = detector, np.random.default_rng(seed), [], []
+        self.detector, self.rng, self.images, self.points, self.names = detector, np.random.default_rng(seed), [], [], []
 
-    def crops(self, picture, count):
+    def crops(self, picture, count, name):
         """Mark the largest face of a picture; keep crops of it, the first as FFHQ has it, the others off their place."""
         meshes = self.detector.meshes(picture)
         if not meshes:
@@ -52,18 +53,25 @@ class Labels:
             except talkhead.TalkheadError:  # outside the picture
                 continue
             inverse = np.linalg.inv(np.stack([corners[3] - corners[0], corners[1] - corners[0]]))
-            self._keep(crop, (mesh + 0.5 - (corners[0] + 0.5)) @ inverse)
+            self._keep(crop, (mesh - corners[0]) @ inverse, name)
 
-    def aligned(self, picture, enlarge=1):
-        """Mark a picture that is aligned already, enlarged for the detector."""
-        larger = cv2.resize(picture, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
-        meshes = self.detector.meshes(larger)
+    def aligned(self, picture, name):
+        """Mark a picture that is aligned already; whether a face was found."""
+        meshes = self.detector.meshes(picture)
         if meshes:
-            self._keep(cv2.resize(picture, (256, 256), interpolation=cv2.INTER_CUBIC), (meshes[0] + 0.5) / len(larger))
+            self._keep(training.resize(picture, 256), (meshes[0] + 0.5) / len(picture), name)
+        return bool(meshes)
 
-    def _keep(self, image, points):
+    def same(self, picture):
+        """Another picture in which everything lies where it does in the last one."""
+        self.images.append(training.resize(picture, 256))
+        self.points.append(self.points[-1])
+        self.names.append(self.names[-1])
+
+    def _keep(self, image, points, name):
         self.images.append(image)
         self.points.append(points[VERTICES].astype(np.float32))
+        self.names.append(Path(name).stem)
 
     def _moved(self, corners):
         angle, scale, side = self.rng.normal() * 0.08, np.exp(self.rng.normal() * 0.08), np.linalg.norm(corners[3] - corners[0])
@@ -77,19 +85,19 @@ class Labels:
 @click.option("--photos", multiple=True, help="Folders of portraits: three crops of each.")
 @click.option("--clips", multiple=True, help="Folders of films of a face.")
 @click.option("--every", default=6, help="Take one frame of a film in so many.")
-@click.option("--renders", multiple=True, help="Folders of aligned clips with sound: 12 frames of each, their projections, and 12 of speech.")
+@click.option("--renders", multiple=True, help="Folders of aligned clips: 12 frames of each, and renders of them.")
 @click.option("--seed", default=0)
 def label(output, detector_model, photos, clips, every, renders, seed):
     """Cut out and mark faces, into one .npz of images and points."""
     labels = Labels(faces.detector("mediapipe", detector_model), seed)
     for path in tqdm(_files(photos, files.PICTURES)):
-        labels.crops(talkhead.read_image(path), 3)
+        labels.crops(talkhead.read_image(path), 3, path)
     for path in tqdm(_files(clips, (".mp4", ".mpg"))):
         for index, frame in enumerate(talkhead.read_frames(path)):
             if index % every == 0:
-                labels.crops(frame, 1)
+                labels.crops(frame, 1, path)
     _render(labels, _files(renders, (".mp4",)))
-    np.savez(output, images=np.stack(labels.images), points=np.stack(labels.points))
+    np.savez(output, images=np.stack(labels.images), points=np.stack(labels.points), names=np.array(labels.names))
     click.echo(f"{output}: {len(labels.images)} faces")
 
 
@@ -100,18 +108,12 @@ def _files(folders, endings):
 def _render(labels, paths):
     generator = talkhead.load_generator(talkhead.bundled("generator"))
     encoder = talkhead.load_encoder(talkhead.bundled("encoder"), generator)
-    speech_model = talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator)
     for path in tqdm(paths):
         frames = np.stack(list(talkhead.read_frames(path)))
-        chosen = frames[np.sort(labels.rng.choice(len(frames), min(12, len(frames)), replace=False))]
-        codes = np.stack(list(inversion.encode(encoder, [training.resize(frame, generator.resolution) for frame in chosen])))
-        sound = talkhead.read_audio(paths[int(labels.rng.integers(len(paths)))])[:32000]
-        path_of_speech = np.stack(list(synthesis.drive(encoder, speech_model, codes[0], sound)))
-        spoken = path_of_speech[labels.rng.choice(len(path_of_speech), 12)]
-        for frame in chosen:
-            labels.aligned(frame)
-        for frame in synthesis.synthesize(generator, np.concatenate([codes, spoken])):
-            labels.aligned(frame, 512 // generator.resolution)
+        for frame in frames[np.sort(labels.rng.choice(len(frames), min(12, len(frames)), replace=False))]:
+            if labels.aligned(frame, path):
+                code = next(iter(inversion.encode(encoder, [training.resize(frame, generator.resolution)])))
+                labels.same(next(iter(synthesis.synthesize(generator, code[None]))))
 
 
 class Pictures:
@@ -202,6 +204,7 @@ def train(labelled, output, minutes, seed):
     parts = {"face": network.face, "mouth": network.mouth}
     for name, part in parts.items():
         part[-1].bias.data = torch.cat([batch(name, pictures, network, 64, rng)[1] for _ in range(4)]).mean(0).flatten()
+        part[-1].weight.data *= 0.1  # or the first steps, far off, silence the layer before
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-4)
     start, step, seen = time.time(), 0, {name: [] for name in parts}
     while (done := (time.time() - start) / (60 * minutes)) < 1:
@@ -218,6 +221,35 @@ def train(labelled, output, minutes, seed):
             click.echo(f"{step} steps, {done:.2f}: " + ", ".join(f"{name} {np.mean(values[-200:]):.5f}" for name, values in seen.items()), err=True)
     files.save_weights(output, {"kind": "keypoints", "config": network.config, "step": step,
                                 "model": {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}})
+
+
+@main.command()
+@click.argument("labelled")
+@click.argument("weights")
+def neutral(labelled, weights):
+    """Learn how a smile came from rest, from pairs NAME_smiling and NAME_neutral, and add it to the weights."""
+    file, moved = dict(np.load(labelled)), keypoints.MOVED_BY_SPEECH
+    first = {name: index for index, name in reversed(list(enumerate(file["names"])))}
+    pairs = [(file["points"][index], file["points"][first[rest]]) for name, index in first.items()
+             if name.endswith("_smiling") and (rest := name.replace("_smiling", "_neutral")) in first]
+    smiles, rests = np.stack([smile for smile, _ in pairs]), np.stack([brought(rest, smile) for smile, rest in pairs])
+    mean = smiles[:, moved].reshape(len(pairs), -1).mean(0)
+    centred = smiles[:, moved].reshape(len(pairs), -1) - mean
+    basis = np.linalg.svd(centred, full_matrices=False)[2][:keypoints.NEUTRAL_SCORES]
+    scores = np.column_stack([np.ones(len(pairs)), centred @ basis.T])
+    ridge = 1e-3 * np.diag([0, *np.ones(len(basis))])
+    fit = np.linalg.solve(scores.T @ scores + ridge, scores.T @ (rests - smiles)[:, moved].reshape(len(pairs), -1))
+    contents = files.load_weights(weights, kind="keypoints")
+    contents["model"] |= {f"neutral_{name}": torch.from_numpy(value).half() for name, value in (("mean", mean), ("basis", basis), ("weights", fit))}
+    files.save_weights(weights, contents)
+    click.echo(f"{weights}: how {len(pairs)} smiles came from rest")
+
+
+def brought(points, target):
+    """Points turned, scaled and shifted so that what speech does not move lies as in `target`."""
+    a, b = (face[STABLE] - face[STABLE].mean(0) for face in (points, target))
+    turn = np.array([[(a * b).sum(), (a[:, 1] * b[:, 0] - a[:, 0] * b[:, 1]).sum()], [(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum(), (a * b).sum()]])
+    return (points - points[STABLE].mean(0)) @ turn.T / (a * a).sum() + target[STABLE].mean(0)
 
 
 @main.command()

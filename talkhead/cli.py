@@ -329,8 +329,7 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
             shell.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
             about |= {"size": height, "smoothing": 0.0}
-            whole = np.array([(-0.5, -0.5), (-0.5, height - 0.5), (width - 0.5, height - 0.5), (width - 0.5, -0.5)])
-            crops = ((resize(frame, size), whole, index) for index, frame in enumerate(reader))
+            crops = ((resize(frame, size), faces.whole_quad(frame), index) for index, frame in enumerate(reader))
         else:
             shell.say(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
@@ -471,6 +470,12 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @options.weights_in("video_gan")
 @options.alignment
+@options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame of an identity clip where no face is found.")
+@click.option("--detail/--no-detail", default=True, show_default=True,
+              help="Carry the photo along at its own resolution, or show the generator's own frames.")
+@click.option("--whole", is_flag=True, help="The whole photo or clip speaks, not the face cut out of it.")
+@click.option("--size", type=click.IntRange(16, 4096), help="Side of the face cut out.  [default: the photo's own, at most 1024]")
+@click.option("--neutral/--no-neutral", default=True, show_default=True, help="Bring a mouth that is open in the photo to rest first.")
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
 @options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
@@ -486,18 +491,23 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
              detector, detector_model, **options):
     """Make a face speak, or move by chance, or render latents.
 
+    A clip as the identity is dubbed: its frames keep all but the mouth, which says what --audio says.
+
     Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
 
     \b
-      talkhead generate --identity face.png --audio speech.wav -o out.mp4
+      talkhead generate --identity photo.jpg --audio speech.wav -o out.mp4
+      talkhead generate --identity photo.jpg --audio speech.wav --whole -o out.mp4
+      talkhead generate --identity clip.mp4 --audio other.wav --whole -o dubbed.mp4
       talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
       talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
     from talkhead import files, heard_by, synthesis
+    from talkhead.dubbing import Film
 
-    _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options["pti"])
+    _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options)
     device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
         device, generator = _load(device, generator=generator)
@@ -515,23 +525,25 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
     if blink:
         motion["blink_latent"] = _blink(blink_latent, generator)
     options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
-    face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, **options)
+    face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, speaks=not noise_seed, **options)
     if not noise_seed:
         features = heard_by(driver, features, features_model, device)
 
     def speak(identity, audio, output, latents_out=None):
         with opened or _sound(audio) as sound:
-            face, speaker = face_of(identity)
+            code, speaker, look = face_of(identity)
             size = 1 if sound.live and _by_default("batch") else batch
-            path = synthesis.drive(*seer or [None], driver, face, sound, size, features=features, **motion)
+            if isinstance(look, Film):
+                look.gain = _own_gain(identity, look, speaker, driver, code, features)
+            path = synthesis.drive(None, driver, code, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
-            return _draw(speaker, path, frames, sound, output, latents_out, batch=size, **drawing)
+            return _draw(speaker, path, frames, sound, output, latents_out, look, code, batch=size, **drawing)
 
     def wander(identity, output, latents_out=None):
-        face, mover = face_of(identity)
+        code, mover, look = face_of(identity)
         segments = _segments(noise_seed, seconds)
-        path = synthesis.wander(*seer or [None], driver, face, segments, batch=batch, gain=gain)
-        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, batch=batch, **drawing)
+        path = synthesis.wander(None, driver, code, segments, batch=batch, gain=gain)
+        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, look, code, batch=batch, **drawing)
 
     fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
@@ -580,17 +592,32 @@ def _prepared(identity):
     return identity.lower().endswith((".pt", ".npy", ".npz"))
 
 
-def _draw(generator, path, frames, sound, output, latents_out, batch, precision, labelled):
-    """Draw a path of so many frames as a video; how many they are."""
+def _own_gain(source, film, generator, driver, code, features):
+    """How far the speaker of a clip opens the mouth beside the speech model: measured on ten seconds of the clip's own sound, if it has any."""
+    from talkhead import dubbing, files, synthesis
+
+    try:
+        own = files.read_audio(source)[:160000]
+    except TalkheadError:  # no sound track, or a pipe that has been read
+        return 1.0
+    path = synthesis.drive(None, driver, code, own, features=features, deterministic=True)
+    return dubbing.own_gain(film, synthesis.synthesize(generator, path))
+
+
+def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, *, batch, precision, labelled):
+    """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
     from talkhead import files, synthesis
 
     with contextlib.ExitStack() as stack:
         if latents_out:
             path = stack.enter_context(files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS}))
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
+        about = {"talkhead_aligned": str(generator.resolution)}
+        if look is not None:
+            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision)
+            about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)
-        about = {"talkhead_aligned": str(generator.resolution)}
         writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
         for picture in shell.progress(pictures, frames):
             writer.write(picture)
@@ -606,16 +633,18 @@ def _speech_model(model, file):
     return checkpoints.bundled("first") if model == "first" else file
 
 
-def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, pti):
+def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options):
     if noise_seed and (audio is not None or latents is not None):
         raise click.UsageError("pass one of --audio, --noise-seed and --latents: each says how the face moves")
     if seconds is not None and not noise_seed:
         raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
     if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
         raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
-    if latents is not None and identity is not None:
-        raise click.UsageError("pass --identity or --latents, not both: the latents say already who is seen")
-    if pti and identity is not None and _prepared(identity):
+    if options["whole"] and (options["size"] or not options["detail"]):
+        raise click.UsageError("--whole keeps the photo's size and detail; leave --size and --no-detail out")
+    if (options["whole"] or options["size"]) and (identity is None and listing is None or identity is not None and _prepared(identity)):
+        raise click.UsageError("--whole and --size want a photo or clip as --identity")
+    if options["pti"] and identity is not None and _prepared(identity):
         raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
 
 
@@ -635,26 +664,62 @@ def _check_fit(name, latent, generator):
         raise TalkheadError(f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator")
 
 
-def _identity(source, generator, told, seer, drives, device, pti, pti_steps, pti_frames, aligned, face, find, perceptual, seed):
-    """The face that will speak, uint8 (S, S, 3) or its code (L, 512), and the generator that draws it, tuned on it if asked.
+def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_steps, pti_frames, detail, perceptual, seed, **places):
+    """The code (L, 512) of the face that will speak, the generator that draws it, tuned on it if asked, and its detail: Photo, Film or None.
 
     generator, seer   the networks loaded: generator, and [encoder] or []
     told              the --generator that the caller named, or None
     drives            {kind: path} of what moves it, which a tuned generator must fit
+    speaks            whether a sound moves it: then a clip is a film to be dubbed
+    places            how faces are found and which size is wanted, for `_look` and `_aligned_frames`
     """
     from itertools import islice
 
-    from talkhead import files, tune
+    from talkhead import files, synthesis, tune
 
     if _prepared(source):
-        return _prepared_identity(source, generator, told, drives, device)
-    with files.read_frames(source, limit=pti_frames if pti else 1) as reader:
-        frames = list(islice(_aligned_frames(reader, _alignment_size(generator), aligned, face, find), pti_frames if pti else 1))
+        return *_prepared_identity(source, generator, told, drives, device), None
+    with files.read_frames(source, limit=None if detail and speaks else pti_frames if pti else 1) as reader:
+        if detail:
+            look = _look(reader, generator, speaks, **places)
+            frames = [look.face(_alignment_size(generator))]
+        else:
+            look, found = None, {name: places[name] for name in ("aligned", "face", "find")}
+            frames = list(islice(_aligned_frames(reader, _alignment_size(generator), **found), pti_frames if pti else 1))
     if pti:
         images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
             generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
-    return frames[0], generator
+    return synthesis.origin(*seer, frames[0]), generator, look
+
+
+def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, size, neutral):
+    """The detail of a photo, or of a clip that is to be dubbed: Photo or Film."""
+    from itertools import chain
+
+    from talkhead import checkpoints, faces, training
+    from talkhead.detail import Photo, native_side
+    from talkhead.dubbing import Film
+
+    network = checkpoints.load_keypoints()
+    if aligned or reader.aligned:
+        if whole:
+            raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
+        tracked = ((frame, None, index) for index, frame in enumerate(_aligned_frames(reader, None, aligned, face, find)))
+    else:
+        shell.say(f"{reader.name}: aligning the face that {find().name} finds")
+        tracked = faces.follow(reader, find(), on_missing=on_missing, face=face)
+    first, second = next(tracked), next(tracked, None) if speaks else None
+    frame, quad, _ = first
+    own = native_side(faces.whole_quad(frame) if quad is None else quad)
+    if own < generator.resolution:
+        shell.say(f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better")
+    side = None if whole else size or own
+    if second is not None:
+        return Film(chain([first, second], tracked), network, side)
+    if not whole:
+        frame, quad = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side), None
+    return Photo(frame, network, quad, neutral)
 
 
 def _prepared_identity(source, generator, told, drives, device):

@@ -17,8 +17,8 @@ import numpy as np
 
 from talkhead import faces, training
 from talkhead.errors import TalkheadError
-from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOVED_BY_SPEECH, NOSE, OVAL, UPPER_INNER, UPPER_LIDS, UPPER_OUTER,
-                                VERTICES, places)
+from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, OVAL, UPPER_INNER, UPPER_LIDS,
+                                UPPER_OUTER, VERTICES, places)
 
 GRID = 64  # nodes a side at which a warp is worked out
 SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
@@ -31,7 +31,6 @@ _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
 _OVAL = places(*OVAL)
 _BROWS = places(*sum(BROWS, ()))
-_STABLE = np.concatenate([places(*NOSE[:8]), places(33, 133, 362, 263), places(*OVAL[:6], *OVAL[-5:])])  # what speech does not move
 _LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
 _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
 
@@ -97,7 +96,7 @@ class Frame:
 
     def __init__(self, height, width, quad=None):
         self.height, self.width, self.quad = height, width, quad
-        corners = np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5 if quad is None else np.asarray(quad, np.float64)
+        corners = faces.whole_quad(np.empty((height, width))) if quad is None else np.asarray(quad, np.float64)
         self.corner = corners[0]
         self.matrix = np.stack([corners[3] - corners[0], corners[1] - corners[0]], axis=1)  # fractions -> pixels
         self.scale = float(np.sqrt(abs(np.linalg.det(self.matrix))))  # pixels a side
@@ -120,6 +119,11 @@ class Frame:
         return cv2.warpAffine(small, whole, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
 
 
+def native_side(quad, most=1024):
+    """The side of a crop that neither enlarges nor loses pixels of the photo: the quad's, even, and at most `most`."""
+    return int(min(max(2 * round(np.linalg.norm(quad[3] - quad[0]) / 2), 2), most))
+
+
 def transfer(start, rest, points):
     """Where the photo's keypoints go when a render's go from `rest` to `points`.
 
@@ -132,9 +136,9 @@ def transfer(start, rest, points):
     """
     eye = np.linalg.norm(start[places(33)] - start[places(263)])
     moved = points - rest
-    linear, shift = _affine(rest[_STABLE], points[_STABLE])
+    linear, shift = _affine(rest[NOT_MOVED_BY_SPEECH], points[NOT_MOVED_BY_SPEECH])
     head = rest @ linear.T + shift - rest
-    head *= _ramp(np.abs(head[_STABLE]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
+    head *= _ramp(np.abs(head[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
     own = moved - head
     target = start + head
     size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
@@ -218,8 +222,23 @@ def warp(source, target):
         points = np.concatenate([target[_RIGID[keep]], rings, _BORDER])
         values = np.concatenate([moved[_RIGID[keep]], follow, np.zeros_like(_BORDER)])
         fields.append(_spline(points, values))
-    edge = np.minimum(_NODES, 1 - _NODES).min(1).reshape(GRID, GRID, 1)
-    return np.stack(fields) * _ramp(edge, 0, 0.03).astype(np.float32)
+    return np.stack(fields) * _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32).reshape(GRID, GRID, 1)
+
+
+def _limit(points, head):
+    """What part of a warp is left at each node: all of it on the face, nothing away from it; above the nose only if the head moves. (GRID²,)"""
+    middle = points[_OVAL].mean(0)
+    outline, nodes = points[_OVAL] - middle, _NODES - middle
+    order = np.argsort(np.arctan2(outline[:, 1], outline[:, 0]))
+    radius = np.interp(np.arctan2(nodes[:, 1], nodes[:, 0]), np.arctan2(outline[:, 1], outline[:, 0])[order], np.linalg.norm(outline, axis=1)[order],
+                       period=2 * np.pi)
+    far = np.linalg.norm(nodes, axis=1) / radius
+    left = (1 - _ramp(far, RINGS[1][0], RINGS[2][0])) * _ramp(np.minimum(_NODES, 1 - _NODES).min(1), 0, 0.03)
+    if head:
+        return left
+    eyes, nose, chin = points[places(33, 263)].mean(0), points[places(4)], points[places(152)]
+    down = (chin - eyes) / ((chin - eyes) @ (chin - eyes))
+    return left * _ramp((_NODES - eyes) @ down, 0.1, (nose - eyes) @ down)
 
 
 def _spline(points, values):
@@ -260,7 +279,7 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
         if shut > 0.01:
             _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, blur)
     if inside is not None:
-        shift = place.matrix @ (source[_STABLE] - target[_STABLE]).mean(0)
+        shift = place.matrix @ (source[NOT_MOVED_BY_SPEECH] - target[NOT_MOVED_BY_SPEECH]).mean(0)
         _fill_mouth(part, photo, Lines(place.pixels(source)), mouth, shift, across, down, inside, blur, place.scale)
     result = photo.copy()
     result[rows, columns] = part

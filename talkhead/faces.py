@@ -346,6 +346,12 @@ def quad(landmarks):
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
+def whole_quad(image):
+    """The quad of a picture that is one crop already: its own corners, (4, 2)."""
+    height, width = np.shape(image)[:2]
+    return np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5
+
+
 def align(image, landmarks, size=256):
     """FFHQ's crop of the face with these landmarks: `crop(image, quad(landmarks), size)`."""
     return crop(image, quad(landmarks), size)
@@ -551,13 +557,18 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     Source: thesis §3.2, §3.3.1.1.
     Departure: the quads are smoothed; the thesis crops frame by frame.
     """
+    return ((crop(frame, corners, size), corners, index) for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face))
+
+
+def follow(frames, detector, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
+    """Follow one face through a clip, uncropped: arguments as `align_frames`; iterator of (frame uint8 (H, W, 3), quad float64 (4, 2), index)."""
     if on_missing not in ON_MISSING:
         raise TalkheadError(f"on_missing {on_missing!r}: unknown; choose from {', '.join(ON_MISSING)}")
     name = getattr(frames, "name", None) or "frames"
     if face not in FACES and not (type(face) is int and face > 0):
         raise TalkheadError(f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left")
     filled = _fill(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
-    return ((crop(frame, corners, size), corners, index) for index, frame, corners in _smooth(filled, smoothing))
+    return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing))
 
 
 def _track(frames, detector, which, name):

@@ -36,6 +36,7 @@ def places(*vertices):
 
 
 MOVED_BY_SPEECH = places(*dict.fromkeys(LIPS + JAW + CHEEKS))
+NOT_MOVED_BY_SPEECH = places(*NOSE[:8], 33, 133, 362, 263, *OVAL[:6], *OVAL[-5:])
 NEUTRAL_SCORES = 6  # principal components of mouth and jaw that tell how a smile came from rest
 NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
 
@@ -121,4 +122,4 @@ def _regressor(widths, size, hidden, points):
         layers += [nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
                    nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         before, size = width, (size + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size * size, hidden), nn.ReLU(), nn.Linear(hidden, 2 * points))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size * size, hidden), nn.SiLU(), nn.Linear(hidden, 2 * points))

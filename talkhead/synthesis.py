@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead import expression
+from talkhead import checkpoints, expression
 from talkhead.audio2latent import displacements, heard_by
+from talkhead.detail import Detail, Photo
+from talkhead.dubbing import Film, dub
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
@@ -134,18 +136,53 @@ def _start(encoder, identity, batch):
     return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
 
 
-def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", **motion):
+def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", detail=True, neutral=True, **motion):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity, audio                   as `drive` takes them
+    identity, audio                   as `drive` takes them; or a detail.Photo, or a dubbing.Film
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
+    detail                            carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does,
+                                      and so does an identity that is a code
+    neutral                           bring a mouth that is open in the photo to rest first
     motion                            gain, features, gate, layers, blink…: as `drive` takes them
-    yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
+    yields                            uint8 (H, W, 3) RGB of the photo's size, or (R, R, 3) without detail, at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).
+    Departure: the photo's detail (see detail.py); detail=False is the thesis's.
     """
-    return synthesize(generator, drive(encoder, audio2latent, identity, audio, batch, **motion), batch, noise, precision)
+    photo = None
+    if isinstance(identity, (Photo, Film)):
+        photo = identity
+    elif detail and np.asarray(identity).dtype.kind != "f":
+        pictures = np.asarray(identity)
+        photo = Photo(pictures.reshape(-1, *pictures.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
+    code = identity if photo is None else code_of(encoder, photo, generator)
+    frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
+    return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision)
+
+
+def code_of(encoder, photo, generator):
+    """The code of the face in a detail.Photo or dubbing.Film, at rest: float32 (L, 512)."""
+    return origin(encoder, photo.face(max(256, generator.resolution)))
+
+
+def with_detail(frames, photo, generator, code, noise="const", precision="float32"):
+    """Give a generator's frames the detail of a photo, as they come.
+
+    frames            iterator of uint8 (R, R, 3), what `synthesize` draws
+    photo             detail.Photo, or dubbing.Film, whose frames get new lips
+    code              float32 (L, 512), the identity, from which the frames' latents were displaced
+    noise, precision  as `synthesize` took them
+    yields            uint8 (H, W, 3), of the photo's size
+    """
+    rest = next(synthesize(generator, [code], noise=noise, precision=precision))
+    if isinstance(photo, Film):
+        yield from dub(photo, frames, rest)
+        return
+    draw = Detail(photo, rest)
+    for frame in frames:
+        yield draw(frame)
 
 
 def label(frames, text="synthetic"):

@@ -1,0 +1,153 @@
+"""New lips for a filmed clip: every frame keeps head, eyes, light and background, and the mouth says something else.
+
+    frames, quads ─ Film ─┐
+    sound ─ speech model ─┴─ dub ─▶ frames of the clip's size
+
+What the mouth did in the film is taken out of each frame's keypoints, which leaves the mouth at rest in that frame's pose; what the new sound asks for is put
+on top, and the frame's own pixels are carried along, as `detail` does with a photo.
+"""
+
+import tempfile
+
+import numpy as np
+
+from talkhead import faces, training
+from talkhead.detail import Detail, Inside, Photo, Frame, draw, transfer
+from talkhead.errors import TalkheadError
+from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, places
+
+AT_REST = 0.15  # part of a film's frames, those with the smallest opening, in which the mouth counts as being at rest
+GAINS = (0.5, 2.0)  # how far the speaker's own range of opening may change that of the speech model
+
+_UPPER, _LOWER = places(*UPPER_INNER[3:8]), places(*LOWER_INNER[3:8])
+
+
+class Film:
+    """The frames of a clip and where the face is in each. Frames lie in a temporary file, so that memory stays flat.
+
+    tracked  iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `faces.follow` gives; of aligned frames the quad is None
+    network  keypoints.KeypointNetwork
+    size     None keeps the whole frames; else they are cut down to the aligned face, of this side
+    raises   TalkheadError if there are no frames
+
+    `gain` is a factor on the movement of the mouth, such as `own_gain` finds. `points` float (T, K, 2) are the keypoints, `starts` those with the mouth at rest; fractions of the quads.
+    """
+
+    def __init__(self, tracked, network, size=None):
+        self.network, self.quads, points = network, [], []
+        self._file = tempfile.TemporaryFile()
+        self.shape = None
+        for frame, quad, _ in tracked:
+            if size is not None:
+                frame, quad = training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None
+            self.shape = self.shape or frame.shape
+            photo = Photo(frame, network, quad, neutral=False)
+            points.append(photo.points)
+            self.quads.append(quad)
+            self._file.write(np.ascontiguousarray(frame).tobytes())
+        if not points:
+            raise TalkheadError("the clip has no frames to dub; pass one that shows a face")
+        self.points = np.stack(points)
+        self.starts = at_rest(self.points, network)
+        self.blur, self.gain, self.frame = photo.blur, 1.0, photo.frame
+
+    def __len__(self):
+        return len(self.points)
+
+    def picture(self, index):
+        """A frame: uint8 (H, W, 3)."""
+        count = int(np.prod(self.shape))
+        self._file.seek(index * count)
+        return np.frombuffer(self._file.read(count), np.uint8).reshape(self.shape)
+
+    def photo(self, index):
+        """One frame as a detail.Photo with its mouth at rest."""
+        photo = Photo(self.picture(index), self.network, self.quads[index], neutral=False)
+        photo.points, photo.start = self.points[index], self.starts[index]
+        return photo
+
+    @property
+    def resting(self):
+        """The frame in which the mouth is nearest to rest, by its index."""
+        return int(openings(self.points).argmin())
+
+    def face(self, size):
+        """The aligned face at rest: uint8 (size, size, 3)."""
+        return self.photo(self.resting).face(size)
+
+
+def openings(points):
+    """Gap of the inner lips in widths of the mouth: (T, K, 2) -> (T,)."""
+    gap = np.linalg.norm(points[:, _UPPER] - points[:, _LOWER], axis=-1).mean(1)
+    return gap / np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
+
+
+def at_rest(points, network):
+    """Keypoints of a film with the mouth at rest in every frame.
+
+    points   float (T, K, 2)
+    returns  (T, K, 2): mouth, jaw and cheeks as they are on average when the mouth is most nearly shut, in each frame's pose
+    """
+    pose = points[:, NOT_MOVED_BY_SPEECH].mean(0)
+    ways = [_similarity(pose, face[NOT_MOVED_BY_SPEECH]) for face in points]  # the mean pose into each frame's
+    opening = openings(points)
+    quiet = np.flatnonzero(opening <= np.quantile(opening, AT_REST))
+    mouths = [(points[t][MOVED_BY_SPEECH] - ways[t][1]) @ np.linalg.inv(ways[t][0]).T for t in quiet]
+    face = np.array(points[quiet[0]])
+    face[NOT_MOVED_BY_SPEECH] = pose
+    face[MOVED_BY_SPEECH] = np.mean(mouths, 0)
+    rest = network.neutral(face)[MOVED_BY_SPEECH]
+    starts = np.array(points)
+    for start, (turn, shift) in zip(starts, ways):
+        start[MOVED_BY_SPEECH] = rest @ turn.T + shift
+    return starts
+
+
+def _similarity(source, target):
+    """The turn and scale (2, 2) and the shift (2,) that bring source nearest to target, by least squares."""
+    a, b = source - source.mean(0), target - target.mean(0)
+    along, across = (a * b).sum(), (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()
+    turn = np.array([[along, -across], [across, along]]) / (a * a).sum()
+    return turn, target.mean(0) - source.mean(0) @ turn.T
+
+
+def back_and_forth(count):
+    """Indices of frames, forwards and backwards without an end: 0, 1, …, count - 1, count - 2, …, 1, 0, 1, …"""
+    index, step = 0, 1
+    while True:
+        yield index
+        if not 0 <= index + step < count:
+            step = -step
+        index = min(max(index + step, 0), count - 1)
+
+
+def dub(film, frames, rest):
+    """Put the lips of a generator's frames on the frames of a film, which is repeated back and forth.
+
+    film    Film
+    frames  iterator of uint8 (R, R, 3): what the generator draws of the identity while it speaks
+    rest    uint8 (R, R, 3), the generator's render of the identity
+    yields  uint8 (H, W, 3)
+    """
+    network = film.network
+    still = network.read(rest[None])[0].astype(np.float64)
+    colour = Detail(film.photo(film.resting), rest).gain
+    for index, frame in zip(back_and_forth(len(film)), frames):
+        points = network.read(frame[None])[0].astype(np.float64)
+        target, _ = transfer(film.starts[index], still, still + film.gain * (points - still))
+        picture = film.picture(index)
+        place = Frame(*picture.shape[:2], film.quads[index])
+        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, colour), blur=film.blur)
+
+
+def own_gain(film, frames):
+    """The factor that gives the mouth the range of opening that it has in the film.
+
+    film    Film
+    frames  iterator of uint8 (R, R, 3): the identity speaking the film's own sound
+    returns float; 1 if either mouth hardly moves
+    """
+    read = np.stack([film.network.read(frame[None])[0] for frame in frames])
+    count = min(len(read), len(film))
+    ranges = [np.ptp(np.quantile(openings(points[:count]), (0.05, 0.95))) for points in (film.points, read)]
+    return float(np.clip(ranges[0] / ranges[1], *GAINS)) if min(ranges) > 0.02 else 1.0
