@@ -5,8 +5,9 @@
 Four commands take turns: train-stylegan with an encoder along, pti, invert --list and align --list, on toy networks and drawn faces that
 are made first. Each time a command starts in an empty folder, is sent SIGKILL at a moment drawn evenly from the time that it took when it was left
 alone, and is given again. Then every file must be there that was there before: latents, their JSON and aligned clips byte for byte,
-weights and optimisers tensor for tensor, manifests but for their seconds. A JSON line on stdout for each command tells how many kills there were, and after how many
-of them there was something to go on from ("resumed"). Exit status 1, and the folders stay, if anything differs.
+weights and optimisers tensor for tensor, manifests by the results of which they tell: one that was whole in the instant before a kill, and not
+yet recorded, is told as skipped, without its number of frames. A JSON line on stdout for each command tells how many kills there were, and
+after how many of them there was something to go on from ("resumed"). Exit status 1, and the folders stay, if anything differs.
 
 The commands are forked from one process that has loaded torch, so that a run takes a second and moments are not spent on imports.
 """
@@ -140,8 +141,9 @@ def results(folder):
 
 
 def _records(path):
-    """A manifest without what differs from run to run: the time that was spent, and that a run went on or skipped what was done."""
-    return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "status", "notes")} for line in path.read_text().splitlines()]
+    """The results of which a manifest tells, with what they were made of; none may have failed."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(record["source"], record["output"]) for record in records if record["status"] in ("done", "skipped")]
 
 
 _READERS = {".pt": files.load_weights, ".jsonl": _records}
@@ -165,6 +167,7 @@ def differences(one, other, where=""):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of all commands together")
+    parser.add_argument("--only", action="append", choices=JOBS, metavar="COMMAND", help=f"one of {', '.join(JOBS)}; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -176,12 +179,14 @@ def main():
     material.mkdir()
     faces.detector = functools.partial(lambda found, *_: found, Stub(make(material)))
     random, failed = np.random.default_rng(options.seed), False
-    for index, (name, arguments) in enumerate(JOBS.items()):
+    names = options.only or list(JOBS)
+    for index, name in enumerate(names):
+        arguments = JOBS[name]
         whole = desk(material, root / f"{index}-whole")
         seconds = finish(start(arguments, whole), whole)
         wanted = results(whole / "out")
         report = {"command": name, "seconds": round(seconds, 2), "kills": 0, "resumed": 0, "too_late": 0, "different": 0}
-        while report["kills"] < len(range(index, options.kills, len(JOBS))):
+        while report["kills"] < len(range(index, options.kills, len(names))):
             folder = desk(material, root / f"{index}-killed")
             if not killed(start(arguments, folder), random.uniform(0, seconds)):
                 report["too_late"] += 1
