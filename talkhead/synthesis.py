@@ -137,11 +137,18 @@ def _start(encoder, identity, batch):
 def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", **motion):
     """Make a face speak: a still picture and a sound become a talking head.
 
-    generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity, audio                   as `drive` takes them
+    generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
+    identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken;
+                or the code itself, float32 (L, 512)
+    audio       float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
-    motion                            gain, features, gate, layers, blink…: as `drive` takes them
-    yields                            uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
+    motion      gain       factor on all movement [1.0]
+                features   what the model hears, as `heard_by` makes it [made here]
+                gate       shut the mouth where nobody speaks [False]
+                layers     (first, last) layers of W+ that speech moves, counted from 0 [all]
+                blink, blink_latent        blinks a minute [0], and float32 (L, 512), what shuts the eyes
+                seed, deterministic        of the blinks and the first model's noise [0]; give it none [False]
+    yields      uint8 (R, R, 3) RGB at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).
     """
