@@ -11,7 +11,7 @@
 #   SIZE                   pixels of the faces, 128 or 256 [128]. 256 is meant for a GPU: two CPU cores would need weeks
 #   STILLS, CLIPS, PEOPLE  composites of six moments, talking clips, and clips of 48 faces that take turns (4800 at most) [3200 700 960; 20000 6000 4800]
 #   STEPS                  how many times the steps of the 128 pixel recipe [1; 10]
-#   SCALE                  share of all those counts and steps [1]; below some 24 clips the speech model has too few speakers to hold any out
+#   SCALE                  share of all those counts and steps [1]; no fewer than 8 talking clips are made, and of few speakers fewer are held out
 #   VARY                   1: composites evenly over tones of skin, in drawn light and before drawn walls [0; 1]
 #   AUGMENT                for the critic: none, or ada [none; ada]
 #   BATCH                  pictures a step [16; 32]
@@ -37,6 +37,7 @@ case $size in
 esac
 training=(--device "${DEVICE:-auto}")
 scale() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { m = int(n * s + 0.5); print m < 2 ? 2 : m }'; }
+talking() { awk -v n="$(scale "$1")" 'BEGIN { print n < 8 ? 8 : n }'; }  # clips: the speech models hold some speakers out, and train on others
 steps() { scale "$(awk -v n="$1" -v t="$times" 'BEGIN { print n * t }')"; }
 
 mkdir -p "$out"
@@ -53,9 +54,22 @@ faces=(--size "$size" --workers "${WORKERS:-1}" --portraits "$data/images/congre
 mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
 mapfile -t tested < <(recordings "${unheard[@]}")
 talkhead synth -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
-talkhead synth -o "$out/clips" --count "$(scale "$clips")" --seconds 4 --recorded-share 0.4 --seed 11 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
-talkhead synth -o "$out/people" --count "$(scale "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
+talkhead synth -o "$out/clips" --count "$(talking "$clips")" --seconds 4 --recorded-share 0.4 --seed 11 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
+talkhead synth -o "$out/people" --count "$(talking "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
 talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
+
+# How many speakers are held out: 16, or of few a quarter. Known before any network is trained.
+held_out() {  # RECORDS…
+    python - "$@" <<'PYTHON'
+import json, sys
+speakers = {json.loads(line)["speaker"] for path in sys.argv[1:] for line in open(path)}
+if len(speakers) < 2:
+    sys.exit(f"{' and '.join(sys.argv[1:])}: all clips have one speaker, and some must be held out; raise SCALE")
+print(max(1, min(16, len(speakers) // 4)))
+PYTHON
+}
+held_second=$(held_out "$out/clips.jsonl" "$out/people.jsonl")
+held_first=$(held_out "$out/people.jsonl")
 
 # Generator and encoder together, by reconstruction: coarse to fine, because a step at 32² costs a fraction of one at full size.
 grow() {  # RESOLUTION STEPS LR MOUTH_WEIGHT [OPTION…]
@@ -80,13 +94,13 @@ talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$parent" --
     --path-length 0 --perceptual pyramid --average-images 3000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 >> "$out/generator.jsonl"
 
 # Both speech models hear the characters of the bundled speech.pt (examples/train_speech.sh).
-talkhead train-audio2latent "$out/clips" "$out/people" --features bundled --hold-out 16 --generator "$parent" --encoder "$encoder" -o "$out/audio2latent.pt" \
+talkhead train-audio2latent "$out/clips" "$out/people" --features bundled --hold-out "$held_second" --generator "$parent" --encoder "$encoder" -o "$out/audio2latent.pt" \
     --components 256 --channels 12,24,48,48,96 --hidden "$hidden" --embedding 192 --lstm 192 --decoder 256 --steps "$(steps 5000)" --validate-every 250 \
     --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 "${training[@]}" --log-every 50 >> "$out/audio2latent.jsonl"
 
 # The first model and the motion model learn few people who say much. Both hear, or follow, the encoder alone: they fit the generator as its parent.
 talkhead synth -o "$out/seen" --count "$(scale 40)" --start 4800 --people 48 --seconds 4 --seed 7 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/seen.jsonl"
-talkhead train-audio2latent "$out/people" --model first --hold-out 16 --generator "$parent" --encoder "$encoder" \
+talkhead train-audio2latent "$out/people" --model first --hold-out "$held_first" --generator "$parent" --encoder "$encoder" \
     -o "$out/first.pt" --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128 --noise-draws 8 --steps "$(steps 7000)" --batch 8 --lr 0.001 \
     --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --validate-every 350 "${training[@]}" --log-every 50 >> "$out/first.jsonl"
 talkhead train-video-gan "$out/people" --generator "$parent" --encoder "$encoder" -o "$out/video_gan.pt" --real projected \

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from .errors import TalkheadError
+from .phonemes import GRID_WORDS, SILENCE, VOWELS, arpabet, closures, pronounce, read_align, read_phonemes
 
 SAMPLE_RATE = 16000  # Hz
 FPS = 25.0  # video frames a second
 TRACK = ("opening", "width", "jaw")
-SILENCE = "SIL"
 
 _SAMPLES = 640  # of sound in one video frame
 
@@ -107,33 +107,6 @@ def sentence(rng):
 # ---------------------------------------------------------------------------------------------------------------
 # Phonemes
 
-def closures(phonemes):
-    """When the lips must be shut: the times of /p b m/.
-
-    phonemes  list of (start, end, label)
-    returns   list of (start, end), seconds
-    """
-    return [(start, end) for start, end, label in phonemes if label in ("P", "B", "M")]
-
-
-def read_phonemes(source):
-    """Phonemes from a JSON file: a list of [start, end, label], or an object that holds one as "phonemes".
-
-    source   path
-    returns  list of (start, end, label)
-    raises   TalkheadError if there is no such file or it holds something else
-    """
-    path = Path(source)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        rows = value["phonemes"] if isinstance(value, dict) else value
-        return [(float(start), float(end), str(label)) for start, end, label in rows]
-    except OSError as error:
-        raise TalkheadError(f"{path}: {error.strerror}; give the JSON file that was written with the clip") from None
-    except (ValueError, KeyError, TypeError):
-        raise TalkheadError(f"{path}: holds no phonemes; wanted a JSON list of [start, end, label]") from None
-
-
 def write_phonemes(destination, phonemes):
     """Write phonemes as a JSON list of [start, end, label], one a line."""
     rows = ",\n".join(json.dumps([round(float(start), 4), round(float(end), 4), label])
@@ -157,7 +130,6 @@ _IPA = {
     "k": "K", "ɡ": "G", "g": "G", "ŋ": "NG", "x": "K", "h": "HH", "ɦ": "HH", "l": "L", "ɫ": "L", "ɹ": "R", "r": "R",
     "ɻ": "R", "w": "W", "ʍ": "W", "j": "Y",
 }
-_VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 
 
 def _labels(ipa):
@@ -169,7 +141,7 @@ def _labels(ipa):
         symbol = next((text[:n] for n in (3, 2, 1) if text[:n] in _IPA), "")
         labels += _IPA[symbol].split() if symbol else []
         text = text[max(len(symbol), 1):]  # a diacritic without a sound of its own is passed over
-    return [label + stress if label in _VOWELS else label for label in labels] if ipa else [SILENCE]
+    return [label + stress if label in VOWELS else label for label in labels] if ipa else [SILENCE]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -632,41 +604,14 @@ def _synchronise(track, phonemes, most=0.4):
     return np.stack([np.interp(clock + best, clock, column) for column in track.T], 1).astype(np.float32)
 
 
-# The 51 words of the GRID corpus, and how its British speakers pronounce them.
-GRID_WORDS = {word: sounds.split() for word, sounds in {
-    "bin": "B IH1 N", "lay": "L EY1", "place": "P L EY1 S", "set": "S EH1 T",
-    "blue": "B L UW1", "green": "G R IY1 N", "red": "R EH1 D", "white": "W AY1 T",
-    "at": "AE1 T", "by": "B AY1", "in": "IH1 N", "with": "W IH1 DH",
-    "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F", "g": "JH IY1", "h": "EY1 CH",
-    "i": "AY1", "j": "JH EY1", "k": "K EY1", "l": "EH1 L", "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1",
-    "q": "K Y UW1", "r": "AA1", "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "x": "EH1 K S", "y": "W AY1",
-    "z": "Z EH1 D",
-    "zero": "Z IH1 R OW0", "one": "W AH1 N", "two": "T UW1", "three": "TH R IY1", "four": "F AO1", "five": "F AY1 V",
-    "six": "S IH1 K S", "seven": "S EH1 V AH0 N", "eight": "EY1 T", "nine": "N AY1 N",
-    "again": "AH0 G EH1 N", "now": "N AW1", "please": "P L IY1 Z", "soon": "S UW1 N",
-}.items()}
-# How long a sound is beside others in its word.
-_LENGTH = {**dict.fromkeys(_VOWELS, 1.7), **dict.fromkeys(("AY", "AW", "OY", "EY", "OW", "UW", "IY", "AO", "AA"), 2.2),
-           **dict.fromkeys(("S", "SH", "F", "Z", "TH"), 1.4), **dict.fromkeys(("L", "R", "W", "Y"), 0.8)}
-_ALIGN_RATE = 25000.0  # units a second in GRID's alignments
-
-
 def _read_align(path):
-    """GRID's words and times -> ([(start, end, label)], text); the sounds of a word share its time."""
+    """GRID's words and times -> ([(start, end, label)], text)"""
     try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        words = [(int(start) / _ALIGN_RATE, int(end) / _ALIGN_RATE, word.lower()) for start, end, word in rows]
-    except (OSError, ValueError):
-        raise TalkheadError(f"{path}: not a GRID alignment; take the file away to go without words") from None
-    phonemes = []
-    for start, end, word in words:
-        if word not in ("sil", "sp") and word not in GRID_WORDS:
-            raise TalkheadError(f"{path}: {word!r} is no word of GRID; take the file away to go without words")
-        labels = GRID_WORDS.get(word, [SILENCE])
-        shares = np.cumsum([0.0] + [_LENGTH.get(label.rstrip("012"), 1.0) for label in labels])
-        edges = start + (end - start) * shares / shares[-1]
-        phonemes += [(float(a), float(b), label) for a, b, label in zip(edges, edges[1:], labels)]
-    return phonemes, " ".join(word for *_, word in words if word not in ("sil", "sp"))
+        words = read_align(path)
+        phonemes = pronounce(words, GRID_WORDS, path, "give GRID's own")
+    except TalkheadError as problem:
+        raise TalkheadError(f"{problem}, or take the file away to go without words") from None
+    return phonemes, " ".join(word.lower() for *_, word in words if arpabet(word) != SILENCE)
 
 
 if __name__ == "__main__":  # see `speak`: espeak-ng repeats itself only in a fresh process

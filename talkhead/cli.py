@@ -1314,14 +1314,15 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
     """
     from talkhead import files, plots
 
-    rows, times = {}, None
+    rows, times, synthetic = {}, None, False
     for label, path in _labelled(sources, labels).items():
         with files.read_frames(path) as reader:
             if times is None:
                 count = reader.count or sum(1 for _ in files.read_frames(path))  # some kinds of file do not tell
                 times = plots.moments(count, columns, start, seconds)
             rows[label] = plots.frames_at(reader, times)
-    plots.save(plots.strip(rows, times, _said(phonemes, sources)), output)
+            synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
+    plots.save(plots.strip(rows, times, _said(phonemes, sources)), output, synthetic)
 
 
 @plot.command("mouth")
@@ -1370,7 +1371,7 @@ def plot_interpolate(ends, output, generator, columns, seed, device):
     _, generator = _load(device, generator=generator)
     for path, code in zip(ends, codes):
         _check_fit(path, code, generator)
-    plots.save(plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)), output)
+    plots.save(plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)), output, synthetic=True)
 
 
 @plot.command("components")
@@ -1395,7 +1396,7 @@ def plot_components(sources, output, generator, components, columns, reach, devi
     _, generator = _load(device, generator=generator)
     for path, each in zip(sources, codes):
         _check_fit(path, each[0], generator)
-    plots.save(plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)), output)
+    plots.save(plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)), output, synthetic=True)
 
 
 @cli.group()

@@ -748,15 +748,16 @@ def _save_picture(stream, image, format, tags):
 
 def _tags(metadata, synthetic):
     """Metadata to write: the caller's, less what belongs to the container it came from, and the synthetic mark."""
-    from talkhead import __version__
-
     foreign = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", STREAM_TAG}
     tags = {key: str(value) for key, value in (metadata or {}).items() if key.lower() not in foreign}
-    if synthetic:
-        tags[SYNTHETIC_TAG] = SYNTHETIC_TYPE
-        tags["software"] = f"talkhead {__version__}"
-        tags["comment"] = f"Synthetic media, made by talkhead {__version__}"
-    return tags
+    return tags | (synthetic_tags() if synthetic else {})
+
+
+def synthetic_tags():
+    """Metadata that mark what a trained model made, as IPTC asks."""
+    from talkhead import __version__
+
+    return {SYNTHETIC_TAG: SYNTHETIC_TYPE, "software": f"talkhead {__version__}", "comment": f"Synthetic media, made by talkhead {__version__}"}
 
 
 # Sound ----------------------------------------------------------------------------------------------------------------

@@ -1,21 +1,23 @@
 """When each sound is made: the timing files that speech research has, and pronouncing dictionaries.
 
 Whatever a file's kind, what is read is a list of (start, end, label): seconds, ARPABET without stress, "SIL" for silence. Files that time
-words alone go through a dictionary; a word's phonemes then share its time evenly, which is a guess to some tens of milliseconds.
+words alone go through a dictionary; a word's phonemes then share its time by their usual lengths, which is a guess to some tens of milliseconds.
 """
 
+import json
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from talkhead import files
-from talkhead.articulation import GRID_WORDS, SILENCE, closures, read_phonemes
 from talkhead.errors import TalkheadError
 
-HTK_TICK = 1e-7  # seconds: the unit of time in .lab and .mlf
-GRID_TICK = 1 / 25000  # seconds: that of GRID's .align
+SILENCE = "SIL"
+HTK_RATE = 1e7  # units of time a second in .lab and .mlf
+GRID_RATE = 25000  # the same in GRID's .align
 KINDS = (".TextGrid", ".mlf", ".lab", ".rec", ".align", ".json")
 
+VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 _SILENCES = frozenset(("", "sil", "sp", "silence", "pau", "epi", "h#", "spn", "nsn", "_", "-", "<eps>", "<p:>", "<sil>", "<unk>", "!sent_start",
                        "!sent_end", "#"))
 _ARPABET = frozenset("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split())
@@ -24,11 +26,56 @@ _TIMIT = {"pcl": "P", "bcl": "B", "tcl": "T", "dcl": "D", "kcl": "K", "gcl": "G"
           "dx": "D", "q": "T", "hv": "HH", "ix": "IH", "ax": "AH", "axr": "ER", "ax-h": "AH", "ux": "UW"}
 
 
+# The 51 words of the GRID corpus, and how its British speakers pronounce them.
+GRID_WORDS = {word: sounds.split() for word, sounds in {
+    "bin": "B IH1 N", "lay": "L EY1", "place": "P L EY1 S", "set": "S EH1 T",
+    "blue": "B L UW1", "green": "G R IY1 N", "red": "R EH1 D", "white": "W AY1 T",
+    "at": "AE1 T", "by": "B AY1", "in": "IH1 N", "with": "W IH1 DH",
+    "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F", "g": "JH IY1", "h": "EY1 CH",
+    "i": "AY1", "j": "JH EY1", "k": "K EY1", "l": "EH1 L", "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1",
+    "q": "K Y UW1", "r": "AA1", "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "x": "EH1 K S", "y": "W AY1",
+    "z": "Z EH1 D",
+    "zero": "Z IH1 R OW0", "one": "W AH1 N", "two": "T UW1", "three": "TH R IY1", "four": "F AO1", "five": "F AY1 V",
+    "six": "S IH1 K S", "seven": "S EH1 V AH0 N", "eight": "EY1 T", "nine": "N AY1 N",
+    "again": "AH0 G EH1 N", "now": "N AW1", "please": "P L IY1 Z", "soon": "S UW1 N",
+}.items()}
+# How long a sound is beside others in its word; those that are not named, 1.
+_LENGTH = {**dict.fromkeys(VOWELS, 1.7), **dict.fromkeys(("AY", "AW", "OY", "EY", "OW", "UW", "IY", "AO", "AA"), 2.2),
+           **dict.fromkeys(("S", "SH", "F", "Z", "TH"), 1.4), **dict.fromkeys(("L", "R", "W", "Y"), 0.8)}
+
+
 class Closures(NamedTuple):
     """When the lips must be shut, and how that is known."""
 
     times: list  # of (start, end), seconds
     source: str  # "phonemes", or "words": those of which only the word was timed
+
+
+def closures(phonemes):
+    """When the lips must be shut: the times of /p b m/.
+
+    phonemes  list of (start, end, label)
+    returns   list of (start, end), seconds
+    """
+    return [(start, end) for start, end, label in phonemes if label in ("P", "B", "M")]
+
+
+def read_phonemes(source):
+    """Phonemes from a JSON file: a list of [start, end, label], or an object that holds one as "phonemes".
+
+    source   path
+    returns  list of (start, end, label)
+    raises   TalkheadError if there is no such file or it holds something else
+    """
+    path = Path(source)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        rows = value["phonemes"] if isinstance(value, dict) else value
+        return [(float(start), float(end), str(label)) for start, end, label in rows]
+    except OSError as error:
+        raise TalkheadError(f"{path}: {error.strerror}; give the JSON file that was written with the clip") from None
+    except (ValueError, KeyError, TypeError):
+        raise TalkheadError(f"{path}: holds no phonemes; wanted a JSON list of [start, end, label]") from None
 
 
 def read_closures(place, clip=None, dictionary=None):
@@ -89,6 +136,8 @@ def _read(path, clip):
 
 
 def _text(path):
+    from talkhead import files  # PyAV, which nothing else here needs
+
     with files.mendable(path):
         data = Path(path).read_bytes()
     try:
@@ -134,18 +183,18 @@ def _tier(tiers, path):
 
 def read_lab(path):
     """The rows of an HTK label file: [(start, end, label)]."""
-    return [_row(line.split(), HTK_TICK, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [_row(line.split(), HTK_RATE, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
 
 
 def read_align(path):
     """The words of a GRID .align file: [(start, end, word)]."""
-    return [_row(line.split(), GRID_TICK, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [_row(line.split(), GRID_RATE, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
 
 
-def _row(fields, tick, where):
+def _row(fields, rate, where):
     try:
         start, end, label = fields[:3]
-        return float(start) * tick, float(end) * tick, label
+        return float(start) / rate, float(end) / rate, label
     except ValueError:
         raise TalkheadError(f"{where}: wanted start, end and label, as 0 1200000 sil") from None
 
@@ -165,7 +214,7 @@ def read_mlf(path):
         elif line and rows is None:
             raise TalkheadError(f'{path}, line {number}: belongs to no entry; each begins with its name, as "*/s1.lab", and ends with a dot')
         elif line:
-            rows.append(_row(line.split(), HTK_TICK, f"{path}, line {number}"))
+            rows.append(_row(line.split(), HTK_RATE, f"{path}, line {number}"))
     return entries
 
 
@@ -225,24 +274,25 @@ def _joined(rows):
     return joined
 
 
-def pronounce(words, dictionary, where="words"):
-    """Words in time as phonemes in time: those of a word share its time evenly.
+def pronounce(words, dictionary, where="words", mend="pass a --dictionary that has them, in the format of CMUdict"):
+    """Words in time as phonemes in time: those of a word share its time by their usual lengths.
 
     words       list of (start, end, word), seconds; case does not matter
     dictionary  {word: phonemes}, in small letters
-    where       what the words are called in messages
+    where       what the words are called in messages, and `mend`, what to do about some that are not there
     returns     list of (start, end, label)
     raises      TalkheadError that names the words that are not in the dictionary
     """
     unknown = sorted({word for _, _, word in words if word.strip().lower() not in _SILENCES and word.strip().lower() not in dictionary})
     if unknown:
         named = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-        raise TalkheadError(f"{where}: not in the dictionary: {named}; pass a --dictionary that has them, in the format of CMUdict")
+        raise TalkheadError(f"{where}: not in the dictionary: {named}; {mend}")
     rows = []
     for start, end, word in words:
         sounds = dictionary.get(word.strip().lower(), (SILENCE,))
-        share = (end - start) / len(sounds)
-        rows += [(start + share * index, start + share * (index + 1), sound) for index, sound in enumerate(sounds)]
+        lengths = [0.0, *accumulate(_LENGTH.get(sound.rstrip("012"), 1.0) for sound in sounds)]
+        edges = [start + (end - start) * length / lengths[-1] for length in lengths]
+        rows += list(zip(edges, edges[1:], sounds))
     return rows
 
 
@@ -254,6 +304,8 @@ def read_dictionary(path):
     returns  {word: phonemes}: in small letters, ARPABET without stress
     raises   TalkheadError if it cannot be read or a line is something else
     """
+    from talkhead import files
+
     with files.mendable(path):
         text = files.decoded(Path(path).read_bytes(), "replace")
     words = {}

@@ -59,18 +59,21 @@ def board(width, height, rows=1, columns=1, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(figure, destination):
+def save(figure, destination, synthetic=False):
     """Write a figure: the same bytes for the same figure, whole or not at all.
 
     destination  path that ends in .png, .svg or .pdf
+    synthetic    it shows faces that a generator drew: mark it so, as files.write_image does; in an SVG or PDF, as its keywords
     raises       TalkheadError if it ends in something else or cannot be written
     """
     kind = Path(destination).suffix.lower()
     if kind not in KINDS:
         raise TalkheadError(f"{destination}: cannot draw such a picture; end the name in {', '.join(KINDS)}")
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
+    tags = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
+    if synthetic:
+        tags |= files.synthetic_tags() if kind == ".png" else {"Keywords": "; ".join(f"{key}: {value}" for key, value in files.synthetic_tags().items())}
     with style(), files.atomic(destination) as temporary:
-        figure.savefig(temporary, metadata=undated)
+        figure.savefig(temporary, metadata=tags)
 
 
 def names(paths):

@@ -139,14 +139,20 @@ def _start(encoder, identity, batch):
 def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", detail=True, neutral=True, **motion):
     """Make a face speak: a still picture and a sound become a talking head.
 
-    generator, encoder, audio2latent  networks that were trained for each other, on one device
-    identity, audio                   as `drive` takes them; or a detail.Photo, or a dubbing.Film
+    generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
+    identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken, and the
+                detail of the first; or a detail.Photo or dubbing.Film; or the code itself, float32 (L, 512)
+    audio       float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
-    detail                            carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does,
-                                      and so does an identity that is a code
-    neutral                           bring a mouth that is open in the photo to rest first
-    motion                            gain, features, gate, layers, blink…: as `drive` takes them
-    yields                            uint8 (H, W, 3) RGB of the photo's size, or (R, R, 3) without detail, at 25 fps, ceil(N / 640) in all
+    detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does, and so does a code
+    neutral     bring a mouth that is open in the photo to rest first
+    motion      gain       factor on all movement [1.0]
+                features   what the model hears, as `heard_by` makes it [made here]
+                gate       shut the mouth where nobody speaks [False]
+                layers     (first, last) layers of W+ that speech moves, counted from 0 [all]
+                blink, blink_latent        blinks a minute [0], and float32 (L, 512), what shuts the eyes
+                seed, deterministic        of the blinks and the first model's noise [0]; give it none [False]
+    yields      uint8 (H, W, 3) RGB of the photo's size, or (R, R, 3) without detail, at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).
     Departure: the photo's detail (see detail.py); detail=False is the thesis's.
@@ -155,9 +161,11 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
     if isinstance(identity, (Photo, Film)):
         photo = identity
     elif detail and np.asarray(identity).dtype.kind != "f":
-        pictures = np.asarray(identity)
-        photo = Photo(pictures.reshape(-1, *pictures.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
+        identity = np.asarray(identity)
+        photo = Photo(identity.reshape(-1, *identity.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
     code = identity if photo is None else code_of(encoder, photo, generator)
+    if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
+        code = np.mean([code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32)
     frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
     return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision)
 

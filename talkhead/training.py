@@ -26,6 +26,7 @@ from talkhead.errors import TalkheadError
 from talkhead.team import Team
 
 WINDOW = 50  # steps: what `settled` averages losses over
+SLOW = 2.0  # seconds of a first step after which other programs may be the reason
 
 
 def pick_device(name="auto"):
@@ -176,6 +177,8 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
                 record, stopped = team.agree(seeded(step, index, seed, team.device), stop.raised)
             file.refuse_nan(index, record)
             seconds += time.monotonic() - began
+            if index == done and team.device.type == "cpu" and team.leads:
+                _warn_of_crowd(seconds)
             rested = at_rest is not None and at_rest(record)
             ended = rested or count == steps
             if stopped and not ended and not team.leads:
@@ -208,6 +211,15 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
             on_save(file.weights(done))
+
+
+def _warn_of_crowd(seconds):
+    """Say that a first step may be slow because threads wait for each other: of two on one processor, each waits for the other's turn."""
+    threads, processors = torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
+    if seconds > SLOW and threads > 1 and load > processors:
+        warnings.warn(f"the first step took {seconds:.1f} s with {threads} threads, and {load:.0f} programs want this machine's {processors} processors: "
+                      "where they are not free, OMP_NUM_THREADS=1 can be many times as fast", stacklevel=1)
 
 
 def seeded(function, index, seed, device):

@@ -135,7 +135,7 @@ def test_silence_is_closed_and_quiet_speech_opens_less():
 
 def test_movement_is_smooth_and_no_shout():
     rng = np.random.default_rng(5)
-    labels = [label + "1" if label in articulation._VOWELS else label
+    labels = [label + "1" if label in articulation.VOWELS else label
               for label in articulation._VISEMES if label != "SIL"]
     tracks = [track_from_phonemes(timed(" ".join(rng.choice(labels, 30)), 0.09), 90, rng) for _ in range(10)]
     track = np.stack(tracks)
@@ -288,9 +288,9 @@ def test_a_grid_alignment_is_read(tmp_path):
     assert [label for *_, label in phonemes] == ["SIL", "B", "IH1", "N", "SIL", "F", "AO1", "SIL"]
     assert phonemes[0][:2] == (0, 0.5) and phonemes[-1][1] == 2.98 and phonemes[3][1] == 1.0
     assert phonemes[2][1] - phonemes[2][0] == pytest.approx(0.5 * 1.7 / 3.7)  # a vowel is longer than its neighbours
-    for content, what in (("0 10 bin\nx y z", "not a GRID alignment"), ("0 10 dog", "'dog' is no word of GRID")):
+    for content, what in (("0 10 bin\nx y z", "line 2: wanted start, end and label"), ("0 10 dog", "not in the dictionary: dog; give GRID's own")):
         path.write_text(content)
-        with pytest.raises(TalkheadError, match=what):
+        with pytest.raises(TalkheadError, match=f"{what}.*, or take the file away to go without words"):
             articulation._read_align(path)
 
 

@@ -113,7 +113,7 @@ def test_a_textgrid_gives_its_phones(tmp_path, encoding):
 
 def test_a_short_textgrid_of_words_goes_through_the_dictionary(tmp_path):
     found = phonemes.read_closures(write(tmp_path, "a.TextGrid", SHORT))
-    assert found.source == "words" and found.times == times([(0, 0.1)])  # the first half of B AY
+    assert found.source == "words" and found.times == times([(0, 0.2 / 3.2)])  # of B AY, the long vowel is 2.2 times as long
 
 
 def test_a_textgrid_whose_tiers_say_nothing_is_refused(tmp_path):
@@ -126,7 +126,7 @@ def test_an_htk_label_file_of_either_kind(tmp_path):
     found = phonemes.read_closures(write(tmp_path, "a.lab", "0 1000000 sil\n1000000 2500000 B\n2500000 4000000 IH0 -12.3 bin\n"))
     assert found.source == "phonemes" and found.times == times([(0.1, 0.25)])
     found = phonemes.read_closures(write(tmp_path, "b.lab", "0 1000000 sil\n1000000 4000000 bin\n"))
-    assert found.source == "words" and found.times == times([(0.1, 0.2)])
+    assert found.source == "words" and found.times == times([(0.1, 0.1 + 0.3 / 3.7)])
 
 
 def test_a_master_label_file_gives_the_clips_own_entry(tmp_path):
@@ -143,7 +143,16 @@ def test_a_master_label_file_gives_the_clips_own_entry(tmp_path):
 def test_a_grid_align_file(tmp_path):
     found = phonemes.read_closures(write(tmp_path, "bbaf2n.align", "0 23750 sil\n23750 29500 bin\n29500 34000 blue\n34000 36000 at\n"))
     assert found.source == "words"
-    assert found.times == times([(0.95, 0.95 + 0.23 / 3), (1.18, 1.18 + 0.06)])
+    # By hand: a vowel is 1.7 times as long as a consonant, a long one 2.2 times, and /l/ 0.8 times: B IH N, B L UW.
+    assert found.times == times([(0.95, 0.95 + 0.23 / 3.7), (1.18, 1.18 + 0.18 / 4)])
+
+
+def test_metrics_and_puppets_read_the_same_times_in_grid(tmp_path):
+    path = write(tmp_path, "bbaf2n.align", "0 23750 sil\n23750 29500 bin\n29500 34000 blue\n34000 36000 at\n")
+    spoken, text = articulation.transcript(tmp_path / "bbaf2n.mpg")
+    assert text == "bin blue at"
+    assert phonemes.read(path) == [(start, end, phonemes.arpabet(label)) for start, end, label in spoken]
+    assert phonemes.read_closures(path).times == phonemes.closures(spoken)
 
 
 def test_grid_has_51_words_and_they_say_what_is_heard():
@@ -159,6 +168,7 @@ def test_real_grid_alignments(shared_data):
     found = [phonemes.read_closures(path) for path in paths]
     assert len(found) >= 100 and all(closures.source == "words" for closures in found)
     assert all(0 <= start < end < 3 for closures in found for start, end in closures.times)
+    assert [closures.times for closures in found] == [phonemes.closures(articulation.transcript(path)[0]) for path in paths]
 
 
 def test_a_puppets_sidecar(tmp_path):
@@ -189,7 +199,7 @@ def test_a_dictionary_in_cmudicts_format(tmp_path):
         path.write_text("MAP  M AE1 P\nabout AH0 B AW1 T\n", encoding=encoding)
         assert phonemes.read_dictionary(path) == words
     align = write(tmp_path, "a.align", "0 25000 Map\n")
-    assert phonemes.read_closures(align, dictionary=words).times == times([(0, 1 / 3), (2 / 3, 1)])
+    assert phonemes.read_closures(align, dictionary=words).times == times([(0, 1 / 3.7), (2.7 / 3.7, 1)])
     with pytest.raises(TalkheadError, match="a.align: not in the dictionary: Map; pass a --dictionary"):
         phonemes.read_closures(align)
 

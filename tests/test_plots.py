@@ -311,6 +311,22 @@ def test_each_command_draws(material, line):
         assert made.stat().st_size > 3000
 
 
+@pytest.mark.parametrize("line, marked", [
+    ("interpolate a.npy b.npy --columns 2", True), ("components a.npy --components 1 --columns 2", True),
+    ("strip clip.mp4 made.mkv --columns 2", True), ("strip clip.mp4 --columns 2", False)])
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
+    with files.FrameWriter("made.mkv", synthetic=True) as writer:
+        for frame in files.read_frames("clip.mp4"):
+            writer.write(frame)
+    result = run("plot", *line.split(), "-o", f"x.{kind}")
+    assert result.exit_code == 0, result.output
+    assert (files.SYNTHETIC_TYPE.encode() in (material / f"x.{kind}").read_bytes()) == marked
+    if kind == "png":
+        with Image.open("x.png") as picture:
+            assert (picture.text.get("digital_source_type") == files.SYNTHETIC_TYPE) == marked
+
+
 def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
     class Detector(faces.Detector):
         name = "stub"

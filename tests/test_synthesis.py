@@ -1,10 +1,14 @@
 """Latents become frames one by one as they come, and a face and a voice become latents."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import toy_second_model
+import talkhead
 from talkhead import metrics, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
@@ -233,3 +237,10 @@ def test_label_is_two_fifths_of_a_large_frame():
 def test_label_of_a_frame_smaller_than_a_letter():
     (frame,) = synthesis.label([np.zeros((2, 2, 3), np.uint8)])
     assert frame.shape == (2, 2, 3)
+
+
+def test_what_generate_says_of_its_arguments_is_all_and_public():
+    """It hands arguments on to a function that `import talkhead` does not offer, so its own docstring tells them."""
+    told, handed_on = inspect.getdoc(talkhead.generate), inspect.signature(synthesis.drive).parameters
+    assert set(re.findall(r"`(\w+)`", told)) <= set(dir(talkhead))
+    assert [name for name in handed_on if not re.search(rf"\b{name}\b", told)] == []

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -62,6 +63,19 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
     # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
     assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
     assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
+
+
+@pytest.mark.parametrize("threads, load, slow, warned", [(2, 9.0, 0.0, True), (1, 9.0, 0.0, False), (2, 0.5, 0.0, False), (2, 9.0, 99.0, False)])
+def test_a_slow_first_step_on_a_busy_machine_names_the_threads(tmp_path, monkeypatch, threads, load, slow, warned):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(training, "SLOW", slow)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Descent().fit(tmp_path / "a.pt", 3)
+    told = [str(warning.message) for warning in said]
+    assert [("2 threads, and 9 programs want this machine's 4 processors" in line, "OMP_NUM_THREADS=1" in line) for line in told] == [(True, True)] * warned
 
 
 def resting(out, steps=9, least_gain=2.0, **options):

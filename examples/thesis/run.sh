@@ -5,7 +5,8 @@
 #
 # CORPUS is grid (DATA holds s1/*.mpg, s2/…), tcd-timit (DATA holds volunteers/01M/Clips/straightcam/*.mp4, …), or grid-s1 (DATA/video/*.mpg: one
 # speaker, the first model's protocol). OUT is made and keeps everything: run the script again and it goes on where it was; a stage that is done
-# has a file in OUT/done. --dry-run prints every stage with its commands' sizes and the hours that it would take, and does nothing.
+# has a file in OUT/done. Before anything is done, every stage's options are tried on the corpus (check.py). --dry-run does that, prints every stage with
+# its commands' sizes and the hours that it would take, and does nothing.
 #
 # The speakers that no model may see in training are in CORPUS-held-out-speakers.txt beside this script; of every other speaker, each twentieth
 # clip is kept for unseen speech (grid-s1: the clips in grid-s1-held-out-clips.txt).
@@ -79,6 +80,9 @@ clips=$(wc -l < "$work/split.tsv") taught=$(count taught) unheard=$(count unhear
 test_second=$([ "$unseen" -gt 0 ] && echo unseen || echo unheard)
 tested=$(count "$test_second")
 frames=$((clips * 75)) taught_frames=$((taught * 75))
+# What the speech models are chosen by; the test clips choose nothing. Ten clips for the first model, ten speakers for the second, but clips where there are too few.
+held_clips=$(members taught | awk -F / 'NR % 16 == 1 { sub(/\.mp4$/, "", $NF); print $NF }' | head -n 10 | paste -sd,)
+held_speakers=$([ "$(awk -F '\t' '$3 == "taught" { print $1 }' "$work/split.tsv" | sort -u | wc -l)" -gt 10 ] && echo 10 || echo "$held_clips")
 epochs() { scaled $((taught_frames * $1 / 16)); }
 
 align() {
@@ -86,26 +90,27 @@ align() {
     talkhead align --list "$out/clips.txt" -o "$out/aligned" --size "$size" --on-missing hold "${detection[@]}"
 }
 
-# Widths of generator B where A is smaller: A's own, and half of the last for every level that A lacks.
-grown() {
-    python - "$generator" "$size" <<'PYTHON'
-import sys
-from talkhead import checkpoints
-widths = list(checkpoints.load_generator(sys.argv[1]).config["channels"])
-while 2 ** (len(widths) + 1) < int(sys.argv[2]):
-    widths.append(max(widths[-1] // 2, 16))
-print(",".join(map(str, widths)) if 2 ** (len(widths) + 1) == int(sys.argv[2]) else "")
-PYTHON
+# The clips to train on, as a folder: a command line does not hold the names of a whole corpus.
+taught() {
+    local clip who
+    if [ ! -e "$out/done/links" ]; then
+        while read -r clip; do
+            who=$(basename "$(dirname "$clip")")
+            mkdir -p "$out/taught/$who"
+            ln -sfn "$(realpath "$clip")" "$out/taught/$who/"
+        done < <(members taught)
+        touch "$out/done/links"
+    fi
+    echo "$out/taught"
 }
 
 generator_steps() { if [ "${SMALL:-}" ]; then scaled 2400; else epochs 3; fi; }
 generator_b() {
-    local widths along=(--steps "$(generator_steps)" --batch 16 --augment "${AUGMENT:-none}")
-    widths=$(grown)
+    local along=(--steps "$(generator_steps)" --batch 16 --augment "${AUGMENT:-none}")
     [ -z "${SMALL:-}" ] || along=(--steps "$(generator_steps)" --reconstruct-only "$(generator_steps)" --batch 8 --lr 0.003 --beta1 0.9 --average-images 2000
         --mouth-weight 12 --path-length 0 --perceptual pyramid --encoder-init "$encoder" --encoder-lr 0.0005 --encoder-out "$out/encoder-b.pt")
-    [ -e "$out/faces.npy" ] || members taught | xargs talkhead pack -o "$out/faces.npy" --size "$size"
-    talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" ${widths:+--channels "$widths"} "${along[@]}" \
+    [ -e "$out/faces.npy" ] || talkhead pack "$(taught)" -o "$out/faces.npy" --size "$size"
+    talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" "${along[@]}" \
         --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" >> "$out/generator-b.jsonl"
 }
 
@@ -119,18 +124,17 @@ first_steps() { if [ "${SMALL:-}" ]; then scaled 1200; else epochs 20; fi; }
 first() {
     # The thesis's loss is perceptual alone; latents are what a CPU has time for. One speaker by one microphone, measured on more of the same, is learnt best
     # from MFCC as they are: read from latents, on the ten clips of GRID s1 kept to choose by, the mouth followed the truth at 0.91, and at 0.89 where the speech was varied.
-    local loss=() held
+    local loss=()
     [ -z "${SMALL:-}" ] || loss=(--features mfcc --no-augment --latent-weight 250 --mouth-weight 2 --image-frames 0 --lr 0.001 --batch 8 --average 0.99
         --cool-down 0.7 --validate-every 100 --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128)
-    held=$(members taught | awk -F / 'NR % 16 == 1 { sub(/\.mp4$/, "", $NF); print $NF }' | head -n 10 | paste -sd,)  # to choose by; the test clips choose nothing
-    members taught | xargs talkhead train-audio2latent --model first --hold-out "$held" \
+    talkhead train-audio2latent "$(taught)" --model first --hold-out "$held_clips" \
         --generator "$out/generator-b.pt" --encoder "$out/encoder-b.pt" --steps "$(first_steps)" "${loss[@]}" "${training[@]}" \
         -o "$out/first.pt" >> "$out/first.jsonl"
 }
 
 second() {
     [ -z "${SMALL:-}" ] || { cp "$(bundled audio2latent)" "$out/second.pt"; return; }
-    members taught | xargs talkhead train-audio2latent --generator "$generator" --encoder "$encoder" --steps "$(epochs 4)" "${training[@]}" \
+    talkhead train-audio2latent "$(taught)" --hold-out "$held_speakers" --generator "$generator" --encoder "$encoder" --steps "$(epochs 4)" "${training[@]}" \
         -o "$out/second.pt" > "$out/second.jsonl"
 }
 
@@ -174,12 +178,14 @@ measure_second() { measure second "$test_second"; }
 networks() { talkhead metrics --networks --generator "$generator" --encoder "$encoder" --audio2latent "$out/second.pt" > "$out/networks.jsonl"; }
 
 report() {
-    local told="Generator B was fine-tuned from generator A for three epochs, and all networks were trained as the thesis says (SCALE=${SCALE:-1})."
+    local told="Generator B was fine-tuned from generator A for three epochs, and all networks have the thesis's sizes, batches and epochs (SCALE=${SCALE:-1})."
     [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no critic); the first model learnt from latents and the mouth's opening, by MFCC ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
     python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
         --told "$told"
 }
 
+python "$here/check.py" "$work/split.tsv" --generator "$generator" --encoder "$encoder" --size "$size" --hold-out-first "$held_clips" --hold-out-second "$held_speakers" \
+    ${DETECTOR_MODEL:+--detector-model "$DETECTOR_MODEL"} ${SMALL:+--small} ${WITH_FID:+--fid} >&2
 [ "$dry" ] && echo "$corpus: $clips clips; $taught to train on, $unheard of the same speakers and $unseen of others to measure on"
 [ "$dry" ] || mkdir -p "$out/done"
 small() { if [ "${SMALL:-}" ]; then echo "$1"; else echo "$2"; fi; }
