@@ -1,7 +1,7 @@
 """Arrays and streams to and from .npy, .pt, .png, .jpg, .mp4, any sound file, and pipes.
 
 The only room that imports av. What it gives is arrays and iterators of arrays; what it takes apart is told from its
-name (the suffix), and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
+name (the suffix) or its first bytes, and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
 
 A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
 """
@@ -574,7 +574,7 @@ def _whole_picture(name):
         yield
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-    except (EOFError, IndexError, struct.error, OSError) as error:  # Pillow's, of which it has many for a short file
+    except (ArithmeticError, EOFError, LookupError, RuntimeError, struct.error, OSError) as error:  # Pillow has one for each way of being short
         if getattr(error, "errno", None):
             raise
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
@@ -587,7 +587,8 @@ def _decode_heif(stream, name):
             streams = container.streams.video
             if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
                 raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
-            return Image.fromarray(_picture(next(container.decode(streams[0])), None, VideoReformatter()))
+            shown = next((stream for stream in streams if stream.disposition & av.stream.Disposition.default), streams[0])
+            return Image.fromarray(_picture(next(container.decode(shown)), None, VideoReformatter()))
     except (av.error.FFmpegError, StopIteration, IndexError) as error:
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
 
@@ -883,6 +884,8 @@ def read_audio(source, sample_rate=16000):
     sample_rate  samples per second of the result
     returns      float32 (N,) in [-1, 1]: all channels mixed to one. In a file with pictures, sample 0 is heard when the
                  first picture is shown
+    warns        where it was mended: damaged parts become silence, a clock that starts again goes on, of two channels that cancel
+                 each other one is taken
     raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short
     """
     with read_sound(source, sample_rate) as sound:
@@ -1169,7 +1172,7 @@ class _Media:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
                 if pictures or packet.stream.index != getattr(self.video, "index", None):
                     yield packet
-        except (av.error.FFmpegError, ValueError, OSError) as error:
+        except (av.error.FFmpegError, ValueError, OSError, LookupError) as error:  # the last: PyAV's, of a stream that shows up late
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
@@ -1265,7 +1268,7 @@ class _Media:
                 yield time, lasts, frame
         if self._container.format.name == "ogg":
             # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
-            until = min(max(self._reached.values()) - origin, end + Fraction(SHORT))
+            until = max(until, min(max(self._reached.values()) - origin, end + Fraction(SHORT)))
         if last is not None and until > end:
             time, frame = last
             yield time, until - time, frame
@@ -1518,10 +1521,13 @@ def _size(image):
 def read_frames(source, fps=FPS, limit=None):
     """Open a clip for reading.
 
-    source   video file of any kind, folder of pictures in the order of their names, one picture, "-" or a binary stream
+    source   video file of any kind, folder of pictures in the order of their names, one picture or one that moves, "-" or a
+             binary stream
     fps      frames per second wanted: frames are dropped or repeated by the time at which they are shown
     limit    number of frames after which to stop
     returns  FrameReader
+    warns    where it was mended (the picture before a damaged one stays, a clock that starts again goes on, interlaced pictures are
+             deinterlaced), and of HDR
     raises   TalkheadError if it is missing, empty, has no pictures or cannot be read; while reading, if it was cut short
 
     Source: thesis §3.3.1.1 (25 fps by dropping frames).
