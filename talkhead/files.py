@@ -1303,7 +1303,7 @@ def _deinterlaced(timed, tell):
         if graph is not None and found != setup:
             yield from filtered(None)
             graph = None
-        if graph is None and not frame.interlaced_frame:
+        if graph is None and (not frame.interlaced_frame or min(found[:2]) < 3):  # yadif needs three rows
             yield time, lasts, frame
             continue
         if graph is None:
