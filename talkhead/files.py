@@ -34,7 +34,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from talkhead import pictures
 from talkhead.errors import TalkheadError
-from talkhead.timestamps import WRONG, PacketClock, PictureStamps
+from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -1240,8 +1240,13 @@ class _Media:
     def pictures(self):
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
+        avi = self._container.format.name == "avi"  # has one number for the time between all pictures
+        timed = not avi or rate * RESTART > 1
+        if not timed:
+            rate = Fraction(FPS)
+            self.tell(f"its frame rate is wrong; {FPS:g} a second is taken")
         end, origin = Fraction(0), self.origin
-        stamps = PictureStamps(shown=self._container.format.name != "avi")
+        stamps = PictureStamps(shown=not avi)
         until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
@@ -1252,15 +1257,15 @@ class _Media:
             if frames is None and packet.size:  # the picture before it stays a little longer
                 self.conceal(packet, "the picture before")
             stamps.sent(packet)
-            if not packet.is_discard:
+            if timed and not packet.is_discard:
                 until = max(until, (_end(packet, stamps.shown) or 0) - origin)
             for frame in frames or ():
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
-                stamp = stamps.of(frame)
+                stamp = stamps.of(frame) if timed else None
                 time = end if stamp is None else stamp * frame.time_base - origin
-                lasts = (frame.duration or 0) * frame.time_base or 1 / rate
-                lasts = lasts if lasts < WRONG else 1 / rate
+                lasts = (frame.duration or 0) * frame.time_base
+                lasts = lasts if timed and 0 < lasts < WRONG else 1 / rate
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
