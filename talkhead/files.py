@@ -1,7 +1,7 @@
 """Arrays and streams to and from .npy, .pt, .png, .jpg, .mp4, any sound file, and pipes.
 
 The only room that imports av. What it gives is arrays and iterators of arrays; what it takes apart is told from its
-name (the suffix), and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
+name (the suffix) or its first bytes, and "-" is standard input or standard output. Every file is written beside its place and renamed when whole.
 
 A pipe carries frames as fragmented MP4: lossless RGB H.264, the sound as FLAC, so both arrive bit for bit.
 """
@@ -37,7 +37,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from talkhead import pictures, safetensors
 from talkhead.errors import TalkheadError
-from talkhead.timestamps import WRONG, PacketClock, PictureStamps
+from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -683,7 +683,7 @@ def _whole_picture(name):
         yield
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-    except (EOFError, IndexError, struct.error, OSError) as error:  # Pillow's, of which it has many for a short file
+    except (ArithmeticError, EOFError, LookupError, RuntimeError, struct.error, OSError) as error:  # Pillow has one for each way of being short
         if getattr(error, "errno", None):
             raise
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
@@ -696,7 +696,8 @@ def _decode_heif(stream, name):
             streams = container.streams.video
             if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
                 raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
-            return Image.fromarray(_picture(next(container.decode(streams[0])), None, VideoReformatter()))
+            shown = next((stream for stream in streams if stream.disposition & av.stream.Disposition.default), streams[0])
+            return Image.fromarray(_picture(next(container.decode(shown)), None, VideoReformatter()))
     except (av.error.FFmpegError, StopIteration, IndexError) as error:
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
 
@@ -993,6 +994,8 @@ def read_audio(source, sample_rate=16000):
     sample_rate  samples per second of the result
     returns      float32 (N,) in [-1, 1]: all channels mixed to one. In a file with pictures, sample 0 is heard when the
                  first picture is shown
+    warns        where it was mended: damaged parts become silence, a clock that starts again goes on, of two channels that cancel
+                 each other one is taken
     raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short
     """
     with read_sound(source, sample_rate) as sound:
@@ -1279,7 +1282,7 @@ class _Media:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
                 if pictures or packet.stream.index != getattr(self.video, "index", None):
                     yield packet
-        except (av.error.FFmpegError, ValueError, OSError) as error:
+        except (av.error.FFmpegError, ValueError, OSError, LookupError) as error:  # the last: PyAV's, of a stream that shows up late
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
@@ -1347,8 +1350,13 @@ class _Media:
     def pictures(self):
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
+        avi = self._container.format.name == "avi"  # has one number for the time between all pictures
+        timed = not avi or rate * RESTART > 1
+        if not timed:
+            rate = Fraction(FPS)
+            self.tell(f"its frame rate is wrong; {FPS:g} a second is taken")
         end, origin = Fraction(0), self.origin
-        stamps = PictureStamps(shown=self._container.format.name != "avi")
+        stamps = PictureStamps(shown=not avi)
         until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
@@ -1359,15 +1367,15 @@ class _Media:
             if frames is None and packet.size:  # the picture before it stays a little longer
                 self.conceal(packet, "the picture before")
             stamps.sent(packet)
-            if not packet.is_discard:
+            if timed and not packet.is_discard:
                 until = max(until, (_end(packet, stamps.shown) or 0) - origin)
             for frame in frames or ():
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
-                stamp = stamps.of(frame)
+                stamp = stamps.of(frame) if timed else None
                 time = end if stamp is None else stamp * frame.time_base - origin
-                lasts = (frame.duration or 0) * frame.time_base or 1 / rate
-                lasts = lasts if lasts < WRONG else 1 / rate
+                lasts = (frame.duration or 0) * frame.time_base
+                lasts = lasts if timed and 0 < lasts < WRONG else 1 / rate
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
@@ -1375,7 +1383,7 @@ class _Media:
                 yield time, lasts, frame
         if self._container.format.name == "ogg":
             # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
-            until = min(max(self._reached.values()) - origin, end + Fraction(SHORT))
+            until = max(until, min(max(self._reached.values()) - origin, end + Fraction(SHORT)))
         if last is not None and until > end:
             time, frame = last
             yield time, until - time, frame
@@ -1410,7 +1418,7 @@ def _deinterlaced(timed, tell):
         if graph is not None and found != setup:
             yield from filtered(None)
             graph = None
-        if graph is None and not frame.interlaced_frame:
+        if graph is None and (not frame.interlaced_frame or min(found[:2]) < 3):  # yadif needs three rows
             yield time, lasts, frame
             continue
         if graph is None:
@@ -1628,10 +1636,13 @@ def _size(image):
 def read_frames(source, fps=FPS, limit=None):
     """Open a clip for reading.
 
-    source   video file of any kind, folder of pictures in the order of their names, one picture, "-" or a binary stream
+    source   video file of any kind, folder of pictures in the order of their names, one picture or one that moves, "-" or a
+             binary stream
     fps      frames per second wanted: frames are dropped or repeated by the time at which they are shown
     limit    number of frames after which to stop
     returns  FrameReader
+    warns    where it was mended (the picture before a damaged one stays, a clock that starts again goes on, interlaced pictures are
+             deinterlaced), and of HDR
     raises   TalkheadError if it is missing, empty, has no pictures or cannot be read; while reading, if it was cut short
 
     Source: thesis §3.3.1.1 (25 fps by dropping frames).

@@ -275,6 +275,18 @@ def test_avi_tells_the_order_of_decoding(tmp_path, codec):
     assert flashes(path) == (100, [25, 50, 75])
 
 
+@pytest.mark.parametrize("scale", [(12289, 25), (9633793, 25)])
+def test_avi_whose_frame_rate_is_wrong(tmp_path, scale):
+    """Its header is damaged: 8 minutes from each picture to the next, or 4 days."""
+    data = bytearray(encode(tmp_path / "a.avi", 1.0, video="mjpeg", audio=None, flash=(5, 20)).read_bytes())
+    at = data.index(b"vids") + 20  # type, handler, flags, priority and language, initial frames; then scale and rate
+    assert struct.unpack_from("<II", data, at) == (1, 25)
+    struct.pack_into("<II", data, at, *scale)
+    (tmp_path / "b.avi").write_bytes(data)
+    with pytest.warns(UserWarning, match="b.avi: its frame rate is wrong; 25 a second is taken"):
+        assert flashes(tmp_path / "b.avi") == (25, [5, 20])
+
+
 def test_avi_case(case):
     assert flashes(case("avi_h264_bframes/h264b.avi")) == (100, [25, 50, 75])
 
