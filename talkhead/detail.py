@@ -68,16 +68,18 @@ class Detail:
 
     photo    Photo
     rest     uint8 (R, R, 3), the generator's render of the identity, in which the face is at rest
+    network  what reads the frames; None: what read the photo
 
     A call takes uint8 (R, R, 3) and returns uint8 (H, W, 3), of the photo's size; nothing is kept from one frame to the next.
     """
 
-    def __init__(self, photo, rest):
-        self.photo, self.rest = photo, photo.network.read(rest[None])[0].astype(np.float64)
+    def __init__(self, photo, rest, network=None):
+        self.photo, self.network = photo, network or photo.network
+        self.rest = self.network.read(rest[None])[0].astype(np.float64)
         self.gain = _gain(photo.frame.aligned(photo.picture, 128), photo.points, rest, self.rest)
 
     def __call__(self, frame):
-        points = self.photo.network.read(frame[None])[0].astype(np.float64)
+        points = self.network.read(frame[None])[0].astype(np.float64)
         target, lids = transfer(self.photo.start, self.rest, points)
         inside = Inside(frame, points, self.gain)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
