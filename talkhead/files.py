@@ -1180,7 +1180,8 @@ class _Media:
             if self._tail()[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
-            raise TalkheadError(f"{self.name}: cut short; copy it again, or keep what is there with ffmpeg -i IN -c copy OUT")
+            keep = "" if self._source is not None else ", or keep what is there with ffmpeg -i IN -c copy OUT"
+            raise TalkheadError(f"{self.name}: cut short; copy it again{keep}")
 
     def conceal(self, packet, by):
         """Say that what a packet or frame holds is damaged, and by what it is replaced."""
