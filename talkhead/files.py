@@ -1186,7 +1186,8 @@ class _Media:
     def conceal(self, packet, by):
         """Say that what a packet or frame holds is damaged, and by what it is replaced."""
         stamp = packet.dts if packet.pts is None else packet.pts
-        self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
+        if not self._is_stream:  # a stream of our own is not damaged but cut short, and that is an error, said at its end
+            self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
 
     def tell(self, what, moment=None):
         """Warn of something found while reading, once; moment: seconds on the container's clock where it begins."""
