@@ -1290,12 +1290,14 @@ class _Media:
             if self._tail()[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
-            raise TalkheadError(f"{self.name}: cut short; copy it again, or keep what is there with ffmpeg -i IN -c copy OUT")
+            keep = "" if self._source is not None else ", or keep what is there with ffmpeg -i IN -c copy OUT"
+            raise TalkheadError(f"{self.name}: cut short; copy it again{keep}")
 
     def conceal(self, packet, by):
         """Say that what a packet or frame holds is damaged, and by what it is replaced."""
         stamp = packet.dts if packet.pts is None else packet.pts
-        self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
+        if not self._is_stream:  # a stream of our own is not damaged but cut short, and that is an error, said at its end
+            self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
 
     def tell(self, what, moment=None):
         """Warn of something found while reading, once; moment: seconds on the container's clock where it begins."""
