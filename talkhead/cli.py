@@ -510,11 +510,14 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
     _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options)
     device, drawing = _device(device, listing), {"precision": precision, "labelled": label}
     if latents is not None:
-        device, generator = _load(device, generator=generator)
-        path = files.read_latents(latents)
+        device, generator, *seer = _load(device, generator=generator, **({"encoder": encoder} if identity else {}))
+        path, code, look = files.read_latents(latents), None, None
         _check_owner(latents, files.read_about(latents), generator)
+        if identity:
+            options |= {"find": _finder(detector, detector_model, device), "perceptual": None}
+            code, _, look = _identity(identity, generator, None, seer, {}, device, speaks=False, **options)
         with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
-            return _draw(generator, path, len(path), sound, output, latents_out, batch=batch, **drawing)
+            return _draw(generator, path, len(path), sound, output, latents_out, look, code, batch=batch, **drawing)
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
@@ -640,6 +643,8 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
         raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
     if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
         raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
+    if latents is not None and identity is not None and (options["pti"] or not options["detail"] or _prepared(identity)):
+        raise click.UsageError("--latents say how the face moves; --identity is then the photo that moves, without --pti and --no-detail")
     if options["whole"] and (options["size"] or not options["detail"]):
         raise click.UsageError("--whole keeps the photo's size and detail; leave --size and --no-detail out")
     if (options["whole"] or options["size"]) and (identity is None and listing is None or identity is not None and _prepared(identity)):

@@ -1,6 +1,7 @@
 """What several tests share: where real data lies, and tiny networks that stand for the bundled ones."""
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def toy_weights(tmp_path_factory):
-    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other."""
+    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other, and the bundled keypoints.pt."""
     import torch
 
     from talkhead import checkpoints, files
@@ -58,6 +59,7 @@ def toy_weights(tmp_path_factory):
                 "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
                 "audio2latent": toy_second_model(generator.num_ws),
                 "video_gan": toy_motion_model(generator.num_ws)}
+    shutil.copy(checkpoints.bundled("keypoints"), folder)
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}

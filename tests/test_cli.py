@@ -48,7 +48,7 @@ SIGNATURES = {
     "align": ["faces.align_frames", "faces.detector", "jobs.run"],
     "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
-    "generate": ["synthesis.drive", "synthesis.synthesize", "faces.detector", "faces.align_frames", "jobs.run"],
+    "generate": ["synthesis.drive", "synthesis.synthesize", "synthesis.generate", "faces.detector", "faces.align_frames", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector", "faces.align_frames"],
     "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
     "synth": ["puppet.synth"],
@@ -75,7 +75,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "align": {"source", "output", "quads", "device", "listing", "shard"},
     "paste": {"source", "into", "quads", "output"},
     "invert": {"source", "output", "generator", "encoder", "device", "log", "log_every", "listing", "shard"},
-    "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti",
+    "generate": {"identity", "audio", "latents", "output", "latents_out", "generator", "encoder", "audio2latent", "aligned", "pti", "whole", "size", "on_missing",
                  "noise_seed", "seconds", "video_gan", "pti_steps", "pti_frames", "label", "seed", "device", "listing", "shard", "model",
                  "features_model", "deterministic"},
     "pti": {"source", "output", "generator", "encoder", "aligned", "limit", "tensorboard", "device"},
@@ -245,7 +245,11 @@ def test_every_command_is_in_the_readme():
     (["generate", "--identity", "a.png", "--audio", "a.wav", "--seconds", "2"], "--seconds goes with --noise-seed"),
     (["generate", "--identity", "a.png", "--noise-seed", "x"], "whole numbers with commas"),
     (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--space", "z"], "Invalid value for '--space'"),
-    (["generate", "--latents", "a.npy", "--identity", "a.png"], "not both"),
+    (["generate", "--latents", "a.npy", "--identity", "a.npy"], "--identity is then the photo"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--whole", "--size", "64"], "--whole keeps the photo's size"),
+    (["generate", "--identity", "a.png", "--audio", "a.wav", "--whole", "--no-detail"], "--whole keeps the photo's size"),
+    (["generate", "--identity", "a.npy", "--audio", "a.wav", "--whole"], "want a photo or clip"),
+    (["generate", "--latents", "a.npy", "--whole"], "want a photo or clip"),
     (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
     (["generate", "--identity", "a.png", "--audio", "a.wav", "--layers", "4"], "wanted the first and the last layer"),
     (["generate", "--identity", "a.png", "--audio", "a.wav", "--layers", "4-2"], "wanted the first and the last layer"),
@@ -550,10 +554,10 @@ def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
     assert run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
     assert run("invert", scene / "face.png", "-o", scene / "face.npy").exit_code == 0
     speech = ["--audio", scene / "speech.wav"]
-    assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
-    assert run("generate", "--identity", scene / "face.png", *speech, "-o", scene / "b").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "--no-detail", "-o", scene / "a").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", *speech, "--no-detail", "-o", scene / "b").exit_code == 0
     monkeypatch.setattr(checkpoints, "load_encoder", None)  # no encoder is asked
-    for identity, like in (("me.pt", "a"), ("face.npy", "b")):
+    for identity, like in (("me.pt", "a"), ("face.npy", "b")):  # which hold no photo, and so no detail
         result = run("generate", "--identity", scene / identity, *speech, "-o", scene / f"{like} again")
         assert result.exit_code == 0, result.output
         one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))

@@ -89,9 +89,20 @@ def test_latents_of_another_generator_are_refused(generator, latents):
 def test_a_frame_for_every_40_ms(generator, encoder, audio2latent):
     face = np.full((20, 20, 3), 90, np.uint8)
     speech = np.random.default_rng(0).normal(size=16000 + 1).astype(np.float32) * 0.1
-    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech))
+    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech, detail=False))
     assert len(frames) == 26
     assert all(frame.shape == (16, 16, 3) and frame.dtype == np.uint8 for frame in frames)
+
+
+def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2latent):
+    import talkhead
+
+    face = talkhead.read_image("examples/face.png")
+    speech = np.random.default_rng(0).normal(size=3200).astype(np.float32) * 0.1
+    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech))
+    assert [frame.shape for frame in frames] == 5 * [face.shape]
+    code = synthesis.origin(encoder, face)
+    assert [frame.shape for frame in synthesis.generate(generator, None, audio2latent, code, speech)] == 5 * [(16, 16, 3)]
 
 
 def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
