@@ -811,8 +811,8 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 @options.number("--size", 256, "Side of the frames in pixels.", least=1)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Cut the speech after so long.")
 @click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
-@click.option("--portraits", metavar="FOLDER", help="Blend the faces out of these photos.  [default: drawn faces]")
-@options.names("--exclude", "Portraits never to use, by file name without its ending.", default=())
+@click.option("--portraits", metavar="FOLDER", multiple=True, help="Blend faces of several people out of these photos; may be repeated.  [default: drawn faces]")
+@options.names("--exclude", "Portraits never to use, by file name without its ending or by person.", default=())
 @click.option("--vary", is_flag=True, help="Take the portraits evenly by tone of skin and hair, and draw light and backdrop.")
 @options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
 @click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
@@ -824,7 +824,7 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 @options.number("--workers", 1, "Processes.", least=1)
 @options.shard
 @options.seed
-def synth(output, count, recordings, shard, **options):
+def synth(output, count, portraits, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
     \b
@@ -837,7 +837,7 @@ def synth(output, count, recordings, shard, **options):
     shard = _share(shard)
     if shard.why:
         shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
-    records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
+    records = puppet.synth(output, count, portraits=portraits or None, recordings=clips, shard=shard, **options)
     shell.print_records(shell.progress(records, len(shard(range(count))), "clip"))
 
 
