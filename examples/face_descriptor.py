@@ -1,6 +1,6 @@
 """Tell people apart by dlib's face descriptor: 128 numbers a face, nearer than 0.6 if two faces are one person's.
 
-    python examples/face_descriptor.py --weights face_descriptor/ --detector-model face_landmarker.task photo.jpg other.jpg …
+    python examples/face_descriptor.py --weights face_descriptor/ --detector-model face_landmarker.task photo.jpg other.jpg
 
 Prints a JSON object for each pair of photos: their distance. The weights are dlib's dlib_face_recognition_resnet_model_v1 (public domain), as face-api converted
 them (MIT): face_recognition_model.bin, one byte a number, and its manifest, which tells where each array lies and its scale.
@@ -22,6 +22,7 @@ from talkhead.errors import TalkheadError
 SAME_PERSON = 0.6  # dlib's own threshold
 SIDE, PADDING = 150, 0.25  # of a chip: pixels, and what is left around the mean face, by its side
 MEAN_RGB = (122.782, 117.001, 104.298)
+WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / "face_descriptor"
 MANIFEST = "face_recognition_model-weights_manifest.json"
 
 # The mean face that dlib aligns to: the 68 landmarks from the eyebrows on, fractions of the side of the box around it.
@@ -122,8 +123,8 @@ def read_weights(folder):
 _loaded = {}
 
 
-def descriptors(images, weights):
-    """Descriptors of face chips: uint8 (N, 150, 150, 3) to float32 (N, 128). `weights` is the folder of the model, read once."""
+def descriptors(images, weights=WEIGHTS):
+    """Descriptors of face chips: uint8 (N, 150, 150, 3), see `chip`, to float32 (N, 128). `weights` is the folder of the model, read once."""
     key = str(weights)
     if key not in _loaded:
         _loaded[key] = Descriptor(weights)
@@ -139,7 +140,7 @@ def chip(image, landmarks):
     """
     wanted = (PADDING + MEAN_FACE[STEADY - 17]) / (2 * PADDING + 1) * SIDE
     turn, shift = similarity(wanted, np.asarray(landmarks, np.float64)[STEADY])
-    picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    picture = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     scale = np.hypot(*turn[0])
     while scale >= 2:  # pixels of the picture to one of the chip: shrunk first, or fine detail would alias
         picture = F.avg_pool2d(picture, 2, ceil_mode=False)
@@ -169,7 +170,7 @@ def distances(some, others):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path)
-    parser.add_argument("--weights", required=True, help="folder of the face descriptor")
+    parser.add_argument("--weights", default=WEIGHTS, help="folder of the face descriptor")
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker")
     options = parser.parse_args()
     detector = faces.detector("mediapipe", options.detector_model)
