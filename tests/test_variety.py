@@ -29,6 +29,13 @@ def test_the_angle_of_skin_is_that_of_scikit_image():
         assert variety.tone_angle(picture) == pytest.approx(np.degrees(np.arctan2(lightness - 50, b)), abs=0.3)
 
 
+def test_skin_in_blue_light_has_a_tone_too():
+    """Where b* is not above 0 the angle's arctangent has no meaning; darkness alone tells the tone."""
+    angles = [variety.tone_angle(np.full((32, 32, 3), colour, np.uint8)) for colour in ((50, 60, 90), (190, 200, 230))]
+    assert angles == pytest.approx([-90, 90], abs=0.01)
+    assert [variety.group(angle, variety.TONES) for angle in angles] == ["dark", "light"]
+
+
 def test_angles_fall_into_chardons_groups():
     assert [variety.group(angle, variety.TONES) for angle in (-40, 9.9, 10, 30, 41, 80)] == ["dark", "dark", "tan", "intermediate", "light", "light"]
 
