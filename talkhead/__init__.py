@@ -29,6 +29,7 @@ ROOMS = {
     "datasets": ("Images", "pack"),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "metrics": ("lmd", "psnr", "ssim"),
+    "mobilenet": ("MobileNet",),
     "losses": ("Perceptual",),
     "augmentation": (),
     "inception": ("FaceFeatures", "Inception"),

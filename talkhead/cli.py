@@ -824,7 +824,7 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 @options.number("--workers", 1, "Processes.", least=1)
 @options.shard
 @options.seed
-def synth(output, count, portraits, recordings, shard, **options):
+def synth(output, count, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
     \b
@@ -837,7 +837,7 @@ def synth(output, count, portraits, recordings, shard, **options):
     shard = _share(shard)
     if shard.why:
         shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
-    records = puppet.synth(output, count, portraits=portraits or None, recordings=clips, shard=shard, **options)
+    records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
     shell.print_records(shell.progress(records, len(shard(range(count))), "clip"))
 
 

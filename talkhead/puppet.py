@@ -1365,7 +1365,7 @@ def _blink(rig, motion, texture, frames, at, side):
 # ---------------------------------------------------------------------------------------------------------------
 # Clips
 
-def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, detector_model=None, exclude=(),
+def synth(out, count, *, size=256, frames=None, seconds=None, portraits=(), detector_model=None, exclude=(),
           vary=False, voices=None, recordings=(), recorded_share=0.5, people=None, sound_only=False, text=None, seed=0, start=0,
           workers=1, shard=None):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
@@ -1376,7 +1376,8 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     size             side of the frames
     frames           None: clips with speech. A number: no speech, that many independent moments of a face
     seconds          speech is cut after this long; None keeps whole utterances
-    portraits        folder of photos to blend, or several, as `portraits` takes them; each face is of two people or more. None draws the faces
+    portraits        folder of photos to blend, or several, as `portraits` takes them; each face is of two people or more. None at all
+                     draws the faces
     detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `faces.detector` does
     exclude          stems or people of portraits that are never used
     vary             take the portraits evenly by tone of skin and hair, and draw light and backdrop; without it, faces are as common as
@@ -1400,7 +1401,7 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=None, de
     """
     if sound_only and (recordings or frames is not None):
         raise TalkheadError("sound only: is for voices; leave recordings and frames out")
-    if vary and portraits is None:
+    if vary and not portraits:
         raise TalkheadError("vary: is for composites of portraits, for drawn faces differ anyway; pass portraits too")
     lines = None if text is None else _lines(text)
     out = Path(out)
@@ -1433,7 +1434,7 @@ class _Studio:
         self._stills = self._detector = None
 
     def prepare(self):
-        if self.portraits is not None and self._stills is None and not self.sound_only:
+        if self.portraits and self._stills is None and not self.sound_only:
             self._stills = portraits(self.portraits, self.model, cache=self.out / "portraits.npz", exclude=self.exclude)
 
     def __call__(self, index):
@@ -1460,7 +1461,7 @@ class _Studio:
                 **_varied(still.varied)}
 
     def _face(self, rng):
-        if self.portraits is None:
+        if not self.portraits:
             return drawn(int(rng.integers(2 ** 31)), self.size)
         if not self.vary:
             return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
