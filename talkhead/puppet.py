@@ -198,7 +198,7 @@ def portraits(folders, model=None, size=256, cache=None, exclude=()):
                 np.savez(stream, images=[still.image for still in found], points=[still.points for still in found],
                          names=[still.names[0] for still in found], of=_described(paths, size))
     found = [replace(still, **about[still.names[0]]) for still in found]
-    found = [still for still in found if not {*still.names, *map(_bare, still.people)} & set(map(_bare, exclude))]
+    found = [still for still in found if not shows(still, exclude)]
     if not found:
         raise TalkheadError(f"{folders[0]}: no frontal face of at least {SMALLEST_EYES} pixels between the eyes; "
                             "pass a folder of portrait photos")
@@ -212,6 +212,11 @@ def _pictures(folder):
     if not Path(folder).is_dir():
         raise TalkheadError(f"{folder}: no such folder; pass a folder of portrait photos")
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def shows(still, people):
+    """Whether a portrait is of one of some people: file stems, or ids, with or without what stands before their colon."""
+    return not {*still.names, *map(_bare, still.people)}.isdisjoint(map(_bare, people))
 
 
 def _bare(person):
