@@ -111,7 +111,7 @@ wc -c "$out"/weights/{generator,encoder,audio2latent,video_gan}.pt | awk '{ prin
 
 identity=()
 [ -z "${IDENTITY:-}" ] || identity=(--identity-model "$IDENTITY")
-[ "$vary" = 0 ] || python "$here/count_variety.py" "$out/stills" "$out/clips" > "$out/variety.md"
+[ "$vary" = 0 ] || python "$here/count_variety.py" "$out/stills" "$out/clips" --sources "$data/images/faces/SOURCES.tsv" > "$out/variety.md"
 python "$here/evaluate_bundled.py" --clips "$out/held-out" --speech "$data/audio" "${unheard[@]}" --portraits "$data/images/congress" \
     --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
     --audio2latent "$out/weights/audio2latent.pt" "${training[@]}" "${identity[@]}" --limit "$(scale 100)" --pti-steps "$(scale 350)" -o "$out/evaluation"
