@@ -61,7 +61,7 @@ def drawn(options, generator, encoder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--donors", required=True, help="folder of the portraits that composites were made of")
+    parser.add_argument("--donors", required=True, action="append", help="folder of the portraits that composites were made of; may be repeated")
     parser.add_argument("--clips", help="folder that talkhead synth wrote, for --by codes and mix")
     parser.add_argument("-o", "--output", type=Path, default=Path("nobody"), help="folder for pairs.png, and for the aligned donors")
     parser.add_argument("--by", choices=("codes", "mix", "z"), default="mix")

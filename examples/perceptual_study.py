@@ -5,7 +5,7 @@
 A few frames of each aligned clip are inverted by the hybrid method, every loss with the same start, steps and λ = 1 for the squared error beside it.
 No judge but SSIM was minimised by any: SSIM, the distance of the landmarks that MediaPipe finds (all, and the mouth's), and how much fine detail there is beside
 the frame's (1: as much; below: blurred). PSNR is shown, and favours whoever minimises squares. Prints a JSON object for each loss; OUT/sheet.png holds
-the frames over what each loss drew. `lpips` is among them where VGG's weights are; with random weights (`random-vgg`) it needs none.
+the frames over what each loss drew. `mobilenet` and `lpips` are among them where their weights are; with random weights (`random-vgg`) it needs none.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, faces, files, losses, metrics, synthesis, training
+from talkhead import checkpoints, faces, files, losses, metrics, mobilenet, synthesis, training
 
 
 class Nothing:
@@ -102,6 +102,9 @@ def candidates(encoder):
     pyramid, ssim, faces_seen = losses.Perceptual("pyramid"), losses.Perceptual("ssim"), Features("encoder", encoder_layers(encoder))
     yield from (Nothing(), Mean(), ssim, pyramid, Features("random-vgg", vgg_layers()), faces_seen,
                 Sum("pyramid + ssim", (1.0, pyramid), (0.5, ssim)), Sum("pyramid + encoder", (1.0, pyramid), (0.5, faces_seen)))
+    if mobilenet.weights_path().is_file():
+        seen = losses.Perceptual("mobilenet")
+        yield from (seen, Sum("pyramid + mobilenet", (1.0, pyramid), (0.5, seen)), Sum("ssim + mobilenet", (1.0, ssim), (0.5, seen)))
     if losses.vgg_weights().is_file():
         yield losses.Perceptual("lpips")
 
@@ -126,6 +129,7 @@ def main():
     parser.add_argument("--frames", type=int, default=2, help="of each clip")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--only", nargs="+", help="these losses, by name, such as ssim")
     options = parser.parse_args()
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
@@ -138,6 +142,8 @@ def main():
     frames = np.stack(frames)
     true, rows = landmarks(find, frames), [frames]
     for loss in candidates(encoder):
+        if options.only and loss.name not in options.only:
+            continue
         began = time.perf_counter()
         # Each as a photo: every frame starts at its own code.
         codes = np.concatenate([list(talkhead.invert(frame[None], generator, "hybrid", encoder=encoder, hybrid_steps=options.steps, lr=options.lr,

@@ -3,8 +3,9 @@
 #
 #     examples/train_bundled.sh DATA OUT
 #
-# Needs `pip install '.[synth]'`. DATA holds images/congress/ (portraits), grid_s1/video/ and videos/us_gov_pd/video/ (recordings with their words beside
-# them) and weights/mediapipe/face_landmarker_v2_with_blendshapes.task. OUT is made, and keeps everything: stop the script
+# Needs `pip install '.[synth]'`. DATA holds images/congress/ and images/faces/ (portraits, with SOURCES.tsv, which tells who is who), grid_s1/video/ and
+# videos/us_gov_pd/video/ (recordings with their words beside them), weights/mediapipe/face_landmarker_v2_with_blendshapes.task and, to sort out composites
+# that are still somebody, weights/face_descriptor/. OUT is made, and keeps everything: stop the script
 # whenever you like and run it again, every stage goes on from where it was. Set SCALE=0.05 to see all of it pass in minutes.
 #
 # Environment [at SIZE=128; at SIZE=256]:
@@ -42,18 +43,25 @@ steps() { scale "$(awk -v n="$1" -v t="$times" 'BEGIN { print n * t }')"; }
 
 mkdir -p "$out"
 
-# Ten portraits are donors of no face, forty recordings drive none, and one voice in eight is never heard: for measuring.
-held_donors=$(cd "$data/images/congress" && printf '%s\n' *.jpg | sed 's/\.jpg$//' | sort | awk 'NR % 53 == 1' | head -n 10 | paste -sd,)
+# A tenth of the people are donors of no face, forty recordings drive none, and one voice in eight is never heard: for measuring.
+held_donors=$(grep -v '^#' "$here/held_out_people.txt" | paste -sd,)
+donors=()       # generated faces (images/faces/faker_ai) are none
+for folder in "$data"/images/faces/*/ "$data/images/congress"; do
+    case $folder in */faker_ai/|*/\*/) ;; *) donors+=(--portraits "${folder%/}") ;; esac
+done
 mapfile -t heard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | head -n 160)
 mapfile -t unheard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | tail -n 40)
 voices() { python -c "from talkhead import articulation as a; print(','.join(v for i, v in enumerate(a.voices()) if (i % 8 == 3) == $1))"; }
 recordings() { printf -- '--recordings\n%s\n' "$@"; }
-faces=(--size "$size" --workers "${WORKERS:-1}" --portraits "$data/images/congress" --exclude "$held_donors" --detector-model "$detector")
+faces=(--size "$size" --workers "${WORKERS:-1}" "${donors[@]}" --exclude "$held_donors" --detector-model "$detector")
 [ "$vary" = 0 ] || faces+=(--vary)
 
 mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
 mapfile -t tested < <(recordings "${unheard[@]}")
-talkhead synth -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
+[ -d "$out/near" ] || talkhead synth -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
+# What is still somebody is moved away, once: synth would make a clip again whose files are gone.
+[ -d "$out/near" ] || [ ! -d "$data/weights/face_descriptor" ] ||
+    python "$here/too_near.py" "$out/stills" "${donors[@]}" --weights "$data/weights/face_descriptor" --detector-model "$detector" --away "$out/near" > "$out/near.jsonl"
 talkhead synth -o "$out/clips" --count "$(talking "$clips")" --seconds 4 --recorded-share 0.4 --seed 11 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
 talkhead synth -o "$out/people" --count "$(talking "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
 talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
@@ -117,12 +125,12 @@ wc -c "$out"/weights/{generator,encoder,audio2latent,video_gan}.pt | awk '{ prin
 
 identity=()
 [ -z "${IDENTITY:-}" ] || identity=(--identity-model "$IDENTITY")
-[ "$vary" = 0 ] || python "$here/count_variety.py" "$out/stills" "$out/clips" > "$out/variety.md"
+[ "$vary" = 0 ] || python "$here/count_variety.py" "$out/stills" "$out/clips" --sources "$data/images/faces/SOURCES.tsv" > "$out/variety.md"
 python "$here/evaluate_bundled.py" --clips "$out/held-out" --speech "$data/audio" "${unheard[@]}" --portraits "$data/images/congress" \
     --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
     --audio2latent "$out/weights/audio2latent.pt" "${training[@]}" "${identity[@]}" --limit "$(scale 100)" --pti-steps "$(scale 350)" -o "$out/evaluation"
 python "$here/evaluate_bundled.py" --clips "$out/seen" --detector-model "$detector" --generator "$out/weights/generator.pt" --encoder "$out/weights/encoder.pt" \
     --audio2latent "$out/weights/first.pt" "${training[@]}" --least 0.92 --limit "$(scale 100)" -o "$out/evaluation-first"
-python "$here/nearest_donors.py" --donors "$data/images/congress" --clips "$out/stills" --detector-model "$detector" --generator "$out/weights/generator.pt" \
+python "$here/nearest_donors.py" "${donors[@]/#--portraits/--donors}" --clips "$out/stills" --detector-model "$detector" --generator "$out/weights/generator.pt" \
     --encoder "$out/weights/encoder.pt" "${training[@]}" "${identity[@]}" --count "$(scale 50)" -o "$out/nobody" > "$out/nobody.jsonl"
 echo "to ship them: cp $out/weights/*.pt talkhead/weights/" >&2

@@ -34,6 +34,7 @@ ROOMS = {
     "keypoints": ("KeypointNetwork",),
     "encoders": ("FaceRecognition", "PSPEncoder", "ReStyle", "ResNetEncoder"),
     "metrics": ("lmd", "psnr", "ssim"),
+    "mobilenet": ("MobileNet",),
     "losses": ("Perceptual",),
     "augmentation": (),
     "inception": ("FaceFeatures", "Inception"),

@@ -132,6 +132,10 @@ REGISTRY = {
         "the perceptual loss (LPIPS)", "vgg16-397923af.pth",
         ("https://download.pytorch.org/models/vgg16-397923af.pth",), _TORCHVISION, None,
         553_433_881, "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", hub=True),
+    "mobilenet-v2": Weights(
+        "a small perceptual loss (--perceptual mobilenet), and features for FID", "mobilenet_v2-b0353104.pth",
+        ("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",), _TORCHVISION, None,
+        14_212_972, "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889", hub=True),
     "resnet18": Weights(
         "the first blocks of the ResNet encoder (train-encoder --imagenet)", "resnet18-f37072fd.pth",
         ("https://download.pytorch.org/models/resnet18-f37072fd.pth",), _TORCHVISION, None,

@@ -60,7 +60,7 @@ class Protocol:
     size               side to which square frames are resized; None compares frames of one size as they are
     lmd                measure what needs landmarks: `metrics.Mouths`
     fid                compare the distributions of all frames: FID and KID
-    fid_features       whose features: "inception", or "encoder", the bundled one
+    fid_features       whose features: "inception", "mobilenet", or "encoder", the bundled one
     lpips              measure LPIPS (VGG)
     identity_network   path of a face recognition network, as `losses.identity_network` takes: cosine of what it says of each pair of frames
     syncnet            path of SyncNet's weights: LSE-C and LSE-D of either clip with its own sound; of one without, with the other's
@@ -240,7 +240,7 @@ class Enlarged:
 
 
 def features(name, device="cpu"):
-    """A feature network for FID by name: "inception", or "encoder", the bundled one's trunk."""
+    """A feature network for FID by name: "inception", "mobilenet", or "encoder", the bundled one's trunk."""
     from talkhead import checkpoints, inception
 
     if name == "encoder":

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from talkhead import files
+from talkhead import files, mobilenet
 from talkhead.downloads import REGISTRY
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
@@ -33,14 +33,16 @@ _BLOCKS = {"5b": "A", "5c": "A", "5d": "A", "6a": "B", "6b": "C", "6c": "C", "6d
 
 
 def named(network, device="cpu"):
-    """A feature network by its name, "inception"; or itself, if it is one.
+    """A feature network by its name, "inception" or "mobilenet"; or itself, if it is one.
 
     raises   TalkheadError if the name is another, or its weights are not there
     """
     if network == "inception":
         return Inception(device=device)
+    if network == "mobilenet":
+        return MobileNetFeatures(device)
     if isinstance(network, str):
-        raise TalkheadError(f"features {network!r}: unknown; take inception, or a network such as FaceFeatures")
+        raise TalkheadError(f"features {network!r}: unknown; take inception or mobilenet, or a network such as FaceFeatures")
     return network
 
 
@@ -118,6 +120,24 @@ def _read(path):
         scale = scale / (variance + EPSILON).sqrt()
         convolutions[name] = state[name + end].float() * scale[:, None, None, None], shift - mean * scale
     return convolutions
+
+
+class MobileNetFeatures:
+    """What MobileNetV2's classifier looks at, for pictures of the size that it has learnt at: 1280 features. Its file is 14 MB.
+
+    raises   TalkheadError if its weights are missing or damaged
+    """
+
+    name = "mobilenet"
+
+    def __init__(self, device="cpu"):
+        self.network, self.device = mobilenet.MobileNet().to(device), device
+        self.width = self.network.width
+
+    @torch.no_grad()
+    def __call__(self, frames):
+        images = F.interpolate(to_images(frames).to(self.device), (mobilenet.SIDE, mobilenet.SIDE), mode="bilinear", align_corners=False, antialias=True)
+        return self.network(images).cpu().numpy()
 
 
 class FaceFeatures:

@@ -13,6 +13,7 @@ from talkhead.downloads import REGISTRY
 from talkhead.encoders import load_face_recognition
 from talkhead.errors import TalkheadError
 from talkhead.metrics import SSIM_K1, SSIM_K2, SSIM_SIGMA, SSIM_WINDOW
+from talkhead.mobilenet import MobileNet
 
 # The file that torchvision downloads for `vgg16(weights="IMAGENET1K_V1")`, and LPIPS reads from torch's cache.
 VGG16_URL = REGISTRY["vgg16"].urls[0]
@@ -34,6 +35,8 @@ class Perceptual(nn.Module):
 
     name  "lpips"    LPIPS with VGG-16 (Zhang 2018), as the thesis uses; needs VGG's weights in
                      torch's cache and never fetches them
+          "mobilenet"  the same between what MobileNetV2 sees, every channel counting alike; its weights, 14 MB,
+                     are looked for there too
           "ssim"     1 − SSIM (Wang 2004); needs no file, and draws eyes and mouths best of those that need none
           "pyramid"  L1 over the levels of a Laplacian pyramid (Bojanowski 2018); needs no file
           "auto"     LPIPS where its weights are, the pyramid elsewhere; `.name` tells which
@@ -42,22 +45,23 @@ class Perceptual(nn.Module):
     Its own weights are frozen; gradients flow to the images, not to the targets. Where the targets stay the
     same from step to step, `toward(targets)` is cheaper: what depends on them alone is computed once.
 
-    raises  TalkheadError if VGG's weights are missing or unreadable, or the name is unknown
+    raises  TalkheadError if the network's weights are missing or unreadable, or the name is unknown
 
     Source: thesis §3.3.1.1, Algorithms 1 and 2 (LPIPS); eq. 3.2, 4.5.
-    Departure: SSIM and the pyramid, because a machine without a network has no VGG weights. They are not
+    Departure: the others, because a machine without a network has no VGG weights. SSIM and the pyramid are not
     learned and know nothing of faces: the one asks for the pattern around every pixel, the other for edges in the
-    right place at every scale.
+    right place at every scale. MobileNetV2 has learnt the same pictures as VGG, at a hundredth of its work.
     """
 
     def __init__(self, name="auto"):
         super().__init__()
         if name == "auto":
             name = "lpips" if vgg_weights().is_file() else "pyramid"
-        if name not in ("lpips", "ssim", "pyramid"):
-            raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips, ssim or pyramid")
+        networks = {"lpips": _lpips, "mobilenet": MobileNet, "ssim": None, "pyramid": None}
+        if name not in networks:
+            raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips, mobilenet, ssim or pyramid")
         self.name = name
-        self.network = _lpips() if name == "lpips" else None
+        self.network = networks[name] and networks[name]()
 
     def train(self, mode=True):
         # LPIPS drops features at random in training mode, and a distance must not be random.
@@ -73,8 +77,18 @@ class Perceptual(nn.Module):
         if self.name == "ssim":
             return _structure(targets)
         with torch.no_grad():
-            wanted = _unit_features(self.network, targets)
-        return lambda images: _lpips_distance(self.network, images, wanted)
+            wanted = _unit_features(self._seen(targets))
+        return lambda images: self._distance(_unit_features(self._seen(images)), wanted)
+
+    def _seen(self, images):
+        """Feature maps (N, C, h, w) of several depths."""
+        return self.network.net(self.network.scaling_layer(images)) if self.name == "lpips" else self.network.maps(images)
+
+    def _distance(self, seen, wanted):
+        """The lpips package's own weights of each channel, its forward in two halves; MobileNet's channels all count alike."""
+        squares = [(one - other).square() for one, other in zip(seen, wanted)]
+        weighed = [weigh(square).float() for square, weigh in zip(squares, self.network.lins)] if self.name == "lpips" else squares
+        return sum(square.mean((2, 3)).sum(1) for square in weighed)
 
 
 def _lpips():
@@ -94,16 +108,9 @@ def _lpips():
     return network.eval().requires_grad_(False)
 
 
-def _unit_features(network, images):
-    """What VGG sees at five depths, each place's feature vector of length one; Zhang et al. 2018, eq. 1."""
-    features = [seen.float() for seen in network.net(network.scaling_layer(images))]  # autocast would sum squares in halves
-    return [seen / (seen.square().sum(1, keepdim=True).sqrt() + 1e-10) for seen in features]
-
-
-def _lpips_distance(network, images, wanted):
-    """LPIPS between images and what was seen in the targets: the lpips package's own networks, its forward in two halves."""
-    pairs = zip(_unit_features(network, images), wanted, network.lins)
-    return sum(weigh((seen - target).square()).float().mean((1, 2, 3)) for seen, target, weigh in pairs)
+def _unit_features(seen):
+    """Each place's feature vector of length one, at every depth; Zhang et al. 2018, eq. 1."""
+    return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in map(torch.Tensor.float, seen)]  # autocast would sum squares in halves
 
 
 def pyramid_distance(images, targets):

@@ -192,7 +192,7 @@ source = click.argument("source", default="-", callback=from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
 device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
-perceptual = one_of("--perceptual", ["auto", "lpips", "ssim", "pyramid"], "auto",
+perceptual = one_of("--perceptual", ["auto", "lpips", "mobilenet", "ssim", "pyramid"], "auto",
                     "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
 detection = together(
     one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
@@ -219,8 +219,8 @@ heard = together(
                  help="What the speech model hears.  [default: what it was trained on; to train, bundled for the first model and mfcc for the second]"),
     click.option("--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"),
 )
-fid_features = one_of("--fid-features", ["inception", "encoder"], "inception",
-                      "Whose features FID and KID compare: Inception's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
+fid_features = one_of("--fid-features", ["inception", "mobilenet", "encoder"], "inception",
+                      "Whose features FID and KID compare: Inception's, MobileNetV2's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
                               help="Optimiser steps in all; a resumed run goes on to here.")

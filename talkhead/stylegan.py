@@ -495,7 +495,7 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
                         file's "model" is then the best average by FID, unless an encoder learns along: it fits the last one
     fid_images          pictures that the average draws for it, from z of their own, always the same; and as many of the
                         images, or all. FID of few is too large: only numbers of equally many pictures may be compared
-    fid_features        "inception", for the weights in torch's hub cache, or a feature network as in inception.py
+    fid_features        "inception" or "mobilenet", for the weights in torch's hub cache, or a feature network as in inception.py
     accumulate          turns in which a batch is worked on, to fit into memory: the result is the same
     precision           "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and
                         path length are always float32

@@ -34,13 +34,15 @@ def ramp(x, low, high):
 def tone_angle(face):
     """Individual typology angle of the cheeks, degrees: arctan((L* - 50) / b*), below 10 dark, above 41 light.
 
+    Skin that looks bluer than grey (b* < 0), which blue light makes, is -90 or 90 by its lightness alone.
+
     Source: Chardon et al. 1991.
     """
     colour = np.median(np.concatenate([_patch(face, x, y).reshape(-1, 3) for x, y in CHEEKS]), 0) / 255
     linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1.0, 1.089]
     _, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return float(np.degrees(np.arctan2(116 * y - 66, 200 * (y - z))))
+    return float(np.degrees(np.arctan2(116 * y - 66, max(200 * (y - z), 1e-6))))
 
 
 def group(value, groups):

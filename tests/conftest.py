@@ -218,3 +218,22 @@ def random_vgg(random_vgg_home, monkeypatch):
     """That is where torch's weights are looked for."""
     monkeypatch.setenv("TORCH_HOME", str(random_vgg_home))
     return random_vgg_home
+
+
+@pytest.fixture
+def random_mobilenet(tmp_path, monkeypatch):
+    """Torchvision's MobileNetV2 with weights by chance, and a torch cache that holds them; not as torchvision initialises them, so that every layer counts."""
+    import torch
+
+    from talkhead import mobilenet
+
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v2(weights=None).eval()
+    for name, value in network.state_dict().items():
+        if name.startswith("features") and value.ndim < 2 and value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    mobilenet.weights_path().parent.mkdir(parents=True)
+    torch.save(network.state_dict(), mobilenet.weights_path(), _use_new_zipfile_serialization=False)  # as the public file is
+    return network

@@ -148,7 +148,8 @@ def test_the_registry_is_well_formed(name, caches):
 def test_files_lie_where_their_library_looks(caches, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(caches / "t"))
     hub = caches / "t" / "hub" / "checkpoints"
-    from talkhead import losses
+    from talkhead import losses, mobilenet
+    assert downloads.REGISTRY["mobilenet-v2"].path == mobilenet.weights_path() == hub / Path(mobilenet.URL).name
     assert downloads.REGISTRY["vgg16"].path == losses.vgg_weights() == hub / Path(losses.VGG16_URL).name
     assert downloads.REGISTRY["resnet18"].path == hub / "resnet18-f37072fd.pth"
     monkeypatch.setenv("TALKHEAD_CACHE", str(caches / "own"))
@@ -171,7 +172,8 @@ def test_the_registry_has_what_face_alignment_wants():
 def test_the_registry_has_what_torchvision_wants():
     import torchvision
 
-    for name, weights in (("vgg16", torchvision.models.VGG16_Weights), ("resnet18", torchvision.models.ResNet18_Weights)):
+    for name, weights in (("vgg16", torchvision.models.VGG16_Weights), ("resnet18", torchvision.models.ResNet18_Weights),
+                          ("mobilenet-v2", torchvision.models.MobileNet_V2_Weights)):
         entry = downloads.REGISTRY[name]
         assert entry.urls == (weights.IMAGENET1K_V1.url,)
         assert entry.size / 2 ** 20 == pytest.approx(weights.IMAGENET1K_V1.meta["_file_size"], abs=0.001)

@@ -113,7 +113,7 @@ def test_unreadable_vgg_is_refused(no_vgg):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(TalkheadError, match="take auto, lpips, ssim or pyramid"):
+    with pytest.raises(TalkheadError, match="take auto, lpips, mobilenet, ssim or pyramid"):
         Perceptual("l1")
 
 
@@ -137,6 +137,29 @@ def test_lpips_equals_the_lpips_package(random_vgg, capsys):
     ours(a, b).sum().backward()
     assert a.grad.abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_mobilenet_is_lpips_with_every_channel_alike(random_mobilenet):
+    """Against torchvision's own normalisation and feature extraction, and sums of squares by numpy."""
+    from torchvision.models import MobileNet_V2_Weights
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    a, b = torch.rand(2, 2, 3, 64, 64)
+    extract = create_feature_extractor(random_mobilenet, [f"features.{depth}" for depth in (1, 3, 6, 13, 17)])
+    with torch.no_grad():
+        seen = [extract(MobileNet_V2_Weights.IMAGENET1K_V1.transforms(crop_size=64, resize_size=64)(images)) for images in (a, b)]
+    wanted = 0.0
+    for one, other in zip(*(found.values() for found in seen)):
+        one, other = (x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (one, other))
+        wanted = wanted + ((one - other) ** 2).sum(1).mean((1, 2))
+    ours = Perceptual("mobilenet").train()
+    distance = ours(2 * a - 1, 2 * b - 1)
+    assert distance.tolist() == pytest.approx(wanted.tolist(), rel=1e-4) and min(wanted) > 1e-3
+    toward = ours.toward(2 * b - 1)
+    assert torch.equal(toward(2 * a - 1), distance) and toward(2 * b - 1).abs().max() == 0
+    images = (2 * a - 1).requires_grad_(True)
+    toward(images).sum().backward()
+    assert images.grad.abs().sum() > 0 and not any(parameter.requires_grad for parameter in ours.parameters())
 
 
 def test_pixel_loss_by_hand():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from talkhead import TalkheadError, faces, files, puppet
+from talkhead import TalkheadError, faces, files, puppet, variety
 
 SHUT_TO_OPEN = np.array([[0, 0, 0], [0.04, 0, 0.01], [0.08, 0, 0.03], [0.12, 0, 0.06], [0.16, 0, 0.09], [0.2, 0, 0.12]])
 
@@ -97,6 +97,100 @@ def test_no_pictures_is_an_error(tmp_path):
         puppet.portraits(tmp_path, "model.task")
 
 
+@pytest.fixture
+def photographed(monkeypatch, still):
+    """Makes every picture file a portrait, so that folders can be read without a detector."""
+    from dataclasses import replace
+    monkeypatch.setattr(puppet, "_detect_portraits", lambda paths, model, size: [replace(still, names=(path.stem,)) for path in paths])
+
+
+def write_album(place):
+    """Two folders: one person twice, with a table that tells so, and another person; the same person again by name, and two unknown ones."""
+    for name in ("set/1_shut.jpg", "set/1_open.jpg", "set/2_shut.jpg", "more/1.jpg", "more/3.jpg", "more/4.png"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    (place / "SOURCES.tsv").write_text("file\tperson_id\tITA\nset/1_shut.jpg\tlab:1\t-12\nset/1_open.jpg\tlab:1\t-9.5\nset/2_shut.jpg\tlab:2\t\n")
+    return [place / "set", place / "more"]
+
+
+def test_several_folders_and_a_table_tell_who_is_who(tmp_path, photographed):
+    stills = puppet.portraits(write_album(tmp_path), cache=tmp_path / "cache.npz")
+    told = {still.names[0]: still.people for still in stills}
+    assert told == {"1_open": ("lab:1",), "1_shut": ("lab:1",), "2_shut": ("lab:2",), "1": ("lab:1",), "3": ("3",), "4": ("4",)}
+    assert {still.names[0]: still.tone for still in stills[:2]} == {"1_open": "dark", "1_shut": "dark"} and stills[0].tone_angle == -9.5
+    assert {still.tone_angle for still in stills[2:]} == {variety.tone_angle(stills[2].image)}
+    again = puppet.portraits([tmp_path / "set", tmp_path / "more"], cache=tmp_path / "cache.npz", exclude=("lab:1", "4"))
+    assert [(still.names, still.people) for still in again] == [(("2_shut",), ("lab:2",)), (("3",), ("3",))]
+    alone, = puppet.portraits(tmp_path / "set", exclude=["1"])         # a table beside the folder; an id without its collection
+    assert alone.names == ("2_shut",)
+
+
+def test_who_cannot_be_told_is_an_error(tmp_path, photographed):
+    folders = write_album(tmp_path)
+    (tmp_path / "more" / "2_shut.jpg").touch()
+    with pytest.raises(TalkheadError, match="2_shut.jpg: another folder has a picture of that name"):
+        puppet.portraits(folders)
+    (tmp_path / "SOURCES.tsv").write_text("file\tlicence\nset/1_shut.jpg\tCC0\n")
+    with pytest.raises(TalkheadError, match='SOURCES.tsv: not a table of sources .*"person_id"'):
+        puppet.portraits(folders[0])
+
+
+def crowd(still, *people, **changed):
+    from dataclasses import replace
+    return [replace(still, names=(f"{who}-{number}",), people=(who,), looks=np.zeros(6), **changed) for number, who in enumerate(people)]
+
+
+def test_every_composite_is_of_several_people(still):
+    """Three of four photos show one person: by chance alone, most pairs would be of that person twice."""
+    rng = np.random.default_rng(0)
+    stills = crowd(still, "anna", "anna", "anna", "ben", "carl")
+    for _ in range(200):
+        chosen = puppet.choose(stills, rng)
+        people = [person for one in chosen for person in one.people]
+        assert len(people) == len(set(people)) >= 2
+    assert puppet.composite(chosen).people == tuple(people)
+    with pytest.raises(TalkheadError, match="all show one person"):
+        puppet.choose(stills[:3], rng)
+
+
+def test_eyes_nose_and_mouth_are_of_different_people(still, monkeypatch):
+    owners, blend = [], puppet._blend_bands
+    monkeypatch.setattr(puppet, "_blend_bands", lambda images, regions, eyes, nose, rng: owners.append((int(eyes), int(nose))) or blend(images, regions, eyes, nose, rng))
+    stills = crowd(still, "anna", "ben", "carl", "dora")
+    for seed in range(12):
+        puppet.composite(stills, seed)
+    assert {owner for pair in owners for owner in pair} == {0, 1, 2} and all(eyes != nose for eyes, nose in owners)      # the mouth is the last's
+    owners.clear()
+    stills[0].glasses = True
+    puppet.composite(stills[:2] + stills[3:], 0)
+    puppet.composite(stills[:1] + stills[3:], 0)
+    assert owners == [(0, 1), (0, 1)]
+
+
+def test_neutral_mouths_are_painted_first(still):
+    left, right = puppet._of(61), puppet._of(291)
+    narrow, smiling = still.points.copy(), still.points.copy()
+    narrow[[left, right]] += [(0.02, 0.01), (-0.02, 0.01)]
+    smiling[[left, right]] += [(-0.03, -0.03), (0.03, -0.03)]
+    calm, merry = crowd(still, "anna", "ben", points=narrow), crowd(still, *"cdefgh", points=smiling)
+    width, eyes = np.linalg.norm(np.diff(smiling[[left, right]], axis=0)), puppet._iod(smiling)
+    raised = smiling[puppet._of(13, 14), 1].mean() - smiling[[left, right], 1].mean()
+    assert merry[0].smile == pytest.approx((width + 2 * raised) / eyes, rel=1e-5)
+    assert calm[0].smile < puppet.CALM < merry[0].smile and merry[0].opening < puppet.SHUT
+    rng = np.random.default_rng(0)
+    last = {puppet.choose(calm + merry, rng)[-1].people for _ in range(60)}
+    assert last == {("anna",), ("ben",)}
+    assert puppet.choose(calm[:1] + merry, rng, calm[0])[-1].people != ("anna",)         # nobody calm is left: somebody who smiles, mouth shut
+
+
+def test_who_has_two_photos_does_not_come_oftener(still, monkeypatch):
+    monkeypatch.setattr(puppet.Still, "tone", property(lambda one: "tan"))
+    rng = np.random.default_rng(0)
+    stills = crowd(still, "anna", "anna", "anna", "ben")
+    count = sum(puppet.evenly(stills, rng).people == ("anna",) for _ in range(400))
+    assert abs(count - 200) < 60
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Performance
 
@@ -180,7 +274,7 @@ def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
     track = files.read_array(tmp_path / "all" / "000001.track.npy")
     assert landmarks.shape == (3, 68, 2) and track.shape == (3, 3)
     about = json.loads((tmp_path / "all" / "000001.json").read_text())
-    assert set(about) == {"fps", "phonemes", "text", "speaker", "seed", "donors", "source", "blink"}
+    assert set(about) == {"fps", "phonemes", "text", "speaker", "seed", "donors", "people", "source", "blink"}
 
 
 def test_faces_take_turns(tmp_path):
@@ -279,7 +373,7 @@ def test_excluded_portraits_are_never_donors(portraits, tmp_path):
 def test_rare_tones_are_chosen_as_often_as_common_ones(still, monkeypatch):
     from dataclasses import replace
 
-    stills = [replace(still, names=(f"{index}",), looks=np.zeros(6)) for index in range(20)]
+    stills = [replace(still, names=(f"{index}",), people=(f"{index}",), looks=np.zeros(6)) for index in range(20)]
     monkeypatch.setattr(puppet.Still, "tone", property(lambda one: "dark" if one.names == ("7",) else "light"))
     rng = np.random.default_rng(0)
     rare = sum(puppet.evenly(stills, rng).names == ("7",) for _ in range(400))

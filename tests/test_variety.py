@@ -1,6 +1,9 @@
 """What faces differ in: measured on colours of known angle, drawn evenly, repainted on pictures whose parts are known."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +30,13 @@ def test_the_angle_of_skin_is_that_of_scikit_image():
         picture = np.full((32, 32, 3), colour, np.uint8)
         lightness, _, b = color.rgb2lab(picture)[0, 0]
         assert variety.tone_angle(picture) == pytest.approx(np.degrees(np.arctan2(lightness - 50, b)), abs=0.3)
+
+
+def test_skin_in_blue_light_has_a_tone_too():
+    """Where b* is not above 0 the angle's arctangent has no meaning; darkness alone tells the tone."""
+    angles = [variety.tone_angle(np.full((32, 32, 3), colour, np.uint8)) for colour in ((50, 60, 90), (190, 200, 230))]
+    assert angles == pytest.approx([-90, 90], abs=0.01)
+    assert [variety.group(angle, variety.TONES) for angle in angles] == ["dark", "light"]
 
 
 def test_angles_fall_into_chardons_groups():
@@ -114,3 +124,17 @@ def test_choices_are_counted():
     assert counted["warmth"] == {"own": 1, "warm": 1, "neutral": 1} and counted["backdrop"] == {"plain": 3}
     with pytest.raises(TalkheadError, match="--vary"):
         variety.tally([])
+
+
+def test_sex_and_age_of_donors_are_counted_where_they_are_told(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(Path(__file__).parents[1] / "examples" / "count_variety.py")
+    (tmp_path / "SOURCES.tsv").write_text("file\tperson_id\tnote\na/1.jpg\tx:1\tneutral age=24 female white\na/2.jpg\tx:2\tyoung adult male\na/3.jpg\tx:3\t\n")
+    told = {"tone": "dark", "hair": "long", "hair_shade": "dark", "light": {"from": "own"}, "backdrop": {"kind": "own"}}
+    for number, donors in enumerate((["1", "2"], ["1", "3", "4"])):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"donors": donors, "people": [f"x:{donor}" for donor in donors], "varied": told}))
+    monkeypatch.setattr(sys, "argv", ["count_variety.py", str(tmp_path), "--sources", str(tmp_path / "SOURCES.tsv")])
+    script["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert {"| sex of donors | female | 2 | 40% |", "| sex of donors | male | 1 | 20% |", "| sex of donors | not told | 2 | 40% |",
+            "| age of donors | 20 to 29 | 2 | 40% |", "| age of donors | not told | 3 | 60% |"} < set(lines)
+    assert lines[-1] == "2 clips, 4 donors, 4 people; the donor used most is in 2 clips."

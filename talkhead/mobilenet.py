@@ -1,0 +1,69 @@
+"""MobileNetV2 as it learnt ImageNet: a small network whose features tell pictures apart as people do, for a distance and for FID.
+
+Torchvision's own network, and the file that torchvision downloads for it; nothing here fetches it.
+
+Source: Sandler et al. 2018.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from talkhead.errors import TalkheadError
+
+# What torchvision downloads for `mobilenet_v2(weights="IMAGENET1K_V1")`.
+URL = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
+DEPTHS = (1, 3, 6, 13, 17)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels from 0 to 1
+SIDE = 224  # pixels that it has learnt at
+
+
+def weights_path():
+    """The place where torch's cache keeps (or would keep) the weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
+
+
+class MobileNet(nn.Module):
+    """MobileNetV2 without its classifier, frozen; images are float (N, 3, H, W) in [-1, 1].
+
+    raises  TalkheadError if the weights are missing, damaged or of another network
+    """
+
+    width = 1280  # of the pooled features
+
+    def __init__(self):
+        super().__init__()
+        path = weights_path()
+        if not path.is_file():
+            raise TalkheadError(f"{path.name}: not found; download {URL} into {path.parent}, by talkhead weights fetch mobilenet-v2")
+        from torchvision.models import mobilenet_v2  # seconds that who does not need it does not pay
+
+        network = mobilenet_v2(weights=None)
+        try:
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+            raise TalkheadError(f"{path}: not MobileNetV2's weights; delete it and download {URL} again") from error
+        self.blocks = network.features.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def train(self, mode=True):
+        return super().train(False)  # its batch statistics are ImageNet's
+
+    def maps(self, images):
+        """Feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size: list of (N, C, h, w) with C = 16, 24, 32, 96, 320."""
+        x, seen = self._normalised(images), []
+        for depth, block in enumerate(self.blocks[: DEPTHS[-1] + 1]):
+            x = block(x)
+            if depth in DEPTHS:
+                seen.append(x)
+        return seen
+
+    def forward(self, images):
+        """What the classifier would see: the last map averaged, (N, 1280)."""
+        return self.blocks(self._normalised(images)).mean((2, 3))
+
+    def _normalised(self, images):
+        return (images / 2 + 0.5 - self.mean) / self.std
