@@ -31,7 +31,7 @@ class Given:
     def __init__(self, *readings):
         self.readings = list(readings)
 
-    def read(self, frames):
+    def read(self, frames, looks=1):
         return np.stack([self.readings.pop(0) for _ in frames]).astype(np.float32)
 
     def neutral(self, points):
@@ -79,7 +79,7 @@ def by_flow(rest, frames, points, around=None):
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     at = np.float32((points - centre) / side + 0.5) * 256 - 0.5
     inside = ((at > 0) & (at < 255)).all(1)[:, None]
-    moved = [cv2.remap(flow.calc(grey[0], other, None), at[:, 0], at[:, 1], cv2.INTER_LINEAR)[:, 0] for other in grey[1:]]
+    moved = [cv2.remap(flow.calc(grey[0], other, None), at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2) for other in grey[1:]]
     return points + np.stack(moved) * inside * side / 256
 
 

@@ -22,14 +22,16 @@ from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOV
 
 GRID = 64  # nodes a side at which a warp is worked out
 SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
+LOOKS = 6  # at the mouth of a photo, whose place must be exact
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
+SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
 RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
 
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
 _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
-_OVAL = places(*OVAL)
+_OVAL, _CHIN = places(*OVAL), places(*OVAL[12:25])
 _BROWS = places(*sum(BROWS, ()))
 _LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
 _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
@@ -42,15 +44,18 @@ class Photo:
     network  keypoints.KeypointNetwork
     quad     float (4, 2), pixels: where the aligned face lies in the picture, as `faces.quad` gives it; None: the picture is the aligned face
     neutral  whether a mouth that is open in the photo is brought to rest before it speaks
+    points   float (K, 2), the keypoints in fractions of the quad, where they are known
     raises   TalkheadError if the quad has no area, or the mouth lies outside the picture
 
     `points` float (K, 2) is where the keypoints lie in the picture, `start` where the mouth is at rest; both in fractions of the quad.
     """
 
-    def __init__(self, picture, network, quad=None, neutral=True):
+    def __init__(self, picture, network, quad=None, neutral=True, points=None):
         self.picture, self.network = np.ascontiguousarray(picture), network
         self.frame = Frame(len(picture), len(picture[0]), quad)
-        self.points = network.read(self.frame.aligned(self.picture, int(np.clip(self.frame.scale, 128, 512)))[None])[0].astype(np.float64)
+        if points is None:
+            points = network.read(self.frame.aligned(self.picture, int(np.clip(self.frame.scale, 128, 512)))[None], LOOKS)[0]
+        self.points = np.asarray(points, np.float64)
         self.start = network.neutral(self.points) if neutral else self.points
         lips = self.frame.pixels(self.points[_UPPER_OUTER])
         if (lips < -1).any() or (lips > (self.frame.width, self.frame.height)).any():
@@ -141,13 +146,21 @@ def transfer(start, rest, points):
     linear, shift = _affine(rest[NOT_MOVED_BY_SPEECH], points[NOT_MOVED_BY_SPEECH])
     head = rest @ linear.T + shift - rest
     head *= _ramp(np.abs(head[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
-    own = moved - head
+    own = _along(moved - head)
     target = start + head
     size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
     target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     return target, _shut_lids(rest, points)
+
+
+def _along(moved):
+    """Displacements smoothed along the lines of lips and jaw, as flesh moves."""
+    smooth = moved.copy()
+    for line in (_UPPER_OUTER, _LOWER_OUTER, _UPPER_INNER, _LOWER_INNER, _CHIN):
+        smooth[line[1:-1]] = (moved[line[:-2]] + 2 * moved[line[1:-1]] + moved[line[2:]]) / 4
+    return smooth
 
 
 def _set_gap(target, points):
@@ -235,7 +248,7 @@ def _limit(points, head):
     radius = np.interp(np.arctan2(nodes[:, 1], nodes[:, 0]), np.arctan2(outline[:, 1], outline[:, 0])[order], np.linalg.norm(outline, axis=1)[order],
                        period=2 * np.pi)
     far = np.linalg.norm(nodes, axis=1) / radius
-    left = (1 - _ramp(far, RINGS[1][0], RINGS[2][0])) * _ramp(np.minimum(_NODES, 1 - _NODES).min(1), 0, 0.03)
+    left = (1 - _ramp(far, RINGS[1][0], RINGS[2][0])) * _ramp(np.minimum(_NODES, 1 - _NODES).min(1), 0.01, 0.04)
     if head:
         return left
     eyes, nose, chin = points[places(33, 263)].mean(0), points[places(4)], points[places(152)]
@@ -247,7 +260,7 @@ def _spline(points, values):
     count = len(points)
     ones = np.column_stack([np.ones(count), points])
     matrix = np.zeros((count + 3, count + 3))
-    matrix[:count, :count] = _kernel(points, points) + 1e-7 * np.eye(count)
+    matrix[:count, :count] = _kernel(points, points) + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
     weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, 2))])).astype(np.float32)
     field = _kernel(_NODES, points.astype(np.float32)) @ weights[:count] + _ONES @ weights[count:]

@@ -62,8 +62,8 @@ class Film:
 
     def photo(self, index):
         """One frame as a detail.Photo with its mouth at rest."""
-        photo = Photo(self.picture(index), self.network, self.quads[index], neutral=False)
-        photo.points, photo.start = self.points[index], self.starts[index]
+        photo = Photo(self.picture(index), self.network, self.quads[index], neutral=False, points=self.points[index])
+        photo.start = self.starts[index]
         return photo
 
     @property
@@ -130,14 +130,13 @@ def dub(film, frames, rest):
     yields  uint8 (H, W, 3)
     """
     network = film.network
-    still = network.read(rest[None])[0].astype(np.float64)
-    colour = Detail(film.photo(film.resting), rest).gain
+    start = Detail(film.photo(film.resting), rest)
     for index, frame in zip(back_and_forth(len(film)), frames):
         points = network.read(frame[None])[0].astype(np.float64)
-        target, _ = transfer(film.starts[index], still, still + film.gain * (points - still))
+        target, _ = transfer(film.starts[index], start.rest, start.rest + film.gain * (points - start.rest))
         picture = film.picture(index)
         place = Frame(*picture.shape[:2], film.quads[index])
-        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, colour), blur=film.blur)
+        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, start.gain), blur=film.blur)
 
 
 def own_gain(film, frames):

@@ -73,20 +73,34 @@ class KeypointNetwork(nn.Module):
         scores = (points[MOVED_BY_SPEECH].ravel() - mean) @ basis.T
         result = np.array(points, np.float64)
         result[MOVED_BY_SPEECH] += share * (np.append(1, np.clip(scores, -0.25, 0.25)) @ weights).reshape(-1, 2)
+        left = (result[places(*LOWER_INNER[1:-1])] - result[places(*UPPER_INNER[1:-1])]) * share / 2  # lips at rest touch
+        for upper, lower in ((UPPER_INNER, LOWER_INNER), (UPPER_OUTER, LOWER_OUTER)):
+            result[places(*upper[1:-1])] += left
+            result[places(*lower[1:-1])] -= left
         return result
 
-    def read(self, frames):
+    def read(self, frames, looks=1):
         """Keypoints of aligned faces.
 
         frames    uint8 (N, S, S, 3) RGB, aligned; of any side
+        looks     how often the mouth is looked at, each time in another window or in a mirror; the mean is less off than one look
         returns   float32 (N, K, 2), x then y, fractions of the side: (0, 0) is the top left corner of the picture
         """
         frames = np.asarray(frames)
         whole = np.zeros((len(frames), 2), np.float32) + 0.5
         points = self._regress(self.face, frames, whole, np.ones(len(frames), np.float32), self.size)
-        centres, sides = mouth_windows(points)
-        points[:, :len(LIPS)] = self._regress(self.mouth, frames, centres, sides, self.mouth_size)
+        for _ in range(1 if looks == 1 else 2):  # the second time around where the lips were found
+            centres, sides = mouth_windows(points)
+            points[:, :len(LIPS)] = np.mean([self._look(frames, centres, sides, look) for look in range(looks)], 0)
         return points
+
+    def _look(self, frames, centres, sides, look):
+        """The lips, seen through one of many windows: (N, len(LIPS), 2)."""
+        sides = sides * (1 + 0.06 * ((look // 2 + 1) % 3 - 1))
+        if look % 2 == 0:
+            return self._regress(self.mouth, frames, centres, sides, self.mouth_size)
+        lips = self._regress(self.mouth, frames[:, :, ::-1], centres * (-1, 1) + (1, 0), sides, self.mouth_size)
+        return lips[:, _MIRRORED_LIPS] * (-1, 1) + (1, 0)
 
     def _regress(self, network, frames, centres, sides, size):
         windows = np.stack([window(*item, size) for item in zip(frames, centres, sides)])
@@ -100,6 +114,10 @@ def mouth_windows(points):
     """Squares around the mouths of faces: keypoints (N, K, 2) -> centres (N, 2) and sides (N,), in fractions."""
     width = np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
     return points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1), KeypointNetwork.WINDOW * np.maximum(width, 0.05)
+
+
+_OPPOSITE = {vertex: other for line in (UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER) for vertex, other in zip(line, line[::-1])}
+_MIRRORED_LIPS = places(*(_OPPOSITE[vertex] for vertex in LIPS))
 
 
 def window(picture, centre, side, size):

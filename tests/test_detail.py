@@ -18,7 +18,7 @@ class Read:
     def __init__(self, *readings):
         self.readings = list(readings)
 
-    def read(self, frames):
+    def read(self, frames, looks=1):
         return np.stack([self.readings.pop(0) for _ in frames]).astype(np.float32)
 
     def neutral(self, points):
@@ -55,7 +55,7 @@ def test_a_warp_brings_keypoints_to_their_targets(points):
     moved = target - points
     for field, lip in zip(fields, (places(*keypoints.UPPER_INNER[1:-1]), places(*keypoints.LOWER_INNER[1:-1]))):
         at = np.float32(target[lip] * detail.GRID - 0.5)
-        back = cv2.remap(field, at[:, 0], at[:, 1], cv2.INTER_LINEAR)[:, 0]
+        back = cv2.remap(field, at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2)
         np.testing.assert_allclose(back, -moved[lip], atol=0.002)
 
 
@@ -116,7 +116,7 @@ def test_shut_lids_hide_the_eyes_and_change_nothing_else(face, points):
     assert changed.any()
     assert rows.min() > eyes[:, 1].min() - 0.12 * len(face) and rows.max() < eyes[:, 1].max() + 0.06 * len(face)
     pupil = points[places(159, 145)].mean(0) * len(face)
-    row, column = np.rint(pupil).astype(int)
+    column, row = np.rint(pupil).astype(int)
     skin = face[int(row - 0.09 * len(face)), column].astype(int)
     assert np.abs(frame[row, column] - skin).mean() < np.abs(face[row, column] - skin).mean()
 
