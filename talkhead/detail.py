@@ -26,6 +26,7 @@ LOOKS = 6  # at the mouth of a photo, whose place must be exact
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
+CONTRAST = 0.6  # of the inside of a render's mouth that is kept: small generators draw it too black and too white
 RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
 
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
@@ -81,12 +82,13 @@ class Detail:
     def __init__(self, photo, rest, network=None):
         self.photo, self.network = photo, network or photo.network
         self.rest = self.network.read(rest[None])[0].astype(np.float64)
-        self.gain = _gain(photo.frame.aligned(photo.picture, 128), photo.points, rest, self.rest)
+        skins = _skin(photo.frame.aligned(photo.picture, 128), photo.points), _skin(rest, self.rest)
+        self.gain, self.shade = np.clip(skins[0] / np.maximum(skins[1], 1), 0.4, 2.0), skins[0] / 2
 
     def __call__(self, frame):
         points = self.network.read(frame[None])[0].astype(np.float64)
         target, lids = transfer(self.photo.start, self.rest, points)
-        inside = Inside(frame, points, self.gain)
+        inside = Inside(frame, points, self.gain, self.shade)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
 
@@ -96,6 +98,7 @@ class Inside(NamedTuple):
     frame: np.ndarray  # uint8 (R, R, 3)
     points: np.ndarray  # float (K, 2), fractions
     gain: np.ndarray  # float32 (3,)
+    shade: np.ndarray  # float32 (3,), the colour of half of the light on the photo's skin
 
 
 class Frame:
@@ -394,10 +397,10 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     high = np.ceil(mouth.centre + mouth.half + reach - (across[0], down[0])).astype(int) + 1
     box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
     x, y = mouth.local(across[box[1]], down[box[0]])
-    cover = mouth.cover(x, y, max(1.0, 2 * blur))[..., None]
+    cover = mouth.cover(x, y, max(1.0, 2.5 * blur))[..., None]
     if not cover.any():
         return
-    drawn = _rendered(mouth, x, y, inside.frame, inside.points) * inside.gain
+    drawn = inside.shade + CONTRAST * (_rendered(mouth, x, y, inside.frame, inside.points) * inside.gain - inside.shade)
     drawn = _sharpened(drawn, 0.6 * scale / len(inside.frame), blur)
     px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
     own = before.cover(*before.of_pixels(px, py), max(3.0, 4 * blur))[..., None]
@@ -469,12 +472,9 @@ def _blur(photo, frame):
     return float(np.clip(np.sqrt(ratio / max(1 - ratio, 1e-3)), 0.3, 4.0))
 
 
-def _gain(photo, points, rest, rest_points):
-    """What brings colours of a render to those of the photo, by the skin around the mouth: float32 (3,)."""
-    def skin(picture, where):
-        spots = where[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(picture) - 0.5
-        blurred = cv2.GaussianBlur(picture, (0, 0), len(picture) / 64)
-        columns, rows = np.clip(np.rint(spots).astype(int), 0, len(picture) - 1).T
-        return np.median(blurred[rows, columns].astype(np.float32), axis=0)
-
-    return np.clip(skin(photo, points) / np.maximum(skin(rest, rest_points), 1), 0.4, 2.0).astype(np.float32)
+def _skin(picture, points):
+    """The colour of the skin around the mouth: float32 (3,)."""
+    spots = points[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(picture) - 0.5
+    blurred = cv2.GaussianBlur(picture, (0, 0), len(picture) / 64)
+    columns, rows = np.clip(np.rint(spots).astype(int), 0, len(picture) - 1).T
+    return np.median(blurred[rows, columns].astype(np.float32), axis=0)

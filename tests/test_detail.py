@@ -124,9 +124,10 @@ def test_shut_lids_hide_the_eyes_and_change_nothing_else(face, points):
 def test_the_inside_of_the_mouth_comes_from_the_render_in_the_photo_s_colours(face, points):
     wide = opened(points, 0.08)
     render = np.zeros((64, 64, 3), np.uint8) + np.uint8((200, 0, 0))
-    frame = detail.draw(face, Frame(*face.shape[:2]), points, wide, inside=Inside(render, wide, np.float32((0.5, 1, 1))))
+    frame = detail.draw(face, Frame(*face.shape[:2]), points, wide, inside=Inside(render, wide, np.float32((0.5, 1, 1)), np.float32((50, 60, 70))))
     row, column = np.rint(wide[places(13, 14)].mean(0)[::-1] * len(face)).astype(int)
-    np.testing.assert_allclose(frame[row, column], (100, 0, 0), atol=3)
+    wanted = np.array((50, 60, 70)) + detail.CONTRAST * (np.array((100, 0, 0)) - (50, 60, 70))
+    np.testing.assert_allclose(frame[row, column], wanted, atol=3)
 
 
 def test_a_whole_picture_moves_as_its_crop_does(face, points):
