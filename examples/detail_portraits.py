@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import talkhead
-from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis, training, variety
+from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis, variety
 
 TOOTHY = 0.06  # gap of the lips in widths of the mouth from which a photo counts as smiling with teeth
 

@@ -52,7 +52,8 @@ def load_generator(path, device="cpu"):
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
     returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: its own and what it was tuned from) and
-              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None, and
+              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None, `photo`, its picture,
+              uint8 numpy (S, S, 3), or None, and
               `learnt_from` ("film", "still" or "moments", if the file says what kind of pictures it was trained on, else None)
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
@@ -63,6 +64,7 @@ def load_generator(path, device="cpu"):
     generator.fingerprint = fingerprint(weights["model"])
     generator.lineage = lineage | {generator.fingerprint}
     generator.identity = _identity(path, weights.get("identity"), generator)
+    generator.photo = _photo(path, weights.get("photo"))
     generator.learnt_from = weights.get("learnt_from")
     return generator
 
@@ -73,6 +75,14 @@ def _identity(path, code, generator):
     if not isinstance(code, torch.Tensor) or code.shape != (generator.num_ws, latents.W_DIM) or not code.isfinite().all():
         raise TalkheadError(f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again")
     return code.float().numpy()
+
+
+def _photo(path, photo):
+    if photo is None:
+        return None
+    if not isinstance(photo, torch.Tensor) or photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != photo.shape[1] or photo.shape[2] != 3:
+        raise TalkheadError(f"{path}: its photo is no square picture; the file is damaged: tune again")
+    return photo.numpy()
 
 
 def load_encoder(path, generator=None, device="cpu"):
@@ -522,7 +532,7 @@ def export(source, destination, half=True):
     """
     weights = read(source, training=False)
     model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity", "learnt_from") if key in weights}
+    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity", "photo", "learnt_from") if key in weights}
     files.save_weights(destination, kept | {"model": model})
 
 

@@ -138,18 +138,25 @@ def _finder(detector, detector_model, device):
     return find
 
 
-def _aligned_frames(reader, size, aligned, face, find):
-    """The frames of a reader as square faces: as they are where they are aligned, else detected and cropped."""
+def _followed(reader, aligned, face, find, on_missing="fail"):
+    """The frames of a reader, each with the quad of the face in it, None where it is aligned, and its index."""
     if aligned or reader.aligned:
         height, width = reader.size
         if height != width:
             raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
         shell.say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
-        return iter(reader)
+        return ((frame, None, index) for index, frame in enumerate(reader))
     from talkhead import faces
 
     shell.say(f"{reader.name}: aligning the face that {find().name} finds")
-    return (crop for crop, _, _ in faces.align_frames(reader, find(), size, face=face))
+    return faces.follow(reader, find(), on_missing=on_missing, face=face)
+
+
+def _cut(frame, quad, size):
+    """The face in a frame, (size, size, 3); one that is aligned is left as it is."""
+    from talkhead import faces
+
+    return frame if quad is None else faces.crop(frame, quad, size)
 
 
 def _alignment_size(generator):
@@ -676,21 +683,21 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
     told              the --generator that the caller named, or None
     drives            {kind: path} of what moves it, which a tuned generator must fit
     speaks            whether a sound moves it: then a clip is a film to be dubbed
-    places            how faces are found and which size is wanted, for `_look` and `_aligned_frames`
+    places            how faces are found and which size is wanted, for `_look` and `_followed`
     """
     from itertools import islice
 
     from talkhead import files, synthesis, tune
 
     if _prepared(source):
-        return *_prepared_identity(source, generator, told, drives, device), None
+        return _prepared_identity(source, generator, told, drives, device, detail, places["neutral"])
     with files.read_frames(source, limit=None if detail and speaks else pti_frames if pti else 1) as reader:
         if detail:
             look = _look(reader, generator, speaks, **places)
             frames = [look.face(_alignment_size(generator))]
         else:
-            look, found = None, {name: places[name] for name in ("aligned", "face", "find")}
-            frames = list(islice(_aligned_frames(reader, _alignment_size(generator), **found), pti_frames if pti else 1))
+            look, followed = None, _followed(reader, *(places[name] for name in ("aligned", "face", "find", "on_missing")))
+            frames = [_cut(frame, quad, _alignment_size(generator)) for frame, quad, _ in islice(followed, pti_frames if pti else 1)]
     if pti:
         images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
@@ -706,14 +713,9 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     from talkhead.detail import Photo, native_side
     from talkhead.dubbing import Film
 
-    network = checkpoints.load_keypoints()
-    if aligned or reader.aligned:
-        if whole:
-            raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
-        tracked = ((frame, None, index) for index, frame in enumerate(_aligned_frames(reader, None, aligned, face, find)))
-    else:
-        shell.say(f"{reader.name}: aligning the face that {find().name} finds")
-        tracked = faces.follow(reader, find(), on_missing=on_missing, face=face)
+    network, tracked = checkpoints.load_keypoints(), _followed(reader, aligned, face, find, on_missing)
+    if whole and (aligned or reader.aligned):
+        raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
     first, second = next(tracked), next(tracked, None) if speaks else None
     frame, quad, _ = first
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
@@ -722,19 +724,21 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     side = None if whole else size or own
     if second is not None:
         return Film(chain([first, second], tracked), network, side)
-    if not whole:
-        frame, quad = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side), None
-    return Photo(frame, network, quad, neutral)
+    if whole:
+        return Photo(frame, network, quad, neutral)
+    aligned = _cut(frame, quad, _alignment_size(generator))
+    return Photo(training.resize(frame, side) if quad is None else faces.crop(frame, quad, side), network, None, neutral, aligned=aligned)
 
 
-def _prepared_identity(source, generator, told, drives, device):
-    """A code (L, 512) out of a file, and the generator that draws it."""
+def _prepared_identity(source, generator, told, drives, device, detail, neutral):
+    """A code (L, 512) out of a file, the generator that draws it, and the Photo that a tuned generator keeps, or None."""
     from talkhead import checkpoints, files
+    from talkhead.detail import Photo
 
     if files.is_latents(source):
         codes = files.read_latents(source)
         _check_owner(source, files.read_about(source), generator)
-        return codes.mean(0), generator
+        return codes.mean(0), generator, None
     tuned = checkpoints.load_generator(source, device)
     if tuned.identity is None:
         raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
@@ -742,7 +746,8 @@ def _prepared_identity(source, generator, told, drives, device):
         raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
     for kind, path in drives.items():
         _load_driver(kind, path or checkpoints.bundled(kind), tuned, [], device)  # of the same family?
-    return tuned.identity, tuned
+    look = Photo(tuned.photo, checkpoints.load_keypoints(), neutral=neutral) if detail and tuned.photo is not None else None
+    return tuned.identity, tuned, look
 
 
 @cli.command()
@@ -767,12 +772,16 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
       talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
     from talkhead import files, pti
+    from talkhead.detail import native_side
 
     device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
-        frames = list(_aligned_frames(reader, _alignment_size(generator), aligned, face, _finder(detector, detector_model, device)))
+        followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
+        frame, quad, _ = next(followed)
+        photo = _cut(frame, quad, None if quad is None else native_side(quad))
+        frames = [_cut(frame, quad, _alignment_size(generator)), *(_cut(frame, quad, _alignment_size(generator)) for frame, quad, _ in followed)]
     images, pivots = _lessons(reader.name, generator, encoder, frames, device)
-    records = pti.train(images, generator, pivots, output, perceptual=_perceptual(perceptual, device), **options)
+    records = pti.train(images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options)
     shell.watch(records, options["steps"], tensorboard)
 
 

@@ -46,13 +46,14 @@ class Photo:
     quad     float (4, 2), pixels: where the aligned face lies in the picture, as `faces.quad` gives it; None: the picture is the aligned face
     neutral  whether a mouth that is open in the photo is brought to rest before it speaks
     points   float (K, 2), the keypoints in fractions of the quad, where they are known
+    aligned  uint8 (S, S, 3), the aligned face as FFHQ cuts it at the size that an encoder wants, where the picture is a crop of another size
     raises   TalkheadError if the quad has no area, or the mouth lies outside the picture
 
     `points` float (K, 2) is where the keypoints lie in the picture, `start` where the mouth is at rest; both in fractions of the quad.
     """
 
-    def __init__(self, picture, network, quad=None, neutral=True, points=None):
-        self.picture, self.network = np.ascontiguousarray(picture), network
+    def __init__(self, picture, network, quad=None, neutral=True, points=None, aligned=None):
+        self.picture, self.network, self.aligned = np.ascontiguousarray(picture), network, aligned
         self.frame = Frame(len(picture), len(picture[0]), quad)
         if points is None:
             points = network.read(self.frame.aligned(self.picture, int(np.clip(self.frame.scale, 128, 512)))[None], LOOKS)[0]
@@ -65,7 +66,10 @@ class Photo:
 
     def face(self, size):
         """The aligned face at rest, as an encoder is to see it: uint8 (size, size, 3)."""
-        face = faces.crop(self.picture, self.frame.quad, size) if self.frame.quad is not None else training.resize(self.picture, size)
+        if self.frame.quad is not None:
+            face = faces.crop(self.picture, self.frame.quad, size)
+        else:
+            face = training.resize(self.picture if self.aligned is None else self.aligned, size)
         return face if np.allclose(self.start, self.points) else draw(face, Frame(size, size), self.points, self.start)
 
 

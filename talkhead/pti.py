@@ -55,13 +55,14 @@ def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch
     return tuner.child.requires_grad_(False)
 
 
-def train(images, generator, pivots, out, *, steps=350, batch=4, lr=3e-4, perceptual="auto", locality=0.0, locality_radius=30.0,
+def train(images, generator, pivots, out, *, photo=None, steps=350, batch=4, lr=3e-4, perceptual="auto", locality=0.0, locality_radius=30.0,
           least_gain=0.02, accumulate=1, precision="float32", seed=0, **run):
     """Tune a generator as `tune` does, into a file, where a run that was stopped is resumed; yield log records.
 
     images, generator, pivots   as in `tune`
     out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator, and beside it
                  "identity", the mean of the pivots, float32 (L, 512): what the face that was tuned on speaks from
+    photo        uint8 (S, S, 3), the aligned face at its own resolution, kept in the file too: `generate` gives the frames its detail
     steps … least_gain          as in `tune`; fewer images than a batch are a batch
     accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
     precision    "float32", or "bfloat16" or "float16" for the networks' passes under autocast
@@ -76,7 +77,7 @@ def train(images, generator, pivots, out, *, steps=350, batch=4, lr=3e-4, percep
     about = {"generator": digest(generator), "images": digest({"images": images}), "pivots": _bearings(tuner.pivots), "batch": tuner.team.batch,
              "lr": lr, "locality": locality, "locality_radius": locality_radius, "least_gain": least_gain, "seed": seed}
     header = {"kind": "generator", "config": child.config | {"lineage": sorted(child.lineage)}, "perceptual": tuner.perceptual.name, "tuning": about,
-              "identity": tuner.pivots.mean(0).cpu()}
+              "identity": tuner.pivots.mean(0).cpu()} | ({} if photo is None else {"photo": torch.from_numpy(np.ascontiguousarray(photo))})
     yield from fit(tuner.step, {"model": child, "optimizer": tuner.adam, "rest": at_rest}, steps=steps, out=out, header=header,
                    team=tuner.team, seed=seed, at_rest=at_rest, draw=tuner.draw, **run)
 

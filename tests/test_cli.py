@@ -490,7 +490,7 @@ def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     result = run("pti", scene / "face.png", "-o", scene / "me.pt", "--steps", 3, "--perceptual", "pyramid")
     assert result.exit_code == 0, result.output
     assert files.load_weights(scene / "me.pt")["perceptual"] == "pyramid"
-    mine = ["--identity", scene / "face.png", "--audio", scene / "speech.wav"]
+    mine = ["--identity", scene / "face.png", "--audio", scene / "speech.wav", "--no-neutral"]  # pti tunes on the photo as it is
     assert run("generate", *mine, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
     # Both at once is the same as one after the other.
     assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
@@ -527,7 +527,7 @@ def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_
     wanted = training.to_images(faces.align(photo, points, 512)[None])
     assert seen[0].shape == wanted.shape and (seen[0] - wanted).abs().max() < 2 / 127.5
     moving = ["--noise-seed", 1, "--seconds", 0.04, "--pti", "--video-gan", tmp_path / "fine-video_gan.pt"]
-    result = run("generate", "--identity", puppet / "photo.png", *moving, *fine, "-o", tmp_path / "x.mp4")
+    result = run("generate", "--identity", puppet / "photo.png", "--no-neutral", *moving, *fine, "-o", tmp_path / "x.mp4")
     assert result.exit_code == 0, result.output
     assert (seen[1] - wanted).abs().max() < 2 / 127.5
     result = run("pti", puppet / "face.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine)
@@ -547,7 +547,7 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
     assert other.exit_code == 1 and len(other.stderr.splitlines()) == 2 and re.search(r"tuning.images=\w+, now \w+", other.stderr)
     assert run("weights", "export", scene / "me.pt", "-o", scene / "small.pt").exit_code == 0
     (told,) = records(run("weights", "show", scene / "me.pt"))
-    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "identity", "model"}
+    assert told["step"] == 4 and not told["training_state"] and files.load_weights(scene / "small.pt").keys() == {"kind", "config", "step", "perceptual", "identity", "photo", "model"}
 
 
 def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
@@ -557,13 +557,18 @@ def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
     assert run("generate", "--identity", scene / "face.png", *speech, "--generator", scene / "me.pt", "--no-detail", "-o", scene / "a").exit_code == 0
     assert run("generate", "--identity", scene / "face.png", *speech, "--no-detail", "-o", scene / "b").exit_code == 0
     monkeypatch.setattr(checkpoints, "load_encoder", None)  # no encoder is asked
-    for identity, like in (("me.pt", "a"), ("face.npy", "b")):  # which hold no photo, and so no detail
-        result = run("generate", "--identity", scene / identity, *speech, "-o", scene / f"{like} again")
+    for identity, like in (("me.pt", "a"), ("face.npy", "b")):
+        result = run("generate", "--identity", scene / identity, *speech, "--no-detail", "-o", scene / f"{like} again")
         assert result.exit_code == 0, result.output
         one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))
         assert np.abs(one - other).max() <= 1
     result = run("generate", "--identity", scene / "me.pt", *speech, "--generator", scene / "me.pt", "-o", scene / "c")
     assert result.exit_code == 0, result.output
+    with files.read_frames(scene / "c") as frames, files.read_frames(scene / "face.png") as photo:  # a tuned generator keeps the photo, latents do not
+        assert frames.size == photo.size
+    assert run("generate", "--identity", scene / "face.npy", *speech, "-o", scene / "d").exit_code == 0
+    with files.read_frames(scene / "d") as frames:
+        assert frames.size == (16, 16)
 
 
 def test_latents_of_other_projects_are_drawn_and_speak(scene):
