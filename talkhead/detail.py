@@ -15,7 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from talkhead import faces, training
+from talkhead import faces
 from talkhead.errors import TalkheadError
 from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, OVAL, UPPER_INNER, UPPER_LIDS,
                                 UPPER_OUTER, VERTICES, places)
@@ -65,12 +65,12 @@ class Photo:
         self.blur = _blur(self.picture, self.frame)
 
     def face(self, size):
-        """The aligned face at rest, as an encoder is to see it: uint8 (size, size, 3)."""
+        """The aligned face at rest, as an encoder is to see it: uint8 (S, S, 3), of this side where it has to be cut out of the picture."""
         if self.frame.quad is not None:
             face = faces.crop(self.picture, self.frame.quad, size)
         else:
-            face = training.resize(self.picture if self.aligned is None else self.aligned, size)
-        return face if np.allclose(self.start, self.points) else draw(face, Frame(size, size), self.points, self.start)
+            face = self.picture if self.aligned is None else self.aligned
+        return face if np.allclose(self.start, self.points) else draw(face, Frame(*face.shape[:2]), self.points, self.start)
 
 
 class Detail:
