@@ -724,10 +724,14 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     side = None if whole else size or own
     if second is not None:
         return Film(chain([first, second], tracked), network, side)
+    try:
+        photo = Photo(frame, network, quad, neutral)
+    except TalkheadError as problem:
+        raise TalkheadError(f"{reader.name}: {problem}") from problem
     if whole:
-        return Photo(frame, network, quad, neutral)
-    aligned = _cut(frame, quad, _alignment_size(generator))
-    return Photo(training.resize(frame, side) if quad is None else faces.crop(frame, quad, side), network, None, neutral, aligned=aligned)
+        return photo
+    cut = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side)
+    return Photo(cut, network, None, neutral, photo.points, _cut(frame, quad, _alignment_size(generator)))
 
 
 def _prepared_identity(source, generator, told, drives, device, detail, neutral):

@@ -1345,3 +1345,49 @@ def test_synth_writes_clips_that_say_they_are_aligned(tmp_path):
     assert record["frames"] == 3
     with files.read_frames(record["clip"]) as clip:
         assert clip.aligned and clip.size == (32, 32)
+
+
+def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
+    """By default the aligned crop at the photo's own resolution; --size another; --whole the photo; --no-detail the generator's."""
+    photo, speech = files.read_image(puppet / "photo.png"), ["--audio", puppet / "speech.wav"]
+    side = talkhead.detail.native_side(faces.quad(np.load(puppet / "landmarks.npy")))
+    for options, wanted in (([], (side, side)), (["--size", 48], (48, 48)), (["--whole"], photo.shape[:2]), (["--no-detail"], (128, 128))):
+        result = run("generate", "--identity", puppet / "photo.png", *speech, *options, "-o", tmp_path / "-".join(map(str, ["sized", *options])))
+        assert result.exit_code == 0, result.output
+        with files.read_frames(tmp_path / "-".join(map(str, ["sized", *options]))) as frames:
+            assert frames.size == tuple(wanted)
+
+
+def test_a_whole_photo_changes_nowhere_but_in_the_face(puppet, stub, tmp_path):
+    result = run("generate", "--identity", puppet / "photo.png", "--audio", puppet / "speech.wav", "--whole", "-o", tmp_path / "whole")
+    assert result.exit_code == 0, result.output
+    photo, square = files.read_image(puppet / "photo.png"), faces.quad(np.load(puppet / "landmarks.npy"))
+    low, high = np.floor(square.min(0)).astype(int).clip(0), np.ceil(square.max(0)).astype(int)
+    outside = np.ones(photo.shape[:2], bool)
+    outside[low[1]:high[1] + 1, low[0]:high[0] + 1] = False
+    for frame in files.read_frames(tmp_path / "whole"):
+        np.testing.assert_array_equal(frame[outside], photo[outside])
+
+
+def test_an_aligned_picture_has_no_whole(scene):
+    result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "--whole", "-o", scene / "x.mp4")
+    assert result.exit_code == 1 and "face.png: aligned already; --whole wants the picture that it was cut from" in result.stderr
+    assert not (scene / "x.mp4").exists()
+
+
+def test_a_clip_is_dubbed_for_as_long_as_the_sound(scene):
+    """Its 8 frames are repeated back and forth; outside the mouth each is the clip's own."""
+    result = run("generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav", "-o", scene / "dubbed")
+    assert result.exit_code == 0, result.output
+    clip, dubbed = (np.stack(list(files.read_frames(scene / name))) for name in ("clip.mp4", "dubbed"))
+    order = [0, 1, 2, 3, 4, 5, 6, 7, 6, 5, 4, 3, 2]
+    assert len(dubbed) == 13 and len(clip) == 8
+    np.testing.assert_array_equal(dubbed[:, :12], clip[order][:, :12])
+
+
+def test_latents_move_a_photo(scene):
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "--latents-out", scene / "path.npy", "-o", scene / "a").exit_code == 0
+    result = run("generate", "--latents", scene / "path.npy", "--identity", scene / "face.png", "-o", scene / "b")
+    assert result.exit_code == 0, result.output
+    for one, other in zip(files.read_frames(scene / "a"), files.read_frames(scene / "b")):
+        assert np.abs(one.astype(int) - other).max() <= 1
