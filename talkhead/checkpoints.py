@@ -445,7 +445,9 @@ def _complete(state, config):
     if "w_avg" not in state:
         mapping = Generator(8, [1, 1], config["z_dim"], config["w_dim"], config["mapping_layers"]).double()
         mapping.load_state_dict({name: value for name, value in state.items() if name.startswith("mapping_net.")}, strict=False)
-        state["w_avg"] = latents.mean_latent(mapping)  # in double precision, so that every machine finds the same fingerprint
+        # In double precision, so that every machine finds the same fingerprint; and ever of these z, or what was trained
+        # against such a file would not fit any more.
+        state["w_avg"] = latents.mean_latent(mapping, random=torch.Generator().manual_seed(0))
         missing.append("w_avg")
     return tuple(missing)
 

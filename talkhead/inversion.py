@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+from talkhead.latents import z_stream
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
 from talkhead.team import Team
 from talkhead.training import Feed, digest, fit, settled, sheet, to_images
@@ -295,7 +296,7 @@ class _Search:
 
     @torch.no_grad()
     def _samples(self):
-        z = torch.randn(1000, self.generator.config["z_dim"], generator=torch.Generator().manual_seed(0)).to(self.device)
+        z = torch.randn(1000, self.generator.config["z_dim"], generator=z_stream()).to(self.device)
         return z, self.generator.mapping(z)[:, 0]
 
     def spread(self):

@@ -3,6 +3,8 @@
 Everything here takes tensors; what is plain arithmetic takes numpy arrays just as well.
 """
 
+import hashlib
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -94,13 +96,24 @@ def slerp(a, b, t):
     return torch.where(sine.abs() < 1e-4, lerp(a, b, t), arc)
 
 
+def z_stream(seed=0):
+    """A torch.Generator to draw z from: the same seed gives the same z, and none that `torch.manual_seed(seed)` gives.
+
+    A network that was made after `torch.manual_seed(seed)` holds the first numbers of that stream as the weights of its mapping. They
+    are no random z to it: of these, w lie far from all others.
+    """
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"z {seed}".encode()).digest()[:4], "big"))
+
+
 @torch.no_grad()
-def mean_latent(generator, samples=10000, seed=0):
+def mean_latent(generator, samples=10000, random=None):
     """The mean of W: what the generator's mapping makes of `samples` random z. float32 (512,) on its device.
+
+    random   torch.Generator that z come from; None is `z_stream()`
 
     Source: thesis §3.3.1.1 ("the average latent code").
     """
-    random = torch.Generator().manual_seed(seed)
+    random = random or z_stream()
     like = next(generator.parameters())
     total = 0
     for start in range(0, samples, 1000):
@@ -171,8 +184,7 @@ def why_not_random(generator):
     A generator that learnt from reconstructions maps z as it did before it learnt. It shows in w_avg, which follows the
     mean of W by a 500th with each step that draws from z: where it has not arrived, there were some hundreds at most.
     """
-    # Not by seed 0: a network that was made by the same seed has its z among its first weights, and makes other w of them.
-    w = torch.cat([chunk.flatten(1) for chunk in random_latents(generator, 1000, 10, seed=0x5EED)])
+    w = torch.cat([chunk.flatten(1) for chunk in random_latents(generator, 1000, 10)])
     mean = w.mean(0)
     spread = (w - mean).square().sum(1).mean().sqrt()
     apart = ((mean - generator.w_avg.to(mean)).norm() / spread).item()
@@ -183,7 +195,7 @@ def why_not_random(generator):
 
 def random_latents(generator, count, times, seed=0):
     """Latents (count, 1, 512) of random z, so many times; on the CPU."""
-    random, like = torch.Generator().manual_seed(seed), next(generator.parameters())
+    random, like = z_stream(seed), next(generator.parameters())
     for _ in range(times):
         with torch.no_grad():
             yield generator.mapping(torch.randn(count, generator.z_dim, generator=random).to(like))[:, :1].cpu()

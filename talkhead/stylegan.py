@@ -20,6 +20,7 @@ from torch import nn
 
 from talkhead import augmentation, inception, metrics, winograd
 from talkhead.errors import TalkheadError
+from talkhead.latents import z_stream
 from talkhead.team import Team
 from talkhead.training import Feed, fit, sheet, to_frames
 
@@ -561,7 +562,7 @@ class _Fid:
 
     @torch.no_grad()
     def _drawn(self):
-        random, count = torch.Generator().manual_seed(self.seed), metrics.TOGETHER
+        random, count = z_stream(self.seed), metrics.TOGETHER
         while True:
             z = torch.randn(count, self.generator.z_dim, generator=random).to(self.device)
             yield self.generator(z, noise=lambda side: torch.randn(count, 1, side, side, generator=random).to(self.device))
@@ -750,8 +751,8 @@ class _Trainer:
     @torch.no_grad()
     def draw(self):
         """What the average draws: three rows from z, and with an encoder a row of pictures over their reconstructions."""
-        average = self.average.copy
-        rows = [average(torch.randn(8, average.z_dim).to(self.device)) for _ in range(3)]
+        average, random = self.average.copy, z_stream(self.options["seed"])
+        rows = [average(torch.randn(8, average.z_dim, generator=random).to(self.device)) for _ in range(3)]
         if self.encoder is not None:
             training = self.encoder.training
             rows += [self.shown, average.synthesis(self.encoder.eval()(self.shown.to(self.device)))]

@@ -84,6 +84,24 @@ def generator():
 
 
 @pytest.fixture
+def z_among_weights(monkeypatch):
+    """A function of a generator: how many of all z that any generator's mapping was given since are rows of this one's first weights."""
+    import torch
+
+    from talkhead.stylegan import Generator
+
+    seen, mapping = [], Generator.mapping
+    monkeypatch.setattr(Generator, "mapping", lambda self, z, *more, **how: seen.append(z.detach().clone()) or mapping(self, z, *more, **how))
+
+    def count(generator):
+        assert seen
+        linear = next(layer for layer in generator.mapping_net if hasattr(layer, "weight"))
+        return int((torch.cdist(torch.cat(seen), linear.weight * linear.lr_multiplier).min(1).values < 0.01).sum())
+
+    return count
+
+
+@pytest.fixture
 def encoder(generator):
     import torch
 

@@ -426,7 +426,7 @@ def test_generate_renders_latents_with_sound_and_label(scene):
 
 
 def test_latents_out_renders_the_same_video(scene):
-    common = ["generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav"]
+    common = ["generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav", "--no-detail"]
     assert run(*common, "-o", scene / "once", "--latents-out", scene / "path.npy").exit_code == 0
     assert run("generate", "--latents", scene / "path.npy", "-o", scene / "twice").exit_code == 0
     once, twice = (np.stack(list(files.read_frames(scene / name))) for name in ("once", "twice"))
@@ -838,7 +838,7 @@ def test_what_is_aligned_is_not_aligned_again(scene, stub):
 def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
     result = run("align", puppet / "photo.png", "-o", scene / "face.png", "--quads", scene / "q.npy", "--size", 32)
     assert files.read_json(scene / "q.json") == {"size": 32, "frame": [120, 160], "fps": 25.0, "smoothing": 2.0}
-    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "head.mp4").exit_code == 0
+    assert run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "head.mp4", "--no-detail").exit_code == 0
     result = run("paste", scene / "head.mp4", "--into", puppet / "photo.png", "--quads", scene / "q.npy", "-o", scene / "out.mkv")
     assert result.exit_code == 0 and result.stdout == "", result.output
     with files.read_frames(scene / "out.mkv") as video:
@@ -896,7 +896,7 @@ def test_generate_aligns_a_photo_first(scene, puppet, stub):
 
 def test_weights_list_show_and_export(scene, toy):
     listed = [json.loads(line) for line in run("weights", "list").stdout.splitlines()]
-    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator", "video_gan"]
+    assert [record["kind"] for record in listed if "kind" in record] == ["audio2latent", "encoder", "generator", "keypoints", "video_gan"]
     assert run("weights", "export", toy / "generator.pt", "-o", scene / "small.pt").exit_code == 0
     small, large = (json.loads(run("weights", "show", path).stdout) for path in (scene / "small.pt", toy / "generator.pt"))
     assert small["precision"] == "float16" and large["precision"] == "float32"
@@ -1125,7 +1125,8 @@ def test_a_grown_generator_is_moved_by_what_moved_its_parent(scene, toy):
     parent = checkpoints.load_generator(toy / "generator.pt").fingerprint
     files.write_latents(scene / "blink.npy", [np.ones((6, 512), np.float32)], {"generator": parent})
     for how in (["--audio", scene / "speech.wav", "--blink", 3000, "--blink-latent", scene / "blink.npy"], ["--noise-seed", 1, "--seconds", 0.2]):
-        result = run("generate", "--identity", scene / "face.png", *how, "--generator", scene / "grown.pt", "--latents-out", scene / "path.npy", "-o", scene / "out.mp4")
+        result = run("generate", "--identity", scene / "face.png", *how, "--generator", scene / "grown.pt", "--latents-out", scene / "path.npy",
+                     "-o", scene / "out.mp4", "--no-detail")
         assert result.exit_code == 0, result.output
         path = np.load(scene / "path.npy")
         moved = path - path[0]

@@ -230,6 +230,11 @@ def test_in_z_the_start_is_the_one_of_many_that_maps_nearest_to_the_mean(generat
     assert np.linalg.norm(start - mean) < np.linalg.norm(random - mean, axis=1).min()
 
 
+def test_the_space_is_not_measured_by_the_weights_of_the_network(generator, clip, z_among_weights):
+    run(clip[:1], generator, steps=1, exploration=0.01)
+    assert z_among_weights(generator) == 0
+
+
 def test_in_z_each_frame_goes_on_from_the_z_before(generator, clip):
     latents = run(clip, generator, "sequential", space="z", next_steps=1, lr=1e-6, exploration=0)
     assert np.abs(latents - latents[:1]).max() < 1e-4

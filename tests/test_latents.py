@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis, displace, displacement, grow, lerp, mean_latent, slerp, to_w_plus
+from talkhead.latents import Basis, displace, displacement, grow, lerp, mean_latent, random_latents, slerp, to_w_plus, z_stream
 
 
 def codes(count, num_ws=2, seed=0):
@@ -87,11 +87,24 @@ def test_mean_latent_is_the_mean_of_the_mapping():
         def mapping(self, z):
             return (z.square() * self.scale)[:, None].expand(-1, 3, -1)
 
-    mean = mean_latent(Generator(), samples=2500, seed=1)
+    mean = mean_latent(Generator(), samples=2500, random=z_stream(1))
     assert mean.shape == (8,) and mean.dtype == torch.float32
     assert torch.allclose(mean, torch.full((8,), 2.0), atol=0.2)  # E[2 z²] = 2
-    assert torch.equal(mean, mean_latent(Generator(), samples=2500, seed=1))
-    assert not torch.equal(mean, mean_latent(Generator(), samples=2500, seed=2))
+    assert torch.equal(mean, mean_latent(Generator(), samples=2500, random=z_stream(1)))
+    assert not torch.equal(mean, mean_latent(Generator(), samples=2500, random=z_stream(2)))
+
+
+def test_random_w_of_a_network_made_by_the_same_seed_are_as_all_others():
+    """The mean of 10000 w is a hundredth of their spread from the true one: 1 / √10000."""
+    from talkhead.stylegan import Generator
+
+    torch.manual_seed(0)
+    generator = Generator(8, [8, 8], mapping_layers=2).requires_grad_(False)
+    w = torch.cat([generator.mapping(torch.randn(1000, 512))[:, 0] for _ in range(40)])  # the numbers after those of the weights
+    spread = (w - w.mean(0)).norm(dim=1).square().mean().sqrt()
+    assert (mean_latent(generator) - w.mean(0)).norm() < 0.015 * spread
+    (found,) = random_latents(generator, 1000, 1)
+    assert (found[:, 0] - w.mean(0)).norm(dim=1).square().mean().sqrt() == pytest.approx(spread.item(), rel=0.03)
 
 
 @pytest.mark.parametrize("count", [40, 1300])  # fewer and more codes than the 1024 columns

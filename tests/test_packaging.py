@@ -1,5 +1,6 @@
 """What an installed talkhead has: the same files as the tree that the tests run on."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,33 @@ from pathlib import Path
 
 import pytest
 
+import talkhead
+
 ROOT = Path(__file__).parents[1]
+COMMAND = ("shell", "options", "cli", "__main__")  # the rooms of the command line, after all that Python users import
+
+
+def imported(path):
+    """The files of the package that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(["talkhead"] * (node.level > 0) + [node.module] * bool(node.module))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    parts = {tuple(name.split(".")[:2]) for name in names}
+    return {talkhead._ROOM_OF.get(name, name) for package, name in (part for part in parts if part[0] == "talkhead" and len(part) == 2)}
+
+
+def test_each_file_imports_only_from_those_before_it():
+    order = [*talkhead.ROOMS, *COMMAND]
+    files = {path.stem: path for path in (ROOT / "talkhead").glob("*.py") if path.stem != "__init__"}
+    assert sorted(order) == sorted(files)
+    needs = {name: imported(path) - {"__version__"} for name, path in files.items()}
+    assert "latents" in needs["synthesis"] and "faces" in needs["puppet"]  # absolute and relative
+    late = {(name, other) for name in order for other in needs[name] if order.index(other) >= order.index(name)}
+    assert not late
 
 
 def test_a_wheel_holds_every_file_of_the_package(tmp_path):

@@ -317,7 +317,7 @@ def test_interrupted(room, environment, sent, status):
     np.save(room / "long.npy", np.zeros((5000, 6, 512), np.float32))
     with subprocess.Popen(["talkhead", "generate", "--latents", "long.npy", "-o", "out.mp4"], cwd=room, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:  # a job in the background ignores it
+                          preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL)) as process:  # a job in the background, or under nohup, ignores it
         started = time.monotonic()
         while not left_over(room) and process.poll() is None and time.monotonic() - started < 120:
             time.sleep(0.05)
@@ -410,7 +410,7 @@ def test_a_killed_list_goes_on(listed, environment, singles):
 def test_an_interrupted_list(room, environment, sent, status):
     (room / "pairs.txt").write_text("face.png\tspeech.wav\n" + "".join(f"face.png\tspeech.wav\t{number}.mp4\n" for number in range(500)))
     with subprocess.Popen(["talkhead", "generate", "--list", "pairs.txt", "-o", "out"], cwd=room, env=environment, stderr=subprocess.PIPE,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+                          preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL)) as process:
         while process.poll() is None and not (room / "out/0.mp4").exists():
             time.sleep(0.01)
         process.send_signal(sent)

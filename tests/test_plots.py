@@ -203,6 +203,12 @@ def test_ways_end_at_their_ends(generator):
     assert all(np.abs(row[[0, 2]].astype(int) - random["Z, lerp"][[0, 2]]).max() <= 1 for row in random.values())
 
 
+def test_random_faces_are_not_of_the_networks_weights(generator, z_among_weights):
+    generator.w_avg.copy_(latents.mean_latent(generator))
+    plots.interpolation(generator, columns=3, seed=0)
+    assert z_among_weights(generator) == 0
+
+
 def test_components_move_the_mean_along_singular_vectors(generator):
     codes = walk(7, generator.num_ws)
     rows, heads = plots.components(generator, codes, components=2, columns=5, reach=2.0)

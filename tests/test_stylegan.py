@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
-from talkhead import checkpoints, datasets, files, metrics, stylegan, training
+from talkhead import checkpoints, datasets, files, latents, metrics, stylegan, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
@@ -462,7 +462,7 @@ def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
     for state, step in ((weights["model"], best), (weights["training"]["last"], 7)):
         generator, _ = toy()
         generator.load_state_dict(state)
-        random, drawn = torch.Generator().manual_seed(0), []
+        random, drawn = latents.z_stream(0), []
         for _ in range(2):
             z = torch.randn(16, 16, generator=random)
             with torch.no_grad():
@@ -471,6 +471,11 @@ def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
         record = next(record for record in records if record["step"] == step)
         assert record["fid"] == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-6)
         assert record["kid"] == pytest.approx(metrics.kernel_distance(real, fake), rel=1e-6)
+
+
+def test_faces_that_are_measured_and_shown_are_not_of_the_networks_weights(tmp_path, noise, z_among_weights):
+    measured(noise, tmp_path / "g.pt", steps=2, samples=tmp_path / "sheets")
+    assert z_among_weights(toy()[0]) == 0
 
 
 def test_measuring_changes_nothing_in_training_and_goes_on_where_it_was(tmp_path, noise):
