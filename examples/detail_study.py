@@ -68,7 +68,7 @@ class Clip:
         """The photo with its keypoints at `points`, one set a frame; the inside of the mouth is the renders'."""
         draw, place = detail.Detail(self.photo, self.rest), detail.Frame(SIZE, SIZE)
         read = self.photo.network.read(np.stack(self.renders))
-        return np.stack([detail.draw(self.film[0], place, points[0], target, inside=detail.Inside(frame, own, draw.gain, draw.shade), blur=self.photo.blur)
+        return np.stack([detail.draw(self.film[0], place, points[0], target, inside=detail.Inside(frame, own, *draw.skins), blur=self.photo.blur)
                          for target, frame, own in zip(points, self.renders, read)])
 
 

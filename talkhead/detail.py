@@ -26,7 +26,8 @@ LOOKS = 6  # at the mouth of a photo, whose place must be exact
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
-CONTRAST = 0.6  # of the inside of a render's mouth that is kept: small generators draw it too black and too white
+LUMA = np.float32((0.299, 0.587, 0.114))
+SHADE, CONTRAST = 0.4, 0.65  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
 RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
 
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
@@ -86,23 +87,30 @@ class Detail:
     def __init__(self, photo, rest, network=None):
         self.photo, self.network = photo, network or photo.network
         self.rest = self.network.read(rest[None])[0].astype(np.float64)
-        skins = _skin(photo.frame.aligned(photo.picture, 128), photo.points), _skin(rest, self.rest)
-        self.gain, self.shade = np.clip(skins[0] / np.maximum(skins[1], 1), 0.4, 2.0), skins[0] / 2
+        self.skins = _skin(rest, self.rest), _skin(photo.frame.aligned(photo.picture, 128), photo.points)
 
     def __call__(self, frame):
         points = self.network.read(frame[None])[0].astype(np.float64)
         target, lids = transfer(self.photo.start, self.rest, points)
-        inside = Inside(frame, points, self.gain, self.shade)
+        inside = Inside(frame, points, *self.skins)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
 
 class Inside(NamedTuple):
-    """Where the inside of the mouth is taken from: a render, its keypoints, and what brings its colours to the photo's."""
+    """Where the inside of the mouth is taken from: a render and its keypoints, and the skin around either mouth, which tells of the light."""
 
     frame: np.ndarray  # uint8 (R, R, 3)
     points: np.ndarray  # float (K, 2), fractions
-    gain: np.ndarray  # float32 (3,)
-    shade: np.ndarray  # float32 (3,), the colour of half of the light on the photo's skin
+    own_skin: np.ndarray  # float32 (3,), of the render of the identity
+    skin: np.ndarray  # float32 (3,), of the photo
+
+    def coloured(self, picture):
+        """A part of the render in the photo's light: its brightness, with less contrast, and the skin's hue, redder where it is dark. float32 (h, w, 3)"""
+        skin, own = (np.maximum(colour @ LUMA, 1) for colour in (self.skin, self.own_skin))
+        bright = (picture @ LUMA) * np.clip(skin / own, 0.4, 2.0)
+        bright = SHADE * skin + CONTRAST * (bright - SHADE * skin)
+        hue = 1.6 - 1.1 * np.clip(bright / skin, 0, 1)[..., None]
+        return bright[..., None] * (self.skin / skin) ** hue
 
 
 class Frame:
@@ -404,7 +412,7 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     cover = mouth.cover(x, y, max(1.0, 2.5 * blur))[..., None]
     if not cover.any():
         return
-    drawn = inside.shade + CONTRAST * (_rendered(mouth, x, y, inside.frame, inside.points) * inside.gain - inside.shade)
+    drawn = inside.coloured(_rendered(mouth, x, y, inside.frame, inside.points))
     drawn = _sharpened(drawn, 0.6 * scale / len(inside.frame), blur)
     px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
     own = before.cover(*before.of_pixels(px, py), max(3.0, 4 * blur))[..., None]

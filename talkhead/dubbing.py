@@ -137,7 +137,7 @@ def dub(film, frames, rest):
         target, _ = transfer(film.starts[index], start.rest, start.rest + film.gain * (points - start.rest))
         picture = film.picture(index)
         place = Frame(*picture.shape[:2], film.quads[index])
-        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, start.gain, start.shade), blur=film.blur)
+        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, *start.skins), blur=film.blur)
 
 
 def own_gain(film, frames):

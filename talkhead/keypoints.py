@@ -92,7 +92,7 @@ class KeypointNetwork(nn.Module):
         for _ in range(1 if looks == 1 else 2):  # the second time around where the lips were found
             centres, sides = mouth_windows(points)
             points[:, :len(LIPS)] = np.mean([self._look(frames, centres, sides, look) for look in range(looks)], 0)
-        return points
+        return _uncrossed(points)
 
     def _look(self, frames, centres, sides, look):
         """The lips, seen through one of many windows: (N, len(LIPS), 2)."""
@@ -108,6 +108,17 @@ class KeypointNetwork(nn.Module):
         with torch.no_grad():
             points = network(images).view(len(frames), -1, 2).cpu().numpy()
         return (points - 0.5) * sides[:, None, None] + centres[:, None]
+
+
+def _uncrossed(points):
+    """Keypoints in which no lower lip lies above the upper one: where it was read so, both lie halfway between."""
+    upper, lower = (places(*line[1:-1]) for line in (UPPER_INNER, LOWER_INNER))
+    down = points[:, places(152)] - points[:, places(168)]
+    gap = points[:, lower] - points[:, upper]
+    crossed = (np.einsum("npc,nc->np", gap, down) < 0)[..., None]
+    points[:, upper] += np.where(crossed, gap / 2, 0)
+    points[:, lower] = np.where(crossed, points[:, upper], points[:, lower])
+    return points
 
 
 def mouth_windows(points):

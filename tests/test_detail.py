@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import talkhead
-from talkhead import detail, keypoints
+from talkhead import detail, faces, keypoints
 from talkhead.detail import Detail, Frame, Inside, Photo
 from talkhead.keypoints import places
 
@@ -121,13 +121,20 @@ def test_shut_lids_hide_the_eyes_and_change_nothing_else(face, points):
     assert np.abs(frame[row, column] - skin).mean() < np.abs(face[row, column] - skin).mean()
 
 
-def test_the_inside_of_the_mouth_comes_from_the_render_in_the_photo_s_colours(face, points):
+def test_the_inside_of_the_mouth_comes_from_the_render_in_the_photo_s_light(face, points):
     wide = opened(points, 0.08)
-    render = np.zeros((64, 64, 3), np.uint8) + np.uint8((200, 0, 0))
-    frame = detail.draw(face, Frame(*face.shape[:2]), points, wide, inside=Inside(render, wide, np.float32((0.5, 1, 1)), np.float32((50, 60, 70))))
-    row, column = np.rint(wide[places(13, 14)].mean(0)[::-1] * len(face)).astype(int)
-    wanted = np.array((50, 60, 70)) + detail.CONTRAST * (np.array((100, 0, 0)) - (50, 60, 70))
-    np.testing.assert_allclose(frame[row, column], wanted, atol=3)
+    render = np.zeros((64, 64, 3), np.uint8) + np.uint8((200, 0, 0))  # 59.8 bright
+    inside = Inside(render, wide, np.float32((100, 100, 100)), np.float32((50, 50, 50)))  # twice the light of the photo
+    frame = detail.draw(face, Frame(*face.shape[:2]), points, wide, inside=inside)
+    column, row = np.rint(wide[places(13, 14)].mean(0) * len(face)).astype(int)
+    np.testing.assert_allclose(frame[row, column], 20 + detail.CONTRAST * (29.9 - 20), atol=2)
+
+
+def test_the_inside_of_the_mouth_has_the_skin_s_hue_and_is_redder_where_it_is_dark():
+    skin = np.float32((160, 120, 80))
+    bright, dark = (Inside(None, None, skin, skin).coloured(np.full((1, 1, 3), level, np.float32))[0, 0] for level in (200, 0))
+    assert skin[0] / skin[2] < dark[0] / dark[2] and 1 < bright[0] / bright[2] < skin[0] / skin[2]
+    assert dark @ detail.LUMA < bright @ detail.LUMA
 
 
 def test_a_whole_picture_moves_as_its_crop_does(face, points):
@@ -159,7 +166,7 @@ def test_blur_is_measured():
 
 def test_a_mouth_outside_the_picture_is_refused(face, points):
     with pytest.raises(talkhead.TalkheadError, match="mouth lies outside"):
-        Photo(face[:int(points[places(13)][1] * len(face)) - 4], Read(points), quad=np.array([(0, 0), (0, 256), (256, 256), (256, 0)]) - 0.5)
+        Photo(face[:int(points[places(13)][1] * len(face)) - 20], Read(points), quad=faces.whole_quad(face))
 
 
 def test_native_side_is_even_and_bounded():
