@@ -593,11 +593,11 @@ def _parameters(path, kind, config):
 
 def _network(kind, config):
     """An untrained network of a kind."""
-    from talkhead import acoustics, audio2latent, video_gan
+    from talkhead import acoustics, audio2latent, keypoints, video_gan
 
     make = {"generator": lambda: Generator(**config), "encoder": lambda: encoders.build(config, Generator),
             "audio2latent": lambda: audio2latent.build(**config), "video_gan": lambda: video_gan.LatentGenerator(**config),
-            "speech": lambda: acoustics.CharacterModel(**config)}
+            "speech": lambda: acoustics.CharacterModel(**config), "keypoints": lambda: keypoints.KeypointNetwork(**config)}
     return make[kind]()
 
 

@@ -1359,6 +1359,7 @@ class _Media:
             self.tell(f"its frame rate is wrong; {FPS:g} a second is taken")
         end, origin = Fraction(0), self.origin
         stamps = PictureStamps(shown=not avi)
+        damaged = []  # packets of which that is still to be said
         until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
         for packet in self._packets:
             if packet.stream.index != self.video.index:
@@ -1367,7 +1368,10 @@ class _Media:
                 continue
             frames = _decoded(packet)
             if frames is None and packet.size:  # the picture before it stays a little longer
-                self.conceal(packet, "the picture before")
+                damaged.append(packet)
+            if last is not None or frames:  # where no picture ever comes, the reader says that alone
+                while damaged:
+                    self.conceal(damaged.pop(0), "the picture before")
             stamps.sent(packet)
             if timed and not packet.is_discard:
                 until = max(until, (_end(packet, stamps.shown) or 0) - origin)
