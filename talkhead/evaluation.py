@@ -634,7 +634,10 @@ class _Ledger:
             try:
                 record = json.loads(line)
                 other = {name for name in ("settings", "weights") if record["protocol"][name] != protocol[name]}
-            except (ValueError, KeyError, TypeError):
+                if "real" in record and "error" not in record:
+                    hash((record["real"], record["fake"]))
+                    json.dumps([record, summarise([record])], allow_nan=False)
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
                 raise TalkheadError(f"{path}, line {number}: not a record of talkhead metrics; name another file") from None
             if other:
                 raise TalkheadError(f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to measure "

@@ -1275,7 +1275,7 @@ class _Media:
         streams = self._container.streams
         # A music file's cover picture is no video; a phone may add a sound track in a format of its own that nobody decodes.
         shown = (s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic)
-        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate)
+        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate and s.codec_context.channels)
         self.video, self.audio = next(shown, None), next(heard, None)
         if self.audio is not None and self.audio.codec_context.sample_rate > FASTEST:
             self.close()

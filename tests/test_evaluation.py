@@ -313,6 +313,10 @@ def test_a_file_of_records_is_resumed(sets, monkeypatch):
         list(evaluation.evaluate(pairs, Protocol(lmd=False, fps=5), output))
     list(evaluation.evaluate(pairs, Protocol(lmd=False, fps=5), output, overwrite=True))
     assert seen[3:] == ["a", "b", "c", "torn"]
+    for change in ({"frames": None}, {"psnr": "high"}, {"psnr": float("inf")}, {"real": []}):
+        output.write_text(json.dumps(first[0] | change) + "\n")
+        with pytest.raises(TalkheadError, match="line 1: not a record of talkhead metrics"):
+            list(evaluation.evaluate(pairs, Protocol(lmd=False), output))
     output.write_text("something else\n")
     with pytest.raises(TalkheadError, match="line 1: not a record of talkhead metrics"):
         list(evaluation.evaluate(pairs, Protocol(lmd=False), output))

@@ -692,3 +692,22 @@ def test_libtiff_keeps_silent(tmp_path, capfd, damage):
     assert capfd.readouterr().err == ""
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
+
+
+def test_sound_of_channels_that_nobody_has(tmp_path):
+    (tmp_path / "a.au").write_bytes(struct.pack(">4s5I", b".snd", 24, 258 * 200, 3, 48000, 258) + bytes(258 * 200))
+    with pytest.raises(TalkheadError, match="a.au: damaged, its sound of 48000 samples a second, 258 channels, cannot be converted"):
+        files.read_audio(tmp_path / "a.au")
+
+
+def test_a_clip_whose_sound_lost_its_head_is_silent(tmp_path):
+    """FFmpeg then knows no number of channels, and would make any."""
+    data = bytearray(encode(tmp_path / "whole.mkv", seconds=0.4, audio="vorbis", flash=(3,)).read_bytes())
+    head = data.index(b"\x01vorbis")
+    data[head + 11] = 0
+    (tmp_path / "a.mkv").write_bytes(data)
+    with files.read_frames(tmp_path / "a.mkv") as reader:
+        assert reader.sound is None
+    assert flashes(tmp_path / "a.mkv") == (10, [3])
+    with pytest.raises(TalkheadError, match="a.mkv: has no sound track"):
+        files.read_audio(tmp_path / "a.mkv")
