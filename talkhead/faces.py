@@ -446,12 +446,13 @@ def mouth_opening(landmarks):
     """How far the mouth is open: the gap between the inner lips over the distance between the eyes.
 
     landmarks  (..., 68, 2)
-    returns    (...), 0 = shut; speech seldom passes 0.20
+    returns    (...), 0 = shut; speech seldom passes 0.20; NaN where both eyes are at one place
     """
     points = np.asarray(landmarks)
     gap = np.linalg.norm(points[..., [61, 62, 63], :] - points[..., [67, 66, 65], :], axis=-1).mean(-1)
     eyes = points[..., 42:48, :].mean(-2) - points[..., 36:42, :].mean(-2)
-    return gap / np.linalg.norm(eyes, axis=-1)
+    apart = np.linalg.norm(eyes, axis=-1)
+    return np.divide(gap, apart, out=np.full(np.shape(gap), np.nan), where=apart > 0)[()]
 
 
 # ---------------------------------------------------------------------------------------------------------------

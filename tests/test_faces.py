@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -193,6 +194,9 @@ def test_mouth_opening_by_hand():
     points[[61, 62, 63]] = (-1, 4), (0, 4), (1, 4)
     points[[67, 66, 65]] = (-1, 5), (0, 6), (1, 5)      # gaps 1, 2, 1
     assert faces.mouth_opening(points) == pytest.approx(4 / 3 / 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(faces.mouth_opening(np.stack([points * 0, points * np.nan])), [np.nan, np.nan])
     both = np.stack([points, 5 * points + 3])
     np.testing.assert_allclose(faces.mouth_opening(both), [4 / 18] * 2)
 
