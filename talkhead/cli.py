@@ -272,10 +272,7 @@ def _openings(path, find):
     from talkhead import faces, files
 
     if path.endswith(".npy"):
-        points = files.read_array(path)
-        if points.ndim != 3 or points.shape[1:] != (68, 2):
-            raise TalkheadError(f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip")
-        return faces.mouth_opening(points)
+        return faces.mouth_opening(faces.read_landmarks(path))
     with files.read_frames(path) as reader:
         seen = [find()(frame) for frame in shell.progress(reader, reader.count)]
     return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])

@@ -355,9 +355,10 @@ def _landmarks(place, clip):
     place = Path(place)
     if place.is_dir():
         place = place / f"{Path(clip).stem}.landmarks.npy"
-    points = files.read_array(place)
-    if points.ndim != 3 or points.shape[1:] != (68, 2):
-        raise TalkheadError(f"{place}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2)")
+    points = faces.read_landmarks(place)
+    unseen = np.isnan(points).any(axis=(1, 2))
+    if unseen.any():
+        raise TalkheadError(f"{place}, frame {int(np.argmax(unseen))}: holds NaN, and true landmarks are those of every frame; leave --landmarks out")
     return points
 
 
@@ -633,7 +634,10 @@ class _Ledger:
             try:
                 record = json.loads(line)
                 other = {name for name in ("settings", "weights") if record["protocol"][name] != protocol[name]}
-            except (ValueError, KeyError, TypeError):
+                if "real" in record and "error" not in record:
+                    hash((record["real"], record["fake"]))
+                    json.dumps([record, summarise([record])], allow_nan=False)
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
                 raise TalkheadError(f"{path}, line {number}: not a record of talkhead metrics; name another file") from None
             if other:
                 raise TalkheadError(f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to measure "

@@ -28,7 +28,7 @@ import PIL.Image
 
 from .downloads import REGISTRY
 from .errors import TalkheadError
-from .files import cache_folder, hub_folder
+from .files import cache_folder, hub_folder, read_array
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 
@@ -446,12 +446,13 @@ def mouth_opening(landmarks):
     """How far the mouth is open: the gap between the inner lips over the distance between the eyes.
 
     landmarks  (..., 68, 2)
-    returns    (...), 0 = shut; speech seldom passes 0.20
+    returns    (...), 0 = shut; speech seldom passes 0.20; NaN where both eyes are at one place
     """
     points = np.asarray(landmarks)
     gap = np.linalg.norm(points[..., [61, 62, 63], :] - points[..., [67, 66, 65], :], axis=-1).mean(-1)
     eyes = points[..., 42:48, :].mean(-2) - points[..., 36:42, :].mean(-2)
-    return gap / np.linalg.norm(eyes, axis=-1)
+    apart = np.linalg.norm(eyes, axis=-1)
+    return np.divide(gap, apart, out=np.full(np.shape(gap), np.nan), where=apart > 0)[()]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -670,6 +671,7 @@ def _smooth(filled, sigma):
 # ---------------------------------------------------------------------------------------------------------------
 # Back into the frame
 
+FAR = 1e6  # pixels: where no point of a picture lies
 OVAL = (0.5, 0.51, 0.42, 0.48)  # the part of a crop that is put back, in sides: its centre, half its width and half its height
 LIKENESS = (2 / 3, 3 / 2)       # how far the colour match may change the contrast
 
@@ -719,11 +721,26 @@ def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
         yield _pasted(frame, crop, corners, size or len(crop), feather, tone)
 
 
+def read_landmarks(path):
+    """Landmarks that were written down: a .npy of numbers (T, 68, 2), pixels; NaN where no face was seen.
+
+    raises  TalkheadError if it holds anything else, or points that lie in no picture
+    """
+    points = read_array(path)
+    if points.ndim != 3 or points.shape[1:] != (68, 2) or points.dtype.kind not in "fiu":
+        raise TalkheadError(f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip")
+    far = (np.abs(points) > FAR).any(axis=(1, 2))
+    if far.any():
+        raise TalkheadError(f"{path}, frame {int(np.argmax(far))}: landmarks outside of any picture; make them again")
+    return points
+
+
 def _squares(quads):
     """Quads as float64 (T, 4, 2), if they are squares."""
-    quads = np.asarray(quads, np.float64)
-    if quads.ndim != 3 or quads.shape[1:] != (4, 2) or len(quads) == 0:
-        raise TalkheadError(f"quads: shape {quads.shape}, wanted (frames, 4, 2); pass what talkhead align --quads wrote")
+    quads = np.asarray(quads)
+    if quads.ndim != 3 or quads.shape[1:] != (4, 2) or len(quads) == 0 or quads.dtype.kind not in "fiu":
+        raise TalkheadError(f"quads: {quads.dtype}, shape {quads.shape}, wanted (frames, 4, 2); pass what talkhead align --quads wrote")
+    quads = np.where(np.abs(quads) > FAR, 0.0, quads).astype(np.float64)  # no square then
     down, right = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
     uneven = np.abs(np.stack([quads[:, 2] - quads[:, 1] - right, down + right[:, ::-1] * (1, -1)])).max((0, 2))
     side = np.linalg.norm(right, axis=1)

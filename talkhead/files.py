@@ -19,12 +19,13 @@ import shutil
 import stat
 import struct
 import sys
+import tokenize
 import warnings
 import wave
 import zipfile
 import zlib
 from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -37,7 +38,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from talkhead import pictures, safetensors
 from talkhead.errors import TalkheadError
-from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps
+from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps, lasting
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -53,6 +54,7 @@ PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", "
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
+FASTEST = 1_000_000  # samples per second that anybody records
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
@@ -178,7 +180,8 @@ class _Source:
         """The bytes at a position, which stay there to be read; fewer if there are no more."""
         while len(self._start) < position + count:
             self._wait()
-            data = self._read(max(position + count - len(self._start), 1 << 16) if position else count - len(self._start))
+            # A little at a time: a damaged file may send us gigabytes ahead.
+            data = self._read(1 << 16 if position else count - len(self._start))
             if not data:
                 break
             self._start += data
@@ -341,8 +344,9 @@ def _array_start(name, stream):
 def _whole_array(name):
     try:
         yield
-    except ValueError as error:  # numpy's word for a short file, and for one that holds objects
+    except (ValueError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:  # numpy's words for a short file, one that holds objects, a bad head
         what = "holds objects, not numbers" if "object" in str(error).lower() else "damaged or cut short"
+        what = "damaged, or larger than the memory" if isinstance(error, MemoryError) else what
         raise TalkheadError(f"{name}: {what}; write it again") from error
 
 
@@ -460,8 +464,11 @@ def _npz(path):
             key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
             if key is None:
                 raise TalkheadError(f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone")
+            if not isinstance(arrays[key], np.ndarray):  # bytes of another kind
+                raise ValueError
             return arrays[key]
-        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
+                SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:
             raise TalkheadError(f"{path}: damaged or cut short, or no numbers; write it again") from error
 
 
@@ -526,7 +533,10 @@ def latents_along(destination, latents, about=None):
 def read_about(source):
     """What was written beside latents: the dict given to write_latents, empty for a pipe or where there is none."""
     path = Path(source).with_suffix(".json") if _named(source) else None
-    return read_json(path) if path is not None and path.is_file() else {}
+    about = read_json(path) if path is not None and path.is_file() else {}
+    if not isinstance(about, dict):
+        raise TalkheadError(f"{path}: holds no JSON object; write it again, or take it away")
+    return about
 
 
 def decoded(data, errors="strict"):
@@ -545,7 +555,7 @@ def read_json(source):
     with reading(source) as stream:
         try:
             return json.loads(stream.read())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TalkheadError(f"{_name(source)}: not JSON ({error}); write it again") from error
 
 
@@ -602,7 +612,8 @@ def load_weights(path, kind=None, mapped=False):
                 weights = torch.load(os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # torch's words for a damaged archive
+        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error,
+                OSError) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
     return _of_kind(weights, kind, path)
 
@@ -661,7 +672,6 @@ def _read_picture(source):
     name = _name(source)
     with reading(source) as stream, _whole_picture(name):
         image = _open_picture(stream, name)
-        image.load()
         return _to_rgb(image), _text(image)
 
 
@@ -673,8 +683,29 @@ def _open_picture(stream, name):
     if pictures.is_heif(head) and not pictures.opens_heif(head):
         return _decode_heif(stream, name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(stream)
+        warnings.simplefilter("ignore")  # of large pictures, and of damage, which tell no name: what stops us comes as an error
+        image = Image.open(stream)
+        with _silence() if image.format == "TIFF" else nullcontext():  # so does libtiff, on stderr
+            image.load()
+    return image
+
+
+@contextmanager
+def _silence():
+    """Nothing comes out on stderr, whoever writes there."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 @contextmanager
@@ -861,7 +892,11 @@ class _Decoder:
     def _resample(self, frame):
         if self._resampler is None:
             return []
-        return [out.to_ndarray() for out in self._resampler.resample(frame)]
+        try:
+            return [out.to_ndarray() for out in self._resampler.resample(frame)]
+        except av.error.ArgumentError as error:
+            rate, layout = self._setup[2], self._setup[1]
+            raise TalkheadError(f"{self._media.name}: damaged, its sound of {rate} samples a second, {layout}, cannot be converted; make it again") from error
 
     def _trim(self, block):
         skipped = min(self._skip, block.shape[1])
@@ -1194,7 +1229,7 @@ def _is_end(packet):
 def _end(packet, shown=True):
     """Fraction, seconds on the container's clock where a packet ends, as it is shown or decoded; None where it does not tell."""
     stamp = packet.pts if shown else packet.dts
-    return None if stamp is None else (stamp + (packet.duration or 0)) * packet.time_base
+    return None if stamp is None else stamp * packet.time_base + lasting(packet)
 
 
 def _is_picture(opened):
@@ -1240,8 +1275,11 @@ class _Media:
         streams = self._container.streams
         # A music file's cover picture is no video; a phone may add a sound track in a format of its own that nobody decodes.
         shown = (s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic)
-        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate)
+        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate and s.codec_context.channels)
         self.video, self.audio = next(shown, None), next(heard, None)
+        if self.audio is not None and self.audio.codec_context.sample_rate > FASTEST:
+            self.close()
+            raise TalkheadError(f"{self.name}: damaged, its sound has {self.audio.codec_context.sample_rate} samples a second; make it again")
         self.sound = None
         self._packets = None
         self._told = set()

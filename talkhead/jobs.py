@@ -237,7 +237,7 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
 
     def is_done(item):
         place = folder / item.name
-        return all(path.exists() for path in (place, *map(place.with_suffix, beside)))
+        return all(map(os.path.exists, (place, *map(place.with_suffix, beside))))  # False of a name that is too long, which the work will tell
 
     done = {item.name for item in items if not overwrite and is_done(item)}
     with _Manifest(manifest_path(folder, shard)) as manifest:

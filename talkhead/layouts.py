@@ -64,8 +64,9 @@ def nvidia_clamp(module):
         own, leaf = part.attributes, name.rpartition(".")[2]
         if leaf in ("conv0", "conv1", "torgb", "fromrgb", "conv"):
             limits.add(own.get("conv_clamp"))
-        if own.get("activation", "lrelu") != ("lrelu" if leaf not in ("affine", "skip", "out") else "linear"):
-            raise TalkheadError(f"{name} has the activation {own['activation']}, which StyleGAN2's has not; it cannot be read")
+        activation = own.get("activation", "lrelu")
+        if activation != ("lrelu" if leaf not in ("affine", "skip", "out") else "linear"):
+            raise TalkheadError(f"{name} has the activation {activation}, which StyleGAN2's has not; it cannot be read")
         if name.startswith("mapping.fc") and own.get("bias_gain", 0.01) != 0.01:
             raise TalkheadError(f"its mapping network has an lr_multiplier of {own['bias_gain']}; only 0.01 can be read")
     if len(limits) > 1:

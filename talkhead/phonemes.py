@@ -15,6 +15,7 @@ from talkhead.errors import TalkheadError
 SILENCE = "SIL"
 HTK_RATE = 1e7  # units of time a second in .lab and .mlf
 GRID_RATE = 25000  # the same in GRID's .align
+LONGEST = 1e15  # units of time: three years in .lab
 KINDS = (".TextGrid", ".mlf", ".lab", ".rec", ".align", ".json")
 
 VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
@@ -71,10 +72,10 @@ def read_phonemes(source):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         rows = value["phonemes"] if isinstance(value, dict) else value
-        return [(float(start), float(end), str(label)) for start, end, label in rows]
+        return [(_moment(start), _moment(end), str(label)) for start, end, label in rows]
     except OSError as error:
         raise TalkheadError(f"{path}: {error.strerror}; give the JSON file that was written with the clip") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise TalkheadError(f"{path}: holds no phonemes; wanted a JSON list of [start, end, label]") from None
 
 
@@ -163,8 +164,8 @@ def read_textgrid(path):
             width = 3 if kind == "IntervalTier" else 2  # a point has one time
             rows = [tuple(next(tokens) for _ in range(width)) for _ in range(int(entries))]
             if width == 3:
-                tiers[name] = [(float(start), float(end), text.strip()) for start, end, text in rows]
-    except (StopIteration, ValueError, TypeError, AttributeError, RuntimeError):
+                tiers[name] = [(_moment(start), _moment(end), text.strip()) for start, end, text in rows]
+    except (StopIteration, ValueError, TypeError, AttributeError, RuntimeError, OverflowError):
         raise TalkheadError(f"{path}: not a TextGrid of Praat, or cut short; write it again as a text file") from None
     return tiers
 
@@ -191,10 +192,18 @@ def read_align(path):
     return [_row(line.split(), GRID_RATE, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
 
 
+def _moment(number):
+    """A number of seconds, or of a file's units of time, as a float; ValueError if it is none, or longer than any recording."""
+    moment = float(number)
+    if not abs(moment) < LONGEST:
+        raise ValueError
+    return moment
+
+
 def _row(fields, rate, where):
     try:
         start, end, label = fields[:3]
-        return float(start) / rate, float(end) / rate, label
+        return _moment(start) / rate, _moment(end) / rate, label
     except ValueError:
         raise TalkheadError(f"{where}: wanted start, end and label, as 0 1200000 sil") from None
 

@@ -192,12 +192,18 @@ def read_log(source):
             if number == len(lines):
                 break
             record = "no JSON"
-        if record is not None and not (isinstance(record, dict) and "step" in record):
+        if record is not None and not _is_record(record):
             raise TalkheadError(f"{source}, line {number}: wanted a JSON object with a step; pass what a trainer printed, or invert --log")
         records += [record] if record is not None else []
     if not records:
         raise TalkheadError(f"{source}: holds no records; pass what a trainer printed, or invert --log")
     return records
+
+
+def _is_record(record):
+    """Whether it is an object with a step; it counts in whole numbers, and all of these are such as a float holds."""
+    return (isinstance(record, dict) and "step" in record and all(type(record[name]) is int for name in ("step", "steps", "frame") if name in record)
+            and all(abs(value) < 1 << 53 for value in record.values() if type(value) is int))
 
 
 def _keys(records):

@@ -164,7 +164,10 @@ def read_answers(source):
     """
     with files.reading(source) as stream:
         text = files.decoded(stream.read(), "replace")
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error:  # a cell longer than the module takes
+        rows = []
     if not rows or tuple(rows[0]) != COLUMNS:
         raise TalkheadError(f"{source}: holds no answers of a study; its first line should be {','.join(COLUMNS)}")
     answers = []
@@ -195,7 +198,7 @@ def tally(answers, key, failures=0, confidence=0.95):
 
     Source: thesis §5.4, Fig. 5.6; Wilson 1927.
     """
-    if not isinstance(key, dict) or not {"study", "ours", "videos", "pairs"} <= key.keys():
+    if not _is_key(key):
         raise TalkheadError("key: not that of a study; pass the file that make wrote beside the page")
     latest = {}
     for answer in answers:
@@ -211,6 +214,17 @@ def tally(answers, key, failures=0, confidence=0.95):
             groups.setdefault((answer["question"], other), []).append((person, outcome))
     records = [_shares(question, other, group, key["ours"], confidence) for (question, other), group in sorted(groups.items())]
     return records + [{"participants": len(everybody), "left_out": sorted(out), "answers": sum(record["answers"] for record in records)}]
+
+
+def _is_key(key):
+    """Whether this is what `make` writes into the key."""
+    try:
+        methods = {name: video["method"] for name, video in key["videos"].items()}
+        pairs = [(methods[one], methods[other]) for one, other in key["pairs"].values()]
+        texts = [key["study"], key["ours"], *methods.values()]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return False
+    return all(isinstance(text, str) for text in texts) and all((one == key["ours"]) != (other == key["ours"]) for one, other in pairs)
 
 
 def _check(answer, key):

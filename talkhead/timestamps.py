@@ -7,6 +7,15 @@ WRONG = 30 * 3600  # seconds, FFmpeg's -dts_error_threshold: no recording pauses
 BACK = Fraction(1, 10)  # seconds by which packets may lie out of order
 
 
+def lasting(packet):
+    """Seconds that a packet lasts, Fraction; 0 where it does not tell.
+
+    Of the last packet of one of several Ogg files in a row FFmpeg tells a negative number, as 32 bits without a sign.
+    """
+    duration = packet.duration or 0
+    return duration * packet.time_base if duration < 1 << 31 else Fraction(0)
+
+
 class PacketClock:
     """One clock for the packets of all streams, although the file's clock starts again or a stamp is wrong.
 
@@ -98,7 +107,7 @@ class PacketClock:
             if abs(packet.pts * packet.time_base - moment) > RESTART:  # no picture waits so long between decoding and showing
                 self._say("a wrong time stamp is left out", moment)
                 packet.pts = None
-        step = (packet.duration or 0) * packet.time_base
+        step = lasting(packet)
         if not step and last is not None and 0 < moment - last <= RESTART:
             step = moment - last
         self._step[index] = step or self._step[index]

@@ -124,6 +124,12 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
         Protocol(landmarks=tmp_path, phonemes=tmp_path)
     with pytest.raises(TalkheadError, match=r"bad.npy: holds .*wanted landmarks \(frames, 68, 2\)"):
         Protocol(landmarks=tmp_path / "bad.npy")(path, path)
+    known = np.load(tmp_path / "half.npy").astype(np.float32)
+    for value, message in ((np.nan, "frame 1: holds NaN"), (np.inf, "frame 1: landmarks outside of any picture"), (1e30, "frame 1: landmarks outside")):
+        known[1, 5] = value
+        np.save(tmp_path / "wrong.npy", known)
+        with pytest.raises(TalkheadError, match=message):
+            Protocol(landmarks=tmp_path / "wrong.npy", size=16)(path, path)
 
 
 def test_an_enlarged_detector_gives_points_of_the_frame():
@@ -307,6 +313,10 @@ def test_a_file_of_records_is_resumed(sets, monkeypatch):
         list(evaluation.evaluate(pairs, Protocol(lmd=False, fps=5), output))
     list(evaluation.evaluate(pairs, Protocol(lmd=False, fps=5), output, overwrite=True))
     assert seen[3:] == ["a", "b", "c", "torn"]
+    for change in ({"frames": None}, {"psnr": "high"}, {"psnr": float("inf")}, {"real": []}):
+        output.write_text(json.dumps(first[0] | change) + "\n")
+        with pytest.raises(TalkheadError, match="line 1: not a record of talkhead metrics"):
+            list(evaluation.evaluate(pairs, Protocol(lmd=False), output))
     output.write_text("something else\n")
     with pytest.raises(TalkheadError, match="line 1: not a record of talkhead metrics"):
         list(evaluation.evaluate(pairs, Protocol(lmd=False), output))

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -193,6 +194,9 @@ def test_mouth_opening_by_hand():
     points[[61, 62, 63]] = (-1, 4), (0, 4), (1, 4)
     points[[67, 66, 65]] = (-1, 5), (0, 6), (1, 5)      # gaps 1, 2, 1
     assert faces.mouth_opening(points) == pytest.approx(4 / 3 / 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(faces.mouth_opening(np.stack([points * 0, points * np.nan])), [np.nan, np.nan])
     both = np.stack([points, 5 * points + 3])
     np.testing.assert_allclose(faces.mouth_opening(both), [4 / 18] * 2)
 
@@ -806,3 +810,23 @@ def test_what_cannot_be_pasted(quads, options, message):
         list(faces.paste([smooth_noise(40, 40)], [smooth_noise(32, 8)], SQUARE[None]))
     with pytest.raises(TalkheadError, match="no frames"):
         list(faces.paste([], [], SQUARE[None]))
+
+
+def test_landmarks_that_were_written_down(tmp_path):
+    points = np.zeros((2, 68, 2), np.float32)
+    points[1] = np.nan  # nobody was seen
+    np.save(tmp_path / "a.npy", points)
+    np.testing.assert_array_equal(faces.read_landmarks(tmp_path / "a.npy"), points)
+    for wrong, message in ((points[0], "holds float32 [(]68, 2[)], wanted landmarks"), (points.astype("S3"), "wanted landmarks"),
+                           (points + 1e30, "frame 0: landmarks outside of any picture")):
+        np.save(tmp_path / "b.npy", wrong)
+        with pytest.raises(TalkheadError, match=f"b.npy.*{message}"):
+            faces.read_landmarks(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("value", [1e30, -np.inf])
+def test_quads_far_from_any_picture_are_no_squares(value):
+    quads = np.tile(np.float32([[0, 0], [0, 8], [8, 8], [8, 0]]), (2, 1, 1))
+    quads[1] += np.float32(value)
+    with pytest.raises(TalkheadError, match="quads, frame 1: not a square"):
+        next(faces.paste(iter([np.zeros((9, 9, 3), np.uint8)] * 2), iter([np.zeros((8, 8, 3), np.uint8)] * 2), quads))

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import wave
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -1159,3 +1160,47 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert files.cache_folder() == Path("/x/talkhead")
     monkeypatch.setenv("TALKHEAD_CACHE", "~/own")
     assert files.cache_folder() == Path.home() / "own"
+
+
+# Damage of every kind --------------------------------------------------------------------------------------------------
+
+def npy(shape, data=b"", close="}"):
+    """A .npy whose head says this, whatever its data are."""
+    text = (f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, {close}".ljust(117) + "\n").encode()
+    return np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize("data", [npy("(3, 6, 512)", close=""), npy("(3, 6, 512"), npy(f"({10 ** 30}, 6, 512)"), npy(f"({10 ** 14}, 6, 512)"), npy("(3, 6, 512)", bytes(99))])
+def test_no_head_of_an_array_brings_more_than_an_error(tmp_path, data):
+    (tmp_path / "a.npy").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("w.npy", data)
+    for read, name in ((files.read_array, "a.npy"), (files.map_array, "a.npy"), (files.read_latents, "a.npz")):
+        with pytest.raises(TalkheadError, match=f"{name}: damaged"):
+            read(tmp_path / name)
+
+
+def test_an_archive_that_holds_something_else_under_the_name_of_an_array(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("w.npy", b"no array")
+    with pytest.raises(TalkheadError, match="a.npz: damaged or cut short, or no numbers"):
+        files.read_latents(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02}(X\x01", b"\x80\x02}(K\x01u.", b"\x80\x02]K\x01s.", b"\x80\x02K\x01R."])
+def test_weights_whose_pickle_is_damaged(tmp_path, pickled):
+    import torch
+
+    torch.save({"a": 1}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for entry in whole.namelist():
+            archive.writestr(entry, pickled if entry.endswith("data.pkl") else whole.read(entry))
+    with pytest.raises(TalkheadError, match="a.pt: (damaged or not weights|not a file of plain weights)"):
+        files.load_weights(tmp_path / "a.pt")
+
+
+def test_what_lies_beside_latents_is_an_object(tmp_path):
+    for text, message in (("[1]", "a.json: holds no JSON object"), ("[" * 100_000, "a.json: not JSON")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(TalkheadError, match=message):
+            files.read_about(tmp_path / "a.npy")

@@ -212,6 +212,18 @@ def test_what_fails_is_recorded_and_the_next_is_done(desk):
     assert (desk.folder / "0/4.out").read_text() == "4.txt"
 
 
+def test_a_name_that_is_too_long_fails_alone(desk):
+    from talkhead import files
+
+    def work(source, place):
+        with files.atomic(place) as temporary:
+            return desk.work(source, temporary)
+
+    items = [jobs.Item({"source": "0.txt"}, "0.out"), jobs.Item({"source": "1.txt"}, "x" * 300 + ".out"), jobs.Item({"source": "4.txt"}, "y" * 300 + "/4.out")]
+    records = list(jobs.run(items, work, desk.folder))
+    assert statuses(records) == ["done", "failed", "failed"] and all("the name is too long" in record["reason"] for record in records[1:])
+
+
 def test_what_is_there_is_left_alone_and_keeps_its_record(desk):
     first = list(jobs.run(desk.items, desk.work, desk.folder))
     desk.bad.clear()

@@ -162,6 +162,7 @@ def test_the_limit_of_activations_is_in_the_layers_attributes(network, clamp):
 @pytest.mark.parametrize("network, message", [
     (module(b4=module(conv1=layer(conv_clamp=256), torgb=layer(conv_clamp=None))), "only one limit"),
     (module(b4=module(conv1=layer(activation="relu"))), "activation relu"),
+    (module(b4=module(affine=layer(conv_clamp=None))), "b4.affine has the activation lrelu"),
     (module(mapping=module(fc0=layer(activation="lrelu", bias_gain=1))), "lr_multiplier of 1"),
 ])
 def test_attributes_that_are_not_stylegan2s_are_refused(network, message):

@@ -1,6 +1,7 @@
 """Video, sound and pictures as people bring them: damaged, joined, cut, and of kinds that few programs write."""
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -639,3 +640,74 @@ def test_hdr_is_said(tmp_path, curve, name):
         with files.read_frames(path) as reader:
             assert len(list(reader)) == 5
     assert len(said) == 1
+
+
+def test_ogg_files_in_a_row(tmp_path):
+    """FFmpeg gives the last packet of the first a negative length, which read as it comes is of a day."""
+    (tmp_path / "two.ogg").write_bytes(encode(tmp_path / "one.ogg", seconds=1.01, video=None, audio="vorbis").read_bytes() * 2)
+    one, two = files.read_audio(tmp_path / "one.ogg"), files.read_audio(tmp_path / "two.ogg")
+    assert len(two) == pytest.approx(2 * len(one), abs=0.03 * RATE)
+    assert heard(two[RATE // 10:RATE * 9 // 10]) == heard(one[RATE // 10:RATE * 9 // 10])
+    assert heard(two[RATE * 12 // 10:RATE * 18 // 10]) == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_rate_of_sound_that_nobody_records(tmp_path):
+    data = bytearray(encode(tmp_path / "whole.mkv", seconds=0.4, audio="vorbis").read_bytes())
+    head = data.index(b"\x01vorbis")
+    data[head + 12:head + 16] = (1_500_000_000).to_bytes(4, "little")
+    (tmp_path / "a.mkv").write_bytes(data)
+    for read in (files.read_audio, files.read_frames):
+        with pytest.raises(TalkheadError, match="a.mkv: damaged, its sound has 1500000000 samples a second"):
+            read(tmp_path / "a.mkv")
+
+
+def test_a_png_from_a_pipe_asks_for_no_more_than_there_is(tmp_path):
+    """The length of a chunk may say four gigabytes."""
+    class Pipe(OneWay):
+        def read(self, size):
+            assert size <= 1 << 20
+            return super().read(size)
+
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    at = data.index(b"IDAT") - 4
+    data[at:at + 4] = b"\xff" * 4
+    (tmp_path / "a.png").write_bytes(data)
+    with files.read_frames(Pipe(bytes(data))) as reader:
+        np.testing.assert_array_equal(list(reader), [files.read_image(tmp_path / "a.png")])
+
+
+@pytest.mark.parametrize("damage", ["tables", "strip"])
+def test_libtiff_keeps_silent(tmp_path, capfd, damage):
+    """Its C code would tell of damage on stderr, beside our line."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    middle = len(data) // 2
+    data[middle:middle + 200] = bytes(200) if damage == "tables" else b"\xff" * 200
+    (tmp_path / "a.tif").write_bytes(data)
+    with warnings.catch_warnings(), pytest.raises(TalkheadError, match="a.tif: damaged or cut short"):
+        warnings.simplefilter("error")
+        files.read_image(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
+def test_sound_of_channels_that_nobody_has(tmp_path):
+    (tmp_path / "a.au").write_bytes(struct.pack(">4s5I", b".snd", 24, 258 * 200, 3, 48000, 258) + bytes(258 * 200))
+    with pytest.raises(TalkheadError, match="a.au: damaged, its sound of 48000 samples a second, 258 channels, cannot be converted"):
+        files.read_audio(tmp_path / "a.au")
+
+
+def test_a_clip_whose_sound_lost_its_head_is_silent(tmp_path):
+    """FFmpeg then knows no number of channels, and would make any."""
+    data = bytearray(encode(tmp_path / "whole.mkv", seconds=0.4, audio="vorbis", flash=(3,)).read_bytes())
+    head = data.index(b"\x01vorbis")
+    data[head + 11] = 0
+    (tmp_path / "a.mkv").write_bytes(data)
+    with files.read_frames(tmp_path / "a.mkv") as reader:
+        assert reader.sound is None
+    assert flashes(tmp_path / "a.mkv") == (10, [3])
+    with pytest.raises(TalkheadError, match="a.mkv: has no sound track"):
+        files.read_audio(tmp_path / "a.mkv")

@@ -208,7 +208,8 @@ def test_a_dictionary_in_cmudicts_format(tmp_path):
     ("a.TextGrid", "nonsense", "not a TextGrid of Praat, or cut short"), ("a.TextGrid", LONG[:600], "not a TextGrid of Praat, or cut short"),
     ("a.lab", "0 x sil", "a.lab, line 1: wanted start, end and label"), ("a.align", "\n0 5", "a.align, line 2: wanted"),
     ("a.mlf", "0 1 sil", "its first line should be #!MLF!#"), ("a.mlf", "#!MLF!#\n0 1 sil", "line 2: belongs to no entry"),
-    ("a.json", "[]x", "holds no phonemes"), ("a.txt", "", "times of an unknown kind"),
+    ("a.json", "[]x", "holds no phonemes"), ("a.json", '[[0, 1e400, "b"]]', "holds no phonemes"), ("a.json", "[" * 100_000, "holds no phonemes"),
+    ("a.json", f'[[0, {"9" * 400}, "b"]]', "holds no phonemes"), ("a.lab", "0 nan b", "a.lab, line 1: wanted"), ("a.align", "0 1e400 bin", "a.align, line 1: wanted"), ("a.txt", "", "times of an unknown kind"),
 ])
 def test_what_is_no_timing_file_is_said_in_one_line(tmp_path, name, text, message):
     with pytest.raises(TalkheadError, match=message) as caught:

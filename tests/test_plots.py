@@ -136,7 +136,9 @@ def test_logs_are_read(tmp_path):
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
     path.write_text('{"step": 1, "loss": 2}\n\n{"step": 2, "lo')  # a run that was killed as it wrote
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
-    for text, message in (("", "holds no records"), ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"), ("x\n{}\n", "line 1: wanted")):
+    for text, message in (("", "holds no records"), ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"), ("x\n{}\n", "line 1: wanted"),
+                          ('{"step": 1}\n{"step": {}}\n', "line 2: wanted"), ('{"step": 1e400}\n', "line 1: wanted"), ('{"step": 1, "steps": []}\n', "line 1: wanted"),
+                          (f'{{"step": 1, "loss": {10 ** 20}}}\n', "line 1: wanted")):
         path.write_text(text)
         with pytest.raises(TalkheadError, match=message):
             plots.read_log(path)

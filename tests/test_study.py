@@ -190,7 +190,12 @@ def test_wrong_answers_are_refused_in_one_line(made, tmp_path, videos):
     (tmp_path / "text.csv").write_text("hello\n")
     for name, changes in (("study", {"study": "another"}), ("pair", {"pair": "p009"}), ("choice", {"choice": "maybe"})):
         write_answers(tmp_path / f"{name}.csv", [row | changes])
-    for name, key_file, message in (("study", "study", "of study another, the key is of"), ("pair", "study", "pair p009: other videos than the key's"),
+    (tmp_path / "long.csv").write_text(",".join(study.COLUMNS) + "\n" + "x" * 200_000 + "\n")
+    for name, change in (("nobody", {"videos": {name: {} for name in key["videos"]}}), ("single", {"pairs": {"p001": ["a"]}}), ("number", {"pairs": 3})):
+        files.write_json(tmp_path / f"{name}.key.json", key | change)
+        with pytest.raises(TalkheadError, match="key: not that of a study"):
+            study.tally([row], files.read_json(tmp_path / f"{name}.key.json"))
+    for name, key_file, message in (("long", "study", "long.csv: holds no answers of a study"), ("study", "study", "of study another, the key is of"), ("pair", "study", "pair p009: other videos than the key's"),
                                     ("choice", "study", "choice.csv, row 2: not an answer"), ("text", "study", "text.csv: holds no answers of a study"),
                                     ("pair", "bad", "key: not that of a study")):
         folder = tmp_path if key_file == "bad" else videos
