@@ -544,7 +544,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
                 look.gain = _own_gain(identity, look, speaker, driver, code, features)
             path = synthesis.drive(None, driver, code, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
-            return _draw(speaker, path, frames, sound, output, latents_out, look, code, batch=size, **drawing)
+            return _draw(speaker, path, frames, sound, output, latents_out, look, code, blink, options["seed"], batch=size, **drawing)
 
     def wander(identity, output, latents_out=None):
         code, mover, look = face_of(identity)
@@ -611,7 +611,7 @@ def _own_gain(source, film, generator, driver, code, features):
     return dubbing.own_gain(film, synthesis.synthesize(generator, path))
 
 
-def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, *, batch, precision, labelled):
+def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, blink=0.0, seed=0, *, batch, precision, labelled):
     """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
     from talkhead import files, synthesis
 
@@ -621,7 +621,7 @@ def _draw(generator, path, frames, sound, output, latents_out, look=None, code=N
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
         if look is not None:
-            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision)
+            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed)
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)
@@ -685,6 +685,7 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
     from itertools import islice
 
     from talkhead import files, synthesis, tune
+    from talkhead.dubbing import Film
 
     if _prepared(source):
         return _prepared_identity(source, generator, told, drives, device, detail, places["neutral"])
@@ -692,6 +693,8 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
         if detail:
             look = _look(reader, generator, speaks, **places)
             frames = [look.face(_alignment_size(generator))]
+            if pti and isinstance(look, Film):
+                frames += [look.crop(index, len(frames[0])) for index in range(0, len(look), -(-len(look) // max(pti_frames - 1, 1)))]
         else:
             look, followed = None, _followed(reader, *(places[name] for name in ("aligned", "face", "find", "on_missing")))
             frames = [_cut(frame, quad, _alignment_size(generator)) for frame, quad, _ in islice(followed, pti_frames if pti else 1)]

@@ -81,7 +81,8 @@ class Detail:
     rest     uint8 (R, R, 3), the generator's render of the identity, in which the face is at rest
     network  what reads the frames; None: what read the photo
 
-    A call takes uint8 (R, R, 3) and returns uint8 (H, W, 3), of the photo's size; nothing is kept from one frame to the next.
+    A call takes uint8 (R, R, 3), and the part, 0 to 1, by which a blink shuts the lids at least, which a small generator hardly shows. It returns uint8
+    (H, W, 3), of the photo's size. Nothing is kept from one frame to the next.
     """
 
     def __init__(self, photo, rest, network=None):
@@ -89,10 +90,10 @@ class Detail:
         self.rest = self.network.read(rest[None])[0].astype(np.float64)
         self.skins = _skin(rest, self.rest), _skin(photo.frame.aligned(photo.picture, 128), photo.points)
 
-    def __call__(self, frame):
+    def __call__(self, frame, blink=0.0):
         points = self.network.read(frame[None])[0].astype(np.float64)
         target, lids = transfer(self.photo.start, self.rest, points)
-        inside = Inside(frame, points, *self.skins)
+        inside, lids = Inside(frame, points, *self.skins), np.maximum(lids, blink)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
 
@@ -297,10 +298,11 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     returns         uint8 (H, W, 3)
     """
     fields = warp(source, target)
-    box = _box(fields, place)
-    if box is None and (np.max(lids) < 0.01):
+    moved = np.abs(fields).max((0, 3)) * place.scale > 1 / 64
+    moved |= np.max(lids) > 0.01  # or the eyes would lie outside
+    if not moved.any():
         return photo.copy()
-    rows, columns = box or (slice(0, place.height), slice(0, place.width))
+    rows, columns = _box(moved, place)
     across, down = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
     mouth = Lines(place.pixels(target))
     at = _sources(fields, place, across, down, mouth)
@@ -316,18 +318,15 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     return result
 
 
-def _box(fields, place):
-    """The rows and columns of the picture that move, or None."""
-    moved = np.abs(fields).max((0, 3)) * place.scale > 1 / 64
-    if not moved.any():
-        return None
+def _box(moved, place):
+    """The rows and columns of the picture that hold the nodes that move: bool (GRID, GRID) -> two slices."""
     rows, columns = np.flatnonzero(moved.any(1)), np.flatnonzero(moved.any(0))
     low = np.array([columns[0] - 1, rows[0] - 1]) / GRID
     high = np.array([columns[-1] + 2, rows[-1] + 2]) / GRID
     corners = place.pixels(np.array([(x, y) for x in (low[0], high[0]) for y in (low[1], high[1])]))
-    start = np.clip(np.floor(corners.min(0)).astype(int), 0, (place.width, place.height))
-    stop = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, (place.width, place.height))
-    return (slice(start[1], stop[1]), slice(start[0], stop[0])) if (start < stop).all() else None
+    start = np.clip(np.floor(corners.min(0)).astype(int), 0, (place.width - 1, place.height - 1))
+    stop = np.clip(np.ceil(corners.max(0)).astype(int) + 1, start + 1, (place.width, place.height))
+    return slice(start[1], stop[1]), slice(start[0], stop[0])
 
 
 def _sources(fields, place, across, down, mouth):

@@ -67,6 +67,11 @@ class Film:
         photo.start = self.starts[index]
         return photo
 
+    def crop(self, index, size):
+        """The aligned face of one frame as it is: uint8 (size, size, 3)."""
+        picture = self.picture(index)
+        return training.resize(picture, size) if self.quads[index] is None else faces.crop(picture, self.quads[index], size)
+
     @property
     def resting(self):
         """The frame in which the mouth is nearest to rest, by its index."""

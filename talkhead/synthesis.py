@@ -167,7 +167,7 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
         code = np.mean([code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32)
     frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
-    return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision)
+    return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0))
 
 
 def code_of(encoder, photo, generator):
@@ -175,13 +175,14 @@ def code_of(encoder, photo, generator):
     return origin(encoder, photo.face(max(256, generator.resolution)))
 
 
-def with_detail(frames, photo, generator, code, noise="const", precision="float32"):
+def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0):
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
     photo             detail.Photo, or dubbing.Film, whose frames get new lips
     code              float32 (L, 512), the identity, from which the frames' latents were displaced
     noise, precision  as `synthesize` took them
+    blink, seed       as `drive` took them; a film keeps its own blinks
     yields            uint8 (H, W, 3), of the photo's size
     """
     rest = next(synthesize(generator, [code], noise=noise, precision=precision))
@@ -189,8 +190,8 @@ def with_detail(frames, photo, generator, code, noise="const", precision="float3
         yield from dub(photo, frames, rest)
         return
     draw = Detail(photo, rest)
-    for frame in frames:
-        yield draw(frame)
+    for frame, lid in zip(frames, expression.blinks(blink, seed)):
+        yield draw(frame, lid)
 
 
 def label(frames, text="synthetic"):

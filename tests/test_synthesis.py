@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2la
     assert [frame.shape for frame in frames] == 5 * [face.shape]
     code = synthesis.origin(encoder, face)
     assert [frame.shape for frame in synthesis.generate(generator, None, audio2latent, code, speech)] == 5 * [(16, 16, 3)]
+
+
+def test_a_photo_blinks_when_the_path_does(generator, encoder, audio2latent):
+    import talkhead
+    from talkhead import expression
+
+    face, speech = talkhead.read_image("examples/face.png"), np.zeros(16000 * 2, np.float32)
+    lids = list(islice(expression.blinks(60, 3), 50))
+    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech, blink=60, seed=3, blink_latent=np.zeros((6, 512), np.float32)))
+    eyes = [np.abs(frame[180:280].astype(int) - face[180:280]).mean() for frame in frames]
+    assert max(lids) > 0.9 and np.corrcoef(lids, eyes)[0, 1] > 0.9
 
 
 def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
