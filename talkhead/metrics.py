@@ -519,7 +519,7 @@ def correlation_and_lag(real, fake, max_lag=MAX_LAG):
     shifts = sorted(range(-max_lag, max_lag + 1), key=abs)
     found = {shift: _correlation(real[max(0, -shift):frames - max(0, shift)],
                                  fake[max(0, shift):frames - max(0, -shift)]) for shift in shifts}
-    lag = max(shifts, key=found.get)
+    lag = max(shifts, key=lambda shift: round(found[shift], 9))  # rounding errors decide nothing
     return Following(found[0], lag, found[lag])
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from talkhead.downloads import REGISTRY
 from talkhead.errors import TalkheadError
 
-# What torchvision downloads for `mobilenet_v2(weights="IMAGENET1K_V1")`.
-URL = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
+URL = REGISTRY["mobilenet-v2"].urls[0]  # what torchvision downloads for `mobilenet_v2(weights="IMAGENET1K_V1")`
 DEPTHS = (1, 3, 6, 13, 17)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels from 0 to 1
 SIDE = 224  # pixels that it has learnt at

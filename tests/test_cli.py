@@ -330,7 +330,7 @@ def scene(tmp_path, puppet, toy):
     ("generate --identity none.png --noise-seed 7 -o out.mp4", "none.png: no such file"),
     ("generate --identity face.png --audio speech.wav --device cuda -o out.mp4", "--device cuda: not usable here"),
     ("paste clip.mp4 --into face.png --quads none.npy -o out.mp4", "none.npy: no such file"),
-    ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: float64, shape (3, 7), wanted (frames, 4, 2)"),
+    ("paste clip.mp4 --into face.png --quads flat.npy -o out.mp4", "quads: float32, shape (3, 7), wanted (frames, 4, 2)"),
     ("paste none.mp4 --into face.png --quads quads.npy -o out.mp4", "none.mp4: no such file"),
     ("paste clip.mp4 --into wide.png --quads quads.npy -o out.mp4", "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned"),
     ("invert empty.mp4 -o out.npy", "empty.mp4: "),

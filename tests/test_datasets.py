@@ -155,7 +155,7 @@ def test_packed_frames_need_nothing_beside_them(tmp_path):
     (b"text", None, "p.npy: not a .npy array"),
     (np.zeros((5, 8, 8, 3), np.uint8), "{", "p.json: not JSON"),
     (np.zeros((5, 8, 8, 3), np.uint8), '{"speaker": "s1"}', "p.json: does not tell of packed frames"),
-    (np.zeros((5, 8, 8, 3), np.uint8), "[1]", "p.json: does not tell of packed frames"),
+    (np.zeros((5, 8, 8, 3), np.uint8), "[1]", "p.json: holds no JSON object"),
     (np.zeros((5, 8, 8, 3), np.uint8), '{"sources": [{"file": "a", "frames": 4, "side": 8, "kind": "film"}]}', "holds 5 frames, but the .json .* of 4"),
 ])
 def test_packed_files_that_are_none_are_refused_in_one_line(tmp_path, array, beside, message):
