@@ -528,7 +528,7 @@ def run(command, folder, stdin):
     if not process:
         _child(command, folder, errors, stdin)
     _, status, usage = os.wait4(process, 0)
-    return Told(os.waitstatus_to_exitcode(status), errors.read_text(errors="replace"), usage.ru_maxrss * 1024, time.monotonic() - began)
+    return Told(os.waitstatus_to_exitcode(status), errors.read_bytes().decode(errors="replace"), usage.ru_maxrss * 1024, time.monotonic() - began)
 
 
 def _child(command, folder, errors, stdin):
