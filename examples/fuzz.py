@@ -8,7 +8,7 @@ flipped, blocks swapped, ranges zeroed, taken out or put in, lengths changed, or
 process of its own, forked from one that has loaded everything, with limits of time (60 s) and memory (2 GB), in an empty folder. Found is
 
     traceback   a traceback on stderr, or in a manifest or a record of metrics
-    says        a line on stderr that is not talkhead's own, no error where the exit status is 1, more than one, or an error that tells no name
+    says        a line on stderr that is not talkhead's own, none where the exit status is 1, or a warning of numpy's
     status      an exit status that is not 0, 1 or 2
     SIGSEGV, …  a signal that ended the process: a fault of a C library
     hang        more than 60 s
@@ -24,7 +24,6 @@ the same mutant: --first N --count 1 runs it alone. Exit status 1 if anything wa
 import argparse
 import importlib
 import io
-import itertools
 import json
 import os
 import pickle
@@ -43,6 +42,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from contextlib import suppress
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +56,7 @@ import torch
 from PIL import Image
 
 import talkhead
-from talkhead import acoustics, audio2latent, checkpoints, cli, encoders, faces, files, inversion, latents, losses, stylegan, video_gan
+from talkhead import acoustics, audio2latent, checkpoints, cli, datasets, encoders, faces, files, inversion, latents, losses, study, stylegan, video_gan
 
 SECONDS, MEMORY = 60, 2 << 30  # limits of a process
 SIDE = 64  # pixels of the clips and pictures; of smaller ones x265 overwrites memory
@@ -109,7 +109,7 @@ CLIPS = {  # name: video codec, sound codec, options
 SOUNDS = {"s16.wav": "pcm_s16le", "float.wav": "pcm_f32le", "adpcm.wav": "adpcm_ms", "flac.flac": "flac", "vorbis.ogg": "vorbis", "opus.opus": "libopus",
           "flac.oga": "flac", "mp3.mp3": "libmp3lame", "aac.m4a": "aac", "aac.aac": "aac", "alac.m4a": "alac", "aiff.aiff": "pcm_s16be", "au.au": "pcm_s16be",
           "wma.wma": "wmav2", "ac3.ac3": "ac3", "tta.tta": "tta", "wavpack.wv": "wavpack", "mka.mka": "flac"}
-PICTURES = {  # name: Pillow's format and options, or None for the three pictures of one that moves
+PICTURES = {  # name: Pillow's format and options; "move" for three pictures
     "jpeg.jpg": ("JPEG", {}), "exif.jpg": ("JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0", "progressive": True}),
     "rgb.png": ("PNG", {}), "gif.gif": ("GIF", {"move": True}), "apng.png": ("PNG", {"move": True}), "webp.webp": ("WEBP", {}),
     "moving.webp": ("WEBP", {"move": True, "lossless": True}), "avif.avif": ("AVIF", {}), "moving.avif": ("AVIF", {"move": True}), "bmp.bmp": ("BMP", {}),
@@ -299,15 +299,13 @@ def _arrays(folder, networks):
     codes = np.load(folder / "latents.npy")
     owner = json.dumps({"generator": checkpoints.fingerprint(networks["generator"].state_dict()), "fps": 25.0}).encode()
     frames = np.stack([picture[:TOY, :TOY] for picture in pictures()])
-    origin = {"path": "a.mp4", "frames": FRAMES, "side": TOY, "content": "unknown"}
-    from talkhead.datasets import Origin
-    packed = json.dumps({"frames": FRAMES, "size": TOY, "sources": [dict(zip(Origin._fields if hasattr(Origin, "_fields") else Origin.__dataclass_fields__,
-                                                                            origin.values()))], "left_out": []}).encode()
+    origin = asdict(datasets.Origin("a.mp4", FRAMES, TOY, "unknown"))
+    packed = json.dumps({"frames": FRAMES, "size": TOY, "sources": [origin], "left_out": []}).encode()
     quads = json.dumps({"size": 32, "frame": [SIDE, SIDE], "fps": 25.0, "smoothing": 2.0}).encode()
     paste = "paste ../kit/clip.mp4 --into ../kit/face.png --quads quads.npy -o out.mp4"
     pieces = io.BytesIO()
     np.savez(pieces, w=codes[:1])
-    resumed = f"invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator ../kit/generator.pt"
+    resumed = "invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator ../kit/generator.pt"
     (folder / "two").mkdir()
     for index, picture in enumerate(pictures(2)):
         files.write_image(folder / f"two/{index}.png", picture[:TOY, :TOY])
@@ -359,9 +357,9 @@ def _texts(folder):
                        for number, (start, end, label) in enumerate(phones, 1)))
     log = "".join(json.dumps({"step": step, "loss": 1 / (step + 1), "images_per_second": 9.5}) + "\n" for step in range(0, 50, 10))
     key = {"study": "0123456789ab", "ours": "ours", "videos": {"a": {"method": "ours", "path": "o/x.mp4"}, "b": {"method": "w", "path": "w/x.mp4"}}, "pairs": {"p0": ["a", "b"]}}
-    columns = ",".join(talkhead_study().COLUMNS)
+    columns = ",".join(study.COLUMNS)
     row = {"study": "0123456789ab", "participant": "me", "pair": "p0", "question": "realism", "left": "a", "right": "b", "choice": "left", "expected": ""}
-    answers = columns + "\n" + ",".join(row.get(name, "1") for name in talkhead_study().COLUMNS) + "\n"
+    answers = columns + "\n" + ",".join(row.get(name, "1") for name in study.COLUMNS) + "\n"
     measured = made_by("metrics ../kit/clip.mp4 ../kit/clip.mp4 --no-lmd --size 16 -o out.jsonl", folder, "out.jsonl")
     manifest = "".join(json.dumps({"source": f"../kit/{name}.mp4", "output": f"{Path(name).name}.mp4", "status": "done", "seconds": 1.0, "frames": 6}) + "\n" for name in ("clip", "clips/0"))
     tally = "study tally answers.csv --key key.json --plot out.png"
@@ -393,10 +391,6 @@ def made_by(command, folder, name):
     if told.status:
         sys.exit(f"talkhead {command}: exit status {told.status}\n{told.said}")
     return (place / name).read_bytes()
-
-
-def talkhead_study():
-    return importlib.import_module("talkhead.study")
 
 
 # Mutants --------------------------------------------------------------------------------------------------------------
@@ -534,7 +528,7 @@ def run(command, folder, stdin):
     if not process:
         _child(command, folder, errors, stdin)
     _, status, usage = os.wait4(process, 0)
-    return Told(os.waitstatus_to_exitcode(status), errors.read_text(errors="replace"), usage.ru_maxrss * 1024, time.monotonic() - began)
+    return Told(os.waitstatus_to_exitcode(status), errors.read_bytes().decode(errors="replace"), usage.ru_maxrss * 1024, time.monotonic() - began)
 
 
 def _child(command, folder, errors, stdin):
@@ -586,10 +580,9 @@ def verdict(told, command, folder, before):
         return "says", lines[-1]  # these commands are right
     after = {str(path.relative_to(folder)): path for path in folder.rglob("*") if not path.is_dir()}
     kept = [name for name in after if name not in before and (files.is_hidden(name) or told.status and not batch)]
-    changed = [name for name, data in before.items() if name not in after or not name.startswith("out") and after[name].read_bytes() != data]
-    changed = [name for name in changed if not (name.endswith(".part") and told.status == 0)]
-    if told.status == 1 and not batch:
-        changed += [name for name, data in before.items() if name.startswith("out") and after[name].read_bytes() != data]
+    # A command that does well writes to what it resumes, or takes it away; lists and metrics do so with their records in any case.
+    still = [name for name in before if not (name.startswith("out") and (batch or told.status == 0))]
+    changed = [name for name in still if name not in after or after[name].read_bytes() != before[name]]
     if kept or changed:
         return "left", " ".join(re.sub(r"[0-9a-f]{8}", "X", name) for name in kept + changed)
     made = {name: path for name, path in after.items() if name.startswith("out") and (name not in before or told.status == 0)}
@@ -644,7 +637,7 @@ def plain(command, seed):
     return command.removeprefix("<").format(seed.name)
 
 
-def drawn_lot(number, seed_of_all, made):
+def drawn_by_lot(number, seed_of_all, made):
     """Which file becomes the mutant of a number, for which command, what the mutant holds and what was done to it."""
     random = np.random.default_rng([seed_of_all, number])
     seed = made[random.integers(len(made))]
@@ -704,7 +697,7 @@ def main():
     for number in range(options.first, options.first + options.count):
         if time.monotonic() - began > options.minutes * 60:
             break
-        seed, command, data, done = drawn_lot(number, options.seed, made)
+        seed, command, data, done = drawn_by_lot(number, options.seed, made)
         told, wrong = trial(seed, command, data, root)
         mutations.update(done)
         slowest, largest, last = max(slowest, told.seconds), max(largest, told.memory), number + 1

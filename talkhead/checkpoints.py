@@ -470,6 +470,8 @@ def convert(source, destination, to="talkhead", part=None):
     weights = read(source, part)
     if to != "talkhead" and weights["kind"] != "generator":
         raise TalkheadError(f"{source}: holds {files.a(weights['kind'])}; only a generator can be written for {to}, pass --to talkhead")
+    if to != "talkhead" and "w_avg" not in weights["model"]:
+        raise TalkheadError(f"{source}: a generator without w_avg, its mean of W; the file is damaged, copy or train it again")
     files.save_weights(destination, _WRITERS[to](weights))
 
 

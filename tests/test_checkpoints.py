@@ -530,3 +530,13 @@ def test_weights_list_counts_parameters_as_metrics_does():
     for kind, network in (("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))), ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
                           ("speech", acoustics.load(checkpoints.bundled("speech")))):
         assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(value.numel() for value in network.parameters()), kind
+
+
+@pytest.mark.parametrize("to", ["rosinality", "nvidia"])
+def test_a_generator_without_its_mean_is_not_converted(toy_weights, tmp_path, to):
+    weights = files.load_weights(toy_weights / "generator.pt")
+    del weights["model"]["w_avg"]
+    files.save_weights(tmp_path / "g.pt", weights)
+    with pytest.raises(TalkheadError, match="g.pt: .*w_avg"):
+        checkpoints.convert(tmp_path / "g.pt", tmp_path / "out.pt", to)
+    assert not (tmp_path / "out.pt").exists()

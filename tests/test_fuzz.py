@@ -32,9 +32,9 @@ def test_no_mutant_brings_more_than_an_error_of_one_line(tmp_path):
 def test_mutants_are_the_same_again_and_no_whole_files(fuzz):
     made = [fuzz.Seed("a.bin", bytes(range(256)) * 9, ("weights show {}",)), fuzz.Seed("b.bin", b"0123456789" * 40, ("weights show {}",))]
     for number in range(200):
-        seed, command, data, done = fuzz.drawn_lot(number, 3, made)
+        seed, command, data, done = fuzz.drawn_by_lot(number, 3, made)
         assert data != seed.data and len(done) in (1, 2, 4)
-        assert (seed, command, data, done) == fuzz.drawn_lot(number, 3, made)
+        assert (seed, command, data, done) == fuzz.drawn_by_lot(number, 3, made)
 
 
 def test_what_is_in_an_archive_is_damaged_under_right_checksums(fuzz):
