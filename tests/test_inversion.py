@@ -193,8 +193,8 @@ def test_sequential_starts_at_the_code_before(generator, clip):
 
 
 def test_sequential_path_is_smoother_than_independent_ones(generator, clip):
-    independent = run(clip, generator, "optimise", steps=30, exploration=0.05)
-    sequential = run(clip, generator, "sequential", steps=30, next_steps=15, exploration=0.05)
+    independent = run(clip, generator, "optimise", steps=30, exploration=0.075)
+    sequential = run(clip, generator, "sequential", steps=30, next_steps=15, exploration=0.075)
     jump = lambda latents: np.linalg.norm(np.diff(latents, axis=0), axis=(1, 2)).mean()
     assert jump(sequential) < 0.5 * jump(independent)  # Fig. 3.8
 
