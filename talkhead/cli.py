@@ -521,7 +521,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
             options |= {"find": _finder(detector, detector_model, device), "perceptual": None}
             code, _, look = _identity(identity, generator, None, seer, {}, device, speaks=False, **options)
         with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
-            return _draw(generator, path, len(path), sound, output, latents_out, look, code, batch=batch, **drawing)
+            return _draw(generator, path, len(path), sound, output, latents_out, look, code, head=True, batch=batch, **drawing)
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
@@ -550,7 +550,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
         code, mover, look = face_of(identity)
         segments = _segments(noise_seed, seconds)
         path = synthesis.wander(None, driver, code, segments, batch=batch, gain=gain)
-        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, look, code, batch=batch, **drawing)
+        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, look, code, head=True, batch=batch, **drawing)
 
     fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
@@ -611,7 +611,7 @@ def _own_gain(source, film, generator, driver, code, features):
     return dubbing.own_gain(film, synthesis.synthesize(generator, path))
 
 
-def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, blink=0.0, seed=0, *, batch, precision, labelled):
+def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, blink=0.0, seed=0, head=False, *, batch, precision, labelled):
     """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
     from talkhead import files, synthesis
 
@@ -621,7 +621,7 @@ def _draw(generator, path, frames, sound, output, latents_out, look=None, code=N
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
         if look is not None:
-            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed)
+            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head)
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)

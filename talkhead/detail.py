@@ -80,19 +80,20 @@ class Detail:
     photo    Photo
     rest     uint8 (R, R, 3), the generator's render of the identity, in which the face is at rest
     network  what reads the frames; None: what read the photo
+    head     whether head and brows follow the render; speech moves neither, and what is read of them then is noise
 
     A call takes uint8 (R, R, 3), and the part, 0 to 1, by which a blink shuts the lids at least, which a small generator hardly shows. It returns uint8
     (H, W, 3), of the photo's size. Nothing is kept from one frame to the next.
     """
 
-    def __init__(self, photo, rest, network=None):
-        self.photo, self.network = photo, network or photo.network
+    def __init__(self, photo, rest, network=None, head=False):
+        self.photo, self.network, self.head = photo, network or photo.network, head
         self.rest = self.network.read(rest[None])[0].astype(np.float64)
         self.skins = _skin(rest, self.rest), _skin(photo.frame.aligned(photo.picture, 128), photo.points)
 
     def __call__(self, frame, blink=0.0):
         points = self.network.read(frame[None])[0].astype(np.float64)
-        target, lids = transfer(self.photo.start, self.rest, points)
+        target, lids = transfer(self.photo.start, self.rest, points, self.head)
         inside, lids = Inside(frame, points, *self.skins), np.maximum(lids, blink)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
@@ -147,25 +148,27 @@ def native_side(quad, most=1024):
     return int(min(max(2 * round(np.linalg.norm(quad[3] - quad[0]) / 2), 2), most))
 
 
-def transfer(start, rest, points):
+def transfer(start, rest, points, head=False):
     """Where the photo's keypoints go when a render's go from `rest` to `points`.
 
     start, rest, points  float (K, 2), fractions of the side
+    head                 whether head and brows follow the render
     returns              (K, 2), and the parts (2,) by which the lids of either eye are shut: 0 as in the photo, 1 shut
 
     Lips, jaw and cheeks follow the render; the gap between the lips becomes the render's own, so that lips that are shut there shut here, whatever
-    the photo's do. All other parts move with the head as a whole, and only if it moves by more than the reading's noise. Lids shut by the part that
-    the render's do.
+    the photo's do. All other parts move with the head as a whole, and only if it may and moves by more than the reading's noise. Lids shut by the part
+    that the render's do.
     """
     eye = np.linalg.norm(start[places(33)] - start[places(263)])
     moved = points - rest
     linear, shift = _affine(rest[NOT_MOVED_BY_SPEECH], points[NOT_MOVED_BY_SPEECH])
-    head = rest @ linear.T + shift - rest
-    head *= _ramp(np.abs(head[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
-    own = _along(moved - head)
-    target = start + head
-    size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
-    target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+    turned = rest @ linear.T + shift - rest
+    own, target = _along(moved - turned), np.array(start)
+    if head:
+        turned *= _ramp(np.abs(turned[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
+        own, target = _along(moved - turned), start + turned
+        size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
+        target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     return target, _shut_lids(rest, points)

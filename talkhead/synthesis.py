@@ -175,7 +175,7 @@ def code_of(encoder, photo, generator):
     return origin(encoder, photo.face(max(256, generator.resolution)))
 
 
-def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0):
+def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False):
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
@@ -183,13 +183,14 @@ def with_detail(frames, photo, generator, code, noise="const", precision="float3
     code              float32 (L, 512), the identity, from which the frames' latents were displaced
     noise, precision  as `synthesize` took them
     blink, seed       as `drive` took them; a film keeps its own blinks
+    head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does not
     yields            uint8 (H, W, 3), of the photo's size
     """
     rest = next(synthesize(generator, [code], noise=noise, precision=precision))
     if isinstance(photo, Film):
         yield from dub(photo, frames, rest)
         return
-    draw = Detail(photo, rest)
+    draw = Detail(photo, rest, head=head)
     for frame, lid in zip(frames, expression.blinks(blink, seed)):
         yield draw(frame, lid)
 

@@ -92,11 +92,11 @@ def test_shut_lips_of_a_render_shut_a_smile_with_teeth(points):
     assert gap_of(target) < 0.001
 
 
-def test_a_small_motion_of_the_head_is_noise_and_a_large_one_is_followed(points):
+def test_a_small_motion_of_the_head_is_noise_and_a_large_one_is_followed_where_it_may_move(points):
     upper = keypoints.NOT_MOVED_BY_SPEECH
-    for shift, wanted in ((0.001, 0.0), (0.02, 0.02)):
+    for shift, head, wanted in ((0.001, True, 0.0), (0.02, True, 0.02), (0.02, False, 0.0)):
         moved = points + (shift, 0)
-        target, _ = detail.transfer(points, points, moved)
+        target, _ = detail.transfer(points, points, moved, head)
         np.testing.assert_allclose(target[upper] - points[upper], np.broadcast_to((wanted, 0), (len(upper), 2)), atol=1e-9)
 
 
