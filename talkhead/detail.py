@@ -163,10 +163,9 @@ def transfer(start, rest, points, head=False):
     moved = points - rest
     linear, shift = _affine(rest[NOT_MOVED_BY_SPEECH], points[NOT_MOVED_BY_SPEECH])
     turned = rest @ linear.T + shift - rest
-    own, target = _along(moved - turned), np.array(start)
+    turned *= _ramp(np.abs(turned[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
+    own, target = _along(moved - turned), start + turned * head
     if head:
-        turned *= _ramp(np.abs(turned[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
-        own, target = _along(moved - turned), start + turned
         size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
         target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
