@@ -33,7 +33,7 @@ def test_maps_and_features_are_those_of_torchvision(random_mobilenet):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet):
+def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     network = inception.named("mobilenet")
     features = network(frames)
@@ -41,8 +41,10 @@ def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet):
         wanted = random_mobilenet.features(normalised(torch.from_numpy(frames).permute(0, 3, 1, 2), 224)).mean((2, 3))
     assert features.shape == (3, network.width) and features.dtype == np.float32 and network.name == "mobilenet"
     np.testing.assert_allclose(features, wanted.numpy(), rtol=1e-3, atol=1e-4)
-    small = frames[:, ::2, ::2].repeat(2, 1).repeat(2, 2)  # blocks of one colour: halved again they are what they were
-    assert np.abs(network(small[:, ::2, ::2]) - network(small)).max() < np.abs(network(small) - features).max()
+    shapes = []
+    monkeypatch.setattr(network.network, "forward", lambda images, forward=network.network.forward: shapes.append(images.shape) or forward(images))
+    network(frames[:, ::2, ::2])
+    assert shapes == [(3, 3, 224, 224)]
     with pytest.warns(UserWarning, match="FID of 3 pictures"):
         metrics.warn_of_few(3, network)
 
