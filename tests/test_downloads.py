@@ -291,7 +291,8 @@ def test_a_stopped_download_goes_on(server, tmp_path, sent, status):
     place, part = tmp_path / "weights.pt", tmp_path / "weights.pt.part"
     shell = [sys.executable, "-c", code, str(place)]
     server.plans = [{"send": HALF, "stall": 60}, {}]
-    first = subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     until = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size >= HALF // 2):
         assert time.monotonic() < until

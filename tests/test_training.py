@@ -1,5 +1,6 @@
 """The loop: resume, best weights, refusals."""
 
+import functools
 import errno
 import os
 import signal
@@ -171,7 +172,8 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_told_to_stop_writes_a_checkpoint(tmp_path, sent):
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint(tmp_path, sent, request):
+    request.addfinalizer(functools.partial(signal.signal, sent, signal.signal(sent, signal.SIG_DFL)))  # under nohup it is ignored
     run = Descent()
     step = run.step
 
