@@ -1,7 +1,7 @@
 """The loop: resume, best weights, refusals."""
 
-import functools
 import errno
+import functools
 import os
 import signal
 import subprocess
