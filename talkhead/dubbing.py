@@ -12,7 +12,7 @@ import tempfile
 import numpy as np
 
 from talkhead import faces, training
-from talkhead.detail import Detail, Inside, Photo, Frame, draw, transfer
+from talkhead.detail import Detail, Frame, Inside, Photo, draw, transfer
 from talkhead.errors import TalkheadError
 from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, places
 
@@ -31,7 +31,8 @@ class Film:
     size     None keeps the whole frames; else they are cut down to the aligned face, of this side
     raises   TalkheadError if there are no frames
 
-    `gain` is a factor on the movement of the mouth, such as `own_gain` finds. `points` float (T, K, 2) are the keypoints, `starts` those with the mouth at rest; fractions of the quads.
+    `gain` is a factor on the movement of the mouth, such as `own_gain` finds. `points` float (T, K, 2) are the keypoints, `starts` those with the mouth at
+    rest, both in fractions of the quads.
     """
 
     def __init__(self, tracked, network, size=None):

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import example
 
 import talkhead
 from talkhead import detail, faces, keypoints
@@ -12,17 +13,7 @@ from talkhead.keypoints import places
 INNER = [places(*line[3:8]) for line in (keypoints.UPPER_INNER, keypoints.LOWER_INNER)]
 
 
-class Read:
-    """Stands for the network: reads what it is told, in turn."""
-
-    def __init__(self, *readings):
-        self.readings = list(readings)
-
-    def read(self, frames, looks=1):
-        return np.stack([self.readings.pop(0) for _ in frames]).astype(np.float32)
-
-    def neutral(self, points):
-        return points
+Read = example("detail_study").Given  # stands for the network: reads what it is told, in turn
 
 
 @pytest.fixture(scope="module")
