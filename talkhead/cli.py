@@ -979,12 +979,15 @@ def pack(sources, output, size, every, limit):
 @options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
 @options.number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
 @options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
+@options.number("--jitter", 0.0, "Probability with which a training picture is moved, bent and recoloured a little before anything learns from it.")
+@options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing.")
 @click.option("--encoder-out", metavar="FILE", callback=options.writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
 @click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
 @options.encoder_shape
 @options.number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
 @options.number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
 @options.number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
+@options.number("--lip-weight", 0.0, "Weight of where the lips are, as the bundled keypoint network reads them in picture and reconstruction.")
 @options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
 @options.number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
 @options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
@@ -1004,7 +1007,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
     """
     import torch
 
-    from talkhead import stylegan
+    from talkhead import checkpoints, losses, stylegan
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
@@ -1018,6 +1021,8 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
         along = _encoder(encoder_init, generator.num_ws, shape)
         options |= {"encoder": along, "reconstruction": _perceptual(perceptual, device)}
+        if options["lip_weight"]:
+            options["lips"] = losses.LipDistance(checkpoints.load_keypoints()).to(device)
         if options["encoder_lr"] == 0:
             options["lineage"] = lineage
         if encoder_out:

@@ -464,8 +464,8 @@ def inherit(generator, state):
 
 def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
           path_every=4, style_mixing=0.9, average_images=10_000, flip=False, freeze_d=0, encoder=None, encoder_lr=0.001,
-          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, feature_weight=1.0, sample_share=0.5,
-          augment="none", augment_p=0.0, augment_target=0.6, augment_images=500_000,
+          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, lips=None, lip_weight=0.0, feature_weight=1.0, sample_share=0.5,
+          augment="none", augment_p=0.0, augment_target=0.6, augment_images=500_000, jitter=0.0, cool_down=0.0,
           fid_every=0, fid_images=10_000, fid_features="inception",
           reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
@@ -484,12 +484,16 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     augment_p           how often: the probability of each change, from 0 to 1, if fixed, and where ada starts a new run
     augment_target      what ada holds the mean sign of the critic's logits for real images at
     augment_images      so many would take its probability from 0 to 1
+    jitter              probability with which a training image is moved and recoloured a little before anything learns from it (augmentation.jitter)
+    cool_down           share of the steps, the last ones, over which all learning rates fall to nothing along a cosine: generator and encoder
+                        come to rest together, where the running average is of the generator alone
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
                         the critic judges reconstructions too
     sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
     reconstruction      distance of two image batches -> (N,); needed with an encoder
     encoder_lr          its learning rate; 0 holds it still, so that latents keep their meaning while the pictures improve
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
+    lips, lip_weight    distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
     feature_weight      weight of the distance between the critic's activations of image and reconstruction
     reconstruct_only    first so many steps reconstruct and leave the critic alone
     fid_every           steps between two measurements of FID and KID against the images, and one at the end; 0 for none. The
@@ -591,13 +595,14 @@ class _Trainer:
             raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
         if generator.resolution != discriminator.config["resolution"]:
             raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
-        augmentation.check(options["augment"], options["augment_p"])
+        augmentation.check(options["augment"], options["augment_p"], options["jitter"])
         self.device = team.device
         self.average = _Average(generator, options["average_images"])
         self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
         self.learning = _above(discriminator, options["freeze_d"])
         self.g_optimizers = [self.g_optimizer]
+        self.rates = [(self.g_optimizer, self.g_optimizer.param_groups[0]["lr"]), (self.d_optimizer, self.d_optimizer.param_groups[0]["lr"])]
         self.samples = team.batch  # how many of the fakes are drawn from z
         if encoder is not None:
             self._take_along(encoder)
@@ -611,6 +616,7 @@ class _Trainer:
         self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=rate)
         if rate > 0:
             self.g_optimizers.append(self.e_optimizer)
+            self.rates.append((self.e_optimizer, rate))
         encoder.requires_grad_(rate > 0).train(rate > 0)
         self.team.share_statistics(encoder)
         self.samples = round(self.team.batch * self.options["sample_share"])
@@ -634,20 +640,21 @@ class _Trainer:
 
     def step(self, index):
         options, descend = self.options, self.team.descend
-        real = self.feed(index)  # for each turn
+        real = self._jittered([batch.to(self.device) for batch in self.feed(index)])
+        self._set_rates(index)
         adversarial = self.encoder is None or index >= options["reconstruct_only"]
         record, fakes = {"images": (index + 1) * options["batch"]}, []
         self.drawn = []  # means of W
         self._judge(False)
-        record |= descend(lambda share: self._generator_loss(share, real[share.turn].to(self.device), adversarial, fakes), *self.g_optimizers)
+        record |= descend(lambda share: self._generator_loss(share, real[share.turn], adversarial, fakes), *self.g_optimizers)
         self._judge(True)
         if adversarial:
             if options["path_length"] and index % options["path_every"] == 0:
                 record |= descend(self._path_loss, self.g_optimizer, scaled=False)
                 self._remember_path(record["path_length"])
-            record |= descend(lambda share: self._critic_loss(share, real[share.turn].to(self.device), fakes[share.turn]), self.d_optimizer)
+            record |= descend(lambda share: self._critic_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer)
             if index % options["r1_every"] == 0:
-                record |= descend(lambda share: self._r1_loss(share, real[share.turn].to(self.device)), self.d_optimizer, scaled=False)
+                record |= descend(lambda share: self._r1_loss(share, real[share.turn]), self.d_optimizer, scaled=False)
             if options["augment"] != "none":
                 record["augment"] = self._probability()
             if options["augment"] == "ada":
@@ -656,6 +663,21 @@ class _Trainer:
             self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
         self.average.update(self.generator, options["batch"], record["images"])
         return record
+
+    def _jittered(self, turns):
+        if not self.options["jitter"]:
+            return turns
+        start, changed = torch.randint(2**62, ()).item(), []
+        for images, share in zip(turns, self.team.shares):
+            torch.manual_seed(start)  # every share draws for the whole batch
+            changed.append(augmentation.jitter(images, self.options["jitter"], share))
+        return changed
+
+    def _set_rates(self, index):
+        if self.options["cool_down"]:
+            left = min((self.options["steps"] - index) / (self.options["cool_down"] * self.options["steps"]), 1.0)
+            for optimizer, rate in self.rates:
+                optimizer.param_groups[0]["lr"] = rate * (0.5 - 0.5 * math.cos(math.pi * left))
 
     def _judge(self, learning):
         self.discriminator.requires_grad_(False)
@@ -711,6 +733,10 @@ class _Trainer:
             mouth = options["reconstruction"](rebuilt[..., top:bottom, left:right], real[..., top:bottom, left:right]).mean()
             record["mouth"] = mouth.detach()
             loss = loss + options["mouth_weight"] * mouth
+        if options["lip_weight"]:
+            lips = options["lips"](rebuilt, real).mean()
+            record["lips"] = lips.detach()
+            loss = loss + options["lip_weight"] * lips
         return loss
 
     def _feature_distance(self, seen, real, changes, samples):

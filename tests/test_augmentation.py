@@ -235,3 +235,39 @@ def test_the_probability_follows_the_critic():
 def test_what_makes_no_sense_is_refused(augment, p, message):
     with pytest.raises(TalkheadError, match=message):
         augmentation.check(augment, p)
+
+
+def test_jitter_changes_as_many_as_asked_and_keeps_them_pictures():
+    torch.manual_seed(0)
+    picture = torch.rand(1, 3, 32, 32) * 1.6 - 0.8
+    images = augmentation.jitter(picture.expand(400, -1, -1, -1), 0.5)
+    assert images.shape == (400, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
+    same = (images == picture).flatten(1).all(1).float().mean()
+    assert same == pytest.approx(0.25, abs=0.06)  # neither moved nor recoloured
+    assert torch.equal(augmentation.jitter(picture, 0.0), picture)
+
+
+def test_jitter_moves_little():
+    """A bright spot in the middle stays within a tenth of the side."""
+    torch.manual_seed(1)
+    spot = torch.full((200, 3, 64, 64), -1.0)
+    spot[:, :, 31:33, 31:33] = 1.0
+    light = augmentation.jitter(spot, 1.0).mean(1) + 1
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    weight = light.clamp_min(0.2) - 0.2
+    across, down = ((weight * axis).sum((1, 2)) / weight.sum((1, 2)) - 31.5 for axis in (x, y))
+    assert max(across.abs().max(), down.abs().max()) < 6.4 and across.std() == pytest.approx(0.8, abs=0.3)
+
+
+def test_jitter_of_a_share_is_its_part_of_the_whole():
+    images = torch.rand(6, 3, 16, 16)
+    torch.manual_seed(3)
+    whole = augmentation.jitter(images, 0.8)
+    for first in range(2):
+        torch.manual_seed(3)
+        assert torch.allclose(augmentation.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6)
+
+
+def test_a_jitter_that_is_no_probability_is_refused():
+    with pytest.raises(TalkheadError, match="jitter 1.5: is a probability"):
+        augmentation.check("none", 0.0, 1.5)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import metrics
+import talkhead
+from talkhead import metrics, training
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
-from talkhead.losses import Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
+from talkhead.keypoints import places
+from talkhead.losses import LipDistance, Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
 from talkhead.training import to_images
 
 
@@ -227,3 +229,30 @@ def test_unreadable_identity_network_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(TalkheadError, match="torch.export.save"):
         identity_network(path)
+
+
+@pytest.fixture(scope="module")
+def lips():
+    return LipDistance(talkhead.load_keypoints())
+
+
+@pytest.fixture(scope="module")
+def face():
+    return to_images(training.resize(talkhead.read_image("examples/face.png"), 256)[None])
+
+
+def test_lips_that_moved_are_as_far_away_as_they_moved(lips, face):
+    """By three pixels across, in widths of the mouth, as the keypoint network itself reads it."""
+    points = lips.keypoints.read(training.to_frames(face))[0]
+    width = np.linalg.norm(points[places(61)] - points[places(291)])
+    assert lips(face, face).item() == 0
+    assert lips(face.roll(3, 3), face).item() == pytest.approx(3 / 256 / width, rel=0.25)
+
+
+def test_lips_pull_at_the_mouth_alone(lips, face):
+    moved = face.roll(4, 2).requires_grad_(True)
+    lips(moved, face.requires_grad_(True)).sum().backward()
+    assert face.grad is None
+    strength = moved.grad.abs().sum(1)[0]
+    assert strength[100:].sum() > 0 and strength[:100].sum() == 0  # no eye, no brow
+    assert all(parameter.grad is None for parameter in lips.parameters())

@@ -402,6 +402,73 @@ def test_training_lowers_the_reconstruction(tmp_path):
     assert "discriminator" not in records[-1]
 
 
+def test_all_rates_come_to_rest_over_the_last_share_of_the_steps(tmp_path, monkeypatch):
+    from talkhead.encoders import ResNetEncoder
+
+    seen = []
+    step = stylegan._Trainer.step
+
+    def watched(trainer, index):
+        record = step(trainer, index)
+        seen.append([optimizer.param_groups[0]["lr"] for optimizer in (trainer.g_optimizer, trainer.d_optimizer, trainer.e_optimizer)])
+        return record
+
+    monkeypatch.setattr(stylegan._Trainer, "step", watched)
+    generator, critic = toy()
+    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=8, batch=4, lr=0.01, path_length=0, cool_down=0.5,
+               encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), encoder_lr=0.002,
+               reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    for rates, full in zip(zip(*seen), (0.01, 0.01 * 16 / 17, 0.002)):
+        assert rates[:5] == pytest.approx([full] * 5)
+        assert rates[5:] == pytest.approx([full * (0.5 - 0.5 * math.cos(math.pi * left / 4)) for left in (3, 2, 1)])
+
+
+def test_all_that_learns_sees_the_same_jittered_pictures(tmp_path, monkeypatch):
+    from talkhead.encoders import ResNetEncoder
+
+    class Stripes:
+        def batch(self, step, count, seed=0, flip=False, share=Share()):
+            return share(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1))
+
+    encoded, compared = [], []
+
+    class Watched(ResNetEncoder):
+        def forward(self, images):
+            encoded.append(images)
+            return super().forward(images)
+
+    def distance(images, targets):
+        compared.append(targets)
+        return (images - targets).abs().mean((1, 2, 3))
+
+    def run(out, accumulate):
+        encoded.clear(), compared.clear()
+        generator, critic = toy()
+        torch.manual_seed(5)
+        list(train(Stripes(), out, generator, critic, steps=1, batch=8, accumulate=accumulate, jitter=0.9, reconstruct_only=1, reconstruction=distance,
+                   encoder=Watched(generator.num_ws, width=4, input_size=32, w_dim=16)))
+        return list(encoded[:accumulate]), list(compared)
+
+    (seen,), (wanted,) = run(tmp_path / "one.pt", 1)
+    assert torch.equal(seen, wanted) and not torch.equal(seen, Stripes().batch(0, 8)) and len(set(map(float, seen.mean((1, 2, 3))))) > 4
+    parts = torch.empty_like(seen)
+    parts[::2], parts[1::2] = run(tmp_path / "two.pt", 2)[0]
+    assert torch.allclose(parts, seen, atol=1e-6)
+
+
+def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
+    from talkhead.encoders import ResNetEncoder
+
+    def records(**options):
+        generator, critic = toy()
+        return list(train(Pictures(), tmp_path / f"{len(options)}.pt", generator, critic, steps=1, batch=4, reconstruct_only=1,
+                          reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+                          encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), **options))[-1]
+
+    assert "lips" not in records()
+    assert records(lips=lambda images, targets: (images - targets).abs().amax((1, 2, 3)), lip_weight=3.0)["lips"] > 0
+
+
 def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
