@@ -55,26 +55,11 @@ def _load_driver(kind, path, generator, encoder, device):
     return checkpoints.load_audio2latent(path, generator, device)
 
 
-def _join(device):
-    """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
-    from talkhead import team, training
-
-    return click.get_current_context().with_resource(team.join(training.pick_device(device)))
-
-
-def _share(shard):
-    """The share of this process: as told, else by the environment. From now on it speaks for itself."""
-    from talkhead import jobs
-
-    shard = click.get_current_context().meta["talkhead.shard"] = shard or jobs.shard()
-    return shard
-
-
 def _each(work, listing, folder, shard, overwrite, fields=("source",), suffix=".mp4", beside=()):
     """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
     from talkhead import jobs
 
-    shard = _share(shard)
+    shard = shell.share(shard)
     if listing == "-" and shard.of > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
     items = jobs.read_list(listing, fields, suffix)
@@ -778,7 +763,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
     from talkhead import files, pti
     from talkhead.detail import native_side
 
-    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
         followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
         frame, quad, _ = next(followed)
@@ -838,7 +823,7 @@ def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, 
     clips = _pairs(pairs, listing, networks)
     speed = [evaluation.network_speed(*_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:])] if networks else []
     records = _measured(clips, _protocol(protocol, options), None if output == "-" else output, table, overwrite=overwrite, workers=workers,
-                        shard=_share(shard)) if clips else []
+                        shard=shell.share(shard)) if clips else []
     if table:
         click.echo(evaluation.table(records + speed))
     elif not clips and output != "-":
@@ -926,7 +911,7 @@ def synth(output, count, recordings, shard, **options):
     from talkhead import datasets, puppet
 
     clips = datasets.clips(recordings)
-    shard = _share(shard)
+    shard = shell.share(shard)
     if shard.why:
         shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
     records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
@@ -1011,7 +996,7 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
-    device = _join(device)
+    device = shell.join(device)
     if options["fid_every"]:
         options["fid_features"] = _features(options["fid_features"], device)
     torch.manual_seed(options["seed"])
@@ -1076,7 +1061,7 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     for_resnet, for_psp = imagenet or (stem_stride, pool_size) != (4, 1), irse or head != "pyramid"
     if not init and (for_psp if arch == "resnet" else for_resnet):
         raise click.UsageError("--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp")
-    device, generator = _load(_join(device), generator=generator)
+    device, generator = _load(shell.join(device), generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
@@ -1147,7 +1132,7 @@ def train_audio2latent(sources, output, generator, encoder, model, features, fea
     widths = _widths(model, {"channels": channels, "lstm": lstm, "decoder": decoder, "components": components, "hidden": hidden,
                              "embedding": embedding, "identity_width": identity_width, "noise_width": 0 if deterministic else noise_width})
 
-    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     features = acoustics.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
     model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
@@ -1220,7 +1205,7 @@ def train_video_gan(sources, output, generator, encoder, components, noise, hidd
 
     from talkhead import video_gan
 
-    device, generator, encoder = _load(_join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
     critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
@@ -1253,7 +1238,7 @@ def train_speech(sources, output, channels, hidden, delay, tensorboard, device, 
 
     from talkhead import acoustics
 
-    device = _join(device)
+    device = shell.join(device)
     torch.manual_seed(options["seed"])
     model = acoustics.CharacterModel(channels, hidden, delay)
     shell.watch(acoustics.train(sources, output, model, device=device, **options), options["steps"], tensorboard)

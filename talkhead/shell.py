@@ -13,8 +13,8 @@ import click
 from talkhead.errors import TalkheadError
 
 
-class Shell(click.Group):
-    """A group that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
+class Script(click.Command):
+    """A command that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
 
     Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
     """
@@ -40,6 +40,10 @@ class Shell(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
+
+
+class Shell(Script, click.Group):
+    """A group of commands that does so for all of them."""
 
     def list_commands(self, ctx):
         return list(self.commands)  # in the order of the work, not of the alphabet
@@ -129,6 +133,21 @@ def _who():
     if shard and shard.of > 1:
         return f"talkhead, shard {shard}"
     return f"talkhead, process {_rank()}" if _rank() else "talkhead"
+
+
+def join(device):
+    """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
+    from talkhead import team, training
+
+    return click.get_current_context().with_resource(team.join(training.pick_device(device)))
+
+
+def share(shard):
+    """The share of this process: as told, else by the environment. From now on it speaks for itself."""
+    from talkhead import jobs
+
+    shard = click.get_current_context().meta["talkhead.shard"] = shard or jobs.shard()
+    return shard
 
 
 def progress(items, total=None, unit="frame"):
