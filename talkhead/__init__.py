@@ -55,7 +55,6 @@ ROOMS = {
     "variety": (),
     "puppet": ("composite", "drawn", "perform"),
     "plots": (),
-    "study": (),
     "jobs": (),
     "evaluation": ("Protocol", "evaluate"),
 }

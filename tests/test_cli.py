@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from conftest import toy_motion_model
+from conftest import example, toy_motion_model
 
 import talkhead
 from talkhead import checkpoints, faces, files, inversion, training
@@ -104,8 +104,12 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
 }
 
 
+# Commands of their own in examples/, which answer as those of talkhead do.
+SCRIPTS = {name: example(name).main for name in ("study",)}
+
+
 def _commands():
-    for name, command in cli.commands.items():
+    for name, command in [*cli.commands.items(), *SCRIPTS.items()]:
         if isinstance(command, click.Group):
             yield from ((f"{name} {part}", inner) for part, inner in command.commands.items())
         else:
@@ -116,8 +120,11 @@ COMMANDS = list(_commands())
 
 
 def run(*arguments, stdin=None):
-    """Run a command in this process; what was printed to each stream, and the exit status."""
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin, prog_name="talkhead")
+    """Run a command, or a script of examples/, in this process; what was printed to each stream, and the exit status."""
+    arguments = [str(argument) for argument in arguments]
+    if arguments and arguments[0] in SCRIPTS:
+        return CliRunner().invoke(SCRIPTS[arguments[0]], arguments[1:], input=stdin, prog_name=f"{arguments[0]}.py")
+    return CliRunner().invoke(cli, arguments, input=stdin, prog_name="talkhead")
 
 
 @pytest.fixture
@@ -178,7 +185,8 @@ def test_defaults_agree_with_the_library(name, command):
     library = []
     for place in SIGNATURES.get(name, ()):
         room, function = place.split(".")
-        for key, parameter in inspect.signature(getattr(getattr(talkhead, room), function)).parameters.items():
+        home = getattr(talkhead, room) if room in talkhead.ROOMS else example(room)
+        for key, parameter in inspect.signature(getattr(home, function)).parameters.items():
             library.append((key, parameter.default))
     free = CHOICES_OF_THE_COMMAND.get(name, set(params))
     for key, value in params.items():
@@ -211,9 +219,9 @@ def test_an_option_means_the_same_everywhere():
 def examples(command):
     """The command lines in a command's help, each pipe's parts by themselves."""
     text = inspect.getdoc(command.callback).replace("\\\n", " ")
-    for line in re.findall(r"^ *(talkhead .*)$", text, re.M):
+    for line in re.findall(r"^ *(?:talkhead |python examples/(?=\w+\.py))(.*)$", text, re.M):
         for part in line.split("|"):
-            yield shlex.split(part.split(">")[0].split("<")[0])[1:]
+            yield shlex.split(part.split(">")[0].split("<")[0].replace("talkhead ", ""))
 
 
 @pytest.mark.parametrize("name, command", COMMANDS)
@@ -221,7 +229,8 @@ def test_examples_in_the_help_can_be_parsed(name, command):
     lines = list(examples(command))
     assert lines or name == "weights list"
     for line in lines:
-        group, rest = cli, line
+        script = line[0].removesuffix(".py")
+        group, rest = (SCRIPTS[script], line[1:]) if script in SCRIPTS else (cli, line)
         while isinstance(group, click.Group):
             group, rest = group.commands[rest[0]], rest[1:]
         group.make_context("talkhead", list(rest))
@@ -1157,7 +1166,7 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
 
 def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
     """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
-    from talkhead import acoustics, codes, datasets, evaluation, study
+    from talkhead import acoustics, codes, datasets, evaluation
     from talkhead import puppet as room
 
     hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")
@@ -1173,7 +1182,7 @@ def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatc
     assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and codes.find([ours]) == [ours / "clip.mp4"]
     assert room._pictures(ours) == [ours / "face.png"]
     assert evaluation.match([ours, theirs]) == ([(str(ours / "clip.mp4"), str(theirs / "clip.mp4"))], [])
-    assert [(pair.ours, pair.others) for pair in study.pairs([ours, theirs], ())] == [(ours / "clip.mp4", theirs / "clip.mp4")]
+    assert [(pair.ours, pair.others) for pair in example("study").pairs([ours, theirs], ())] == [(ours / "clip.mp4", theirs / "clip.mp4")]
     (ours / "clip.txt").write_text("Ah")
     (ours / ".trash/clip.txt").write_text("Oh")
     assert [lesson.path for lesson in acoustics.recordings([ours])] == [ours / "clip.mp4"]

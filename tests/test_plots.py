@@ -11,7 +11,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
-from talkhead import TalkheadError, checkpoints, faces, files, latents, plots, study, training  # noqa: E402
+from conftest import example  # noqa: E402
+from talkhead import TalkheadError, checkpoints, faces, files, latents, plots, training  # noqa: E402
 from test_cli import run  # noqa: E402
 
 
@@ -249,7 +250,7 @@ def test_mouths(tmp_path):
 
 def test_preferences(tmp_path):
     def record(question, others, counts):
-        shares = {outcome: count / sum(counts) for outcome, count in zip(study.OUTCOMES, counts)}
+        shares = {outcome: count / sum(counts) for outcome, count in zip(example("study").OUTCOMES, counts)}
         return {"question": question, "ours": "ours", "others": others, "answers": sum(counts), "shares": shares, "confidence": 0.9,
                 "intervals": {outcome: [max(share - 0.1, 0), share + 0.1] for outcome, share in shares.items()}}
 

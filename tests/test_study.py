@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from talkhead import TalkheadError, files, study
+from conftest import example
 from test_cli import run
+
+from talkhead import TalkheadError, files
+
+study = example("study")
 
 
 @pytest.fixture(scope="module")

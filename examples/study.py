@@ -16,7 +16,9 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
 
-from talkhead import files
+import click
+
+from talkhead import files, options, shell
 from talkhead.errors import TalkheadError
 
 # The thesis's two questions (§5.4), word for word but for the grammar.
@@ -257,3 +259,60 @@ def wilson(count, total, confidence=0.95):
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / total + spread / total / 4) ** 0.5
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The commands
+
+@click.group(cls=shell.Shell)
+def main():
+    """Ask people which of two videos is better: a page for their browsers, and the count of their answers."""
+
+
+@main.command("make")
+@click.argument("folders", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="FOLDER", required=True, help="Where to write index.html and its videos; the key to who made them goes beside it.")
+@options.labels
+@options.names("--questions", "Which to ask: realism, sync.", ("realism", "sync"))
+@options.number("--checks", 2, "Tasks that check whether people read them.")
+@click.option("--title", default="Which video is better?", show_default=True, help="Title of the page.")
+@click.option("--welcome", metavar="TEXT", help="First words on the page.  [default: what is to be done, and how long it takes]")
+@click.option("--post", metavar="URL", help="Where the page posts the answers.  [default: people download them]")
+@options.seed
+def make_command(folders, output, labels, welcome, **options):
+    """Make a page that shows videos in pairs, ours with each other method's: those of one name in folders of videos, ours first.
+
+    \b
+      python examples/study.py make ours/ wav2lip/ -o study/ --seed 1
+    """
+    asked = pairs(folders, labels)
+    options |= {"welcome": welcome} if welcome else {}
+    records = make(asked, output, **options)
+    for record in shell.progress(records, len({path for pair in asked for path in (pair.ours, pair.others)}), "video"):
+        last = record
+    shell.print_records([last])
+
+
+@main.command("tally")
+@options.sources
+@click.option("--key", metavar="FILE", required=True, help="The key that make wrote beside the page.")
+@options.number("--failures", 0, "Attention checks that one may fail; who fails more does not count.")
+@click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True, help="Of the intervals.")
+@click.option("--plot", metavar="FILE", callback=options.drawable, help="Draw the shares here (.png, .svg, .pdf).")
+def tally_command(sources, key, failures, confidence, plot):
+    """Count the answers (.csv) that a page gave: shares with Wilson intervals, as JSON.
+
+    \b
+      python examples/study.py tally answers-*.csv --key study.key.json --plot shares.png
+    """
+    answers = [answer for source in sources for answer in read_answers(source)]
+    records = tally(answers, files.read_json(key), failures, confidence)
+    if plot:
+        from talkhead import plots
+
+        plots.save(plots.preferences(records[:-1]), plot)
+    shell.print_records(records)
+
+
+if __name__ == "__main__":
+    main()
