@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 import talkhead
-from talkhead import articulation, checkpoints, codes, files, inversion, metrics, pti, synthesis, training
+from puppets import articulation
+
+from talkhead import checkpoints, codes, files, inversion, metrics, pti, synthesis, training
 from talkhead.audio2latent import heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
@@ -76,7 +78,7 @@ class Eye:
             means = [known.read(lesson)[0].mean(0) for lesson in lessons]
             tracked = [lesson for lesson in lessons if lesson.opening is not None][:: max(1, len(lessons) // READ_FROM)]
             if not tracked:
-                raise TalkheadError(f"{clips[0].parent}: no clip has its mouth's track beside it; use clips that talkhead synth wrote")
+                raise TalkheadError(f"{clips[0].parent}: no clip has its mouth's track beside it; use clips that synth.py wrote")
             paths = [known.read(lesson)[0] for lesson in tracked]
         self.people = {}
         for path, mean in zip(clips, means):

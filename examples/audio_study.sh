@@ -5,8 +5,8 @@
 #
 #     examples/audio_study.sh CLIPS SEEN UNSEEN OUT
 #
-# The three are folders of aligned clips, as talkhead synth writes them. CLIPS is learned from; SEEN shows the same people (of
-# talkhead synth: the same --people and --seed) with other sentences; UNSEEN shows others, in clips of some seconds. OUT is made:
+# The three are folders of aligned clips, as synth.py writes them. CLIPS is learned from; SEEN shows the same people (of
+# synth.py: the same --people and --seed) with other sentences; UNSEEN shows others, in clips of some seconds. OUT is made:
 # OUT/study.md and study.json hold the numbers, OUT/*.png the strips. Stop it and run it again: every model goes on from where
 # it was, and what is there already is not made again. Settings, from the environment:
 #

@@ -1,4 +1,4 @@
-"""Count what was varied in folders of clips that talkhead synth --vary made: tone of skin, hair, light, backdrop, and donors.
+"""Count what was varied in folders of clips that synth.py --vary made: tone of skin, hair, light, backdrop, and donors.
 
     python examples/count_variety.py clips/ stills/ --sources photos/SOURCES.tsv
 
@@ -14,7 +14,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from talkhead import files, variety
+from puppets import variety
+
+from talkhead import files
 from talkhead.errors import TalkheadError
 
 

@@ -17,7 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import talkhead
-from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis, variety
+from puppets import variety
+
+from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis
 
 TOOTHY = 0.06  # gap of the lips in widths of the mouth from which a photo counts as smiling with teeth
 

@@ -1,6 +1,6 @@
 """Measure a model: does the mouth follow the speech, do the lips shut, does the face stay the face?
 
-    talkhead synth -o held-out …                                    # faces and sentences never trained on
+    synth.py -o held-out …                                    # faces and sentences never trained on
     python examples/evaluate_bundled.py --clips held-out --speech recordings/ --portraits photos/ -o evaluation/
 
 Prints one JSON object a line: every clip, recording and portrait, then the summary of each of the three parts. Writes into
@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 
 import talkhead
-from talkhead import articulation, checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training, variety
+from puppets import articulation, variety
+
+from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
 from talkhead.errors import TalkheadError
 
 from contact_sheet import captioned, sheet
@@ -419,7 +421,7 @@ def first_frame(clip):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True, help="folder that talkhead synth wrote, of faces and sentences never trained on")
+    parser.add_argument("--clips", type=Path, required=True, help="folder that synth.py wrote, of faces and sentences never trained on")
     parser.add_argument("--speech", nargs="*", default=[], metavar="FILE", help="recordings, filmed ones too, or folders of them")
     parser.add_argument("--portraits", type=Path, help="folder of portraits; every 53rd is taken, ten in all")
     parser.add_argument("-o", "--output", type=Path, default=Path("evaluation"), help="folder for the table and the pictures")
@@ -442,7 +444,7 @@ def main():
     eye = Eye(faces.detector(options.detector, options.detector_model))
     clips = files.find(options.clips, {".mp4"})[:options.limit]
     if not clips:
-        raise TalkheadError(f"{options.clips}: holds no clips; write some with talkhead synth")
+        raise TalkheadError(f"{options.clips}: holds no clips; write some with synth.py")
     recordings = sounds(options.speech)[:options.limit]
     portraits = files.find(options.portraits, {".jpg"})[::53][:10][:options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]

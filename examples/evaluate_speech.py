@@ -1,6 +1,6 @@
 """How well a character model spells: python examples/evaluate_speech.py MODEL FOLDER…
 
-MODEL is a file that train-speech wrote, or "bundled"; a FOLDER holds recordings with transcripts. Prints a JSON object for each
+MODEL is a file that train_speech.py wrote, or "bundled"; a FOLDER holds recordings with transcripts. Prints a JSON object for each
 folder: the character error rate of the likeliest labels, with no language model; where phonemes and their times are known, how long
 after the middle of a consonant its letter is spelled (median, ms); and how many seconds of sound are heard in a second. The first
 recordings are printed as they were read, on stderr.
@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import train_speech
 
 from talkhead import acoustics, files, speech
 
@@ -32,13 +33,13 @@ def lags(lesson, logits):
 def measure(model, folder):
     wrong = letters = seconds = spent = 0
     late = []
-    for number, lesson in enumerate(acoustics.recordings([folder])):
+    for number, lesson in enumerate(train_speech.recordings([folder])):
         audio = files.read_audio(lesson.path)
         began = time.process_time()
         logits = np.concatenate(list(model.steps([audio])))
         spent += time.process_time() - began
         heard = acoustics.read_out(logits)
-        wrong, letters, seconds = wrong + acoustics.edits(lesson.text, heard), letters + len(lesson.text), seconds + len(audio) / speech.SAMPLE_RATE
+        wrong, letters, seconds = wrong + train_speech.edits(lesson.text, heard), letters + len(lesson.text), seconds + len(audio) / speech.SAMPLE_RATE
         late += lags(lesson, logits)
         if number < 3:
             print(f"{lesson.path}: {lesson.text}\n    read: {heard}", file=sys.stderr)

@@ -52,11 +52,12 @@ os.environ["SVT_LOG"] = "0"  # read when it is loaded: an AV1 encoder would tell
 import av
 import kill_and_resume
 import numpy as np
+import study
 import torch
 from PIL import Image
 
 import talkhead
-from talkhead import acoustics, audio2latent, checkpoints, cli, datasets, encoders, faces, files, inversion, latents, losses, study, stylegan, video_gan
+from talkhead import acoustics, audio2latent, checkpoints, cli, datasets, encoders, faces, files, inversion, latents, losses, stylegan, video_gan
 
 SECONDS, MEMORY = 60, 2 << 30  # limits of a process
 SIDE = 64  # pixels of the clips and pictures; of smaller ones x265 overwrites memory
@@ -543,7 +544,8 @@ def _child(command, folder, errors, stdin):
         os.dup2(os.open(stdin or os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        cli.cli.main(command.split(), prog_name="talkhead")
+        script, words = (study.main, command.split()[1:]) if command.startswith("study ") else (cli.cli, command.split())
+        script.main(words, prog_name="talkhead")
     except SystemExit as end:
         status = end.code or 0
     except BaseException:

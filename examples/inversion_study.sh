@@ -41,7 +41,7 @@ study() {  # FOLDER, with clip.mp4 in it
 }
 
 mkdir -p "$out/puppet"
-talkhead synth -o "$out/puppets" --count 1 --seconds 3 --seed 11 > "$out/puppets.jsonl"
+python "$here/synth.py" -o "$out/puppets" --count 1 --seconds 3 --seed 11 > "$out/puppets.jsonl"
 python "$here/inversion_study.py" cut "$out/puppets/000000.mp4" "$out/puppet/clip.mp4" --frames "$frames"
 study "$out/puppet"
 clips=(puppet)

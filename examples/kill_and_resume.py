@@ -30,7 +30,9 @@ import torch
 import torch._dynamo  # which optimisers would load in every run
 
 import talkhead
-from talkhead import checkpoints, cli, encoders, faces, files, puppet, stylegan
+from puppets import puppet
+
+from talkhead import checkpoints, cli, encoders, faces, files, stylegan
 
 SIZE = 16  # pixels: the generator's pictures
 FRAMES = 4  # of each clip

@@ -1,6 +1,6 @@
 """Learn which way in W+ shuts a generator's eyes: how talkhead/weights/blink.npy was made.
 
-    talkhead synth -o puppets/ --count 300 --size 128 --portraits photos/
+    synth.py -o puppets/ --count 300 --size 128 --portraits photos/
     python examples/learn_blink.py puppets/ -o talkhead/weights/blink.npy
 
 Puppets tell when their lids are shut. The bundled encoder tells it too softly (regression of its codes on the lids gives a direction that
@@ -49,7 +49,7 @@ def pairs(folder, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("puppets", help="folder that talkhead synth wrote")
+    parser.add_argument("puppets", help="folder that synth.py wrote")
     parser.add_argument("--generator", help="weights; the bundled ones if left out")
     parser.add_argument("--encoder", help="weights; the bundled ones if left out")
     parser.add_argument("--count", type=int, default=60, help="pairs of frames, of which the last eight are left out")

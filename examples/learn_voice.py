@@ -1,6 +1,6 @@
 """Learn to tell speech from silence, noise and music: how talkhead/weights/voice.npy was made, and how often it errs.
 
-    talkhead synth -o puppets/ --count 1000 --size 64 …
+    synth.py -o puppets/ --count 1000 --size 64 …
     python examples/learn_voice.py puppets/ --recordings grid/s1/ --aligns grid/align/ --speeches speeches/ -o voice.npy
 
 Speech to learn from: puppets that espeak-ng speaks, whose phonemes are known; recordings, with GRID's .align of each; and a few speeches. It is mixed
@@ -233,7 +233,7 @@ def measure(voice, pairs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("puppets", help="folder that talkhead synth wrote")
+    parser.add_argument("puppets", help="folder that synth.py wrote")
     parser.add_argument("--recordings", required=True, help="folder of GRID's clips")
     parser.add_argument("--aligns", required=True, help="folder of their .align files")
     parser.add_argument("--speeches", help="folder of speeches in rooms and from old tapes, with pauses")

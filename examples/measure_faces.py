@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from talkhead import checkpoints, datasets, faces, files, inception, inversion, metrics, puppet, synthesis, training, variety
+from puppets import puppet, variety
+
+from talkhead import checkpoints, datasets, faces, files, inception, inversion, metrics, synthesis, training
 from talkhead.errors import TalkheadError
 
 from contact_sheet import captioned, sheet
@@ -88,10 +90,10 @@ def main():
     parser.add_argument("--encoder", help="[default: the bundled one]")
     parser.add_argument("--portraits", action="append", default=[], help="folder of photos, those of held-out people among them; may be repeated")
     parser.add_argument("--people", help="file of held-out people, one a line")
-    parser.add_argument("--composites", help="composites of held-out people: clips of talkhead synth, or what was packed of them")
+    parser.add_argument("--composites", help="composites of held-out people: clips of synth.py, or what was packed of them")
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker")
     parser.add_argument("--descriptor", default=WEIGHTS, help="folder of the face descriptor")
-    parser.add_argument("--cache", help=".npz that keeps the aligned portraits, such as portraits.npz of talkhead synth")
+    parser.add_argument("--cache", help=".npz that keeps the aligned portraits, such as portraits.npz of synth.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the sheets")
     parser.add_argument("--size", type=int, default=256, help="pixels at which photos and drawings are compared")
     parser.add_argument("--count", type=int, default=5000, help="faces drawn from z")

@@ -3,7 +3,7 @@
     python examples/nearest_donors.py --donors photos/ --clips clips/ -o nobody/ --count 50
 
 Draws --by
-  codes  the codes that the encoder gives composite faces (a clip of talkhead synth each), drawn again
+  codes  the codes that the encoder gives composite faces (a clip of synth.py each), drawn again
   mix    means of three such codes, weighted by chance: faces that are in no clip
   z      noise through the mapping network, for a generator that was trained to draw so (the bundled one was not: its card says it)
 
@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import checkpoints, files, inversion, puppet, synthesis, training
+from puppets import puppet
+
+from talkhead import checkpoints, files, inversion, synthesis, training
 from talkhead.errors import TalkheadError
 
 from contact_sheet import captioned, sheet
@@ -34,7 +36,7 @@ def composites(folder, count):
     """First frames of so many clips, evenly out of a folder."""
     paths = files.find(folder, {".mp4"})
     if not paths:
-        raise TalkheadError(f"{folder}: holds no clips; write some with talkhead synth")
+        raise TalkheadError(f"{folder}: holds no clips; write some with synth.py")
     for index in np.unique(np.linspace(0, len(paths) - 1, count).astype(int)):
         with files.read_frames(paths[index], limit=1) as reader:
             yield next(iter(reader))
@@ -62,7 +64,7 @@ def drawn(options, generator, encoder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--donors", required=True, action="append", help="folder of the portraits that composites were made of; may be repeated")
-    parser.add_argument("--clips", help="folder that talkhead synth wrote, for --by codes and mix")
+    parser.add_argument("--clips", help="folder that synth.py wrote, for --by codes and mix")
     parser.add_argument("-o", "--output", type=Path, default=Path("nobody"), help="folder for pairs.png, and for the aligned donors")
     parser.add_argument("--by", choices=("codes", "mix", "z"), default="mix")
     parser.add_argument("--count", type=int, default=50)

@@ -23,7 +23,9 @@ import PIL.Image
 import PIL.ImageFilter
 from tqdm import tqdm
 
-from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis, variety
+from puppets import variety
+
+from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.training import resize, to_images
 

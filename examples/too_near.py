@@ -1,4 +1,4 @@
-"""Sort out composites that are still somebody: clips of talkhead synth whose face is too near to a portrait's, by dlib's face descriptor.
+"""Sort out composites that are still somebody: clips of synth.py whose face is too near to a portrait's, by dlib's face descriptor.
 
     python examples/too_near.py stills/ --portraits photos/ --weights face_descriptor/ --detector-model face_landmarker.task --away near/
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import faces, files, puppet
+from puppets import puppet
+
+from talkhead import faces, files
 from talkhead.errors import TalkheadError
 
 from face_descriptor import WEIGHTS, chip, descriptors, distances
@@ -38,7 +40,7 @@ def known(folders, model, cache, weights):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", type=Path, help="folder that talkhead synth wrote")
+    parser.add_argument("clips", type=Path, help="folder that synth.py wrote")
     parser.add_argument("--portraits", required=True, action="append", help="folder of photos; may be repeated")
     parser.add_argument("--weights", default=WEIGHTS, help="folder of the face descriptor")
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker")
@@ -47,7 +49,7 @@ def main():
     options = parser.parse_args()
     paths = sorted(path for path in options.clips.glob("*.mp4") if path.with_suffix(".json").is_file())
     if not paths:
-        raise TalkheadError(f"{options.clips}: holds no finished clips; write some with talkhead synth")
+        raise TalkheadError(f"{options.clips}: holds no finished clips; write some with synth.py")
     names, donors = known(options.portraits, options.detector_model, options.clips / "portraits.npz", options.weights)
     away = np.concatenate([distances(descriptors(calmest(path)[None], options.weights), donors) for path in paths])
     near = np.flatnonzero(away.min(1) < options.least)

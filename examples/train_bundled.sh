@@ -51,20 +51,20 @@ for folder in "$data"/images/faces/*/ "$data/images/congress"; do
 done
 mapfile -t heard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | head -n 160)
 mapfile -t unheard < <(printf '%s\n' "$data"/grid_s1/video/*.mpg | sort | tail -n 40)
-voices() { python -c "from talkhead import articulation as a; print(','.join(v for i, v in enumerate(a.voices()) if (i % 8 == 3) == $1))"; }
+voices() { PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" python -c "from puppets import articulation as a; print(','.join(v for i, v in enumerate(a.voices()) if (i % 8 == 3) == $1))"; }
 recordings() { printf -- '--recordings\n%s\n' "$@"; }
 faces=(--size "$size" --workers "${WORKERS:-1}" "${donors[@]}" --exclude "$held_donors" --detector-model "$detector")
 [ "$vary" = 0 ] || faces+=(--vary)
 
 mapfile -t taught < <(recordings "${heard[@]}" "$data"/videos/us_gov_pd/video/*.mp4)
 mapfile -t tested < <(recordings "${unheard[@]}")
-[ -d "$out/near" ] || talkhead synth -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
+[ -d "$out/near" ] || python "$here/synth.py" -o "$out/stills" --count "$(scale "$stills")" --frames 6 --seed 3 "${faces[@]}" > "$out/stills.jsonl"
 # What is still somebody is moved away, once: synth would make a clip again whose files are gone.
 [ -d "$out/near" ] || [ ! -d "$data/weights/face_descriptor" ] ||
     python "$here/too_near.py" "$out/stills" "${donors[@]}" --weights "$data/weights/face_descriptor" --detector-model "$detector" --away "$out/near" > "$out/near.jsonl"
-talkhead synth -o "$out/clips" --count "$(talking "$clips")" --seconds 4 --recorded-share 0.4 --seed 11 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
-talkhead synth -o "$out/people" --count "$(talking "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
-talkhead synth -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
+python "$here/synth.py" -o "$out/clips" --count "$(talking "$clips")" --seconds 4 --recorded-share 0.4 --seed 11 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/clips.jsonl"
+python "$here/synth.py" -o "$out/people" --count "$(talking "$people")" --people 48 --seconds 4 --recorded-share 0.4 --seed 7 --voices "$(voices False)" "${taught[@]}" "${faces[@]}" > "$out/people.jsonl"
+python "$here/synth.py" -o "$out/held-out" --count "$(scale 40)" --seconds 4 --seed 9001 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/held-out.jsonl"
 
 # How many speakers are held out: 16, or of few a quarter. Known before any network is trained.
 held_out() {  # RECORDS…
@@ -107,7 +107,7 @@ talkhead train-audio2latent "$out/clips" "$out/people" --features bundled --hold
     --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 "${training[@]}" --log-every 50 >> "$out/audio2latent.jsonl"
 
 # The first model and the motion model learn few people who say much. Both hear, or follow, the encoder alone: they fit the generator as its parent.
-talkhead synth -o "$out/seen" --count "$(scale 40)" --start 4800 --people 48 --seconds 4 --seed 7 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/seen.jsonl"
+python "$here/synth.py" -o "$out/seen" --count "$(scale 40)" --start 4800 --people 48 --seconds 4 --seed 7 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/seen.jsonl"
 talkhead train-audio2latent "$out/people" --model first --hold-out "$held_first" --generator "$parent" --encoder "$encoder" \
     -o "$out/first.pt" --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128 --noise-draws 8 --steps "$(steps 7000)" --batch 8 --lr 0.001 \
     --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --validate-every 350 "${training[@]}" --log-every 50 >> "$out/first.jsonl"

@@ -5,7 +5,7 @@
 #     examples/video_gan_study.sh OUT TRAINING HELD_OUT
 #
 # Needs bash 5. TRAINING and HELD_OUT are folders of aligned clips of different people, with NNNNNN.landmarks.npy (frames × 68 × 2) beside
-# them, as talkhead synth makes them. OUT/study.md and study.json hold the numbers, OUT/*.png the strips. A run that was stopped goes on.
+# them, as synth.py makes them. OUT/study.md and study.json hold the numbers, OUT/*.png the strips. A run that was stopped goes on.
 # Set STEPS, BATCH, COMPONENTS, NOISE, WIDTH, CRITIC_SIZE and LR for another scale; SHALLOW=1 to draw projected video no finer than the critic
 # sees; RUNS for fewer runs ("thesis" is always made); GENERATOR and ENCODER for other weights; SEEDS, IDENTITIES, SECONDS_EACH and LONG for how
 # much is measured; VIDEO_GAN to measure a model that is there too.

@@ -882,43 +882,6 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 
 
 @cli.command()
-@click.option("-o", "--output", metavar="FOLDER", required=True, help="Where to write the clips; those that are there are kept.")
-@click.option("--count", type=click.IntRange(min=1), required=True, help="How many clips.")
-@options.number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
-@options.number("--size", 256, "Side of the frames in pixels.", least=1)
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Cut the speech after so long.")
-@click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
-@click.option("--portraits", metavar="FOLDER", multiple=True, help="Blend faces of several people out of these photos; may be repeated.  [default: drawn faces]")
-@options.names("--exclude", "Portraits never to use, by file name without its ending or by person.", default=())
-@click.option("--vary", is_flag=True, help="Take the portraits evenly by tone of skin and hair, and draw light and backdrop.")
-@options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
-@click.option("--recordings", metavar="PATH", multiple=True, help="Real talking clips, or folders of them, to drive some puppets; may be repeated.")
-@options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
-@click.option("--people", type=click.IntRange(min=1), help="So many faces take turns.  [default: every clip has a face of its own]")
-@click.option("--sound-only", is_flag=True, help="Only what voices say, as .wav, and no faces: to train-speech on.")
-@click.option("--text", metavar="FILE", help="Say the lines of this file.  [default: made-up sentences]")
-@click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
-@options.number("--workers", 1, "Processes.", least=1)
-@options.shard
-@options.seed
-def synth(output, count, recordings, shard, **options):
-    """Make clips of talking puppets, with their truth.
-
-    \b
-      talkhead synth -o puppets/ --count 10 --size 128
-      talkhead synth -o puppets/ --count 10000 --shard 0/4
-    """
-    from talkhead import datasets, puppet
-
-    clips = datasets.clips(recordings)
-    shard = shell.share(shard)
-    if shard.why:
-        shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
-    records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
-    shell.print_records(shell.progress(records, len(shard(range(count))), "clip"))
-
-
-@cli.command()
 @options.sources
 @click.option("-o", "--output", metavar="FILE", required=True, callback=options.writable,
               help="The packed file (.npy); the .json beside it tells what came from where.")
@@ -1211,37 +1174,6 @@ def train_video_gan(sources, output, generator, encoder, components, noise, hidd
     critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
     records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
     shell.watch(records, options["steps"], tensorboard)
-
-
-@cli.command("train-speech")
-@options.sources
-@options.trained("the character model")
-@options.number("--channels", 192, "Channels of its three convolutions.", least=1)
-@options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
-@options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
-@options.training_steps
-@options.batch(16)
-@options.lr(1e-3)
-@options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise, room and microphone of the speech.")
-@options.validation
-@options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
-@options.run
-def train_speech(sources, output, channels, hidden, delay, tensorboard, device, **options):
-    """Train the character model, which spells speech, on recordings with transcripts.
-
-    \b
-      talkhead synth --sound-only -o spoken/ --count 6000
-      talkhead train-speech spoken/ -o speech.pt --steps 5000
-    """
-    import torch
-
-    from talkhead import acoustics
-
-    device = shell.join(device)
-    torch.manual_seed(options["seed"])
-    model = acoustics.CharacterModel(channels, hidden, delay)
-    shell.watch(acoustics.train(sources, output, model, device=device, **options), options["steps"], tensorboard)
 
 
 @cli.group()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from talkhead import files
-from talkhead.articulation import closures
+from talkhead.phonemes import closures
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
 from talkhead.training import to_frames

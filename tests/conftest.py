@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.append(str(EXAMPLES))  # where its scripts find each other
 TOY = 16  # pixels: the resolution of the toy generator
 
 
@@ -115,11 +116,7 @@ def encoder(generator):
 
 def example(name):
     """A script of examples/, imported."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return importlib.import_module(name)
 
 
 def toy_speech(seconds, seed=0, rate=16000):
@@ -147,8 +144,9 @@ def puppet(tmp_path_factory):
 
     import numpy as np
 
+    from puppets import puppet as room
+
     from talkhead import files
-    from talkhead import puppet as room
 
     folder = tmp_path_factory.mktemp("puppet")
     still = room.drawn(seed=3, size=64)

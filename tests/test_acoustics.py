@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import example
+
 from talkhead import acoustics, checkpoints, files, speech
 from talkhead.errors import TalkheadError
+
+train_speech = example("train_speech")
 
 WIDTHS = {"h1": (494, 7), "h2": (7, 6), "h3": (6, 9), "h5": (10, 8), "h6": (8, 29)}  # five cells a way
 
@@ -312,7 +316,7 @@ def test_rows_between_rows():
     ("Bin BLUE at F, two now.", "bin blue at f two now"), ("It’s 'fine'—don't!", "it's fine don't"), ("  ...  ", None), ("In 1984", None),
     ("the dogs' bowl\n", "the dogs bowl")])
 def test_spelled(text, expected):
-    assert acoustics.spelled(text) == expected
+    assert train_speech.spelled(text) == expected
 
 
 def test_read_out_drops_repeats_and_blanks():
@@ -330,7 +334,7 @@ def test_edits_are_the_fewest():
     rng = np.random.default_rng(0)
     for _ in range(100):
         one, other = ("".join(rng.choice(list("ab c"), rng.integers(0, 6))) for _ in range(2))
-        assert acoustics.edits(one, other) == levenshtein(one, other), (one, other)
+        assert train_speech.edits(one, other) == levenshtein(one, other), (one, other)
 
 
 def test_recordings_are_found_with_their_words(tmp_path):
@@ -345,15 +349,15 @@ def test_recordings_are_found_with_their_words(tmp_path):
     (tmp_path / "e.txt").write_text("Room 101")
     (tmp_path / ".g.txt").write_text("hidden")
     (deep / "1-2.trans.txt").write_text("1-2-3 IN THE DEEP\n1-2-9 ELSEWHERE\n", encoding="utf-8-sig")
-    found = {lesson.path.name: lesson for lesson in acoustics.recordings([tmp_path])}
+    found = {lesson.path.name: lesson for lesson in train_speech.recordings([tmp_path])}
     assert {name: lesson.text for name, lesson in found.items()} == {"a.wav": "ah", "b.wav": "blue", "c.WAV": "see you", "d.wav": "dee",
                                                                      "1-2-3.wav": "in the deep"}
     assert found["a.wav"].phonemes == [(0, 0.05, "SIL"), (0.05, 0.1, "AA1")] and found["b.wav"].phonemes[1][2] == "B"
-    assert [lesson.text for lesson in acoustics.recordings([tmp_path / "d.wav", tmp_path / "d.wav"])] == ["dee", "dee"]
+    assert [lesson.text for lesson in train_speech.recordings([tmp_path / "d.wav", tmp_path / "d.wav"])] == ["dee", "dee"]
     with pytest.raises(TalkheadError, match="NAME.txt"):
-        acoustics.recordings([tmp_path / "f.wav"])
+        train_speech.recordings([tmp_path / "f.wav"])
     with pytest.raises(TalkheadError, match="not found"):
-        acoustics.recordings([tmp_path / "absent"])
+        train_speech.recordings([tmp_path / "absent"])
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -382,7 +386,7 @@ def learn(spoken, out, steps, **options):
     torch.manual_seed(0)
     model = acoustics.CharacterModel(channels=16, hidden=32, delay=2)
     options = {"batch": 8, "lr": 0.005, "log_every": 1, "average": 0.9} | options
-    return list(acoustics.train([spoken], out, model, steps=steps, **options))
+    return list(train_speech.train([spoken], out, model, steps=steps, **options))
 
 
 def test_letters_and_phonemes_are_learnt(spoken, tmp_path):
@@ -390,7 +394,7 @@ def test_letters_and_phonemes_are_learnt(spoken, tmp_path):
     first, last = records[0], records[-1]
     assert last["ctc"] < first["ctc"] / 5 and last["phonemes"] < first["phonemes"] / 2
     heard = acoustics.features("bundled", tmp_path / "speech.pt")
-    assert acoustics.error_rate(heard.model, acoustics.recordings([spoken])) == min(record["val_cer"] for record in records if "val_cer" in record)
+    assert train_speech.error_rate(heard.model, train_speech.recordings([spoken])) == min(record["val_cer"] for record in records if "val_cer" in record)
 
 
 def test_resumed_training_equals_uninterrupted(spoken, tmp_path):
@@ -412,11 +416,11 @@ def test_turns_make_the_same_step(spoken, tmp_path):
 
 
 def test_phonemes_lie_where_they_are_heard_at_any_speed(spoken):
-    lesson = acoustics.recordings([spoken])[0]
+    lesson = train_speech.recordings([spoken])[0]
     for speed in (1.0, 0.5):
-        example = acoustics._Example(np.zeros((101, 26), np.float32), lesson, speed)
+        example = train_speech._Example(np.zeros((101, 26), np.float32), lesson, speed)
         first = round(5 / speed)
         assert example.features.shape == (102, 26) and example.phonemes.shape == (51,)
-        assert (example.phonemes[:first] == acoustics.PHONEMES.index("SIL")).all()
-        assert example.phonemes[first] == acoustics.PHONEMES.index(TONES[lesson.text[0]][1])
+        assert (example.phonemes[:first] == train_speech.PHONEMES.index("SIL")).all()
+        assert example.phonemes[first] == train_speech.PHONEMES.index(TONES[lesson.text[0]][1])
     assert (example.phonemes[round(23 / 0.5):] == -1).all()

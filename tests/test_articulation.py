@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from talkhead import articulation
-from talkhead.articulation import (closures, measure, read_phonemes, recorded, sentence, speak, track_from_phonemes,
+from puppets import articulation
+from puppets.articulation import (measure, recorded, sentence, speak, track_from_phonemes,
                                    voices, write_phonemes)
+
 from talkhead.errors import TalkheadError
+from talkhead.phonemes import closures, read_phonemes
 
 TEXT = "My baby bought a brown paper map; please put it by the window."
 

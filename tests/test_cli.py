@@ -34,7 +34,7 @@ LEAST = {
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"], "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-video-gan": ["clips", "-o", "x.pt", "--steps", "1"],
-    "train-speech": ["spoken", "-o", "x.pt", "--steps", "1"],
+    "train_speech": ["spoken", "-o", "x.pt", "--steps", "1"],
     "plot trajectory": ["a.npy", "-o", "x.png"], "plot losses": ["a.jsonl", "-o", "x.png"], "plot dashboard": ["a.jsonl", "-o", "x.png"],
     "plot strip": ["a.mp4", "-o", "x.png"], "plot mouth": ["a.mp4", "-o", "x.png"], "plot interpolate": ["-o", "x.png"],
     "plot components": ["a.npy", "-o", "x.png"],
@@ -51,13 +51,13 @@ SIGNATURES = {
     "generate": ["synthesis.drive", "synthesis.synthesize", "synthesis.generate", "faces.detector", "faces.align_frames", "jobs.run"],
     "pti": ["pti.train", "training.fit", "faces.detector", "faces.align_frames"],
     "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
-    "synth": ["puppet.synth"],
+    "synth": ["puppets.puppet.synth"],
     "pack": ["datasets.pack"],
     "train-stylegan": ["stylegan.train", "stylegan.Generator", "encoders.ResNetEncoder", "losses.Perceptual", "training.fit"],
     "train-encoder": ["inversion.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "datasets.Images", "training.fit"],
     "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
     "train-video-gan": ["video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"],
-    "train-speech": ["acoustics.train", "acoustics.CharacterModel", "training.fit"],
+    "train_speech": ["train_speech.train", "acoustics.CharacterModel", "training.fit"],
     "plot trajectory": ["plots.trajectories"],
     "plot losses": ["plots.losses"],
     "plot dashboard": ["plots.dashboard"],
@@ -89,7 +89,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
     "train-audio2latent": {"sources", "output", "generator", "encoder", "model", "features", "features_model", "steps", "channels", "lstm", "decoder",
                            "components", "hidden", "embedding", "identity_width", "noise_width", "deterministic", "tensorboard", "device"},
     "train-video-gan": {"sources", "output", "generator", "encoder", "steps", "tensorboard", "device"},
-    "train-speech": {"sources", "output", "steps", "tensorboard", "device"},
+    "train_speech": {"sources", "output", "steps", "tensorboard", "device"},
     "plot trajectory": {"sources", "output", "labels"},
     "plot losses": {"sources", "output", "labels"},
     "plot dashboard": {"source", "output"},
@@ -105,7 +105,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
 
 
 # Commands of their own in examples/, which answer as those of talkhead do.
-SCRIPTS = {name: example(name).main for name in ("study",)}
+SCRIPTS = {name: example(name).main for name in ("study", "synth", "train_speech")}
 
 
 def _commands():
@@ -184,7 +184,7 @@ def test_defaults_agree_with_the_library(name, command):
     params = command.make_context(name, list(LEAST[name])).params
     library = []
     for place in SIGNATURES.get(name, ()):
-        room, function = place.split(".")
+        room, function = place.rsplit(".", 1)
         home = getattr(talkhead, room) if room in talkhead.ROOMS else example(room)
         for key, parameter in inspect.signature(getattr(home, function)).parameters.items():
             library.append((key, parameter.default))
@@ -365,8 +365,8 @@ def scene(tmp_path, puppet, toy):
     ("train-stylegan lat.npy -o out.pt --resolution 16 --steps 1", "lat.npy: holds float32 (3, 6, 512), wanted uint8 (frames, size, size, 3)"),
     ("train-encoder clip.mp4 --validation flat.npy -o out.pt --steps 1", "flat.npy: holds float32 (3, 7), wanted uint8"),
     ("pack none -o out.npy", "none: not found"),
-    ("train-speech none -o out.pt --steps 1", "none: not found"),
-    ("train-speech speech.wav -o out.pt --steps 1", "speech.wav: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"),
+    ("train_speech none -o out.pt --steps 1", "none: not found"),
+    ("train_speech speech.wav -o out.pt --steps 1", "speech.wav: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"),
     ("synth --sound-only --text none.txt -o puppets --count 1", "none.txt: cannot be read as text"),
     ("pack clip.mp4 -o nowhere/out.npy", "nowhere/out.npy: its folder does not exist"),
     ("pack clip.mp4 -o out.mp4", "out.mp4: packed frames are a .npy array; end the name in .npy"),
@@ -1166,8 +1166,9 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
 
 def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
     """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
-    from talkhead import acoustics, codes, datasets, evaluation
-    from talkhead import puppet as room
+    from talkhead import codes, datasets, evaluation
+    from puppets import puppet as room
+
 
     hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")
     for folder in ("ours", "theirs"):
@@ -1185,7 +1186,7 @@ def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatc
     assert [(pair.ours, pair.others) for pair in example("study").pairs([ours, theirs], ())] == [(ours / "clip.mp4", theirs / "clip.mp4")]
     (ours / "clip.txt").write_text("Ah")
     (ours / ".trash/clip.txt").write_text("Oh")
-    assert [lesson.path for lesson in acoustics.recordings([ours])] == [ours / "clip.mp4"]
+    assert [lesson.path for lesson in example("train_speech").recordings([ours])] == [ours / "clip.mp4"]
 
 
 def test_mixtures_are_said_in_one_line(scene):
@@ -1257,7 +1258,7 @@ def test_options_of_the_other_architecture_are_refused(wrong):
 def test_train_speech_and_hear_by_it(scene, puppet):
     (scene / "speech.txt").write_text("Not speech.\n")
     tiny = ["--channels", 4, "--hidden", 6, "--steps", 2, "--batch", 2, "--log-every", 1]
-    line = ["train-speech", scene / "speech.wav", scene / "speech.wav", "-o", scene / "s.pt", *tiny]
+    line = ["train_speech", scene / "speech.wav", scene / "speech.wav", "-o", scene / "s.pt", *tiny]
     told = records(run(*line, "--validation", scene / "speech.wav", "--validate-every", 1))
     assert [record["step"] for record in told] == [1, 2] and all(np.isfinite(record["ctc"]) and record["val_cer"] >= 0 for record in told)
     assert run("weights", "export", scene / "s.pt", "-o", scene / "half.pt").exit_code == 0

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import talkhead
-from talkhead import evaluation, files, metrics, puppet
+from puppets import puppet
+
+from talkhead import evaluation, files, metrics
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.evaluation import Protocol

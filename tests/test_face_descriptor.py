@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkhead import TalkheadError, faces, files, puppet
+from puppets import puppet
+
+from talkhead import TalkheadError, faces, files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

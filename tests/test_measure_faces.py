@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import checkpoints, faces, files, metrics, puppet
+from puppets import puppet
+
+from talkhead import checkpoints, faces, files, metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

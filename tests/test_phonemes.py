@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from talkhead import articulation, phonemes
+from puppets import articulation
+
+from talkhead import phonemes
 from talkhead.errors import TalkheadError
 
 LONG = '''File type = "ooTextFile"

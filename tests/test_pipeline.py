@@ -57,11 +57,13 @@ cli(prog_name="talkhead")
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory, toy_weights, puppet):
-    """Environment variables with which `talkhead` is the stand-in."""
+    """Environment variables with which `talkhead` is the stand-in, and `python` the one that runs this."""
     folder = tmp_path_factory.mktemp("bin")
     script = folder / "talkhead"
     script.write_text(STAND_IN.format(python=sys.executable, root=str(ROOT), weights=str(toy_weights), landmarks=str(puppet / "landmarks.npy")))
     script.chmod(0o755)
+    (folder / "python").write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
+    (folder / "python").chmod(0o755)
     return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
@@ -453,7 +455,7 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {"--count": "4", "--size": "16", "--steps": "2", "--resolution": "16", "--channels": "8,8,8", "--input-size": "16", "--components": "4",
          "--hold-out": "1", "--next-steps": "2"}
-MORE = {"pti": "--steps 5", "synth": "--seconds 0.5", "train-speech": "--batch 2 --channels 8 --hidden 8",
+MORE = {"pti": "--steps 5", "synth.py": "--seconds 0.5", "train_speech.py": "--batch 2 --channels 8 --hidden 8",
         "train-video-gan": "--batch 2 --frames 4 --width 2 --noise 3", "train-stylegan": "--batch 2", "train-encoder": "--batch 2 --width 4",
         "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --embedding 8 --lstm 8 --decoder 8 --image-frames 2"}
 
@@ -465,7 +467,7 @@ def readme(language):
 def reduced(block):
     block = block.replace("--pti ", "--pti --pti-steps 5 ")
     block = re.sub(r"(--[a-z0-9-]+)( +)(\S+)", lambda m: f"{m[1]} {SMALL.get(m[1], m[3])}", block)
-    return re.sub(r"talkhead (\S+)", lambda m: f"{m[0]} {MORE.get(m[1], '')}", block)
+    return re.sub(r"(?:talkhead |python examples/)(\S+)", lambda m: f"{m[0]} {MORE.get(m[1], '')}", block)
 
 
 @pytest.fixture(scope="module")
@@ -474,6 +476,9 @@ def desk(tmp_path_factory, puppet, toy_weights):
     desk = tmp_path_factory.mktemp("desk")
     checkpoints.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
     (desk / "examples").mkdir()
+    shutil.copytree(ROOT / "examples/puppets", desk / "examples/puppets")
+    for script in ("synth.py", "train_speech.py"):
+        shutil.copy(ROOT / "examples" / script, desk / "examples")
     for name, place in {"face.png": "examples/face.png", "speech.wav": "examples/speech.wav", "photo.png": "photo.jpg", "in.mp4": "in.mp4"}.items():
         shutil.copy(puppet / name, desk / place)  # a PNG by the name of photo.jpg is read as what it is
     for name in ("face.png", "speech.wav"):

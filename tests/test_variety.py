@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkhead import TalkheadError, puppet, variety
+from puppets import puppet, variety
+
+from talkhead import TalkheadError
 
 SIZE = 96
 

@@ -20,27 +20,28 @@ import torch
 from talkhead import datasets, files
 
 MOST_WAIT = 0.05  # of the time spent in steps
+SYNTH = Path(__file__).parents[1] / "synth.py"
 CHANNELS = {64: "128,128,96,64,32", 128: "128,128,96,64,32,16"}
 
 
-def talkhead(*arguments):
+def python(*arguments):
     """The last line that a command prints, a JSON object."""
-    done = subprocess.run([sys.executable, "-m", "talkhead", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"data_wait.py: talkhead {arguments[0]}: exit status {done.returncode}")
+        sys.exit(f"data_wait.py: {' '.join(map(str, arguments[:3]))}: exit status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def forms(folder, size, count, frames):
     """The same frames as clips, as PNGs and packed: {form: path}."""
     clips, pngs, packed = folder / "clips", folder / "png", folder / "packed.npy"
-    talkhead("synth", "-o", clips, "--count", count, "--frames", frames, "--size", size)
+    python(SYNTH, "-o", clips, "--count", count, "--frames", frames, "--size", size)
     pngs.mkdir()
     for clip in sorted(clips.glob("*.mp4")):
         with files.read_frames(clip) as reader, files.FrameWriter(pngs / clip.stem) as writer:
             for frame in reader:
                 writer.write(frame)
-    talkhead("pack", clips, "-o", packed, "--size", size)
+    python("-m", "talkhead", "pack", clips, "-o", packed, "--size", size)
     return {"clips": clips, "png": pngs, "packed": packed}
 
 
@@ -56,7 +57,7 @@ def feeding(source, resolution, batch, seconds=2):
 
 def trial(form, source, resolution, options, folder):
     started = time.monotonic()
-    last = talkhead("train-stylegan", source, "-o", folder / f"{form}.pt", "--resolution", resolution, "--channels", CHANNELS[resolution],
+    last = python("-m", "talkhead", "train-stylegan", source, "-o", folder / f"{form}.pt", "--resolution", resolution, "--channels", CHANNELS[resolution],
                     "--batch", options.batch, "--steps", options.steps, "--flip", "--device", options.device)
     startup, wait = time.monotonic() - started - last["seconds"], last["data_seconds"] / last["seconds"]
     return {"source": form, "resolution": resolution, "batch": options.batch, "steps": last["step"],

@@ -20,7 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import evaluation, files, puppet
+sys.path.append(str(Path(__file__).parents[1]))
+
+from puppets import puppet  # noqa: E402
+
+from talkhead import evaluation, files  # noqa: E402
 
 SIDE, NOISE = 256, 6  # pixels, grey levels
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import TalkheadError
-from .phonemes import GRID_WORDS, SILENCE, VOWELS, arpabet, closures, pronounce, read_align, read_phonemes
+from talkhead.errors import TalkheadError
+from talkhead.phonemes import GRID_WORDS, SILENCE, VOWELS, arpabet, closures, pronounce, read_align
 
 SAMPLE_RATE = 16000  # Hz
 FPS = 25.0  # video frames a second
@@ -205,11 +205,9 @@ def _espeak(settings):
         raise TalkheadError("speak: espeak-ng is not installed; pip install 'talkhead[synth]'") from None
     request = dict(settings, library=espeakng_loader.get_library_path(), data=espeakng_loader.get_data_path())
     request["voice"] = re.sub(r"^en-gb(?=\+|$)", "en", request["voice"])  # espeak's own name for plain British
-    package = str(Path(__file__).resolve().parents[1])
-    paths = [package, os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run([sys.executable, "-m", "talkhead.articulation"], input=json.dumps(request).encode(),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))))
+    places = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))  # where this process found talkhead and puppets
+    done = subprocess.run([sys.executable, "-m", "puppets.articulation"], input=json.dumps(request).encode(), capture_output=True,
+                          env=dict(os.environ, PYTHONPATH=places))
     head, _, pcm = done.stdout.partition(b"\n")
     if done.returncode == 3:
         raise TalkheadError(f"voice {settings['voice']!r}: espeak-ng has no such voice; try 'en-us' or 'en-gb+f3'")
@@ -516,9 +514,9 @@ def recorded(path, detector=None, cache=None, speaker=None):
 
 def _watch(path, detector):
     """A clip -> its sound at 16 kHz and its mouth track, equally long."""
-    from . import files  # PyAV, which nothing else here needs
+    from talkhead import files  # PyAV, which nothing else here needs
     if detector is None:
-        from . import faces
+        from talkhead import faces
         detector = faces.detector()
     with files.read_frames(path, fps=FPS) as reader:
         silent = reader.sound is None
@@ -545,7 +543,7 @@ def _load(stored):
 
 
 def _save(stored, audio, track):
-    from . import files
+    from talkhead import files
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,7 +11,7 @@ import colorsys
 
 import numpy as np
 
-from .errors import TalkheadError
+from talkhead.errors import TalkheadError
 
 TONES = {"dark": -90, "tan": 10, "intermediate": 28, "light": 41}      # least individual typology angle, degrees
 SHADES = {"black": 0, "dark": 45, "medium": 90, "bright": 140}          # least grey level of hair
@@ -205,5 +205,5 @@ def tally(choices):
             counts = counted.setdefault(what, {})
             counts[kind] = counts.get(kind, 0) + 1
     if not counted:
-        raise TalkheadError("clips: none tells what was varied in it; make them with talkhead synth --vary")
+        raise TalkheadError("clips: none tells what was varied in it; make them with synth.py --vary")
     return counted

@@ -23,9 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import articulation, faces, files, variety
-from .errors import TalkheadError
-from .variety import ramp
+from puppets import articulation, variety
+from puppets.variety import ramp
+
+from talkhead import faces, files
+from talkhead.errors import TalkheadError
 
 GRID = 64                   # nodes per side of a motion field
 CHUNK = 16                  # frames rendered together
