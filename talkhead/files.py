@@ -38,7 +38,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from talkhead import pictures, safetensors
 from talkhead.errors import TalkheadError
-from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps, lasting
+from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -870,7 +870,7 @@ class _Decoder:
 
     def _begin(self, frame):
         """Put the first frame at its time: silence before it, or the part before `start` dropped."""
-        time = Fraction(0) if frame.pts is None else frame.pts * frame.time_base
+        time = (self._start or Fraction(0)) if frame.pts is None else frame.pts * frame.time_base
         self._start = time if self._start is None else self._start
         if self._end is not None:
             self._left = max(round((self._end - self._start) * self._rate), 0)
@@ -1308,11 +1308,13 @@ class _Media:
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
         restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
-        # Where the clock starts again, the sound keeps step with the pictures also when they are not wanted.
-        streams = [stream for stream in (self.video if pictures or restarts else None, self.audio) if stream is not None]
+        # Where the clock starts again, or pauses, the sound keeps step with the pictures also when they are not wanted.
+        streams = [stream for stream in (self.video, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
         starts = {stream.index: None if stream.start_time is None else stream.start_time * stream.time_base for stream in streams}
-        clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
+        if not restarts and None not in starts.values():  # a stream that begins late does so as after a pause
+            starts = dict.fromkeys(starts, min(starts.values(), default=None))
+        clock = self._clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
         try:
             for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
                 end = _end(packet)
@@ -1355,7 +1357,7 @@ class _Media:
         if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
             return True
         promised = {stream.index: self.end(stream) for stream in streams}
-        return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
+        return LEFT_OUT not in self._told and any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
 
     def end(self, stream):
         """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
@@ -1390,15 +1392,20 @@ class _Media:
     def pictures(self):
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
-        avi = self._container.format.name == "avi"  # has one number for the time between all pictures
-        timed = not avi or rate * RESTART > 1
-        if not timed:
-            rate = Fraction(FPS)
-            self.tell(f"its frame rate is wrong; {FPS:g} a second is taken")
+        rate = rate if rate * RESTART > 1 else Fraction(FPS)  # of pictures whose stamps are wrong
         end, origin = Fraction(0), self.origin
-        stamps = PictureStamps(shown=not avi)
+        stamps = PictureStamps(shown=self._container.format.name != "avi")
+
+        def likely(time):
+            """A moment, or the end of what was shown so far where that far ahead nothing is heard."""
+            if time - end <= RESTART or self._clock.is_pause(self.video.index, time + origin, end + origin):
+                return time
+            self.tell(LEFT_OUT, end + origin)
+            return end
+
         damaged = []  # packets of which that is still to be said
-        until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
+        # Where the packets end, also those that hold no picture, with the stamp of the one that tells it; time and frame of the last picture.
+        until, last = (Fraction(0), Fraction(0)), None
         for packet in self._packets:
             if packet.stream.index != self.video.index:
                 if self.sound is not None:
@@ -1411,20 +1418,22 @@ class _Media:
                 while damaged:
                     self.conceal(damaged.pop(0), "the picture before")
             stamps.sent(packet)
-            if timed and not packet.is_discard:
-                until = max(until, (_end(packet, stamps.shown) or 0) - origin)
+            stop = _end(packet, stamps.shown) if not packet.is_discard else None
+            if stop is not None:
+                until = max(until, (stop - lasting(packet) - origin, stop - origin))
             for frame in frames or ():
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
-                stamp = stamps.of(frame) if timed else None
-                time = end if stamp is None else stamp * frame.time_base - origin
+                stamp = stamps.of(frame)
+                time = end if stamp is None else likely(stamp * frame.time_base - origin)
                 lasts = (frame.duration or 0) * frame.time_base
-                lasts = lasts if timed and 0 < lasts < WRONG else 1 / rate
+                lasts = lasts if 0 < lasts <= RESTART else 1 / rate
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
                     self.tell(f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first")
                 yield time, lasts, frame
+        until = end if last is None else likely(until[1])
         if self._container.format.name == "ogg":
             # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
             until = max(until, min(max(self._reached.values()) - origin, end + Fraction(SHORT)))

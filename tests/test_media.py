@@ -284,12 +284,60 @@ def test_avi_whose_frame_rate_is_wrong(tmp_path, scale):
     assert struct.unpack_from("<II", data, at) == (1, 25)
     struct.pack_into("<II", data, at, *scale)
     (tmp_path / "b.avi").write_bytes(data)
-    with pytest.warns(UserWarning, match="b.avi: its frame rate is wrong; 25 a second is taken"):
+    with pytest.warns(UserWarning, match="b.avi, 0.00 s: a wrong time stamp is left out") as said:
         assert flashes(tmp_path / "b.avi") == (25, [5, 20])
+    assert len(said) == 1
 
 
 def test_avi_case(case):
     assert flashes(case("avi_h264_bframes/h264b.avi")) == (100, [25, 50, 75])
+
+
+@pytest.mark.parametrize("bframes", ["0", "2"])
+@pytest.mark.parametrize("audio", ["aac", None])
+def test_mp4_that_claims_to_be_hours_long(tmp_path, audio, bframes):
+    """The number of ticks to a second in the head of its pictures is 1, so that each seems to last for minutes or hours."""
+    with av.open(str(encode(tmp_path / "a.mov", 1.0, "libx264", audio, flash=(5, 20), options={"bf": bframes}))) as source, \
+            av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "frag_every_frame+empty_moov"}) as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.index(b"mdhd") + 16
+    assert struct.unpack_from(">I", data, at)[0] > 10000
+    struct.pack_into(">I", data, at, 1)
+    (tmp_path / "b.mp4").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"b.mp4, \d+\.\d\d s: a wrong time stamp is left out"):
+        assert flashes(tmp_path / "b.mp4") == (25, [5, 20])
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_path):
+    """A show of three pictures, 15 s each, with music; and one picture with 40 s of it."""
+    for name, times, total in (("show.mp4", (0, 15, 30), 45), ("one.mkv", (0,), 40), ("one.mp4", (0,), 40)):
+        with av.open(str(tmp_path / name), "w") as container:
+            shown, heard = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
+            shown.width, shown.height, shown.pix_fmt, heard.codec_context.layout = 64, 48, "yuv420p", "mono"
+            shown.codec_context.max_b_frames = 0
+            shown.codec_context.time_base = Fraction(1, 25)
+            packets = []
+            for time in times:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 255 * (time == 15), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = 25 * time, Fraction(1, 25)
+                packets += shown.encode(frame)
+            packets += shown.encode(None)
+            for index, packet in enumerate(packets):
+                packet.duration = round(total / len(times) / packet.time_base)
+            for start in range(0, total * 16000, 1024):
+                block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
+                block.sample_rate, block.time_base, block.pts = 16000, Fraction(1, 16000), start
+                packets += heard.encode(block)
+            for packet in sorted(packets + heard.encode(None), key=lambda packet: packet.dts * packet.time_base):
+                container.mux(packet)
+        count, white = flashes(tmp_path / name)
+        assert count == pytest.approx(25 * total, abs=1) and white == list(range(375, 750))[:len(times[1:]) * 375]
 
 
 # Cut short ------------------------------------------------------------------------------------------------------------
