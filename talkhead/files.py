@@ -1606,8 +1606,8 @@ class FrameReader:
     def _moving(self, first, timed, lasts):
         def seen():
             yield Fraction(0), lasts, first
-            for time, lasting, image in timed:
-                yield time, lasting, _to_rgb(image)
+            for time, stays, image in timed:
+                yield time, stays, _to_rgb(image)
 
         with _whole_picture(self.name):
             for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
