@@ -46,6 +46,10 @@ class PacketClock:
     def mend(self, packet):
         """The packets that can go on now, their stamps mended; the first of a stream after the clock started again is `opaque`."""
         index, moment = packet.stream.index, self._seen(packet)
+        if moment is not None and packet.dts is not None and packet.pts is not None and self._is_strange(index, moment):
+            shown = moment + (packet.pts - packet.dts) * packet.time_base
+            if self._last[index] is not None and not self._is_strange(index, shown):
+                packet.dts, moment = None, shown  # FFmpeg made it up, as it does where MPEG-PS comes through a pipe
         strange = moment is not None and self._is_strange(index, moment)
         self._newest[index] = self._newest[index] if moment is None else moment
         held = self._waiting.get(index, [])

@@ -118,6 +118,13 @@ def test_no_picture_is_shown_long_after_it_is_decoded():
     assert got == [(0, 80), (0, None), (0, 120)] and said == [("a wrong time stamp is left out", 0.04)]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_stamp_of_decoding_alone_is_wrong(restarts):
+    got, said = mended([packet(0, shown=80), *(packet(time, shown=time + 80) for time in range(40, 12_000, 40)), packet(0, shown=12_040),
+                        packet(12_040, shown=12_120)], restarts)
+    assert said == [] and [time for _, time in got][-3:] == [12_040, 12_040, 12_120]
+
+
 def stamps(frames, shown):
     times = PictureStamps(shown)
     times.sent(SimpleNamespace(dts=0))
