@@ -64,6 +64,8 @@ AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
+PARTS = 3 << 16  # bytes: of Ogg's pages and MPEG-PS's packets, which are shorter than a third, whole ones lie in the last so many
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")  # names of its head and its data
 SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
 PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
 PIPE = 1 << 20  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
@@ -155,6 +157,7 @@ class _Source:
         self._read = getattr(stream, "read1", stream.read)
         self._start = bytearray()
         self.count, self.tail = 0, b""  # bytes given, and the last of them
+        self.kept = TAIL  # how many those are
 
     @property
     def live(self):
@@ -169,7 +172,7 @@ class _Source:
         else:
             self._wait()
             data = self._read(size)
-        self.count, self.tail = self.count + len(data), (self.tail + data[-TAIL:])[-TAIL:]
+        self.count, self.tail = self.count + len(data), (self.tail + data[-self.kept:])[-self.kept:]
         return data
 
     def _wait(self):
@@ -1160,6 +1163,10 @@ def _promised(read):
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a head, then one segment
         segment = _ebml_end(read, 0)
         return _ebml_end(read, segment) if segment is not None and read(segment, 4) == b"\x18\x53\x80\x67" else None
+    if head[:16] == ASF[0]:
+        start = _number(head[16:24])
+        name_and_size = read(start, 24)
+        return start + _number(name_and_size[16:]) if name_and_size[:16] == ASF[1] else None
     if head[:3] == b"FLV":
         found = read(0, 2048).partition(b"\x00\x08filesize\x00")[2]
         return int(struct.unpack(">d", found[:8])[0]) or None if len(found) >= 8 else None
@@ -1180,6 +1187,51 @@ def _ebml_end(read, start):
     length = 9 - field[0].bit_length() if field and field[0] else 9
     size = int.from_bytes(field[:length], "big") & (1 << 7 * length) - 1
     return None if length > len(field) or size == (1 << 7 * length) - 1 else start + 4 + length + size
+
+
+def _last_part(data, mark, size):
+    """The last of the pages or packets with which a file ends: where it begins and ends in `data`; past its end, if it was cut.
+
+    data     the last bytes of the file
+    mark     with which each of them begins
+    size     gives the length of one that begins at a position of `data`, or 0 if none does
+    returns  None where they do not follow each other to the end
+    """
+    start = data.find(mark)
+    while start >= 0:
+        last, end = start, start + size(data, start)
+        while last < end < len(data):
+            last, end = end, end + size(data, end)
+        if last < end:
+            return last, end
+        start = data.find(mark, start + 1)
+    return None
+
+
+def _ogg_page(data, at):
+    """Its length, RFC 3533; of one cut in its head at least so much."""
+    head = data[at:at + 27 + 255]
+    if head[:4] != b"OggS"[:len(head)]:
+        return 0
+    return 27 if len(head) < 27 else 27 + head[26] + sum(head[27:27 + head[26]])
+
+
+def _ps_packet(data, at):
+    """Its length, ISO/IEC 13818-1 and 11172-1; of one cut in its head at least so much. A zero between them counts as one."""
+    head = data[at:at + 14]
+    if head[:3] == bytes(len(head[:3])):
+        return 1
+    if head[:3] != b"\0\0\1" or len(head) > 3 and head[3] < 0xB9:
+        return 0
+    if head[3:4] == b"\xb9":  # the end
+        return 4
+    if head[3:4] == b"\xba":
+        return 12 if len(head) > 4 and head[4] >> 6 == 0 else 14 + (head[13] & 7 if len(head) == 14 else 0)
+    length = int.from_bytes(head[4:6], "big")
+    return 6 + length if length or len(head) < 6 else 0  # of unknown length
+
+
+PARTED = {"ogg": (b"OggS", _ogg_page), "mpeg": (b"\0\0\1", _ps_packet)}  # by FFmpeg's name of the format
 
 
 def _is_wave(head):
@@ -1257,6 +1309,8 @@ class _Media:
         place = self._source or f"file:{source}"  # a name may hold a colon
         head = b"" if self._source is None else self._source.look(0, 44)
         hurry = {} if self._source is None else _hurry(head)
+        if self._source is not None and head[:4] in (b"OggS", b"\0\0\1\xba"):
+            self._source.kept = PARTS
         self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
         start = self._peek(0, 400)
         self._unit = next((size for size in (188, 192) if start[size - 188::size][:2] == b"GG"), None)  # bytes of a packet of MPEG-TS
@@ -1327,7 +1381,7 @@ class _Media:
         if self._source is not None:
             self._source.drain()
         if self._is_stream:
-            if self._tail()[4:8] != b"mfro":
+            if self._tail(TAIL)[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
             keep = "" if self._source is not None else ", or keep what is there with ffmpeg -i IN -c copy OUT"
@@ -1356,6 +1410,12 @@ class _Media:
         size = os.path.getsize(self.name) if self._source is None else self._source.count
         if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
             return True
+        data = self._tail(PARTS) if kind in PARTED else b""
+        last = _last_part(data, *PARTED[kind]) if data and len(data) == min(size, PARTS) else None
+        if last is not None and last[1] > len(data):
+            return True
+        if kind == "ogg" and last is not None and not data[last[0] + 5] & 4:
+            self.tell("its last page is not marked as the last; what comes after it, if anything, is missing")
         promised = {stream.index: self.end(stream) for stream in streams}
         return LEFT_OUT not in self._told and any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
 
@@ -1370,11 +1430,12 @@ class _Media:
             return None
         return (stream.start_time or 0) * stream.time_base + seconds
 
-    def _tail(self):
+    def _tail(self, count):
+        """The last bytes, of a pipe at most as many as are kept."""
         if self._source is not None:
             return self._source.tail
         with open(self.name, "rb") as stream:
-            stream.seek(-TAIL, os.SEEK_END)
+            stream.seek(-min(count, os.path.getsize(self.name)), os.SEEK_END)
             return stream.read()
 
     def begin(self):

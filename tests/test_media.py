@@ -356,7 +356,8 @@ def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_p
 @pytest.mark.parametrize("name, video, audio", [
     ("a.mkv", "ffv1", "pcm_s16le"), ("a.mkv", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mpeg4", "mp2"), ("a.avi", "mjpeg", None),
     ("a.ts", "libx264", "aac"), ("a.mp3", None, "libmp3lame"), ("a.mka", None, "flac"), ("a.flv", "flv", "libmp3lame"), ("a.m4a", None, "aac"),
-    ("a.mov", "mjpeg", "pcm_s16le")])
+    ("a.mov", "mjpeg", "pcm_s16le"), ("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.oga", None, "flac"), ("a.ogv", "vp8", "vorbis"),
+    ("a.mpg", "mpeg1video", "mp2"), ("a.vob", "mpeg2video", "ac3"), ("a.asf", "mpeg4", "libmp3lame"), ("a.wmv", "wmv2", None)])
 def test_broken_download(tmp_path, name, video, audio):
     """Where the file tells how long it is, no part of it passes for the whole; a whole one does, by name and through a pipe."""
     path = encode(tmp_path / name, 2.0, video, audio, rate=44100 if audio == "libmp3lame" else 48000, flash=(25,))
@@ -378,6 +379,41 @@ def test_broken_download(tmp_path, name, video, audio):
                     warnings.simplefilter("ignore")
                     function(source)
                 assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seconds", [2.0, 30.0])
+@pytest.mark.parametrize("name, video, audio", [("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.ogv", "vp8", "vorbis"), ("a.mpg", "mpeg1video", "mp2"),
+                                                ("a.vob", "mpeg2video", "ac3")])
+def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seconds):
+    """Where a page or packet has begun that is not there to its end; also in a file longer than what is looked at."""
+    whole = encode(tmp_path / name, seconds, video, audio, options={"b": "500000"} if video else None).read_bytes()
+    mark, size = files.PARTED["ogg" if whole[:4] == b"OggS" else "mpeg"]
+    ends = [0]
+    while ends[-1] < len(whole):
+        ends.append(ends[-1] + size(whole, ends[-1]))
+    assert ends[-1] == len(whole) and len(ends) > 3
+    for gone in [0, *range(1, 40), *range(40, 5000, 97)]:
+        data = whole[:len(whole) - gone][-files.PARTS:]
+        _, end = files._last_part(data, mark, size)
+        assert (end > len(data)) == (len(whole) - gone not in ends), gone
+
+
+def test_an_ogg_without_a_last_page(tmp_path):
+    """Who records from the air, or was stopped, marks none: what is there is read, and it is said."""
+    data = encode(tmp_path / "a.opus", 2.0, None, "libopus").read_bytes()
+    (tmp_path / "b.opus").write_bytes(data[:data.rindex(b"OggS")])
+    for source in (tmp_path / "b.opus", OneWay((tmp_path / "b.opus").read_bytes())):
+        with pytest.warns(UserWarning, match="its last page is not marked as the last; what comes after it, if anything, is missing"):
+            assert 0.5 < len(files.read_audio(source)) / RATE < 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("more", [b"", bytes(3000), b"\0\0\1\xb9", b"\0\0\1\xb9" + bytes(1000), b"\xff" * 700, b"TAG" + bytes(125)])
+def test_mpeg_ps_may_end_in_several_ways(tmp_path, more):
+    data = encode(tmp_path / "a.mpg", 2.0, "mpeg1video", "mp2", flash=(25,)).read_bytes()
+    (tmp_path / "b.mpg").write_bytes(data + more)
+    assert flashes(tmp_path / "b.mpg") == (50, [25])
 
 
 def test_live_matroska_tells_no_length(tmp_path):
