@@ -5,8 +5,9 @@
 Four commands take turns: train-stylegan with an encoder along, pti, invert --list and align --list, on toy networks and drawn faces that
 are made first. Each time a command starts in an empty folder, is sent SIGKILL at a moment drawn evenly from the time that it took when it was left
 alone, and is given again. Then every file must be there that was there before: latents, their JSON and aligned clips byte for byte,
-weights and optimisers tensor for tensor, manifests by all that they tell but the seconds, and that the work went on. A JSON line on stdout for each command tells how many kills there were, and
-after how many of them there was something to go on from ("resumed"). Exit status 1, and the folders stay, if anything differs.
+weights and optimisers tensor for tensor, manifests by all that they tell but the seconds, and that the work went on. A JSON line on stdout for
+each command tells how many kills there were, and after how many of them there was something to go on from ("resumed"). Exit status 1, and the
+folders stay, if anything differs.
 
 The commands are forked from one process that has loaded torch, so that a run takes a second and moments are not spent on imports.
 """

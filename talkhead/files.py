@@ -54,6 +54,7 @@ PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", "
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
+LONGEST = 16384  # pixels: x264 refuses a longer side
 FASTEST = 1_000_000  # samples per second that anybody records
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
@@ -1787,9 +1788,9 @@ class FrameWriter:
         tags = _tags(metadata, synthetic)
         suffix = Path(destination).suffix.lower() if _named(destination) else None
         if not _named(destination):
-            self._output = _VideoOutput("mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
+            self._output = _VideoOutput(self.name, "mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
         elif suffix in VIDEO_FORMATS:
-            self._output = _VideoOutput(VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
+            self._output = _VideoOutput(self.name, VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
         elif suffix in IMAGE_FORMATS:
             self._output = _ImageOutput(self.name, IMAGE_FORMATS[suffix], tags)
         elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
@@ -1884,7 +1885,8 @@ class _VideoOutput:
 
     folder = False
 
-    def __init__(self, format, fps, sound, tags, lossless, piped=False):
+    def __init__(self, name, format, fps, sound, tags, lossless, piped=False):
+        self._name = name
         self._format, self._tags, self._lossless, self._piped = format, tags, lossless, piped
         self._fps = Fraction(fps).limit_denominator(1001)
         self._sound = _Samples(*sound) if isinstance(sound, tuple) else sound
@@ -1903,6 +1905,8 @@ class _VideoOutput:
         self._container.metadata.update(self._tags)
 
     def _start(self, height, width):
+        if max(height, width) > LONGEST:
+            raise TalkheadError(f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller")
         if self._lossless:
             # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
             options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}
