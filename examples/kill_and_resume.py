@@ -5,9 +5,9 @@
 Four commands take turns: train-stylegan with an encoder along, pti, invert --list and align --list, on toy networks and drawn faces that
 are made first. Each time a command starts in an empty folder, is sent SIGKILL at a moment drawn evenly from the time that it took when it was left
 alone, and is given again. Then every file must be there that was there before: latents, their JSON and aligned clips byte for byte,
-weights and optimisers tensor for tensor, manifests by the results of which they tell: one that was whole in the instant before a kill, and not
-yet recorded, is told as skipped, without its number of frames. A JSON line on stdout for each command tells how many kills there were, and
-after how many of them there was something to go on from ("resumed"). Exit status 1, and the folders stay, if anything differs.
+weights and optimisers tensor for tensor, manifests by all that they tell but the seconds, and that the work went on. A JSON line on stdout for
+each command tells how many kills there were, and after how many of them there was something to go on from ("resumed"). Exit status 1, and the
+folders stay, if anything differs.
 
 The commands are forked from one process that has loaded torch, so that a run takes a second and moments are not spent on imports.
 """
@@ -143,9 +143,9 @@ def results(folder):
 
 
 def _records(path):
-    """The results of which a manifest tells, with what they were made of; none may have failed."""
+    """The records of a manifest, without how long each took, and whether it went on from what was done."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(record["source"], record["output"]) for record in records if record["status"] in ("done", "skipped")]
+    return [record | {"seconds": None, "notes": [note for note in record.get("notes", []) if "going on" not in note]} for record in records]
 
 
 _READERS = {".pt": files.load_weights, ".jsonl": _records}
@@ -195,7 +195,7 @@ def main():
                 shutil.rmtree(folder)
                 continue
             report["kills"] += 1
-            report["resumed"] += bool(files.find(folder / "out", {".pt", ".npy", ".mp4", ".part"}))
+            report["resumed"] += bool(files.find(folder / "out", {".pt", ".npy", ".mp4", ".part"}) or list((folder / "out").rglob("*.part")))
             finish(start(arguments, folder), folder)
             if found := differences(wanted, results(folder / "out")):
                 report["different"] += 1

@@ -38,7 +38,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from talkhead import pictures, safetensors
 from talkhead.errors import TalkheadError
-from talkhead.timestamps import RESTART, WRONG, PacketClock, PictureStamps, lasting
+from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
 
@@ -54,6 +54,7 @@ PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", "
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
+LONGEST = 16384  # pixels: x264 refuses a longer side
 FASTEST = 1_000_000  # samples per second that anybody records
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
@@ -64,6 +65,8 @@ AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
+PARTS = 3 << 16  # bytes: of Ogg's pages and MPEG-PS's packets, which are shorter than a third, whole ones lie in the last so many
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")  # names of its head and its data
 SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
 PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
 PIPE = 1 << 20  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
@@ -155,6 +158,7 @@ class _Source:
         self._read = getattr(stream, "read1", stream.read)
         self._start = bytearray()
         self.count, self.tail = 0, b""  # bytes given, and the last of them
+        self.kept = TAIL  # how many those are
 
     @property
     def live(self):
@@ -169,7 +173,7 @@ class _Source:
         else:
             self._wait()
             data = self._read(size)
-        self.count, self.tail = self.count + len(data), (self.tail + data[-TAIL:])[-TAIL:]
+        self.count, self.tail = self.count + len(data), (self.tail + data[-self.kept:])[-self.kept:]
         return data
 
     def _wait(self):
@@ -870,7 +874,7 @@ class _Decoder:
 
     def _begin(self, frame):
         """Put the first frame at its time: silence before it, or the part before `start` dropped."""
-        time = Fraction(0) if frame.pts is None else frame.pts * frame.time_base
+        time = (self._start or Fraction(0)) if frame.pts is None else frame.pts * frame.time_base
         self._start = time if self._start is None else self._start
         if self._end is not None:
             self._left = max(round((self._end - self._start) * self._rate), 0)
@@ -1160,6 +1164,10 @@ def _promised(read):
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a head, then one segment
         segment = _ebml_end(read, 0)
         return _ebml_end(read, segment) if segment is not None and read(segment, 4) == b"\x18\x53\x80\x67" else None
+    if head[:16] == ASF[0]:
+        start = _number(head[16:24])
+        name_and_size = read(start, 24)
+        return start + _number(name_and_size[16:]) if name_and_size[:16] == ASF[1] else None
     if head[:3] == b"FLV":
         found = read(0, 2048).partition(b"\x00\x08filesize\x00")[2]
         return int(struct.unpack(">d", found[:8])[0]) or None if len(found) >= 8 else None
@@ -1180,6 +1188,51 @@ def _ebml_end(read, start):
     length = 9 - field[0].bit_length() if field and field[0] else 9
     size = int.from_bytes(field[:length], "big") & (1 << 7 * length) - 1
     return None if length > len(field) or size == (1 << 7 * length) - 1 else start + 4 + length + size
+
+
+def _last_part(data, mark, size):
+    """The last of the pages or packets with which a file ends: where it begins and ends in `data`; past its end, if it was cut.
+
+    data     the last bytes of the file
+    mark     with which each of them begins
+    size     gives the length of one that begins at a position of `data`, or 0 if none does
+    returns  None where they do not follow each other to the end
+    """
+    start = data.find(mark)
+    while start >= 0:
+        last, end = start, start + size(data, start)
+        while last < end < len(data):
+            last, end = end, end + size(data, end)
+        if last < end:
+            return last, end
+        start = data.find(mark, start + 1)
+    return None
+
+
+def _ogg_page(data, at):
+    """Its length, RFC 3533; of one cut in its head at least so much."""
+    head = data[at:at + 27 + 255]
+    if head[:4] != b"OggS"[:len(head)]:
+        return 0
+    return 27 if len(head) < 27 else 27 + head[26] + sum(head[27:27 + head[26]])
+
+
+def _ps_packet(data, at):
+    """Its length, ISO/IEC 13818-1 and 11172-1; of one cut in its head at least so much. A zero between them counts as one."""
+    head = data[at:at + 14]
+    if head[:3] == bytes(len(head[:3])):
+        return 1
+    if head[:3] != b"\0\0\1" or len(head) > 3 and head[3] < 0xB9:
+        return 0
+    if head[3:4] == b"\xb9":  # the end
+        return 4
+    if head[3:4] == b"\xba":
+        return 12 if len(head) > 4 and head[4] >> 6 == 0 else 14 + (head[13] & 7 if len(head) == 14 else 0)
+    length = int.from_bytes(head[4:6], "big")
+    return 6 + length if length or len(head) < 6 else 0  # of unknown length
+
+
+PARTED = {"ogg": (b"OggS", _ogg_page), "mpeg": (b"\0\0\1", _ps_packet)}  # by FFmpeg's name of the format
 
 
 def _is_wave(head):
@@ -1257,6 +1310,8 @@ class _Media:
         place = self._source or f"file:{source}"  # a name may hold a colon
         head = b"" if self._source is None else self._source.look(0, 44)
         hurry = {} if self._source is None else _hurry(head)
+        if self._source is not None and head[:4] in (b"OggS", b"\0\0\1\xba"):
+            self._source.kept = PARTS
         self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
         start = self._peek(0, 400)
         self._unit = next((size for size in (188, 192) if start[size - 188::size][:2] == b"GG"), None)  # bytes of a packet of MPEG-TS
@@ -1308,11 +1363,13 @@ class _Media:
     def packets(self, pictures=True):
         """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
         restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
-        # Where the clock starts again, the sound keeps step with the pictures also when they are not wanted.
-        streams = [stream for stream in (self.video if pictures or restarts else None, self.audio) if stream is not None]
+        # Where the clock starts again, or pauses, the sound keeps step with the pictures also when they are not wanted.
+        streams = [stream for stream in (self.video, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
         starts = {stream.index: None if stream.start_time is None else stream.start_time * stream.time_base for stream in streams}
-        clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
+        if not restarts and None not in starts.values():  # a stream that begins late does so as after a pause
+            starts = dict.fromkeys(starts, min(starts.values(), default=None))
+        clock = self._clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
         try:
             for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
                 end = _end(packet)
@@ -1325,7 +1382,7 @@ class _Media:
         if self._source is not None:
             self._source.drain()
         if self._is_stream:
-            if self._tail()[4:8] != b"mfro":
+            if self._tail(TAIL)[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
             keep = "" if self._source is not None else ", or keep what is there with ffmpeg -i IN -c copy OUT"
@@ -1354,8 +1411,14 @@ class _Media:
         size = os.path.getsize(self.name) if self._source is None else self._source.count
         if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
             return True
+        data = self._tail(PARTS) if kind in PARTED else b""
+        last = _last_part(data, *PARTED[kind]) if data and len(data) == min(size, PARTS) else None
+        if last is not None and last[1] > len(data):
+            return True
+        if kind == "ogg" and last is not None and not data[last[0] + 5] & 4:
+            self.tell("its last page is not marked as the last; what comes after it, if anything, is missing")
         promised = {stream.index: self.end(stream) for stream in streams}
-        return any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
+        return LEFT_OUT not in self._told and any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
 
     def end(self, stream):
         """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
@@ -1368,11 +1431,12 @@ class _Media:
             return None
         return (stream.start_time or 0) * stream.time_base + seconds
 
-    def _tail(self):
+    def _tail(self, count):
+        """The last bytes, of a pipe at most as many as are kept."""
         if self._source is not None:
             return self._source.tail
         with open(self.name, "rb") as stream:
-            stream.seek(-TAIL, os.SEEK_END)
+            stream.seek(-min(count, os.path.getsize(self.name)), os.SEEK_END)
             return stream.read()
 
     def begin(self):
@@ -1390,15 +1454,20 @@ class _Media:
     def pictures(self):
         """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
-        avi = self._container.format.name == "avi"  # has one number for the time between all pictures
-        timed = not avi or rate * RESTART > 1
-        if not timed:
-            rate = Fraction(FPS)
-            self.tell(f"its frame rate is wrong; {FPS:g} a second is taken")
+        rate = rate if rate * RESTART > 1 else Fraction(FPS)  # of pictures whose stamps are wrong
         end, origin = Fraction(0), self.origin
-        stamps = PictureStamps(shown=not avi)
+        stamps = PictureStamps(shown=self._container.format.name != "avi")
+
+        def likely(time):
+            """A moment, or the end of what was shown so far where that far ahead nothing is heard."""
+            if time - end <= RESTART or self._clock.is_pause(self.video.index, time + origin, end + origin):
+                return time
+            self.tell(LEFT_OUT, end + origin)
+            return end
+
         damaged = []  # packets of which that is still to be said
-        until, last = Fraction(0), None  # where the packets end, also those that hold no picture; time and frame of the last picture
+        # Where the packets end, also those that hold no picture, with the stamp of the one that tells it; time and frame of the last picture.
+        until, last = (Fraction(0), Fraction(0)), None
         for packet in self._packets:
             if packet.stream.index != self.video.index:
                 if self.sound is not None:
@@ -1411,20 +1480,22 @@ class _Media:
                 while damaged:
                     self.conceal(damaged.pop(0), "the picture before")
             stamps.sent(packet)
-            if timed and not packet.is_discard:
-                until = max(until, (_end(packet, stamps.shown) or 0) - origin)
+            stop = _end(packet, stamps.shown) if not packet.is_discard else None
+            if stop is not None:
+                until = max(until, (stop - lasting(packet) - origin, stop - origin))
             for frame in frames or ():
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
-                stamp = stamps.of(frame) if timed else None
-                time = end if stamp is None else stamp * frame.time_base - origin
+                stamp = stamps.of(frame)
+                time = end if stamp is None else likely(stamp * frame.time_base - origin)
                 lasts = (frame.duration or 0) * frame.time_base
-                lasts = lasts if timed and 0 < lasts < WRONG else 1 / rate
+                lasts = lasts if 0 < lasts <= RESTART else 1 / rate
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
                     self.tell(f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first")
                 yield time, lasts, frame
+        until = end if last is None else likely(until[1])
         if self._container.format.name == "ogg":
             # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
             until = max(until, min(max(self._reached.values()) - origin, end + Fraction(SHORT)))
@@ -1597,8 +1668,8 @@ class FrameReader:
     def _moving(self, first, timed, lasts):
         def seen():
             yield Fraction(0), lasts, first
-            for time, lasting, image in timed:
-                yield time, lasting, _to_rgb(image)
+            for time, stays, image in timed:
+                yield time, stays, _to_rgb(image)
 
         with _whole_picture(self.name):
             for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
@@ -1717,9 +1788,9 @@ class FrameWriter:
         tags = _tags(metadata, synthetic)
         suffix = Path(destination).suffix.lower() if _named(destination) else None
         if not _named(destination):
-            self._output = _VideoOutput("mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
+            self._output = _VideoOutput(self.name, "mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
         elif suffix in VIDEO_FORMATS:
-            self._output = _VideoOutput(VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
+            self._output = _VideoOutput(self.name, VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
         elif suffix in IMAGE_FORMATS:
             self._output = _ImageOutput(self.name, IMAGE_FORMATS[suffix], tags)
         elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
@@ -1814,7 +1885,8 @@ class _VideoOutput:
 
     folder = False
 
-    def __init__(self, format, fps, sound, tags, lossless, piped=False):
+    def __init__(self, name, format, fps, sound, tags, lossless, piped=False):
+        self._name = name
         self._format, self._tags, self._lossless, self._piped = format, tags, lossless, piped
         self._fps = Fraction(fps).limit_denominator(1001)
         self._sound = _Samples(*sound) if isinstance(sound, tuple) else sound
@@ -1833,6 +1905,8 @@ class _VideoOutput:
         self._container.metadata.update(self._tags)
 
     def _start(self, height, width):
+        if max(height, width) > LONGEST:
+            raise TalkheadError(f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller")
         if self._lossless:
             # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
             options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}

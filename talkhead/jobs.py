@@ -10,8 +10,11 @@ is told in a manifest beside the results, a line of JSON each; processes write a
 
 import json
 import os
+import shutil
 import time
 import traceback
+import zlib
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -133,7 +136,7 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
     suffix   of results that are not named
     returns  list of Item, with different names
     raises   TalkheadError if it cannot be read, is empty, a line has other fields, two results would have one name, or one would
-             lie outside of their folder
+             lie outside of their folder or be hidden
 
     A result is named after its source: a/b/clip.mpg becomes clip.mp4. Where that would make two the same, every result keeps
     one folder more of its source, b/clip.mp4, and so on, until all differ. Several sources are joined with dashes,
@@ -148,6 +151,9 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
     for folders in range(deepest):
         names = [own or _name(sources, folders) + suffix for _, sources, own in parsed]
         if len(set(names)) == len(names):
+            for (number, _, _), name in zip(parsed, names):
+                if files.is_hidden(name):
+                    raise TalkheadError(f"{told}, line {number}: the result {name} would be hidden; give it a name without the dot, after a tab")
             return [Item(dict(zip(fields, sources)), name) for (_, sources, _), name in zip(parsed, names)]
     first = {}
     for (number, _, _), name in zip(parsed, names):
@@ -217,8 +223,8 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
     """Do the work of a shard, item by item; whatever fails is recorded, and the next is done.
 
     items      list of Item, the whole of it
-    work       called with an item's sources and the path of its result, which it writes whole or not at all; returns what
-               else there is to record: a dict
+    work       called with an item's sources and the path of its result, by the right name but in a hidden folder of its own, where it may leave
+               what it needs to go on; returns what else there is to record: a dict
     folder     where results go; it and its folders are made
     shard      which of the items are this process's
     beside     suffixes of what is written beside a result; it is done when these are there too
@@ -228,7 +234,8 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
                failed "reason", and "traceback" if it is our bug
     raises     TalkheadError if the folder or the manifest cannot be written, or another process is at work on the same shard
 
-    The manifest holds the newest record of each result. A result that is there keeps the record of when it was made.
+    The manifest holds the newest record of each result. A result that is there keeps the record of when it was made. What was made is recorded
+    first, and moved to its place then: a process may be killed between the two, and a record without a result does not count.
     """
     folder, items = Path(folder), shard(items)
 
@@ -249,26 +256,44 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
                 if item.name not in manifest.known:
                     manifest.add(record)
             else:
-                record |= _worked(work, item, folder / item.name)
+                place = folder / item.name
+                desk = place.with_name(f".{place.stem[:32]}.{zlib.crc32(os.fsencode(place.name)):08x}")
+                record |= _worked(work, item, place, desk)
                 manifest.add(record)
+                if record["status"] == "done":
+                    _publish(desk, place)
             yield record
 
 
-def _worked(work, item, place):
-    """Do the work on one item; what there is to record."""
+def _publish(desk, place):
+    """Move a result, and what belongs beside it, to its place; the result last, for with it the work is done."""
+    with files.mendable(place):
+        for made in sorted(desk.iterdir(), key=lambda made: made.name == place.name):
+            if not files.is_hidden(made.name):  # as what was half written when a process was killed is
+                os.replace(made, place.with_name(made.name))
+        shutil.rmtree(desk)
+
+
+def _worked(work, item, place, desk):
+    """Do the work on one item at a desk, a folder; what there is to record."""
     began = time.monotonic()
 
     def record(status, **more):
         return {"status": status, "seconds": round(time.monotonic() - began, 3)} | more
 
     try:
-        with files.mendable(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        return record("done", **work(*item.sources.values(), str(place)))
+        with files.mendable(place):
+            if place.is_dir():
+                place.rmdir()  # a folder takes the place of an empty one alone
+            desk.mkdir(parents=True, exist_ok=True)
+        return record("done", **work(*item.sources.values(), str(desk / place.name)))
     except TalkheadError as problem:
-        return record("failed", reason=str(problem))
+        return record("failed", reason=str(problem).replace(str(desk), str(place.parent)))
     except Exception as problem:  # a bug of ours must not keep the other clips waiting
         return record("failed", reason=f"{type(problem).__name__}: {problem}", traceback=traceback.format_exc())
+    finally:
+        with suppress(OSError):
+            desk.rmdir()  # if there is nothing to go on from
 
 
 class _Manifest:

@@ -719,6 +719,14 @@ def test_name_with_a_colon(tmp_path):
     assert files.read_image(save(tmp_path / "a:b.png", noise(1))).shape == (17, 15, 3)
 
 
+def test_frames_too_large_for_a_video(tmp_path):
+    for destination in (tmp_path / "a.mp4", io.BytesIO()):
+        with pytest.raises(TalkheadError, match=r"frames of 16386x2 are too large for a video, which has at most 16384 pixels a side; make them smaller"):
+            with files.FrameWriter(destination) as writer:
+                writer.write(np.zeros((2, 16386, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_grid(shared_data):
     """MPEG-1 of the thesis's corpus: 75 frames, three seconds of sound, in step."""
     for path in sorted((shared_data / "grid_s1" / "video").glob("*.mpg"))[:3]:

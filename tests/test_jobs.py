@@ -138,7 +138,7 @@ def test_lists_that_are_no_text(tmp_path, data, message):
     (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
     (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
     (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
-    (["a.mpg\ts1/../x.mp4", "b.mpg\t..x.mp4"], ["x.mp4", "..x.mp4"]),
+    (["a.mpg\ts1/../x.mp4", "b.mpg\tx..mp4"], ["x.mp4", "x..mp4"]),
 ])
 def test_names_of_results(sources, expected):
     assert names(*sources) == expected
@@ -167,6 +167,11 @@ def test_names_of_results_of_two_sources():
     ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
     ("a.mpg\t..", "line 1: the result .. would lie outside"),
     ("a.mpg\tx/..", "line 1: the result . would lie outside"),
+    ("a.mpg\nb.mpg\t.mp4", "line 2: the result .mp4 would be hidden; give it a name without the dot, after a tab"),
+    ("a.mpg\t.x/b.mp4", "line 1: the result .x/b.mp4 would be hidden"),
+    ("a.mpg\t..x.mp4", "line 1: the result ..x.mp4 would be hidden"),
+    ("s1/.a.mpg", "line 1: the result .a.mp4 would be hidden"),
+    ("s1/.mpg", "line 1: the result .mpg.mp4 would be hidden"),
 ])
 def test_bad_lists_are_refused(text, message):
     with pytest.raises(TalkheadError, match=message):
@@ -273,6 +278,53 @@ def test_who_is_stopped_goes_on_where_it_was(desk, stop):
     desk.worked.clear()
     list(jobs.run(desk.items, desk.work, desk.folder))
     assert desk.worked == ["3.txt", "4.txt"] and [record["source"] for record in manifest(desk.manifest)] == [f"{number}.txt" for number in range(5)]
+
+
+@pytest.mark.parametrize("moment", ["before the record", "before the result", "between results"])
+def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monkeypatch):
+    desk.bad.clear()
+
+    def work(source, place):
+        with open(place.replace(".out", ".json"), "w") as stream:
+            stream.write("{}")
+        return desk.work(source, place)
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        if moment == "before the record":
+            patch.setattr(jobs._Manifest, "add", killed)
+        elif moment == "before the result":
+            patch.setattr(jobs, "_publish", killed)
+        else:
+            replace = os.replace
+            patch.setattr(os, "replace", lambda one, other: replace(one, other) if other.suffix == ".json" else killed())
+        with pytest.raises(SystemExit):
+            list(jobs.run(desk.items[:1], work, desk.folder, beside=[".json"]))
+    assert not (desk.folder / "0/0.out").exists() and (desk.folder / "0/0.json").exists() == (moment == "between results")
+    records = list(jobs.run(desk.items, work, desk.folder, beside=[".json"]))
+    assert statuses(records) == ["done"] * 5 and manifest(desk.manifest) == records and [record["frames"] for record in records] == [5] * 5
+    assert sorted(path.name for path in desk.folder.rglob("*.*")) == sorted(["manifest.jsonl", *(f"{n}.{end}" for n in range(5) for end in ("out", "json"))])
+
+
+def test_what_fails_leaves_nothing_but_what_to_go_on_from(desk):
+    def work(source, place):
+        if source == "1.txt":
+            open(f"{place}.part", "w").close()
+        raise TalkheadError(f"{place}: no room")
+
+    records = list(jobs.run(desk.items[:2], work, desk.folder))
+    assert [record["reason"] for record in records] == [f"{desk.folder}/0/0.out: no room", f"{desk.folder}/1/1.out: no room"]
+    assert not list((desk.folder / "0").iterdir()) and [path.name for path in (desk.folder / "1").rglob("*.*.part")] == ["1.out.part"]
+
+    def resumed(source, place):
+        if source == "1.txt":
+            os.remove(f"{place}.part")
+        return desk.work(source, place)
+
+    assert statuses(jobs.run(desk.items[:2], resumed, desk.folder)) == ["done", "done"]
+    assert [path.name for path in (desk.folder / "1").iterdir()] == ["1.out"]
 
 
 def test_each_shard_has_a_manifest_of_its_own(desk):

@@ -261,6 +261,17 @@ def test_clock_that_starts_again(tmp_path, suffix, video, audio):
     assert len(samples) == pytest.approx(6 * RATE, abs=0.1 * RATE)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("video, audio", [("mpeg1video", "mp2"), ("mpeg2video", "mp2"), ("mpeg2video", "ac3")])
+def test_one_clock_through_a_pipe(tmp_path, video, audio):
+    """FFmpeg makes up other stamps of decoding where it cannot look ahead, and of pictures some that are one too early."""
+    path = encode(tmp_path / "a.mpg", 4.0, video, audio)
+    assert flashes(path) == (100, [25, 50, 75])
+    count, white = flashes(OneWay(path.read_bytes()))
+    assert count == 100 and {25, 50, 75} <= set(white) <= {24, 25, 49, 50, 74, 75}
+    np.testing.assert_array_equal(files.read_audio(OneWay(path.read_bytes())), files.read_audio(path))
+
+
 def test_joined_case(case):
     with pytest.warns(UserWarning, match="its clock starts again"):
         assert flashes(case("ts_restart/joined.ts")) == (100, [25, 50, 75])
@@ -284,12 +295,60 @@ def test_avi_whose_frame_rate_is_wrong(tmp_path, scale):
     assert struct.unpack_from("<II", data, at) == (1, 25)
     struct.pack_into("<II", data, at, *scale)
     (tmp_path / "b.avi").write_bytes(data)
-    with pytest.warns(UserWarning, match="b.avi: its frame rate is wrong; 25 a second is taken"):
+    with pytest.warns(UserWarning, match="b.avi, 0.00 s: a wrong time stamp is left out") as said:
         assert flashes(tmp_path / "b.avi") == (25, [5, 20])
+    assert len(said) == 1
 
 
 def test_avi_case(case):
     assert flashes(case("avi_h264_bframes/h264b.avi")) == (100, [25, 50, 75])
+
+
+@pytest.mark.parametrize("bframes", ["0", "2"])
+@pytest.mark.parametrize("audio", ["aac", None])
+def test_mp4_that_claims_to_be_hours_long(tmp_path, audio, bframes):
+    """The number of ticks to a second in the head of its pictures is 1, so that each seems to last for minutes or hours."""
+    with av.open(str(encode(tmp_path / "a.mov", 1.0, "libx264", audio, flash=(5, 20), options={"bf": bframes}))) as source, \
+            av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "frag_every_frame+empty_moov"}) as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.index(b"mdhd") + 16
+    assert struct.unpack_from(">I", data, at)[0] > 10000
+    struct.pack_into(">I", data, at, 1)
+    (tmp_path / "b.mp4").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"b.mp4, \d+\.\d\d s: a wrong time stamp is left out"):
+        assert flashes(tmp_path / "b.mp4") == (25, [5, 20])
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_path):
+    """A show of three pictures, 15 s each, with music; and one picture with 40 s of it."""
+    for name, times, total in (("show.mp4", (0, 15, 30), 45), ("one.mkv", (0,), 40), ("one.mp4", (0,), 40)):
+        with av.open(str(tmp_path / name), "w") as container:
+            shown, heard = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
+            shown.width, shown.height, shown.pix_fmt, heard.codec_context.layout = 64, 48, "yuv420p", "mono"
+            shown.codec_context.max_b_frames = 0
+            shown.codec_context.time_base = Fraction(1, 25)
+            packets = []
+            for time in times:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 255 * (time == 15), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = 25 * time, Fraction(1, 25)
+                packets += shown.encode(frame)
+            packets += shown.encode(None)
+            for index, packet in enumerate(packets):
+                packet.duration = round(total / len(times) / packet.time_base)
+            for start in range(0, total * 16000, 1024):
+                block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
+                block.sample_rate, block.time_base, block.pts = 16000, Fraction(1, 16000), start
+                packets += heard.encode(block)
+            for packet in sorted(packets + heard.encode(None), key=lambda packet: packet.dts * packet.time_base):
+                container.mux(packet)
+        count, white = flashes(tmp_path / name)
+        assert count == pytest.approx(25 * total, abs=1) and white == list(range(375, 750))[:len(times[1:]) * 375]
 
 
 # Cut short ------------------------------------------------------------------------------------------------------------
@@ -297,7 +356,8 @@ def test_avi_case(case):
 @pytest.mark.parametrize("name, video, audio", [
     ("a.mkv", "ffv1", "pcm_s16le"), ("a.mkv", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mpeg4", "mp2"), ("a.avi", "mjpeg", None),
     ("a.ts", "libx264", "aac"), ("a.mp3", None, "libmp3lame"), ("a.mka", None, "flac"), ("a.flv", "flv", "libmp3lame"), ("a.m4a", None, "aac"),
-    ("a.mov", "mjpeg", "pcm_s16le")])
+    ("a.mov", "mjpeg", "pcm_s16le"), ("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.oga", None, "flac"), ("a.ogv", "vp8", "vorbis"),
+    ("a.mpg", "mpeg1video", "mp2"), ("a.vob", "mpeg2video", "ac3"), ("a.asf", "mpeg4", "libmp3lame"), ("a.wmv", "wmv2", None)])
 def test_broken_download(tmp_path, name, video, audio):
     """Where the file tells how long it is, no part of it passes for the whole; a whole one does, by name and through a pipe."""
     path = encode(tmp_path / name, 2.0, video, audio, rate=44100 if audio == "libmp3lame" else 48000, flash=(25,))
@@ -319,6 +379,41 @@ def test_broken_download(tmp_path, name, video, audio):
                     warnings.simplefilter("ignore")
                     function(source)
                 assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seconds", [2.0, 30.0])
+@pytest.mark.parametrize("name, video, audio", [("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.ogv", "vp8", "vorbis"), ("a.mpg", "mpeg1video", "mp2"),
+                                                ("a.vob", "mpeg2video", "ac3")])
+def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seconds):
+    """Where a page or packet has begun that is not there to its end; also in a file longer than what is looked at."""
+    whole = encode(tmp_path / name, seconds, video, audio, options={"b": "500000"} if video else None).read_bytes()
+    mark, size = files.PARTED["ogg" if whole[:4] == b"OggS" else "mpeg"]
+    ends = [0]
+    while ends[-1] < len(whole):
+        ends.append(ends[-1] + size(whole, ends[-1]))
+    assert ends[-1] == len(whole) and len(ends) > 3
+    for gone in [0, *range(1, 40), *range(40, 5000, 97)]:
+        data = whole[:len(whole) - gone][-files.PARTS:]
+        _, end = files._last_part(data, mark, size)
+        assert (end > len(data)) == (len(whole) - gone not in ends), gone
+
+
+def test_an_ogg_without_a_last_page(tmp_path):
+    """Who records from the air, or was stopped, marks none: what is there is read, and it is said."""
+    data = encode(tmp_path / "a.opus", 2.0, None, "libopus").read_bytes()
+    (tmp_path / "b.opus").write_bytes(data[:data.rindex(b"OggS")])
+    for source in (tmp_path / "b.opus", OneWay((tmp_path / "b.opus").read_bytes())):
+        with pytest.warns(UserWarning, match="its last page is not marked as the last; what comes after it, if anything, is missing"):
+            assert 0.5 < len(files.read_audio(source)) / RATE < 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("more", [b"", bytes(3000), b"\0\0\1\xb9", b"\0\0\1\xb9" + bytes(1000), b"\xff" * 700, b"TAG" + bytes(125)])
+def test_mpeg_ps_may_end_in_several_ways(tmp_path, more):
+    data = encode(tmp_path / "a.mpg", 2.0, "mpeg1video", "mp2", flash=(25,)).read_bytes()
+    (tmp_path / "b.mpg").write_bytes(data + more)
+    assert flashes(tmp_path / "b.mpg") == (50, [25])
 
 
 def test_live_matroska_tells_no_length(tmp_path):
