@@ -621,7 +621,7 @@ def _draw(generator, path, frames, sound, output, latents_out, look=None, code=N
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
         if look is not None:
-            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head)
+            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head, batch=batch)
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)

@@ -167,7 +167,8 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
         code = np.mean([code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32)
     frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
-    return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0))
+    return frames if photo is None else with_detail(
+        frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0), batch=batch)
 
 
 def code_of(encoder, photo, generator):
@@ -175,7 +176,7 @@ def code_of(encoder, photo, generator):
     return origin(encoder, photo.face(max(256, generator.resolution)))
 
 
-def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False):
+def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False, batch=1):
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
@@ -184,15 +185,14 @@ def with_detail(frames, photo, generator, code, noise="const", precision="float3
     noise, precision  as `synthesize` took them
     blink, seed       as `drive` took them; a film keeps its own blinks
     head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does not
+    batch             frames drawn together; it changes the speed and the memory, not the picture
     yields            uint8 (H, W, 3), of the photo's size
     """
     rest = next(synthesize(generator, [code], noise=noise, precision=precision))
     if isinstance(photo, Film):
-        yield from dub(photo, frames, rest)
-        return
-    draw = Detail(photo, rest, head=head)
-    for frame, lid in zip(frames, expression.blinks(blink, seed)):
-        yield draw(frame, lid)
+        yield from dub(photo, frames, rest, batch)
+    else:
+        yield from Detail(photo, rest, head=head).stream(frames, expression.blinks(blink, seed), batch)
 
 
 def label(frames, text="synthetic"):
