@@ -31,14 +31,15 @@ class Film:
     tracked  iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `faces.follow` gives; of aligned frames the quad is None
     network  keypoints.KeypointNetwork
     size     None keeps the whole frames; else they are cut down to the aligned face, of this side
+    sound    float32 (N,) mono at 16 kHz, what is said in the clip, or None
     raises   TalkheadError if there are no frames
 
     `gain` is a factor on the movement of the mouth, such as `own_gain` finds. `points` float (T, K, 2) are the keypoints, `starts` those with the mouth at
     rest, both in fractions of the quads.
     """
 
-    def __init__(self, tracked, network, size=None):
-        self.network, self.quads, self.gain, points = network, [], 1.0, []
+    def __init__(self, tracked, network, size=None, sound=None):
+        self.network, self.sound, self.quads, self.gain, points = network, sound, [], 1.0, []
         self._file = tempfile.TemporaryFile()
         tracked = ((frame, quad) for frame, quad, _ in tracked)
         if size is not None:
