@@ -144,11 +144,6 @@ def _cut(frame, quad, size):
     return frame if quad is None else faces.crop(frame, quad, size)
 
 
-def _alignment_size(generator):
-    """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
-    return max(256, generator.resolution)
-
-
 def _lessons(name, generator, encoder, frames, device):
     """What a generator is tuned on: frames as images of its size, and their pivots, the codes that the encoder gives them."""
     import numpy as np
@@ -526,7 +521,7 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
             code, speaker, look = face_of(identity)
             size = 1 if sound.live and _by_default("batch") else batch
             if isinstance(look, Film):
-                look.gain = _own_gain(identity, look, speaker, driver, code, features)
+                synthesis.match_range(look, speaker, driver, code, features)
             path = synthesis.drive(None, driver, code, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
             return _draw(speaker, path, frames, sound, output, latents_out, look, code, blink, options["seed"], batch=size, **drawing)
@@ -584,18 +579,6 @@ def _prepared(identity):
     return identity.lower().endswith((".pt", ".npy", ".npz"))
 
 
-def _own_gain(source, film, generator, driver, code, features):
-    """How far the speaker of a clip opens the mouth beside the speech model: measured on ten seconds of the clip's own sound, if it has any."""
-    from talkhead import dubbing, files, synthesis
-
-    try:
-        own = files.read_audio(source)[:160000]
-    except TalkheadError:  # no sound track, or a pipe that has been read
-        return 1.0
-    path = synthesis.drive(None, driver, code, own, features=features, deterministic=True)
-    return dubbing.own_gain(film, synthesis.synthesize(generator, path))
-
-
 def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, blink=0.0, seed=0, head=False, *, batch, precision, labelled):
     """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
     from talkhead import files, synthesis
@@ -606,7 +589,7 @@ def _draw(generator, path, frames, sound, output, latents_out, look=None, code=N
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
         if look is not None:
-            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head)
+            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head, batch=batch)
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)
@@ -677,12 +660,12 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
     with files.read_frames(source, limit=None if detail and speaks else pti_frames if pti else 1) as reader:
         if detail:
             look = _look(reader, generator, speaks, **places)
-            frames = [look.face(_alignment_size(generator))]
+            frames = [look.face(synthesis.aligned_side(generator))]
             if pti and isinstance(look, Film):
                 frames += [look.crop(index, len(frames[0])) for index in range(0, len(look), -(-len(look) // max(pti_frames - 1, 1)))]
         else:
             look, followed = None, _followed(reader, *(places[name] for name in ("aligned", "face", "find", "on_missing")))
-            frames = [_cut(frame, quad, _alignment_size(generator)) for frame, quad, _ in islice(followed, pti_frames if pti else 1)]
+            frames = [_cut(frame, quad, synthesis.aligned_side(generator)) for frame, quad, _ in islice(followed, pti_frames if pti else 1)]
     if pti:
         images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
@@ -691,32 +674,25 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
 
 
 def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, size, neutral):
-    """The detail of a photo, or of a clip that is to be dubbed: Photo or Film."""
-    from itertools import chain
+    """The detail of a photo, or of a clip that is to be dubbed with its sound, if it has any: Photo or Film."""
+    from itertools import chain, islice
 
-    from talkhead import checkpoints, faces, training
-    from talkhead.detail import Photo, native_side
+    from talkhead import faces, files, synthesis
+    from talkhead.detail import native_side
     from talkhead.dubbing import Film
 
-    network, tracked = checkpoints.load_keypoints(), _followed(reader, aligned, face, find, on_missing)
+    tracked = _followed(reader, aligned, face, find, on_missing)
     if whole and (aligned or reader.aligned):
         raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
-    first, second = next(tracked), next(tracked, None) if speaks else None
-    frame, quad, _ = first
+    frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
         shell.say(f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better")
-    side = None if whole else size or own
-    if second is not None:
-        return Film(chain([first, second], tracked), network, side)
-    try:
-        photo = Photo(frame, network, quad, neutral)
-    except TalkheadError as problem:
-        raise TalkheadError(f"{reader.name}: {problem}") from problem
-    if whole:
-        return photo
-    cut = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side)
-    return Photo(cut, network, None, neutral, photo.points, _cut(frame, quad, _alignment_size(generator)))
+    look = synthesis.identity_of(islice(chain([first], tracked), None if speaks else 1), generator, whole, size, neutral, name=reader.name)
+    if isinstance(look, Film):
+        with contextlib.suppress(TalkheadError):  # no sound track, or a pipe that has been read
+            look.sound = files.read_audio(reader.name)
+    return look
 
 
 def _prepared_identity(source, generator, told, drives, device, detail, neutral):
@@ -760,7 +736,7 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
       talkhead pti face.png -o me.pt
       talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
-    from talkhead import files, pti
+    from talkhead import files, pti, synthesis
     from talkhead.detail import native_side
 
     device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
@@ -768,7 +744,8 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
         followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
         frame, quad, _ = next(followed)
         photo = _cut(frame, quad, None if quad is None else native_side(quad))
-        frames = [_cut(frame, quad, _alignment_size(generator)), *(_cut(frame, quad, _alignment_size(generator)) for frame, quad, _ in followed)]
+        side = synthesis.aligned_side(generator)
+        frames = [_cut(frame, quad, side), *(_cut(frame, quad, side) for frame, quad, _ in followed)]
     images, pivots = _lessons(reader.name, generator, encoder, frames, device)
     records = pti.train(images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options)
     shell.watch(records, options["steps"], tensorboard)

@@ -10,10 +10,13 @@ ones can shut over teeth. Pixels that do not move are the photo's, bit for bit.
 Source: thesis §6.1 (resolution and likeness are left open there).
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from talkhead import faces
 from talkhead.errors import TalkheadError
@@ -56,13 +59,8 @@ class Photo:
     def __init__(self, picture, network, quad=None, neutral=True, points=None, aligned=None):
         self.picture, self.network, self.aligned = np.ascontiguousarray(picture), network, aligned
         self.frame = Frame(len(picture), len(picture[0]), quad)
-        if points is None:
-            points = network.read(self.frame.aligned(self.picture, int(np.clip(self.frame.scale, 128, 512)))[None], LOOKS)[0]
-        self.points = np.asarray(points, np.float64)
+        self.points = locate(network, [self.picture], [self.frame])[0] if points is None else np.asarray(points, np.float64)
         self.start = network.neutral(self.points) if neutral else self.points
-        lips = self.frame.pixels(self.points[_UPPER_OUTER])
-        if (lips < -1).any() or (lips > (self.frame.width, self.frame.height)).any():
-            raise TalkheadError("the mouth lies outside the picture; choose a photo that shows the whole face")
         self.blur = _blur(self.picture, self.frame)
 
     def face(self, size):
@@ -83,7 +81,8 @@ class Detail:
     head     whether head and brows follow the render; speech moves neither, and what is read of them then is noise
 
     A call takes uint8 (R, R, 3), and the part, 0 to 1, by which a blink shuts the lids at least, which a small generator hardly shows. It returns uint8
-    (H, W, 3), of the photo's size. Nothing is kept from one frame to the next.
+    (H, W, 3), of the photo's size. Nothing is kept from one frame to the next. `stream` does the same for an iterator of frames and one of parts, and is faster
+    with a larger `batch`.
     """
 
     def __init__(self, photo, rest, network=None, head=False):
@@ -92,10 +91,49 @@ class Detail:
         self.skins = _skin(rest, self.rest), _skin(photo.frame.aligned(photo.picture, 128), photo.points)
 
     def __call__(self, frame, blink=0.0):
-        points = self.network.read(frame[None])[0].astype(np.float64)
+        return next(self.stream([frame], [blink]))
+
+    def stream(self, frames, blinks=repeat(0.0), batch=1):
+        return follow(self.network, zip(frames, blinks), self._draw, batch)
+
+    def _draw(self, frame, points, blink):
         target, lids = transfer(self.photo.start, self.rest, points, self.head)
         inside, lids = Inside(frame, points, *self.skins), np.maximum(lids, blink)
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
+
+
+def locate(network, pictures, places):
+    """Keypoints of still faces, read with care.
+
+    network   keypoints.KeypointNetwork
+    pictures  sequence of uint8 (H, W, 3)
+    places    sequence of Frame: where the face is in each
+    returns   float (N, K, 2), fractions of the quads
+    raises    TalkheadError if a mouth lies outside its picture
+    """
+    side = int(np.clip(places[0].scale, 128, 512))
+    read = network.read(np.stack([place.aligned(picture, side) for picture, place in zip(pictures, places)]), LOOKS).astype(np.float64)
+    for points, place in zip(read, places):
+        lips = place.pixels(points[_UPPER_OUTER])
+        if (lips < -1).any() or (lips > (place.width, place.height)).any():
+            raise TalkheadError("the mouth lies outside the picture; choose a photo that shows the whole face")
+    return read
+
+
+def follow(network, items, draw, batch=1):
+    """Frames drawn after the keypoints of others, in order.
+
+    network  keypoints.KeypointNetwork
+    items    iterator of (frame uint8 (R, R, 3), ...), read no further than `batch` ahead
+    draw     function of a frame, its keypoints float (K, 2) and what else an item holds; called on as many threads as torch uses
+    batch    frames whose keypoints are read together
+    yields   what `draw` returns
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(min(batch, torch.get_num_threads())) as pool:
+        while chunk := list(islice(items, batch)):
+            frames, *others = zip(*chunk)
+            yield from pool.map(draw, frames, network.read(np.stack(frames)).astype(np.float64), *others)
 
 
 class Inside(NamedTuple):
@@ -227,10 +265,9 @@ def _border():
 
 _BORDER = _border()
 _NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
-_ONES = np.column_stack([np.ones(len(_NODES), np.float32), _NODES])
 _RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
-_CONTROLS = len(_RIGID)
-_LAYERS = [np.flatnonzero(~np.isin(_RIGID, torn)) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
+_STEADY = np.arange(len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER))  # the points of a spline that follow those
+_LAYERS = [np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
 
 
 def _kernel(at, points):
@@ -249,13 +286,18 @@ def warp(source, target):
     outline, middle = target[_OVAL], target[_OVAL].mean(0)
     moved = source - target
     rings = np.concatenate([middle + (outline - middle) * far for far, _ in RINGS])
-    follow = np.concatenate([part * moved[_OVAL] for _, part in RINGS])
-    fields = []
-    for keep in _LAYERS:
-        points = np.concatenate([target[_RIGID[keep]], rings, _BORDER])
-        values = np.concatenate([moved[_RIGID[keep]], follow, np.zeros_like(_BORDER)])
-        fields.append(_spline(points, values))
-    return np.stack(fields) * _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32).reshape(GRID, GRID, 1)
+    points = np.concatenate([target[_RIGID], rings, _BORDER])
+    values = np.concatenate([moved[_RIGID], *[part * moved[_OVAL] for _, part in RINGS], np.zeros_like(_BORDER)])
+    limit = _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32)
+    nodes = np.flatnonzero(limit)
+    among = _kernel(points, points)
+    weights, linear = np.zeros((2, len(points), 2), np.float32), np.zeros((2, 3, 2), np.float32)
+    for layer, keep in enumerate(_LAYERS):
+        weights[layer, keep], linear[layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
+    moved = _kernel(_NODES[nodes], points.astype(np.float32)) @ weights + linear[:, :1] + _NODES[nodes] @ linear[:, 1:]
+    fields = np.zeros((2, GRID * GRID, 2), np.float32)
+    fields[:, nodes] = moved * limit[nodes, None]
+    return fields.reshape(2, GRID, GRID, 2)
 
 
 def _limit(points, head):
@@ -274,15 +316,15 @@ def _limit(points, head):
     return left * _ramp((_NODES - eyes) @ down, 0.1, (nose - eyes) @ down)
 
 
-def _spline(points, values):
+def _spline(points, kernel, values):
+    """What a spline through points weighs its kernel at each of them by, and its linear part: float32 (n, 2), (3, 2)."""
     count = len(points)
     ones = np.column_stack([np.ones(count), points])
     matrix = np.zeros((count + 3, count + 3))
-    matrix[:count, :count] = _kernel(points, points) + SMOOTHING * np.eye(count)
+    matrix[:count, :count] = kernel + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
     weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, 2))])).astype(np.float32)
-    field = _kernel(_NODES, points.astype(np.float32)) @ weights[:count] + _ONES @ weights[count:]
-    return field.reshape(GRID, GRID, 2)
+    return weights[:count], weights[count:]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -308,7 +350,7 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     across, down = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
     mouth = Lines(place.pixels(target))
     at = _sources(fields, place, across, down, mouth)
-    part = cv2.remap(photo, at, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    part = cv2.remap(photo, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     for eye, shut in zip(_LIDS, lids):
         if shut > 0.01:
             _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, blur)
@@ -332,19 +374,30 @@ def _box(moved, place):
 
 
 def _sources(fields, place, across, down, mouth):
-    """Where each pixel of a box comes from: float32 (h, w, 2), pixels of the photo."""
-    (a, b), (c, d) = place.inverse * GRID
-    left, top = -place.inverse @ place.corner * GRID - 0.5
-    u = np.add.outer(b * down + left, a * across).astype(np.float32)
-    v = np.add.outer(d * down + top, c * across).astype(np.float32)
-    above, below = (cv2.remap(field, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) for field in fields)
-    x, y = mouth.local(across, down)
+    """Where each pixel of a box comes from: x and y, float32 (h, w), pixels of the photo."""
+    matrix = place.inverse * GRID
+    shift = matrix @ ((across[0], down[0]) - place.corner) - 0.5
+    nodes = np.concatenate(list(fields @ place.matrix.T.astype(np.float32)), -1)  # four channels take less time than two
+    moved = cv2.warpAffine(nodes, np.column_stack([matrix, shift]), (len(across), len(down)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    *at, below_x, below_y = cv2.split(moved)
+    seam, share, low = _seam(mouth, across, down)
+    for axis, below in zip(at, (below_x, below_y)):
+        axis[low] = below[low]
+        axis[seam] += share * (below[seam] - axis[seam])
+    return at[0] + across, at[1] + down[:, None]
+
+
+def _seam(mouth, across, down):
+    """The line between the lips, which grows soft beside the mouth: rows of a box that it crosses, the part of each of their pixels that lies below it,
+    float32 (n, w), and which rows lie below it as a whole, bool (h,)."""
+    x, y = mouth.of_pixels(across[[0, -1]], down[:, None])
+    reach = np.abs(mouth.middle).max() + 0.5 + 0.25 * mouth.half * max(np.abs(x).max() - 1, 0)
+    low = (y > reach).all(1)
+    crossed = np.flatnonzero(~low & ~(y < -reach).all(1))
+    seam = slice(crossed[0], crossed[-1] + 1) if len(crossed) else slice(0)
+    x, y = mouth.local(across, down[seam])
     soft = 1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)
-    share = np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / soft, 0, 1)[..., None]
-    at = (above + share * (below - above)) @ place.matrix.T.astype(np.float32)
-    at[..., 0] += across
-    at[..., 1] += down[:, None]
-    return at
+    return seam, np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / soft, 0, 1), low
 
 
 class Lines:
@@ -405,9 +458,9 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     before, mouth  Lines of the mouth in the photo and in the result
     shift          how far the skull, and teeth with it, lies in the photo from where it lies in the result, pixels
     """
-    reach = np.abs(np.stack([mouth.upper, mouth.lower])).max() + 2
-    low = np.floor(mouth.centre - mouth.half - reach - (across[0], down[0])).astype(int)
-    high = np.ceil(mouth.centre + mouth.half + reach - (across[0], down[0])).astype(int) + 1
+    reach = np.abs(mouth.right) * mouth.half + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + max(1.0, 2.5 * blur)) + 1
+    low = np.floor(mouth.centre - reach - (across[0], down[0])).astype(int)
+    high = np.ceil(mouth.centre + reach - (across[0], down[0])).astype(int) + 1
     box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
     x, y = mouth.local(across[box[1]], down[box[0]])
     cover = mouth.cover(x, y, max(1.0, 2.5 * blur))[..., None]
@@ -461,8 +514,8 @@ def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
     lid = top + 0.95 * shut * np.maximum(bottom - top, 0)
     fold = top - 0.35 * length * np.clip(1.3 - np.abs(2 * x - 1), 0.1, 1)
     source = np.where(y < fold, y, fold + (y - fold) * (top - fold) / np.maximum(lid - fold, 1e-3))
-    shifted = at[box] + ((source - y)[..., None] * below).astype(np.float32)
-    skin = cv2.remap(photo, shifted, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    shifted = [axis[box] + ((source - y) * way).astype(np.float32) for axis, way in zip(at, below)]
+    skin = cv2.remap(photo, *shifted, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
     soft = max(1.0, 2 * blur)
     cover = np.clip(0.5 + (lid - y) / soft, 0, 1) * ((x > -0.1) & (x < 1.1))
     window = part[box]

@@ -8,16 +8,18 @@ on top, and the frame's own pixels are carried along, as `detail` does with a ph
 """
 
 import tempfile
+from itertools import islice, tee
 
 import numpy as np
 
 from talkhead import faces, training
-from talkhead.detail import Detail, Frame, Inside, Photo, draw, transfer
+from talkhead.detail import Detail, Frame, Inside, Photo, draw, follow, locate, transfer
 from talkhead.errors import TalkheadError
 from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, places
 
 AT_REST = 0.15  # part of a film's frames, those with the smallest opening, in which the mouth counts as being at rest
 DRAWN_WIDER = 1.14  # lips that are drawn apart are read so much wider than they were meant, by MediaPipe on dubbed clips of GRID's s1
+BATCH = 8  # frames of a film whose keypoints are read together
 GAINS = (0.5, 2.0)  # how far the speaker's own range of opening may change that of the speech model
 
 _UPPER, _LOWER = places(*UPPER_INNER[3:8]), places(*LOWER_INNER[3:8])
@@ -29,29 +31,31 @@ class Film:
     tracked  iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `faces.follow` gives; of aligned frames the quad is None
     network  keypoints.KeypointNetwork
     size     None keeps the whole frames; else they are cut down to the aligned face, of this side
+    sound    float32 (N,) mono at 16 kHz, what is said in the clip, or None
     raises   TalkheadError if there are no frames
 
     `gain` is a factor on the movement of the mouth, such as `own_gain` finds. `points` float (T, K, 2) are the keypoints, `starts` those with the mouth at
     rest, both in fractions of the quads.
     """
 
-    def __init__(self, tracked, network, size=None):
-        self.network, self.quads, points = network, [], []
+    def __init__(self, tracked, network, size=None, sound=None):
+        self.network, self.sound, self.quads, self.gain, points = network, sound, [], 1.0, []
         self._file = tempfile.TemporaryFile()
-        self.shape = None
-        for frame, quad, _ in tracked:
-            if size is not None:
-                frame, quad = training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None
-            self.shape = self.shape or frame.shape
-            photo = Photo(frame, network, quad, neutral=False)
-            points.append(photo.points)
-            self.quads.append(quad)
-            self._file.write(np.ascontiguousarray(frame).tobytes())
+        tracked = ((frame, quad) for frame, quad, _ in tracked)
+        if size is not None:
+            tracked = ((training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None) for frame, quad in tracked)
+        while chunk := list(islice(tracked, BATCH)):
+            places = [Frame(*frame.shape[:2], quad) for frame, quad in chunk]
+            points.extend(locate(network, [frame for frame, _ in chunk], places))
+            for frame, quad in chunk:
+                self._file.write(np.ascontiguousarray(frame).tobytes())
+                self.quads.append(quad)
         if not points:
             raise TalkheadError("the clip has no frames to dub; pass one that shows a face")
+        self.shape, self.frame = frame.shape, places[-1]
         self.points = np.stack(points)
         self.starts = at_rest(self.points, network)
-        self.blur, self.gain, self.frame = photo.blur, 1.0, photo.frame
+        self.blur = self.photo(len(points) - 1).blur
 
     def __len__(self):
         return len(self.points)
@@ -128,22 +132,24 @@ def back_and_forth(count):
         index = min(max(index + step, 0), count - 1)
 
 
-def dub(film, frames, rest):
+def dub(film, frames, rest, batch=1):
     """Put the lips of a generator's frames on the frames of a film, which is repeated back and forth.
 
     film    Film
     frames  iterator of uint8 (R, R, 3): what the generator draws of the identity while it speaks
     rest    uint8 (R, R, 3), the generator's render of the identity
+    batch   frames drawn together, as `detail.follow` takes it
     yields  uint8 (H, W, 3)
     """
-    network = film.network
     start = Detail(film.photo(film.resting), rest)
-    for index, frame in zip(back_and_forth(len(film)), frames):
-        points = network.read(frame[None])[0].astype(np.float64)
+
+    def speak(frame, points, index, picture):
         target, _ = transfer(film.starts[index], start.rest, start.rest + film.gain * (points - start.rest))
-        picture = film.picture(index)
-        place = Frame(*picture.shape[:2], film.quads[index])
-        yield draw(picture, place, film.points[index], target, inside=Inside(frame, points, *start.skins), blur=film.blur)
+        place = Frame(*film.shape[:2], film.quads[index])
+        return draw(picture, place, film.points[index], target, inside=Inside(frame, points, *start.skins), blur=film.blur)
+
+    indices, again = tee(back_and_forth(len(film)))
+    return follow(film.network, zip(frames, indices, map(film.picture, again)), speak, batch)
 
 
 def own_gain(film, frames):
@@ -153,7 +159,8 @@ def own_gain(film, frames):
     frames  iterator of uint8 (R, R, 3): the identity speaking the film's own sound
     returns float; 1 if either mouth hardly moves
     """
-    read = np.stack([film.network.read(frame[None])[0] for frame in frames])
+    frames = iter(frames)
+    read = np.concatenate([film.network.read(np.stack(chunk)) for chunk in iter(lambda: list(islice(frames, BATCH)), [])])
     count = min(len(read), len(film))
     ranges = [np.ptp(np.quantile(openings(points[:count]), (0.05, 0.95))) for points in (film.points, read)]
     return float(np.clip(ranges[0] / ranges[1] / DRAWN_WIDER, *GAINS)) if min(ranges) > 0.02 else 1.0

@@ -1,15 +1,15 @@
 """Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
 
-from itertools import islice, tee
+from itertools import chain, islice, tee
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead import checkpoints, expression
+from talkhead import checkpoints, expression, faces, training
 from talkhead.audio2latent import displacements, heard_by
-from talkhead.detail import Detail, Photo
-from talkhead.dubbing import Film, dub
+from talkhead.detail import Detail, Photo, native_side
+from talkhead.dubbing import Film, dub, own_gain
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
@@ -141,7 +141,7 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
     identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken, and the
-                detail of the first; or a detail.Photo or dubbing.Film; or the code itself, float32 (L, 512)
+                detail of the first; or a detail.Photo or dubbing.Film, as `identity_of` makes them; or the code itself, float32 (L, 512)
     audio       float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it
     batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
     detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does, and so does a code
@@ -166,16 +166,70 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
     code = identity if photo is None else code_of(encoder, photo, generator)
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
         code = np.mean([code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32)
+    if isinstance(photo, Film):
+        match_range(photo, generator, audio2latent, code, motion.get("features"))
     frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
-    return frames if photo is None else with_detail(frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0))
+    return frames if photo is None else with_detail(
+        frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0), batch=batch)
+
+
+def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=None, name="photo"):
+    """The photo, or the clip to be dubbed, that `generate` takes as its identity.
+
+    tracked    iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `follow` gives; the quad of an aligned frame is None. One frame is a
+               photo, several are a clip
+    generator  stylegan.Generator, which will draw the face
+    whole      keep the whole picture; False cuts the face out
+    size       side of the face that is cut out, pixels; None is its own, even and at most 1024
+    neutral    bring a mouth that is open in the photo to rest first
+    sound      float32 (N,) mono at 16 kHz, what is said in the clip: `generate` then opens the mouth as far as this speaker does
+    name       of the source, for errors
+    returns    detail.Photo or dubbing.Film
+    raises     TalkheadError if there are no frames, or the mouth lies outside the picture
+    """
+    network, tracked = checkpoints.load_keypoints(), iter(tracked)
+    first, second = next(tracked, None), next(tracked, None)
+    if first is None:
+        raise TalkheadError(f"{name}: no frames; pass a picture or a clip that shows a face")
+    frame, quad, _ = first
+    side = None if whole else size or native_side(faces.whole_quad(frame) if quad is None else quad)
+    if second is not None:
+        return Film(chain([first, second], tracked), network, side, sound)
+    try:
+        photo = Photo(frame, network, quad, neutral)
+    except TalkheadError as problem:
+        raise TalkheadError(f"{name}: {problem}") from problem
+    if whole:
+        return photo
+    cut = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side)
+    return Photo(cut, network, None, neutral, photo.points, frame if quad is None else faces.crop(frame, quad, aligned_side(generator)))
+
+
+def aligned_side(generator):
+    """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
+    return max(256, generator.resolution)
+
+
+def match_range(film, generator, audio2latent, code, features=None):
+    """Set the gain of a film by how far its speaker opens the mouth beside the speech model, on ten seconds of the film's own sound; without a sound
+    the gain stays.
+
+    film                     dubbing.Film
+    generator, audio2latent  as `generate` takes them
+    code                     float32 (L, 512), the face in the film
+    features                 as `drive` takes them
+    """
+    if film.sound is not None:
+        path = drive(None, audio2latent, code, film.sound[:10 * SAMPLE_RATE], features=features, deterministic=True)
+        film.gain = own_gain(film, synthesize(generator, path))
 
 
 def code_of(encoder, photo, generator):
     """The code of the face in a detail.Photo or dubbing.Film, at rest: float32 (L, 512)."""
-    return origin(encoder, photo.face(max(256, generator.resolution)))
+    return origin(encoder, photo.face(aligned_side(generator)))
 
 
-def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False):
+def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False, batch=1):
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
@@ -184,15 +238,14 @@ def with_detail(frames, photo, generator, code, noise="const", precision="float3
     noise, precision  as `synthesize` took them
     blink, seed       as `drive` took them; a film keeps its own blinks
     head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does not
+    batch             frames drawn together; it changes the speed and the memory, not the picture
     yields            uint8 (H, W, 3), of the photo's size
     """
     rest = next(synthesize(generator, [code], noise=noise, precision=precision))
     if isinstance(photo, Film):
-        yield from dub(photo, frames, rest)
-        return
-    draw = Detail(photo, rest, head=head)
-    for frame, lid in zip(frames, expression.blinks(blink, seed)):
-        yield draw(frame, lid)
+        yield from dub(photo, frames, rest, batch)
+    else:
+        yield from Detail(photo, rest, head=head).stream(frames, expression.blinks(blink, seed), batch)
 
 
 def label(frames, text="synthetic"):

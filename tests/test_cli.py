@@ -1369,6 +1369,23 @@ def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
             assert frames.size == tuple(wanted)
 
 
+@pytest.mark.parametrize("name, options, places", [("photo.png", [], {}), ("photo.png", ["--whole"], {"whole": True}), ("in.mp4", ["--whole"], {"whole": True}),
+                                                   ("in.mp4", ["--size", "48", "--no-neutral"], {"size": 48, "neutral": False})])
+def test_python_makes_the_frames_of_the_command(puppet, stub, tmp_path, monkeypatch, name, options, places):
+    """A clip's own sound sets how far its speaker opens the mouth in either."""
+    monkeypatch.setattr(talkhead.synthesis, "own_gain", lambda film, frames: len(list(frames)) / 10)
+    result = run("generate", "--identity", puppet / name, "--audio", puppet / "speech.wav", *options, "-o", tmp_path / "frames")
+    assert result.exit_code == 0, result.output
+    generator = talkhead.load_generator(talkhead.bundled("generator"))
+    networks = generator, talkhead.load_encoder(talkhead.bundled("encoder"), generator), talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator)
+    sound = talkhead.read_audio(puppet / name) if name == "in.mp4" else None
+    tracked = talkhead.follow(talkhead.read_frames(puppet / name), faces.detector())
+    look = talkhead.identity_of(tracked, generator, sound=sound, **places)
+    frames = list(talkhead.generate(*networks, look, talkhead.read_audio(puppet / "speech.wav")))
+    np.testing.assert_allclose(np.array(frames, int), np.array(list(files.read_frames(tmp_path / "frames")), int), atol=1)
+    assert name == "photo.png" or look.gain == 0.5  # 5 frames of sound
+
+
 def test_a_whole_photo_changes_nowhere_but_in_the_face(puppet, stub, tmp_path):
     result = run("generate", "--identity", puppet / "photo.png", "--audio", puppet / "speech.wav", "--whole", "-o", tmp_path / "whole")
     assert result.exit_code == 0, result.output

@@ -91,6 +91,42 @@ def test_a_small_motion_of_the_head_is_noise_and_a_large_one_is_followed_where_i
         np.testing.assert_allclose(target[upper] - points[upper], np.broadcast_to((wanted, 0), (len(upper), 2)), atol=1e-9)
 
 
+def test_frames_drawn_together_are_those_drawn_one_by_one_in_order(face, points):
+    wide = [opened(points, gap) for gap in (0, 0.05, 0.02, 0.04, 0.01)]
+    renders = [np.full((8, 8, 3), 50 * index, np.uint8) for index in range(5)]
+    alone = list(map(Detail(Photo(face, Read(points)), face, Read(points, *wide)), renders, (0, 0, 1, 0, 0)))
+    together = list(Detail(Photo(face, Read(points)), face, Read(points, *wide)).stream(iter(renders), (0, 0, 1, 0, 0), batch=3))
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_frame_comes_before_the_next_is_asked_for(face, points):
+    asked = []
+
+    def renders():
+        for index in range(4):
+            asked.append(index)
+            yield face
+
+    for batch, wanted in ((1, 1), (3, 3)):
+        asked.clear()
+        next(Detail(Photo(face, Read(points)), face, Read(*[points] * 4)).stream(renders(), batch=batch))
+        assert len(asked) == wanted
+
+
+def test_a_warp_of_a_tilted_head_is_torn_between_the_lips_alone(points):
+    """The line between the lips, worked out only where it runs, beside the same for each pixel of the box."""
+    place = Frame(300, 300, np.array([(60, 20), (20, 240), (240, 280), (280, 60)]))
+    mouth = detail.Lines(place.pixels(points))
+    across, down = np.arange(10, 290, dtype=np.float32), np.arange(5, 295, dtype=np.float32)
+    seam, share, low = detail._seam(mouth, across, down)
+    x, y = mouth.local(across, down)
+    wanted = np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / (1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)), 0, 1)
+    found = np.repeat(low[:, None].astype(np.float32), len(across), 1)
+    found[seam] = share
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert 0 < seam.start < seam.stop < len(down) or not low.any()
+
+
 def test_lids_shut_by_the_part_that_the_render_s_do(points):
     blink = points.copy()
     for upper, lower in zip(keypoints.UPPER_LIDS, keypoints.LOWER_LIDS):

@@ -82,6 +82,11 @@ def test_the_speaker_s_own_range_is_kept(points):
     assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == 1
 
 
+def test_no_frames_are_no_identity():
+    with pytest.raises(talkhead.TalkheadError, match="in.mp4: no frames"):
+        talkhead.identity_of([], None, name="in.mp4")
+
+
 def test_a_clip_without_frames_is_refused():
     with pytest.raises(talkhead.TalkheadError, match="no frames"):
         Film(iter(()), Read())
