@@ -15,7 +15,7 @@ import torch
 
 from talkhead import encoders, files, latents, layouts, pickles, safetensors
 from talkhead.errors import TalkheadError
-from talkhead.stylegan import Generator
+from talkhead.stylegan import Generator, build
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -60,13 +60,17 @@ def load_generator(path, device="cpu"):
     weights = read(path, "generator", training=False)
     config = dict(weights["config"])
     lineage = set(config.pop("lineage", []))
-    generator = _build(Generator, config, weights["model"], path, device)
+    generator = _build(_generator, config, weights["model"], path, device)
     generator.fingerprint = fingerprint(weights["model"])
     generator.lineage = lineage | {generator.fingerprint}
     generator.identity = _identity(path, weights.get("identity"), generator)
     generator.photo = _photo(path, weights.get("photo"))
     generator.learnt_from = weights.get("learnt_from")
     return generator
+
+
+def _generator(**config):
+    return build(config)
 
 
 def _identity(path, code, generator):
@@ -95,7 +99,7 @@ def load_encoder(path, generator=None, device="cpu"):
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
     def encoder(**config):
-        return encoders.build(config, Generator)
+        return encoders.build(config, _generator)
 
     return _load_fitted(path, read(path, "encoder", training=False), encoder, generator, device)
 
@@ -181,7 +185,7 @@ def _build(network, config, state, path, device):
         model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
     except (TypeError, RuntimeError, KeyError) as problem:
         reason = str(problem).splitlines()[0]
-        raise TalkheadError(f"{path}: config and weights do not make a {network.__name__} ({reason}); the file is damaged "
+        raise TalkheadError(f"{path}: config and weights do not make a {network.__name__.strip('_')} ({reason}); the file is damaged "
                             "or from another version: train or export it again") from problem
     return model.to(device).eval().requires_grad_(False)
 
@@ -597,7 +601,7 @@ def _network(kind, config):
     """An untrained network of a kind."""
     from talkhead import acoustics, audio2latent, keypoints, video_gan
 
-    make = {"generator": lambda: Generator(**config), "encoder": lambda: encoders.build(config, Generator),
+    make = {"generator": lambda: build(config), "encoder": lambda: encoders.build(config, _generator),
             "audio2latent": lambda: audio2latent.build(**config), "video_gan": lambda: video_gan.LatentGenerator(**config),
             "speech": lambda: acoustics.CharacterModel(**config), "keypoints": lambda: keypoints.KeypointNetwork(**config)}
     return make[kind]()

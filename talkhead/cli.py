@@ -183,7 +183,7 @@ def _networks(init, critic_channels, freeze_d, **sizes):
     if init is not None and sizes["resolution"] not in (None, config["resolution"]):
         config["channels"] = stylegan.extended(config["channels"], sizes["resolution"])
     config |= {key: value for key, value in sizes.items() if value is not None}
-    generator = stylegan.Generator(**config)
+    generator = stylegan.build(config)
     critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"), config.get("clamp"))
     if init is None:
         return generator, critic, set()

@@ -296,7 +296,7 @@ class _Search:
 
     @torch.no_grad()
     def _samples(self):
-        z = torch.randn(1000, self.generator.config["z_dim"], generator=z_stream()).to(self.device)
+        z = torch.randn(1000, self.generator.z_dim, generator=z_stream()).to(self.device)
         return z, self.generator.mapping(z)[:, 0]
 
     def spread(self):

@@ -117,7 +117,7 @@ def mean_latent(generator, samples=10000, random=None):
     like = next(generator.parameters())
     total = 0
     for start in range(0, samples, 1000):
-        z = torch.randn(min(1000, samples - start), generator.config["z_dim"], generator=random)
+        z = torch.randn(min(1000, samples - start), generator.z_dim, generator=random)
         total = total + generator.mapping(z.to(like))[:, 0].double().sum(0)
     return (total / samples).float()
 

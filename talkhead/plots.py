@@ -456,7 +456,7 @@ def interpolation(generator, ends=None, columns=7, seed=0):
         why = why_not_random(generator)
         if why:
             raise TalkheadError(f"generator: {why}; pass latents of two faces, the ends of the way")
-        z = torch.randn(2, generator.config["z_dim"], generator=z_stream(seed)).to(like)
+        z = torch.randn(2, generator.z_dim, generator=z_stream(seed)).to(like)
         spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone)}
     else:
         spaces = {"W+": (torch.as_tensor(ends).to(like), torch.clone)}

@@ -164,7 +164,7 @@ class _Tuner:
     @torch.no_grad()
     def _near(self, share, pivots):
         """Latents on the way from each pivot to a random face."""
-        z = share.randn(self.team.batch, self.parent.config["z_dim"]).to(pivots.device)
+        z = share.randn(self.team.batch, self.parent.z_dim).to(pivots.device)
         way = self.parent.mapping(z) - pivots
         return pivots + self.radius * way / way.flatten(1).norm(dim=1).view(-1, 1, 1)
 

@@ -359,6 +359,24 @@ class Generator(nn.Module):
         return lower
 
 
+# Image generators by the architecture that the config in a weights file names. One is an nn.Module with `config`, `resolution`, `z_dim`, `w_dim`, `num_ws`,
+# `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)` and `shallow(side)`, as Generator has them.
+GENERATORS = {"stylegan2": Generator}
+
+
+def build(config):
+    """The generator that a `config` describes, untrained.
+
+    config   {"arch": a name in GENERATORS, "resolution": int, …}; without "arch", StyleGAN2's
+    raises   TalkheadError if the architecture is unknown; TypeError if the config does not fit it
+    """
+    config = dict(config)
+    arch = config.pop("arch", "stylegan2")
+    if arch not in GENERATORS:
+        raise TalkheadError(f"generator of architecture {arch!r}: unknown to this version; take {', '.join(GENERATORS)}")
+    return GENERATORS[arch](**config)
+
+
 class _DownBlock(nn.Module):
     """Residual block of the critic: two convolutions, the second of stride 2, beside a strided 1x1."""
 

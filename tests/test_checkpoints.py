@@ -442,7 +442,7 @@ def test_converting_onto_itself(tmp_path, w_avg):
     ({"g_ema": {}}, "has no convs.0.0.weight: not a StyleGAN2"),
     ({"g_ema": foreign.rosinality_discriminator(**SMALL)}, "holds a discriminator in the generator's place"),
     ({"g_ema": foreign.rosinality_generator(**SMALL) | {"to_rgbs.1.conv.weight": torch.zeros(1, 3)}}, "not a StyleGAN2's"),
-    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}}, "config and weights do not make a Generator"),
+    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}}, "config and weights do not make a generator"),
     ({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": 3}, "its latent_avg is not a latent"),
     ({"kind": "generator", "config": {"resolution": torch.zeros(2)}, "step": 0, "model": Generator(8, [2, 2]).state_dict()}, "resolution and the rest do not"),
     ({"kind": "generator", "config": {}, "step": 0, "model": {"const": 3}}, "model and the rest do not go together"),

@@ -78,7 +78,7 @@ def test_slerp_of_one_direction_is_lerp():
 
 def test_mean_latent_is_the_mean_of_the_mapping():
     class Generator(torch.nn.Module):
-        config = {"z_dim": 8}
+        z_dim = 8
 
         def __init__(self):
             super().__init__()

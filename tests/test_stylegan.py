@@ -262,6 +262,24 @@ def test_second_derivatives_agree_with_finite_differences():
     assert torch.autograd.gradgradcheck(lambda w: critic(generator.synthesis(w)).sum(), (w_plus,), atol=1e-4)
 
 
+def test_a_config_is_built_by_its_architecture(tmp_path, monkeypatch):
+    generator, _ = toy()
+    assert type(stylegan.build(generator.config)) is type(stylegan.build(generator.config | {"arch": "stylegan2"})) is Generator
+    with pytest.raises(TalkheadError, match="architecture 'stylegan9': unknown to this version; take stylegan2"):
+        stylegan.build(generator.config | {"arch": "stylegan9"})
+
+    class Other(Generator):
+        def __init__(self, **config):
+            super().__init__(**config)
+            self.config["arch"] = "other"
+
+    monkeypatch.setitem(stylegan.GENERATORS, "other", Other)
+    other = Other(**generator.config)
+    torch.save({"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}, tmp_path / "other.pt")
+    loaded = checkpoints.load_generator(tmp_path / "other.pt")
+    assert type(loaded) is Other and torch.equal(loaded.const, other.const)
+
+
 def test_bad_sizes_are_refused_in_one_line():
     generator, _ = toy()
     for call in (lambda: Generator(48), lambda: Generator(16, [8, 8]), lambda: Discriminator(4),
