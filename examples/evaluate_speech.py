@@ -13,7 +13,7 @@ import time
 import numpy as np
 import train_speech
 
-from talkhead import acoustics, files, speech
+from talkhead import acoustics, audio_features, files, speech
 
 LETTERS = {letter.upper(): letter for letter in "bdfklmnprstvwz"}  # consonants that are spelled as they are heard
 
@@ -48,7 +48,7 @@ def measure(model, folder):
 
 
 if __name__ == "__main__":
-    path = acoustics.BUNDLED if sys.argv[1] == "bundled" else sys.argv[1]
+    path = audio_features.BUNDLED if sys.argv[1] == "bundled" else sys.argv[1]
     network = acoustics.load(path)
     for place in sys.argv[2:]:
         print(json.dumps(measure(network, place)))

@@ -1,4 +1,4 @@
-"""What a voice says: character logits, fifty times a second, cut into one window per video frame.
+"""What a voice says: character logits, fifty times a second.
 
 Two networks spell speech with the same 29 labels: DeepSpeech 0.1.0, as Mozilla trained it, and a small one of our own that
 hears only a moment ahead. Where they are there, hidden states of wav2vec 2.0 or HuBERT do as well. All of them are acoustic
@@ -9,7 +9,6 @@ Source: thesis §4.2.3; Hannun et al. 2014; Graves et al. 2006 (CTC).
 
 import re
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -18,15 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import files, speech, training
+from talkhead import files, speech
 from talkhead.errors import TalkheadError
 
 LABELS = " abcdefghijklmnopqrstuvwxyz'"  # and then blank
 BLANK = len(LABELS)
 RATE = 50  # steps a second
-WINDOW = 16  # steps in one window: 320 ms, eight video frames
-BEFORE = 6  # of them before the frame itself, which is the fourth
-BUNDLED = Path(__file__).parent / "weights" / "speech.pt"
 
 
 class CharacterModel(nn.Module):
@@ -395,85 +391,7 @@ def _between(rows, places):
     return rows[before] * (1 - part) + rows[np.minimum(before + 1, len(rows) - 1)] * part
 
 
-# Windows --------------------------------------------------------------------------------------------------------------
-
-class Characters:
-    """What the first model hears: the steps of an acoustic model, in one window per video frame.
-
-    model     CharacterModel, DeepSpeech or Hidden
-    name, identity, shape   as speech.Mfcc has them; the identity holds a fingerprint of the weights, which an export in half
-              precision keeps
-
-    Of 16 steps, eight frames, the frame itself is the fourth. What is heard in silence is zero, so that the windows at both
-    ends of a recording are padded with silence.
-
-    Source: thesis §4.2.3.
-    Departure: from the logits their value in silence is subtracted, which the network's own bias can put back.
-    """
-
-    def __init__(self, model):
-        self.model, self.name, self.shape = model, model.name, (model.width, WINDOW)
-
-    @cached_property
-    def identity(self):
-        rounded = {name: value.half() if value.is_floating_point() else value for name, value in self.model.state_dict().items()}
-        return {"name": self.name, "fingerprint": training.digest(rounded)}
-
-    @cached_property
-    def silence(self):
-        """What the model says in the middle of two seconds of digital silence: float32 (C,)."""
-        steps = np.concatenate(list(self.model.steps([np.zeros(2 * speech.SAMPLE_RATE, np.float32)])))
-        return steps[len(steps) // 2]
-
-    def windows(self, audio):
-        """Sound float (N,) at 16 kHz to windows float32 (T, C, 16), T = speech.num_frames(audio); the last axis is time."""
-        samples = np.asarray(audio)
-        if samples.ndim != 1 or not len(samples):
-            raise TalkheadError(f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono")
-        steps = np.concatenate(list(self._steps([samples])))
-        return speech.windows(steps, speech.num_frames(samples), WINDOW, BEFORE, RATE // speech.FPS)
-
-    def stream(self, blocks):
-        """The same windows from an iterator of blocks of the sound, each as soon as it can be known.
-
-        For a CharacterModel of a delay of seven steps that is 315 ms after its frame has ended. DeepSpeech and Hidden, which hear a recording as
-        a whole, give the first one after the last block.
-        """
-        heard = speech.Heard(blocks)
-        return speech.slide(self._steps(heard), heard.frames, WINDOW, BEFORE, RATE // speech.FPS)
-
-    def _steps(self, blocks):
-        return (steps - self.silence for steps in self.model.steps(blocks))
-
-
-def features(name, path=None, device="cpu"):
-    """What a model may hear, by name: an object with `name`, `identity`, `shape`, `windows` and `stream`, as speech.Mfcc is.
-
-    name     "mfcc"; "bundled", our own character model; "deepspeech"; "wav2vec2" or "hubert"
-    path     of the weights: another character model than the one that comes with the package; DeepSpeech's output_graph.pb; folder or
-             hub name of a network of transformers
-    device   where to compute; torch.device or its name
-    raises   TalkheadError if the name is unknown, or weights are missing, not wanted, damaged or of another kind
-    """
-    if name not in FEATURES:
-        raise TalkheadError(f"features {name!r}: unknown; take {', '.join(FEATURES)}")
-    if name == "mfcc":
-        if path is not None:
-            raise TalkheadError(f"features mfcc: are computed, and take no weights; leave {path} out")
-        return speech.Mfcc()
-    if name == "bundled":
-        if path is None and not BUNDLED.exists():
-            raise TalkheadError(f"{BUNDLED}: the bundled character model is not installed; pass --features-model FILE")
-        return Characters(load(path or BUNDLED, device))
-    if path is None:
-        raise TalkheadError(f"features {name}: their weights do not come with the package; pass {FEATURES[name]} as --features-model")
-    return Characters(read_deepspeech(path, device) if name == "deepspeech" else Hidden(name, path, device))
-
-
-# What may be heard, and which weights that takes.
-FEATURES = {"mfcc": None, "bundled": "speech.pt", "deepspeech": "output_graph.pb of DeepSpeech 0.1.0", "wav2vec2": "a network of transformers",
-            "hubert": "a network of transformers"}
-
+# Words ----------------------------------------------------------------------------------------------------------------
 
 def read_out(logits):
     """The text that logits spell, taking the likeliest label of every step.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from talkhead import acoustics, speech
+from talkhead import audio_features
 from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis, grow
 
@@ -33,7 +33,7 @@ class _SpeechModel(nn.Module):
     A model's own coordinates of a displacement are called motion; `expand` and `project` lead there and back.
     """
 
-    hears = speech.Mfcc.identity
+    hears = audio_features.Mfcc.identity
     noise_width = 0
     layers = None
 
@@ -171,7 +171,7 @@ class SecondModel(_SpeechModel):
     defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
 
     def __init__(self, num_ws, components=2500, channels=(64, 128, 256, 256, 512), hidden=2048, features=256, lstm=256,
-                 decoder=512, basis=None, heard=speech.Mfcc.shape):
+                 decoder=512, basis=None, heard=audio_features.Mfcc.shape):
         super().__init__()
         self.config = {"model": "second", "num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
                        "features": features, "lstm": lstm, "decoder": decoder, "heard": list(heard)}
@@ -242,11 +242,11 @@ def _spreads(basis):
 
 
 def heard_by(model, name=None, path=None, device="cpu"):
-    """The features that a speech model was trained on; arguments as `acoustics.features` takes them.
+    """The features that a speech model was trained on; arguments as `audio_features.features` takes them.
 
     raises  TalkheadError if others are named, or the file holds another network
     """
-    found = acoustics.features(name or model.hears["name"], path, device)
+    found = audio_features.features(name or model.hears["name"], path, device)
     if found.identity != model.hears:
         raise TalkheadError(f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
                             "pass --features and --features-model as it was trained")

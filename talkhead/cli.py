@@ -1067,14 +1067,14 @@ def train_audio2latent(sources, output, generator, encoder, model, features, fea
     """
     import torch
 
-    from talkhead import acoustics, audio2latent, teaching
+    from talkhead import audio2latent, audio_features, teaching
 
     widths = _widths(model, {"channels": channels, "lstm": lstm, "decoder": decoder, "components": components, "hidden": hidden,
                              "embedding": embedding, "identity_width": identity_width, "noise_width": 0 if deterministic else noise_width})
 
     device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
-    features = acoustics.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
+    features = audio_features.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
     model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)

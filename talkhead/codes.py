@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from talkhead import datasets, files, speech, training
+from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 
@@ -100,11 +101,11 @@ class Windows:
     """Windows of the same clips' sound, one for each frame: kept in the same file if a network makes them, else made when asked for.
 
     codes      Codes that know the clips
-    features   an object like speech.Mfcc
+    features   AudioFeatures
     """
 
     def __init__(self, codes, features):
-        self.codes, self.features, self.kept = codes, features, features.name != speech.Mfcc.name
+        self.codes, self.features, self.kept = codes, features, features.name != Mfcc.name
         self.name = json.dumps(features.identity, sort_keys=True)
         if self.kept:
             with codes._mendable():

@@ -215,8 +215,8 @@ alignment = together(
     detection,
 )
 heard = together(
-    click.option("--features", type=click.Choice(["mfcc", "bundled", "deepspeech", "wav2vec2", "hubert"]),
-                 help="What the speech model hears.  [default: what it was trained on; to train, bundled for the first model and mfcc for the second]"),
+    click.option("--features", metavar="NAME", help="What the speech model hears: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+                 "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]"),
     click.option("--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"),
 )
 fid_features = one_of("--fid-features", ["inception", "mobilenet", "encoder"], "inception",

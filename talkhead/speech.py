@@ -58,7 +58,7 @@ def mfcc(audio, floor=FLOOR):
     samples = np.asarray(audio)
     if samples.ndim != 1 or not len(samples):
         raise TalkheadError(f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono")
-    return np.concatenate(list(_mfcc([samples], floor)))
+    return np.concatenate(list(stream_mfcc([samples], floor)))
 
 
 def loudness(blocks):
@@ -149,31 +149,9 @@ class Heard:
         return -(-self.samples * FPS // SAMPLE_RATE)
 
 
-class Mfcc:
-    """What the second model hears, and the shape of what any model may hear: features in one window per video frame.
-
-    name      of the features
-    identity  dict of plain values, kept with the weights of a network that hears them: a network knows no others
-    shape     (C, S) of a window: C features, S steps
-    """
-
-    name = "mfcc"
-    identity = {"name": "mfcc"}
-    shape = (COEFFICIENTS, WINDOW)
-
-    def windows(self, audio):
-        """Sound float (N,) at 16 kHz to windows float32 (T, C, S), T = num_frames(audio)."""
-        return windows(mfcc(audio), num_frames(audio))
-
-    def stream(self, blocks):
-        """The same windows from an iterator of blocks of the sound, each as soon as it can be known: 135 ms after its frame has ended."""
-        heard = Heard(blocks)
-        return slide(_mfcc(heard, FLOOR), heard.frames)
-
-
 def mfcc_windows(audio):
     """The windows of a recording, as the second model hears it: float32 (T, 12, 28), T = num_frames(audio)."""
-    return Mfcc().windows(audio)
+    return windows(mfcc(audio), num_frames(audio))
 
 
 def disturb(audio, rng):
@@ -228,8 +206,8 @@ def echo(audio, rng):
     return np.fft.irfft(np.fft.rfft(audio, length) * np.fft.rfft(tail, length), length)[: len(audio)]
 
 
-def _mfcc(blocks, floor):
-    """The features (m, 12) of the next steps, as the sound comes."""
+def stream_mfcc(blocks, floor=FLOOR):
+    """What `mfcc` gives, as the sound comes: blocks of float (n,), the next samples, to float32 (m, 12), the next steps."""
     level = _Level()
     for energies in _mel_energies(blocks, centre=floor is not None):
         if floor is None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from talkhead import speech, training
 from talkhead.audio2latent import displacements
+from talkhead.audio_features import Mfcc
 from talkhead.codes import SAMPLES_PER_FRAME, Codes, Windows, find, split
 from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis
@@ -38,7 +39,7 @@ def train(clips, generator, encoder, out, model, *, steps, features=None, batch=
     out             path of the .pt; resumed if it exists
     model           FirstModel or SecondModel; a new run begins at the principal components of the training clips' codes
     steps           optimiser steps of `batch` chunks of `frames` frames
-    features        what the model hears, an object like speech.Mfcc (None)
+    features        what the model hears, AudioFeatures; None: Mfcc
     latent_weight, image_weight   weights of eqs 4.4 and 4.5 (4.2). None: 250 for the second model, 0 for the first
     image_frames    frames in a step of which images are drawn for eq. 4.5, of as many chunks; 0 trains without images
     mouth_weight    weight of the squared error of the mouth's opening as the displacement tells it, in spreads
@@ -74,7 +75,7 @@ def train(clips, generator, encoder, out, model, *, steps, features=None, batch=
     if not encoder.num_ws == generator.num_ws == model.num_ws:
         raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
                             "use networks that were made for each other")
-    features = features or speech.Mfcc()
+    features = features or Mfcc()
     if tuple(features.shape) != model.heard:
         raise TalkheadError(f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.heard}; "
                             "build it for these features")

@@ -9,6 +9,7 @@ import torch
 from conftest import example
 
 from talkhead import acoustics, checkpoints, files, speech
+from talkhead.audio_features import Characters, features
 from talkhead.errors import TalkheadError
 
 train_speech = example("train_speech")
@@ -207,10 +208,10 @@ def heard(request, small, tmp_path_factory):
     """Each kind of acoustic model, small, as features."""
     folder = tmp_path_factory.mktemp("models")
     if request.param == "bundled":
-        return acoustics.Characters(small)
+        return Characters(small)
     if request.param == "deepspeech":
-        return acoustics.features("deepspeech", write_graph(folder / "output_graph.pb", numbers()))
-    return acoustics.features("wav2vec2", hidden_network(folder / "network", "wav2vec2"))
+        return features("deepspeech", write_graph(folder / "output_graph.pb", numbers()))
+    return features("wav2vec2", hidden_network(folder / "network", "wav2vec2"))
 
 
 def hidden_network(folder, kind):
@@ -250,12 +251,12 @@ def test_windows_of_a_stream_are_those_of_the_whole(heard, length, block):
 
 def test_windows_come_315_ms_after_their_frame(small):
     given = [0]
-    told = [given[-1] / 16 for _ in acoustics.Characters(small).stream(live(voice(1), given))]
+    told = [given[-1] / 16 for _ in Characters(small).stream(live(voice(1), given))]
     assert told[:15] == [pytest.approx(40 * (frame + 1) + 315, abs=5) for frame in range(15)]
 
 
 def test_silence_is_zero_when_it_has_lasted(small):
-    heard = acoustics.Characters(small)
+    heard = Characters(small)
     windows = heard.windows(np.zeros(4 * speech.SAMPLE_RATE, np.float32))
     assert np.abs(windows[60:90]).max() < 1e-3 < np.abs(heard.silence).max()
 
@@ -263,15 +264,15 @@ def test_silence_is_zero_when_it_has_lasted(small):
 def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
     files.save_weights(tmp_path / "run.pt", {"kind": "speech", "config": {"network": small.config}, "step": 3, "model": small.state_dict()})
     checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
-    run, half = (acoustics.features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
-    assert run.identity == half.identity == acoustics.Characters(small).identity and json.dumps(run.identity)
-    other = acoustics.Characters(acoustics.CharacterModel(8, 12))
+    run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
+    assert run.identity == half.identity == Characters(small).identity and json.dumps(run.identity)
+    other = Characters(acoustics.CharacterModel(8, 12))
     assert other.identity["name"] == "bundled" and other.identity != run.identity
     assert checkpoints.describe(tmp_path / "half.pt")["kind"] == "speech" and checkpoints.describe(tmp_path / "half.pt")["precision"] == "float16"
 
 
 def test_features_by_name():
-    assert acoustics.features("mfcc").identity == {"name": "mfcc"}
+    assert features("mfcc").identity == {"name": "mfcc"}
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -280,12 +281,12 @@ def test_features_by_name():
 def test_features_that_are_not_to_be_had(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TalkheadError, match=words):
-        acoustics.features(*arguments)
+        features(*arguments)
 
 
 def test_weights_of_another_kind_are_no_character_model(toy_weights):
     with pytest.raises(TalkheadError, match="encoder"):
-        acoustics.features("bundled", toy_weights / "encoder.pt")
+        features("bundled", toy_weights / "encoder.pt")
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
@@ -393,7 +394,7 @@ def test_letters_and_phonemes_are_learnt(spoken, tmp_path):
     records = learn(spoken, tmp_path / "speech.pt", 40, augment=False, phoneme_weight=20.0, validation=[spoken], validate_every=20)
     first, last = records[0], records[-1]
     assert last["ctc"] < first["ctc"] / 5 and last["phonemes"] < first["phonemes"] / 2
-    heard = acoustics.features("bundled", tmp_path / "speech.pt")
+    heard = features("bundled", tmp_path / "speech.pt")
     assert train_speech.error_rate(heard.model, train_speech.recordings([spoken])) == min(record["val_cer"] for record in records if "val_cer" in record)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import acoustics, speech
+from talkhead import audio_features, speech
+from talkhead.audio_features import Mfcc
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
@@ -147,9 +148,9 @@ class Steps:
 
 def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model = toy_first()
-    assert isinstance(heard_by(toy_model()), speech.Mfcc)
+    assert isinstance(heard_by(toy_model()), Mfcc)
     asked = []
-    monkeypatch.setattr(acoustics, "features", lambda *told: asked.append(told) or Steps())
+    monkeypatch.setattr(audio_features, "features", lambda *told: asked.append(told) or Steps())
     model.hears = Steps().identity
     assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
     assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from talkhead import expression, files, speech
+from talkhead.audio_features import Mfcc
 
 
 def syllables(seconds, seed=0):
@@ -67,7 +68,7 @@ def test_a_voice_is_heard_no_later_than_mfcc():
             yield piece
 
     heard = []
-    for stream in (expression.Voice().stream(blocks()), speech.Mfcc().stream(blocks())):
+    for stream in (expression.Voice().stream(blocks()), Mfcc().stream(blocks())):
         taken.clear()
         heard.append([next(stream) is not None and sum(taken) for _ in range(40)])
     assert heard[0] == heard[1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from talkhead import speech
+from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 
 
@@ -58,9 +59,9 @@ def test_windows_of_a_stream_are_those_of_the_whole(length, block):
     rng = np.random.default_rng(length)
     audio = (rng.normal(size=length) * np.sin(np.arange(length) / 5000) ** 2).astype(np.float32)
     blocks = (audio[start : start + block] for start in range(0, length, block))
-    streamed = list(speech.Mfcc().stream(blocks))
+    streamed = list(Mfcc().stream(blocks))
     np.testing.assert_allclose(streamed, speech.mfcc_windows(audio), atol=1e-5)
-    assert streamed[0].shape == speech.Mfcc.shape and streamed[0].dtype == np.float32
+    assert streamed[0].shape == Mfcc.shape and streamed[0].dtype == np.float32
 
 
 def test_windows_come_135_ms_after_their_frame():
@@ -71,7 +72,7 @@ def test_windows_come_135_ms_after_their_frame():
             given.append(start + 160)
             yield np.zeros(160, np.float32)
 
-    heard = [given[-1] / 16 for _ in speech.Mfcc().stream(live())]  # ms of sound that each window had waited for
+    heard = [given[-1] / 16 for _ in Mfcc().stream(live())]  # ms of sound that each window had waited for
     assert heard[:20] == [pytest.approx(40 * (index + 1) + 135, abs=10) for index in range(20)]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import codes, files, speech, teaching
+from talkhead.audio_features import Mfcc
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.codes import Codes, Lesson, Windows, split
 from talkhead.errors import TalkheadError
@@ -198,7 +199,7 @@ def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
             chunk = teaching._Chunk(lesson, settings, np.random.default_rng(seed))
             first = round(chunk.times[0])
             np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first:first + 6])
-            plain = Windows(kept, speech.Mfcc())
+            plain = Windows(kept, Mfcc())
             heard = chunk.read(kept, plain)[0]  # of the sound from a little before
             assert np.corrcoef(heard.ravel(), speech.mfcc_windows(sound)[first:first + 6].ravel())[0, 1] > 0.9
 
@@ -208,7 +209,7 @@ def test_a_chunk_longer_than_its_clip_is_filled_up(clips, networks, tmp_path):
         lesson = kept.learn(clips / "000002.mp4", "cpu")
         for augment in (False, True):
             chunk = teaching._Chunk(lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0))
-            windows, identity, target, there = chunk.read(kept, Windows(kept, speech.Mfcc()))
+            windows, identity, target, there = chunk.read(kept, Windows(kept, Mfcc()))
             assert windows.shape == (14, 12, 28) and target.shape == (14, L, 512) and identity.shape == (L, 512)
             assert there[0] and not there[-1] and not windows[-1].any()
 
