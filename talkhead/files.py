@@ -1344,6 +1344,8 @@ class _Media:
         """The bytes at a position, of a pipe only near its start."""
         if self._source is not None:
             return self._source.look(position, count) if position < PIPE else b""
+        if position >= os.path.getsize(self.name):  # beyond what a file may have, there is no looking
+            return b""
         with open(self.name, "rb") as stream:
             stream.seek(position)
             return stream.read(count)

@@ -10,6 +10,7 @@ is told in a manifest beside the results, a line of JSON each; processes write a
 
 import json
 import os
+import re
 import shutil
 import time
 import traceback
@@ -286,9 +287,11 @@ def _worked(work, item, place, desk):
             if place.is_dir():
                 place.rmdir()  # a folder takes the place of an empty one alone
             desk.mkdir(parents=True, exist_ok=True)
+            for folder in filter(Path.is_dir, desk.iterdir()):  # a whole or half result of a process that was killed; files are written over
+                shutil.rmtree(folder)
         return record("done", **work(*item.sources.values(), str(desk / place.name)))
     except TalkheadError as problem:
-        return record("failed", reason=str(problem).replace(str(desk), str(place.parent)))
+        return record("failed", reason=re.sub(re.escape(str(desk / place.name)) + r"(?![\w.])", lambda _: str(place), str(problem)))
     except Exception as problem:  # a bug of ours must not keep the other clips waiting
         return record("failed", reason=f"{type(problem).__name__}: {problem}", traceback=traceback.format_exc())
     finally:

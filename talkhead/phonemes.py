@@ -164,7 +164,7 @@ def read_textgrid(path):
             width = 3 if kind == "IntervalTier" else 2  # a point has one time
             rows = [tuple(next(tokens) for _ in range(width)) for _ in range(int(entries))]
             if width == 3:
-                tiers[name] = [(_moment(start), _moment(end), text.strip()) for start, end, text in rows]
+                tiers[name.strip()] = [(_moment(start), _moment(end), text.strip()) for start, end, text in rows]
     except (StopIteration, ValueError, TypeError, AttributeError, RuntimeError, OverflowError):
         raise TalkheadError(f"{path}: not a TextGrid of Praat, or cut short; write it again as a text file") from None
     return tiers

@@ -5,6 +5,7 @@ import json
 import os
 import types
 
+import numpy as np
 import pytest
 
 from talkhead import jobs
@@ -308,15 +309,39 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
     assert sorted(path.name for path in desk.folder.rglob("*.*")) == sorted(["manifest.jsonl", *(f"{n}.{end}" for n in range(5) for end in ("out", "json"))])
 
 
+def test_a_folder_is_made_again_by_who_was_killed_with_one_in_hand(desk, monkeypatch):
+    from talkhead import files
+
+    def work(source, place):
+        with files.FrameWriter(place) as writer:
+            writer.write(np.zeros((2, 2, 3), np.uint8))
+        return {"frames": 1}
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    items = [jobs.Item({"source": "0.txt"}, "x/0")]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(jobs, "_publish", killed)
+        list(jobs.run(items, work, desk.folder))
+    (desk.folder / "x/0").mkdir()  # and an empty folder is no result of another
+    assert statuses(jobs.run(items, work, desk.folder, overwrite=True)) == ["done"]
+    assert sorted(str(path.relative_to(desk.folder)) for path in desk.folder.rglob("*")) == ["manifest.jsonl", "x", "x/0", "x/0/000000.png"]
+    again, = jobs.run(items, work, desk.folder, overwrite=True)
+    assert again["reason"].startswith(f"{desk.folder}/x/0: ") and "not empty" in again["reason"]
+
+
 def test_what_fails_leaves_nothing_but_what_to_go_on_from(desk):
     def work(source, place):
         if source == "1.txt":
             open(f"{place}.part", "w").close()
+            raise TalkheadError(f"{place}.part: was begun otherwise")
         raise TalkheadError(f"{place}: no room")
 
     records = list(jobs.run(desk.items[:2], work, desk.folder))
-    assert [record["reason"] for record in records] == [f"{desk.folder}/0/0.out: no room", f"{desk.folder}/1/1.out: no room"]
-    assert not list((desk.folder / "0").iterdir()) and [path.name for path in (desk.folder / "1").rglob("*.*.part")] == ["1.out.part"]
+    part, = (desk.folder / "1").rglob("1.out.part")
+    assert [record["reason"] for record in records] == [f"{desk.folder}/0/0.out: no room", f"{part}: was begun otherwise"]
+    assert not list((desk.folder / "0").iterdir())
 
     def resumed(source, place):
         if source == "1.txt":

@@ -416,6 +416,17 @@ def test_mpeg_ps_may_end_in_several_ways(tmp_path, more):
     assert flashes(tmp_path / "b.mpg") == (50, [25])
 
 
+@pytest.mark.parametrize("name, video, audio, at, size", [("a.asf", "mpeg4", "libmp3lame", 16, b"\xff" * 8), ("a.asf", "mpeg4", "libmp3lame", 16, b"\0" * 7 + b"\x70"),
+                                                          ("a.mkv", "mpeg4", "libmp3lame", 4, b"\x01\xff\xff\xff\xff\xff\xff\xfe")])
+def test_a_head_that_claims_to_end_where_no_file_does(tmp_path, name, video, audio, at, size):
+    """What comes after it then tells no length; FFmpeg finds the packets all the same."""
+    data = bytearray(encode(tmp_path / name, 1.0, video, audio, flash=(5, 20)).read_bytes())
+    data[at:at + len(size)] = size
+    (tmp_path / name).write_bytes(data)
+    for source in (tmp_path / name, OneWay(bytes(data))):
+        assert flashes(source) == (25, [5, 20])
+
+
 def test_live_matroska_tells_no_length(tmp_path):
     """Who writes to a pipe cannot know it: what was written until then is whole."""
     class Pipe(io.RawIOBase):

@@ -207,7 +207,8 @@ def test_a_dictionary_in_cmudicts_format(tmp_path):
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("a.TextGrid", "nonsense", "not a TextGrid of Praat, or cut short"), ("a.TextGrid", LONG[:600], "not a TextGrid of Praat, or cut short"),
+    ("a.TextGrid", "nonsense", "not a TextGrid of Praat, or cut short"),
+    ("a.TextGrid", LONG.replace('"phones"', "7"), "not a TextGrid of Praat, or cut short"), ("a.TextGrid", LONG[:600], "not a TextGrid of Praat, or cut short"),
     ("a.lab", "0 x sil", "a.lab, line 1: wanted start, end and label"), ("a.align", "\n0 5", "a.align, line 2: wanted"),
     ("a.mlf", "0 1 sil", "its first line should be #!MLF!#"), ("a.mlf", "#!MLF!#\n0 1 sil", "line 2: belongs to no entry"),
     ("a.json", "[]x", "holds no phonemes"), ("a.json", '[[0, 1e400, "b"]]', "holds no phonemes"), ("a.json", "[" * 100_000, "holds no phonemes"),
