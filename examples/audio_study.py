@@ -21,14 +21,12 @@ import numpy as np
 import torch
 
 import talkhead
+from contact_sheet import sheet
 from puppets import articulation
-
 from talkhead import checkpoints, codes, files, inversion, metrics, pti, synthesis, training
 from talkhead.audio2latent import heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
-
-from contact_sheet import sheet
 
 MODELS = ("first", "second")
 READ_FROM = 200  # clips of CLIPS

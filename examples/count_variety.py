@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 from puppets import variety
-
 from talkhead import files
 from talkhead.errors import TalkheadError
 

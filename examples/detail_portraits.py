@@ -12,13 +12,12 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from face_descriptor import WEIGHTS, Descriptor, chip
 from PIL import Image
 from tqdm import tqdm
 
 import talkhead
+from face_descriptor import WEIGHTS, Descriptor, chip
 from puppets import variety
-
 from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis
 
 TOOTHY = 0.06  # gap of the lips in widths of the mouth from which a photo counts as smiling with teeth

@@ -21,13 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import talkhead
-from puppets import articulation, variety
-
-from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
-from talkhead.errors import TalkheadError
-
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
+from puppets import articulation, variety
+from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
+from talkhead.errors import TalkheadError
 
 ENLARGE = 4
 LOUDNESS = 0.6  # exponent from sound amplitude to how loud it is heard (Stevens)
@@ -270,7 +268,7 @@ def flicker(frames):
     size = len(frames[0])
     figures = {}
     for part, boxes in STILL.items():
-        def inside(pictures):
+        def inside(pictures, boxes=boxes):
             cut = [pictures[..., round(top * size) : round(bottom * size), round(left * size) : round(right * size), :] for left, top, right, bottom in boxes]
             return np.concatenate([box.reshape(*box.shape[:-3], -1) for box in cut], -1)
 

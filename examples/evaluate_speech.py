@@ -11,8 +11,8 @@ import sys
 import time
 
 import numpy as np
-import train_speech
 
+import train_speech
 from talkhead import acoustics, audio_features, files, speech
 
 LETTERS = {letter.upper(): letter for letter in "bdfklmnprstvwz"}  # consonants that are spelled as they are heard

@@ -50,14 +50,28 @@ from typing import NamedTuple
 os.environ["SVT_LOG"] = "0"  # read when it is loaded: an AV1 encoder would tell about itself
 
 import av
-import kill_and_resume
 import numpy as np
-import study
 import torch
 from PIL import Image
 
+import kill_and_resume
+import study
 import talkhead
-from talkhead import acoustics, audio2latent, checkpoints, cli, datasets, encoders, faces, files, inversion, latents, losses, stylegan, video_gan
+from talkhead import (
+    acoustics,
+    audio2latent,
+    checkpoints,
+    cli,
+    datasets,
+    encoders,
+    faces,
+    files,
+    inversion,
+    latents,
+    losses,
+    stylegan,
+    video_gan,
+)
 
 SECONDS, MEMORY = 60, 2 << 30  # limits of a process
 SIDE = 64  # pixels of the clips and pictures; of smaller ones x265 overwrites memory

@@ -31,7 +31,6 @@ import torch._dynamo  # which optimisers would load in every run
 
 import talkhead
 from puppets import puppet
-
 from talkhead import checkpoints, cli, encoders, faces, files, stylegan
 
 SIZE = 16  # pixels: the generator's pictures
@@ -66,12 +65,12 @@ def make(folder):
         sound = np.random.default_rng(number).normal(0, 0.05, 640 * FRAMES).astype(np.float32), 16000
         with (files.FrameWriter(folder / f"aligned/{number}.mp4", sound=sound, metadata={files.ALIGNED_TAG: "64"}, lossless=True) as aligned,
               files.FrameWriter(folder / f"clips/{number}.mp4", sound=sound, lossless=True) as whole):
-            for frame, landmarks in shown:
+            for frame, _ in shown:
                 aligned.write(frame)
                 whole.write(np.pad(frame, [(30, 26), (40, 56), (0, 0)], constant_values=110))
     for name in ("aligned", "clips"):
         (folder / f"{name}.txt").write_text("".join(f"{name}/{number}.mp4\n" for number in range(4)))
-    return landmarks + np.float32((40, 30))
+    return shown[-1][1] + np.float32((40, 30))
 
 
 class Stub(faces.Detector):

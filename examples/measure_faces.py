@@ -22,13 +22,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from puppets import puppet, variety
-
-from talkhead import checkpoints, datasets, faces, files, inception, inversion, metrics, synthesis, training
-from talkhead.errors import TalkheadError
-
 from contact_sheet import captioned, sheet
 from face_descriptor import WEIGHTS, chip, descriptors, distances
+from puppets import puppet, variety
+from talkhead import checkpoints, datasets, faces, files, inception, inversion, metrics, synthesis, training
+from talkhead.errors import TalkheadError
 
 COLUMNS = 12  # pictures in a row of a sheet
 

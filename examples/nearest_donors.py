@@ -20,13 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from puppets import puppet
-
-from talkhead import checkpoints, files, inversion, synthesis, training
-from talkhead.errors import TalkheadError
-
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
+from puppets import puppet
+from talkhead import checkpoints, files, inversion, synthesis, training
+from talkhead.errors import TalkheadError
 
 NEAREST = 3  # donors shown beside a face
 LEAST_MIXED = 200  # composites whose codes are mixed

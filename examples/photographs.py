@@ -23,13 +23,11 @@ import PIL.Image
 import PIL.ImageFilter
 from tqdm import tqdm
 
+from contact_sheet import sheet
 from puppets import variety
-
 from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.training import resize, to_images
-
-from contact_sheet import sheet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 EXIF_ORIENTATION = 0x0112

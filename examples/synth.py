@@ -1,8 +1,8 @@
 """Make clips of talking puppets, with their truth: landmarks, phonemes and mouth tracks. `python examples/synth.py --help` tells how."""
 
 import click
-from puppets import puppet
 
+from puppets import puppet
 from talkhead import datasets, options, shell
 
 

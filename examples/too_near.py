@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet
-
 from talkhead import faces, files
 from talkhead.errors import TalkheadError
-
-from face_descriptor import WEIGHTS, chip, descriptors, distances
 
 
 def calmest(clip):

@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from puppets import articulation
 from torch import nn
 from torch.nn import functional as F
 
+from puppets import articulation
 from talkhead import acoustics, files, options, shell, speech, training
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_phonemes

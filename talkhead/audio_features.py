@@ -5,9 +5,10 @@ To add features, subclass AudioFeatures and name them in FEATURES.
 Source: thesis §4.2.3, §4.3.3.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

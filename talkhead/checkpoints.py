@@ -233,9 +233,9 @@ class _File:
                 raise TalkheadError(f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: its training diverged, or "
                                     "a half-precision copy overflowed; take an earlier checkpoint, or the original")
         if "w_avg" in weights["missing"]:
-            warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it")
+            warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it", stacklevel=1)
         if "noise" in weights["missing"]:
-            warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed")
+            warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed", stacklevel=1)
         return {key: value for key, value in weights.items() if key != "missing"}
 
     def ours(self, kind=None, training=True):
@@ -275,7 +275,7 @@ class _File:
             try:
                 parts[name] = convert()
             except TalkheadError as problem:
-                warnings.warn(f"{self.path}: its {name} is left out: {problem}")
+                warnings.warn(f"{self.path}: its {name} is left out: {problem}", stacklevel=1)
         if "generator" in parts:
             parts["generator"] = {**model, **({"w_avg": record["w_avg"]} if "w_avg" in record else {}), **parts["generator"]}
         return {"config": config, "step": record.get("step", 0), "model": model, "training": parts, "missing": missing}
@@ -383,7 +383,7 @@ def _nvidia(file, training):
             raise TalkheadError(f"limits its activations to {_clamp(contents[key])}, the generator in use to {clamp}")
         group = _group(contents[key])
         if group != 4:
-            warnings.warn(f"{file.path}: its discriminator compared pictures in groups of {group}, here of 4")
+            warnings.warn(f"{file.path}: its discriminator compared pictures in groups of {group}, here of 4", stacklevel=1)
         return state
 
     parts = [(name, lambda key=key: part(key))
@@ -483,7 +483,7 @@ def _to_rosinality(weights):
     model, training = weights["model"], weights.get("training", {})
     channels = weights["config"]["channels"]
     if channels != _rosinality_channels(channels):
-        warnings.warn(f"rosinality's code makes no generator of the channels {channels}; change its table to load this file")
+        warnings.warn(f"rosinality's code makes no generator of the channels {channels}; change its table to load this file", stacklevel=1)
     contents = {"g_ema": layouts.to_rosinality(model), "latent_avg": model["w_avg"]}
     contents |= {key: layouts.to_rosinality(training[name]) for name, key in (("generator", "g"), ("discriminator", "d")) if name in training}
     record = _own_record(weights)
@@ -528,7 +528,7 @@ def _nvidia_widths(config):
     channels, resolution = config["channels"], config["resolution"]
     widths = {"channel_base": channels[-1] * resolution, "channel_max": channels[0]}
     if channels != [min(widths["channel_base"] // (4 << k), widths["channel_max"]) for k in range(len(channels))]:
-        warnings.warn(f"NVIDIA's code makes no network of the channels {channels}; the kwargs in this file do not fit it")
+        warnings.warn(f"NVIDIA's code makes no network of the channels {channels}; the kwargs in this file do not fit it", stacklevel=1)
     return widths
 
 

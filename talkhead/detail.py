@@ -20,8 +20,20 @@ import torch
 
 from talkhead import faces
 from talkhead.errors import TalkheadError
-from talkhead.keypoints import (BROWS, LOWER_INNER, LOWER_LIDS, LOWER_OUTER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, OVAL, UPPER_INNER, UPPER_LIDS,
-                                UPPER_OUTER, VERTICES, places)
+from talkhead.keypoints import (
+    BROWS,
+    LOWER_INNER,
+    LOWER_LIDS,
+    LOWER_OUTER,
+    MOVED_BY_SPEECH,
+    NOT_MOVED_BY_SPEECH,
+    OVAL,
+    UPPER_INNER,
+    UPPER_LIDS,
+    UPPER_OUTER,
+    VERTICES,
+    places,
+)
 
 GRID = 64  # nodes a side at which a warp is worked out
 SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still read between shut lips

@@ -424,7 +424,7 @@ def _pad(image, before, after, blur):
     after   (2,) pixels to add right and below
     blur    standard deviation in pixels
     """
-    from scipy.ndimage import gaussian_filter            # a tenth of a second that most crops can do without
+    from scipy.ndimage import gaussian_filter  # a tenth of a second that most crops can do without
 
     padded = np.pad(image.astype(np.float32), ((before[1], after[1]), (before[0], after[0]), (0, 0)), "reflect")
     height, width = padded.shape[:2]

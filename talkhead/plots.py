@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from talkhead import files
-from talkhead.phonemes import closures
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
+from talkhead.phonemes import closures
 from talkhead.training import to_frames
 
 KINDS = (".png", ".svg", ".pdf")

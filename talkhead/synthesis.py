@@ -17,7 +17,6 @@ from talkhead.speech import SAMPLE_RATE
 from talkhead.training import to_frames
 from talkhead.video_gan import motion
 
-
 PRECISIONS = ("float32", "bfloat16", "float16")
 SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # after two seconds, nothing that was said before is felt any more
 

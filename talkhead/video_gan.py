@@ -317,7 +317,7 @@ def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, fram
     drawing = generator.shallow(size) if shallow else generator
     why = why_not_random(generator) if start == "sample" else ""
     if why:
-        warnings.warn(f"start sample: {why}; pass --start encode, or a generator that was trained on them")
+        warnings.warn(f"start sample: {why}; pass --start encode, or a generator that was trained on them", stacklevel=1)
     team = Team(batch, accumulate, precision, device)
     settings = {"batch": batch, "frames": frames, "critic_size": size, "shallow": shallow, "real": real, "start": start, "contrastive": contrastive,
                 "image_critic": image_critic, "adversarial": adversarial, "information_weight": information_weight, "r1": r1,
@@ -357,7 +357,7 @@ def _long_enough(lessons, frames):
     if len(kept) == 1:
         raise TalkheadError(f"{kept[0].path}: is the only clip of {frames} frames or more, which a critic would learn by heart; pass more clips")
     if short:
-        warnings.warn(f"{short} of {len(lessons)} clips are shorter than a window of {frames} frames, and left out")
+        warnings.warn(f"{short} of {len(lessons)} clips are shorter than a window of {frames} frames, and left out", stacklevel=1)
     return kept
 
 

@@ -145,7 +145,6 @@ def puppet(tmp_path_factory):
     import numpy as np
 
     from puppets import puppet as room
-
     from talkhead import files
 
     folder = tmp_path_factory.mktemp("puppet")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from conftest import example
-
 from talkhead import acoustics, checkpoints, files, speech
 from talkhead.audio_features import Characters, features
 from talkhead.errors import TalkheadError

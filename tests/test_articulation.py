@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from puppets import articulation
-from puppets.articulation import (measure, recorded, sentence, speak, track_from_phonemes,
-                                   voices, write_phonemes)
-
+from puppets.articulation import measure, recorded, sentence, speak, track_from_phonemes, voices, write_phonemes
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import closures, read_phonemes
 
@@ -205,7 +203,7 @@ def test_phoneme_times_are_those_of_the_sound(utterance):
         piece = utterance.audio[round(start * 16000):round(end * 16000)]
         level.setdefault("AEIOU".find(label[0]) >= 0, []).append(np.sqrt(np.mean(piece ** 2)))
     assert np.median(level[True]) > 2 * np.median(level[False])
-    for start, end, label in utterance.phonemes:  # /p/ is silent until its burst
+    for start, _, label in utterance.phonemes:  # /p/ is silent until its burst
         if label == "P":
             held = utterance.audio[round((start + 0.01) * 16000):round((start + 0.025) * 16000)]
             assert np.sqrt(np.mean(held ** 2)) < 0.3 * np.median(level[True])

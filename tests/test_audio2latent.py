@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import audio_features, speech
-from talkhead.audio_features import Mfcc
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, heard_by
+from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
 

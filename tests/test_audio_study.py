@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talkhead import files
 from conftest import EXAMPLES, example
+from talkhead import files
 
 
 @pytest.fixture(scope="module")

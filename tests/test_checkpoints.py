@@ -6,12 +6,12 @@ import math
 import pickle
 import zipfile
 
-import foreign
 import numpy as np
 import pytest
-import test_pickles
 import torch
 
+import foreign
+import test_pickles
 from talkhead import checkpoints, files, latents
 from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from conftest import example, toy_motion_model
-
 import talkhead
+from conftest import example, toy_motion_model
 from talkhead import checkpoints, faces, files, inversion, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
@@ -1166,8 +1165,8 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
 
 def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
     """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
-    from talkhead import codes, datasets, evaluation
     from puppets import puppet as room
+    from talkhead import codes, datasets, evaluation
 
 
     hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")

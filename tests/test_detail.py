@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import example
 
 import talkhead
+from conftest import example
 from talkhead import detail, faces, keypoints
 from talkhead.detail import Detail, Frame, Inside, Photo
 from talkhead.keypoints import places

@@ -12,7 +12,6 @@ import torch
 
 import talkhead
 from puppets import puppet
-
 from talkhead import evaluation, files, metrics
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError

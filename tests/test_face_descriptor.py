@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from puppets import puppet
-
 from talkhead import TalkheadError, faces, files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import EXAMPLES, example
 
 MUTANTS = 250  # some twenty seconds of work, and as many to load and to make the whole files

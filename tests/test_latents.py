@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from talkhead.errors import TalkheadError
-from talkhead.latents import Basis, displace, displacement, grow, lerp, mean_latent, random_latents, slerp, to_w_plus, z_stream
+from talkhead.latents import (
+    Basis,
+    displace,
+    displacement,
+    grow,
+    lerp,
+    mean_latent,
+    random_latents,
+    slerp,
+    to_w_plus,
+    z_stream,
+)
 
 
 def codes(count, num_ws=2, seed=0):

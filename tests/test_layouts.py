@@ -6,10 +6,10 @@ What that code answered is in data/peers.json; foreign.py wrote it, and has the 
 import json
 from pathlib import Path
 
-import foreign
 import pytest
 import torch
 
+import foreign
 from talkhead import layouts
 from talkhead.errors import TalkheadError
 from talkhead.pickles import Module

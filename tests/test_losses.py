@@ -9,7 +9,15 @@ from talkhead import metrics, training
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.keypoints import places
-from talkhead.losses import LipDistance, Perceptual, identity_loss, identity_network, pixel_loss, pyramid_distance, vgg_weights
+from talkhead.losses import (
+    LipDistance,
+    Perceptual,
+    identity_loss,
+    identity_network,
+    pixel_loss,
+    pyramid_distance,
+    vgg_weights,
+)
 from talkhead.training import to_images
 
 

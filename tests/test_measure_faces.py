@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from puppets import puppet
-
 from talkhead import checkpoints, faces, files, metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

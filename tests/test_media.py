@@ -339,7 +339,7 @@ def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_p
                 frame.pts, frame.time_base = 25 * time, Fraction(1, 25)
                 packets += shown.encode(frame)
             packets += shown.encode(None)
-            for index, packet in enumerate(packets):
+            for packet in packets:
                 packet.duration = round(total / len(times) / packet.time_base)
             for start in range(0, total * 16000, 1024):
                 block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")

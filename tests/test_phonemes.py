@@ -5,7 +5,6 @@ import json
 import pytest
 
 from puppets import articulation
-
 from talkhead import phonemes
 from talkhead.errors import TalkheadError
 

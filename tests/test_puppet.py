@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from puppets import puppet, variety
-
 from talkhead import TalkheadError, faces, files
 
 SHUT_TO_OPEN = np.array([[0, 0, 0], [0.04, 0, 0.01], [0.08, 0, 0.03], [0.12, 0, 0.06], [0.16, 0, 0.09], [0.2, 0, 0.12]])

@@ -15,9 +15,8 @@ import pytest
 import scipy.stats
 
 from conftest import example
-from test_cli import run
-
 from talkhead import TalkheadError, files
+from test_cli import run
 
 study = example("study")
 

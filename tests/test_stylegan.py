@@ -6,13 +6,13 @@ import math
 import pickle
 import types
 
-import foreign
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
+import foreign
 from talkhead import checkpoints, datasets, files, latents, metrics, stylegan, training
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import toy_second_model
 import talkhead
+from conftest import toy_second_model
 from talkhead import metrics, synthesis
-from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
+from talkhead.errors import TalkheadError
 from talkhead.speech import mfcc_windows
 from talkhead.stylegan import Generator
 

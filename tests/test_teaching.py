@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import codes, files, speech, teaching
-from talkhead.audio_features import Mfcc
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
+from talkhead.audio_features import Mfcc
 from talkhead.codes import Codes, Lesson, Windows, split
-from talkhead.errors import TalkheadError
 from talkhead.encoders import ResNetEncoder
+from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 from talkhead.teaching import train
 from test_audio2latent import TOY, L, toy_model

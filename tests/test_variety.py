@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from puppets import puppet, variety
-
 from talkhead import TalkheadError
 
 SIZE = 96

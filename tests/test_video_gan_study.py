@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import faces, files, puppet
 from conftest import EXAMPLES, example
+from puppets import puppet
+from talkhead import faces, files
 
 
 @pytest.fixture(scope="module")

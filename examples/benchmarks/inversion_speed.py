@@ -27,10 +27,10 @@ from pathlib import Path
 import lpips  # rosinality's checkout has an old copy of it, which must not be found first
 import numpy as np
 import torch
+from peer_generators import checkout, random_networks, rosinality
 from torch.nn import functional as F
 
 import talkhead
-from peer_generators import checkout, random_networks, rosinality
 from talkhead import checkpoints, files, losses, training
 
 LEAST_STEP_RATIO = 1.5

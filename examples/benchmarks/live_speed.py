@@ -26,8 +26,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-
 from generate_speed import EXAMPLES, measure, spoken
+
 from talkhead import files
 
 RATE, FPS = 16000, 25

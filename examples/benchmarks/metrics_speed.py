@@ -23,7 +23,6 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))
 
 from puppets import puppet  # noqa: E402
-
 from talkhead import evaluation, files  # noqa: E402
 
 SIDE, NOISE = 256, 6  # pixels, grey levels

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from peer_generators import checkout, nvidia
+
 from talkhead import checkpoints, datasets, files, inception, layouts, metrics, training
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 

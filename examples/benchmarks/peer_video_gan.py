@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peer_generators import checkout, relative_error
 from torch import nn
 
-from peer_generators import checkout, relative_error
 from talkhead import files, layouts
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis

@@ -23,8 +23,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-
 from peer_training import Pictures, networks
+
 from talkhead.stylegan import Discriminator, Generator, train
 
 LEAST_RATIO = 0.9

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 
 from puppets import articulation, variety
 from puppets.variety import ramp
-
 from talkhead import faces, files
 from talkhead.errors import TalkheadError
 
@@ -591,12 +590,11 @@ def _draw_shape(rng):
     low = ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
     points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))                 # a broad jaw
     points[:, 1] += low * rng.normal(0, 0.02)                                                   # a long chin
+    scale, lift = np.array((1.0, change(0.12))), rng.normal(0, 0.01)
     for side in (0, 1):
         eye = _of(*UPPER_LIDS[side], *LOWER_LIDS[side], *IRISES[5 * side:5 * side + 5])
         centre = points[eye].mean(0)
-        scale = np.array((1.0, change(0.12))) if side == 0 else scale
         points[eye] = centre + (points[eye] - centre) * scale
-        lift = rng.normal(0, 0.01) if side == 0 else lift
         points[_of(*BROWS[side]), 1] += lift
     nose = _of(*(vertex for vertex in NOSE if vertex not in (164,)))
     points[nose] = middle + (points[nose] - middle) * (change(0.1), change(0.04))
@@ -1202,8 +1200,8 @@ class _Mouth:
 
     def _box(self):
         size = self.rig.size
-        low = np.floor((self.centre.min(0) - (self.half.max() + 2, 0.3 * self.iod))).astype(int)
-        high = np.ceil((self.centre.max(0) + (self.half.max() + 2, 0.6 * self.iod))).astype(int)
+        low = np.floor(self.centre.min(0) - (self.half.max() + 2, 0.3 * self.iod)).astype(int)
+        high = np.ceil(self.centre.max(0) + (self.half.max() + 2, 0.6 * self.iod)).astype(int)
         low, high = np.clip(low, 0, size - 1), np.clip(high, 1, size)
         return slice(low[1], high[1]), slice(low[0], high[0])
 
