@@ -10,6 +10,7 @@ import codecs
 import errno
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -70,6 +71,8 @@ ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("3626b275
 SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
 PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
 PIPE = 1 << 20  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints on stderr what Pillow logs where nobody asked for logs
 
 
 # Errors and names -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import subprocess
 import sys
 import warnings
 import wave
@@ -798,6 +799,18 @@ def test_libtiff_keeps_silent(tmp_path, capfd, damage):
     assert capfd.readouterr().err == ""
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
+
+
+def test_pillow_logs_nothing_unasked(tmp_path):
+    """A TIFF of 1027 samples to a pixel: in a process of its own, for pytest listens to loggers."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
+    data[at:at + 2] = struct.pack("<H", 1027)
+    (tmp_path / "a.tif").write_bytes(data)
+    code = f"from talkhead import errors, files\ntry: files.read_image({str(tmp_path / 'a.tif')!r})\nexcept errors.TalkheadError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])})
+    assert done.stdout.endswith("a.tif: not a picture that can be read; pass a PNG or JPEG\n") and done.stderr == ""
 
 
 def test_sound_of_channels_that_nobody_has(tmp_path):
