@@ -43,6 +43,7 @@ LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move be
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
 LUMA = np.float32((0.299, 0.587, 0.114))
 SHADE, CONTRAST = 0.4, 0.65  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
+LIP = 7.5  # blurs of the photo over which lips pass into the inside of the mouth; less makes the mouth sharper than a film's
 RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
 
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
@@ -470,12 +471,13 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     before, mouth  Lines of the mouth in the photo and in the result
     shift          how far the skull, and teeth with it, lies in the photo from where it lies in the result, pixels
     """
-    reach = np.abs(mouth.right) * mouth.half + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + max(1.0, 2.5 * blur)) + 1
+    soft = max(1.0, LIP * blur)
+    reach = np.abs(mouth.right) * mouth.half + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + soft) + 1
     low = np.floor(mouth.centre - reach - (across[0], down[0])).astype(int)
     high = np.ceil(mouth.centre + reach - (across[0], down[0])).astype(int) + 1
     box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
     x, y = mouth.local(across[box[1]], down[box[0]])
-    cover = mouth.cover(x, y, max(1.0, 2.5 * blur))[..., None]
+    cover = mouth.cover(x, y, soft)[..., None]
     if not cover.any():
         return
     drawn = inside.coloured(_rendered(mouth, x, y, inside.frame, inside.points))

@@ -39,6 +39,19 @@ MOVED_BY_SPEECH = places(*dict.fromkeys(LIPS + JAW + CHEEKS))
 NOT_MOVED_BY_SPEECH = places(*NOSE[:8], 33, 133, 362, 263, *OVAL[:6], *OVAL[-5:])
 NEUTRAL_SCORES = 6  # principal components of mouth and jaw that tell how a smile came from rest
 NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
+REST_HANG = -0.02  # in widths of the mouth: how far corners hang below the middle of shut lips, the median of 64 portraits
+
+
+def hang(points):
+    """How far the corners of a mouth lie below its middle, in widths of the mouth: negative where it smiles."""
+    corners = points[places(61, 291)]
+    return float((corners.mean(0) - points[places(13, 14)].mean(0)) @ _down(points) / np.linalg.norm(corners[1] - corners[0]))
+
+
+def _down(points):
+    """The direction from the nose to the chin: (2,), of length 1."""
+    down = points[places(152)] - points[places(168)]
+    return down / np.linalg.norm(down)
 
 
 class KeypointNetwork(nn.Module):
@@ -77,6 +90,12 @@ class KeypointNetwork(nn.Module):
         for upper, lower in ((UPPER_INNER, LOWER_INNER), (UPPER_OUTER, LOWER_OUTER)):
             result[places(*upper[1:-1])] += left
             result[places(*lower[1:-1])] -= left
+        lifted = hang(result) - max(hang(points), REST_HANG)  # or what is left of a smile would be a grim mouth
+        if lifted > 0:
+            corners, down = result[places(61, 291)], _down(result)
+            along = corners[1] - corners[0]
+            x = 2 * (result[places(*LIPS)] - corners.mean(0)) @ along / (along @ along)
+            result[places(*LIPS)] -= lifted * np.linalg.norm(along) * np.clip(x ** 2, 0, 1)[:, None] * down
         return result
 
     def read(self, frames, looks=1):

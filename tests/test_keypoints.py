@@ -82,6 +82,22 @@ def test_shut_lips_are_at_rest_and_a_smile_with_teeth_is_brought_there(network):
     np.testing.assert_array_equal(rest[still], points[still])
 
 
+@pytest.mark.parametrize("hanging", [-0.1, 0.1])
+def test_a_mouth_at_rest_from_a_smile_is_not_grim(hanging):
+    """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung lower there."""
+    network, spots = KeypointNetwork(), {vertex: index for index, vertex in enumerate(np.array(keypoints.VERTICES)[keypoints.MOVED_BY_SPEECH])}
+    for vertex in (61, 291):
+        network.neutral_weights[0, 2 * spots[vertex] + 1] = 0.08
+    points = talkhead.load_keypoints().read(talkhead.read_image("examples/face.png")[None])[0].astype(np.float64)
+    points[places(*keypoints.LOWER_INNER[1:-1], *keypoints.LOWER_OUTER[1:-1])] += (0, 0.05)
+    width = np.linalg.norm(points[places(61)] - points[places(291)])
+    points[places(61, 291)] += (0, (hanging - keypoints.hang(points)) * width)
+    rest = network.neutral(points)
+    assert keypoints.hang(rest) == pytest.approx(max(hanging, keypoints.REST_HANG), abs=0.005)
+    gap = rest[places(*keypoints.LOWER_INNER[1:-1])] - rest[places(*keypoints.UPPER_INNER[1:-1])]
+    assert np.linalg.norm(gap, axis=-1).max() < 0.01
+
+
 def test_a_file_is_read_back_as_the_same_network(tmp_path):
     from talkhead import files
 

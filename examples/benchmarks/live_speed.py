@@ -11,7 +11,7 @@ Runs the command itself, on two cores. Three runs, a JSON object each, then one 
   piped  the same sound as fast as the pipe takes it: frames a second, frames drawn one by one
   long   from a file to a file: frames a second, peak memory against a run of a tenth, and whether sound and pictures are equally long
 
-The identity is encoded once and given as latents. Linux and macOS (memory comes from wait4).
+The identity is encoded once and given as latents; with --frame it is the photo, which moves at so many pixels. Linux and macOS (memory comes from wait4).
 """
 
 import argparse
@@ -41,6 +41,7 @@ MOST_DRIFT = 1.0  # frames between the ends of sound and pictures
 
 def command(options, identity, audio, video):
     line = [sys.executable, "-m", "talkhead", "generate", "--identity", str(identity), "--audio", str(audio), "-o", str(video), "--device", "cpu"]
+    line += ["--size", str(options.frame)] if options.frame else []
     for kind in ("generator", "audio2latent"):
         line += [f"--{kind}", getattr(options, kind)] if getattr(options, kind) else []
     return line
@@ -162,6 +163,8 @@ def main():
     parser.add_argument("--piped", type=float, default=60.0, help="seconds of speech")
     parser.add_argument("--long", type=float, default=300.0, help="seconds of speech; 3600 takes some 25 minutes of two cores")
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--frame", type=int, default=0, help="side of the frames, with detail; 0 for the generator's own")
+    parser.add_argument("--only", choices=("live", "piped", "long"), help="do this run alone")
     for kind in ("generator", "audio2latent"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
     options = parser.parse_args()
@@ -169,13 +172,17 @@ def main():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])
     os.environ["OMP_NUM_THREADS"] = str(options.cores)
     with tempfile.TemporaryDirectory() as folder:
-        identity = Path(folder) / "face.npy"
+        identity = options.identity if options.frame else Path(folder) / "face.npy"
         line = [sys.executable, "-m", "talkhead", "invert", str(options.identity), "-o", str(identity), "--device", "cpu"]
-        subprocess.run(line + (["--generator", options.generator] if options.generator else []), check=True)
+        if not options.frame:
+            subprocess.run(line + (["--generator", options.generator] if options.generator else []), check=True)
         records = []
-        for run in (lambda: live(options, identity), lambda: piped(options, identity), lambda: long(options, identity, Path(folder))):
+        runs = {"live": lambda: live(options, identity), "piped": lambda: piped(options, identity), "long": lambda: long(options, identity, Path(folder))}
+        for run in [runs[options.only]] if options.only else runs.values():
             records.append(run())
             print(json.dumps(records[-1]), flush=True)
+    if options.only:
+        return
     soon, fast, much = records
     print(json.dumps({"latency_ms": soon["latency_ms"]["p95"], "most_ms": MOST_LATENCY, "frames_per_s": fast["frames_per_s"], "least": LEAST_RATE,
                       "peak_mb": much["peak_mb"], "most_mb": MOST_MEMORY, "peak_growth": much["peak_growth"], "most_growth": MOST_GROWTH,
