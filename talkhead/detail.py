@@ -28,6 +28,7 @@ SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still rea
 LOOKS = 6  # at the mouth of a photo, whose place must be exact
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
+MOST_PRESSED = 0.5  # part by which the skin between lower lip and chin may be pressed together
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
 LUMA = np.float32((0.299, 0.587, 0.114))
 SHADE, CONTRAST = 0.4, 0.65  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
@@ -38,6 +39,7 @@ _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line
 _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
 _OVAL, _CHIN = places(*OVAL), places(*OVAL[12:25])
+_BELOW_LIP = places(17, 18, 200, 199, 152)
 _BROWS = places(*sum(BROWS, ()))
 _LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
 _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
@@ -209,6 +211,7 @@ def transfer(start, rest, points, head=False):
         target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
+    _push_chin(target, start)
     return target, _shut_lids(rest, points)
 
 
@@ -229,6 +232,15 @@ def _set_gap(target, points):
     for upper, lower in ((_UPPER_INNER, _LOWER_INNER), (_UPPER_OUTER, _LOWER_OUTER)):
         target[upper[1:-1]] -= change
         target[lower[1:-1]] += change
+
+
+def _push_chin(target, start):
+    """Push the chin down where the lower lip would come too near to it, or pass it and fold the skin; changes `target`."""
+    down = target[places(152)] - target[places(168)]
+    down = down / np.linalg.norm(down)
+    for upper, lower in zip(_BELOW_LIP, _BELOW_LIP[1:]):
+        near = (1 - MOST_PRESSED) * np.linalg.norm(start[lower] - start[upper]) - (target[lower] - target[upper]) @ down
+        target[lower] += max(near, 0) * down
 
 
 def _shut_lids(rest, points):
