@@ -150,7 +150,7 @@ class Inside(NamedTuple):
     def coloured(self, picture):
         """A part of the render in the photo's light: its brightness, with less contrast, and the skin's hue, redder where it is dark. float32 (h, w, 3)"""
         skin, own = (np.maximum(colour @ LUMA, 1) for colour in (self.skin, self.own_skin))
-        bright = (picture @ LUMA) * np.clip(skin / own, 0.4, 2.0)
+        bright = cv2.transform(picture, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
         bright = SHADE * skin + CONTRAST * (bright - SHADE * skin)
         hue = 1.6 - 1.1 * np.clip(bright / skin, 0, 1)[..., None]
         return bright[..., None] * (self.skin / skin) ** hue
@@ -280,11 +280,12 @@ _BORDER = _border()
 _NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
 _RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
 _STEADY = np.arange(len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER))  # the points of a spline that follow those
+_LINEAR = _STEADY[-1] + 1 + np.arange(3)  # and of its linear part
 _LAYERS = [np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
 
 
 def _kernel(at, points):
-    square = ((at ** 2).sum(1)[:, None] + (points ** 2).sum(1) - 2 * at @ points.T).clip(0)
+    square = (at[:, :1] - points[:, 0]) ** 2 + (at[:, 1:] - points[:, 1]) ** 2
     return square * np.sqrt(square)
 
 
@@ -304,13 +305,13 @@ def warp(source, target):
     limit = _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32)
     nodes = np.flatnonzero(limit)
     among = _kernel(points, points)
-    weights, linear = np.zeros((2, len(points), 2), np.float32), np.zeros((2, 3, 2), np.float32)
+    weights = np.zeros((len(points) + 3, 2, 2), np.float32)
     for layer, keep in enumerate(_LAYERS):
-        weights[layer, keep], linear[layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
-    moved = _kernel(_NODES[nodes], points.astype(np.float32)) @ weights + linear[:, :1] + _NODES[nodes] @ linear[:, 1:]
-    fields = np.zeros((2, GRID * GRID, 2), np.float32)
-    fields[:, nodes] = moved * limit[nodes, None]
-    return fields.reshape(2, GRID, GRID, 2)
+        weights[np.append(keep, _LINEAR), layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
+    terms = np.column_stack([_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]])
+    fields = np.zeros((GRID * GRID, 2, 2), np.float32)
+    fields[nodes] = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0).reshape(-1, 2, 2) * limit[nodes, None, None]
+    return fields.transpose(1, 0, 2).reshape(2, GRID, GRID, 2)
 
 
 def _limit(points, head):
@@ -330,14 +331,13 @@ def _limit(points, head):
 
 
 def _spline(points, kernel, values):
-    """What a spline through points weighs its kernel at each of them by, and its linear part: float32 (n, 2), (3, 2)."""
+    """What a spline through points weighs its kernel at each of them by, and its linear part: (n + 3, 2)."""
     count = len(points)
     ones = np.column_stack([np.ones(count), points])
     matrix = np.zeros((count + 3, count + 3))
     matrix[:count, :count] = kernel + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
-    weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, 2))])).astype(np.float32)
-    return weights[:count], weights[count:]
+    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[1]  # threads of numpy's own would wait for torch's, many times a frame
 
 
 # ---------------------------------------------------------------------------------------------------------------
