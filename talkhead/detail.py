@@ -40,6 +40,7 @@ SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still rea
 LOOKS = 6  # at the mouth of a photo, whose place must be exact
 HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
 LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
+MOST_PRESSED = 0.5  # part by which the skin between lower lip and chin may be pressed together
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
 LUMA = np.float32((0.299, 0.587, 0.114))
 SHADE, CONTRAST = 0.4, 0.65  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
@@ -50,6 +51,7 @@ _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line
 _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
 _OVAL, _CHIN = places(*OVAL), places(*OVAL[12:25])
+_BELOW_LIP = places(17, 18, 200, 199, 152)
 _BROWS = places(*sum(BROWS, ()))
 _LIDS = [(places(*upper), places(*lower)) for upper, lower in zip(UPPER_LIDS, LOWER_LIDS)]
 _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER_LIDS])
@@ -160,7 +162,7 @@ class Inside(NamedTuple):
     def coloured(self, picture):
         """A part of the render in the photo's light: its brightness, with less contrast, and the skin's hue, redder where it is dark. float32 (h, w, 3)"""
         skin, own = (np.maximum(colour @ LUMA, 1) for colour in (self.skin, self.own_skin))
-        bright = (picture @ LUMA) * np.clip(skin / own, 0.4, 2.0)
+        bright = cv2.transform(picture, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
         bright = SHADE * skin + CONTRAST * (bright - SHADE * skin)
         hue = 1.6 - 1.1 * np.clip(bright / skin, 0, 1)[..., None]
         return bright[..., None] * (self.skin / skin) ** hue
@@ -221,6 +223,7 @@ def transfer(start, rest, points, head=False):
         target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
+    _push_chin(target, start)
     return target, _shut_lids(rest, points)
 
 
@@ -241,6 +244,15 @@ def _set_gap(target, points):
     for upper, lower in ((_UPPER_INNER, _LOWER_INNER), (_UPPER_OUTER, _LOWER_OUTER)):
         target[upper[1:-1]] -= change
         target[lower[1:-1]] += change
+
+
+def _push_chin(target, start):
+    """Push the chin down where the lower lip would come too near to it, or pass it and fold the skin; changes `target`."""
+    down = target[places(152)] - target[places(168)]
+    down = down / np.linalg.norm(down)
+    for upper, lower in zip(_BELOW_LIP, _BELOW_LIP[1:]):
+        near = (1 - MOST_PRESSED) * np.linalg.norm(start[lower] - start[upper]) - (target[lower] - target[upper]) @ down
+        target[lower] += max(near, 0) * down
 
 
 def _shut_lids(rest, points):
@@ -280,11 +292,12 @@ _BORDER = _border()
 _NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
 _RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
 _STEADY = np.arange(len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER))  # the points of a spline that follow those
+_LINEAR = _STEADY[-1] + 1 + np.arange(3)  # and of its linear part
 _LAYERS = [np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
 
 
 def _kernel(at, points):
-    square = ((at ** 2).sum(1)[:, None] + (points ** 2).sum(1) - 2 * at @ points.T).clip(0)
+    square = (at[:, :1] - points[:, 0]) ** 2 + (at[:, 1:] - points[:, 1]) ** 2
     return square * np.sqrt(square)
 
 
@@ -304,13 +317,13 @@ def warp(source, target):
     limit = _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32)
     nodes = np.flatnonzero(limit)
     among = _kernel(points, points)
-    weights, linear = np.zeros((2, len(points), 2), np.float32), np.zeros((2, 3, 2), np.float32)
+    weights = np.zeros((len(points) + 3, 2, 2), np.float32)
     for layer, keep in enumerate(_LAYERS):
-        weights[layer, keep], linear[layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
-    moved = _kernel(_NODES[nodes], points.astype(np.float32)) @ weights + linear[:, :1] + _NODES[nodes] @ linear[:, 1:]
-    fields = np.zeros((2, GRID * GRID, 2), np.float32)
-    fields[:, nodes] = moved * limit[nodes, None]
-    return fields.reshape(2, GRID, GRID, 2)
+        weights[np.append(keep, _LINEAR), layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
+    terms = np.column_stack([_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]])
+    fields = np.zeros((GRID * GRID, 2, 2), np.float32)
+    fields[nodes] = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0).reshape(-1, 2, 2) * limit[nodes, None, None]
+    return fields.transpose(1, 0, 2).reshape(2, GRID, GRID, 2)
 
 
 def _limit(points, head):
@@ -330,14 +343,13 @@ def _limit(points, head):
 
 
 def _spline(points, kernel, values):
-    """What a spline through points weighs its kernel at each of them by, and its linear part: float32 (n, 2), (3, 2)."""
+    """What a spline through points weighs its kernel at each of them by, and its linear part: (n + 3, 2)."""
     count = len(points)
     ones = np.column_stack([np.ones(count), points])
     matrix = np.zeros((count + 3, count + 3))
     matrix[:count, :count] = kernel + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
-    weights = np.linalg.solve(matrix, np.concatenate([values, np.zeros((3, 2))])).astype(np.float32)
-    return weights[:count], weights[count:]
+    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[1]  # threads of numpy's own would wait for torch's, many times a frame
 
 
 # ---------------------------------------------------------------------------------------------------------------

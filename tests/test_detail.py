@@ -83,6 +83,20 @@ def test_shut_lips_of_a_render_shut_a_smile_with_teeth(points):
     assert gap_of(target) < 0.001
 
 
+def test_a_lower_lip_does_not_pass_a_chin_that_is_read_as_still(points):
+    """Or the skin between them would fold: the warp keeps the order of what lies on the line from lip to chin."""
+    wide = points.copy()
+    wide[places(*keypoints.LOWER_INNER[1:-1], *keypoints.LOWER_OUTER[1:-1])] += (0, 0.06)
+    target, _ = detail.transfer(points, points, wide)
+    heights = target[places(17, 18, 200, 199, 152)][:, 1]
+    assert np.diff(heights).min() > 0.25 * np.diff(points[places(17, 18, 200, 199, 152)][:, 1]).min()
+    assert target[places(17)][1] == pytest.approx(wide[places(17)][1], abs=0.02)
+    below = detail.warp(points, target)[1]
+    at = np.float32([(target[places(17)][0], y) for y in np.linspace(heights[0], heights[-1], 40)]) * detail.GRID - 0.5
+    source = np.linspace(heights[0], heights[-1], 40) + cv2.remap(below, at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2)[:, 1]
+    assert np.diff(source).min() > 0
+
+
 def test_a_small_motion_of_the_head_is_noise_and_a_large_one_is_followed_where_it_may_move(points):
     upper = keypoints.NOT_MOVED_BY_SPEECH
     for shift, head, wanted in ((0.001, True, 0.0), (0.02, True, 0.02), (0.02, False, 0.0)):
