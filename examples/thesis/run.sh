@@ -148,7 +148,7 @@ tune() {  # every tested speaker, on the first clip's frames (five seconds at mo
     done
 }
 
-speak() {  # MODEL SET: each clip's first frame says what the clip says
+speak() {  # MODEL SET: each clip's first frame says what the clip says, drawn by the generator alone: with detail, a clip's own frames would be dubbed
     local clip who name
     while read -r clip; do
         name=$(basename "$clip") who=$(basename "$(dirname "$clip")")
@@ -156,10 +156,10 @@ speak() {  # MODEL SET: each clip's first frame says what the clip says
         mkdir -p "$out/$1/$who"
         if [ "$1" = first ]; then
             talkhead generate --identity "$clip" --aligned --audio "$clip" --generator "$out/generator-b.pt" --encoder "$out/encoder-b.pt" \
-                --audio2latent "$out/first.pt" -o "$out/$1/$who/$name" 2>> "$out/speak.log"
+                --audio2latent "$out/first.pt" --no-detail -o "$out/$1/$who/$name" 2>> "$out/speak.log"
         else
             talkhead generate --identity "$clip" --aligned --audio "$clip" --generator "$out/tuned/$who.pt" --encoder "$encoder" \
-                --audio2latent "$out/second.pt" -o "$out/$1/$who/$name" 2>> "$out/speak.log"
+                --audio2latent "$out/second.pt" --no-detail -o "$out/$1/$who/$name" 2>> "$out/speak.log"
         fi
     done < <(members "$2")
 }
