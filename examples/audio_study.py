@@ -63,7 +63,14 @@ def read(path):
     track = files.read_array(path.with_suffix(".track.npy"))[:, articulation.TRACK.index("opening")]
     with files.read_frames(path) as reader:
         frames = list(reader)
-    return Clip(path, person(path), frames, files.read_audio(path), track[:len(frames)], articulation.closures(about.get("phonemes", [])))
+    return Clip(
+        path,
+        person(path),
+        frames,
+        files.read_audio(path),
+        track[: len(frames)],
+        articulation.closures(about.get("phonemes", [])),
+    )
 
 
 class Eye:
@@ -76,7 +83,9 @@ class Eye:
             means = [known.read(lesson)[0].mean(0) for lesson in lessons]
             tracked = [lesson for lesson in lessons if lesson.opening is not None][:: max(1, len(lessons) // READ_FROM)]
             if not tracked:
-                raise TalkheadError(f"{clips[0].parent}: no clip has its mouth's track beside it; use clips that synth.py wrote")
+                raise TalkheadError(
+                    f"{clips[0].parent}: no clip has its mouth's track beside it; use clips that synth.py wrote"
+                )
             paths = [known.read(lesson)[0] for lesson in tracked]
         self.people = {}
         for path, mean in zip(clips, means):
@@ -133,17 +142,28 @@ def motion(eye, heard, seen, true):
     following = metrics.correlation_and_lag(heard.opening, mine)
     rest, wide = np.percentile(theirs, [5, 95])
     met = metrics.closures_met(mine, heard.closures, rest + SHUT * (wide - rest))
-    return {"correlation": following.correlation, "lag": following.lag, "range": float(mine.std() / max(theirs.std(), 1e-12)),
-            "closures": int(met.sum()), "asked": len(met)}
+    return {
+        "correlation": following.correlation,
+        "lag": following.lag,
+        "range": float(mine.std() / max(theirs.std(), 1e-12)),
+        "closures": int(met.sum()),
+        "asked": len(met),
+    }
 
 
 def mean(records):
     """The means of figures over clips; closures are added up and made a share."""
     summed = {name: sum(record[name] for record in records) for name in ("closures", "asked")}
-    means = {name: float(np.mean([record[name] for record in records])) for name in records[0].keys() - {*summed, "nearest"}}
+    means = {
+        name: float(np.mean([record[name] for record in records])) for name in records[0].keys() - {*summed, "nearest"}
+    }
     if "stray" in means:
         means["kept"] = float(np.mean([record["stray"] < KEPT for record in records]))
-    return means | {"clips": len(records), "closures": summed["closures"] / summed["asked"] if summed["asked"] else None, "asked": summed["asked"]}
+    return means | {
+        "clips": len(records),
+        "closures": summed["closures"] / summed["asked"] if summed["asked"] else None,
+        "asked": summed["asked"],
+    }
 
 
 def speaking(eye, speakers, pairs, strays=False):
@@ -168,8 +188,10 @@ def seeds(eye, speaker, clip):
     """What another seed of the noise changes: of the whole motion, and of the mouth's, as shares of the motion's own spread."""
     one, two = (speaker.path(clip.frames[0], clip.audio, seed) for seed in (1, 2))
     moved, opened = one - one.mean(0), eye.opening(one)
-    return {"whole": float(np.linalg.norm(one - two) / max(np.linalg.norm(moved), 1e-12)),
-            "mouth": float(np.linalg.norm(opened - eye.opening(two)) / max(np.linalg.norm(opened), 1e-12))}
+    return {
+        "whole": float(np.linalg.norm(one - two) / max(np.linalg.norm(moved), 1e-12)),
+        "mouth": float(np.linalg.norm(opened - eye.opening(two)) / max(np.linalg.norm(opened), 1e-12)),
+    }
 
 
 def tuning(eye, speaker, clips, frames, steps):
@@ -202,12 +224,32 @@ def claims(found):
     gain = tuned["several frames"]["psnr"] - tuned["one frame"]["psnr"]
     moves = tuned["several frames"]["correlation"] - tuned["not tuned"]["correlation"]
     return [
-        ("mouths follow unseen speech (Figs 4.3, 4.9)", bool(worst > 0.8), f"correlation {worst:.2f} at least; asked > 0.8"),
-        ("they follow it as well in another's face (Fig. 4.4)", bool(ratio > 0.9), f"{ratio:.2f} of that correlation; asked > 0.9"),
-        ("the first model makes an unseen person one of those in training (Fig. 4.5)", bool(stray["first"] > KEPT), f"stray {stray['first']:.2f}; asked > {KEPT:.0f}"),
-        ("the second keeps them (Fig. 4.9)", bool(stray["second"] < KEPT), f"stray {stray['second']:.2f}; asked < {KEPT:.0f}"),
+        (
+            "mouths follow unseen speech (Figs 4.3, 4.9)",
+            bool(worst > 0.8),
+            f"correlation {worst:.2f} at least; asked > 0.8",
+        ),
+        (
+            "they follow it as well in another's face (Fig. 4.4)",
+            bool(ratio > 0.9),
+            f"{ratio:.2f} of that correlation; asked > 0.9",
+        ),
+        (
+            "the first model makes an unseen person one of those in training (Fig. 4.5)",
+            bool(stray["first"] > KEPT),
+            f"stray {stray['first']:.2f}; asked > {KEPT:.0f}",
+        ),
+        (
+            "the second keeps them (Fig. 4.9)",
+            bool(stray["second"] < KEPT),
+            f"stray {stray['second']:.2f}; asked < {KEPT:.0f}",
+        ),
         ("several frames tune better than one (Fig. 4.10)", bool(gain > 0), f"{gain:+.1f} dB on frames not tuned on"),
-        ("tuning leaves the mouth's motion alone (Fig. 4.11)", bool(moves > -0.05), f"correlation {moves:+.2f}; asked > −0.05"),
+        (
+            "tuning leaves the mouth's motion alone (Fig. 4.11)",
+            bool(moves > -0.05),
+            f"correlation {moves:+.2f}; asked > −0.05",
+        ),
     ]
 
 
@@ -216,52 +258,113 @@ def claims(found):
 
 def table(rows):
     """Markdown. rows: lists of cells, the heads first."""
-    head, *rows = [["–" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    head, *rows = [
+        ["–" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
+        for row in rows
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
-FIGURES = {"correlation": "correlation of the opening", "lag": "lag, frames", "range": "range of the opening, of the true one", "closures": "/p b m/ with shut lips",
-           "asked": "of so many", "stray": "stray", "kept": "faces kept", "psnr": "PSNR, dB", "ssim": "SSIM"}
+FIGURES = {
+    "correlation": "correlation of the opening",
+    "lag": "lag, frames",
+    "range": "range of the opening, of the true one",
+    "closures": "/p b m/ with shut lips",
+    "asked": "of so many",
+    "stray": "stray",
+    "kept": "faces kept",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+}
 
 
 def numbers_table(numbers, first):
     told = [name for name in FIGURES if name in next(iter(numbers.values()))]
-    return table([[first, *(FIGURES[name] for name in told)], *([name, *(record[name] for name in told)] for name, record in numbers.items())])
+    return table(
+        [
+            [first, *(FIGURES[name] for name in told)],
+            *([name, *(record[name] for name in told)] for name, record in numbers.items()),
+        ]
+    )
 
 
 def text(found):
     """What the study found, as Markdown."""
-    parts = [("Seen people, unseen speech", "seen.png", numbers_table(found["seen"], "model, features")),
-             ("One's voice in another's face", "cross.png", numbers_table(found["cross"], "model, features")),
-             ("People never seen", "unseen.png", numbers_table(found["unseen"], "model, features")),
-             ("A generator tuned on the person", "tuning.png", numbers_table(found["tuning"], "tuned on"))]
-    noise = table([["model, features", "changed of the whole motion", "of the mouth's"], *([name, x["whole"], x["mouth"]] for name, x in found["seeds"].items())])
-    verdicts = table([["claim", "holds", "measured"], *([claim, "yes" if holds else "**no**", measured] for claim, holds, measured in found["claims"])])
-    note = (f"Generator `{found['generator']}`, the first model's `{found['first_generator']}`; {found['people']} people to learn from; talkhead {talkhead.__version__}.\n")
-    return "\n".join([note, verdicts, *(f"## {title}\n\n![{title}]({picture})\n\n{body}" for title, picture, body in parts),
-                      f"## Another seed of the first model's noise\n\n{noise}"])
+    parts = [
+        ("Seen people, unseen speech", "seen.png", numbers_table(found["seen"], "model, features")),
+        ("One's voice in another's face", "cross.png", numbers_table(found["cross"], "model, features")),
+        ("People never seen", "unseen.png", numbers_table(found["unseen"], "model, features")),
+        ("A generator tuned on the person", "tuning.png", numbers_table(found["tuning"], "tuned on")),
+    ]
+    noise = table(
+        [
+            ["model, features", "changed of the whole motion", "of the mouth's"],
+            *([name, x["whole"], x["mouth"]] for name, x in found["seeds"].items()),
+        ]
+    )
+    verdicts = table(
+        [
+            ["claim", "holds", "measured"],
+            *([claim, "yes" if holds else "**no**", measured] for claim, holds, measured in found["claims"]),
+        ]
+    )
+    note = f"Generator `{found['generator']}`, the first model's `{found['first_generator']}`; {found['people']} people to learn from; talkhead {talkhead.__version__}.\n"
+    return "\n".join(
+        [
+            note,
+            verdicts,
+            *(f"## {title}\n\n![{title}]({picture})\n\n{body}" for title, picture, body in parts),
+            f"## Another seed of the first model's noise\n\n{noise}",
+        ]
+    )
 
 
-def study(clips, seen, unseen, out, features, generator=None, encoder=None, first_generator=None, first_encoder=None, features_model=None,
-          limit=20, tune_frames=125, tune_steps=350):
+def study(
+    clips,
+    seen,
+    unseen,
+    out,
+    features,
+    generator=None,
+    encoder=None,
+    first_generator=None,
+    first_encoder=None,
+    features_model=None,
+    limit=20,
+    tune_frames=125,
+    tune_steps=350,
+):
     """Measure the models in `out`, and write study.md, study.json and the strips there."""
     second = networks(generator, encoder)
     first = networks(first_generator, first_encoder) if first_generator or first_encoder else second
     eye = Eye(second[1], codes.find([clips]), out / "all.codes")
-    speakers = {f"{model}, {name}": Speaker(out / f"{model}-{name}.pt", *(first if model == "first" else second), features_model)
-                for name in features for model in MODELS if (out / f"{model}-{name}.pt").exists()}
+    speakers = {
+        f"{model}, {name}": Speaker(
+            out / f"{model}-{name}.pt", *(first if model == "first" else second), features_model
+        )
+        for name in features
+        for model in MODELS
+        if (out / f"{model}-{name}.pt").exists()
+    }
     for model in MODELS:
         if not any(name.startswith(model) for name in speakers):
             raise TalkheadError(f"{out}: holds no {model}-{features[0]}.pt; train it, or name its features")
     known, strangers = ([read(path) for path in islice(codes.find([folder]), limit)] for folder in (seen, unseen))
     found, rows = {}, {}
-    others = [next((other for other in known[k + 1:] + known[:k] if other.person != clip.person), strangers[0]) for k, clip in enumerate(known)]
+    others = [
+        next((other for other in known[k + 1 :] + known[:k] if other.person != clip.person), strangers[0])
+        for k, clip in enumerate(known)
+    ]
     found["seen"], rows["seen"] = speaking(eye, speakers, [(clip, clip) for clip in known])
     found["cross"], rows["cross"] = speaking(eye, speakers, zip(known, others))
     found["unseen"], rows["unseen"] = speaking(eye, speakers, [(clip, clip) for clip in strangers], strays=True)
-    best = max((name for name in speakers if name.startswith("second")), key=lambda name: found["seen"][name]["correlation"])
+    best = max(
+        (name for name in speakers if name.startswith("second")), key=lambda name: found["seen"][name]["correlation"]
+    )
     found["tuning"], rows["tuning"] = tuning(eye, speakers[best], strangers[:5], tune_frames, tune_steps)
-    found["seeds"] = {name: seeds(eye, speaker, known[0]) for name, speaker in speakers.items() if name.startswith("first")}
+    found["seeds"] = {
+        name: seeds(eye, speaker, known[0]) for name, speaker in speakers.items() if name.startswith("first")
+    }
     found["claims"] = claims(found)
     found |= {"people": len(eye.people), "generator": second[0].fingerprint, "first_generator": first[0].fingerprint}
     for name, shown in rows.items():
@@ -277,15 +380,26 @@ def networks(generator, encoder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, what in (("clips", "what was learned from"), ("seen", "the same people with other sentences"), ("unseen", "other people"),
-                       ("out", "the folder that holds the models")):
+    for name, what in (
+        ("clips", "what was learned from"),
+        ("seen", "the same people with other sentences"),
+        ("unseen", "other people"),
+        ("out", "the folder that holds the models"),
+    ):
         parser.add_argument(name, type=Path, help=what)
-    parser.add_argument("--features", nargs="+", default=["mfcc"], help="first- and second-FEATURES.pt are measured for these; of each model one must be there")
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=["mfcc"],
+        help="first- and second-FEATURES.pt are measured for these; of each model one must be there",
+    )
     parser.add_argument("--features-model", help="the file of the network that makes them, if they need one")
     for kind in ("generator", "encoder", "first-generator", "first-encoder"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
     parser.add_argument("--limit", type=int, default=20, help="clips looked at of each folder")
-    parser.add_argument("--tune-frames", type=int, default=125, help="frames of the longer tuning; at most half of a clip")
+    parser.add_argument(
+        "--tune-frames", type=int, default=125, help="frames of the longer tuning; at most half of a clip"
+    )
     parser.add_argument("--tune-steps", type=int, default=350)
     study(**vars(parser.parse_args()))
 

@@ -1,6 +1,6 @@
 """Lay clips out as one picture: a row for each clip, columns evenly spread over its time.
 
-    python examples/contact_sheet.py sheet.png out.mp4 other.mp4 --columns 12 --size 96
+python examples/contact_sheet.py sheet.png out.mp4 other.mp4 --columns 12 --size 96
 """
 
 import argparse
@@ -30,7 +30,7 @@ def sheet(rows, columns=10, size=128, gap=2):
         picks = [0] if len(frames) == 1 else np.linspace(0, len(frames) - 1, columns).round().astype(int)
         for column, pick in enumerate(picks):
             top, left = gap + row * pitch, gap + column * pitch
-            page[top:top + size, left:left + size] = resize(frames[pick], size)
+            page[top : top + size, left : left + size] = resize(frames[pick], size)
     return page
 
 
@@ -51,7 +51,9 @@ def main():
     parser.add_argument("clips", nargs="+", help="square clips, or pictures")
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="pixels of a frame's side")
-    parser.add_argument("--caption", action="append", default=[], help="a line of text under the rows; may be given again")
+    parser.add_argument(
+        "--caption", action="append", default=[], help="a line of text under the rows; may be given again"
+    )
     options = parser.parse_args()
     rows = []
     for clip in options.clips:

@@ -26,7 +26,10 @@ def told_of_donors(sources):
         with open(table, encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE):
                 sex, age = re.search(r"\b(female|male)\b", row["note"]), re.search(r"\bage=(\d+)", row["note"])
-                told[Path(row["file"]).stem] = [("sex", sex[1] if sex else "not told"), ("age", f"{int(age[1]) // 10 * 10} to {int(age[1]) // 10 * 10 + 9}" if age else "not told")]
+                told[Path(row["file"]).stem] = [
+                    ("sex", sex[1] if sex else "not told"),
+                    ("age", f"{int(age[1]) // 10 * 10} to {int(age[1]) // 10 * 10 + 9}" if age else "not told"),
+                ]
     return told
 
 
@@ -39,8 +42,11 @@ def main():
     told = [about for about in told if "varied" in about]
     counted = variety.tally([about["varied"] for about in told])
     lines = ["| what | kind | clips | share |", "|---|---|---|---|"]
-    lines += [f"| {what} | {kind} | {count} | {count / len(told):.0%} |"
-              for what, kinds in counted.items() for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1])]
+    lines += [
+        f"| {what} | {kind} | {count} | {count / len(told):.0%} |"
+        for what, kinds in counted.items()
+        for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1])
+    ]
     donors = Counter(donor for about in told for donor in about["donors"])
     known, of_donors = told_of_donors(options.sources), {}
     for donor, count in donors.items():
@@ -48,9 +54,16 @@ def main():
             kinds = of_donors.setdefault(what, Counter())
             kinds[kind] += count
     if options.sources:
-        lines += [f"| {what} of donors | {kind} | {count} | {count / kinds.total():.0%} |" for what, kinds in of_donors.items() for kind, count in kinds.most_common()]
+        lines += [
+            f"| {what} of donors | {kind} | {count} | {count / kinds.total():.0%} |"
+            for what, kinds in of_donors.items()
+            for kind, count in kinds.most_common()
+        ]
     people = {person for about in told for person in about.get("people", ())}
-    print("\n".join(lines) + f"\n\n{len(told)} clips, {len(donors)} donors, {len(people)} people; the donor used most is in {max(donors.values())} clips.")
+    print(
+        "\n".join(lines)
+        + f"\n\n{len(told)} clips, {len(donors)} donors, {len(people)} people; the donor used most is in {max(donors.values())} clips."
+    )
 
 
 if __name__ == "__main__":

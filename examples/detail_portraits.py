@@ -35,17 +35,31 @@ def portrait(path, sound, closures, networks, detector, describe, network):
     frames = np.stack(list(synthesis.with_detail(renders, face, generator, code)))
     landmarks = [next(iter(detector(frame)), None) for frame in frames]
     own = descriptor(crop, detector(crop), describe)
-    apart = [np.linalg.norm(descriptor(frame, [points], describe) - own) for frame, points in list(zip(frames, landmarks))[::6] if points is not None]
+    apart = [
+        np.linalg.norm(descriptor(frame, [points], describe) - own)
+        for frame, points in list(zip(frames, landmarks))[::6]
+        if points is not None
+    ]
     opening = np.array([np.nan if points is None else faces.mouth_opening(points) for points in landmarks])
     moved = np.abs(frames.astype(np.int16) - crop).max((0, 3))
     outside = ~head(face.points, crop.shape[:2])
-    gap = np.linalg.norm(face.points[keypoints.places(13)] - face.points[keypoints.places(14)]) / \
-        np.linalg.norm(face.points[keypoints.places(61)] - face.points[keypoints.places(291)])
+    gap = np.linalg.norm(face.points[keypoints.places(13)] - face.points[keypoints.places(14)]) / np.linalg.norm(
+        face.points[keypoints.places(61)] - face.points[keypoints.places(291)]
+    )
     shut = metrics.closures_met(opening, closures, metrics.shut_below(opening)) if not np.isnan(opening).any() else None
-    row = {"photo": Path(path).stem, "side": len(crop), "tone": variety.group(variety.tone_angle(crop), variety.TONES), "toothy": bool(gap > TOOTHY),
-           "distance": float(np.mean(apart)), "worst": float(np.max(apart)), "outside": float(moved[outside].mean()) if outside.any() else 0.0,
-           "forehead": flicker(frames, face.points), "unseen": int(np.isnan(opening).sum()),
-           "closures": None if shut is None else float(np.mean(shut)), "range": float(np.ptp(np.nanquantile(opening, (0.05, 0.95))))}
+    row = {
+        "photo": Path(path).stem,
+        "side": len(crop),
+        "tone": variety.group(variety.tone_angle(crop), variety.TONES),
+        "toothy": bool(gap > TOOTHY),
+        "distance": float(np.mean(apart)),
+        "worst": float(np.max(apart)),
+        "outside": float(moved[outside].mean()) if outside.any() else 0.0,
+        "forehead": flicker(frames, face.points),
+        "unseen": int(np.isnan(opening).sum()),
+        "closures": None if shut is None else float(np.mean(shut)),
+        "range": float(np.ptp(np.nanquantile(opening, (0.05, 0.95)))),
+    }
     moments = np.linspace(4, len(frames) - 8, 5).astype(int)
     return row, [crop, renders[moments[1]], *frames[moments]]
 
@@ -67,15 +81,20 @@ def flicker(frames, points):
     side = len(frames[0])
     brows = points[keypoints.places(*sum(keypoints.BROWS, ()))] * side
     top = points[keypoints.places(10)][1] * side
-    box = slice(int(top + 0.2 * (brows[:, 1].min() - top)), int(brows[:, 1].min())), slice(int(brows[2:8, 0].min()), int(brows[2:8, 0].max()))
+    box = (
+        slice(int(top + 0.2 * (brows[:, 1].min() - top)), int(brows[:, 1].min())),
+        slice(int(brows[2:8, 0].min()), int(brows[2:8, 0].max())),
+    )
     with tempfile.TemporaryDirectory() as folder:
         written = []
         for name, clip in (("moving", frames), ("still", np.repeat(frames[:1], len(frames), 0))):
             with talkhead.FrameWriter(f"{folder}/{name}.mp4") as video:
                 for frame in clip:
                     video.write(frame)
-            written.append(np.stack([frame[box] for frame in talkhead.read_frames(f"{folder}/{name}.mp4")]).astype(np.float32))
-    noise = np.mean((written[1] - frames[0][box][:written[1].shape[1], :written[1].shape[2]]) ** 2)
+            written.append(
+                np.stack([frame[box] for frame in talkhead.read_frames(f"{folder}/{name}.mp4")]).astype(np.float32)
+            )
+    noise = np.mean((written[1] - frames[0][box][: written[1].shape[1], : written[1].shape[2]]) ** 2)
     return float(written[0].var(0).mean() / max(noise, 1e-6))
 
 
@@ -90,17 +109,35 @@ def main(photos, output, audio, timing, detector_model, limit):
     """Let portraits speak, and measure them."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    detector, describe, network = faces.detector("mediapipe", detector_model), Descriptor(WEIGHTS), checkpoints.load_keypoints()
+    detector, describe, network = (
+        faces.detector("mediapipe", detector_model),
+        Descriptor(WEIGHTS),
+        checkpoints.load_keypoints(),
+    )
     generator = talkhead.load_generator(talkhead.bundled("generator"))
-    networks = generator, talkhead.load_encoder(talkhead.bundled("encoder"), generator), \
-        talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator)
+    networks = (
+        generator,
+        talkhead.load_encoder(talkhead.bundled("encoder"), generator),
+        talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator),
+    )
     sound, closures = talkhead.read_audio(audio), phonemes.read_closures(timing).times
-    paths = [str(path) for place in photos for path in (sorted(files.find(place, files.PICTURES)) if Path(place).is_dir() else [Path(place)])][:limit]
+    paths = [
+        str(path)
+        for place in photos
+        for path in (sorted(files.find(place, files.PICTURES)) if Path(place).is_dir() else [Path(place)])
+    ][:limit]
     rows, shown = [], []
     for path in tqdm(paths):
         row, pictures = portrait(path, sound, closures, networks, detector, describe, network)
         rows.append(row)
-        shown.append(np.hstack([np.asarray(Image.fromarray(picture).resize((192, 192), Image.Resampling.LANCZOS)) for picture in pictures]))
+        shown.append(
+            np.hstack(
+                [
+                    np.asarray(Image.fromarray(picture).resize((192, 192), Image.Resampling.LANCZOS))
+                    for picture in pictures
+                ]
+            )
+        )
         if len(shown) == 10 or path == paths[-1]:
             talkhead.write_image(str(output / f"sheet-{(len(rows) - 1) // 10}.png"), np.vstack(shown))
             shown = []
@@ -113,13 +150,18 @@ def as_table(rows):
     """Means and worst, of all photos and of groups of them, as Markdown."""
     groups = {"all": rows, "toothy smiles": [row for row in rows if row["toothy"]]}
     groups |= {f"tone {tone}": [row for row in rows if row["tone"] == tone] for tone in variety.TONES}
-    lines = ["| photos | number | distance, mean | worst | outside, grey levels | forehead / codec noise, mean | worst | /p b m/ shut | range |", "|" + "---|" * 9]
+    lines = [
+        "| photos | number | distance, mean | worst | outside, grey levels | forehead / codec noise, mean | worst | /p b m/ shut | range |",
+        "|" + "---|" * 9,
+    ]
     for name, group in groups.items():
         if group:
             closures = [row["closures"] for row in group if row["closures"] is not None]
-            lines.append(f"| {name} | {len(group)} | {np.mean([row['distance'] for row in group]):.3f} | {max(row['worst'] for row in group):.3f} | "
-                         f"{max(row['outside'] for row in group):.3f} | {np.mean([row['forehead'] for row in group]):.2f} | {max(row['forehead'] for row in group):.2f} | "
-                         f"{np.mean(closures):.2f} | {np.mean([row['range'] for row in group]):.3f} |")
+            lines.append(
+                f"| {name} | {len(group)} | {np.mean([row['distance'] for row in group]):.3f} | {max(row['worst'] for row in group):.3f} | "
+                f"{max(row['outside'] for row in group):.3f} | {np.mean([row['forehead'] for row in group]):.2f} | {max(row['forehead'] for row in group):.2f} | "
+                f"{np.mean(closures):.2f} | {np.mean([row['range'] for row in group]):.3f} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -48,16 +48,23 @@ class Clip:
             self.film = np.stack([crop for crop, _, _ in faces.align_frames(frames, detector, SIZE)])
         self.photo = detail.Photo(self.film[0], checkpoints.load_keypoints())
         code = synthesis.code_of(encoder, self.photo, generator)
-        self.path = np.stack(list(synthesis.drive(None, speech_model, code, talkhead.read_audio(path))))[:len(self.film)]
-        self.film = self.film[:len(self.path)]
+        self.path = np.stack(list(synthesis.drive(None, speech_model, code, talkhead.read_audio(path))))[
+            : len(self.film)
+        ]
+        self.film = self.film[: len(self.path)]
         self.rest, *self.renders = synthesis.synthesize(generator, np.concatenate([code[None], self.path]))
         self.code = code
         self.truth = self.marks(self.film, 2)
 
     def marks(self, frames, enlarge):
         """MediaPipe's mesh in each frame, (T, 478, 2) fractions of the side; NaN where no face is seen."""
-        meshes = [self.detector.meshes(cv2.resize(frame, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)) for frame in frames]
-        return np.stack([(mesh[0] + 0.5) / (enlarge * len(frames[0])) if mesh else np.full((478, 2), np.nan) for mesh in meshes])
+        meshes = [
+            self.detector.meshes(cv2.resize(frame, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC))
+            for frame in frames
+        ]
+        return np.stack(
+            [(mesh[0] + 0.5) / (enlarge * len(frames[0])) if mesh else np.full((478, 2), np.nan) for mesh in meshes]
+        )
 
     def moved(self, points, rest, readings):
         """The photo, its keypoints at `points`, moved by readings of the rest and of each frame."""
@@ -68,8 +75,19 @@ class Clip:
         """The photo with its keypoints at `points`, one set a frame; the inside of the mouth is the renders'."""
         draw, place = detail.Detail(self.photo, self.rest), detail.Frame(SIZE, SIZE)
         read = self.photo.network.read(np.stack(self.renders))
-        return np.stack([detail.draw(self.film[0], place, points[0], target, inside=detail.Inside(frame, own, *draw.skins), blur=self.photo.blur)
-                         for target, frame, own in zip(points, self.renders, read)])
+        return np.stack(
+            [
+                detail.draw(
+                    self.film[0],
+                    place,
+                    points[0],
+                    target,
+                    inside=detail.Inside(frame, own, *draw.skins),
+                    blur=self.photo.blur,
+                )
+                for target, frame, own in zip(points, self.renders, read)
+            ]
+        )
 
 
 def by_flow(rest, frames, points, around=None):
@@ -79,7 +97,10 @@ def by_flow(rest, frames, points, around=None):
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     at = np.float32((points - centre) / side + 0.5) * 256 - 0.5
     inside = ((at > 0) & (at < 255)).all(1)[:, None]
-    moved = [cv2.remap(flow.calc(grey[0], other, None), at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2) for other in grey[1:]]
+    moved = [
+        cv2.remap(flow.calc(grey[0], other, None), at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2)
+        for other in grey[1:]
+    ]
     return points + np.stack(moved) * inside * side / 256
 
 
@@ -91,8 +112,13 @@ def linear_map(paths, detector, networks):
         frames = list(talkhead.read_frames(path))[::3]
         if len(frames[0]) != len(frames[0][0]):
             frames = [crop for crop, _, _ in faces.align_frames(iter(frames), detector, SIZE)]
-        codes = np.stack(list(inversion.encode(encoder, [training.resize(frame, generator.resolution) for frame in frames])))
-        meshes = [detector.meshes(cv2.resize(frame, (512, 512), interpolation=cv2.INTER_CUBIC)) for frame in synthesis.synthesize(generator, codes)]
+        codes = np.stack(
+            list(inversion.encode(encoder, [training.resize(frame, generator.resolution) for frame in frames]))
+        )
+        meshes = [
+            detector.meshes(cv2.resize(frame, (512, 512), interpolation=cv2.INTER_CUBIC))
+            for frame in synthesis.synthesize(generator, codes)
+        ]
         seen = [index for index, mesh in enumerate(meshes) if mesh]
         marks = np.stack([(meshes[index][0][VERTICES] + 0.5) / 512 for index in seen])
         sources.append((codes[seen] - codes[seen].mean(0)).reshape(len(seen), -1))
@@ -110,14 +136,28 @@ def measure(clip, frames, raw):
     seen = ~np.isnan(found).any((1, 2))
     openings = [faces.mouth_opening(points[seen]) for points in (true, found, own)]
     ranges = [np.ptp(np.quantile(opening, (0.05, 0.95))) for opening in openings]
-    laplacian = [np.mean([cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for frame in film]) for film in (frames, clip.film)]
-    mouths = [np.mean([metrics.sharpness(frame, points) for frame, points in zip(film[seen], places[seen])])
-              for film, places in ((frames, found), (clip.film, true))]
+    laplacian = [
+        np.mean([cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for frame in film])
+        for film in (frames, clip.film)
+    ]
+    mouths = [
+        np.mean([metrics.sharpness(frame, points) for frame, points in zip(film[seen], places[seen])])
+        for film, places in ((frames, found), (clip.film, true))
+    ]
     psnr = [metrics.psnr(*pair) for pair in zip(clip.film[1:], frames[1:])]
     following = [metrics.correlation_and_lag(openings[0], opening) for opening in openings[1:]]
-    return {"PSNR dB": np.mean(psnr), "SSIM": metrics.ssim(clip.film[1:], frames[1:]), "LMD px": metrics.lmd(true[seen], found[seen]),
-            "correlation": following[0].correlation, "beside raw": following[0].correlation - following[1].correlation, "lag": following[0].lag,
-            "range": ranges[1] / ranges[0], "sharpness": laplacian[0] / laplacian[1], "of the mouth": mouths[0] / mouths[1], "unseen": int((~seen).sum())}
+    return {
+        "PSNR dB": np.mean(psnr),
+        "SSIM": metrics.ssim(clip.film[1:], frames[1:]),
+        "LMD px": metrics.lmd(true[seen], found[seen]),
+        "correlation": following[0].correlation,
+        "beside raw": following[0].correlation - following[1].correlation,
+        "lag": following[0].lag,
+        "range": ranges[1] / ranges[0],
+        "sharpness": laplacian[0] / laplacian[1],
+        "of the mouth": mouths[0] / mouths[1],
+        "unseen": int((~seen).sum()),
+    }
 
 
 @click.command()
@@ -132,9 +172,14 @@ def main(clips, output, detector_model, mouths, only):
     output.mkdir(parents=True, exist_ok=True)
     detector = faces.detector("mediapipe", detector_model)
     generator = talkhead.load_generator(talkhead.bundled("generator"))
-    networks = generator, talkhead.load_encoder(talkhead.bundled("encoder"), generator), \
-        talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator)
-    fitted = linear_map(sorted(str(path) for path in Path(mouths).iterdir())[:40], detector, networks) if mouths else None
+    networks = (
+        generator,
+        talkhead.load_encoder(talkhead.bundled("encoder"), generator),
+        talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator),
+    )
+    fitted = (
+        linear_map(sorted(str(path) for path in Path(mouths).iterdir())[:40], detector, networks) if mouths else None
+    )
     table = {}
     for path in sorted(str(path) for path in Path(clips).iterdir() if path.suffix in (".mp4", ".mpg")):
         clip = Clip(path, detector, networks)
@@ -147,7 +192,11 @@ def main(clips, output, detector_model, mouths, only):
                 table.setdefault(name, {})[clip.name] = measure(clip, frames, raw)
                 shown[name] = frames
         write_sheet(output / f"{clip.name}.png", clip, shown)
-        click.echo(f"{clip.name}: " + ", ".join(f"{name} {values[clip.name]['correlation']:.2f}" for name, values in table.items()), err=True)
+        click.echo(
+            f"{clip.name}: "
+            + ", ".join(f"{name} {values[clip.name]['correlation']:.2f}" for name, values in table.items()),
+            err=True,
+        )
     talkhead.files.write_json(str(output / "study.json"), table)
     (output / "study.md").write_text(as_table(table), encoding="utf-8")
     click.echo(as_table(table))
@@ -164,7 +213,9 @@ def rows(clip, raw, fitted):
         "still photo": lambda: np.repeat(clip.film[:1], len(clip.film), 0),
         "generator's frames": lambda: np.stack(clip.renders),
         "keypoint network": lambda: np.stack([*map(detail.Detail(clip.photo, clip.rest), clip.renders)]),
-        "MediaPipe": lambda: clip.moved(film[0], rest_mark[VERTICES], np.where(np.isnan(raw[:, VERTICES]), rest_mark[VERTICES], raw[:, VERTICES])),
+        "MediaPipe": lambda: clip.moved(
+            film[0], rest_mark[VERTICES], np.where(np.isnan(raw[:, VERTICES]), rest_mark[VERTICES], raw[:, VERTICES])
+        ),
         "flow": lambda: clip.moved(points, read[0], by_flow(clip.rest, clip.renders, read[0])),
         "flow around the mouth": lambda: clip.moved(points, read[0], by_flow(clip.rest, clip.renders, read[0], mouth)),
         "limit: mouth of the film": lambda: clip.at(mouth_alone),
@@ -181,7 +232,11 @@ def as_table(table):
     figures = list(next(iter(next(iter(table.values())).values())))
     lines = ["| mean of clips | " + " | ".join(figures) + " |", "|" + "---|" * (len(figures) + 1)]
     for name, clips in table.items():
-        lines.append(f"| {name} | " + " | ".join(f"{np.nanmean([values[figure] for values in clips.values()]):.3f}" for figure in figures) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{np.nanmean([values[figure] for values in clips.values()]):.3f}" for figure in figures)
+            + " |"
+        )
     for name, values in table.get("keypoint network", {}).items():
         lines.append(f"| *{name}* | " + " | ".join(f"{values[figure]:.3f}" for figure in figures) + " |")
     return "\n".join(lines) + "\n"
@@ -191,7 +246,10 @@ def write_sheet(path, clip, results):
     """Film, generator's frames and results, eight moments of each."""
     moments = np.linspace(4, len(clip.film) - 4, 8).astype(int)
     shown = [clip.film, *results.values()]
-    talkhead.write_image(str(path), np.vstack([np.hstack([training.resize(frames[moment], SIZE) for moment in moments]) for frames in shown]))
+    talkhead.write_image(
+        str(path),
+        np.vstack([np.hstack([training.resize(frames[moment], SIZE) for moment in moments]) for frames in shown]),
+    )
 
 
 if __name__ == "__main__":

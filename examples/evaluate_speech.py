@@ -25,7 +25,11 @@ def lags(lesson, logits):
     found = []
     for start, end, name in lesson.phonemes:
         middle = (start + end) / 2
-        times = [(step + 0.5) / acoustics.RATE - middle for step in starts if best[step] == acoustics.LABELS.find(LETTERS.get(name, "?"))]
+        times = [
+            (step + 0.5) / acoustics.RATE - middle
+            for step in starts
+            if best[step] == acoustics.LABELS.find(LETTERS.get(name, "?"))
+        ]
         found += [1000 * lag for lag in sorted(times, key=abs)[:1] if abs(lag) < 0.3]
     return found
 
@@ -39,12 +43,22 @@ def measure(model, folder):
         logits = np.concatenate(list(model.steps([audio])))
         spent += time.process_time() - began
         heard = acoustics.read_out(logits)
-        wrong, letters, seconds = wrong + train_speech.edits(lesson.text, heard), letters + len(lesson.text), seconds + len(audio) / speech.SAMPLE_RATE
+        wrong, letters, seconds = (
+            wrong + train_speech.edits(lesson.text, heard),
+            letters + len(lesson.text),
+            seconds + len(audio) / speech.SAMPLE_RATE,
+        )
         late += lags(lesson, logits)
         if number < 3:
             print(f"{lesson.path}: {lesson.text}\n    read: {heard}", file=sys.stderr)
-    return {"folder": str(folder), "recordings": number + 1, "cer": round(wrong / letters, 4), "lag_ms": round(float(np.median(late))) if late else None,
-            "consonants": len(late), "seconds_per_cpu_second": round(seconds / spent, 1)}
+    return {
+        "folder": str(folder),
+        "recordings": number + 1,
+        "cer": round(wrong / letters, 4),
+        "lag_ms": round(float(np.median(late))) if late else None,
+        "consonants": len(late),
+        "seconds_per_cpu_second": round(seconds / spent, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -26,15 +26,117 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / 
 MANIFEST = "face_recognition_model-weights_manifest.json"
 
 # The mean face that dlib aligns to: the 68 landmarks from the eyebrows on, fractions of the side of the box around it.
-MEAN_FACE = np.stack([
-    [0.000213256, 0.0752622, 0.18113, 0.29077, 0.393397, 0.586856, 0.689483, 0.799124, 0.904991, 0.98004, 0.490127, 0.490127, 0.490127, 0.490127, 0.36688,
-     0.426036, 0.490127, 0.554217, 0.613373, 0.121737, 0.187122, 0.265825, 0.334606, 0.260918, 0.182743, 0.645647, 0.714428, 0.793132, 0.858516, 0.79751,
-     0.719335, 0.254149, 0.340985, 0.428858, 0.490127, 0.551395, 0.639268, 0.726104, 0.642159, 0.556721, 0.490127, 0.423532, 0.338094, 0.290379, 0.428096,
-     0.490127, 0.552157, 0.689874, 0.553364, 0.490127, 0.42689],
-    [0.106454, 0.038915, 0.0187482, 0.0344891, 0.0773906, 0.0773906, 0.0344891, 0.0187482, 0.038915, 0.106454, 0.203352, 0.307009, 0.409805, 0.515625, 0.587326,
-     0.609345, 0.628106, 0.609345, 0.587326, 0.216423, 0.178758, 0.179852, 0.231733, 0.245099, 0.244077, 0.231733, 0.179852, 0.178758, 0.216423, 0.244077,
-     0.245099, 0.780233, 0.745405, 0.727388, 0.742578, 0.727388, 0.745405, 0.780233, 0.864805, 0.902192, 0.909281, 0.902192, 0.864805, 0.784792, 0.778746,
-     0.785343, 0.778746, 0.784792, 0.824182, 0.831803, 0.824182]], 1)
+MEAN_FACE = np.stack(
+    [
+        [
+            0.000213256,
+            0.0752622,
+            0.18113,
+            0.29077,
+            0.393397,
+            0.586856,
+            0.689483,
+            0.799124,
+            0.904991,
+            0.98004,
+            0.490127,
+            0.490127,
+            0.490127,
+            0.490127,
+            0.36688,
+            0.426036,
+            0.490127,
+            0.554217,
+            0.613373,
+            0.121737,
+            0.187122,
+            0.265825,
+            0.334606,
+            0.260918,
+            0.182743,
+            0.645647,
+            0.714428,
+            0.793132,
+            0.858516,
+            0.79751,
+            0.719335,
+            0.254149,
+            0.340985,
+            0.428858,
+            0.490127,
+            0.551395,
+            0.639268,
+            0.726104,
+            0.642159,
+            0.556721,
+            0.490127,
+            0.423532,
+            0.338094,
+            0.290379,
+            0.428096,
+            0.490127,
+            0.552157,
+            0.689874,
+            0.553364,
+            0.490127,
+            0.42689,
+        ],
+        [
+            0.106454,
+            0.038915,
+            0.0187482,
+            0.0344891,
+            0.0773906,
+            0.0773906,
+            0.0344891,
+            0.0187482,
+            0.038915,
+            0.106454,
+            0.203352,
+            0.307009,
+            0.409805,
+            0.515625,
+            0.587326,
+            0.609345,
+            0.628106,
+            0.609345,
+            0.587326,
+            0.216423,
+            0.178758,
+            0.179852,
+            0.231733,
+            0.245099,
+            0.244077,
+            0.231733,
+            0.179852,
+            0.178758,
+            0.216423,
+            0.244077,
+            0.245099,
+            0.780233,
+            0.745405,
+            0.727388,
+            0.742578,
+            0.727388,
+            0.745405,
+            0.780233,
+            0.864805,
+            0.902192,
+            0.909281,
+            0.902192,
+            0.864805,
+            0.784792,
+            0.778746,
+            0.785343,
+            0.778746,
+            0.784792,
+            0.824182,
+            0.831803,
+            0.824182,
+        ],
+    ],
+    1,
+)
 # Landmarks that hold still when a face moves: no eyebrows, no lower lip.
 STEADY = np.array([*range(27, 55), *range(60, 65)])
 
@@ -53,9 +155,13 @@ class Descriptor:
     def __init__(self, folder, device="cpu"):
         self.weights = {name: value.to(device) for name, value in read_weights(folder).items()}
         self.device = device
-        missing = {f"{block}/{name}" for block in self._blocks() for name in ("conv1/conv/filters", "conv2/scale/biases")} - self.weights.keys()
+        missing = {
+            f"{block}/{name}" for block in self._blocks() for name in ("conv1/conv/filters", "conv2/scale/biases")
+        } - self.weights.keys()
         if missing or "fc" not in self.weights:
-            raise TalkheadError(f"{folder}: not dlib's face descriptor ({', '.join(sorted(missing)[:1] or ['fc'])} is not in it); give face-api's face_recognition_model")
+            raise TalkheadError(
+                f"{folder}: not dlib's face descriptor ({', '.join(sorted(missing)[:1] or ['fc'])} is not in it); give face-api's face_recognition_model"
+            )
 
     def _blocks(self):
         """Names of the residual blocks, in order."""
@@ -78,7 +184,9 @@ class Descriptor:
         """
         chips = np.asarray(chips)
         if chips.shape[1:] != (SIDE, SIDE, 3) or chips.dtype != np.uint8:
-            raise TalkheadError(f"face chips are {chips.dtype} {chips.shape}, wanted uint8 (N, {SIDE}, {SIDE}, 3); cut them by chip()")
+            raise TalkheadError(
+                f"face chips are {chips.dtype} {chips.shape}, wanted uint8 (N, {SIDE}, {SIDE}, 3); cut them by chip()"
+            )
         parts = [self._describe(chips[first : first + batch]) for first in range(0, len(chips), batch)]
         return np.concatenate(parts) if parts else np.zeros((0, 128), np.float32)
 
@@ -113,10 +221,14 @@ def read_weights(folder):
                 packed = entry.get("quantization", {"dtype": entry["dtype"], "scale": 1, "min": 0})
                 values = np.frombuffer(data, packed["dtype"], int(np.prod(entry["shape"])), place)
                 place += values.nbytes
-                values = torch.from_numpy((values * np.float32(packed["scale"]) + np.float32(packed["min"])).reshape(entry["shape"]))
+                values = torch.from_numpy(
+                    (values * np.float32(packed["scale"]) + np.float32(packed["min"])).reshape(entry["shape"])
+                )
                 weights[entry["name"]] = values.permute(3, 2, 0, 1).contiguous() if values.ndim == 4 else values
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise TalkheadError(f"{manifest}: cannot be read ({problem}); give the folder of face-api's face_recognition_model, both files") from problem
+        raise TalkheadError(
+            f"{manifest}: cannot be read ({problem}); give the folder of face-api's face_recognition_model, both files"
+        ) from problem
     return weights
 
 
@@ -184,7 +296,15 @@ def main():
     away = distances(*[descriptors(np.stack(chips), options.weights)] * 2)
     for one, other in itertools.combinations(range(len(chips)), 2):
         near = float(away[one, other])
-        print(json.dumps({"photos": [str(options.photos[one]), str(options.photos[other])], "distance": round(near, 4), "same_person": near < SAME_PERSON}))
+        print(
+            json.dumps(
+                {
+                    "photos": [str(options.photos[one]), str(options.photos[other])],
+                    "distance": round(near, 4),
+                    "same_person": near < SAME_PERSON,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ FACE = Path(__file__).with_name("face.png")
 def apart(points):
     """Distances of any two of some points: float (T, …) to (T·(T − 1)/2,)."""
     points = np.asarray(points, np.float64).reshape(len(points), -1)
-    return np.concatenate([np.linalg.norm(points[k + 1:] - points[k], axis=1) for k in range(len(points) - 1)])
+    return np.concatenate([np.linalg.norm(points[k + 1 :] - points[k], axis=1) for k in range(len(points) - 1)])
 
 
 def path_numbers(codes):
@@ -64,8 +64,14 @@ def path_numbers(codes):
     steps = np.linalg.norm(np.diff(codes, axis=0), axis=1)
     curvature = np.linalg.norm(np.diff(codes, 2, axis=0), axis=1).mean()
     spread = apart(codes).mean()
-    return {"length": steps.sum(), "step": steps.mean(), "curvature": curvature, "bend": curvature / steps.mean(),
-            "spread": spread, "stride": steps.mean() / spread}
+    return {
+        "length": steps.sum(),
+        "step": steps.mean(),
+        "curvature": curvature,
+        "bend": curvature / steps.mean(),
+        "spread": spread,
+        "stride": steps.mean() / spread,
+    }
 
 
 def pair_numbers(a, b):
@@ -82,7 +88,10 @@ def following(codes, frames):
     frames   uint8 (T, H, W, 3), what was inverted
     returns  dict: follows (with the distance of the two pictures), drifts (with the time between them)
     """
-    return {name: float(np.corrcoef(apart(codes), apart(cause))[0, 1]) for name, cause in (("follows", frames), ("drifts", np.arange(len(codes))))}
+    return {
+        name: float(np.corrcoef(apart(codes), apart(cause))[0, 1])
+        for name, cause in (("follows", frames), ("drifts", np.arange(len(codes))))
+    }
 
 
 class Judge:
@@ -98,15 +107,24 @@ class Judge:
         """Numbers of a run, and its pictures, uint8 (T, R, R, 3). The loss is `invert`'s, at λ = 1 and without exploration."""
         pictures = np.stack(list(synthesis.synthesize(self.generator, codes)))
         rows = [self.distances(code, frame) for code, frame in zip(torch.from_numpy(codes), frames)]
-        means = {name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        return means | {"psnr": metrics.psnr(frames, pictures), "ssim": metrics.ssim(frames, pictures),
-                        "loss_of_frame": [row["loss"] for row in rows]}, pictures
+        means = {
+            name: None if rows[0][name] is None else float(np.mean([row[name] for row in rows])) for name in rows[0]
+        }
+        return means | {
+            "psnr": metrics.psnr(frames, pictures),
+            "ssim": metrics.ssim(frames, pictures),
+            "loss_of_frame": [row["loss"] for row in rows],
+        }, pictures
 
     def distances(self, code, frame):
         drawn, target = self.generator.synthesis(code[None]), training.to_images(frame[None])
         perceptual, pixel = self.perceptual(drawn, target).item(), losses.pixel_loss(drawn, target).item()
-        return {"loss": perceptual + pixel, "perceptual": perceptual, "pixel": pixel,
-                "lpips": self.lpips(drawn, target).item() if self.lpips else None}
+        return {
+            "loss": perceptual + pixel,
+            "perceptual": perceptual,
+            "pixel": pixel,
+            "lpips": self.lpips(drawn, target).item() if self.lpips else None,
+        }
 
 
 def read_losses(path):
@@ -131,9 +149,18 @@ class Clip:
         for run, codes in self.codes.items():
             quality, self.pictures[run] = judge(codes, self.frames)
             (own,), share = plots.in_plane(codes)
-            self.numbers[run] = self.times(run) | quality | {"w_plus": path_numbers(codes), "plane": path_numbers(own) | {"variance": share.tolist()},
-                                                        **following(codes, self.frames)}
-        self.pairs = {kind: pair_numbers(self.codes[f"{kind}-0"], self.codes[f"{kind}-1"]) for kind in ("optimise", "sequential")}
+            self.numbers[run] = (
+                self.times(run)
+                | quality
+                | {
+                    "w_plus": path_numbers(codes),
+                    "plane": path_numbers(own) | {"variance": share.tolist()},
+                    **following(codes, self.frames),
+                }
+            )
+        self.pairs = {
+            kind: pair_numbers(self.codes[f"{kind}-0"], self.codes[f"{kind}-1"]) for kind in ("optimise", "sequential")
+        }
         self.claims = claims(self.numbers, self.pairs)
 
     def times(self, run):
@@ -153,14 +180,31 @@ def claims(numbers, pairs):
     strides = [run["w_plus"]["stride"] for run in (alone, again)]
     ratio, path, gain = pairs["optimise"]["ratio"], chain["plane"], chain["psnr"] - alone["psnr"]
     return [
-        ("W+ beats W on the same loss", bool(won > 0.5 and alone["loss"] < w["loss"]),
-         f"{alone['loss']:.3f} in W+, {w['loss']:.3f} in W; lower in {won:.0%} of the frames"),
-        ("two runs of Algorithm 1 land in different places", bool(ratio > SCATTERED),
-         f"one frame in two runs lies {ratio:.2f} times as far apart as two frames in one run; asked > {SCATTERED}"),
-        ("both runs scatter", bool(min(strides) > SCATTERED), f"stride {strides[0]:.2f} and {strides[1]:.2f}; asked > {SCATTERED}"),
-        ("Algorithm 2 draws a smooth path in its first two components", bool(path["stride"] < SMOOTH and path["bend"] < STRAIGHT),
-         f"stride {path['stride']:.2f} and bend {path['bend']:.2f} there; asked < {SMOOTH} and < {STRAIGHT:.0f}"),
-        ("the two algorithms' quality is on a par", bool(gain > -ON_PAR), f"Algorithm 2 has {gain:+.1f} dB; asked > −{ON_PAR:.0f}"),
+        (
+            "W+ beats W on the same loss",
+            bool(won > 0.5 and alone["loss"] < w["loss"]),
+            f"{alone['loss']:.3f} in W+, {w['loss']:.3f} in W; lower in {won:.0%} of the frames",
+        ),
+        (
+            "two runs of Algorithm 1 land in different places",
+            bool(ratio > SCATTERED),
+            f"one frame in two runs lies {ratio:.2f} times as far apart as two frames in one run; asked > {SCATTERED}",
+        ),
+        (
+            "both runs scatter",
+            bool(min(strides) > SCATTERED),
+            f"stride {strides[0]:.2f} and {strides[1]:.2f}; asked > {SCATTERED}",
+        ),
+        (
+            "Algorithm 2 draws a smooth path in its first two components",
+            bool(path["stride"] < SMOOTH and path["bend"] < STRAIGHT),
+            f"stride {path['stride']:.2f} and bend {path['bend']:.2f} there; asked < {SMOOTH} and < {STRAIGHT:.0f}",
+        ),
+        (
+            "the two algorithms' quality is on a par",
+            bool(gain > -ON_PAR),
+            f"Algorithm 2 has {gain:+.1f} dB; asked > −{ON_PAR:.0f}",
+        ),
     ]
 
 
@@ -169,7 +213,9 @@ def claims(numbers, pairs):
 
 def save(figure, path):
     plots.save(figure, path)
-    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the size
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )  # a third of the size
 
 
 def curve(axes, x, losses, run):
@@ -186,7 +232,9 @@ def draw_spaces(clip, path):
         for run in ("optimise-w", "optimise-0"):
             curve(axes, np.arange(clip.losses[run].shape[1]), clip.losses[run], run)
         plots.logarithmic(axes)
-        axes.set(xlabel="step", ylabel="loss", title=f"{clip.name}: W and W+ (mean and range of {len(clip.frames)} frames)")
+        axes.set(
+            xlabel="step", ylabel="loss", title=f"{clip.name}: W and W+ (mean and range of {len(clip.frames)} frames)"
+        )
         axes.legend()
     save(figure, path)
 
@@ -196,7 +244,7 @@ def draw_methods(clip, path):
     with plots.style():
         figure, (panels,) = plots.board(11, 4.2, 1, 2, sharey=True)
         for run in ("optimise-0", "sequential-0", "hybrid"):
-            curves = clip.losses[run][run == "sequential-0":]  # Algorithm 2's first frame is Algorithm 1's
+            curves = clip.losses[run][run == "sequential-0" :]  # Algorithm 2's first frame is Algorithm 1's
             curves = curves[:, ~np.isnan(curves).all(0)]
             steps = np.arange(curves.shape[1])
             curve(panels[0], steps, curves, run)
@@ -232,7 +280,9 @@ def draw_paths(clip, path):
 def draw_strips(clip, path, columns=6):
     """Fig. 3.9: frames of the clip, and what each method makes of them."""
     seen = np.linspace(0, len(clip.frames) - 1, min(columns, len(clip.frames))).round().astype(int)
-    rows = {"original": clip.frames} | {RUNS[run][0]: clip.pictures[run] for run in ("optimise-w", "optimise-0", "sequential-0", "hybrid", "encoder")}
+    rows = {"original": clip.frames} | {
+        RUNS[run][0]: clip.pictures[run] for run in ("optimise-w", "optimise-0", "sequential-0", "hybrid", "encoder")
+    }
     save(plots.sheet({label: pictures[seen] for label, pictures in rows.items()}), path)
 
 
@@ -272,16 +322,51 @@ def table(rows):
 def text(clip):
     """What a clip showed, as Markdown."""
     quality = [["method", "steps a frame", "seconds a frame", "loss", "perceptual", "LPIPS", "PSNR, dB", "SSIM"]]
-    paths = [["method", "path length", "step", "curvature", "bend", "stride", "bend in the plane", "stride in the plane", "follows", "drifts"]]
+    paths = [
+        [
+            "method",
+            "path length",
+            "step",
+            "curvature",
+            "bend",
+            "stride",
+            "bend in the plane",
+            "stride in the plane",
+            "follows",
+            "drifts",
+        ]
+    ]
     for run, n in clip.numbers.items():
         steps = n.get("steps", 0) / len(clip.frames)
-        quality.append([RUNS[run][0], f"{steps:.0f}", n["seconds_per_frame"], f"{n['loss']:.3f}", f"{n['perceptual']:.3f}",
-                        "not measured" if n["lpips"] is None else f"{n['lpips']:.3f}", f"{n['psnr']:.1f}", n["ssim"]])
-        paths.append([RUNS[run][0], *(n["w_plus"][name] for name in ("length", "step", "curvature", "bend", "stride")),
-                      *(n["plane"][name] for name in ("bend", "stride")), n["follows"], n["drifts"]])
-    verdicts = [["claim", "holds", "measured"], *([claim, "yes" if holds else "**no**", measured] for claim, holds, measured in clip.claims)]
-    runs = [["two runs of", "the same frame in both, apart", "two frames of one run, apart", "ratio"],
-            *([RUNS[f"{kind}-0"][0], pair["between"], pair["within"], pair["ratio"]] for kind, pair in clip.pairs.items())]
+        quality.append(
+            [
+                RUNS[run][0],
+                f"{steps:.0f}",
+                n["seconds_per_frame"],
+                f"{n['loss']:.3f}",
+                f"{n['perceptual']:.3f}",
+                "not measured" if n["lpips"] is None else f"{n['lpips']:.3f}",
+                f"{n['psnr']:.1f}",
+                n["ssim"],
+            ]
+        )
+        paths.append(
+            [
+                RUNS[run][0],
+                *(n["w_plus"][name] for name in ("length", "step", "curvature", "bend", "stride")),
+                *(n["plane"][name] for name in ("bend", "stride")),
+                n["follows"],
+                n["drifts"],
+            ]
+        )
+    verdicts = [
+        ["claim", "holds", "measured"],
+        *([claim, "yes" if holds else "**no**", measured] for claim, holds, measured in clip.claims),
+    ]
+    runs = [
+        ["two runs of", "the same frame in both, apart", "two frames of one run, apart", "ratio"],
+        *([RUNS[f"{kind}-0"][0], pair["between"], pair["within"], pair["ratio"]] for kind, pair in clip.pairs.items()),
+    ]
     return f"## {clip.name}: {len(clip.frames)} frames\n\n" + "\n".join(map(table, (verdicts, quality, paths, runs)))
 
 
@@ -297,12 +382,29 @@ def report(out, clips, generator=None, encoder=None, perceptual="auto"):
         draw_paths(clip, clip.folder / "paths.png")
         draw_strips(clip, clip.folder / "strips.png")
     ways = interpolation(generator, encoder, clips[0].frames[0], judge.perceptual, out / "interpolation.png")
-    about = {"talkhead": talkhead.__version__, "generator": generator.fingerprint, "resolution": generator.resolution,
-             "perceptual": judge.perceptual.name, "lpips": "measured" if judge.lpips else "not measured: VGG's weights are not in torch's cache"}
-    files.write_json(out / "study.json", about | {
-        "clips": {clip.name: {"frames": len(clip.frames), "runs": clip.numbers, "pairs": clip.pairs,
-                              "claims": [dict(zip(("claim", "holds", "measured"), claim)) for claim in clip.claims]} for clip in clips},
-        "interpolation": ways})
+    about = {
+        "talkhead": talkhead.__version__,
+        "generator": generator.fingerprint,
+        "resolution": generator.resolution,
+        "perceptual": judge.perceptual.name,
+        "lpips": "measured" if judge.lpips else "not measured: VGG's weights are not in torch's cache",
+    }
+    files.write_json(
+        out / "study.json",
+        about
+        | {
+            "clips": {
+                clip.name: {
+                    "frames": len(clip.frames),
+                    "runs": clip.numbers,
+                    "pairs": clip.pairs,
+                    "claims": [dict(zip(("claim", "holds", "measured"), claim)) for claim in clip.claims],
+                }
+                for clip in clips
+            },
+            "interpolation": ways,
+        },
+    )
     note = f"Generator `{generator.fingerprint}` of {generator.resolution} pixels; loss: {judge.perceptual.name} + pixels; LPIPS {about['lpips']}.\n"
     ways = [["way", "detour", "jump"], *([name, way["detour"], way["jump"]] for name, way in ways.items())]
     (out / "study.md").write_text("\n".join([note, *map(text, clips), "## Interpolation\n", table(ways)]))
@@ -316,7 +418,7 @@ def cut(source, destination, frames):
         raise TalkheadError(f"{source}: has {len(clip)} frames, wanted {frames}; set FRAMES lower")
     start = (len(clip) - frames) // 2
     with files.FrameWriter(destination, metadata=metadata, lossless=True) as writer:
-        for frame in clip[start:start + frames]:
+        for frame in clip[start : start + frames]:
             writer.write(frame)
 
 

@@ -37,17 +37,71 @@ SIZE = 16  # pixels: the generator's pictures
 FRAMES = 4  # of each clip
 QUICK = ["--perceptual", "pyramid", "--save-minutes", "0.0005", "--log-every", "1"]
 JOBS = {  # name: arguments; what is written is in the folder "out"
-    "train-stylegan": ["train-stylegan", "aligned", "-o", "out/g.pt", "--encoder-out", "out/e.pt", "--resolution", str(SIZE), "--channels", "8,8,8",
-                       "--mapping-layers", "2", "--width", "4", "--input-size", str(SIZE), "--stem-stride", "1", "--batch", "4", "--augment", "ada",
-                       "--steps", "10", *QUICK],
-    "pti": ["pti", "aligned/0.mp4", "-o", "out/me.pt", "--generator", "generator.pt", "--encoder", "encoder.pt", "--steps", "20", "--least-gain", "0", *QUICK],
-    "invert --list": ["invert", "--list", "aligned.txt", "-o", "out", "--generator", "generator.pt", "--method", "sequential", "--steps", "20",
-                      "--next-steps", "10", "--perceptual", "pyramid"],
+    "train-stylegan": [
+        "train-stylegan",
+        "aligned",
+        "-o",
+        "out/g.pt",
+        "--encoder-out",
+        "out/e.pt",
+        "--resolution",
+        str(SIZE),
+        "--channels",
+        "8,8,8",
+        "--mapping-layers",
+        "2",
+        "--width",
+        "4",
+        "--input-size",
+        str(SIZE),
+        "--stem-stride",
+        "1",
+        "--batch",
+        "4",
+        "--augment",
+        "ada",
+        "--steps",
+        "10",
+        *QUICK,
+    ],
+    "pti": [
+        "pti",
+        "aligned/0.mp4",
+        "-o",
+        "out/me.pt",
+        "--generator",
+        "generator.pt",
+        "--encoder",
+        "encoder.pt",
+        "--steps",
+        "20",
+        "--least-gain",
+        "0",
+        *QUICK,
+    ],
+    "invert --list": [
+        "invert",
+        "--list",
+        "aligned.txt",
+        "-o",
+        "out",
+        "--generator",
+        "generator.pt",
+        "--method",
+        "sequential",
+        "--steps",
+        "20",
+        "--next-steps",
+        "10",
+        "--perceptual",
+        "pyramid",
+    ],
     "align --list": ["align", "--list", "clips.txt", "-o", "out", "--size", "64"],
 }
 
 
 # Material -------------------------------------------------------------------------------------------------------------
+
 
 def make(folder):
     """Write the toy networks, and clips of drawn faces, aligned and not; returns the landmarks in those that are not."""
@@ -56,15 +110,22 @@ def make(folder):
     encoder = encoders.ResNetEncoder(generator.num_ws, width=8, input_size=SIZE)
     owner = {"generator": checkpoints.fingerprint(generator.state_dict())}
     for kind, network, more in (("generator", generator, {}), ("encoder", encoder, owner)):
-        files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": network.config | more, "step": 0, "model": network.state_dict()})
+        files.save_weights(
+            folder / f"{kind}.pt",
+            {"kind": kind, "config": network.config | more, "step": 0, "model": network.state_dict()},
+        )
     track = np.tile(np.float32([[0.0, 0.0, 0.0], [0.15, 0.0, 0.1]]), (FRAMES // 2, 1))
     for name in ("aligned", "clips"):
         (folder / name).mkdir()
     for number in range(4):
         shown = list(puppet.perform(puppet.drawn(seed=number, size=64), track, size=64, seed=number))
         sound = np.random.default_rng(number).normal(0, 0.05, 640 * FRAMES).astype(np.float32), 16000
-        with (files.FrameWriter(folder / f"aligned/{number}.mp4", sound=sound, metadata={files.ALIGNED_TAG: "64"}, lossless=True) as aligned,
-              files.FrameWriter(folder / f"clips/{number}.mp4", sound=sound, lossless=True) as whole):
+        with (
+            files.FrameWriter(
+                folder / f"aligned/{number}.mp4", sound=sound, metadata={files.ALIGNED_TAG: "64"}, lossless=True
+            ) as aligned,
+            files.FrameWriter(folder / f"clips/{number}.mp4", sound=sound, lossless=True) as whole,
+        ):
             for frame, _ in shown:
                 aligned.write(frame)
                 whole.write(np.pad(frame, [(30, 26), (40, 56), (0, 0)], constant_values=110))
@@ -86,6 +147,7 @@ class Stub(faces.Detector):
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
+
 
 def start(arguments, folder):
     """Fork a process that runs a command in a folder; its id. What it says goes to out.log there."""
@@ -136,15 +198,22 @@ def desk(material, folder):
 
 # Results --------------------------------------------------------------------------------------------------------------
 
+
 def results(folder):
     """What lies in a folder, by name, as values that can be compared; what a killed process left under a hidden name is not looked at."""
-    return {path.name: _READERS.get(path.suffix, Path.read_bytes)(path) for path in files.find(folder, {".pt", ".npy", ".json", ".jsonl", ".mp4", ".part"})}
+    return {
+        path.name: _READERS.get(path.suffix, Path.read_bytes)(path)
+        for path in files.find(folder, {".pt", ".npy", ".json", ".jsonl", ".mp4", ".part"})
+    }
 
 
 def _records(path):
     """The records of a manifest, without how long each took, and whether it went on from what was done."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record | {"seconds": None, "notes": [note for note in record.get("notes", []) if "going on" not in note]} for record in records]
+    return [
+        record | {"seconds": None, "notes": [note for note in record.get("notes", []) if "going on" not in note]}
+        for record in records
+    ]
 
 
 _READERS = {".pt": files.load_weights, ".jsonl": _records}
@@ -165,10 +234,13 @@ def differences(one, other, where=""):
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of all commands together")
-    parser.add_argument("--only", action="append", choices=JOBS, metavar="COMMAND", help=f"one of {', '.join(JOBS)}; may be repeated")
+    parser.add_argument(
+        "--only", action="append", choices=JOBS, metavar="COMMAND", help=f"one of {', '.join(JOBS)}; may be repeated"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -186,7 +258,14 @@ def main():
         whole = desk(material, root / f"{index}-whole")
         seconds = finish(start(arguments, whole), whole)
         wanted = results(whole / "out")
-        report = {"command": name, "seconds": round(seconds, 2), "kills": 0, "resumed": 0, "too_late": 0, "different": 0}
+        report = {
+            "command": name,
+            "seconds": round(seconds, 2),
+            "kills": 0,
+            "resumed": 0,
+            "too_late": 0,
+            "different": 0,
+        }
         while report["kills"] < len(range(index, options.kills, len(names))):
             folder = desk(material, root / f"{index}-killed")
             if not killed(start(arguments, folder), random.uniform(0, seconds)):
@@ -194,7 +273,9 @@ def main():
                 shutil.rmtree(folder)
                 continue
             report["kills"] += 1
-            report["resumed"] += bool(files.find(folder / "out", {".pt", ".npy", ".mp4", ".part"}) or list((folder / "out").rglob("*.part")))
+            report["resumed"] += bool(
+                files.find(folder / "out", {".pt", ".npy", ".mp4", ".part"}) or list((folder / "out").rglob("*.part"))
+            )
             finish(start(arguments, folder), folder)
             if found := differences(wanted, results(folder / "out")):
                 report["different"] += 1

@@ -33,7 +33,11 @@ def pairs(folder, size):
     for path in files.find(folder, {".json"}):
         lids = np.array(files.read_json(path)["blink"])
         shut = [at for at in np.flatnonzero(lids > SHUT) if at > NEAR]
-        awake = [at for at in range(shut[0] - NEAR, shut[0] + NEAR + 1) if at < len(lids) and lids[at] < AWAKE] if shut else []
+        awake = (
+            [at for at in range(shut[0] - NEAR, shut[0] + NEAR + 1) if at < len(lids) and lids[at] < AWAKE]
+            if shut
+            else []
+        )
         if not awake:
             continue
         other = min(awake, key=lambda at: abs(at - shut[0]))
@@ -42,8 +46,11 @@ def pairs(folder, size):
         points = files.read_array(path.with_suffix(".landmarks.npy"))[other] * size / frames[0].shape[0]
         mask = np.zeros((size, size), np.float32)
         for eye in (points[36:42], points[42:48]):
-            (left, top), (right, bottom) = (eye.min(0) - MARGIN * size / 128).astype(int), (eye.max(0) + MARGIN * size / 128).astype(int)
-            mask[max(top, 0):bottom, max(left, 0):right] = 1
+            (left, top), (right, bottom) = (
+                (eye.min(0) - MARGIN * size / 128).astype(int),
+                (eye.max(0) + MARGIN * size / 128).astype(int),
+            )
+            mask[max(top, 0) : bottom, max(left, 0) : right] = 1
         yield frames[other], frames[shut[0]], mask
 
 
@@ -60,7 +67,9 @@ def main():
     options = parser.parse_args()
     generator = checkpoints.load_generator(options.generator or checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator)
-    awake, shut, masks = zip(*(pair for _, pair in zip(range(options.count), pairs(options.puppets, generator.resolution))))
+    awake, shut, masks = zip(
+        *(pair for _, pair in zip(range(options.count), pairs(options.puppets, generator.resolution)))
+    )
     codes = torch.from_numpy(np.stack(list(inversion.encode(encoder, awake))))
     change = difference(shut, generator.resolution) - difference(awake, generator.resolution)
     masks = torch.from_numpy(np.stack(masks))[:, None]
@@ -72,7 +81,9 @@ def main():
 
     def missed(chosen, latent):
         moved = generator.synthesis(codes[chosen] + latent, noise="const") - before[chosen]
-        eyes = ((moved - change[chosen]) * masks[chosen]).square().sum() / (change[chosen] * masks[chosen]).square().sum()
+        eyes = ((moved - change[chosen]) * masks[chosen]).square().sum() / (
+            change[chosen] * masks[chosen]
+        ).square().sum()
         return eyes, (moved * (1 - masks[chosen])).square().mean()
 
     for step in range(options.steps):
@@ -84,11 +95,26 @@ def main():
         if (step + 1) % 50 == 0:
             with torch.no_grad():
                 eyes, elsewhere = missed(left, latent)
-            print(json.dumps({"step": step + 1, "missed": round(float(eyes), 3), "elsewhere_rms": round(float(elsewhere.sqrt()), 4)}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "step": step + 1,
+                        "missed": round(float(eyes), 3),
+                        "elsewhere_rms": round(float(elsewhere.sqrt()), 4),
+                    }
+                ),
+                flush=True,
+            )
             files.write_latents(options.output, latent.detach().numpy(), {"generator": generator.fingerprint})
     found = latent.detach()[0]
-    rows = [[training.resize(awake[k], generator.resolution), training.resize(shut[k], generator.resolution),
-             *synthesis.synthesize(generator, [codes[k] + part * found for part in (0, 0.5, 1)])] for k in left]
+    rows = [
+        [
+            training.resize(awake[k], generator.resolution),
+            training.resize(shut[k], generator.resolution),
+            *synthesis.synthesize(generator, [codes[k] + part * found for part in (0, 0.5, 1)]),
+        ]
+        for k in left
+    ]
     files.write_image(options.output.with_suffix(".png"), sheet(rows, 5, generator.resolution), synthetic=True)
 
 

@@ -28,8 +28,9 @@ EDGE = 2  # frames beside the start and the end of words that the test leaves ou
 
 # What is no speech ------------------------------------------------------------------------------------------------------
 
+
 def scaled(samples):
-    return samples / np.sqrt(np.mean(samples ** 2) + 1e-12)
+    return samples / np.sqrt(np.mean(samples**2) + 1e-12)
 
 
 def noise(rng, length):
@@ -43,7 +44,9 @@ def noise(rng, length):
     if kind == 3:  # knocks
         hiss = 0.05 * hiss
         for start in rng.integers(0, length - 800, rng.integers(3, 30)):
-            hiss[start:start + 800] += rng.uniform(0.3, 3) * rng.normal(size=800) * np.exp(-np.arange(800) / rng.uniform(40, 300))
+            hiss[start : start + 800] += (
+                rng.uniform(0.3, 3) * rng.normal(size=800) * np.exp(-np.arange(800) / rng.uniform(40, 300))
+            )
     return scaled(hiss)
 
 
@@ -63,9 +66,13 @@ def band(rng, length):
                     out[late] += swell * np.sin(2 * np.pi * hertz * overtone * since) / overtone ** rng.uniform(0.7, 2)
     if rng.random() < 0.7:
         for start in np.arange(0, length / RATE, beat / rng.choice([1, 2])):
-            part = out[int(start * RATE):][:int(0.15 * RATE)]
+            part = out[int(start * RATE) :][: int(0.15 * RATE)]
             since = np.arange(len(part)) / RATE
-            drum = rng.normal(size=len(part)) if rng.random() < 0.6 else np.sin(2 * np.pi * 60 * since * np.exp(-5 * since))
+            drum = (
+                rng.normal(size=len(part))
+                if rng.random() < 0.6
+                else np.sin(2 * np.pi * 60 * since * np.exp(-5 * since))
+            )
             part += rng.uniform(0.5, 3) * np.exp(-since * rng.uniform(20, 60)) * drum
     return scaled(out)
 
@@ -75,9 +82,14 @@ def synthesizer(rng, length):
     time, step, root = np.arange(length) / RATE, rng.uniform(0.1, 0.6), rng.uniform(80, 400)
     hertz = np.zeros(length)
     for start in np.arange(0, length / RATE, step):
-        hertz[int(start * RATE):] = root * 2 ** (rng.choice([0, 2, 3, 5, 7, 9, 12, -5]) / 12)
+        hertz[int(start * RATE) :] = root * 2 ** (rng.choice([0, 2, 3, 5, 7, 9, 12, -5]) / 12)
     glide = int(rng.uniform(0.005, 0.08) * RATE)
-    phase = 2 * np.pi * np.cumsum(np.convolve(hertz, np.ones(glide) / glide, "same") * (1 + 0.004 * np.sin(2 * np.pi * 5 * time))) / RATE
+    phase = (
+        2
+        * np.pi
+        * np.cumsum(np.convolve(hertz, np.ones(glide) / glide, "same") * (1 + 0.004 * np.sin(2 * np.pi * 5 * time)))
+        / RATE
+    )
     out = sum(np.sin(k * phase) / k ** rng.uniform(0.5, 1.5) for k in range(1, rng.integers(3, 14)))
     out = out * np.exp(-(time % step) / step * rng.uniform(0, 4)) * np.minimum((time % step) / 0.01, 1)
     if rng.random() < 0.5:
@@ -95,17 +107,21 @@ def strings(rng, length):
         loop, tone = rng.uniform(-1, 1, period), np.empty(count)
         for start in range(0, count, period):
             part = min(period, count - start)
-            tone[start:start + part] = loop[:part]
+            tone[start : start + part] = loop[:part]
             loop = 0.497 * (loop + np.roll(loop, 1))
         if rng.random() < 0.4:
             since, hertz = np.arange(count) / RATE, rng.uniform(200, 1200)
-            tone += np.exp(-3 * since) * np.sin(2 * np.pi * hertz * since + rng.uniform(1, 5) * np.sin(2 * np.pi * hertz * rng.choice([1.4, 2, 3.5]) * since))
-        out[at:at + count] += tone
+            tone += np.exp(-3 * since) * np.sin(
+                2 * np.pi * hertz * since
+                + rng.uniform(1, 5) * np.sin(2 * np.pi * hertz * rng.choice([1.4, 2, 3.5]) * since)
+            )
+        out[at : at + count] += tone
         at += int(rng.uniform(0.1, 0.4) * RATE)
     return scaled(out)
 
 
 # Speech -----------------------------------------------------------------------------------------------------------------
+
 
 def puppets(folder):
     """(sound, spoken) of each clip that espeak-ng speaks."""
@@ -113,7 +129,12 @@ def puppets(folder):
         about = files.read_json(path)
         if about["source"].startswith("espeak"):
             audio = files.read_audio(path.with_suffix(".mp4"))
-            yield audio, within([(start, end) for start, end, name in about["phonemes"] if name != "SIL"], speech.num_frames(audio))
+            yield (
+                audio,
+                within(
+                    [(start, end) for start, end, name in about["phonemes"] if name != "SIL"], speech.num_frames(audio)
+                ),
+            )
 
 
 def recordings(folder, aligns):
@@ -123,7 +144,13 @@ def recordings(folder, aligns):
         if align.exists():
             rows = [line.split() for line in align.read_text().splitlines() if line.strip()]
             audio = files.read_audio(path)
-            yield audio, within([(int(row[0]) / 25000, int(row[1]) / 25000) for row in rows if row[2] not in ("sil", "sp")], speech.num_frames(audio))
+            yield (
+                audio,
+                within(
+                    [(int(row[0]) / 25000, int(row[1]) / 25000) for row in rows if row[2] not in ("sil", "sp")],
+                    speech.num_frames(audio),
+                ),
+            )
 
 
 def speeches(folder, seconds=4):
@@ -131,32 +158,40 @@ def speeches(folder, seconds=4):
     for path in sorted(path for path in Path(folder).iterdir() if not files.is_hidden(path.name)):
         audio = files.read_audio(path)
         for start in range(0, len(audio) - seconds * RATE + 1, seconds * RATE):
-            piece = audio[start:start + seconds * RATE]
-            yield piece, (~metrics.pauses(metrics.envelope(piece, speech.num_frames(piece)), margin=0)).astype(np.float32)
+            piece = audio[start : start + seconds * RATE]
+            yield (
+                piece,
+                (~metrics.pauses(metrics.envelope(piece, speech.num_frames(piece)), margin=0)).astype(np.float32),
+            )
 
 
 def within(spans, frames):
     spoken = np.zeros(frames, np.float32)
     for start, end in spans:
-        spoken[int(start * speech.FPS):int(np.ceil(end * speech.FPS))] = 1
+        spoken[int(start * speech.FPS) : int(np.ceil(end * speech.FPS))] = 1
     return spoken
 
 
 def loudness(audio, spoken):
-    chosen = np.repeat(spoken > 0, RATE // speech.FPS)[:len(audio)]
-    return np.sqrt(np.mean(audio[:len(chosen)][chosen] ** 2) + 1e-9) if chosen.any() else 0.1
+    chosen = np.repeat(spoken > 0, RATE // speech.FPS)[: len(audio)]
+    return np.sqrt(np.mean(audio[: len(chosen)][chosen] ** 2) + 1e-9) if chosen.any() else 0.1
 
 
 def room(audio, rng):
     """The echo of a room: noise that dies away."""
     seconds = rng.uniform(0.1, 0.6)
-    answer = rng.normal(size=int(seconds * RATE)) * np.exp(-6.9 * np.arange(int(seconds * RATE)) / seconds / RATE) * rng.uniform(0.02, 0.15)
+    answer = (
+        rng.normal(size=int(seconds * RATE))
+        * np.exp(-6.9 * np.arange(int(seconds * RATE)) / seconds / RATE)
+        * rng.uniform(0.02, 0.15)
+    )
     answer[0] = 1
     size = 1 << (len(audio) + len(answer)).bit_length()
-    return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(answer, size), size)[:len(audio)]
+    return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(answer, size), size)[: len(audio)]
 
 
 # Learning ---------------------------------------------------------------------------------------------------------------
+
 
 def lessons(pairs, rng):
     """(features, spoken) of each pair in two mixtures, and of what is no speech."""
@@ -165,8 +200,8 @@ def lessons(pairs, rng):
     def hear(audio, truth):
         audio = speech.disturb(audio, rng) if rng.random() < 0.7 else audio
         found = expression.hearing(audio)
-        features.append(found[:len(truth)].astype(np.float16))
-        spoken.append(truth[:len(found)])
+        features.append(found[: len(truth)].astype(np.float16))
+        spoken.append(truth[: len(found)])
 
     for index, (audio, truth) in enumerate(pairs):
         length, level = len(audio), loudness(audio, truth)
@@ -174,10 +209,14 @@ def lessons(pairs, rng):
         if rng.random() < 0.4:
             audio = room(audio, rng)
         for kind in (index % 3, (index + 1) % 3):
-            bed = (0, noise(rng, length) * level * 10 ** (-rng.uniform(0, 40) / 20), music(rng, length) * level * 10 ** (-rng.uniform(3, 30) / 20))[kind]
+            bed = (
+                0,
+                noise(rng, length) * level * 10 ** (-rng.uniform(0, 40) / 20),
+                music(rng, length) * level * 10 ** (-rng.uniform(3, 30) / 20),
+            )[kind]
             there = np.ones(length)
             if rng.random() < 0.5:  # somebody begins in the middle
-                there[:rng.integers(0, length)] = 0
+                there[: rng.integers(0, length)] = 0
             middles = np.minimum((np.arange(len(truth)) + 0.5) * RATE / speech.FPS, length - 1).astype(int)
             hear(audio * there + bed, truth * there[middles].astype(np.float32))
         if index % 2:
@@ -207,13 +246,23 @@ def learn(features, spoken, steps, hidden=24):
 
 # Measuring --------------------------------------------------------------------------------------------------------------
 
+
 def conditions(rng):
     """name -> (what becomes of speech, whether it is still there)."""
     for decibels in (None, 20, 10, 5, 0):
-        yield ("clean" if decibels is None else f"noise at {decibels} dB",
-               lambda audio, level, db=decibels: audio if db is None else audio + level * 10 ** (-db / 20) * noise(rng, len(audio)), True)
+        yield (
+            "clean" if decibels is None else f"noise at {decibels} dB",
+            lambda audio, level, db=decibels: (
+                audio if db is None else audio + level * 10 ** (-db / 20) * noise(rng, len(audio))
+            ),
+            True,
+        )
     for kind in (band, strings):
-        yield f"{kind.__name__} at 10 dB", lambda audio, level, kind=kind: audio + level * 10 ** -0.5 * kind(rng, len(audio)), True
+        yield (
+            f"{kind.__name__} at 10 dB",
+            lambda audio, level, kind=kind: audio + level * 10**-0.5 * kind(rng, len(audio)),
+            True,
+        )
     yield "silence alone", lambda audio, level: 0 * audio, False
     for kind in (noise, band, synthesizer, strings):
         yield f"{kind.__name__} alone", lambda audio, level, kind=kind: level * kind(rng, len(audio)), False
@@ -224,11 +273,15 @@ def measure(voice, pairs):
     for name, change, speaks in conditions(np.random.default_rng(5)):
         hits, falses = [], []
         for audio, truth in pairs:
-            heard = np.array(list(voice.stream([change(audio, loudness(audio, truth))])))[:len(truth)]
-            near = np.convolve(truth * speaks, np.ones(2 * EDGE + 1), "same")[:len(heard)]
+            heard = np.array(list(voice.stream([change(audio, loudness(audio, truth))])))[: len(truth)]
+            near = np.convolve(truth * speaks, np.ones(2 * EDGE + 1), "same")[: len(heard)]
             hits += list(heard[near == 2 * EDGE + 1] > half)
             falses += list(heard[near == 0] > half)
-        yield {"condition": name, "hit": round(float(np.mean(hits)), 3) if hits else None, "false": round(float(np.mean(falses)), 3)}
+        yield {
+            "condition": name,
+            "hit": round(float(np.mean(hits)), 3) if hits else None,
+            "false": round(float(np.mean(falses)), 3),
+        }
 
 
 def main():
@@ -240,14 +293,16 @@ def main():
     parser.add_argument("--first", type=int, default=40, help="the first so many are for the test")
     parser.add_argument("--limit", type=int, default=300, help="puppets to learn from")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("-o", "--output", default="voice.npy", help="where to write the numbers; if it is there, only measure")
+    parser.add_argument(
+        "-o", "--output", default="voice.npy", help="where to write the numbers; if it is there, only measure"
+    )
     options = parser.parse_args()
     filmed = list(recordings(options.recordings, options.aligns))
     if not Path(options.output).exists():
-        pairs = [pair for _, pair in zip(range(options.limit), puppets(options.puppets))] + filmed[options.first:]
+        pairs = [pair for _, pair in zip(range(options.limit), puppets(options.puppets))] + filmed[options.first :]
         pairs += TWICE * list(speeches(options.speeches)) if options.speeches else []
         files.write_array(options.output, learn(*lessons(pairs, np.random.default_rng(1)), options.steps))
-    for record in measure(expression.Voice(files.read_array(options.output)), filmed[:options.first]):
+    for record in measure(expression.Voice(files.read_array(options.output)), filmed[: options.first]):
         print(json.dumps(record), flush=True)
 
 

@@ -25,9 +25,14 @@ class Likeness:
         self.mean = 0.0
         if model:
             network = losses.identity_network(model, device)
-            self.name, self._see = f"face recognition {model}", lambda face: network(to_images(face[None]).to(device)).cpu().numpy()
+            self.name, self._see = (
+                f"face recognition {model}",
+                lambda face: network(to_images(face[None]).to(device)).cpu().numpy(),
+            )
         else:
-            features = inception.FaceFeatures(encoder or checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
+            features = inception.FaceFeatures(
+                encoder or checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device)
+            )
             self.name, self._see = f"stand-in {features.name}, no face recognition", lambda face: features(face[None])
             self.mean = self._seen(strangers).mean(0)
 

@@ -19,9 +19,13 @@ from talkhead import datasets, files
 
 AGAIN_WITHIN = 0.6  # seconds from peak to peak: the second of two that belong together
 
+
 def detector(model):
-    return vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(model)), output_face_blendshapes=True, num_faces=1))
+    return vision.FaceLandmarker.create_from_options(
+        vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model)), output_face_blendshapes=True, num_faces=1
+        )
+    )
 
 
 def closures(clip, find):
@@ -29,7 +33,9 @@ def closures(clip, find):
     lids = []
     with files.read_frames(clip) as reader:
         for frame in reader:
-            found = find.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))).face_blendshapes
+            found = find.detect(
+                mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+            ).face_blendshapes
             scores = {shape.category_name: shape.score for shape in found[0]} if found else {}
             lids.append((scores["eyeBlinkLeft"] + scores["eyeBlinkRight"]) / 2 if scores else np.nan)
         return np.array(lids), reader.fps
@@ -73,16 +79,38 @@ def summary(clips):
     """What all clips say, each (seconds, its blinks)."""
     seconds = sum(length for length, _ in clips)
     found = [blink for _, blinks_of in clips for blink in blinks_of]
-    peaks = [(blink[0], length - blink[0], [other[0] for other in blinks_of]) for length, blinks_of in clips for blink in blinks_of]
-    followed = [min((other - peak for other in others if other > peak), default=np.inf) for peak, left, others in peaks if left > AGAIN_WITHIN]
+    peaks = [
+        (blink[0], length - blink[0], [other[0] for other in blinks_of])
+        for length, blinks_of in clips
+        for blink in blinks_of
+    ]
+    followed = [
+        min((other - peak for other in others if other > peak), default=np.inf)
+        for peak, left, others in peaks
+        if left > AGAIN_WITHIN
+    ]
     again = [wait for wait in followed if wait <= AGAIN_WITHIN]
     _, half, close, reopen, height = np.array(found).T
-    told = {"clips": len(clips), "seconds": round(seconds, 1), "blinks": len(found), "per_minute": round(60 * len(found) / seconds, 1),
-            "again_share": round(len(again) / len(followed), 3)}
-    for name, values in (("again_after_s", again), ("half_height_s", half), ("close_s", close), ("open_s", reopen), ("height", height)):
+    told = {
+        "clips": len(clips),
+        "seconds": round(seconds, 1),
+        "blinks": len(found),
+        "per_minute": round(60 * len(found) / seconds, 1),
+        "again_share": round(len(again) / len(followed), 3),
+    }
+    for name, values in (
+        ("again_after_s", again),
+        ("half_height_s", half),
+        ("close_s", close),
+        ("open_s", reopen),
+        ("height", height),
+    ):
         logs = np.log(values)
         # Quartiles, because a gaze that sinks before a blink draws out some of them: 1.35 deviations lie between those of a normal curve.
-        told[name] = {"median": round(float(np.exp(np.median(logs))), 3), "log_spread": round(float(np.subtract(*np.percentile(logs, [75, 25])) / 1.35), 3)}
+        told[name] = {
+            "median": round(float(np.exp(np.median(logs))), 3),
+            "log_spread": round(float(np.subtract(*np.percentile(logs, [75, 25])) / 1.35), 3),
+        }
     return told
 
 
@@ -94,13 +122,21 @@ def main():
     parser.add_argument("--limit", type=int, help="stop after so many clips")
     options = parser.parse_args()
     find, measured = detector(options.model), []
-    for clip in datasets.clips(options.clips)[:options.limit]:
+    for clip in datasets.clips(options.clips)[: options.limit]:
         lids, fps = closures(clip, find)
         if not np.isfinite(lids).any():
             continue
         measured.append((len(lids) / fps, blinks(lids, fps, options.least)))
-        print(json.dumps({"clip": clip.name, "blinks": [[round(float(value), 3) for value in blink] for blink in measured[-1][1]],
-                          "open": round(float(np.nanmedian(lids)), 3)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "clip": clip.name,
+                    "blinks": [[round(float(value), 3) for value in blink] for blink in measured[-1][1]],
+                    "open": round(float(np.nanmedian(lids)), 3),
+                }
+            ),
+            flush=True,
+        )
     print(json.dumps(summary(measured)))
 
 

@@ -44,7 +44,9 @@ def drawn(options, generator, encoder):
     """Faces that the model draws, list of uint8 (S, S, 3)."""
     rng = np.random.default_rng(options.seed)
     if options.by == "z":
-        z = torch.from_numpy(rng.standard_normal((options.count, generator.z_dim)).astype(np.float32)).to(options.device)
+        z = torch.from_numpy(rng.standard_normal((options.count, generator.z_dim)).astype(np.float32)).to(
+            options.device
+        )
         with torch.no_grad():
             codes = generator.mapping(z, options.psi).cpu().numpy()
     else:
@@ -54,22 +56,38 @@ def drawn(options, generator, encoder):
             codes = known[: options.count]
         else:
             several = min(3, len(known))
-            codes = np.stack([np.tensordot(rng.dirichlet([1.0] * several), known[rng.choice(len(known), several, replace=False)], 1)
-                              for _ in range(options.count)])
+            codes = np.stack(
+                [
+                    np.tensordot(
+                        rng.dirichlet([1.0] * several), known[rng.choice(len(known), several, replace=False)], 1
+                    )
+                    for _ in range(options.count)
+                ]
+            )
     return list(synthesis.synthesize(generator, codes.astype(np.float32)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--donors", required=True, action="append", help="folder of the portraits that composites were made of; may be repeated")
+    parser.add_argument(
+        "--donors",
+        required=True,
+        action="append",
+        help="folder of the portraits that composites were made of; may be repeated",
+    )
     parser.add_argument("--clips", help="folder that synth.py wrote, for --by codes and mix")
-    parser.add_argument("-o", "--output", type=Path, default=Path("nobody"), help="folder for pairs.png, and for the aligned donors")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("nobody"), help="folder for pairs.png, and for the aligned donors"
+    )
     parser.add_argument("--by", choices=("codes", "mix", "z"), default="mix")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--psi", type=float, default=0.7, help="truncation, for --by z")
     for kind in ("generator", "encoder"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
-    parser.add_argument("--identity-model", help="a face recognition network (see losses.identity_network); without it a stand-in, said in the record")
+    parser.add_argument(
+        "--identity-model",
+        help="a face recognition network (see losses.identity_network); without it a stand-in, said in the record",
+    )
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -95,24 +113,43 @@ def main():
     pictures = []
     for number, (face, row) in enumerate(zip(faces, away)):
         near = np.argsort(row)[:NEAREST]
-        print(json.dumps({"face": number, "nearest": [{"donor": donors[k].names[0], "distance": round(float(row[k]), 4)} for k in near]}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "face": number,
+                    "nearest": [{"donor": donors[k].names[0], "distance": round(float(row[k]), 4)} for k in near],
+                }
+            ),
+            flush=True,
+        )
         strip = sheet([[face, *(photos[k] for k in near)]], 1 + NEAREST, 112)
         pictures.append(captioned(strip, f"drawn {number}; donors at " + ", ".join(f"{row[k]:.2f}" for k in near)))
     blank = np.full_like(pictures[0], 255)
     pictures += [blank] * (-len(pictures) % 3)
     page = np.concatenate([np.concatenate(pictures[first : first + 3], 1) for first in range(0, len(pictures), 3)])
     limit = float(np.percentile(same, 95))
-    summary = {"summary": "nearest donors", "faces": len(faces), "by": options.by, "donors": len(donors), "identity_by": likeness.name,
-               "nearest_donor": {"mean": float(away.min(1).mean()), "least": float(away.min())},
-               "same_person": {"median": float(np.median(same)), "p95": limit},
-               "donors_nearest_other": {"mean": float(alike.mean()), "least": float(alike.min())},
-               "donor_known_again": float(np.mean(distances(seen_again, known).argmin(1) == np.arange(len(known)))),
-               "as_near_as_the_same_person": int((away.min(1) < limit).sum())}
+    summary = {
+        "summary": "nearest donors",
+        "faces": len(faces),
+        "by": options.by,
+        "donors": len(donors),
+        "identity_by": likeness.name,
+        "nearest_donor": {"mean": float(away.min(1).mean()), "least": float(away.min())},
+        "same_person": {"median": float(np.median(same)), "p95": limit},
+        "donors_nearest_other": {"mean": float(alike.mean()), "least": float(alike.min())},
+        "donor_known_again": float(np.mean(distances(seen_again, known).argmin(1) == np.arange(len(known)))),
+        "as_near_as_the_same_person": int((away.min(1) < limit).sum()),
+    }
     print(json.dumps(summary))
-    files.write_image(options.output / "pairs.png", captioned(
-        page, f"{len(faces)} faces drawn by {options.by}, each beside its {NEAREST} nearest of {len(donors)} donors, by {likeness.name}",
-        f"nearest donor {summary['nearest_donor']['mean']:.2f} on average; a donor to its own rendering {np.median(same):.2f} (median), "
-        f"to the nearest other donor {alike.mean():.2f}; as near as 95 % of donors to their own rendering: {summary['as_near_as_the_same_person']}"))
+    files.write_image(
+        options.output / "pairs.png",
+        captioned(
+            page,
+            f"{len(faces)} faces drawn by {options.by}, each beside its {NEAREST} nearest of {len(donors)} donors, by {likeness.name}",
+            f"nearest donor {summary['nearest_donor']['mean']:.2f} on average; a donor to its own rendering {np.median(same):.2f} (median), "
+            f"to the nearest other donor {alike.mean():.2f}; as near as 95 % of donors to their own rendering: {summary['as_near_as_the_same_person']}",
+        ),
+    )
 
 
 if __name__ == "__main__":

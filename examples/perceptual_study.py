@@ -70,6 +70,7 @@ class Sum(Nothing):
 
 def encoder_layers(encoder):
     """What the encoder sees after its stem and each of its four stages."""
+
     def layers(images):
         images = F.interpolate(images, encoder.input_size) if images.shape[-1] != encoder.input_size else images
         x = F.relu(encoder.bn1(encoder.conv1(images)))
@@ -78,6 +79,7 @@ def encoder_layers(encoder):
             x = stage(x)
             seen.append(x)
         return [seen[0], *seen[2:]]
+
     return layers
 
 
@@ -95,16 +97,33 @@ def vgg_layers():
             if index in (3, 8, 15, 22, 29):
                 seen.append(x)
         return seen
+
     return layers
 
 
 def candidates(encoder):
-    pyramid, ssim, faces_seen = losses.Perceptual("pyramid"), losses.Perceptual("ssim"), Features("encoder", encoder_layers(encoder))
-    yield from (Nothing(), Mean(), ssim, pyramid, Features("random-vgg", vgg_layers()), faces_seen,
-                Sum("pyramid + ssim", (1.0, pyramid), (0.5, ssim)), Sum("pyramid + encoder", (1.0, pyramid), (0.5, faces_seen)))
+    pyramid, ssim, faces_seen = (
+        losses.Perceptual("pyramid"),
+        losses.Perceptual("ssim"),
+        Features("encoder", encoder_layers(encoder)),
+    )
+    yield from (
+        Nothing(),
+        Mean(),
+        ssim,
+        pyramid,
+        Features("random-vgg", vgg_layers()),
+        faces_seen,
+        Sum("pyramid + ssim", (1.0, pyramid), (0.5, ssim)),
+        Sum("pyramid + encoder", (1.0, pyramid), (0.5, faces_seen)),
+    )
     if mobilenet.weights_path().is_file():
         seen = losses.Perceptual("mobilenet")
-        yield from (seen, Sum("pyramid + mobilenet", (1.0, pyramid), (0.5, seen)), Sum("ssim + mobilenet", (1.0, ssim), (0.5, seen)))
+        yield from (
+            seen,
+            Sum("pyramid + mobilenet", (1.0, pyramid), (0.5, seen)),
+            Sum("ssim + mobilenet", (1.0, ssim), (0.5, seen)),
+        )
     if losses.vgg_weights().is_file():
         yield losses.Perceptual("lpips")
 
@@ -146,18 +165,45 @@ def main():
             continue
         began = time.perf_counter()
         # Each as a photo: every frame starts at its own code.
-        codes = np.concatenate([list(talkhead.invert(frame[None], generator, "hybrid", encoder=encoder, hybrid_steps=options.steps, lr=options.lr,
-                                                     perceptual=loss)) for frame in frames])
+        codes = np.concatenate(
+            [
+                list(
+                    talkhead.invert(
+                        frame[None],
+                        generator,
+                        "hybrid",
+                        encoder=encoder,
+                        hybrid_steps=options.steps,
+                        lr=options.lr,
+                        perceptual=loss,
+                    )
+                )
+                for frame in frames
+            ]
+        )
         seconds = time.perf_counter() - began
         drawn = np.stack(list(synthesis.synthesize(generator, codes)))
         away = np.linalg.norm(landmarks(find, drawn) - true, axis=-1)  # NaN if a face was lost: then so is the loss
         rows.append(drawn)
-        print(json.dumps({"loss": loss.name, "frames": len(frames), "seconds_per_step": round(seconds / options.steps, 3),
-                          "ssim": round(metrics.ssim(frames, drawn), 4), "landmarks": round(float(away.mean()), 3),
-                          "mouth": round(float(away[:, metrics.MOUTH].mean()), 3), "detail": round(detail(drawn) / detail(frames), 3),
-                          "psnr": round(metrics.psnr(frames, drawn), 2)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "loss": loss.name,
+                    "frames": len(frames),
+                    "seconds_per_step": round(seconds / options.steps, 3),
+                    "ssim": round(metrics.ssim(frames, drawn), 4),
+                    "landmarks": round(float(away.mean()), 3),
+                    "mouth": round(float(away[:, metrics.MOUTH].mean()), 3),
+                    "detail": round(detail(drawn) / detail(frames), 3),
+                    "psnr": round(metrics.psnr(frames, drawn), 2),
+                }
+            ),
+            flush=True,
+        )
     options.out.mkdir(parents=True, exist_ok=True)
-    files.write_image(options.out / "sheet.png", np.concatenate([np.concatenate(list(row), 1) for row in rows]), synthetic=True)
+    files.write_image(
+        options.out / "sheet.png", np.concatenate([np.concatenate(list(row), 1) for row in rows]), synthetic=True
+    )
 
 
 if __name__ == "__main__":

@@ -56,10 +56,15 @@ def variants(path, folder):
     painted = picture.filter(PIL.ImageFilter.ModeFilter(1 + 2 * round(max(picture.size) / 160)))
     small, large = min(1.0, 110 / picture.width), 8000 / max(picture.size)
     copies = {
-        "EXIF turn": (turned, {"exif": exif}), "on its side": (turned, {}), "upside down": (picture.transpose(PIL.Image.Transpose.ROTATE_180), {}),
-        "grey": (picture.convert("L"), {}), "side light": (lit, {}), "painted": (painted, {}),
+        "EXIF turn": (turned, {"exif": exif}),
+        "on its side": (turned, {}),
+        "upside down": (picture.transpose(PIL.Image.Transpose.ROTATE_180), {}),
+        "grey": (picture.convert("L"), {}),
+        "side light": (lit, {}),
+        "painted": (painted, {}),
         "small": (picture.resize([round(small * side) for side in picture.size]), {}),
-        "8000 pixels": (picture.resize([round(large * side) for side in picture.size]), {})}
+        "8000 pixels": (picture.resize([round(large * side) for side in picture.size]), {}),
+    }
     for kind, (copy, options) in copies.items():
         copy.save(folder / f"{path.stem} {kind}.jpg", quality=90, **options)
         yield kind, folder / f"{path.stem} {kind}.jpg"
@@ -79,13 +84,15 @@ def attempt(path, detector, generator, encoder, steps, size):
         record[f"{stage}_s"], began = round(time.perf_counter() - began, 3), time.perf_counter()
 
     try:
-        (photo, _, _), = faces.align_frames([files.read_image(path)], detector, size)
+        ((photo, _, _),) = faces.align_frames([files.read_image(path)], detector, size)
         face = resize(photo, generator.resolution)
         lap("align")
         pivot = np.stack(list(inversion.encode(encoder, [face])))
         inverted = enlarge(next(synthesis.synthesize(generator, pivot)), size)
         lap("invert")
-        final = enlarge(next(synthesis.synthesize(pti.tune(generator, to_images(face[None]), pivot, steps=steps), pivot)), size)
+        final = enlarge(
+            next(synthesis.synthesize(pti.tune(generator, to_images(face[None]), pivot, steps=steps), pivot)), size
+        )
         lap("tune")
     except TalkheadError as problem:
         return record | {"failed": str(problem)}, None
@@ -96,14 +103,25 @@ def attempt(path, detector, generator, encoder, steps, size):
 
 
 def table(records, key, groups):
-    lines = [f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | least | SSIM tuned | align, s | invert, s | tune, s |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | least | SSIM tuned | align, s | invert, s | tune, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for group in groups:
         members = [record for record in records if record[key] == group]
         through = [record for record in members if "failed" not in record]
-        figures = [f"{how([record[name] for record in through]):.2f}" if through else "–"
-                   for name, how in (("inverted_psnr", np.mean), ("tuned_psnr", np.mean), ("tuned_psnr", min), ("tuned_ssim", np.mean),
-                                     ("align_s", np.mean), ("invert_s", np.mean), ("tune_s", np.mean))]
+        figures = [
+            f"{how([record[name] for record in through]):.2f}" if through else "–"
+            for name, how in (
+                ("inverted_psnr", np.mean),
+                ("tuned_psnr", np.mean),
+                ("tuned_psnr", min),
+                ("tuned_ssim", np.mean),
+                ("align_s", np.mean),
+                ("invert_s", np.mean),
+                ("tune_s", np.mean),
+            )
+        ]
         lines.append(f"| {group} | {len(members)} | {len(through)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -117,7 +135,9 @@ def main():
     parser.add_argument("--steps", type=int, default=100, help="of tuning")
     for kind in ("generator", "encoder"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
-    parser.add_argument("--compare-at", type=int, help="side that pictures are compared at; the generator's if left out")
+    parser.add_argument(
+        "--compare-at", type=int, help="side that pictures are compared at; the generator's if left out"
+    )
     parser.add_argument("--detector-model")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -131,21 +151,34 @@ def main():
     records, rows = [], []
     with open(options.output / "photographs.jsonl", "w") as log:
         for kind, path in tqdm(tasks, unit="picture", disable=None):
-            record, pictures = attempt(path, detector, generator, encoder, options.steps, options.compare_at or generator.resolution)
+            record, pictures = attempt(
+                path, detector, generator, encoder, options.steps, options.compare_at or generator.resolution
+            )
             record = {"kind": kind, "folder": path.parent.name} | record
             record["tone of skin"] = variety.group(record["tone"], variety.TONES) if "tone" in record else "unknown"
             print(json.dumps(record), file=log, flush=True)
             records.append(record)
             rows += [pictures] if pictures else []
     own = [record for record in records if record["kind"] == "as it is"]
-    failures = "\n".join(f"- {record['picture']} ({record['kind']}): {record['failed']}" for record in records if "failed" in record)
-    report = "\n\n".join(["# Photographs", table(own, "folder", sorted({record["folder"] for record in own})),
-                          table(own, "tone of skin", [*variety.TONES, "unknown"]),
-                          table(records, "kind", dict.fromkeys(record["kind"] for record in records)), f"Failures:\n\n{failures or 'none'}"])
+    failures = "\n".join(
+        f"- {record['picture']} ({record['kind']}): {record['failed']}" for record in records if "failed" in record
+    )
+    report = "\n\n".join(
+        [
+            "# Photographs",
+            table(own, "folder", sorted({record["folder"] for record in own})),
+            table(own, "tone of skin", [*variety.TONES, "unknown"]),
+            table(records, "kind", dict.fromkeys(record["kind"] for record in records)),
+            f"Failures:\n\n{failures or 'none'}",
+        ]
+    )
     (options.output / "photographs.md").write_text(report + "\n")
     print(report)
     strips = [sum(rows[first : first + 6], []) for first in range(0, len(rows), 6)]
-    files.write_image(options.output / "photographs.png", sheet([strip + [np.full_like(strip[0], 255)] * (18 - len(strip)) for strip in strips], 18, 96))
+    files.write_image(
+        options.output / "photographs.png",
+        sheet([strip + [np.full_like(strip[0], 255)] * (18 - len(strip)) for strip in strips], 18, 96),
+    )
 
 
 if __name__ == "__main__":

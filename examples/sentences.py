@@ -47,7 +47,9 @@ wonderful worth wrong yellow young zealous
 """.split()
 
 # Infinitive, past; the third person is made of the first.
-VERBS = [pair.split("/") for pair in """
+VERBS = [
+    pair.split("/")
+    for pair in """
 accept/accepted add/added admire/admired allow/allowed answer/answered ask/asked attack/attacked avoid/avoided bake/baked beat/beat become/became
 believe/believed bite/bit blame/blamed blow/blew borrow/borrowed break/broke bring/brought build/built burn/burned buy/bought call/called carry/carried
 catch/caught change/changed choose/chose clean/cleaned climb/climbed close/closed collect/collected count/counted cover/covered cross/crossed cut/cut
@@ -63,7 +65,8 @@ repair/repaired repeat/repeated report/reported return/returned ring/rang ruin/r
 shake/shook share/shared shoot/shot show/showed shut/shut sing/sang smell/smelled spend/spent spoil/spoiled steal/stole stop/stopped study/studied suggest/suggested
 support/supported take/took taste/tasted teach/taught tear/tore tell/told thank/thanked throw/threw touch/touched trust/trusted try/tried turn/turned
 understand/understood use/used visit/visited want/wanted warn/warned wash/washed watch/watched wear/wore win/won wish/wished worry/worried write/wrote
-""".split()]
+""".split()
+]
 
 ADVERBS = """
 again ago almost already also always anywhere away badly carefully certainly clearly closely completely daily deeply easily else enough even ever
@@ -92,9 +95,27 @@ BEGIN = "well yes no oh please then here now why how what when where which".spli
 
 
 def plural(noun):
-    irregular = {"man": "men", "woman": "women", "child": "children", "foot": "feet", "tooth": "teeth", "mouse": "mice", "people": "people",
-                 "wife": "wives", "knife": "knives", "life": "lives", "leaf": "leaves", "wolf": "wolves", "half": "halves", "shelf": "shelves",
-                 "thief": "thieves", "sheep": "sheep", "news": "news", "fish": "fish", "police": "police"}
+    irregular = {
+        "man": "men",
+        "woman": "women",
+        "child": "children",
+        "foot": "feet",
+        "tooth": "teeth",
+        "mouse": "mice",
+        "people": "people",
+        "wife": "wives",
+        "knife": "knives",
+        "life": "lives",
+        "leaf": "leaves",
+        "wolf": "wolves",
+        "half": "halves",
+        "shelf": "shelves",
+        "thief": "thieves",
+        "sheep": "sheep",
+        "news": "news",
+        "fish": "fish",
+        "police": "police",
+    }
     return irregular.get(noun) or third(noun)
 
 
@@ -172,7 +193,9 @@ class Speaker:
         elif kind < 0.5:
             text = f"{self.noun_phrase()} {self.rng.choice(('is', 'was', 'seems', 'will be', 'has been'))} {self.pick(ADVERBS)} {self.pick(ADJECTIVES)}"
         elif kind < 0.6:
-            text = " ".join(self.pick(self.rng.choice((NOUNS, ADJECTIVES, NAMES, ADVERBS))) for _ in range(self.rng.randint(2, 5)))
+            text = " ".join(
+                self.pick(self.rng.choice((NOUNS, ADJECTIVES, NAMES, ADVERBS))) for _ in range(self.rng.randint(2, 5))
+            )
         return text[0].upper() + text[1:] + self.rng.choice("...?!")
 
 

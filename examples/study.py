@@ -28,7 +28,19 @@ QUESTIONS = {
 }
 CHOICES = ("left", "right", "both", "none")
 OUTCOMES = ("ours", "both", "none", "others")
-COLUMNS = ("study", "participant", "order", "pair", "question", "left", "right", "choice", "expected", "seconds", "time")
+COLUMNS = (
+    "study",
+    "participant",
+    "order",
+    "pair",
+    "question",
+    "left",
+    "right",
+    "choice",
+    "expected",
+    "seconds",
+    "time",
+)
 WELCOME = "You will compare videos of people who speak. It takes about half a minute a task."
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 LONGEST = 200_000  # bytes of the page
@@ -55,13 +67,17 @@ def pairs(folders, labels=()):
     folders = [Path(folder) for folder in folders]
     labels = list(labels) or [folder.resolve().name for folder in folders]
     if len(folders) < 2 or len(labels) != len(folders) or len(set(labels)) < len(labels):
-        raise TalkheadError("study: wanted two or more folders, a method's each, and as many different names; pass --labels")
+        raise TalkheadError(
+            "study: wanted two or more folders, a method's each, and as many different names; pass --labels"
+        )
     found = [_videos(folder) for folder in folders]
     both = []
     for folder, label, videos in zip(folders[1:], labels[1:], found[1:]):
         shared = sorted(found[0].keys() & videos.keys())
         if not shared:
-            raise TalkheadError(f"{folder}: has no video that is called like one in {folders[0]}; give videos of one speech the same name")
+            raise TalkheadError(
+                f"{folder}: has no video that is called like one in {folders[0]}; give videos of one speech the same name"
+            )
         both += [Pair(name, found[0][name], videos[name], labels[0], label) for name in shared]
     return both
 
@@ -72,7 +88,16 @@ def _videos(folder):
     return {path.stem: path for path in files.find(folder, VIDEOS)}
 
 
-def make(pairs, folder, seed=0, checks=2, questions=tuple(QUESTIONS), title="Which video is better?", welcome=WELCOME, post=None):
+def make(
+    pairs,
+    folder,
+    seed=0,
+    checks=2,
+    questions=tuple(QUESTIONS),
+    title="Which video is better?",
+    welcome=WELCOME,
+    post=None,
+):
     """Write the page, its videos and, beside the folder, its key.
 
     pairs      list of Pair
@@ -142,22 +167,42 @@ def _page(folder, shown, keys, ours, seed, checks, questions, title, welcome, po
     asked = {name: QUESTIONS[name] for name in questions}
     # Names of videos are hashed, so the page is the same study as long as it shows the same.
     identity = hashlib.sha256(json.dumps([shown, asked, checks, seed]).encode()).hexdigest()[:12]
-    study = {"id": identity, "seed": seed, "pairs": shown, "questions": asked, "checks": checks, "title": title, "welcome": welcome, "post": post}
+    study = {
+        "id": identity,
+        "seed": seed,
+        "pairs": shown,
+        "questions": asked,
+        "checks": checks,
+        "title": title,
+        "welcome": welcome,
+        "post": post,
+    }
     inside = json.dumps(study, ensure_ascii=False).replace("<", "\\u003c")  # no text may end the script that holds it
     template = Path(__file__).with_name("study.html").read_text(encoding="utf-8")
-    text = template.replace("<title>Study</title>", f"<title>{html.escape(title)}</title>").replace("/*STUDY*/null", inside)
+    text = template.replace("<title>Study</title>", f"<title>{html.escape(title)}</title>").replace(
+        "/*STUDY*/null", inside
+    )
     size = len(text.encode())
     if size > LONGEST:
-        raise TalkheadError(f"{folder}: the page would be {size} bytes for {len(shown)} pairs, the most is {LONGEST}; make several studies of them")
+        raise TalkheadError(
+            f"{folder}: the page would be {size} bytes for {len(shown)} pairs, the most is {LONGEST}; make several studies of them"
+        )
     page, key = folder / "index.html", folder.resolve().parent / f"{folder.resolve().name}.key.json"
     with files.atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     files.write_json(key, {"study": identity, "ours": ours, "videos": keys, "pairs": shown})
-    return {"page": str(page), "key": str(key), "pairs": len(shown), "tasks": len(shown) * len(asked) + checks, "bytes": size}
+    return {
+        "page": str(page),
+        "key": str(key),
+        "pairs": len(shown),
+        "tasks": len(shown) * len(asked) + checks,
+        "bytes": size,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Answers
+
 
 def read_answers(source):
     """The rows of a file that the page gave, or of several put together: list of dicts with COLUMNS.
@@ -178,7 +223,9 @@ def read_answers(source):
             continue  # the head of another file
         answer = dict(zip(COLUMNS, row))
         if len(row) != len(COLUMNS) or answer["choice"] not in CHOICES:
-            raise TalkheadError(f"{source}, row {number}: not an answer; wanted {len(COLUMNS)} cells and one of {', '.join(CHOICES)}")
+            raise TalkheadError(
+                f"{source}, row {number}: not an answer; wanted {len(COLUMNS)} cells and one of {', '.join(CHOICES)}"
+            )
         answers.append(answer)
     return answers
 
@@ -206,7 +253,11 @@ def tally(answers, key, failures=0, confidence=0.95):
     for answer in answers:
         _check(answer, key)
         latest[answer["participant"], answer["pair"], answer["question"], answer["expected"]] = answer
-    failed = Counter(person for (person, *_), answer in latest.items() if answer["question"] == "check" and answer["choice"] != answer["expected"])
+    failed = Counter(
+        person
+        for (person, *_), answer in latest.items()
+        if answer["question"] == "check" and answer["choice"] != answer["expected"]
+    )
     everybody = {person for person, *_ in latest}
     out = {person for person in everybody if failed[person] > failures}
     groups = {}
@@ -214,8 +265,16 @@ def tally(answers, key, failures=0, confidence=0.95):
         if person not in out and answer["question"] != "check":
             outcome, other = _outcome(answer, key)
             groups.setdefault((answer["question"], other), []).append((person, outcome))
-    records = [_shares(question, other, group, key["ours"], confidence) for (question, other), group in sorted(groups.items())]
-    return records + [{"participants": len(everybody), "left_out": sorted(out), "answers": sum(record["answers"] for record in records)}]
+    records = [
+        _shares(question, other, group, key["ours"], confidence) for (question, other), group in sorted(groups.items())
+    ]
+    return records + [
+        {
+            "participants": len(everybody),
+            "left_out": sorted(out),
+            "answers": sum(record["answers"] for record in records),
+        }
+    ]
 
 
 def _is_key(key):
@@ -226,14 +285,20 @@ def _is_key(key):
         texts = [key["study"], key["ours"], *methods.values()]
     except (TypeError, KeyError, ValueError, AttributeError):
         return False
-    return all(isinstance(text, str) for text in texts) and all((one == key["ours"]) != (other == key["ours"]) for one, other in pairs)
+    return all(isinstance(text, str) for text in texts) and all(
+        (one == key["ours"]) != (other == key["ours"]) for one, other in pairs
+    )
 
 
 def _check(answer, key):
     if answer["study"] != key["study"]:
-        raise TalkheadError(f"answers of {answer['participant']}: of study {answer['study']}, the key is of {key['study']}; pass the key of theirs")
+        raise TalkheadError(
+            f"answers of {answer['participant']}: of study {answer['study']}, the key is of {key['study']}; pass the key of theirs"
+        )
     if {answer["left"], answer["right"]} != set(key["pairs"].get(answer["pair"], ())):
-        raise TalkheadError(f"answers of {answer['participant']}, pair {answer['pair']}: other videos than the key's; pass the key of this study")
+        raise TalkheadError(
+            f"answers of {answer['participant']}, pair {answer['pair']}: other videos than the key's; pass the key of this study"
+        )
 
 
 def _outcome(answer, key):
@@ -247,9 +312,17 @@ def _outcome(answer, key):
 def _shares(question, other, group, ours, confidence):
     counts = Counter(outcome for _, outcome in group)
     total = len(group)
-    return {"question": question, "ours": ours, "others": other, "participants": len({person for person, _ in group}), "answers": total,
-            "counts": {outcome: counts[outcome] for outcome in OUTCOMES}, "shares": {outcome: counts[outcome] / total for outcome in OUTCOMES},
-            "intervals": {outcome: list(wilson(counts[outcome], total, confidence)) for outcome in OUTCOMES}, "confidence": confidence}
+    return {
+        "question": question,
+        "ours": ours,
+        "others": other,
+        "participants": len({person for person, _ in group}),
+        "answers": total,
+        "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
+        "shares": {outcome: counts[outcome] / total for outcome in OUTCOMES},
+        "intervals": {outcome: list(wilson(counts[outcome], total, confidence)) for outcome in OUTCOMES},
+        "confidence": confidence,
+    }
 
 
 def wilson(count, total, confidence=0.95):
@@ -264,6 +337,7 @@ def wilson(count, total, confidence=0.95):
 # ---------------------------------------------------------------------------------------------------------------
 # The commands
 
+
 @click.group(cls=shell.Shell)
 def main():
     """Ask people which of two videos is better: a page for their browsers, and the count of their answers."""
@@ -271,12 +345,20 @@ def main():
 
 @main.command("make")
 @click.argument("folders", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="FOLDER", required=True, help="Where to write index.html and its videos; the key to who made them goes beside it.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    required=True,
+    help="Where to write index.html and its videos; the key to who made them goes beside it.",
+)
 @options.labels
 @options.names("--questions", "Which to ask: realism, sync.", ("realism", "sync"))
 @options.number("--checks", 2, "Tasks that check whether people read them.")
 @click.option("--title", default="Which video is better?", show_default=True, help="Title of the page.")
-@click.option("--welcome", metavar="TEXT", help="First words on the page.  [default: what is to be done, and how long it takes]")
+@click.option(
+    "--welcome", metavar="TEXT", help="First words on the page.  [default: what is to be done, and how long it takes]"
+)
 @click.option("--post", metavar="URL", help="Where the page posts the answers.  [default: people download them]")
 @options.seed
 def make_command(folders, output, labels, welcome, **options):
@@ -297,7 +379,13 @@ def make_command(folders, output, labels, welcome, **options):
 @options.sources
 @click.option("--key", metavar="FILE", required=True, help="The key that make wrote beside the page.")
 @options.number("--failures", 0, "Attention checks that one may fail; who fails more does not count.")
-@click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True, help="Of the intervals.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of the intervals.",
+)
 @click.option("--plot", metavar="FILE", callback=options.drawable, help="Draw the shares here (.png, .svg, .pdf).")
 def tally_command(sources, key, failures, confidence, plot):
     """Count the answers (.csv) that a page gave: shares with Wilson intervals, as JSON.

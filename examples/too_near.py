@@ -33,7 +33,9 @@ def calmest(clip):
 def known(folders, model, cache, weights):
     """Names and descriptors of portraits: list of str, float32 (N, 128)."""
     stills = puppet.portraits(folders, model, cache=cache)
-    return [still.names[0] for still in stills], descriptors(np.stack([chip(still.image, still.landmarks) for still in stills]), weights)
+    return [still.names[0] for still in stills], descriptors(
+        np.stack([chip(still.image, still.landmarks) for still in stills]), weights
+    )
 
 
 def main():
@@ -53,13 +55,27 @@ def main():
     near = np.flatnonzero(away.min(1) < options.least)
     for index in near:
         path, nearest = paths[index], int(away[index].argmin())
-        print(json.dumps({"clip": path.name, "nearest": names[nearest], "distance": round(float(away[index, nearest]), 4)}))
+        print(
+            json.dumps(
+                {"clip": path.name, "nearest": names[nearest], "distance": round(float(away[index, nearest]), 4)}
+            )
+        )
         if options.away:
             options.away.mkdir(parents=True, exist_ok=True)
             for file in options.clips.glob(f"{path.stem}.*"):
                 file.rename(options.away / file.name)
-    print(json.dumps({"summary": "too near", "clips": len(paths), "least": options.least, "nearer": len(near), "portraits": len(names),
-                      "nearest": {"mean": round(float(away.min(1).mean()), 4), "least": round(float(away.min()), 4)}}))
+    print(
+        json.dumps(
+            {
+                "summary": "too near",
+                "clips": len(paths),
+                "least": options.least,
+                "nearer": len(near),
+                "portraits": len(names),
+                "nearest": {"mean": round(float(away.min(1).mean()), 4), "least": round(float(away.min()), 4)},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

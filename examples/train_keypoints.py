@@ -25,7 +25,9 @@ from talkhead import faces, files, inversion, keypoints, synthesis, training
 
 VERTICES = np.array(keypoints.VERTICES)
 STABLE = keypoints.NOT_MOVED_BY_SPEECH
-INNER = [[keypoints.LIPS.index(vertex) for vertex in line[1:-1]] for line in (keypoints.UPPER_INNER, keypoints.LOWER_INNER)]
+INNER = [
+    [keypoints.LIPS.index(vertex) for vertex in line[1:-1]] for line in (keypoints.UPPER_INNER, keypoints.LOWER_INNER)
+]
 
 
 @click.group()
@@ -37,7 +39,13 @@ class Labels:
     """Aligned pictures and their keypoints, as they are found."""
 
     def __init__(self, detector, seed):
-        self.detector, self.rng, self.images, self.points, self.names = detector, np.random.default_rng(seed), [], [], []
+        self.detector, self.rng, self.images, self.points, self.names = (
+            detector,
+            np.random.default_rng(seed),
+            [],
+            [],
+            [],
+        )
 
     def crops(self, picture, count, name):
         """Mark the largest face of a picture; keep crops of it, the first as FFHQ has it, the others off their place."""
@@ -74,7 +82,11 @@ class Labels:
         self.names.append(Path(name).stem)
 
     def _moved(self, corners):
-        angle, scale, side = self.rng.normal() * 0.08, np.exp(self.rng.normal() * 0.08), np.linalg.norm(corners[3] - corners[0])
+        angle, scale, side = (
+            self.rng.normal() * 0.08,
+            np.exp(self.rng.normal() * 0.08),
+            np.linalg.norm(corners[3] - corners[0]),
+        )
         turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         return (corners - corners.mean(0)) @ turn.T + corners.mean(0) + self.rng.normal(size=2) * 0.04 * side
 
@@ -149,8 +161,15 @@ def cut(images, points, centres, sides, size, turn, shift, zoom, rng):
             image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         linear = side * rotation * len(image) / size
         offset = centre * len(image) - 0.5 + side * len(image) * rotation @ np.full(2, 0.5 / size - 0.5)
-        windows.append(cv2.warpAffine(image, np.column_stack([linear, offset]), (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                      borderMode=cv2.BORDER_REFLECT))
+        windows.append(
+            cv2.warpAffine(
+                image,
+                np.column_stack([linear, offset]),
+                (size, size),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REFLECT,
+            )
+        )
         places.append((place - centre) @ rotation / side + 0.5)
     return np.float32(windows), np.float32(places)
 
@@ -163,23 +182,33 @@ def recolour(images, rng):
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.6))
         if rng.random() < 0.3:
             small = int(side * rng.uniform(0.4, 0.8))
-            image = cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_CUBIC)
+            image = cv2.resize(
+                cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA),
+                (side, side),
+                interpolation=cv2.INTER_CUBIC,
+            )
         images[index] = image.mean(-1, keepdims=True) if rng.random() < 0.2 else image
     count = len(images)
     gain = np.exp(rng.normal(size=(count, 1, 1, 3)) * 0.12 + rng.normal(size=(count, 1, 1, 1)) * 0.2)
     contrast, mean = np.exp(rng.normal(size=(count, 1, 1, 1)) * 0.15), images.mean((1, 2), keepdims=True)
     noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 4)
-    return np.clip(((images - mean) * contrast + mean) * gain + rng.normal(size=(count, 1, 1, 1)) * 15 + noise, 0, 255).astype(np.float32)
+    return np.clip(
+        ((images - mean) * contrast + mean) * gain + rng.normal(size=(count, 1, 1, 1)) * 15 + noise, 0, 255
+    ).astype(np.float32)
 
 
 def batch(part, pictures, network, count, rng):
     """Images (N, 3, S, S) for one part of the network, and the keypoints that it should find, in fractions of the window."""
     images, points = pictures.draw(count, rng)
     if part == "face":
-        windows, places = cut(images, points, np.full((count, 2), 0.5), np.ones(count), network.size, 0.05, 0.02, 0.05, rng)
+        windows, places = cut(
+            images, points, np.full((count, 2), 0.5), np.ones(count), network.size, 0.05, 0.02, 0.05, rng
+        )
     else:
-        windows, places = cut(images, points, *keypoints.mouth_windows(points), network.mouth_size, 0.08, 0.04, 0.07, rng)
-        places = places[:, :len(keypoints.LIPS)]
+        windows, places = cut(
+            images, points, *keypoints.mouth_windows(points), network.mouth_size, 0.08, 0.04, 0.07, rng
+        )
+        places = places[:, : len(keypoints.LIPS)]
     return torch.from_numpy(recolour(windows, rng)).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(places)
 
 
@@ -203,7 +232,7 @@ def train(labelled, output, init, minutes, lr, seed):
     """Train both parts of the network; the learning rate falls to zero over the time given."""
     torch.manual_seed(seed)
     rng, pictures = np.random.default_rng(seed), Pictures(labelled)
-    network = (talkhead.load_keypoints(init).train().requires_grad_(True) if init else keypoints.KeypointNetwork())
+    network = talkhead.load_keypoints(init).train().requires_grad_(True) if init else keypoints.KeypointNetwork()
     parts = {"face": network.face, "mouth": network.mouth}
     for name, part in () if init else parts.items():
         part[-1].bias.data = torch.cat([batch(name, pictures, network, 64, rng)[1] for _ in range(4)]).mean(0).flatten()
@@ -221,9 +250,23 @@ def train(labelled, output, init, minutes, lr, seed):
         optimizer.step()
         step += 1
         if step % 200 == 0:
-            click.echo(f"{step} steps, {done:.2f}: " + ", ".join(f"{name} {np.mean(values[-200:]):.5f}" for name, values in seen.items()), err=True)
-    files.save_weights(output, {"kind": "keypoints", "config": network.config, "step": step,
-                                "model": {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}})
+            click.echo(
+                f"{step} steps, {done:.2f}: "
+                + ", ".join(f"{name} {np.mean(values[-200:]):.5f}" for name, values in seen.items()),
+                err=True,
+            )
+    files.save_weights(
+        output,
+        {
+            "kind": "keypoints",
+            "config": network.config,
+            "step": step,
+            "model": {
+                name: value.half() if value.is_floating_point() else value
+                for name, value in network.state_dict().items()
+            },
+        },
+    )
 
 
 @main.command()
@@ -233,17 +276,23 @@ def neutral(labelled, weights):
     """Learn how a smile came from rest, from pairs NAME_smiling and NAME_neutral, and add it to the weights."""
     file, moved = dict(np.load(labelled)), keypoints.MOVED_BY_SPEECH
     first = {name: index for index, name in reversed(list(enumerate(file["names"])))}
-    pairs = [(file["points"][index], file["points"][first[rest]]) for name, index in first.items()
-             if name.endswith("_smiling") and (rest := name.replace("_smiling", "_neutral")) in first]
+    pairs = [
+        (file["points"][index], file["points"][first[rest]])
+        for name, index in first.items()
+        if name.endswith("_smiling") and (rest := name.replace("_smiling", "_neutral")) in first
+    ]
     smiles, rests = np.stack([smile for smile, _ in pairs]), np.stack([brought(rest, smile) for smile, rest in pairs])
     mean = smiles[:, moved].reshape(len(pairs), -1).mean(0)
     centred = smiles[:, moved].reshape(len(pairs), -1) - mean
-    basis = np.linalg.svd(centred, full_matrices=False)[2][:keypoints.NEUTRAL_SCORES]
+    basis = np.linalg.svd(centred, full_matrices=False)[2][: keypoints.NEUTRAL_SCORES]
     scores = np.column_stack([np.ones(len(pairs)), centred @ basis.T])
     ridge = 1e-3 * np.diag([0, *np.ones(len(basis))])
     fit = np.linalg.solve(scores.T @ scores + ridge, scores.T @ (rests - smiles)[:, moved].reshape(len(pairs), -1))
     contents = files.load_weights(weights, kind="keypoints")
-    contents["model"] |= {f"neutral_{name}": torch.from_numpy(value).half() for name, value in (("mean", mean), ("basis", basis), ("weights", fit))}
+    contents["model"] |= {
+        f"neutral_{name}": torch.from_numpy(value).half()
+        for name, value in (("mean", mean), ("basis", basis), ("weights", fit))
+    }
     files.save_weights(weights, contents)
     click.echo(f"{weights}: how {len(pairs)} smiles came from rest")
 
@@ -251,7 +300,12 @@ def neutral(labelled, weights):
 def brought(points, target):
     """Points turned, scaled and shifted so that what speech does not move lies as in `target`."""
     a, b = (face[STABLE] - face[STABLE].mean(0) for face in (points, target))
-    turn = np.array([[(a * b).sum(), (a[:, 1] * b[:, 0] - a[:, 0] * b[:, 1]).sum()], [(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum(), (a * b).sum()]])
+    turn = np.array(
+        [
+            [(a * b).sum(), (a[:, 1] * b[:, 0] - a[:, 0] * b[:, 1]).sum()],
+            [(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum(), (a * b).sum()],
+        ]
+    )
     return (points - points[STABLE].mean(0)) @ turn.T / (a * a).sum() + target[STABLE].mean(0)
 
 
@@ -261,11 +315,18 @@ def brought(points, target):
 def test(labelled, weights):
     """Print how far keypoints lie from the labels."""
     file, network = dict(np.load(labelled)), talkhead.load_keypoints(weights)
-    found = np.concatenate([network.read(file["images"][start:start + 64]) for start in range(0, len(file["images"]), 64)])
+    found = np.concatenate(
+        [network.read(file["images"][start : start + 64]) for start in range(0, len(file["images"]), 64)]
+    )
     distance = np.linalg.norm(found - file["points"], axis=-1) * 1000
-    gaps = [np.linalg.norm(points[:, INNER[1]] - points[:, INNER[0]], axis=-1).mean(-1) for points in (found, file["points"])]
-    click.echo(f"{len(found)} faces, thousandths of the side: lips {distance[:, :len(keypoints.LIPS)].mean():.2f}, all {distance.mean():.2f}; "
-               f"gap of the lips: correlation {np.corrcoef(*gaps)[0, 1]:.3f}, bias {(gaps[0] - gaps[1]).mean() * 1000:.2f}")
+    gaps = [
+        np.linalg.norm(points[:, INNER[1]] - points[:, INNER[0]], axis=-1).mean(-1)
+        for points in (found, file["points"])
+    ]
+    click.echo(
+        f"{len(found)} faces, thousandths of the side: lips {distance[:, : len(keypoints.LIPS)].mean():.2f}, all {distance.mean():.2f}; "
+        f"gap of the lips: correlation {np.corrcoef(*gaps)[0, 1]:.3f}, bias {(gaps[0] - gaps[1]).mean() * 1000:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_phonemes
 from talkhead.team import Team
 
-PHONEMES = ("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH SIL T TH UH UW V W Y Z ZH").split()
+PHONEMES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH SIL T TH UH UW V W Y Z ZH"
+).split()
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm"}
 
 
@@ -45,8 +47,26 @@ def edits(said, heard):
 
 # Training -------------------------------------------------------------------------------------------------------------
 
-def train(sources, out, model, *, steps, batch=16, lr=1e-3, phoneme_weight=0.5, augment=True, validation=(), validate_every=500,
-          average=0.995, accumulate=1, precision="float32", seed=0, device="cpu", **run):
+
+def train(
+    sources,
+    out,
+    model,
+    *,
+    steps,
+    batch=16,
+    lr=1e-3,
+    phoneme_weight=0.5,
+    augment=True,
+    validation=(),
+    validate_every=500,
+    average=0.995,
+    accumulate=1,
+    precision="float32",
+    seed=0,
+    device="cpu",
+    **run,
+):
     """Teach a CharacterModel to spell; yield log records. The file's "model" is the best one by validation.
 
     sources      recordings with transcripts, and folders of them: see `recordings`
@@ -72,17 +92,37 @@ def train(sources, out, model, *, steps, batch=16, lr=1e-3, phoneme_weight=0.5, 
     settings = {"batch": batch, "phoneme_weight": phoneme_weight, "augment": augment, "average": average}
     trainer = _Trainer(model.to(device), lessons, held_out, settings, lr, seed, team)
     header = {"kind": "speech", "config": {"network": model.config, "training": settings}}
-    checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_cer"} if held_out else {}
+    checks = (
+        {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_cer"} if held_out else {}
+    )
     state = {"model": trainer.average, "live": model, "sounds": trainer.sounds, "optimizer": trainer.adam}
-    yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed, team=team, unit="recordings",
-                            feed=trainer.feed, **checks, **run)
+    yield from training.fit(
+        trainer.step,
+        state,
+        steps=steps,
+        out=out,
+        header=header,
+        seed=seed,
+        team=team,
+        unit="recordings",
+        feed=trainer.feed,
+        **checks,
+        **run,
+    )
 
 
 class _Trainer:
     """One optimiser step of the character model, and its validation."""
 
     def __init__(self, model, lessons, held_out, settings, lr, seed, team):
-        self.model, self.lessons, self.held_out, self.settings, self.seed, self.team = model, lessons, held_out, settings, seed, team
+        self.model, self.lessons, self.held_out, self.settings, self.seed, self.team = (
+            model,
+            lessons,
+            held_out,
+            settings,
+            seed,
+            team,
+        )
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.sounds = nn.Linear(model.config["hidden"], len(PHONEMES)).to(team.device)
         self.adam = torch.optim.Adam([*model.parameters(), *self.sounds.parameters()], lr=lr)
@@ -101,14 +141,18 @@ class _Trainer:
         """The mean loss of some examples: of CTC, over characters; of the phonemes, over steps."""
         delay, device = self.model.delay, self.team.device
         lengths = [len(example.features) // 2 for example in examples]
-        features = nn.utils.rnn.pad_sequence([torch.from_numpy(example.features) for example in examples], batch_first=True)
+        features = nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(example.features) for example in examples], batch_first=True
+        )
         with self.team.autocast():
             heard, _ = self.model.listen(F.pad(features, (0, 0, 0, 2 * delay)).to(device))
             heard = heard[:, delay:]
             logits, sounds = self.model.spell(heard).float(), self.sounds(heard).float()
         targets = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
         counts = [len(example.labels) for example in examples]
-        ctc = F.ctc_loss(logits.log_softmax(-1).transpose(0, 1), targets, lengths, counts, acoustics.BLANK, zero_infinity=True)
+        ctc = F.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1), targets, lengths, counts, acoustics.BLANK, zero_infinity=True
+        )
         phonemes = nn.utils.rnn.pad_sequence([torch.from_numpy(example.phonemes) for example in examples], True, -1)
         told = F.cross_entropy(sounds.transpose(1, 2), phonemes.to(device), ignore_index=-1, reduction="none")
         told = (told.sum(1) / torch.tensor(lengths, device=device)).mean()
@@ -120,8 +164,13 @@ class _Trainer:
         size = self.settings["batch"]
         picks = [self._pick(index * size + k) for k in range(size)]
         # Each has its own randomness, so that no process need make another's.
-        return [[self._example(self.lessons[pick], np.random.default_rng([self.seed, index, k])) for k, pick in share(list(enumerate(picks)))]
-                for share in self.team.shares]
+        return [
+            [
+                self._example(self.lessons[pick], np.random.default_rng([self.seed, index, k]))
+                for k, pick in share(list(enumerate(picks)))
+            ]
+            for share in self.team.shares
+        ]
 
     def _pick(self, position):
         epoch, place = divmod(position, len(self.lessons))
@@ -173,6 +222,7 @@ def error_rate(model, lessons):
 
 # Recordings -----------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Lesson:
     """A recording and what is said in it, spelled; phonemes are (start, end, label) in seconds, [] where unknown."""
@@ -204,7 +254,9 @@ def recordings(sources):
             if text:
                 found.append(Lesson(path, text, phonemes))
     if not found:
-        raise TalkheadError(f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it")
+        raise TalkheadError(
+            f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"
+        )
     return found
 
 
@@ -223,7 +275,12 @@ def _words(path, books):
             return _text(path.with_suffix(suffix)), []
     folder = path.parent
     if folder not in books:
-        lines = [line for book in files.find(folder, {".txt"}) if book.name.endswith(".trans.txt") for line in _text(book).splitlines()]
+        lines = [
+            line
+            for book in files.find(folder, {".txt"})
+            if book.name.endswith(".trans.txt")
+            for line in _text(book).splitlines()
+        ]
         books[folder] = dict(line.split(" ", 1) for line in lines if " " in line)
     return books[folder].get(path.stem, ""), []
 
@@ -232,10 +289,13 @@ def _text(path):
     try:
         return files.decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as problem:
-        raise TalkheadError(f"{path}: cannot be read as text ({problem}); it should hold the words of the recording") from problem
+        raise TalkheadError(
+            f"{path}: cannot be read as text ({problem}); it should hold the words of the recording"
+        ) from problem
 
 
 # The command -------------------------------------------------------------------------------------------------------
+
 
 @click.command(cls=shell.Script)
 @options.sources
@@ -247,7 +307,12 @@ def _text(path):
 @options.batch(16)
 @options.lr(1e-3)
 @options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise, room and microphone of the speech.")
+@click.option(
+    "--augment/--no-augment",
+    default=True,
+    show_default=True,
+    help="Vary loudness, speed, noise, room and microphone of the speech.",
+)
 @options.validation
 @options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
 @options.run

@@ -45,22 +45,33 @@ def described(landmarks):
     across = right - left
     apart = np.linalg.norm(across, axis=1)
     nose = landmarks[:, 30] - (left + right) / 2
-    lids = [np.linalg.norm(landmarks[:, upper] - landmarks[:, lower], axis=1) for upper, lower in ((37, 41), (38, 40), (43, 47), (44, 46))]
+    lids = [
+        np.linalg.norm(landmarks[:, upper] - landmarks[:, lower], axis=1)
+        for upper, lower in ((37, 41), (38, 40), (43, 47), (44, 46))
+    ]
     along = (nose * across).sum(1) / apart**2
     down = (across[:, 0] * nose[:, 1] - across[:, 1] * nose[:, 0]) / apart**2
-    return np.stack([faces.mouth_opening(landmarks), np.mean(lids, 0) / apart, along, down, np.arctan2(across[:, 1], across[:, 0])], 1)
+    return np.stack(
+        [faces.mouth_opening(landmarks), np.mean(lids, 0) / apart, along, down, np.arctan2(across[:, 1], across[:, 0])],
+        1,
+    )
 
 
 class Reader:
     """The linear reading of features (5,) from codes (L, 512) less their mean, in spreads of the training clips."""
 
     def __init__(self, clips, components=128):
-        self.basis = Basis.fit((torch.from_numpy(path[::2]) for path, _ in clips), min(components, sum(len(path[::2]) for path, _ in clips) - 1))
+        self.basis = Basis.fit(
+            (torch.from_numpy(path[::2]) for path, _ in clips),
+            min(components, sum(len(path[::2]) for path, _ in clips) - 1),
+        )
         moved = np.concatenate([self._coordinates(path - path.mean(0)) for path, _ in clips])
         told = np.concatenate([features - features.mean(0) for _, features in clips])
         self.spread = np.maximum(told.std(0), 1e-9)
         gram = moved.T @ moved
-        self.weights = np.linalg.solve(gram + 1e-3 * np.trace(gram) / len(gram) * np.eye(len(gram)), moved.T @ (told / self.spread))
+        self.weights = np.linalg.solve(
+            gram + 1e-3 * np.trace(gram) / len(gram) * np.eye(len(gram)), moved.T @ (told / self.spread)
+        )
 
     def _coordinates(self, moved):
         return self.basis.project(torch.from_numpy(moved), centre=False).numpy().astype(float)
@@ -82,7 +93,7 @@ def correlation(a, b):
 def windows(features):
     """Features (T, 5) to windows that overlap by half, (n, 40)."""
     picks = np.linspace(0, WINDOW - 1, MOMENTS).round().astype(int)
-    cut = [features[start:start + WINDOW][picks] for start in range(0, len(features) - WINDOW + 1, WINDOW // 2)]
+    cut = [features[start : start + WINDOW][picks] for start in range(0, len(features) - WINDOW + 1, WINDOW // 2)]
     return np.stack(cut).reshape(len(cut), -1) if cut else np.empty((0, MOMENTS * features.shape[1]))
 
 
@@ -107,7 +118,10 @@ def movements(signal, depth):
 def rates(motions):
     """Movements a minute of eyes and mouth."""
     minutes = sum(map(len, motions)) / files.FPS / 60
-    return {"blinks": sum(movements(each[:, 1], 2) for each in motions) / minutes, "mouth": sum(movements(-each[:, 0], 1) for each in motions) / minutes}
+    return {
+        "blinks": sum(movements(each[:, 1], 2) for each in motions) / minutes,
+        "mouth": sum(movements(-each[:, 0], 1) for each in motions) / minutes,
+    }
 
 
 def away(seen, start):
@@ -122,7 +136,12 @@ class Stage:
     """Networks, and what they see of latents: pictures, codes of these, and the encoder's map of them."""
 
     def __init__(self, generator, encoder, reader=None):
-        self.generator, self.encoder, self.look, self.reader = generator, encoder, inception.FaceFeatures(encoder), reader
+        self.generator, self.encoder, self.look, self.reader = (
+            generator,
+            encoder,
+            inception.FaceFeatures(encoder),
+            reader,
+        )
 
     def show(self, path):
         """Frames of latents (T, L, 512)."""
@@ -132,8 +151,8 @@ class Stage:
     def see(self, path):
         """The five features and the encoder's map of the frames that latents (T, L, 512) make: (T, 5), (T, D)."""
         frames = self.show(path)
-        again = np.concatenate([self.encoder(to_images(frames[k:k + 16])).numpy() for k in range(0, len(frames), 16)])
-        return self.reader(again), np.concatenate([self.look(frames[k:k + 16]) for k in range(0, len(frames), 16)])
+        again = np.concatenate([self.encoder(to_images(frames[k : k + 16])).numpy() for k in range(0, len(frames), 16)])
+        return self.reader(again), np.concatenate([self.look(frames[k : k + 16]) for k in range(0, len(frames), 16)])
 
 
 def known(folder, keep):
@@ -146,7 +165,7 @@ def known(folder, keep):
         lesson = keep.learn(clip, "cpu")
         if lesson.frames >= WINDOW:
             features = described(np.asarray(files.read_array(marks), float))
-            found.append((keep.read(lesson)[0][:len(features)], features[:lesson.frames]))
+            found.append((keep.read(lesson)[0][: len(features)], features[: lesson.frames]))
     return found
 
 
@@ -156,8 +175,11 @@ def known(folder, keep):
 def measure(model, stage, identities, real, options):
     """All figures of a motion model, and its strips (rows of latents)."""
     frames = round(options.seconds * files.FPS)
-    paths = {(who, seed): identity + np.stack(list(motion(model, identity, seed, frames)))
-             for who, identity in enumerate(identities) for seed in range(options.seeds)}
+    paths = {
+        (who, seed): identity + np.stack(list(motion(model, identity, seed, frames)))
+        for who, identity in enumerate(identities)
+        for seed in range(options.seeds)
+    }
     began = time.process_time()
     seen = {key: stage.see(path) for key, path in paths.items()}
     per_frame = (time.process_time() - began) / frames / len(paths)
@@ -166,14 +188,24 @@ def measure(model, stage, identities, real, options):
     same_face = [[features[who, seed] for seed in range(options.seeds)] for who in range(len(identities))]
     same_noise = [[features[who, seed] for who in range(len(identities))] for seed in range(options.seeds)]
     made = np.concatenate([windows(each) for each in features.values()])
-    figures = {"diversity": float(np.mean([apart(motions) for motions in same_face])) / real["apart"],
-               "motion": metrics.frechet_distance(real["windows"], made), "motion_floor": real["floor"],
-               "frames": metrics.frechet_distance(real["maps"], np.concatenate(list(maps.values()))),
-               "identity": float(np.mean([away(maps[who, seed], starts[who]) for who, seed in maps])), "identity_real": real["away"],
-               "transfer": transfer(same_noise), "chance": transfer(same_face),
-               "rates": rates(list(features.values())), "rates_real": real["rates"], "cpu_s_per_frame": per_frame}
+    figures = {
+        "diversity": float(np.mean([apart(motions) for motions in same_face])) / real["apart"],
+        "motion": metrics.frechet_distance(real["windows"], made),
+        "motion_floor": real["floor"],
+        "frames": metrics.frechet_distance(real["maps"], np.concatenate(list(maps.values()))),
+        "identity": float(np.mean([away(maps[who, seed], starts[who]) for who, seed in maps])),
+        "identity_real": real["away"],
+        "transfer": transfer(same_noise),
+        "chance": transfer(same_face),
+        "rates": rates(list(features.values())),
+        "rates_real": real["rates"],
+        "cpu_s_per_frame": per_frame,
+    }
     figures["drift"] = drift(model, stage, identities[0], starts[0], round(options.long * files.FPS))
-    strips = [[paths[0, seed] for seed in range(min(3, options.seeds))], [paths[who, 0] for who in range(min(3, len(identities)))]]
+    strips = [
+        [paths[0, seed] for seed in range(min(3, options.seeds))],
+        [paths[who, 0] for who in range(min(3, len(identities)))],
+    ]
     return figures, [path[np.linspace(0, len(path) - 1, SHOWN).astype(int)] for rows in strips for path in rows]
 
 
@@ -196,8 +228,12 @@ def drift(model, stage, identity, start, frames):
     looked = np.array([away(stage.see(path[None])[1], start) for path in seen.values()])
     part = max(1, len(looked) // 10)
     tenth = max(1, frames // 10)
-    return {"minutes": frames / files.FPS / 60, "latents": float(far[-tenth:].mean() / max(far[:tenth].mean(), 1e-9)),
-            "identity": float(looked[-part:].mean() / max(looked[:part].mean(), 1e-9)), "latents_per_s": rate}
+    return {
+        "minutes": frames / files.FPS / 60,
+        "latents": float(far[-tenth:].mean() / max(far[:tenth].mean(), 1e-9)),
+        "identity": float(looked[-part:].mean() / max(looked[:part].mean(), 1e-9)),
+        "latents_per_s": rate,
+    }
 
 
 # ---- the report ----
@@ -209,22 +245,35 @@ def reality(stage, held_out):
     features, maps = [part[0] for part in seen], [part[1] for part in seen]
     cut = [windows(each) for each in features]
     halves = np.concatenate(cut[::2]), np.concatenate(cut[1::2])
-    return {"apart": apart(features), "windows": np.concatenate(cut), "floor": metrics.frechet_distance(*halves), "maps": np.concatenate(maps),
-            "away": float(np.mean([away(each[1:], each[0]) for each in maps])), "rates": rates(features)}
+    return {
+        "apart": apart(features),
+        "windows": np.concatenate(cut),
+        "floor": metrics.frechet_distance(*halves),
+        "maps": np.concatenate(maps),
+        "away": float(np.mean([away(each[1:], each[0]) for each in maps])),
+        "rates": rates(features),
+    }
 
 
 COLUMNS = {
-    "diversity (> 0.5)": lambda x: f"{x['diversity']:.2f}", "motion (floor)": lambda x: f"{x['motion']:.1f} ({x['motion_floor']:.1f})",
-    "frames": lambda x: f"{x['frames']:.1f}", "identity (real)": lambda x: f"{x['identity']:.4f} ({x['identity_real']:.4f})",
+    "diversity (> 0.5)": lambda x: f"{x['diversity']:.2f}",
+    "motion (floor)": lambda x: f"{x['motion']:.1f} ({x['motion_floor']:.1f})",
+    "frames": lambda x: f"{x['frames']:.1f}",
+    "identity (real)": lambda x: f"{x['identity']:.4f} ({x['identity_real']:.4f})",
     "same noise: mouth, head (≥ 0.7)": lambda x: f"{x['transfer']['mouth']:.2f}, {x['transfer']['head']:.2f}",
     "same face: mouth, head (near 0)": lambda x: f"{x['chance']['mouth']:.2f}, {x['chance']['head']:.2f}",
     "blinks/min (real)": lambda x: f"{x['rates']['blinks']:.0f} ({x['rates_real']['blinks']:.0f})",
     "mouth/min (real)": lambda x: f"{x['rates']['mouth']:.0f} ({x['rates_real']['mouth']:.0f})",
-    "drift: latents, identity": lambda x: f"{x['drift']['latents']:.2f}, {x['drift']['identity']:.2f}"}
+    "drift: latents, identity": lambda x: f"{x['drift']['latents']:.2f}, {x['drift']['identity']:.2f}",
+}
 
 
 def table(results):
-    rows = [["run", *COLUMNS], ["---"] * (len(COLUMNS) + 1), *([name, *(form(figures) for form in COLUMNS.values())] for name, figures in results.items())]
+    rows = [
+        ["run", *COLUMNS],
+        ["---"] * (len(COLUMNS) + 1),
+        *([name, *(form(figures) for form in COLUMNS.values())] for name, figures in results.items()),
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -247,21 +296,39 @@ def main():
     with codes.Codes(options.out / "study.codes", encoder, sound=False) as keep:
         learnt, held_out = known(options.training, keep), known(options.held_out, keep)
     stage.reader = Reader(learnt)
-    identities = [path[0] for path, _ in held_out[:options.identities]]
+    identities = [path[0] for path, _ in held_out[: options.identities]]
     real, results = reality(stage, held_out), {}
     for run in options.runs:
         model = checkpoints.load_video_gan(options.out / f"{run}.pt", generator, encoder)
         results[run], strips = measure(model, stage, identities, real, options)
-        files.write_image(options.out / f"{run}.png", training.sheet(*(to_images(stage.show(strip)) for strip in strips)), synthetic=True)
+        files.write_image(
+            options.out / f"{run}.png",
+            training.sheet(*(to_images(stage.show(strip)) for strip in strips)),
+            synthetic=True,
+        )
     real_strips = [path[np.linspace(0, len(path) - 1, SHOWN).astype(int)] for path, _ in held_out[:3]]
-    files.write_image(options.out / "real.png", training.sheet(*(to_images(stage.show(strip)) for strip in real_strips)), synthetic=True)
+    files.write_image(
+        options.out / "real.png",
+        training.sheet(*(to_images(stage.show(strip)) for strip in real_strips)),
+        synthetic=True,
+    )
     reads = stage.reader.judged(held_out)
-    files.write_json(options.out / "study.json", {"reader": reads, "clips": {"training": len(learnt), "held_out": len(held_out)}, "runs": results})
-    text = ["# Faces that move by chance (thesis §3.4)", "", table(results), "",
-            f"Read from frames by a linear reader, whose correlation with the landmarks of {len(held_out)} held-out clips is "
-            + ", ".join(f"{name} {value:.2f}" for name, value in reads.items()) + ".",
-            f"Frames are compared as `{stage.look.name}` sees them. Strips: three noises of one face, then three faces under one noise (Fig. 3.28).", "",
-            *(f"![{name}]({name}.png)" for name in (*results, "real"))]
+    files.write_json(
+        options.out / "study.json",
+        {"reader": reads, "clips": {"training": len(learnt), "held_out": len(held_out)}, "runs": results},
+    )
+    text = [
+        "# Faces that move by chance (thesis §3.4)",
+        "",
+        table(results),
+        "",
+        f"Read from frames by a linear reader, whose correlation with the landmarks of {len(held_out)} held-out clips is "
+        + ", ".join(f"{name} {value:.2f}" for name, value in reads.items())
+        + ".",
+        f"Frames are compared as `{stage.look.name}` sees them. Strips: three noises of one face, then three faces under one noise (Fig. 3.28).",
+        "",
+        *(f"![{name}]({name}.png)" for name in (*results, "real")),
+    ]
     (options.out / "study.md").write_text("\n".join(text) + "\n")
     print(table(results))
 

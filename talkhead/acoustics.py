@@ -42,8 +42,13 @@ class CharacterModel(nn.Module):
         super().__init__()
         self.config = {"channels": channels, "hidden": hidden, "delay": delay}
         self.delay = delay
-        self.convolutions = nn.ModuleList([nn.Conv1d(speech.FILTERS, channels, 6, stride=2),
-                                           nn.Conv1d(channels, channels, 5), nn.Conv1d(channels, channels, 5)])
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv1d(speech.FILTERS, channels, 6, stride=2),
+                nn.Conv1d(channels, channels, 5),
+                nn.Conv1d(channels, channels, 5),
+            ]
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in self.convolutions)
         self.lstm = nn.LSTM(channels, hidden, 2, batch_first=True)
         self.spell = nn.Linear(hidden, BLANK + 1)
@@ -82,13 +87,17 @@ class CharacterModel(nn.Module):
         held, state, heard = np.empty((0, speech.FILTERS), np.float32), None, 0
         for piece in chain(speech.loudness(blocks), [None]):
             # After the end it hears the silence that it has waited for.
-            held = np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0))) if piece is None else np.concatenate([held, piece])
+            held = (
+                np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0)))
+                if piece is None
+                else np.concatenate([held, piece])
+            )
             count = len(held) // 2
             if piece is not None:
                 count -= (heard + count - self.delay) % 2
             if count > 0:
-                logits, state = self(torch.from_numpy(held[None, :2 * count]).to(device), state)
-                held, early = held[2 * count:], max(self.delay - heard, 0)
+                logits, state = self(torch.from_numpy(held[None, : 2 * count]).to(device), state)
+                held, early = held[2 * count :], max(self.delay - heard, 0)
                 heard += count
                 if count > early:
                     yield logits[0, early:].cpu().numpy()
@@ -105,7 +114,9 @@ def load(path, device="cpu"):
         model.load_state_dict({name: value.float() for name, value in weights["model"].items()})
     except (TypeError, RuntimeError, KeyError) as problem:
         reason = str(problem).splitlines()[0]
-        raise TalkheadError(f"{path}: config and weights do not make a CharacterModel ({reason}); train or export it again") from problem
+        raise TalkheadError(
+            f"{path}: config and weights do not make a CharacterModel ({reason}); train or export it again"
+        ) from problem
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -136,7 +147,9 @@ class DeepSpeech(nn.Module):
         super().__init__()
         first, second, third, cells, fifth = widths
         self.config = {"widths": list(widths), "labels": labels}
-        self.dense = nn.ModuleList(nn.Linear(*sizes) for sizes in (((2 * CONTEXT + 1) * CEPSTRA, first), (first, second), (second, third)))
+        self.dense = nn.ModuleList(
+            nn.Linear(*sizes) for sizes in (((2 * CONTEXT + 1) * CEPSTRA, first), (first, second), (second, third))
+        )
         self.forwards, self.backwards = nn.LSTM(third, cells), nn.LSTM(third, cells)
         self.after, self.spell = nn.Linear(2 * cells, fifth), nn.Linear(fifth, labels)
 
@@ -169,7 +182,9 @@ class DeepSpeech(nn.Module):
         """Mean and spread of all numbers in all windows, the zeros around the recording among them."""
         count = len(features)
         place = torch.arange(count, device=features.device)
-        times = (place.clamp(max=CONTEXT) + (count - 1 - place).clamp(max=CONTEXT) + 1).double()[:, None]  # in how many windows
+        times = (place.clamp(max=CONTEXT) + (count - 1 - place).clamp(max=CONTEXT) + 1).double()[
+            :, None
+        ]  # in how many windows
         total = count * (2 * CONTEXT + 1) * CEPSTRA
         features = features.double()
         mean = (features * times).sum() / total
@@ -202,29 +217,47 @@ def read_deepspeech(path, device="cpu"):
     The nodes that matter are the constants h1, b1 … h6, b6, and the kernel and bias of the LSTM each way.
     """
     constants, inputs = _read_graph(path)
-    kernels, biases = ([name for name in constants if re.search(pattern, name)] for pattern in (r"lstm.*/(kernel|weights)$", r"lstm.*/bias(es)?$"))
+    kernels, biases = (
+        [name for name in constants if re.search(pattern, name)]
+        for pattern in (r"lstm.*/(kernel|weights)$", r"lstm.*/bias(es)?$")
+    )
     dense = [f"{kind}{layer}" for layer in (1, 2, 3, 5, 6) for kind in "hb"]
     if inputs is not None and len(inputs) == 4:
-        raise TalkheadError(f"{path}: DeepSpeech 0.2 or later, by its input {_sizes(inputs)}; wanted version 0.1.0, whose input is 1x?x494")
+        raise TalkheadError(
+            f"{path}: DeepSpeech 0.2 or later, by its input {_sizes(inputs)}; wanted version 0.1.0, whose input is 1x?x494"
+        )
     if not all(name in constants for name in dense) or not kernels:
-        raise TalkheadError(f"{path}: a TensorFlow graph, but not of DeepSpeech; pass output_graph.pb of deepspeech-0.1.0-models.tar.gz")
+        raise TalkheadError(
+            f"{path}: a TensorFlow graph, but not of DeepSpeech; pass output_graph.pb of deepspeech-0.1.0-models.tar.gz"
+        )
     ways = [[name for name in [*kernels, *biases] if f"/{way}/" in name] for way in ("fw", "bw")]
     if [len(way) for way in ways] != [2, 2]:
-        raise TalkheadError(f"{path}: DeepSpeech 0.2 or later, by its one-way LSTM; wanted version 0.1.0, which hears both ways")
+        raise TalkheadError(
+            f"{path}: DeepSpeech 0.2 or later, by its one-way LSTM; wanted version 0.1.0, which hears both ways"
+        )
     seen, labels = constants["h1"].shape[0], constants["h6"].shape[-1]
     if (seen, labels) != ((2 * CONTEXT + 1) * CEPSTRA, BLANK + 1):
-        raise TalkheadError(f"{path}: takes {seen} numbers to {labels} labels; wanted the English DeepSpeech 0.1.0, 494 to {BLANK + 1}")
-    model = DeepSpeech([constants[name].shape[-1] for name in ("b1", "b2", "b3")] + [constants[ways[0][1]].shape[-1] // 4, constants["b5"].shape[-1]])
+        raise TalkheadError(
+            f"{path}: takes {seen} numbers to {labels} labels; wanted the English DeepSpeech 0.1.0, 494 to {BLANK + 1}"
+        )
+    model = DeepSpeech(
+        [constants[name].shape[-1] for name in ("b1", "b2", "b3")]
+        + [constants[ways[0][1]].shape[-1] // 4, constants["b5"].shape[-1]]
+    )
     layers = zip((1, 2, 3, 5, 6), ("dense.0", "dense.1", "dense.2", "after", "spell"))
     state = {}
     for theirs, ours in layers:
         state |= {f"{ours}.weight": constants[f"h{theirs}"].mT, f"{ours}.bias": constants[f"b{theirs}"]}
     for ours, way in zip(("forwards", "backwards"), ways):
-        state |= {f"{ours}.{name}": value for name, value in _from_basic_cell(*(constants[name] for name in way)).items()}
+        state |= {
+            f"{ours}.{name}": value for name, value in _from_basic_cell(*(constants[name] for name in way)).items()
+        }
     try:
         model.load_state_dict(state)
     except RuntimeError as problem:
-        raise TalkheadError(f"{path}: its layers do not fit each other ({str(problem).splitlines()[-1].strip()}); the file is damaged") from problem
+        raise TalkheadError(
+            f"{path}: its layers do not fit each other ({str(problem).splitlines()[-1].strip()}); the file is damaged"
+        ) from problem
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -235,8 +268,12 @@ def _from_basic_cell(kernel, bias):
     weights = torch.cat([i, f, j, o])
     i, j, f, o = bias.split(cells)
     inputs = weights.shape[1] - cells
-    return {"weight_ih_l0": weights[:, :inputs], "weight_hh_l0": weights[:, inputs:], "bias_ih_l0": torch.cat([i, f + 1, j, o]),
-            "bias_hh_l0": torch.zeros_like(bias)}
+    return {
+        "weight_ih_l0": weights[:, :inputs],
+        "weight_hh_l0": weights[:, inputs:],
+        "bias_ih_l0": torch.cat([i, f + 1, j, o]),
+        "bias_hh_l0": torch.zeros_like(bias),
+    }
 
 
 def _read_graph(path):
@@ -249,10 +286,14 @@ def _read_graph(path):
     try:
         graph.ParseFromString(contents)
     except DecodeError as problem:
-        raise TalkheadError(f"{path}: no TensorFlow graph; pass output_graph.pb of DeepSpeech 0.1.0, "
-                            "not the .pbmm or .tflite of later versions") from problem
+        raise TalkheadError(
+            f"{path}: no TensorFlow graph; pass output_graph.pb of DeepSpeech 0.1.0, "
+            "not the .pbmm or .tflite of later versions"
+        ) from problem
     inputs = [node.attr["shape"].shape.dim for node in graph.node if node.name == "input_node" and "shape" in node.attr]
-    constants = {node.name: _tensor(path, node) for node in graph.node if node.op == "Const" and node.attr["dtype"].type == 1}
+    constants = {
+        node.name: _tensor(path, node) for node in graph.node if node.op == "Const" and node.attr["dtype"].type == 1
+    }
     return constants, [dim.size for dim in inputs[0]] if inputs else None
 
 
@@ -263,7 +304,9 @@ def _tensor(path, node):
     try:
         return torch.from_numpy(np.array(np.broadcast_to(values, shape) if values.size == 1 else values.reshape(shape)))
     except ValueError:
-        raise TalkheadError(f"{path}: {node.name} holds {values.size} numbers for {_sizes(shape)}; the file is damaged") from None
+        raise TalkheadError(
+            f"{path}: {node.name} holds {values.size} numbers for {_sizes(shape)}; the file is damaged"
+        ) from None
 
 
 def _sizes(shape):
@@ -273,10 +316,19 @@ def _sizes(shape):
 # TensorFlow's graph.proto, node_def.proto, attr_value.proto, tensor.proto and tensor_shape.proto, as far as constants need them:
 # {message: {field: (number, type, whether repeated)}}. A field that is not named here is passed over by its reader.
 _MESSAGES = {
-    "TensorShapeProto": {"dim": (2, "Dim", True)}, "Dim": {"size": (1, "int64", False)},
-    "TensorProto": {"dtype": (1, "int32", False), "tensor_shape": (2, "TensorShapeProto", False), "tensor_content": (4, "bytes", False),
-                    "float_val": (5, "float", True)},
-    "AttrValue": {"type": (6, "int32", False), "shape": (7, "TensorShapeProto", False), "tensor": (8, "TensorProto", False)},
+    "TensorShapeProto": {"dim": (2, "Dim", True)},
+    "Dim": {"size": (1, "int64", False)},
+    "TensorProto": {
+        "dtype": (1, "int32", False),
+        "tensor_shape": (2, "TensorShapeProto", False),
+        "tensor_content": (4, "bytes", False),
+        "float_val": (5, "float", True),
+    },
+    "AttrValue": {
+        "type": (6, "int32", False),
+        "shape": (7, "TensorShapeProto", False),
+        "tensor": (8, "TensorProto", False),
+    },
     "NodeDef": {"name": (1, "string", False), "op": (2, "string", False), "attr": (5, "AttrEntry", True)},
     "AttrEntry": {"key": (1, "string", False), "value": (2, "AttrValue", False)},
     "GraphDef": {"node": (1, "NodeDef", True)},
@@ -300,14 +352,24 @@ def graph_messages(where="graph"):
         for field_name, (number, kind, repeated) in fields.items():
             plain = getattr(kinds, f"TYPE_{kind.upper()}", None)
             within = "NodeDef." if kind == "AttrEntry" else ""
-            message.field.add(name=field_name, number=number, label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
-                              type=plain or kinds.TYPE_MESSAGE, type_name=None if plain else f".talkhead.{within}{kind}")
+            message.field.add(
+                name=field_name,
+                number=number,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+                type=plain or kinds.TYPE_MESSAGE,
+                type_name=None if plain else f".talkhead.{within}{kind}",
+            )
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"talkhead.{name}")) for name in _MESSAGES if name != "AttrEntry"}
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"talkhead.{name}"))
+        for name in _MESSAGES
+        if name != "AttrEntry"
+    }
 
 
 # Other people's networks ----------------------------------------------------------------------------------------------
+
 
 class Hidden:
     """The hidden states of a wav2vec 2.0 or HuBERT network of `transformers`: an acoustic model.
@@ -327,18 +389,24 @@ class Hidden:
         try:
             from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
         except ImportError:
-            raise TalkheadError(f"features {name}: transformers is not installed; pip install 'talkhead[transformers]'") from None
+            raise TalkheadError(
+                f"features {name}: transformers is not installed; pip install 'talkhead[transformers]'"
+            ) from None
         try:
             kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
             if kind != name:
                 raise TalkheadError(f"{path}: a network of the kind {kind}, wanted {name}")
             with _no_progress_bar():
-                self.network = AutoModel.from_pretrained(path, local_files_only=True).to(device).eval().requires_grad_(False)
+                self.network = (
+                    AutoModel.from_pretrained(path, local_files_only=True).to(device).eval().requires_grad_(False)
+                )
             self.prepare = AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError) as problem:
             reason = str(problem).splitlines()[0]
-            raise TalkheadError(f"{path}: no network of transformers here ({reason}); pass its folder, "
-                                "or fetch it into the hub's cache first") from problem
+            raise TalkheadError(
+                f"{path}: no network of transformers here ({reason}); pass its folder, "
+                "or fetch it into the hub's cache first"
+            ) from problem
         self.name, self.width = name, self.network.config.hidden_size
         self.stride = int(np.prod(self.network.config.conv_stride))  # samples
         self.least = 1  # samples that make one state
@@ -365,7 +433,9 @@ class Hidden:
         size, margin = (int(seconds * speech.SAMPLE_RATE) // stride for seconds in (self.BLOCK, self.MARGIN))
         for first in range(0, total, size):
             begin, end = max(first - margin, 0), min(first + size + margin, total)
-            heard = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.least])[None].to(self.network.device)
+            heard = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.least])[None].to(
+                self.network.device
+            )
             yield self.network(heard).last_hidden_state[0, first - begin :][:size].float().cpu().numpy()
 
 
@@ -392,6 +462,7 @@ def _between(rows, places):
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
+
 
 def read_out(logits):
     """The text that logits spell, taking the likeliest label of every step.

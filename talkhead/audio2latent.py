@@ -80,11 +80,33 @@ class FirstModel(_SpeechModel):
 
     defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
 
-    def __init__(self, num_ws, heard=(29, 16), channels=(32, 32, 64, 64), lstm=64, identity_width=128, noise_width=10, decoder=256):
+    def __init__(
+        self,
+        num_ws,
+        heard=(29, 16),
+        channels=(32, 32, 64, 64),
+        lstm=64,
+        identity_width=128,
+        noise_width=10,
+        decoder=256,
+    ):
         super().__init__()
-        self.config = {"model": "first", "num_ws": num_ws, "heard": list(heard), "channels": list(channels), "lstm": lstm,
-                       "identity_width": identity_width, "noise_width": noise_width, "decoder": decoder}
-        self.num_ws, self.heard, self.noise_width, self.components = num_ws, tuple(heard), noise_width, max(identity_width, decoder)
+        self.config = {
+            "model": "first",
+            "num_ws": num_ws,
+            "heard": list(heard),
+            "channels": list(channels),
+            "lstm": lstm,
+            "identity_width": identity_width,
+            "noise_width": noise_width,
+            "decoder": decoder,
+        }
+        self.num_ws, self.heard, self.noise_width, self.components = (
+            num_ws,
+            tuple(heard),
+            noise_width,
+            max(identity_width, decoder),
+        )
         self.length = math.sqrt(num_ws * W_DIM)
         layers, before, steps = [], heard[0], heard[1]
         for width in channels:
@@ -95,9 +117,13 @@ class FirstModel(_SpeechModel):
         self.identity = nn.Linear(num_ws * W_DIM, identity_width)
         self.noise = nn.LSTM(noise_width, noise_width, batch_first=True) if noise_width else None
         self.decoder = nn.Sequential(
-            nn.Linear(lstm + identity_width + noise_width, decoder), nn.LeakyReLU(SLOPE),
-            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE),
-            nn.Linear(decoder, decoder), nn.LeakyReLU(SLOPE))
+            nn.Linear(lstm + identity_width + noise_width, decoder),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(decoder, decoder),
+            nn.LeakyReLU(SLOPE),
+        )
         self.out = nn.Linear(decoder, num_ws * W_DIM)
         self.register_buffer("feature_spread", torch.ones(heard[0]))
         self.register_buffer("identity_mean", torch.zeros(num_ws * W_DIM))
@@ -127,7 +153,9 @@ class FirstModel(_SpeechModel):
         """As calling the model, but from `describe`, and to motion (B, T, L·512)."""
         batch, frames = windows.shape[:2]
         heard, murmured = state or (None, None)
-        sound = self.audio((windows / self.feature_spread[:, None]).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, 64)
+        sound = self.audio((windows / self.feature_spread[:, None]).flatten(0, 1)).unflatten(
+            0, (batch, frames)
+        )  # (B, T, 64)
         sound, heard = self.lstm(sound, heard)
         parts = [sound, who[:, None].expand(-1, frames, -1)]
         if self.noise is not None:
@@ -170,31 +198,62 @@ class SecondModel(_SpeechModel):
 
     defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
 
-    def __init__(self, num_ws, components=2500, channels=(64, 128, 256, 256, 512), hidden=2048, features=256, lstm=256,
-                 decoder=512, basis=None, heard=audio_features.Mfcc.shape):
+    def __init__(
+        self,
+        num_ws,
+        components=2500,
+        channels=(64, 128, 256, 256, 512),
+        hidden=2048,
+        features=256,
+        lstm=256,
+        decoder=512,
+        basis=None,
+        heard=audio_features.Mfcc.shape,
+    ):
         super().__init__()
-        self.config = {"model": "second", "num_ws": num_ws, "components": components, "channels": list(channels), "hidden": hidden,
-                       "features": features, "lstm": lstm, "decoder": decoder, "heard": list(heard)}
+        self.config = {
+            "model": "second",
+            "num_ws": num_ws,
+            "components": components,
+            "channels": list(channels),
+            "hidden": hidden,
+            "features": features,
+            "lstm": lstm,
+            "decoder": decoder,
+            "heard": list(heard),
+        }
         self.num_ws, self.heard, self.components = num_ws, tuple(heard), components
         first, second, third, fourth, fifth = channels
         self.narrow = nn.Conv1d(heard[0], WIDEST, 1) if heard[0] > WIDEST else nn.Identity()
         rows, columns = min(heard[0], WIDEST) - 2, (heard[1] - 3) // 2 + 1
         cells = ((rows - 3) // 2 + 1) * ((columns - 3) // 2 + 1)
         self.audio = nn.Sequential(
-            nn.Conv2d(1, first, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),  # (N, 128, 12, 28)
+            nn.Conv2d(1, first, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, padding=1),
+            nn.ReLU(),  # (N, 128, 12, 28)
             nn.MaxPool2d(3, (1, 2)),  # (N, 128, 10, 13)
-            nn.Conv2d(second, third, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(third, fourth, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(3, 2), nn.Flatten(),  # (N, 512 · 4 · 6)
-            nn.Linear(cells * fifth, hidden), nn.ReLU(),
-            nn.Linear(hidden, features), nn.ReLU())
+            nn.Conv2d(second, third, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(third, fourth, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(fourth, fifth, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Flatten(),  # (N, 512 · 4 · 6)
+            nn.Linear(cells * fifth, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, features),
+            nn.ReLU(),
+        )
         self.lstm = nn.LSTM(features, lstm, 3, batch_first=True)
         self.decoder = nn.Sequential(
-            nn.Linear(components + lstm, decoder), nn.ReLU(),
-            nn.Linear(decoder, decoder), nn.ReLU(),
-            nn.Linear(decoder, components))
+            nn.Linear(components + lstm, decoder),
+            nn.ReLU(),
+            nn.Linear(decoder, decoder),
+            nn.ReLU(),
+            nn.Linear(decoder, components),
+        )
         zeros = torch.zeros
         self.basis = basis or Basis(zeros(num_ws * W_DIM), zeros(components, num_ws * W_DIM), zeros(components))
         self.register_buffer("feature_spread", torch.ones(heard[0]))
@@ -248,8 +307,10 @@ def heard_by(model, name=None, path=None, device="cpu"):
     """
     found = audio_features.features(name or model.hears["name"], path, device)
     if found.identity != model.hears:
-        raise TalkheadError(f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
-                            "pass --features and --features-model as it was trained")
+        raise TalkheadError(
+            f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
+            "pass --features and --features-model as it was trained"
+        )
     return found
 
 
@@ -277,17 +338,23 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
     layers = model.layers or model.num_ws
     if identity.shape != (layers, W_DIM):
-        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this speech model takes ({layers}, {W_DIM}); "
-                            "pass the encoder that it was trained with")
+        raise TalkheadError(
+            f"identity: has shape {tuple(identity.shape)}, this speech model takes ({layers}, {W_DIM}); "
+            "pass the encoder that it was trained with"
+        )
     windows, state, noise = iter(windows), None, None
     rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
     while block := list(islice(windows, chunk)):
         if block[0].shape != model.heard:
-            raise TalkheadError(f"windows: have shape {block[0].shape}, this speech model takes {model.heard} of {_told(model.hears)}; "
-                                "pass the features that it was trained on")
+            raise TalkheadError(
+                f"windows: have shape {block[0].shape}, this speech model takes {model.heard} of {_told(model.hears)}; "
+                "pass the features that it was trained on"
+            )
         heard = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
         if rng is not None:
-            noise = torch.as_tensor(rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device)
+            noise = torch.as_tensor(
+                rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device
+            )
         with torch.no_grad():
             moved, state = model(heard[None], identity[None, : model.num_ws], state, noise)  # (1, chunk, num_ws, 512)
         yield from grow(gain * moved[0], layers).cpu().numpy()

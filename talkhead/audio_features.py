@@ -41,8 +41,16 @@ class AudioFeatures:
         """
         samples = np.asarray(audio)
         if samples.ndim != 1 or not len(samples):
-            raise TalkheadError(f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono")
-        return speech.windows(np.concatenate(list(self.steps([samples]))), speech.num_frames(samples), self.shape[1], self.before, self.per_frame)
+            raise TalkheadError(
+                f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono"
+            )
+        return speech.windows(
+            np.concatenate(list(self.steps([samples]))),
+            speech.num_frames(samples),
+            self.shape[1],
+            self.before,
+            self.per_frame,
+        )
 
     def stream(self, blocks):
         """The same windows, float32 (C, S), from an iterator of blocks of the sound, each as soon as it can be known."""
@@ -85,7 +93,10 @@ class Characters(AudioFeatures):
 
     @cached_property
     def identity(self):
-        rounded = {name: value.half() if value.is_floating_point() else value for name, value in self.model.state_dict().items()}
+        rounded = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in self.model.state_dict().items()
+        }
         return {"name": self.name, "fingerprint": training.digest(rounded)}
 
     @cached_property
@@ -117,9 +128,15 @@ class Kind(NamedTuple):
 FEATURES = {
     "mfcc": Kind(lambda path, device: Mfcc(), ""),
     "bundled": Kind(_bundled, None),
-    "deepspeech": Kind(lambda path, device: Characters(acoustics.read_deepspeech(path, device)), "output_graph.pb of DeepSpeech 0.1.0"),
-    "wav2vec2": Kind(lambda path, device: Characters(acoustics.Hidden("wav2vec2", path, device)), "a network of transformers"),
-    "hubert": Kind(lambda path, device: Characters(acoustics.Hidden("hubert", path, device)), "a network of transformers"),
+    "deepspeech": Kind(
+        lambda path, device: Characters(acoustics.read_deepspeech(path, device)), "output_graph.pb of DeepSpeech 0.1.0"
+    ),
+    "wav2vec2": Kind(
+        lambda path, device: Characters(acoustics.Hidden("wav2vec2", path, device)), "a network of transformers"
+    ),
+    "hubert": Kind(
+        lambda path, device: Characters(acoustics.Hidden("hubert", path, device)), "a network of transformers"
+    ),
 }
 
 
@@ -138,5 +155,7 @@ def features(name, path=None, device="cpu"):
     if kind.weights == "" and path is not None:
         raise TalkheadError(f"features {name}: are computed, and take no weights; leave {path} out")
     if kind.weights and path is None:
-        raise TalkheadError(f"features {name}: their weights do not come with the package; pass {kind.weights} as --features-model")
+        raise TalkheadError(
+            f"features {name}: their weights do not come with the package; pass {kind.weights} as --features-model"
+        )
     return kind.make(path, device)

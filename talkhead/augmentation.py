@@ -20,13 +20,32 @@ from talkhead.errors import TalkheadError
 from talkhead.team import Share
 
 EVERY = 4  # steps from one move of the probability to the next
-TURNS = ("turn", "second_turn")  # two rotations, before and after stretching, of which one at least happens with probability p
+TURNS = (
+    "turn",
+    "second_turn",
+)  # two rotations, before and after stretching, of which one at least happens with probability p
 
 # Low-pass filters of Cohen, Daubechies & Feauveau 1992, 11 and 17 taps, from the middle tap outwards. One after the other
 # they give back what was there: what the first adds between the pixels, the second takes away.
-UP = (1.073257603581262, 0.5909278771877559, -0.05708894343146367, -0.1113297215597202, 0.0204601416386752, 0.02040184437412048)
-DOWN = (0.5840157522407559, 0.297547906345713, -0.06650990062484066, -0.05463331368252055, 0.03516647330654035,
-        0.008439012039810085, -0.01201419666708012, -0.001353604703010013, 0.001349747865010013)
+UP = (
+    1.073257603581262,
+    0.5909278771877559,
+    -0.05708894343146367,
+    -0.1113297215597202,
+    0.0204601416386752,
+    0.02040184437412048,
+)
+DOWN = (
+    0.5840157522407559,
+    0.297547906345713,
+    -0.06650990062484066,
+    -0.05463331368252055,
+    0.03516647330654035,
+    0.008439012039810085,
+    -0.01201419666708012,
+    -0.001353604703010013,
+    0.001349747865010013,
+)
 
 
 def draw(count, p, share=Share()):
@@ -37,6 +56,7 @@ def draw(count, p, share=Share()):
              "quarter_turns" 0 to 3, "jump" and "drift" in image sides, "zoom", "stretch", "contrast" and "saturation" in
              powers of two, "turn", "second_turn" and "hue" in radians, "brightness" added, "negative" 0 or 1
     """
+
     def normal(spread, columns=1):
         return spread * torch.randn(count, columns, dtype=torch.float64)
 
@@ -46,9 +66,21 @@ def draw(count, p, share=Share()):
     def choice(values):
         return torch.randint(values, (count, 1)).double()
 
-    drawn = {"flip": choice(2), "quarter_turns": choice(4), "jump": uniform(0.125, 2), "zoom": normal(0.2), "turn": uniform(math.pi),
-             "stretch": normal(0.2), "second_turn": uniform(math.pi), "drift": normal(0.125, 2), "brightness": normal(0.2),
-             "contrast": normal(0.5), "negative": choice(2), "hue": uniform(math.pi), "saturation": normal(1.0)}
+    drawn = {
+        "flip": choice(2),
+        "quarter_turns": choice(4),
+        "jump": uniform(0.125, 2),
+        "zoom": normal(0.2),
+        "turn": uniform(math.pi),
+        "stretch": normal(0.2),
+        "second_turn": uniform(math.pi),
+        "drift": normal(0.125, 2),
+        "brightness": normal(0.2),
+        "contrast": normal(0.5),
+        "negative": choice(2),
+        "hue": uniform(math.pi),
+        "saturation": normal(1.0),
+    }
     chance = dict.fromkeys(drawn, p) | dict.fromkeys(TURNS, 1 - math.sqrt(1 - p))
     return {name: share(torch.where(torch.rand(count, 1) < chance[name], value, 0.0)) for name, value in drawn.items()}
 
@@ -81,8 +113,14 @@ def jitter(images, p, share=Share()):
 
     moved, tinted = (share(torch.rand(count) < p).to(images.device) for _ in range(2))
     turn, zoom, shift, bend = normal(0.05), normal(0.035).exp(), normal(0.025, 2), normal(0.012, 2, 6, 6)
-    saturation, gamma, light = normal(0.18, 1, 1, 1).exp(), normal(0.18, 1, 1, 1).exp(), (normal(0.08, 1, 1, 1) + normal(0.04, 3, 1, 1)).exp()
-    matrix = torch.stack([zoom * turn.cos(), -zoom * turn.sin(), shift[:, 0], zoom * turn.sin(), zoom * turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
+    saturation, gamma, light = (
+        normal(0.18, 1, 1, 1).exp(),
+        normal(0.18, 1, 1, 1).exp(),
+        (normal(0.08, 1, 1, 1) + normal(0.04, 3, 1, 1)).exp(),
+    )
+    matrix = torch.stack(
+        [zoom * turn.cos(), -zoom * turn.sin(), shift[:, 0], zoom * turn.sin(), zoom * turn.cos(), shift[:, 1]], 1
+    ).view(-1, 2, 3)
     bend = F.interpolate(bend, images.shape[2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False) + bend
     # Bicubic: a picture that was moved must be no softer than the others.
@@ -100,14 +138,16 @@ def geometry(drawn, height, width):
     """
     side = torch.tensor([width, height])
     matrix = torch.eye(3, dtype=torch.float64)
-    for step in (_scaled(1 - 2 * drawn["flip"], torch.ones_like(drawn["flip"])),
-                 _turned(drawn["quarter_turns"] * (math.pi / 2)),
-                 _shifted((drawn["jump"] * side).round()),
-                 _scaled(drawn["zoom"].exp2(), drawn["zoom"].exp2()),
-                 _turned(drawn["turn"]),
-                 _scaled(drawn["stretch"].exp2(), (-drawn["stretch"]).exp2()),
-                 _turned(drawn["second_turn"]),
-                 _shifted(drawn["drift"] * side)):
+    for step in (
+        _scaled(1 - 2 * drawn["flip"], torch.ones_like(drawn["flip"])),
+        _turned(drawn["quarter_turns"] * (math.pi / 2)),
+        _shifted((drawn["jump"] * side).round()),
+        _scaled(drawn["zoom"].exp2(), drawn["zoom"].exp2()),
+        _turned(drawn["turn"]),
+        _scaled(drawn["stretch"].exp2(), (-drawn["stretch"]).exp2()),
+        _turned(drawn["second_turn"]),
+        _shifted(drawn["drift"] * side),
+    ):
         matrix = step @ matrix
     return matrix
 
@@ -119,8 +159,13 @@ def colours(drawn):
 
     Contrast scales all three, a negative mirrors what they have in common, hue turns about it, and saturation scales the rest.
     """
-    one, grey = torch.eye(3, dtype=torch.float64), torch.full((3, 3), 1 / 3, dtype=torch.float64)  # grey: what the three have in common
-    across = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)  # a quarter turn about it, of the rest
+    one, grey = (
+        torch.eye(3, dtype=torch.float64),
+        torch.full((3, 3), 1 / 3, dtype=torch.float64),
+    )  # grey: what the three have in common
+    across = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(
+        3
+    )  # a quarter turn about it, of the rest
     negative, hue, more = (drawn[name][..., None] for name in ("negative", "hue", "saturation"))
     linear = one - 2 * negative * grey + (more.exp2() * hue.cos() - 1) * (one - grey) + more.exp2() * hue.sin() * across
     linear = linear * drawn["contrast"][..., None].exp2()
@@ -175,13 +220,19 @@ def _moved(images, matrices):
     """Sample images at twice their fineness where their matrices say, and shrink what is found: so, little is aliased."""
     height, width = images.shape[2:]
     margin = len(DOWN) - 1
-    fine = _finer(height, images.dtype, images.device) @ images @ _finer(width, images.dtype, images.device).T  # (N, 3, 2H - 1, 2W - 1)
+    fine = (
+        _finer(height, images.dtype, images.device) @ images @ _finer(width, images.dtype, images.device).T
+    )  # (N, 3, 2H - 1, 2W - 1)
     # affine_grid and grid_sample want every side to go from -1 to 1, from the middle of the first pixel to that of the last.
     before = torch.tensor([1 / (width - 1), 1 / (height - 1), 1.0], dtype=matrices.dtype)
     after = torch.tensor([width - 1 + margin, height - 1 + margin, 1.0], dtype=matrices.dtype)
-    source = torch.linalg.inv(matrices) * torch.tensor([[1.0, 1.0, 2.0]] * 2 + [[1.0] * 3], dtype=matrices.dtype)  # shifts by fine pixels
+    source = torch.linalg.inv(matrices) * torch.tensor(
+        [[1.0, 1.0, 2.0]] * 2 + [[1.0] * 3], dtype=matrices.dtype
+    )  # shifts by fine pixels
     source = _like(before[:, None] * source * after, images)[:, :2]
-    grid = F.affine_grid(source, [len(images), 3, 2 * (height + margin) - 1, 2 * (width + margin) - 1], align_corners=True)
+    grid = F.affine_grid(
+        source, [len(images), 3, 2 * (height + margin) - 1, 2 * (width + margin) - 1], align_corners=True
+    )
     fine = _Sampled.apply(fine, grid)
     return _coarser(height, images.dtype, images.device) @ fine @ _coarser(width, images.dtype, images.device).T
 
@@ -195,7 +246,9 @@ def _finer(side, dtype, device):
         place = (fine + offset).abs()
         place = torch.where(place > 2 * side - 2, 4 * side - 4 - place, place)
         held = place % 2 == 0
-        matrix.index_put_((fine[held], place[held] // 2), torch.tensor(UP[abs(offset)], dtype=torch.float64), accumulate=True)
+        matrix.index_put_(
+            (fine[held], place[held] // 2), torch.tensor(UP[abs(offset)], dtype=torch.float64), accumulate=True
+        )
     return matrix.to(dtype).to(device)
 
 
@@ -205,7 +258,7 @@ def _coarser(side, dtype, device):
     taps = torch.tensor([*DOWN[:0:-1], *DOWN], dtype=torch.float64)
     matrix = torch.zeros(side, 2 * side - 2 + len(taps), dtype=torch.float64)
     for row in range(side):
-        matrix[row, 2 * row:2 * row + len(taps)] = taps
+        matrix[row, 2 * row : 2 * row + len(taps)] = taps
     return matrix.to(dtype).to(device)
 
 

@@ -28,7 +28,10 @@ def bundled(kind):
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        what, option = {"first": ("first model", "--audio2latent"), "speech": ("character model", "--features-model")}.get(kind, (kind, files.option(kind)))
+        what, option = {
+            "first": ("first model", "--audio2latent"),
+            "speech": ("character model", "--features-model"),
+        }.get(kind, (kind, files.option(kind)))
         raise TalkheadError(f"{path}: the bundled {what} is not installed; pass {option} FILE")
     return path
 
@@ -46,6 +49,7 @@ def fingerprint(state):
 
 
 # From a file to a network ---------------------------------------------------------------------------------------------
+
 
 def load_generator(path, device="cpu"):
     """The generator in a weights file, frozen and in evaluation mode.
@@ -76,15 +80,27 @@ def _generator(**config):
 def _identity(path, code, generator):
     if code is None:
         return None
-    if not isinstance(code, torch.Tensor) or code.shape != (generator.num_ws, latents.W_DIM) or not code.isfinite().all():
-        raise TalkheadError(f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again")
+    if (
+        not isinstance(code, torch.Tensor)
+        or code.shape != (generator.num_ws, latents.W_DIM)
+        or not code.isfinite().all()
+    ):
+        raise TalkheadError(
+            f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again"
+        )
     return code.float().numpy()
 
 
 def _photo(path, photo):
     if photo is None:
         return None
-    if not isinstance(photo, torch.Tensor) or photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != photo.shape[1] or photo.shape[2] != 3:
+    if (
+        not isinstance(photo, torch.Tensor)
+        or photo.dtype != torch.uint8
+        or photo.ndim != 3
+        or photo.shape[0] != photo.shape[1]
+        or photo.shape[2] != 3
+    ):
         raise TalkheadError(f"{path}: its photo is no square picture; the file is damaged: tune again")
     return photo.numpy()
 
@@ -98,6 +114,7 @@ def load_encoder(path, generator=None, device="cpu"):
     returns     the encoder with `fingerprint` (str)
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
+
     def encoder(**config):
         return encoders.build(config, _generator)
 
@@ -129,8 +146,10 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
     model = _load_fitted(path, weights, LatentGenerator, generator, device)
     made_by = weights["config"].get("encoder")
     if encoder is not None and made_by not in (None, encoder.fingerprint):
-        raise TalkheadError(f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
-                            "pass the --encoder that it belongs to, or train the motion model for this one")
+        raise TalkheadError(
+            f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
+            "pass the --encoder that it belongs to, or train the motion model for this one"
+        )
     return model
 
 
@@ -153,13 +172,17 @@ def _load_fitted(path, weights, network, generator, device):
     unknown = kind == "encoder" and config.get("generator") is None
     trained_on = config.pop("generator", None)
     if generator is not None and not unknown and trained_on not in generator.lineage:
-        raise TalkheadError(f"{path}: this {kind} was trained against generator {trained_on}, not {generator.fingerprint}; "
-                            f"pass the --generator that it belongs to, or train the {kind} for this one")
+        raise TalkheadError(
+            f"{path}: this {kind} was trained against generator {trained_on}, not {generator.fingerprint}; "
+            f"pass the --generator that it belongs to, or train the {kind} for this one"
+        )
     model = _build(network, config.get("network", config), weights["model"], path, device)
     if generator is not None and model.num_ws != generator.num_ws:
         if unknown or model.num_ws > generator.num_ws:
-            raise TalkheadError(f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has {generator.num_ws}; "
-                                "pass the --generator that it belongs to")
+            raise TalkheadError(
+                f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has {generator.num_ws}; "
+                "pass the --generator that it belongs to"
+            )
         model = _grown(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
     if kind == "audio2latent" and "network" in config:
@@ -173,8 +196,10 @@ def _grown(path, kind, model, generator):
         model.layers = generator.num_ws
         return model
     if not isinstance(model, encoders.ResNetEncoder):
-        raise TalkheadError(f"{path}: an encoder of {model.num_ws} layers, the generator has grown to {generator.num_ws}, and only encoders of "
-                            "architecture resnet grow along; train one for it (talkhead train-encoder)")
+        raise TalkheadError(
+            f"{path}: an encoder of {model.num_ws} layers, the generator has grown to {generator.num_ws}, and only encoders of "
+            "architecture resnet grow along; train one for it (talkhead train-encoder)"
+        )
     return encoders.grown(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
 
 
@@ -182,15 +207,20 @@ def _build(network, config, state, path, device):
     """Rebuild a network from its config and load its weights strictly, as float32."""
     try:
         model = network(**config)
-        model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+        model.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
     except (TypeError, RuntimeError, KeyError) as problem:
         reason = str(problem).splitlines()[0]
-        raise TalkheadError(f"{path}: config and weights do not make a {network.__name__.strip('_')} ({reason}); the file is damaged "
-                            "or from another version: train or export it again") from problem
+        raise TalkheadError(
+            f"{path}: config and weights do not make a {network.__name__.strip('_')} ({reason}); the file is damaged "
+            "or from another version: train or export it again"
+        ) from problem
     return model.to(device).eval().requires_grad_(False)
 
 
 # Whoever wrote it -----------------------------------------------------------------------------------------------------
+
 
 def read(path, kind=None, training=True):
     """The weights of one network in any project's file, in our own layout.
@@ -227,13 +257,21 @@ class _File:
 
     def read(self, kind=None, training=True):
         weights = self.ours(kind, training)
-        for part in (weights["model"], *(part for name, part in weights.get("training", {}).items() if name in ("generator", "discriminator"))):
+        for part in (
+            weights["model"],
+            *(part for name, part in weights.get("training", {}).items() if name in ("generator", "discriminator")),
+        ):
             bad = [name for name, tensor in part.items() if not tensor.isfinite().all()]
             if bad:
-                raise TalkheadError(f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: its training diverged, or "
-                                    "a half-precision copy overflowed; take an earlier checkpoint, or the original")
+                raise TalkheadError(
+                    f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: its training diverged, or "
+                    "a half-precision copy overflowed; take an earlier checkpoint, or the original"
+                )
         if "w_avg" in weights["missing"]:
-            warnings.warn(f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it", stacklevel=1)
+            warnings.warn(
+                f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it",
+                stacklevel=1,
+            )
         if "noise" in weights["missing"]:
             warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed", stacklevel=1)
         return {key: value for key, value in weights.items() if key != "missing"}
@@ -241,13 +279,19 @@ class _File:
     def ours(self, kind=None, training=True):
         """`read`, where "missing" says what had to be made again, instead of a warning."""
         if kind is None and len(self.kinds) > 1:
-            raise TalkheadError(f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; take one out with talkhead weights convert --part")
+            raise TalkheadError(
+                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; take one out with talkhead weights convert --part"
+            )
         kind = kind or self.kinds[0]
         if kind not in self.kinds:
-            raise TalkheadError(f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}, wanted {files.a(kind)}; "
-                                f"pass it as {files.option(self.kinds[0])}")
+            raise TalkheadError(
+                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}, wanted {files.a(kind)}; "
+                f"pass it as {files.option(self.kinds[0])}"
+            )
         if self.format == "talkhead":
-            return {key: value for key, value in self.contents.items() if training or key != "training"} | {"missing": ()}
+            return {key: value for key, value in self.contents.items() if training or key != "training"} | {
+                "missing": ()
+            }
         try:
             weights = _READERS[self.format][kind](self, training)
         except TalkheadError as problem:
@@ -277,14 +321,20 @@ class _File:
             except TalkheadError as problem:
                 warnings.warn(f"{self.path}: its {name} is left out: {problem}", stacklevel=1)
         if "generator" in parts:
-            parts["generator"] = {**model, **({"w_avg": record["w_avg"]} if "w_avg" in record else {}), **parts["generator"]}
+            parts["generator"] = {
+                **model,
+                **({"w_avg": record["w_avg"]} if "w_avg" in record else {}),
+                **parts["generator"],
+            }
         return {"config": config, "step": record.get("step", 0), "model": model, "training": parts, "missing": missing}
 
 
 def _check_ours(path, contents):
     """Refuse what no version of ours wrote."""
     kinds = {"kind": str, "config": dict, "step": int, "model": dict, "training": dict}
-    wrong = [key for key, kind in kinds.items() if not isinstance(contents.get(key, {} if key == "training" else None), kind)]
+    wrong = [
+        key for key, kind in kinds.items() if not isinstance(contents.get(key, {} if key == "training" else None), kind)
+    ]
     if not wrong and not all(isinstance(value, torch.Tensor) for value in contents["model"].values()):
         wrong = ["model"]
     if not wrong and contents["kind"] == "generator":
@@ -294,7 +344,9 @@ def _check_ours(path, contents):
             raise TalkheadError(f"{path}: {problem}; the file is damaged") from problem
         wrong = [key for key in found if _plain(contents["config"]).get(key) != found[key]]
     if wrong:
-        raise TalkheadError(f"{path}: {wrong[0]} and the rest do not go together; the file is damaged, copy or train it again")
+        raise TalkheadError(
+            f"{path}: {wrong[0]} and the rest do not go together; the file is damaged, copy or train it again"
+        )
 
 
 def _contents(path):
@@ -323,7 +375,13 @@ def _recognise(contents):
             return format, contents
     state = _state(contents.get("state_dict", contents))
     # A flat file, as .safetensors are, has it among the rest.
-    beside = contents if "state_dict" in contents else {"latent_avg": state.pop("latent_avg")} if "latent_avg" in state else {}
+    beside = (
+        contents
+        if "state_dict" in contents
+        else {"latent_avg": state.pop("latent_avg")}
+        if "latent_avg" in state
+        else {}
+    )
     if _within(state, "decoder.") or _within(state, "encoder."):
         return "psp", beside | {"state_dict": state}
     if "conv1.conv.modulation.weight" in state:
@@ -334,9 +392,14 @@ def _recognise(contents):
 
 
 _KNOWN = {  # what people have beside such files, by a tensor of theirs
-    "body.0.res_layer.1.weight": "IR-SE-50, which recognises faces", "features.0.weight": "a classifier such as VGG",
-    "layer1.0.conv1.weight": "a classifier such as ResNet", "lin0.model.1.weight": "the linear layers of LPIPS",
-    "netcnnaud.0.weight": "SyncNet", "slice1.0.weight": "a classifier such as VGG", "Conv2d_1a_3x3.conv.weight": "Inception"}
+    "body.0.res_layer.1.weight": "IR-SE-50, which recognises faces",
+    "features.0.weight": "a classifier such as VGG",
+    "layer1.0.conv1.weight": "a classifier such as ResNet",
+    "lin0.model.1.weight": "the linear layers of LPIPS",
+    "netcnnaud.0.weight": "SyncNet",
+    "slice1.0.weight": "a classifier such as VGG",
+    "Conv2d_1a_3x3.conv.weight": "Inception",
+}
 
 
 def _stranger(contents):
@@ -350,7 +413,11 @@ def _stranger(contents):
 def _state(value):
     """The tensors of a state dict, or of a NVIDIA module, by name; what DataParallel and torch.compile put into names is taken out."""
     state = value.state if isinstance(value, pickles.Module) else value
-    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)} if isinstance(state, dict) else {}
+    state = (
+        {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+        if isinstance(state, dict)
+        else {}
+    )
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -366,8 +433,11 @@ def _record(value):
 
 def _rosinality(file, training):
     contents = file.contents
-    parts = [(name, lambda key=key: layouts.from_rosinality(_state(contents[key])))
-             for name, key in (("generator", "g"), ("discriminator", "d")) if training and key in contents]
+    parts = [
+        (name, lambda key=key: layouts.from_rosinality(_state(contents[key])))
+        for name, key in (("generator", "g"), ("discriminator", "d"))
+        if training and key in contents
+    ]
     model = layouts.from_rosinality(_state(contents.get("g_ema", contents.get("g"))))
     return file.generator(model, parts, _one_latent(contents.get("latent_avg")))
 
@@ -383,11 +453,16 @@ def _nvidia(file, training):
             raise TalkheadError(f"limits its activations to {_clamp(contents[key])}, the generator in use to {clamp}")
         group = _group(contents[key])
         if group != 4:
-            warnings.warn(f"{file.path}: its discriminator compared pictures in groups of {group}, here of 4", stacklevel=1)
+            warnings.warn(
+                f"{file.path}: its discriminator compared pictures in groups of {group}, here of 4", stacklevel=1
+            )
         return state
 
-    parts = [(name, lambda key=key: part(key))
-             for name, key in (("generator", "G"), ("discriminator", "D")) if training and key in contents]
+    parts = [
+        (name, lambda key=key: part(key))
+        for name, key in (("generator", "G"), ("discriminator", "D"))
+        if training and key in contents
+    ]
     return file.generator(model, parts, clamp=clamp)
 
 
@@ -412,7 +487,9 @@ def _psp_generator(file, training):
 
 def _psp_encoder(file, training):
     contents = file.contents
-    opts = {key: value for key, value in _record(contents.get("opts")).items() if isinstance(value, (str, int, float, bool))}
+    opts = {
+        key: value for key, value in _record(contents.get("opts")).items() if isinstance(value, (str, int, float, bool))
+    }
     state, latent_avg = _within(contents["state_dict"], "encoder."), contents.get("latent_avg")
     decoder, missing = None, ()
     if _within(contents["state_dict"], "decoder."):
@@ -424,13 +501,18 @@ def _psp_encoder(file, training):
     return {"config": config, "model": state, "missing": missing}
 
 
-_READERS = {"rosinality": {"generator": _rosinality}, "nvidia": {"generator": _nvidia},
-            "psp": {"generator": _psp_generator, "encoder": _psp_encoder}}
+_READERS = {
+    "rosinality": {"generator": _rosinality},
+    "nvidia": {"generator": _nvidia},
+    "psp": {"generator": _psp_generator, "encoder": _psp_encoder},
+}
 
 
 def _one_latent(w):
     """(512,), (1, 512) or, once for each layer, (L, 512) -> (512,)."""
-    if w is not None and not (isinstance(w, torch.Tensor) and w.is_floating_point() and w.dim() in (1, 2) and w.numel()):
+    if w is not None and not (
+        isinstance(w, torch.Tensor) and w.is_floating_point() and w.dim() in (1, 2) and w.numel()
+    ):
         raise TalkheadError("its latent_avg is not a latent; the file is damaged")
     if w is None or w.dim() == 1:
         return w
@@ -448,7 +530,9 @@ def _complete(state, config):
             missing = ["noise"]
     if "w_avg" not in state:
         mapping = Generator(8, [1, 1], config["z_dim"], config["w_dim"], config["mapping_layers"]).double()
-        mapping.load_state_dict({name: value for name, value in state.items() if name.startswith("mapping_net.")}, strict=False)
+        mapping.load_state_dict(
+            {name: value for name, value in state.items() if name.startswith("mapping_net.")}, strict=False
+        )
         # In double precision, so that every machine finds the same fingerprint; and ever of these z, or what was trained
         # against such a file would not fit any more.
         state["w_avg"] = latents.mean_latent(mapping, random=torch.Generator().manual_seed(0))
@@ -457,6 +541,7 @@ def _complete(state, config):
 
 
 # From a file to a file ------------------------------------------------------------------------------------------------
+
 
 def convert(source, destination, to="talkhead", part=None):
     """Rewrite a weights file in the layout of another project, bit for bit: generators, discriminator, noise and mean of W.
@@ -473,9 +558,13 @@ def convert(source, destination, to="talkhead", part=None):
     """
     weights = read(source, part)
     if to != "talkhead" and weights["kind"] != "generator":
-        raise TalkheadError(f"{source}: holds {files.a(weights['kind'])}; only a generator can be written for {to}, pass --to talkhead")
+        raise TalkheadError(
+            f"{source}: holds {files.a(weights['kind'])}; only a generator can be written for {to}, pass --to talkhead"
+        )
     if to != "talkhead" and "w_avg" not in weights["model"]:
-        raise TalkheadError(f"{source}: a generator without w_avg, its mean of W; the file is damaged, copy or train it again")
+        raise TalkheadError(
+            f"{source}: a generator without w_avg, its mean of W; the file is damaged, copy or train it again"
+        )
     files.save_weights(destination, _WRITERS[to](weights))
 
 
@@ -483,9 +572,16 @@ def _to_rosinality(weights):
     model, training = weights["model"], weights.get("training", {})
     channels = weights["config"]["channels"]
     if channels != _rosinality_channels(channels):
-        warnings.warn(f"rosinality's code makes no generator of the channels {channels}; change its table to load this file", stacklevel=1)
+        warnings.warn(
+            f"rosinality's code makes no generator of the channels {channels}; change its table to load this file",
+            stacklevel=1,
+        )
     contents = {"g_ema": layouts.to_rosinality(model), "latent_avg": model["w_avg"]}
-    contents |= {key: layouts.to_rosinality(training[name]) for name, key in (("generator", "g"), ("discriminator", "d")) if name in training}
+    contents |= {
+        key: layouts.to_rosinality(training[name])
+        for name, key in (("generator", "g"), ("discriminator", "d"))
+        if name in training
+    }
     record = _own_record(weights)
     if "generator" in training and not torch.equal(training["generator"]["w_avg"], model["w_avg"]):
         record["w_avg"] = training["generator"]["w_avg"]
@@ -495,11 +591,22 @@ def _to_rosinality(weights):
 def _to_nvidia(weights):
     model, training, config = weights["model"], weights.get("training", {}), weights["config"]
     contents = {"G_ema": layouts.to_nvidia(model)}
-    contents |= {key: layouts.to_nvidia(training[name]) for name, key in (("generator", "G"), ("discriminator", "D")) if name in training}
+    contents |= {
+        key: layouts.to_nvidia(training[name])
+        for name, key in (("generator", "G"), ("discriminator", "D"))
+        if name in training
+    }
     widths = _nvidia_widths(config) | {"num_fp16_res": 0, "conv_clamp": config.get("clamp")}
     sizes = {"img_resolution": config["resolution"], "img_channels": 3, "c_dim": 0}
-    kwargs = {"G": sizes | {"z_dim": config["z_dim"], "w_dim": config["w_dim"], "synthesis_kwargs": widths,
-                            "mapping_kwargs": {"num_layers": config["mapping_layers"]}}}
+    kwargs = {
+        "G": sizes
+        | {
+            "z_dim": config["z_dim"],
+            "w_dim": config["w_dim"],
+            "synthesis_kwargs": widths,
+            "mapping_kwargs": {"num_layers": config["mapping_layers"]},
+        }
+    }
     if "D" in contents:
         kwargs["D"] = sizes | _nvidia_widths(layouts.discriminator_config(training["discriminator"]))
         kwargs["D"] |= {"num_fp16_res": 0, "conv_clamp": config.get("clamp")}
@@ -514,7 +621,10 @@ _OWN_CONFIG = ("clamp", "lineage")
 
 def _own_record(weights):
     """What another project's layout has no place for. Their code does not look at it."""
-    return {"step": weights["step"], "config": {key: weights["config"][key] for key in _OWN_CONFIG if key in weights["config"]}}
+    return {
+        "step": weights["step"],
+        "config": {key: weights["config"][key] for key in _OWN_CONFIG if key in weights["config"]},
+    }
 
 
 def _rosinality_channels(channels):
@@ -528,7 +638,10 @@ def _nvidia_widths(config):
     channels, resolution = config["channels"], config["resolution"]
     widths = {"channel_base": channels[-1] * resolution, "channel_max": channels[0]}
     if channels != [min(widths["channel_base"] // (4 << k), widths["channel_max"]) for k in range(len(channels))]:
-        warnings.warn(f"NVIDIA's code makes no network of the channels {channels}; the kwargs in this file do not fit it", stacklevel=1)
+        warnings.warn(
+            f"NVIDIA's code makes no network of the channels {channels}; the kwargs in this file do not fit it",
+            stacklevel=1,
+        )
     return widths
 
 
@@ -539,12 +652,19 @@ def export(source, destination, half=True):
     raises   TalkheadError if the file cannot be read or written
     """
     weights = read(source, training=False)
-    model = {name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()}
-    kept = {key: weights[key] for key in ("kind", "config", "step", "perceptual", "identity", "photo", "learnt_from") if key in weights}
+    model = {
+        name: value.half() if half and value.is_floating_point() else value for name, value in weights["model"].items()
+    }
+    kept = {
+        key: weights[key]
+        for key in ("kind", "config", "step", "perceptual", "identity", "photo", "learnt_from")
+        if key in weights
+    }
     files.save_weights(destination, kept | {"model": model})
 
 
 # What a file holds ----------------------------------------------------------------------------------------------------
+
 
 def describe(path):
     """What a weights file holds, whoever wrote it: a dict of plain values.
@@ -570,14 +690,26 @@ def describe(path):
 def _described(file, kind):
     weights = file.ours(kind)
     model, config, training = weights["model"], weights["config"], weights.get("training", {})
-    about = {"kind": kind, "step": weights["step"], "parameters": _parameters(file.path, kind, config),
-             "precision": str(next(iter(model.values())).dtype).removeprefix("torch."),
-             "training_state": bool(training) or _has_optimizer(file.contents), "config": config}
+    about = {
+        "kind": kind,
+        "step": weights["step"],
+        "parameters": _parameters(file.path, kind, config),
+        "precision": str(next(iter(model.values())).dtype).removeprefix("torch."),
+        "training_state": bool(training) or _has_optimizer(file.contents),
+        "config": config,
+    }
     if kind == "generator":
-        about |= {"resolution": config["resolution"], "num_ws": 2 * len(config["channels"]), "fingerprint": fingerprint(model)}
+        about |= {
+            "resolution": config["resolution"],
+            "num_ws": 2 * len(config["channels"]),
+            "fingerprint": fingerprint(model),
+        }
         about |= {name: "missing" if name in weights["missing"] else "recorded" for name in ("w_avg", "noise")}
-        about |= {"discriminator": "discriminator" in training, "training_copy": "generator" in training,
-                  "optimizer": _has_optimizer(file.contents)}
+        about |= {
+            "discriminator": "discriminator" in training,
+            "training_copy": "generator" in training,
+            "optimizer": _has_optimizer(file.contents),
+        }
         about |= {"identity": True} if weights.get("identity") is not None else {}
     elif kind == "encoder":
         about["num_ws"] = config.get("encoder", config)["num_ws"]
@@ -593,7 +725,9 @@ def _parameters(path, kind, config):
         with torch.device("meta"):  # shapes alone
             network = _network(kind, config.get("network", config))
     except (TypeError, RuntimeError, KeyError) as problem:
-        raise TalkheadError(f"{path}: its config makes no {kind} ({str(problem).splitlines()[0]}); the file is damaged or from another version") from problem
+        raise TalkheadError(
+            f"{path}: its config makes no {kind} ({str(problem).splitlines()[0]}); the file is damaged or from another version"
+        ) from problem
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -601,9 +735,14 @@ def _network(kind, config):
     """An untrained network of a kind."""
     from talkhead import acoustics, audio2latent, keypoints, video_gan
 
-    make = {"generator": lambda: build(config), "encoder": lambda: encoders.build(config, _generator),
-            "audio2latent": lambda: audio2latent.build(**config), "video_gan": lambda: video_gan.LatentGenerator(**config),
-            "speech": lambda: acoustics.CharacterModel(**config), "keypoints": lambda: keypoints.KeypointNetwork(**config)}
+    make = {
+        "generator": lambda: build(config),
+        "encoder": lambda: encoders.build(config, _generator),
+        "audio2latent": lambda: audio2latent.build(**config),
+        "video_gan": lambda: video_gan.LatentGenerator(**config),
+        "speech": lambda: acoustics.CharacterModel(**config),
+        "keypoints": lambda: keypoints.KeypointNetwork(**config),
+    }
     return make[kind]()
 
 
@@ -611,7 +750,15 @@ def _has_optimizer(contents):
     return any(str(key).endswith(("optim", "optimizer")) for key in [*contents, *_record(contents.get("training"))])
 
 
-_TOLD = ("dataset_type", "encoder_type", "output_size", "stylegan_size", "start_from_latent_avg", "learn_in_w", "max_steps")
+_TOLD = (
+    "dataset_type",
+    "encoder_type",
+    "output_size",
+    "stylegan_size",
+    "start_from_latent_avg",
+    "learn_in_w",
+    "max_steps",
+)
 
 
 def _trained_with(contents):

@@ -17,13 +17,17 @@ from talkhead.errors import TalkheadError
 # ---------------------------------------------------------------------------------------------------------------
 # What several commands do with their options
 
+
 def _perceptual(name, device):
     """A perceptual distance by name; where "auto" had to choose, which one it is gets said."""
     from talkhead.losses import Perceptual
 
     perceptual = Perceptual(name).to(device)
     if name == "auto":
-        shell.say(f"perceptual loss: {perceptual.name}" + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips"))
+        shell.say(
+            f"perceptual loss: {perceptual.name}"
+            + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips")
+        )
     return perceptual
 
 
@@ -43,7 +47,12 @@ def _load(device, **paths):
     found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
     generator = checkpoints.load_generator(found.pop("generator"), device)
     encoder = [checkpoints.load_encoder(found.pop("encoder"), generator, device)] if "encoder" in found else []
-    return device, generator, *encoder, *(_load_driver(kind, path, generator, encoder, device) for kind, path in found.items())
+    return (
+        device,
+        generator,
+        *encoder,
+        *(_load_driver(kind, path, generator, encoder, device) for kind, path in found.items()),
+    )
 
 
 def _load_driver(kind, path, generator, encoder, device):
@@ -115,11 +124,13 @@ def _device(name, listing):
 
 def _finder(detector, detector_model, device):
     """A function that gives the face detector. It is loaded once, and not before it is wanted: what is aligned needs none."""
+
     @functools.cache
     def find():
         from talkhead import faces
 
         return faces.detector(detector, detector_model, device)
+
     return find
 
 
@@ -152,8 +163,10 @@ def _lessons(name, generator, encoder, frames, device):
 
     side = len(frames[0])
     if side < generator.resolution:
-        shell.say(f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
-                  f"or align it with --size {generator.resolution}")
+        shell.say(
+            f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
+            f"or align it with --size {generator.resolution}"
+        )
     pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
     return training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames])), pivots
 
@@ -171,7 +184,9 @@ def _left_out(problems, frames):
     for problem in problems:
         shell.say(f"left out: {problem}")
     if problems:
-        shell.say(f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken")
+        shell.say(
+            f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
+        )
 
 
 def _networks(init, critic_channels, freeze_d, **sizes):
@@ -184,16 +199,24 @@ def _networks(init, critic_channels, freeze_d, **sizes):
         config["channels"] = stylegan.extended(config["channels"], sizes["resolution"])
     config |= {key: value for key, value in sizes.items() if value is not None}
     generator = stylegan.build(config)
-    critic = stylegan.Discriminator(generator.resolution, critic_channels or config.get("channels"), config.get("clamp"))
+    critic = stylegan.Discriminator(
+        generator.resolution, critic_channels or config.get("channels"), config.get("clamp")
+    )
     if init is None:
         return generator, critic, set()
     training = weights.get("training", {})
-    stylegan.inherit(generator, {name: value.float() for name, value in training.get("generator", weights["model"]).items()})
+    stylegan.inherit(
+        generator, {name: value.float() for name, value in training.get("generator", weights["model"]).items()}
+    )
     judged = training.get("discriminator", {})
-    if {name: value.shape for name, value in judged.items()} == {name: value.shape for name, value in critic.state_dict().items()}:
+    if {name: value.shape for name, value in judged.items()} == {
+        name: value.shape for name, value in critic.state_dict().items()
+    }:
         critic.load_state_dict(judged)
     elif freeze_d:
-        raise TalkheadError(f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes")
+        raise TalkheadError(
+            f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes"
+        )
     else:
         shell.say(f"{init}: no critic of these sizes; a new one learns from the start")
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
@@ -209,7 +232,9 @@ def _encoder(init, num_ws, shape):
     if not isinstance(smaller, encoders.ResNetEncoder):
         raise TalkheadError(f"{init}: only an encoder of architecture resnet is trained along; leave it out")
     if smaller.num_ws > num_ws:
-        raise TalkheadError(f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator")
+        raise TalkheadError(
+            f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator"
+        )
     return encoders.grown(smaller, num_ws)
 
 
@@ -261,6 +286,7 @@ def _openings(path, find):
 # ---------------------------------------------------------------------------------------------------------------
 # Commands
 
+
 @click.group(cls=shell.Shell, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="talkhead")
 def cli():
@@ -281,7 +307,9 @@ def cli():
 @options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
 @options.face
-@options.output("Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None)
+@options.output(
+    "Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None
+)
 @options.listed("the path of a clip")
 @options.detection
 @options.device
@@ -318,7 +346,9 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
             shell.say(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
         corners = []
-        with files.FrameWriter(output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}) as writer:
+        with files.FrameWriter(
+            output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}
+        ) as writer:
             for crop, quad, index in shell.progress(crops):
                 writer.write(crop)
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
@@ -331,12 +361,28 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
 
 @cli.command()
 @options.source
-@click.option("--into", metavar="FILE", required=True, callback=options.from_stdin,
-              help="The clip that was aligned, or a photo, which then stands still behind the face.")
-@click.option("--quads", metavar="FILE", required=True, callback=options.from_stdin, help="Where the face was cut out: what align --quads wrote.")
+@click.option(
+    "--into",
+    metavar="FILE",
+    required=True,
+    callback=options.from_stdin,
+    help="The clip that was aligned, or a photo, which then stands still behind the face.",
+)
+@click.option(
+    "--quads",
+    metavar="FILE",
+    required=True,
+    callback=options.from_stdin,
+    help="Where the face was cut out: what align --quads wrote.",
+)
 @options.output("Video, picture, folder of pictures, or a pipe.")
 @options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
-@click.option("--match-colour/--no-match-colour", default=True, show_default=True, help="Give the face the colours that it has in the frame.")
+@click.option(
+    "--match-colour/--no-match-colour",
+    default=True,
+    show_default=True,
+    help="Give the face the colours that it has in the frame.",
+)
 def paste(source, into, quads, output, feather, match_colour):
     """Put a talking head back into the frames that it was cut from.
 
@@ -352,7 +398,9 @@ def paste(source, into, quads, output, feather, match_colour):
     with files.read_frames(source) as head, files.read_frames(into) as clip:
         if about.get("frame") not in (None, list(clip.size)):
             height, width = about["frame"]
-            raise TalkheadError(f"{into}: {clip.size[1]}x{clip.size[0]}, but the quads are of frames of {width}x{height}; pass the clip that was aligned")
+            raise TalkheadError(
+                f"{into}: {clip.size[1]}x{clip.size[0]}, but the quads are of frames of {width}x{height}; pass the clip that was aligned"
+            )
         tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
         frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
         with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
@@ -365,25 +413,44 @@ def paste(source, into, quads, output, feather, match_colour):
 @options.output("Latents (.npy, float32, frames × layers × 512).")
 @options.weights_in("generator")
 @options.weights_in("encoder")
-@options.one_of("--method", ["encoder", "optimise", "sequential", "hybrid"], "encoder",
-        "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.")
-@options.one_of("--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed.")
+@options.one_of(
+    "--method",
+    ["encoder", "optimise", "sequential", "hybrid"],
+    "encoder",
+    "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.",
+)
+@options.one_of(
+    "--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed."
+)
 @options.steps(5000)
-@click.option("--next-steps", type=click.IntRange(min=1), help="Steps for each frame of a clip after the first.  [default: 500 sequential, 100 hybrid]")
+@click.option(
+    "--next-steps",
+    type=click.IntRange(min=1),
+    help="Steps for each frame of a clip after the first.  [default: 500 sequential, 100 hybrid]",
+)
 @options.number("--hybrid-steps", 500, "Steps for a photo, or a clip's first frame, from the encoder's code.", least=1)
 @options.lr(0.01)
 @options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @options.perceptual
 @options.number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
-@options.number("--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps.")
+@options.number(
+    "--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps."
+)
 @options.precision
 @options.batch(4)
-@click.option("--log", metavar="FILE", callback=options.writable, help="Write the loss of every frame's steps here, as JSON lines.")
+@click.option(
+    "--log",
+    metavar="FILE",
+    callback=options.writable,
+    help="Write the loss of every frame's steps here, as JSON lines.",
+)
 @options.number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
 @options.listed("the path of a clip")
 @options.seed
 @options.device
-def invert(source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options):
+def invert(
+    source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options
+):
     """Find the latents that make a generator draw each frame.
 
     Optimising into a named file keeps what is done in FILE.part: the same command goes on from there.
@@ -396,7 +463,9 @@ def invert(source, output, listing, shard, overwrite, generator, encoder, method
     networks = {"generator": generator} | ({"encoder": encoder} if method in ("encoder", "hybrid") else {})
     device, generator, *encoder = _load(_device(device, listing), **networks)
     perceptual = None if method == "encoder" else _perceptual(perceptual, device)
-    work = functools.partial(_invert, generator=generator, encoder=encoder, method=method, perceptual=perceptual, device=device, **options)
+    work = functools.partial(
+        _invert, generator=generator, encoder=encoder, method=method, perceptual=perceptual, device=device, **options
+    )
     if listing is not None:
         return _each(work, listing, output, shard, overwrite, suffix=".npy", beside=[".json"])
     work(source, output, log=log, log_every=log_every)
@@ -411,9 +480,13 @@ def _invert(source, output, generator, encoder, method, perceptual, device, log=
         if not reader.aligned:
             shell.say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
-            latents = inversion.invert(shell.progress(reader, reader.count), generator, method, *encoder, device=device, **options)
+            latents = inversion.invert(
+                shell.progress(reader, reader.count), generator, method, *encoder, device=device, **options
+            )
             return files.write_latents(output, latents, about)
-        return _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, device=device, **options)
+        return _optimised(
+            reader, output, generator, method, encoder, perceptual, log, log_every, about, device=device, **options
+        )
 
 
 def _optimised(reader, output, generator, method, encoder, perceptual, log, log_every, about, **options):
@@ -427,52 +500,129 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     if resumed:
         shell.say(f"{partial}: going on from what was done")
     with shell.DescentLog(total, log, log_every, resumed) as watch:
-        latents = inversion.invert(reader, generator, method, *encoder, perceptual=perceptual, partial=partial, on_record=watch.record, **options)
+        latents = inversion.invert(
+            reader,
+            generator,
+            method,
+            *encoder,
+            perceptual=perceptual,
+            partial=partial,
+            on_record=watch.record,
+            **options,
+        )
         count = files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
     if options["tolerance"]:
-        shell.say(f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all")
+        shell.say(
+            f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all"
+        )
     if partial is not None and os.path.exists(partial):
         os.remove(partial)
     return count
 
 
 @cli.command()
-@options.input_option("--identity", "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
-                                    "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).")
-@options.input_option("--audio", "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.")
-@click.option("--noise-seed", metavar="N,N,…", callback=options.whole_numbers,
-              help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]")
-@options.input_option("--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write).")
+@options.input_option(
+    "--identity",
+    "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
+    "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).",
+)
+@options.input_option(
+    "--audio",
+    "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.",
+)
+@click.option(
+    "--noise-seed",
+    metavar="N,N,…",
+    callback=options.whole_numbers,
+    help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]"
+)
+@options.input_option(
+    "--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write)."
+)
 @options.output("Video, folder of pictures, or a pipe.")
 @options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @options.weights_in("generator")
 @options.weights_in("encoder")
 @options.weights_in("audio2latent")
-@click.option("--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]")
+@click.option(
+    "--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]"
+)
 @options.heard
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @options.weights_in("video_gan")
 @options.alignment
-@options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame of an identity clip where no face is found.")
-@click.option("--detail/--no-detail", default=True, show_default=True,
-              help="Carry the photo along at its own resolution, or show the generator's own frames.")
+@options.one_of(
+    "--on-missing",
+    ["fail", "hold", "skip"],
+    "fail",
+    "What to do with a frame of an identity clip where no face is found.",
+)
+@click.option(
+    "--detail/--no-detail",
+    default=True,
+    show_default=True,
+    help="Carry the photo along at its own resolution, or show the generator's own frames.",
+)
 @click.option("--whole", is_flag=True, help="The whole photo or clip speaks, not the face cut out of it.")
-@click.option("--size", type=click.IntRange(16, 4096), help="Side of the face cut out.  [default: the photo's own, at most 1024]")
-@click.option("--neutral/--no-neutral", default=True, show_default=True, help="Bring a mouth that is open in the photo to rest first.")
+@click.option(
+    "--size", type=click.IntRange(16, 4096), help="Side of the face cut out.  [default: the photo's own, at most 1024]"
+)
+@click.option(
+    "--neutral/--no-neutral",
+    default=True,
+    show_default=True,
+    help="Bring a mouth that is open in the photo to rest first.",
+)
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
 @options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
 @options.motion
-@options.one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the drawing; a GPU is faster at the halves.")
+@options.one_of(
+    "--precision",
+    ["float32", "bfloat16", "float16"],
+    "float32",
+    "Arithmetic of the drawing; a GPU is faster at the halves.",
+)
 @options.batch(8)
 @options.listed("identity, tab, audio; with --noise-seed, identity")
 @options.seed
 @options.device
-def generate(identity, audio, noise_seed, seconds, latents, output, latents_out, listing, shard, overwrite, generator, encoder, audio2latent,
-             model, features, features_model, deterministic, video_gan, label, gain, gate, layers, blink, blink_latent, precision, batch, device,
-             detector, detector_model, **options):
+def generate(
+    identity,
+    audio,
+    noise_seed,
+    seconds,
+    latents,
+    output,
+    latents_out,
+    listing,
+    shard,
+    overwrite,
+    generator,
+    encoder,
+    audio2latent,
+    model,
+    features,
+    features_model,
+    deterministic,
+    video_gan,
+    label,
+    gain,
+    gate,
+    layers,
+    blink,
+    blink_latent,
+    precision,
+    batch,
+    device,
+    detector,
+    detector_model,
+    **options,
+):
     """Make a face speak, or move by chance, or render latents.
 
     A clip as the identity is dubbed: its frames keep all but the mouth, which says what --audio says.
@@ -501,18 +651,39 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
             options |= {"find": _finder(detector, detector_model, device), "perceptual": None}
             code, _, look = _identity(identity, generator, None, seer, {}, device, speaks=False, **options)
         with contextlib.nullcontext() if audio is None else _sound(audio) as sound:
-            return _draw(generator, path, len(path), sound, output, latents_out, look, code, head=True, batch=batch, **drawing)
+            return _draw(
+                generator, path, len(path), sound, output, latents_out, look, code, head=True, batch=batch, **drawing
+            )
     drives = {"video_gan": video_gan} if noise_seed else {"audio2latent": _speech_model(model, audio2latent)}
     # Before the networks are loaded: what is wrong with it is known at once, and a recorder need not wait.
     opened = None if audio is None else click.get_current_context().with_resource(_sound(audio))
     told, tuned = generator, identity if identity and _prepared(identity) and not files.is_latents(identity) else None
     seen = {} if identity and _prepared(identity) else {"encoder": encoder}
     device, generator, *seer, driver = _load(device, generator=told or tuned, **seen, **drives)
-    motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"], "deterministic": deterministic}
+    motion = {
+        "gain": gain,
+        "gate": gate,
+        "layers": layers,
+        "blink": blink,
+        "seed": options["seed"],
+        "deterministic": deterministic,
+    }
     if blink:
         motion["blink_latent"] = _blink(blink_latent, generator)
-    options |= {"find": _finder(detector, detector_model, device), "perceptual": _perceptual("auto", device) if options["pti"] else None}
-    face_of = functools.partial(_identity, generator=generator, told=told, seer=seer, drives=drives, device=device, speaks=not noise_seed, **options)
+    options |= {
+        "find": _finder(detector, detector_model, device),
+        "perceptual": _perceptual("auto", device) if options["pti"] else None,
+    }
+    face_of = functools.partial(
+        _identity,
+        generator=generator,
+        told=told,
+        seer=seer,
+        drives=drives,
+        device=device,
+        speaks=not noise_seed,
+        **options,
+    )
     if not noise_seed:
         features = heard_by(driver, features, features_model, device)
 
@@ -524,13 +695,38 @@ def generate(identity, audio, noise_seed, seconds, latents, output, latents_out,
                 synthesis.match_range(look, speaker, driver, code, features)
             path = synthesis.drive(None, driver, code, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
-            return _draw(speaker, path, frames, sound, output, latents_out, look, code, blink, options["seed"], batch=size, **drawing)
+            return _draw(
+                speaker,
+                path,
+                frames,
+                sound,
+                output,
+                latents_out,
+                look,
+                code,
+                blink,
+                options["seed"],
+                batch=size,
+                **drawing,
+            )
 
     def wander(identity, output, latents_out=None):
         code, mover, look = face_of(identity)
         segments = _segments(noise_seed, seconds)
         path = synthesis.wander(None, driver, code, segments, batch=batch, gain=gain)
-        return _draw(mover, path, sum(count for _, count in segments), None, output, latents_out, look, code, head=True, batch=batch, **drawing)
+        return _draw(
+            mover,
+            path,
+            sum(count for _, count in segments),
+            None,
+            output,
+            latents_out,
+            look,
+            code,
+            head=True,
+            batch=batch,
+            **drawing,
+        )
 
     fields, work = (("identity",), wander) if noise_seed else (("identity", "audio"), speak)
     if listing is not None:
@@ -551,7 +747,9 @@ def _sound(source):
     """A sound that is heard as it comes, and goes along with the frames."""
     from talkhead import files
 
-    return files.read_sound(source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"))
+    return files.read_sound(
+        source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
+    )
 
 
 def _blink(source, generator):
@@ -561,11 +759,15 @@ def _blink(source, generator):
     source = source or str(checkpoints.WEIGHTS / "blink.npy")
     owner = files.read_about(source).get("generator")
     if owner is not None and owner not in generator.lineage:
-        raise TalkheadError(f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; pass its own as --blink-latent, "
-                            "which examples/learn_blink.py makes")
+        raise TalkheadError(
+            f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; pass its own as --blink-latent, "
+            "which examples/learn_blink.py makes"
+        )
     latent = files.read_latents(source)[0]
     if len(latent) != generator.num_ws and (owner is None or len(latent) > generator.num_ws):
-        raise TalkheadError(f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent")
+        raise TalkheadError(
+            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent"
+        )
     return latents.grow(latent, generator.num_ws)
 
 
@@ -579,17 +781,37 @@ def _prepared(identity):
     return identity.lower().endswith((".pt", ".npy", ".npz"))
 
 
-def _draw(generator, path, frames, sound, output, latents_out, look=None, code=None, blink=0.0, seed=0, head=False, *, batch, precision, labelled):
+def _draw(
+    generator,
+    path,
+    frames,
+    sound,
+    output,
+    latents_out,
+    look=None,
+    code=None,
+    blink=0.0,
+    seed=0,
+    head=False,
+    *,
+    batch,
+    precision,
+    labelled,
+):
     """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
     from talkhead import files, synthesis
 
     with contextlib.ExitStack() as stack:
         if latents_out:
-            path = stack.enter_context(files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS}))
+            path = stack.enter_context(
+                files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
+            )
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
         if look is not None:
-            pictures = synthesis.with_detail(pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head, batch=batch)
+            pictures = synthesis.with_detail(
+                pictures, look, generator, code, precision=precision, blink=blink, seed=seed, head=head, batch=batch
+            )
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)
@@ -615,11 +837,19 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
         raise click.UsageError("--seconds goes with --noise-seed; speech and latents are as long as they are")
     if latents is None and listing is None and (identity is None or audio is None and not noise_seed):
         raise click.UsageError("pass --identity and --audio or --noise-seed, or --latents")
-    if latents is not None and identity is not None and (options["pti"] or not options["detail"] or _prepared(identity)):
-        raise click.UsageError("--latents say how the face moves; --identity is then the photo that moves, without --pti and --no-detail")
+    if (
+        latents is not None
+        and identity is not None
+        and (options["pti"] or not options["detail"] or _prepared(identity))
+    ):
+        raise click.UsageError(
+            "--latents say how the face moves; --identity is then the photo that moves, without --pti and --no-detail"
+        )
     if options["whole"] and (options["size"] or not options["detail"]):
         raise click.UsageError("--whole keeps the photo's size and detail; leave --size and --no-detail out")
-    if (options["whole"] or options["size"]) and (identity is None and listing is None or identity is not None and _prepared(identity)):
+    if (options["whole"] or options["size"]) and (
+        identity is None and listing is None or identity is not None and _prepared(identity)
+    ):
         raise click.UsageError("--whole and --size want a photo or clip as --identity")
     if options["pti"] and identity is not None and _prepared(identity):
         raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
@@ -629,7 +859,9 @@ def _check_owner(name, about, generator):
     """Latents that say which generator they belong to are drawn by it, or by one tuned from it."""
     owner = about.get("generator")
     if owner is not None and owner not in generator.lineage:
-        raise TalkheadError(f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator")
+        raise TalkheadError(
+            f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator"
+        )
 
 
 def _check_fit(name, latent, generator):
@@ -638,10 +870,27 @@ def _check_fit(name, latent, generator):
 
     _check_owner(name, files.read_about(name), generator)
     if len(latent) != generator.num_ws:
-        raise TalkheadError(f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator")
+        raise TalkheadError(
+            f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator"
+        )
 
 
-def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_steps, pti_frames, detail, perceptual, seed, **places):
+def _identity(
+    source,
+    generator,
+    told,
+    seer,
+    drives,
+    device,
+    speaks,
+    pti,
+    pti_steps,
+    pti_frames,
+    detail,
+    perceptual,
+    seed,
+    **places,
+):
     """The code (L, 512) of the face that will speak, the generator that draws it, tuned on it if asked, and its detail: Photo, Film or None.
 
     generator, seer   the networks loaded: generator, and [encoder] or []
@@ -662,14 +911,31 @@ def _identity(source, generator, told, seer, drives, device, speaks, pti, pti_st
             look = _look(reader, generator, speaks, **places)
             frames = [look.face(synthesis.aligned_side(generator))]
             if pti and isinstance(look, Film):
-                frames += [look.crop(index, len(frames[0])) for index in range(0, len(look), -(-len(look) // max(pti_frames - 1, 1)))]
+                frames += [
+                    look.crop(index, len(frames[0]))
+                    for index in range(0, len(look), -(-len(look) // max(pti_frames - 1, 1)))
+                ]
         else:
-            look, followed = None, _followed(reader, *(places[name] for name in ("aligned", "face", "find", "on_missing")))
-            frames = [_cut(frame, quad, synthesis.aligned_side(generator)) for frame, quad, _ in islice(followed, pti_frames if pti else 1)]
+            look, followed = (
+                None,
+                _followed(reader, *(places[name] for name in ("aligned", "face", "find", "on_missing"))),
+            )
+            frames = [
+                _cut(frame, quad, synthesis.aligned_side(generator))
+                for frame, quad, _ in islice(followed, pti_frames if pti else 1)
+            ]
     if pti:
         images, pivots = _lessons(reader.name, generator, *seer, frames, device)
         with shell.progress(None, pti_steps, "step") as bar:
-            generator = tune(generator, images, pivots, pti_steps, perceptual=perceptual, seed=seed, on_record=lambda record: bar.update())
+            generator = tune(
+                generator,
+                images,
+                pivots,
+                pti_steps,
+                perceptual=perceptual,
+                seed=seed,
+                on_record=lambda record: bar.update(),
+            )
     return synthesis.origin(*seer, frames[0]), generator, look
 
 
@@ -687,8 +953,12 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
-        shell.say(f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better")
-    look = synthesis.identity_of(islice(chain([first], tracked), None if speaks else 1), generator, whole, size, neutral, name=reader.name)
+        shell.say(
+            f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better"
+        )
+    look = synthesis.identity_of(
+        islice(chain([first], tracked), None if speaks else 1), generator, whole, size, neutral, name=reader.name
+    )
     if isinstance(look, Film):
         with contextlib.suppress(TalkheadError):  # no sound track, or a pipe that has been read
             look.sound = files.read_audio(reader.name)
@@ -706,12 +976,20 @@ def _prepared_identity(source, generator, told, drives, device, detail, neutral)
         return codes.mean(0), generator, None
     tuned = checkpoints.load_generator(source, device)
     if tuned.identity is None:
-        raise TalkheadError(f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity")
+        raise TalkheadError(
+            f"{source}: holds no face beside the generator; tune again with talkhead pti, or pass it as --generator and a picture as --identity"
+        )
     if told is not None and tuned.fingerprint != generator.fingerprint:
-        raise TalkheadError(f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out")
+        raise TalkheadError(
+            f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out"
+        )
     for kind, path in drives.items():
         _load_driver(kind, path or checkpoints.bundled(kind), tuned, [], device)  # of the same family?
-    look = Photo(tuned.photo, checkpoints.load_keypoints(), neutral=neutral) if detail and tuned.photo is not None else None
+    look = (
+        Photo(tuned.photo, checkpoints.load_keypoints(), neutral=neutral)
+        if detail and tuned.photo is not None
+        else None
+    )
     return tuned.identity, tuned, look
 
 
@@ -725,11 +1003,27 @@ def _prepared_identity(source, generator, told, drives, device, detail, neutral)
 @options.batch(4)
 @options.lr(3e-4)
 @options.perceptual
-@options.number("--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps.")
+@options.number(
+    "--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps."
+)
 @options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
 @options.sheets
 @options.run
-def pti(source, output, generator, encoder, perceptual, limit, aligned, face, detector, detector_model, tensorboard, device, **options):
+def pti(
+    source,
+    output,
+    generator,
+    encoder,
+    perceptual,
+    limit,
+    aligned,
+    face,
+    detector,
+    detector_model,
+    tensorboard,
+    device,
+    **options,
+):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
     \b
@@ -747,44 +1041,115 @@ def pti(source, output, generator, encoder, perceptual, limit, aligned, face, de
         side = synthesis.aligned_side(generator)
         frames = [_cut(frame, quad, side), *(_cut(frame, quad, side) for frame, quad, _ in followed)]
     images, pivots = _lessons(reader.name, generator, encoder, frames, device)
-    records = pti.train(images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options)
+    records = pti.train(
+        images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options
+    )
     shell.watch(records, options["steps"], tensorboard)
 
 
 @cli.command()
 @click.argument("pairs", metavar="REAL FAKE [REAL FAKE]...", nargs=-1, callback=options.pairs)
 @options.records
-@click.option("--list", "listing", metavar="FILE", is_eager=True, callback=options.from_stdin, help="Compare the pairs that lines of a file name: REAL, tab, FAKE.")
+@click.option(
+    "--list",
+    "listing",
+    metavar="FILE",
+    is_eager=True,
+    callback=options.from_stdin,
+    help="Compare the pairs that lines of a file name: REAL, tab, FAKE.",
+)
 @options.shard
 @click.option("--overwrite", is_flag=True, help="Measure again what is in the output file already.")
 @options.number("--workers", 1, "Processes.", least=1)
 @click.option("--table", is_flag=True, help="Print a table for people instead of JSON.")
-@click.option("--protocol", metavar="thesis|FILE", help="Measure as the thesis does, or as what metrics printed into FILE was measured.")
-@click.option("--fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frames a second at which clips are compared.")
-@click.option("--size", type=click.IntRange(min=11), help="Resize square frames to this side.  [default: compare frames of one size]")
-@click.option("--lmd/--no-lmd", default=True, show_default=True,
-              help="Measure what needs landmarks, and so a detector: LMD and its velocity, the mouth's opening, jitter, sharpness.")
-@click.option("--landmarks", metavar="PATH", help="True landmarks of REAL (.npy, frames × 68 × 2), or a folder with NAME.landmarks.npy.")
-@click.option("--enlarge", type=click.IntRange(1, 8), default=1, show_default=True, help="Enlarge frames so many times for the detector.")
+@click.option(
+    "--protocol",
+    metavar="thesis|FILE",
+    help="Measure as the thesis does, or as what metrics printed into FILE was measured.",
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(min=1),
+    default=25.0,
+    show_default=True,
+    help="Frames a second at which clips are compared.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=11),
+    help="Resize square frames to this side.  [default: compare frames of one size]",
+)
+@click.option(
+    "--lmd/--no-lmd",
+    default=True,
+    show_default=True,
+    help="Measure what needs landmarks, and so a detector: LMD and its velocity, the mouth's opening, jitter, sharpness.",
+)
+@click.option(
+    "--landmarks",
+    metavar="PATH",
+    help="True landmarks of REAL (.npy, frames × 68 × 2), or a folder with NAME.landmarks.npy.",
+)
+@click.option(
+    "--enlarge",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Enlarge frames so many times for the detector.",
+)
 @options.number("--max-lag", 5, "Frames by which the mouth may be late or early.")
-@click.option("--phonemes", metavar="PATH", help="When sounds are made, for the share of /p b m/ with shut lips: a TextGrid, .mlf, .lab, .align "
-                                                 "or a puppet's .json, or a folder of them by REAL's names.")
-@click.option("--dictionary", metavar="FILE", help="Pronunciations in CMUdict's format, where words are timed.  [default: GRID's words]")
-@options.number("--shut-below", 0.25, "Lips are shut below this share of the way from the true mouth's rest to its widest.")
+@click.option(
+    "--phonemes",
+    metavar="PATH",
+    help="When sounds are made, for the share of /p b m/ with shut lips: a TextGrid, .mlf, .lab, .align "
+    "or a puppet's .json, or a folder of them by REAL's names.",
+)
+@click.option(
+    "--dictionary",
+    metavar="FILE",
+    help="Pronunciations in CMUdict's format, where words are timed.  [default: GRID's words]",
+)
+@options.number(
+    "--shut-below", 0.25, "Lips are shut below this share of the way from the true mouth's rest to its widest."
+)
 @options.number("--closure-tolerance", 1, "Frames by which lips may shut too early or too late.")
-@click.option("--fid", is_flag=True, help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.")
+@click.option(
+    "--fid",
+    is_flag=True,
+    help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.",
+)
 @options.fid_features
 @click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
-@click.option("--identity-network", metavar="FILE", help="Face recognition for the cosine of identities: model_ir_se50.pth, or a program of torch.export.")
+@click.option(
+    "--identity-network",
+    metavar="FILE",
+    help="Face recognition for the cosine of identities: model_ir_se50.pth, or a program of torch.export.",
+)
 @click.option("--aligned", is_flag=True, help="The faces are aligned already.")
 @click.option("--syncnet", metavar="FILE", help="SyncNet's weights, syncnet_v2.model, for LSE-C and LSE-D.")
-@click.option("--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips.")
+@click.option(
+    "--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips."
+)
 @options.weights_in("generator")
 @options.weights_in("encoder")
 @options.weights_in("audio2latent")
 @options.detection
 @options.device
-def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, networks, generator, encoder, audio2latent, **options):
+def metrics(
+    pairs,
+    output,
+    listing,
+    shard,
+    overwrite,
+    workers,
+    table,
+    protocol,
+    networks,
+    generator,
+    encoder,
+    audio2latent,
+    **options,
+):
     """Compare generated clips with the real ones, each number with the protocol that it was measured by.
 
     REAL and FAKE are clips, or two folders of clips that are matched by name.
@@ -798,9 +1163,28 @@ def metrics(pairs, output, listing, shard, overwrite, workers, table, protocol, 
     from talkhead import evaluation, files
 
     clips = _pairs(pairs, listing, networks)
-    speed = [evaluation.network_speed(*_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:])] if networks else []
-    records = _measured(clips, _protocol(protocol, options), None if output == "-" else output, table, overwrite=overwrite, workers=workers,
-                        shard=shell.share(shard)) if clips else []
+    speed = (
+        [
+            evaluation.network_speed(
+                *_load(options["device"], generator=generator, encoder=encoder, audio2latent=audio2latent)[1:]
+            )
+        ]
+        if networks
+        else []
+    )
+    records = (
+        _measured(
+            clips,
+            _protocol(protocol, options),
+            None if output == "-" else output,
+            table,
+            overwrite=overwrite,
+            workers=workers,
+            shard=shell.share(shard),
+        )
+        if clips
+        else []
+    )
     if table:
         click.echo(evaluation.table(records + speed))
     elif not clips and output != "-":
@@ -822,7 +1206,9 @@ def _pairs(places, listing, networks):
         raise click.UsageError("name REAL and FAKE, or a --list of such pairs")
     pairs, alone = evaluation.match(places)
     if alone:
-        shell.say(f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}")
+        shell.say(
+            f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
+        )
     return pairs
 
 
@@ -848,7 +1234,11 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
     if len(pairs) == 1 and output is None:
         found = evaluation.evaluate(pairs, protocol, watch=shell.progress)
     else:
-        found = shell.progress(evaluation.evaluate(pairs, protocol, output, shard=shard, **options), len(shard(pairs)) + (len(pairs) > 1), "pair")
+        found = shell.progress(
+            evaluation.evaluate(pairs, protocol, output, shard=shard, **options),
+            len(shard(pairs)) + (len(pairs) > 1),
+            "pair",
+        )
     for record in found:
         if "error" in record:
             shell.say(f"failed: {' '.join(record['error'].split())}")
@@ -860,8 +1250,14 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 
 @cli.command()
 @options.sources
-@click.option("-o", "--output", metavar="FILE", required=True, callback=options.writable,
-              help="The packed file (.npy); the .json beside it tells what came from where.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    callback=options.writable,
+    help="The packed file (.npy); the .json beside it tells what came from where.",
+)
 @options.number("--size", 256, "Side of the frames in pixels.", least=1)
 @options.data
 def pack(sources, output, size, every, limit):
@@ -875,7 +1271,10 @@ def pack(sources, output, size, every, limit):
 
     paths = datasets.clips(sources)
     records = list(shell.progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
-    problems, frames = [record["left_out"] for record in records if "left_out" in record], sum(record.get("frames", 0) for record in records)
+    problems, frames = (
+        [record["left_out"] for record in records if "left_out" in record],
+        sum(record.get("frames", 0) for record in records),
+    )
     _left_out(problems, frames)
     shell.print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
 
@@ -883,11 +1282,21 @@ def pack(sources, output, size, every, limit):
 @cli.command("train-stylegan")
 @options.sources
 @options.trained("the generator")
-@click.option("--resolution", type=click.IntRange(min=8), help="Side of the pictures, a power of two.  [default: 256, or that of --init]")
-@options.widths("Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]")
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=8),
+    help="Side of the pictures, a power of two.  [default: 256, or that of --init]",
+)
+@options.widths(
+    "Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]"
+)
 @options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
-@click.option("--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]")
-@options.init_option("Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels.")
+@click.option(
+    "--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]"
+)
+@options.init_option(
+    "Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels."
+)
 @options.training_steps
 @options.batch(16)
 @options.lr(0.002)
@@ -899,32 +1308,88 @@ def pack(sources, output, size, every, limit):
 @options.number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
 @options.number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@options.number("--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards.")
-@options.one_of("--augment", ["none", "ada", "fixed"], "none", "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.")
+@options.number(
+    "--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards."
+)
+@options.one_of(
+    "--augment",
+    ["none", "ada", "fixed"],
+    "none",
+    "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.",
+)
 @options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
 @options.number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
 @options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
-@options.number("--jitter", 0.0, "Probability with which a training picture is moved, bent and recoloured a little before anything learns from it.")
+@options.number(
+    "--jitter",
+    0.0,
+    "Probability with which a training picture is moved, bent and recoloured a little before anything learns from it.",
+)
 @options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing.")
-@click.option("--encoder-out", metavar="FILE", callback=options.writable, help="Train an encoder along, by reconstruction, and write it here (.pt).")
-@click.option("--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]")
+@click.option(
+    "--encoder-out",
+    metavar="FILE",
+    callback=options.writable,
+    help="Train an encoder along, by reconstruction, and write it here (.pt).",
+)
+@click.option(
+    "--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]"
+)
 @options.encoder_shape
-@options.number("--encoder-lr", 0.001, "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.")
+@options.number(
+    "--encoder-lr",
+    0.001,
+    "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.",
+)
 @options.number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
 @options.number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
-@options.number("--lip-weight", 0.0, "Weight of where the lips are, as the bundled keypoint network reads them in picture and reconstruction.")
+@options.number(
+    "--lip-weight",
+    0.0,
+    "Weight of where the lips are, as the bundled keypoint network reads them in picture and reconstruction.",
+)
 @options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
-@options.number("--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder.")
+@options.number(
+    "--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder."
+)
 @options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
-@options.number("--fid-every", 0, "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.")
-@options.number("--fid-images", 10_000, "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.", least=2)
+@options.number(
+    "--fid-every",
+    0,
+    "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.",
+)
+@options.number(
+    "--fid-images",
+    10_000,
+    "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.",
+    least=2,
+)
 @options.fid_features
 @options.perceptual
 @options.data
 @options.sheets
 @options.run
-def train_stylegan(sources, output, init, resolution, channels, critic_channels, mapping_layers, encoder_out, encoder_init,
-                   width, input_size, stem_stride, pool_size, perceptual, every, limit, tensorboard, device, **options):
+def train_stylegan(
+    sources,
+    output,
+    init,
+    resolution,
+    channels,
+    critic_channels,
+    mapping_layers,
+    encoder_out,
+    encoder_init,
+    width,
+    input_size,
+    stem_stride,
+    pool_size,
+    perceptual,
+    every,
+    limit,
+    tensorboard,
+    device,
+    **options,
+):
     """Train the face generator on pictures or clips, or on what was packed of them.
 
     \b
@@ -953,7 +1418,9 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
         if encoder_out:
             options["on_save"] = functools.partial(_save_encoder, encoder_out, along)
     elif options["reconstruct_only"]:
-        raise click.UsageError("--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct")
+        raise click.UsageError(
+            "--reconstruct-only needs --encoder-out or --encoder-init: only an encoder can reconstruct"
+        )
     images = _images(sources, generator.resolution, every, limit)
     images.warn_of_mixture()
     records = stylegan.train(images, output, generator, critic, device=device, **options)
@@ -964,30 +1431,69 @@ def train_stylegan(sources, output, init, resolution, channels, critic_channels,
 @options.sources
 @options.trained("the encoder")
 @options.weights_in("generator")
-@options.one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid.")
+@options.one_of(
+    "--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid."
+)
 @options.encoder_shape
-@options.one_of("--head", ["pyramid", "last", "w+", "w"], "pyramid", "How psp makes latents: each from the map of its scale, each from the last map, all by one layer, or one for all.")
+@options.one_of(
+    "--head",
+    ["pyramid", "last", "w+", "w"],
+    "pyramid",
+    "How psp makes latents: each from the map of its scale, each from the last map, all by one layer, or one for all.",
+)
 @click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
 @click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
 @options.init_option("Start from these weights of an encoder; architecture, sizes and all.")
 @options.training_steps
 @options.batch(8)
 @options.number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
-@click.option("--pixel", type=click.Choice(["rms", "mse"]), help="Pixel loss: root mean square or mean square.  [default: rms, psp mse]")
+@click.option(
+    "--pixel",
+    type=click.Choice(["rms", "mse"]),
+    help="Pixel loss: root mean square or mean square.  [default: rms, psp mse]",
+)
 @options.number("--pixel-weight", 1.0, "Weight of the pixel loss.")
 @options.number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
 @options.number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
-@click.option("--identity-network", metavar="FILE", help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.")
+@click.option(
+    "--identity-network",
+    metavar="FILE",
+    help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.",
+)
 @options.number("--identity-weight", 0.1, "Weight of the identity loss.")
-@click.option("--loss-size", type=click.IntRange(min=8), help="Compare larger pictures at this size.  [default: the generator's, psp 256]")
+@click.option(
+    "--loss-size",
+    type=click.IntRange(min=8),
+    help="Compare larger pictures at this size.  [default: the generator's, psp 256]",
+)
 @options.perceptual
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @options.validation
 @options.data
 @options.sheets
 @options.run
-def train_encoder(sources, output, generator, arch, width, input_size, stem_stride, pool_size, head, imagenet, irse, init,
-                  identity_network, perceptual, validation, every, limit, tensorboard, device, **options):
+def train_encoder(
+    sources,
+    output,
+    generator,
+    arch,
+    width,
+    input_size,
+    stem_stride,
+    pool_size,
+    head,
+    imagenet,
+    irse,
+    init,
+    identity_network,
+    perceptual,
+    validation,
+    every,
+    limit,
+    tensorboard,
+    device,
+    **options,
+):
     """Train an encoder to find the latents of a frozen generator.
 
     \b
@@ -1000,7 +1506,9 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 
     for_resnet, for_psp = imagenet or (stem_stride, pool_size) != (4, 1), irse or head != "pyramid"
     if not init and (for_psp if arch == "resnet" else for_resnet):
-        raise click.UsageError("--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp")
+        raise click.UsageError(
+            "--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp"
+        )
     device, generator = _load(shell.join(device), generator=generator)
     torch.manual_seed(options["seed"])
     if init:
@@ -1013,8 +1521,16 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
     size = inversion.training_size(generator, encoder, options["loss_size"])
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
-    records = inversion.train(images, generator, output, encoder, perceptual=_perceptual(perceptual, device), validation=held_out,
-                              device=device, **options)
+    records = inversion.train(
+        images,
+        generator,
+        output,
+        encoder,
+        perceptual=_perceptual(perceptual, device),
+        validation=held_out,
+        device=device,
+        **options,
+    )
     shell.watch(records, options["steps"], tensorboard)
 
 
@@ -1023,12 +1539,18 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @options.trained("the speech model")
 @options.weights_in("generator")
 @options.weights_in("encoder")
-@options.one_of("--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody.")
+@options.one_of(
+    "--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody."
+)
 @options.heard
-@options.widths("Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]")
+@options.widths(
+    "Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]"
+)
 @options.width("--lstm", "Width of its three LSTM layers.  [default: 64 in the first model, 256 in the second]")
 @options.width("--decoder", "Width of its decoder.  [default: 256 in the first model, 512 in the second]")
-@options.width("--components", "Second model: principal components of the latents that it moves along.  [default: 2500]")
+@options.width(
+    "--components", "Second model: principal components of the latents that it moves along.  [default: 2500]"
+)
 @options.width("--hidden", "Second model: width of the wide layer after the convolutions.  [default: 2048]")
 @options.width("--embedding", "Second model: width of the layer after that.  [default: 256]")
 @options.width("--identity-width", "First model: numbers that say whose face it is.  [default: 128]")
@@ -1038,25 +1560,70 @@ def train_encoder(sources, output, generator, arch, width, input_size, stem_stri
 @options.batch(16)
 @options.number("--frames", 25, "Video frames of each example.", least=1)
 @options.lr(2e-4)
-@options.number("--latent-weight", None, "Weight of the loss on latents.  [default: 0 for the first model, 250 for the second]")
+@options.number(
+    "--latent-weight", None, "Weight of the loss on latents.  [default: 0 for the first model, 250 for the second]"
+)
 @options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
 @options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
 @options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
 @options.perceptual
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Vary loudness, speed, noise and microphone of the speech.")
-@click.option("--hold-out", metavar="N|NAME,…", default="10", show_default=True, callback=options.hold_out,
-              help="Speakers, or single clips, kept to measure on: how many, or which.")
+@click.option(
+    "--augment/--no-augment",
+    default=True,
+    show_default=True,
+    help="Vary loudness, speed, noise and microphone of the speech.",
+)
+@click.option(
+    "--hold-out",
+    metavar="N|NAME,…",
+    default="10",
+    show_default=True,
+    callback=options.hold_out,
+    help="Speakers, or single clips, kept to measure on: how many, or which.",
+)
 @options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
-@options.number("--identity-noise", None, "Blur of the identity that the model is shown, so that it learns no face by heart.  "
-                "[default: 0 for the first model, 0.3 for the second]")
-@options.number("--noise-draws", 1, "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.", least=1)
-@click.option("--patience", type=click.IntRange(min=0), help="Lower the learning rate to a tenth after so many measurements without progress; "
-              "0 never does.  [default: 10 for the first model, 0 for the second]")
+@options.number(
+    "--identity-noise",
+    None,
+    "Blur of the identity that the model is shown, so that it learns no face by heart.  "
+    "[default: 0 for the first model, 0.3 for the second]",
+)
+@options.number(
+    "--noise-draws",
+    1,
+    "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.",
+    least=1,
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    help="Lower the learning rate to a tenth after so many measurements without progress; "
+    "0 never does.  [default: 10 for the first model, 0 for the second]",
+)
 @options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
 @options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
 @options.run
-def train_audio2latent(sources, output, generator, encoder, model, features, features_model, channels, lstm, decoder, components, hidden,
-                       embedding, identity_width, noise_width, deterministic, tensorboard, device, **options):
+def train_audio2latent(
+    sources,
+    output,
+    generator,
+    encoder,
+    model,
+    features,
+    features_model,
+    channels,
+    lstm,
+    decoder,
+    components,
+    hidden,
+    embedding,
+    identity_width,
+    noise_width,
+    deterministic,
+    tensorboard,
+    device,
+    **options,
+):
     """Train the speech model on talking clips.
 
     \b
@@ -1069,12 +1636,25 @@ def train_audio2latent(sources, output, generator, encoder, model, features, fea
 
     from talkhead import audio2latent, audio_features, teaching
 
-    widths = _widths(model, {"channels": channels, "lstm": lstm, "decoder": decoder, "components": components, "hidden": hidden,
-                             "embedding": embedding, "identity_width": identity_width, "noise_width": 0 if deterministic else noise_width})
+    widths = _widths(
+        model,
+        {
+            "channels": channels,
+            "lstm": lstm,
+            "decoder": decoder,
+            "components": components,
+            "hidden": hidden,
+            "embedding": embedding,
+            "identity_width": identity_width,
+            "noise_width": 0 if deterministic else noise_width,
+        },
+    )
 
     device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
-    features = audio_features.features(features or audio2latent.MODELS[model].defaults["features"], features_model, device)
+    features = audio_features.features(
+        features or audio2latent.MODELS[model].defaults["features"], features_model, device
+    )
     model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
@@ -1085,9 +1665,13 @@ def train_audio2latent(sources, output, generator, encoder, model, features, fea
 def _widths(model, told):
     """The widths that were told of a speech model, if it has such parts."""
     told = {name: value for name, value in told.items() if value is not None}
-    strangers = told.keys() & ({"components", "hidden", "embedding"} if model == "first" else {"identity_width", "noise_width"})
+    strangers = told.keys() & (
+        {"components", "hidden", "embedding"} if model == "first" else {"identity_width", "noise_width"}
+    )
     if strangers:
-        raise click.UsageError(f"--{sorted(strangers)[0].replace('_', '-')}: the {model} model has no such part; leave it out")
+        raise click.UsageError(
+            f"--{sorted(strangers)[0].replace('_', '-')}: the {model} model has no such part; leave it out"
+        )
     lengths = {"first": 4, "second": 5}
     if len(told.get("channels", range(lengths[model]))) != lengths[model]:
         raise click.UsageError(f"--channels: the {model} model has {lengths[model]} convolutions; name as many widths")
@@ -1099,16 +1683,38 @@ def _widths(model, told):
 @options.trained("the motion model")
 @options.weights_in("generator")
 @options.weights_in("encoder")
-@click.option("--preset", type=click.Choice(["mocogan-hd"]), is_eager=True, expose_value=False, callback=options.preset,
-              help="Another model's settings, in the place of the defaults below.")
+@click.option(
+    "--preset",
+    type=click.Choice(["mocogan-hd"]),
+    is_eager=True,
+    expose_value=False,
+    callback=options.preset,
+    help="Another model's settings, in the place of the defaults below.",
+)
 @options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
 @options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
-@click.option("--hidden", type=click.IntRange(min=1), help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]")
+@click.option(
+    "--hidden",
+    type=click.IntRange(min=1),
+    help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]",
+)
 @options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
-@options.one_of("--displace", ["identity", "previous"], "identity", "What is displaced: the identity's latents, or the frame before.")
-@options.one_of("--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones.")
-@options.one_of("--real", ["auto", "video", "projected"], "auto", "What the critic takes for real: clips (eq. 3.7), or clips as the "
-                "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.")
+@options.one_of(
+    "--displace",
+    ["identity", "previous"],
+    "identity",
+    "What is displaced: the identity's latents, or the frame before.",
+)
+@options.one_of(
+    "--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones."
+)
+@options.one_of(
+    "--real",
+    ["auto", "video", "projected"],
+    "auto",
+    "What the critic takes for real: clips (eq. 3.7), or clips as the "
+    "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.",
+)
 @click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
 @click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
 @options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
@@ -1116,8 +1722,15 @@ def _widths(model, told):
 @options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
 @options.number("--scales", 2, "Scales at which it looks.", least=1)
 @options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
-@click.option("--conditional/--unconditional", default=True, show_default=True, help="Whether it sees the identity beside each frame.")
-@click.option("--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]")
+@click.option(
+    "--conditional/--unconditional",
+    default=True,
+    show_default=True,
+    help="Whether it sees the identity beside each frame.",
+)
+@click.option(
+    "--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]"
+)
 @click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
 @options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
 @options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
@@ -1133,8 +1746,24 @@ def _widths(model, told):
 @options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
 @options.sheets
 @options.run
-def train_video_gan(sources, output, generator, encoder, components, noise, hidden, space, displace, width, scales, norm, conditional,
-                    tensorboard, device, **options):
+def train_video_gan(
+    sources,
+    output,
+    generator,
+    encoder,
+    components,
+    noise,
+    hidden,
+    space,
+    displace,
+    width,
+    scales,
+    norm,
+    conditional,
+    tensorboard,
+    device,
+    **options,
+):
     """Train the motion model on clips: how faces move when nothing drives them but noise.
 
     \b
@@ -1161,7 +1790,12 @@ def plot():
 @plot.command("trajectory")
 @options.sources
 @options.figure
-@options.one_of("--plane", ["shared", "centred", "own"], "shared", "Components of all paths; of all, each from its own mean; or each path's own.")
+@options.one_of(
+    "--plane",
+    ["shared", "centred", "own"],
+    "shared",
+    "Components of all paths; of all, each from its own mean; or each path's own.",
+)
 @options.labels
 def plot_trajectory(sources, output, plane, labels):
     """Draw latents (.npy) in the plane of their first two principal components, colour telling the time.
@@ -1205,7 +1839,9 @@ def plot_dashboard(source, output, smooth):
     """
     from talkhead import plots
 
-    plots.save(plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output)
+    plots.save(
+        plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output
+    )
 
 
 def _said(phonemes, clips):
@@ -1220,7 +1856,11 @@ def _said(phonemes, clips):
 @options.figure
 @options.number("--columns", 8, "Frames of each clip.", least=1)
 @options.number("--start", 0.0, "Where to begin, in seconds.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.  [default: at the end of the first clip]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so long.  [default: at the end of the first clip]",
+)
 @options.phonemes
 @options.labels
 def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
@@ -1288,7 +1928,11 @@ def plot_interpolate(ends, output, generator, columns, seed, device):
     _, generator = _load(device, generator=generator)
     for path, code in zip(ends, codes):
         _check_fit(path, code, generator)
-    plots.save(plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)), output, synthetic=True)
+    plots.save(
+        plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)),
+        output,
+        synthetic=True,
+    )
 
 
 @plot.command("components")
@@ -1313,7 +1957,11 @@ def plot_components(sources, output, generator, components, columns, reach, devi
     _, generator = _load(device, generator=generator)
     for path, each in zip(sources, codes):
         _check_fit(path, each[0], generator)
-    plots.save(plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)), output, synthetic=True)
+    plots.save(
+        plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)),
+        output,
+        synthetic=True,
+    )
 
 
 @cli.group()
@@ -1330,13 +1978,20 @@ def weights_list():
     shell.print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
     shell.print_records(downloads.describe(name) for name in downloads.REGISTRY)
     if not found:
-        raise TalkheadError(f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release")
+        raise TalkheadError(
+            f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release"
+        )
 
 
 @weights.command("fetch")
 @click.argument("name")
-@click.option("-o", "--output", metavar="FILE", callback=options.writable,
-              help="Where to put the file.  [default: where the library that wants it looks]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    callback=options.writable,
+    help="Where to put the file.  [default: where the library that wants it looks]",
+)
 @click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
 @click.option("--url", help="Take it from here instead.")
 def weights_fetch(name, output, accept_licence, url):
@@ -1352,6 +2007,7 @@ def weights_fetch(name, output, accept_licence, url):
 
     shell.say(downloads.terms(name))
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
+
         def on_progress(done, total):
             if bar.n == 0:
                 bar.initial = done  # what an earlier call brought is not this one's speed
@@ -1395,7 +2051,9 @@ def weights_show(file):
 @click.argument("source", metavar="SOURCE")
 @options.weights_out("the converted weights")
 @options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
-@click.option("--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them.")
+@click.option(
+    "--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them."
+)
 def weights_convert(source, output, to, part):
     """Rewrite weights in another project's layout, number for number.
 

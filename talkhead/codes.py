@@ -47,7 +47,9 @@ class Codes:
             raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
         with self._mendable():
             self.file = sqlite3.connect(self.path, check_same_thread=False)  # chunks are read by a Feed
-            self.file.execute("create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)")
+            self.file.execute(
+                "create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)"
+            )
         return self
 
     def __exit__(self, *_):
@@ -58,12 +60,16 @@ class Codes:
         try:
             yield
         except sqlite3.Error as problem:
-            raise TalkheadError(f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file") from problem
+            raise TalkheadError(
+                f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file"
+            ) from problem
 
     def learn(self, clip, device):
         """Encode a clip unless that was done before: a Lesson."""
         state = clip.stat()
-        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}" + ("" if self.sound else " silent")
+        key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}" + (
+            "" if self.sound else " silent"
+        )
         with self._mendable():
             row = self.file.execute("select shape from codes where key = ?", [key]).fetchone()
         if row is None:
@@ -72,8 +78,10 @@ class Codes:
             sound = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
             row = [" ".join(map(str, codes.shape))]
             with self._mendable(), self.file:  # one transaction
-                self.file.execute("insert or replace into codes values (?, ?, ?, ?, ?)", [
-                    key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()])
+                self.file.execute(
+                    "insert or replace into codes values (?, ?, ?, ?, ?)",
+                    [key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()],
+                )
         frames = int(row[0].split()[0])
         return Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames), clip)
 
@@ -81,7 +89,9 @@ class Codes:
         audio = files.read_audio(clip) if self.sound else np.zeros(0, np.float32)
         with files.read_frames(clip) as frames:
             if frames.size[0] != frames.size[1]:
-                raise TalkheadError(f"{clip}: {frames.size[1]}x{frames.size[0]} is not a square face; align it first (talkhead align)")
+                raise TalkheadError(
+                    f"{clip}: {frames.size[1]}x{frames.size[0]} is not a square face; align it first (talkhead align)"
+                )
             codes = np.stack(list(encode(self.encoder, frames, device=device)))
         if not self.sound:
             return codes, audio
@@ -91,7 +101,8 @@ class Codes:
         """Codes float32 (T, L, 512) and sound float32 (N,) of a clip."""
         with self._mendable():
             shape, mean, rest, sound = self.file.execute(
-                "select shape, mean, rest, sound from codes where key = ?", [lesson.key]).fetchone()
+                "select shape, mean, rest, sound from codes where key = ?", [lesson.key]
+            ).fetchone()
         rest = np.frombuffer(rest, np.float16).reshape([int(side) for side in shape.split()])
         mean = np.frombuffer(mean, np.float32).reshape(rest.shape[1:])
         return mean + rest.astype(np.float32), np.frombuffer(sound, np.int16).astype(np.float32) / 32767
@@ -109,15 +120,19 @@ class Windows:
         self.name = json.dumps(features.identity, sort_keys=True)
         if self.kept:
             with codes._mendable():
-                codes.file.execute("create table if not exists windows (key text primary key, shape text, windows blob)")
+                codes.file.execute(
+                    "create table if not exists windows (key text primary key, shape text, windows blob)"
+                )
 
     def learn(self, lesson):
         """Keep the windows of a clip, unless that was done before."""
         if self.kept and self._row("1", lesson) is None:
             made = self._make(lesson)
             with self.codes._mendable(), self.codes.file:  # one transaction
-                self.codes.file.execute("insert or replace into windows values (?, ?, ?)", [
-                    self._key(lesson), " ".join(map(str, made.shape)), made.astype(np.float16).tobytes()])
+                self.codes.file.execute(
+                    "insert or replace into windows values (?, ?, ?)",
+                    [self._key(lesson), " ".join(map(str, made.shape)), made.astype(np.float16).tobytes()],
+                )
 
     def read(self, lesson):
         """Windows float32 (T, C, S) of a clip."""
@@ -134,7 +149,9 @@ class Windows:
 
     def _row(self, columns, lesson):
         with self.codes._mendable():
-            return self.codes.file.execute(f"select {columns} from windows where key = ?", [self._key(lesson)]).fetchone()
+            return self.codes.file.execute(
+                f"select {columns} from windows where key = ?", [self._key(lesson)]
+            ).fetchone()
 
 
 def find(sources):
@@ -158,7 +175,9 @@ def _opening(clip, frames):
         return None
     track = files.read_array(track)
     if track.ndim != 2 or not len(track) or not np.isfinite(track).all():
-        raise TalkheadError(f"{clip.with_suffix('.track.npy')}: holds {track.shape}, wanted finite (T, 3); delete it or make it again")
+        raise TalkheadError(
+            f"{clip.with_suffix('.track.npy')}: holds {track.shape}, wanted finite (T, 3); delete it or make it again"
+        )
     return np.pad(track[:frames, 0], (0, max(frames - len(track), 0)), "edge")
 
 
@@ -169,13 +188,17 @@ def split(lessons, hold_out, seed):
         names = [{x.speaker} for x in lessons]
         speakers = sorted(set().union(*names))
         if hold_out >= len(speakers):
-            raise TalkheadError(f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer")
+            raise TalkheadError(
+                f"hold_out: {hold_out} of {len(speakers)} speakers would leave nobody to train on; hold out fewer"
+            )
         hold_out = np.random.default_rng(seed).permutation(speakers)[:hold_out].tolist()
     kept = set(hold_out)
     unknown = kept.difference(*names)
     if unknown:
-        raise TalkheadError(f"hold_out: no speaker, clip or folder is called {sorted(unknown)[0]}; "
-                            f"the speakers are {', '.join(sorted({x.speaker for x in lessons}))}")
+        raise TalkheadError(
+            f"hold_out: no speaker, clip or folder is called {sorted(unknown)[0]}; "
+            f"the speakers are {', '.join(sorted({x.speaker for x in lessons}))}"
+        )
     held = [x for x, known in zip(lessons, names) if kept & known]
     rest = [x for x, known in zip(lessons, names) if not kept & known]
     if not rest:

@@ -66,8 +66,11 @@ class Images:
         for origin in self.origins:
             count[origin.kind] += origin.frames
         if count["film"] and count["still"]:
-            warnings.warn(f"films ({count['film']} frames) and still pictures ({count['still']}) are mixed: a generator of both draws neither well "
-                          "(thesis §3.5); train on the pictures alone, and then go on with the films by --init", stacklevel=2)
+            warnings.warn(
+                f"films ({count['film']} frames) and still pictures ({count['still']}) are mixed: a generator of both draws neither well "
+                "(thesis §3.5); train on the pictures alone, and then go on with the films by --init",
+                stacklevel=2,
+            )
 
     def batch(self, step, count, seed=0, flip=False, share=Share()):
         """The images of one step: every frame once an epoch, in an order set by the seed alone.
@@ -207,7 +210,7 @@ class _Reading:
         """Which rows of a packed file to take: the same frames as from the files that it was made of."""
         rows, first = [], 0
         for origin in origins:
-            rows.append(np.arange(first, first + origin.frames, self.every)[:self.left])
+            rows.append(np.arange(first, first + origin.frames, self.every)[: self.left])
             first += origin.frames
             self._add(replace(origin, frames=len(rows[-1]), side=array.shape[1]))
         return np.concatenate(rows)
@@ -237,8 +240,11 @@ class _Reading:
         small = sum(frames for side, frames in sizes.items() if side < self.size)
         if len(sizes) > 1:
             blurred = f"; smaller ones ({small} of {self.count}) get blurred when enlarged" if small else ""
-            warnings.warn(f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all resized to "
-                          f"{self.size}x{self.size}{blurred}", stacklevel=3)
+            warnings.warn(
+                f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all resized to "
+                f"{self.size}x{self.size}{blurred}",
+                stacklevel=3,
+            )
 
 
 def _kind(path):
@@ -263,7 +269,9 @@ def _most_frames(paths, reading, sources):
     space = memory_left()
     if space is None:
         return math.inf
-    most = space // (3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # each process of torchrun's holds them
+    most = space // (
+        3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    )  # each process of torchrun's holds them
     if reading.limit is None or reading.limit > most:
         films = [path for path in paths if path.suffix.lower() not in files.PICTURES and not _is_packed(path)]
         looked = films[:: len(films) // 16 + 1]
@@ -284,15 +292,20 @@ def _told(path):
 
 
 def _too_many(count, most, size, sources):
-    return TalkheadError(f"{_few(sources)}: {count} frames of {size}x{size}, and memory has room for {most}; write them into a file by talkhead "
-                         "pack and train on that, or pass --every or --limit")
+    return TalkheadError(
+        f"{_few(sources)}: {count} frames of {size}x{size}, and memory has room for {most}; write them into a file by talkhead "
+        "pack and train on that, or pass --every or --limit"
+    )
 
 
 def memory_left():
     """Bytes of memory that may still be filled, as far as this machine and its control groups tell; None if they do not."""
     found = []
     with suppress(OSError):
-        found += [1024 * int(size) for size in re.findall(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)]
+        found += [
+            1024 * int(size)
+            for size in re.findall(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        ]
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, kinds, group = line.split(":", 2)
             root, name = ("memory", "memory.limit_in_bytes") if "memory" in kinds.split(",") else ("", "memory.max")
@@ -334,10 +347,19 @@ def pack(sources, output, size=256, every=1, limit=None):
             else:
                 reading.read(path, writer)
             failed = len(reading.skipped) > problems
-            yield {"file": str(path)} | ({"left_out": reading.skipped[-1]} if failed else {"frames": writer.count - before})
+            yield {"file": str(path)} | (
+                {"left_out": reading.skipped[-1]} if failed else {"frames": writer.count - before}
+            )
         reading.finish(sources)
-    files.write_json(output.with_suffix(".json"), {"frames": reading.count, "size": size, "sources": [asdict(origin) for origin in reading.origins],
-                                                   "left_out": reading.skipped})
+    files.write_json(
+        output.with_suffix(".json"),
+        {
+            "frames": reading.count,
+            "size": size,
+            "sources": [asdict(origin) for origin in reading.origins],
+            "left_out": reading.skipped,
+        },
+    )
 
 
 def unpack(path):
@@ -346,8 +368,16 @@ def unpack(path):
     raises  TalkheadError if it is damaged or holds anything else
     """
     array = files.map_array(path)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != array.shape[2] or array.shape[3] != 3 or not array.size:
-        raise TalkheadError(f"{path}: holds {array.dtype} {array.shape}, wanted uint8 (frames, size, size, 3); make it by talkhead pack")
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 4
+        or array.shape[1] != array.shape[2]
+        or array.shape[3] != 3
+        or not array.size
+    ):
+        raise TalkheadError(
+            f"{path}: holds {array.dtype} {array.shape}, wanted uint8 (frames, size, size, 3); make it by talkhead pack"
+        )
     about = files.read_about(path)
     if about == {}:
         return array, [Origin(str(path), len(array), array.shape[1], "unknown")]
@@ -355,9 +385,13 @@ def unpack(path):
         origins = [Origin(**origin) for origin in about["sources"]]
         told = sum(origin.frames for origin in origins)
     except (TypeError, KeyError) as problem:
-        raise TalkheadError(f"{Path(path).with_suffix('.json')}: does not tell of packed frames; pack them again, or take it away") from problem
+        raise TalkheadError(
+            f"{Path(path).with_suffix('.json')}: does not tell of packed frames; pack them again, or take it away"
+        ) from problem
     if told != len(array):
-        raise TalkheadError(f"{path}: holds {len(array)} frames, but the .json beside it tells of {told}; pack them again")
+        raise TalkheadError(
+            f"{path}: holds {len(array)} frames, but the .json beside it tells of {told}; pack them again"
+        )
     return array, origins
 
 

@@ -43,11 +43,20 @@ LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move be
 MOST_PRESSED = 0.5  # part by which the skin between lower lip and chin may be pressed together
 SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
 LUMA = np.float32((0.299, 0.587, 0.114))
-SHADE, CONTRAST = 0.4, 0.65  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
+SHADE, CONTRAST = (
+    0.4,
+    0.65,
+)  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
 LIP = 7.5  # blurs of the photo over which lips pass into the inside of the mouth; less makes the mouth sharper than a film's
-RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
+RINGS = (
+    (1.15, 0.75),
+    (1.35, 0.3),
+    (1.6, 0.0),
+)  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
 
-_UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER))
+_UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (
+    places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER)
+)
 _UPPER_LIP = places(*UPPER_OUTER[1:-1], *UPPER_INNER[1:-1])
 _LOWER_LIP = places(*LOWER_OUTER[1:-1], *LOWER_INNER[1:-1])
 _OVAL, _CHIN = places(*OVAL), places(*OVAL[12:25])
@@ -74,7 +83,9 @@ class Photo:
     def __init__(self, picture, network, quad=None, neutral=True, points=None, aligned=None):
         self.picture, self.network, self.aligned = np.ascontiguousarray(picture), network, aligned
         self.frame = Frame(len(picture), len(picture[0]), quad)
-        self.points = locate(network, [self.picture], [self.frame])[0] if points is None else np.asarray(points, np.float64)
+        self.points = (
+            locate(network, [self.picture], [self.frame])[0] if points is None else np.asarray(points, np.float64)
+        )
         self.start = network.neutral(self.points) if neutral else self.points
         self.blur = _blur(self.picture, self.frame)
 
@@ -84,7 +95,11 @@ class Photo:
             face = faces.crop(self.picture, self.frame.quad, size)
         else:
             face = self.picture if self.aligned is None else self.aligned
-        return face if np.allclose(self.start, self.points) else draw(face, Frame(*face.shape[:2]), self.points, self.start)
+        return (
+            face
+            if np.allclose(self.start, self.points)
+            else draw(face, Frame(*face.shape[:2]), self.points, self.start)
+        )
 
 
 class Detail:
@@ -127,7 +142,9 @@ def locate(network, pictures, places):
     raises    TalkheadError if a mouth lies outside its picture
     """
     side = int(np.clip(places[0].scale, 128, 512))
-    read = network.read(np.stack([place.aligned(picture, side) for picture, place in zip(pictures, places)]), LOOKS).astype(np.float64)
+    read = network.read(
+        np.stack([place.aligned(picture, side) for picture, place in zip(pictures, places)]), LOOKS
+    ).astype(np.float64)
     for points, place in zip(read, places):
         lips = place.pixels(points[_UPPER_OUTER])
         if (lips < -1).any() or (lips > (place.width, place.height)).any():
@@ -188,12 +205,18 @@ class Frame:
     def aligned(self, picture, size):
         """The face cut out quickly, to be measured: uint8 (size, size, 3)."""
         factor = self.scale / size
-        small = picture if factor < 1.5 else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+        small = (
+            picture
+            if factor < 1.5
+            else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+        )
         shrink = np.array([small.shape[1] / self.width, small.shape[0] / self.height])
         matrix = self.matrix * shrink[:, None]
         corner = (self.corner + 0.5) * shrink - 0.5
         whole = np.column_stack([matrix / size, corner + matrix @ np.full(2, 0.5 / size)])
-        return cv2.warpAffine(small, whole, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+        return cv2.warpAffine(
+            small, whole, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+        )
 
 
 def native_side(quad, most=1024):
@@ -220,7 +243,9 @@ def transfer(start, rest, points, head=False):
     own, target = _along(moved - turned), start + turned * head
     if head:
         size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
-        target[_BROWS] += own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+        target[_BROWS] += (
+            own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+        )
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     _push_chin(target, start)
@@ -282,6 +307,7 @@ def _ramp(x, low, high):
 # ---------------------------------------------------------------------------------------------------------------
 # Warps
 
+
 def _border():
     line = np.linspace(0, 1, 7)
     square = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
@@ -291,9 +317,13 @@ def _border():
 _BORDER = _border()
 _NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
 _RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
-_STEADY = np.arange(len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER))  # the points of a spline that follow those
+_STEADY = np.arange(
+    len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER)
+)  # the points of a spline that follow those
 _LINEAR = _STEADY[-1] + 1 + np.arange(3)  # and of its linear part
-_LAYERS = [np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)]  # above the line between the lips, and below
+_LAYERS = [
+    np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)
+]  # above the line between the lips, and below
 
 
 def _kernel(at, points):
@@ -320,7 +350,9 @@ def warp(source, target):
     weights = np.zeros((len(points) + 3, 2, 2), np.float32)
     for layer, keep in enumerate(_LAYERS):
         weights[np.append(keep, _LINEAR), layer] = _spline(points[keep], among[np.ix_(keep, keep)], values[keep])
-    terms = np.column_stack([_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]])
+    terms = np.column_stack(
+        [_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]]
+    )
     fields = np.zeros((GRID * GRID, 2, 2), np.float32)
     fields[nodes] = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0).reshape(-1, 2, 2) * limit[nodes, None, None]
     return fields.transpose(1, 0, 2).reshape(2, GRID, GRID, 2)
@@ -331,8 +363,12 @@ def _limit(points, head):
     middle = points[_OVAL].mean(0)
     outline, nodes = points[_OVAL] - middle, _NODES - middle
     order = np.argsort(np.arctan2(outline[:, 1], outline[:, 0]))
-    radius = np.interp(np.arctan2(nodes[:, 1], nodes[:, 0]), np.arctan2(outline[:, 1], outline[:, 0])[order], np.linalg.norm(outline, axis=1)[order],
-                       period=2 * np.pi)
+    radius = np.interp(
+        np.arctan2(nodes[:, 1], nodes[:, 0]),
+        np.arctan2(outline[:, 1], outline[:, 0])[order],
+        np.linalg.norm(outline, axis=1)[order],
+        period=2 * np.pi,
+    )
     far = np.linalg.norm(nodes, axis=1) / radius
     left = (1 - _ramp(far, RINGS[1][0], RINGS[2][0])) * _ramp(np.minimum(_NODES, 1 - _NODES).min(1), 0.01, 0.04)
     if head:
@@ -349,11 +385,14 @@ def _spline(points, kernel, values):
     matrix = np.zeros((count + 3, count + 3))
     matrix[:count, :count] = kernel + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
-    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[1]  # threads of numpy's own would wait for torch's, many times a frame
+    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[
+        1
+    ]  # threads of numpy's own would wait for torch's, many times a frame
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Drawing
+
 
 def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     """The photo with its keypoints moved.
@@ -402,8 +441,12 @@ def _sources(fields, place, across, down, mouth):
     """Where each pixel of a box comes from: x and y, float32 (h, w), pixels of the photo."""
     matrix = place.inverse * GRID
     shift = matrix @ ((across[0], down[0]) - place.corner) - 0.5
-    nodes = np.concatenate(list(fields @ place.matrix.T.astype(np.float32)), -1)  # four channels take less time than two
-    moved = cv2.warpAffine(nodes, np.column_stack([matrix, shift]), (len(across), len(down)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    nodes = np.concatenate(
+        list(fields @ place.matrix.T.astype(np.float32)), -1
+    )  # four channels take less time than two
+    moved = cv2.warpAffine(
+        nodes, np.column_stack([matrix, shift]), (len(across), len(down)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
     *at, below_x, below_y = cv2.split(moved)
     seam, share, low = _seam(mouth, across, down)
     for axis, below in zip(at, (below_x, below_y)):
@@ -442,7 +485,7 @@ class Lines:
         self.down = np.array((-self.right[1], self.right[0]))
         upper, lower = (self._line(points[line] - self.centre) for line in (_UPPER_INNER, _LOWER_INNER))
         self.middle = (upper + lower) / 2
-        gap = np.maximum(lower - upper - 2 * SHUT * self.half * (1 - self.KNOTS ** 2), 0)
+        gap = np.maximum(lower - upper - 2 * SHUT * self.half * (1 - self.KNOTS**2), 0)
         self.upper, self.lower = self.middle - gap / 2, self.middle + gap / 2
 
     def _line(self, points):
@@ -456,19 +499,25 @@ class Lines:
     def of_pixels(self, px, py):
         """x and y of pixels, each float32 (h, w)."""
         px, py = px - np.float32(self.centre[0]), py - np.float32(self.centre[1])
-        return (px * np.float32(self.right[0] / self.half) + py * np.float32(self.right[1] / self.half),
-                px * np.float32(self.down[0]) + py * np.float32(self.down[1]))
+        return (
+            px * np.float32(self.right[0] / self.half) + py * np.float32(self.right[1] / self.half),
+            px * np.float32(self.down[0]) + py * np.float32(self.down[1]),
+        )
 
     def look(self, line, x):
         """A line's height at each x."""
-        index = np.clip((x + 1) * np.float32(len(self.KNOTS) // 2) + np.float32(0.5), 0, len(self.KNOTS) - 1).astype(np.int16)
+        index = np.clip((x + 1) * np.float32(len(self.KNOTS) // 2) + np.float32(0.5), 0, len(self.KNOTS) - 1).astype(
+            np.int16
+        )
         return line.astype(np.float32)[index]
 
     def pixels(self, x, y):
         """Back from the mouth's coordinates: float32 (h, w), (h, w)."""
         x = x * self.half
-        return ((self.centre[0] + x * self.right[0] + y * self.down[0]).astype(np.float32),
-                (self.centre[1] + x * self.right[1] + y * self.down[1]).astype(np.float32))
+        return (
+            (self.centre[0] + x * self.right[0] + y * self.down[0]).astype(np.float32),
+            (self.centre[1] + x * self.right[1] + y * self.down[1]).astype(np.float32),
+        )
 
     def cover(self, x, y, soft):
         """What part of each pixel shows the inside of the mouth: float32 (h, w), 0 to 1."""
@@ -484,7 +533,11 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     shift          how far the skull, and teeth with it, lies in the photo from where it lies in the result, pixels
     """
     soft = max(1.0, LIP * blur)
-    reach = np.abs(mouth.right) * mouth.half + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + soft) + 1
+    reach = (
+        np.abs(mouth.right) * mouth.half
+        + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + soft)
+        + 1
+    )
     low = np.floor(mouth.centre - reach - (across[0], down[0])).astype(int)
     high = np.ceil(mouth.centre + reach - (across[0], down[0])).astype(int) + 1
     box = slice(max(low[1], 0), max(high[1], 0)), slice(max(low[0], 0), max(high[0], 0))
@@ -556,10 +609,12 @@ def _blur(photo, frame):
     middle = frame.pixels(np.array([(0.25, 0.3), (0.25, 0.9), (0.75, 0.3), (0.75, 0.9)]))
     start = np.clip(middle.min(0), 0, None).astype(int)
     stop = np.clip(middle.max(0), 0, (frame.width, frame.height)).astype(int)
-    grey = cv2.cvtColor(photo[start[1]:stop[1], start[0]:stop[0]], cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(photo[start[1] : stop[1], start[0] : stop[0]], cv2.COLOR_RGB2GRAY).astype(np.float32)
     if min(grey.shape) < 8:
         return 0.5
-    before, after = (cv2.Laplacian(picture, cv2.CV_32F).var() for picture in (grey, cv2.GaussianBlur(grey, (0, 0), 1.0)))
+    before, after = (
+        cv2.Laplacian(picture, cv2.CV_32F).var() for picture in (grey, cv2.GaussianBlur(grey, (0, 0), 1.0))
+    )
     ratio = np.sqrt(after / max(before, 1e-6))
     return float(np.clip(np.sqrt(ratio / max(1 - ratio, 1e-3)), 0.3, 4.0))
 

@@ -35,6 +35,7 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone 
 
 # The registry ---------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Weights:
     """A public file of weights.
@@ -77,86 +78,207 @@ _TORCHVISION = "BSD-3-Clause code; of the weights torchvision says only that Ima
 # Sizes and hashes are those that several public projects pin, or the file's own name holds; None where none could be found.
 REGISTRY = {
     "stylegan2-ada-ffhq-1024": Weights(
-        "face generator, 1024 pixels (NVIDIA, the one that PTI tunes)", "ffhq.pkl", (_ADA + "ffhq.pkl",), _NVIDIA, False,
-        381_624_121, "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c"),
+        "face generator, 1024 pixels (NVIDIA, the one that PTI tunes)",
+        "ffhq.pkl",
+        (_ADA + "ffhq.pkl",),
+        _NVIDIA,
+        False,
+        381_624_121,
+        "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c",
+    ),
     "stylegan2-ada-ffhq-256": Weights(
-        "face generator, 256 pixels, half the channels (NVIDIA)", "ffhq-res256-mirror-paper256-noaug.pkl",
-        (_ADA + "transfer-learning-source-nets/ffhq-res256-mirror-paper256-noaug.pkl",), _NVIDIA, False),
+        "face generator, 256 pixels, half the channels (NVIDIA)",
+        "ffhq-res256-mirror-paper256-noaug.pkl",
+        (_ADA + "transfer-learning-source-nets/ffhq-res256-mirror-paper256-noaug.pkl",),
+        _NVIDIA,
+        False,
+    ),
     "stylegan2-ffhq-256": Weights(
-        "face generator, 256 pixels (NVIDIA)", "stylegan2-ffhq-256x256.pkl", (_NGC + "stylegan2-ffhq-256x256.pkl",), _NVIDIA, False),
+        "face generator, 256 pixels (NVIDIA)",
+        "stylegan2-ffhq-256x256.pkl",
+        (_NGC + "stylegan2-ffhq-256x256.pkl",),
+        _NVIDIA,
+        False,
+    ),
     "stylegan2-ffhq-512": Weights(
-        "face generator, 512 pixels (NVIDIA)", "stylegan2-ffhq-512x512.pkl", (_NGC + "stylegan2-ffhq-512x512.pkl",), _NVIDIA, False),
+        "face generator, 512 pixels (NVIDIA)",
+        "stylegan2-ffhq-512x512.pkl",
+        (_NGC + "stylegan2-ffhq-512x512.pkl",),
+        _NVIDIA,
+        False,
+    ),
     "stylegan2-ffhq-1024": Weights(
-        "face generator, 1024 pixels (NVIDIA)", "stylegan2-ffhq-1024x1024.pkl", (_NGC + "stylegan2-ffhq-1024x1024.pkl",), _NVIDIA, False),
+        "face generator, 1024 pixels (NVIDIA)",
+        "stylegan2-ffhq-1024x1024.pkl",
+        (_NGC + "stylegan2-ffhq-1024x1024.pkl",),
+        _NVIDIA,
+        False,
+    ),
     "rosinality-ffhq-256": Weights(
-        "face generator, 256 pixels (rosinality)", "550000.pt",
-        (_DRIVE.format("1PQutd-JboOCOZqmd95XWxWrO8gGEvRcO"),), _ROSINALITY, False),
+        "face generator, 256 pixels (rosinality)",
+        "550000.pt",
+        (_DRIVE.format("1PQutd-JboOCOZqmd95XWxWrO8gGEvRcO"),),
+        _ROSINALITY,
+        False,
+    ),
     "rosinality-ffhq-1024": Weights(
-        "face generator, 1024 pixels (NVIDIA's, converted by rosinality's script)", "stylegan2-ffhq-config-f.pt",
-        (_DRIVE.format("1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT"),), _NVIDIA, False),
+        "face generator, 1024 pixels (NVIDIA's, converted by rosinality's script)",
+        "stylegan2-ffhq-config-f.pt",
+        (_DRIVE.format("1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT"),),
+        _NVIDIA,
+        False,
+    ),
     "psp-ffhq": Weights(
-        "image encoder to W+ (pSp), with its generator", "psp_ffhq_encode.pt",
-        (_DRIVE.format("1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0"),), _PSP, False,
-        1_201_489_451, "f786ac5cf18fcdbc5c57c9f3f12cbedca69381fbdf5694dd132294e3133749d7"),
+        "image encoder to W+ (pSp), with its generator",
+        "psp_ffhq_encode.pt",
+        (_DRIVE.format("1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0"),),
+        _PSP,
+        False,
+        1_201_489_451,
+        "f786ac5cf18fcdbc5c57c9f3f12cbedca69381fbdf5694dd132294e3133749d7",
+    ),
     "e4e-ffhq": Weights(
-        "image encoder to W+ near W (e4e), with its generator", "e4e_ffhq_encode.pt",
-        (_DRIVE.format("1cUv_reLE6k3604or78EranS7XzuVMWeO"),), _PSP, False,
-        1_201_649_680, "2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999"),
+        "image encoder to W+ near W (e4e), with its generator",
+        "e4e_ffhq_encode.pt",
+        (_DRIVE.format("1cUv_reLE6k3604or78EranS7XzuVMWeO"),),
+        _PSP,
+        False,
+        1_201_649_680,
+        "2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999",
+    ),
     "restyle-psp-ffhq": Weights(
-        "image encoder that refines its answer (ReStyle over pSp), with its generator", "restyle_psp_ffhq_encode.pt",
-        (_DRIVE.format("1sw6I2lRIB0MpuJkpc8F5BJiSZrc0hjfE"),), _PSP, False),
+        "image encoder that refines its answer (ReStyle over pSp), with its generator",
+        "restyle_psp_ffhq_encode.pt",
+        (_DRIVE.format("1sw6I2lRIB0MpuJkpc8F5BJiSZrc0hjfE"),),
+        _PSP,
+        False,
+    ),
     "restyle-e4e-ffhq": Weights(
-        "image encoder that refines its answer (ReStyle over e4e), with its generator", "restyle_e4e_ffhq_encode.pt",
-        (_DRIVE.format("1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e"),), _PSP, False),
+        "image encoder that refines its answer (ReStyle over e4e), with its generator",
+        "restyle_e4e_ffhq_encode.pt",
+        (_DRIVE.format("1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e"),),
+        _PSP,
+        False,
+    ),
     "ir-se50": Weights(
-        "face recognition: the identity loss, and the trunk that pSp starts from", "model_ir_se50.pth",
-        ("https://github.com/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
-         _DRIVE.format("1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn")),
-        "MIT code; trained on InsightFace's data, for non-commercial research only", False,
-        175_367_323, "a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28"),
+        "face recognition: the identity loss, and the trunk that pSp starts from",
+        "model_ir_se50.pth",
+        (
+            "https://github.com/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
+            _DRIVE.format("1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn"),
+        ),
+        "MIT code; trained on InsightFace's data, for non-commercial research only",
+        False,
+        175_367_323,
+        "a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28",
+    ),
     "face-landmarker": Weights(
-        "where the face is, by MediaPipe", "face_landmarker.task",
-        ("https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",),
-        "Apache-2.0", True, 3_758_596, "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"),
+        "where the face is, by MediaPipe",
+        "face_landmarker.task",
+        (
+            "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
+        ),
+        "Apache-2.0",
+        True,
+        3_758_596,
+        "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+    ),
     "s3fd": Weights(
-        "where the face is, by face-alignment", "s3fd-619a316812.pth", (_FAN + "s3fd-619a316812.pth",), _BULAT, None,
-        89_843_225, "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543", hub=True),
+        "where the face is, by face-alignment",
+        "s3fd-619a316812.pth",
+        (_FAN + "s3fd-619a316812.pth",),
+        _BULAT,
+        None,
+        89_843_225,
+        "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
+        hub=True,
+    ),
     "fan": Weights(
-        "68 landmarks, by face-alignment 1.5 or later", "2DFAN4-11f355bf06.pth.tar",
-        (_FAN + "2DFAN4-11f355bf06.pth.tar",), _BULAT, None,
-        95_641_761, "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa", hub=True),
+        "68 landmarks, by face-alignment 1.5 or later",
+        "2DFAN4-11f355bf06.pth.tar",
+        (_FAN + "2DFAN4-11f355bf06.pth.tar",),
+        _BULAT,
+        None,
+        95_641_761,
+        "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
+        hub=True,
+    ),
     "fan-1.4": Weights(
-        "68 landmarks, by face-alignment before 1.5", "2DFAN4-cd938726ad.zip", (_FAN + "2DFAN4-cd938726ad.zip",), _BULAT, None,
-        96_316_515, "cd938726adb1f15f361263cce2db9cb820c42585fa8796ec72ce19107f369a46", hub=True),
+        "68 landmarks, by face-alignment before 1.5",
+        "2DFAN4-cd938726ad.zip",
+        (_FAN + "2DFAN4-cd938726ad.zip",),
+        _BULAT,
+        None,
+        96_316_515,
+        "cd938726adb1f15f361263cce2db9cb820c42585fa8796ec72ce19107f369a46",
+        hub=True,
+    ),
     "vgg16": Weights(
-        "the perceptual loss (LPIPS)", "vgg16-397923af.pth",
-        ("https://download.pytorch.org/models/vgg16-397923af.pth",), _TORCHVISION, None,
-        553_433_881, "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", hub=True),
+        "the perceptual loss (LPIPS)",
+        "vgg16-397923af.pth",
+        ("https://download.pytorch.org/models/vgg16-397923af.pth",),
+        _TORCHVISION,
+        None,
+        553_433_881,
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        hub=True,
+    ),
     "mobilenet-v2": Weights(
-        "a small perceptual loss (--perceptual mobilenet), and features for FID", "mobilenet_v2-b0353104.pth",
-        ("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",), _TORCHVISION, None,
-        14_212_972, "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889", hub=True),
+        "a small perceptual loss (--perceptual mobilenet), and features for FID",
+        "mobilenet_v2-b0353104.pth",
+        ("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",),
+        _TORCHVISION,
+        None,
+        14_212_972,
+        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+        hub=True,
+    ),
     "resnet18": Weights(
-        "the first blocks of the ResNet encoder (train-encoder --imagenet)", "resnet18-f37072fd.pth",
-        ("https://download.pytorch.org/models/resnet18-f37072fd.pth",), _TORCHVISION, None,
-        46_830_571, "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", hub=True),
+        "the first blocks of the ResNet encoder (train-encoder --imagenet)",
+        "resnet18-f37072fd.pth",
+        ("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
+        _TORCHVISION,
+        None,
+        46_830_571,
+        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        hub=True,
+    ),
     "inception-fid": Weights(
-        "the metric FID", "pt_inception-2015-12-05-6726825d.pth",
-        ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"),
-        "Apache-2.0", True, 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", hub=True),
+        "the metric FID",
+        "pt_inception-2015-12-05-6726825d.pth",
+        (
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        ),
+        "Apache-2.0",
+        True,
+        95_628_359,
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        hub=True,
+    ),
     "deepspeech": Weights(
-        "speech recogniser DeepSpeech 0.1.0, with its language model (an archive, left packed)", "deepspeech-0.1.0-models.tar.gz",
-        ("https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",), "MPL-2.0", True),
+        "speech recogniser DeepSpeech 0.1.0, with its language model (an archive, left packed)",
+        "deepspeech-0.1.0-models.tar.gz",
+        ("https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",),
+        "MPL-2.0",
+        True,
+    ),
     "deepspeech-graph": Weights(
-        "speech recogniser DeepSpeech 0.1.0, the network alone (an archive, left packed)", "deepspeech-0_1_0-b90017e8.pb.zip",
+        "speech recogniser DeepSpeech 0.1.0, the network alone (an archive, left packed)",
+        "deepspeech-0_1_0-b90017e8.pb.zip",
         ("https://github.com/osmr/deepspeech_features/releases/download/v0.0.1/deepspeech-0_1_0-b90017e8.pb.zip",),
-        "MPL-2.0 (Mozilla's network, copied by another project)", True),
+        "MPL-2.0 (Mozilla's network, copied by another project)",
+        True,
+    ),
     "syncnet": Weights(
-        "lip-sync metrics LSE-C and LSE-D", "syncnet_v2.model",
+        "lip-sync metrics LSE-C and LSE-D",
+        "syncnet_v2.model",
         ("http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",),
-        "MIT code; the weights' terms are not stated", None,
-        54_573_114, "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"),
+        "MIT code; the weights' terms are not stated",
+        None,
+        54_573_114,
+        "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+    ),
 }
 
 
@@ -170,9 +292,17 @@ def find(name):
 def describe(name):
     """What the registry says of a name, and whether the file is there: a plain dict."""
     weights = find(name)
-    return {"name": name, "purpose": weights.purpose, "licence": weights.licence, "commercial": weights.commercial,
-            "size": weights.size, "sha256": weights.sha256, "urls": list(weights.urls),
-            "present": weights.path.is_file(), "path": str(weights.path)}
+    return {
+        "name": name,
+        "purpose": weights.purpose,
+        "licence": weights.licence,
+        "commercial": weights.commercial,
+        "size": weights.size,
+        "sha256": weights.sha256,
+        "urls": list(weights.urls),
+        "present": weights.path.is_file(),
+        "path": str(weights.path),
+    }
 
 
 def terms(name):
@@ -183,6 +313,7 @@ def terms(name):
 
 
 # Whole or not ---------------------------------------------------------------------------------------------------------
+
 
 def verify(place):
     """Compare a file with the registry.
@@ -228,6 +359,7 @@ def _measure(path):
 
 # Downloading ----------------------------------------------------------------------------------------------------------
 
+
 class _Refused(Exception):
     """This URL will not give the file, however often it is asked."""
 
@@ -257,7 +389,9 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
     """
     weights = find(name)
     if not weights.commercial and not accept_licence:
-        raise TalkheadError(f"{name}: its licence must be accepted first ({weights.licence}); read it and pass --accept-licence")
+        raise TalkheadError(
+            f"{name}: its licence must be accepted first ({weights.licence}); read it and pass --accept-licence"
+        )
     if url is not None and not url.startswith(("http://", "https://")):
         raise TalkheadError(f"{url}: not an address to download from; pass one that begins with https://")
     if destination is None:
@@ -281,7 +415,13 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
                         raise TalkheadError(f"{name}: {refused}") from refused
             os.replace(part, destination)
     size, sha256 = measured
-    return {"file": str(destination), "size": size, "sha256": sha256, "matches": name, "ok": _agrees(weights, size, sha256)}
+    return {
+        "file": str(destination),
+        "size": size,
+        "sha256": sha256,
+        "matches": name,
+        "ok": _agrees(weights, size, sha256),
+    }
 
 
 @contextmanager
@@ -316,17 +456,23 @@ def _download(weights, address, part, on_progress, timeout, retries, pause):
             if have > furthest:
                 furthest, tries = have, 0
             if tries == retries or broken.offline and furthest == began:
-                kept = f"; {have} bytes are kept, the same command goes on there" if have else "; try again later, or pass --url"
+                kept = (
+                    f"; {have} bytes are kept, the same command goes on there"
+                    if have
+                    else "; try again later, or pass --url"
+                )
                 raise _Refused(f"{address}: {broken}{kept}") from broken
-            time.sleep(min(pause * 2 ** tries, LONGEST_PAUSE))
+            time.sleep(min(pause * 2**tries, LONGEST_PAUSE))
             tries += 1
     size, sha256 = _measure(part)
     if size == 0:
         raise _Refused(f"{address}: gives an empty file; pass --url with another source")
     if _agrees(weights, size, sha256) is False:
         _forget(part)
-        raise _Refused(f"{address}: damaged on the way, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
-                       f"of {weights.sha256}; try again, or pass --url")
+        raise _Refused(
+            f"{address}: damaged on the way, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
+            f"of {weights.sha256}; try again, or pass --url"
+        )
     return size, sha256
 
 
@@ -344,10 +490,18 @@ def _pull(weights, address, part, on_progress, timeout):
         if start == total:
             return
         block = _read(response, total, start)
-        if response.headers.get_content_type() == "text/html" or start == 0 and re.match(rb"\s*<(!doctype\s+)?html", block, re.I):
-            raise _Refused(f"{address}: gives a web page, not the file; download it in a browser and save it as {part.with_suffix('')}")
+        if (
+            response.headers.get_content_type() == "text/html"
+            or start == 0
+            and re.match(rb"\s*<(!doctype\s+)?html", block, re.I)
+        ):
+            raise _Refused(
+                f"{address}: gives a web page, not the file; download it in a browser and save it as {part.with_suffix('')}"
+            )
         if None not in (total, weights.size) and total != weights.size:
-            raise _Refused(f"{address}: offers {total} bytes, {weights.file} has {weights.size}; another file: pass --url")
+            raise _Refused(
+                f"{address}: offers {total} bytes, {weights.file} has {weights.size}; another file: pass --url"
+            )
         _make_room(part, (total or weights.size or 0) - start, 0 if start else have)
         on_progress(start, total)
         with open(part, "ab" if start else "wb") as stream:
@@ -417,7 +571,9 @@ def _span(response, have, notes, part):
     if not have or response.status not in (206, 416):
         raise _Broken(f"answers with HTTP {response.status}, which is no file")
     said = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
-    start, total = (int(number) if number and number != "*" else None for number in said.groups()) if said else (None, None)
+    start, total = (
+        (int(number) if number and number != "*" else None for number in said.groups()) if said else (None, None)
+    )
     if response.status == 416 and total == have:
         return have, have
     if start == have and _alike(total, notes["total"]) and _alike(_validator(response), notes["validator"]):
@@ -451,11 +607,14 @@ def _why(error):
 def _make_room(part, wanted, freed):
     free = shutil.disk_usage(part.parent).free + freed - SPARE
     if wanted > free:
-        raise TalkheadError(f"{part.parent}: {wanted / 1e6:.0f} MB to come and room for {max(free, 0) / 1e6:.0f} MB; "
-                            "free some space, or pass -o with another place")
+        raise TalkheadError(
+            f"{part.parent}: {wanted / 1e6:.0f} MB to come and room for {max(free, 0) / 1e6:.0f} MB; "
+            "free some space, or pass -o with another place"
+        )
 
 
 # What is known of a part: without it there is no telling which file its bytes began.
+
 
 def _notes(part):
     return part.with_name(part.name + ".json")

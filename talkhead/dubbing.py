@@ -43,7 +43,10 @@ class Film:
         self._file = tempfile.TemporaryFile()
         tracked = ((frame, quad) for frame, quad, _ in tracked)
         if size is not None:
-            tracked = ((training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None) for frame, quad in tracked)
+            tracked = (
+                (training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None)
+                for frame, quad in tracked
+            )
         while chunk := list(islice(tracked, BATCH)):
             places = [Frame(*frame.shape[:2], quad) for frame, quad in chunk]
             points.extend(locate(network, [frame for frame, _ in chunk], places))
@@ -75,7 +78,11 @@ class Film:
     def crop(self, index, size):
         """The aligned face of one frame as it is: uint8 (size, size, 3)."""
         picture = self.picture(index)
-        return training.resize(picture, size) if self.quads[index] is None else faces.crop(picture, self.quads[index], size)
+        return (
+            training.resize(picture, size)
+            if self.quads[index] is None
+            else faces.crop(picture, self.quads[index], size)
+        )
 
     @property
     def resting(self):
@@ -146,7 +153,9 @@ def dub(film, frames, rest, batch=1):
     def speak(frame, points, index, picture):
         target, _ = transfer(film.starts[index], start.rest, start.rest + film.gain * (points - start.rest))
         place = Frame(*film.shape[:2], film.quads[index])
-        return draw(picture, place, film.points[index], target, inside=Inside(frame, points, *start.skins), blur=film.blur)
+        return draw(
+            picture, place, film.points[index], target, inside=Inside(frame, points, *start.skins), blur=film.blur
+        )
 
     indices, again = tee(back_and_forth(len(film)))
     return follow(film.network, zip(frames, indices, map(film.picture, again)), speak, batch)
@@ -160,7 +169,9 @@ def own_gain(film, frames):
     returns float; 1 if either mouth hardly moves
     """
     frames = iter(frames)
-    read = np.concatenate([film.network.read(np.stack(chunk)) for chunk in iter(lambda: list(islice(frames, BATCH)), [])])
+    read = np.concatenate(
+        [film.network.read(np.stack(chunk)) for chunk in iter(lambda: list(islice(frames, BATCH)), [])]
+    )
     count = min(len(read), len(film))
     ranges = [np.ptp(np.quantile(openings(points[:count]), (0.05, 0.95))) for points in (film.points, read)]
     return float(np.clip(ranges[0] / ranges[1] / DRAWN_WIDER, *GAINS)) if min(ranges) > 0.02 else 1.0

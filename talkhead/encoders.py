@@ -86,8 +86,14 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         if stem_stride not in (1, 2, 4):
             raise TalkheadError(f"encoder: stem_stride {stem_stride}; take 1, 2 or 4")
-        self.config = {"num_ws": num_ws, "width": width, "input_size": input_size, "w_dim": w_dim,
-                       "stem_stride": stem_stride, "pool_size": pool_size}
+        self.config = {
+            "num_ws": num_ws,
+            "width": width,
+            "input_size": input_size,
+            "w_dim": w_dim,
+            "stem_stride": stem_stride,
+            "pool_size": pool_size,
+        }
         self.num_ws, self.w_dim, self.input_size = num_ws, w_dim, input_size
         self.conv1 = nn.Conv2d(3, width, 7, 1 if stem_stride == 1 else 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -152,14 +158,20 @@ def _start_from(network, path, parts, what, example):
     """Load the parts of a network that a file of weights has too; the rest stays as it is."""
     weights = _read_state(path, what, example)
     try:
-        wanted = {name: weights[name] for name in network.state_dict() if name.split(".")[0] in parts and not _optional(name, weights)}
+        wanted = {
+            name: weights[name]
+            for name in network.state_dict()
+            if name.split(".")[0] in parts and not _optional(name, weights)
+        }
     except KeyError as error:
         raise TalkheadError(f"{path}: not {what}; give {example}") from error
     try:
         network.load_state_dict(wanted, strict=False)
     except RuntimeError as error:
-        raise TalkheadError(f"{path}: of another width than this encoder, which has {network.config['width']}; "
-                            "take width 64 or start from scratch") from error
+        raise TalkheadError(
+            f"{path}: of another width than this encoder, which has {network.config['width']}; "
+            "take width 64 or start from scratch"
+        ) from error
 
 
 def _optional(name, state):
@@ -213,8 +225,13 @@ class IRBlock(nn.Module):
         else:
             self.shortcut_layer = nn.Sequential(Sparse(wide_in, wide, stride), nn.BatchNorm2d(wide))
         self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(wide_in), nn.Conv2d(wide_in, wide, 3, 1, 1, bias=False), nn.PReLU(wide),
-            nn.Conv2d(wide, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), Excitation(wide))
+            nn.BatchNorm2d(wide_in),
+            nn.Conv2d(wide_in, wide, 3, 1, 1, bias=False),
+            nn.PReLU(wide),
+            nn.Conv2d(wide, wide, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(wide),
+            Excitation(wide),
+        )
 
     def forward(self, x):
         return self.res_layer(x) + self.shortcut_layer(x)
@@ -231,7 +248,9 @@ class IRSE50(nn.Module):
 
     def __init__(self, width=64, channels=3):
         super().__init__()
-        self.input_layer = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
+        )
         blocks, wide_in = [], width
         for wide, count in zip((width, 2 * width, 4 * width, 8 * width), BODY):
             blocks += [IRBlock(wide_in, wide, 2)] + [IRBlock(wide, wide, 1) for _ in range(count - 1)]
@@ -244,7 +263,7 @@ class IRSE50(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         x, found, last = self.input_layer(images), [], 0
         for count in BODY:
-            x = self.body[last:last + count](x)
+            x = self.body[last : last + count](x)
             last += count
             found.append(x)
         return found[1:]
@@ -262,8 +281,13 @@ class FaceRecognition(IRSE50):
 
     def __init__(self, width=64, size=512, affine=True):
         super().__init__(width)
-        self.output_layer = nn.Sequential(nn.BatchNorm2d(8 * width), nn.Identity(), nn.Flatten(), nn.Linear(8 * width * 7**2, size),
-                                          nn.BatchNorm1d(size, affine=affine))
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(8 * width),
+            nn.Identity(),
+            nn.Flatten(),
+            nn.Linear(8 * width * 7**2, size),
+            nn.BatchNorm1d(size, affine=affine),
+        )
 
     def embed(self, images):
         """float (N, 3, 112, 112), the face alone, to float (N, size) of length 1."""
@@ -283,7 +307,11 @@ def load_face_recognition(path):
     """
     weights = _read_state(path, FACES, FACES_FILE)
     try:
-        network = FaceRecognition(len(weights["input_layer.0.weight"]), len(weights["output_layer.3.weight"]), "output_layer.4.weight" in weights)
+        network = FaceRecognition(
+            len(weights["input_layer.0.weight"]),
+            len(weights["output_layer.3.weight"]),
+            "output_layer.4.weight" in weights,
+        )
         network.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
         raise TalkheadError(f"{path}: not {FACES}; give {FACES_FILE}") from error
@@ -340,23 +368,37 @@ class PSPEncoder(IRSE50):
     Source: thesis §3.3.2.1; Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et al. 2021 (ReStyle).
     """
 
-    def __init__(self, num_ws, head="pyramid", deltas=False, width=64, input_size=256, w_dim=512, channels=3, w_avg=None):
+    def __init__(
+        self, num_ws, head="pyramid", deltas=False, width=64, input_size=256, w_dim=512, channels=3, w_avg=None
+    ):
         super().__init__(width, channels)
         halvings = int(math.log2(max(input_size, 1))) - 4
         if input_size != 2 ** (halvings + 4) or halvings < 1:
             raise TalkheadError(f"encoder: input_size {input_size}; take a power of two from 32")
-        self.config = {"arch": "psp", "num_ws": num_ws, "head": head, "deltas": deltas, "width": width,
-                       "input_size": input_size, "w_dim": w_dim, "channels": channels}
+        self.config = {
+            "arch": "psp",
+            "num_ws": num_ws,
+            "head": head,
+            "deltas": deltas,
+            "width": width,
+            "input_size": input_size,
+            "w_dim": w_dim,
+            "channels": channels,
+        }
         self.num_ws, self.w_dim, self.input_size, self.head, self.deltas = num_ws, w_dim, input_size, head, deltas
         wide = 8 * width
         if head == "pyramid":
-            self.styles = nn.ModuleList(Map2Style(wide, w_dim, halvings + (k >= COARSE) + (k >= MIDDLE)) for k in range(num_ws))
+            self.styles = nn.ModuleList(
+                Map2Style(wide, w_dim, halvings + (k >= COARSE) + (k >= MIDDLE)) for k in range(num_ws)
+            )
             self.latlayer1 = nn.Conv2d(4 * width, wide, 1)
             self.latlayer2 = nn.Conv2d(2 * width, wide, 1)
         elif head == "last":
             self.styles = nn.ModuleList(Map2Style(wide, w_dim, halvings) for _ in range(num_ws))
         elif head == "w+":
-            self.output_layer_2 = nn.Sequential(nn.BatchNorm2d(wide), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(wide * 7**2, wide))
+            self.output_layer_2 = nn.Sequential(
+                nn.BatchNorm2d(wide), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(wide * 7**2, wide)
+            )
             self.linear = EqualLinear(wide, num_ws * w_dim)
         elif head == "w":
             self.linear = EqualLinear(wide, w_dim)
@@ -418,9 +460,16 @@ class ReStyle(nn.Module):
     def __init__(self, encoder, decoder, iterations=5):
         super().__init__()
         if encoder.num_ws != decoder.num_ws:
-            raise TalkheadError(f"encoder of {encoder.num_ws} layers, its generator of {decoder.num_ws}; the file is damaged")
+            raise TalkheadError(
+                f"encoder of {encoder.num_ws} layers, its generator of {decoder.num_ws}; the file is damaged"
+            )
         self.encoder, self.decoder, self.iterations = encoder, decoder.requires_grad_(False), iterations
-        self.config = {"arch": "restyle", "encoder": encoder.config, "decoder": decoder.config, "iterations": iterations}
+        self.config = {
+            "arch": "restyle",
+            "encoder": encoder.config,
+            "decoder": decoder.config,
+            "iterations": iterations,
+        }
         self.num_ws, self.w_dim, self.input_size = encoder.num_ws, encoder.w_dim, encoder.input_size
 
     @property
@@ -466,10 +515,13 @@ def build(config, generator=None):
 
 # Which head and whether deltas, by the name that pSp's, e4e's and ReStyle's options give their encoder.
 PSP_TYPES = {
-    "GradualStyleEncoder": ("pyramid", False), "Encoder4Editing": ("pyramid", True),
-    "BackboneEncoder": ("last", False), "ProgressiveBackboneEncoder": ("last", True),
+    "GradualStyleEncoder": ("pyramid", False),
+    "Encoder4Editing": ("pyramid", True),
+    "BackboneEncoder": ("last", False),
+    "ProgressiveBackboneEncoder": ("last", True),
     "BackboneEncoderUsingLastLayerIntoWPlus": ("w+", False),
-    "BackboneEncoderUsingLastLayerIntoW": ("w", False), "SingleStyleCodeEncoder": ("w", False),
+    "BackboneEncoderUsingLastLayerIntoW": ("w", False),
+    "SingleStyleCodeEncoder": ("w", False),
 }
 RESTYLE_ITERATIONS = 5
 
@@ -490,15 +542,23 @@ def from_psp(state, latent_avg, opts, decoder=None):
     name, head, deltas = _psp_type(state, opts)
     channels, restyle = state["input_layer.0.weight"].shape[1], state["input_layer.0.weight"].shape[1] == 6
     if channels not in (3, 6):
-        raise TalkheadError(f"{name} of {channels} input channels: reads segmentation maps or sketches; pass one trained on pictures of faces")
+        raise TalkheadError(
+            f"{name} of {channels} input channels: reads segmentation maps or sketches; pass one trained on pictures of faces"
+        )
     # ReStyle starts at the mean whatever its options say.
     wanted = restyle or opts.get("start_from_latent_avg", False)
     if wanted and latent_avg is None:
-        raise TalkheadError(f"{name}: the file lacks latent_avg, which its codes are added to; take it from the generator that it was trained with")
-    config = {"arch": "psp", "head": head, "deltas": deltas, "channels": channels} | _psp_sizes(state, head, latent_avg, opts)
+        raise TalkheadError(
+            f"{name}: the file lacks latent_avg, which its codes are added to; take it from the generator that it was trained with"
+        )
+    config = {"arch": "psp", "head": head, "deltas": deltas, "channels": channels} | _psp_sizes(
+        state, head, latent_avg, opts
+    )
     shape = config["num_ws"], config["w_dim"]
     if wanted and tuple(latent_avg.shape) not in (shape, (1, shape[1]), shape[1:]):
-        raise TalkheadError(f"{name}: latent_avg of shape {tuple(latent_avg.shape)} for codes of {shape}; the file is damaged or its parts are of two networks")
+        raise TalkheadError(
+            f"{name}: latent_avg of shape {tuple(latent_avg.shape)} for codes of {shape}; the file is damaged or its parts are of two networks"
+        )
     state = {**state, "w_avg": (latent_avg.float() if wanted else torch.zeros(1)).expand(shape).clone()}
     _check_names(name, config, state)
     if not restyle:
@@ -506,20 +566,38 @@ def from_psp(state, latent_avg, opts, decoder=None):
     if decoder is None:
         raise TalkheadError(f"{name}: a ReStyle encoder without its generator; pass the whole file")
     drawn = {f"decoder.{key}": value for key, value in decoder[1].items()}
-    return ({"arch": "restyle", "encoder": config, "decoder": decoder[0], "iterations": opts.get("n_iters_per_batch", RESTYLE_ITERATIONS)},
-            {f"encoder.{key}": value for key, value in state.items()} | drawn)
+    return (
+        {
+            "arch": "restyle",
+            "encoder": config,
+            "decoder": decoder[0],
+            "iterations": opts.get("n_iters_per_batch", RESTYLE_ITERATIONS),
+        },
+        {f"encoder.{key}": value for key, value in state.items()} | drawn,
+    )
 
 
 def _psp_type(state, opts):
     """What an encoder's own project calls it, its head, and whether its codes add up."""
     name = opts.get("encoder_type")
     if "conv1.weight" in state:
-        raise TalkheadError(f"{name or 'encoder'}: its trunk is ResNet34, which is not known here; pass an encoder on IR-SE-50")
-    if "input_layer.0.weight" not in state or "body.23.res_layer.5.fc2.weight" not in state or "body.24.res_layer.1.weight" in state:
-        raise TalkheadError(f"{name or 'encoder'}: not an encoder of pSp, e4e or ReStyle on IR-SE-50; pass one of those")
+        raise TalkheadError(
+            f"{name or 'encoder'}: its trunk is ResNet34, which is not known here; pass an encoder on IR-SE-50"
+        )
+    if (
+        "input_layer.0.weight" not in state
+        or "body.23.res_layer.5.fc2.weight" not in state
+        or "body.24.res_layer.1.weight" in state
+    ):
+        raise TalkheadError(
+            f"{name or 'encoder'}: not an encoder of pSp, e4e or ReStyle on IR-SE-50; pass one of those"
+        )
     if name is None:
-        names = {"latlayer1.weight": "GradualStyleEncoder", "styles.0.linear.weight": "BackboneEncoder",
-                 "output_layer_2.3.weight": "BackboneEncoderUsingLastLayerIntoWPlus"}
+        names = {
+            "latlayer1.weight": "GradualStyleEncoder",
+            "styles.0.linear.weight": "BackboneEncoder",
+            "output_layer_2.3.weight": "BackboneEncoderUsingLastLayerIntoWPlus",
+        }
         name = next((found for key, found in names.items() if key in state), "BackboneEncoderUsingLastLayerIntoW")
         if name == "GradualStyleEncoder" and "stylegan_size" in opts:
             name = "Encoder4Editing"
@@ -533,8 +611,11 @@ def _psp_sizes(state, head, latent_avg, opts):
     sizes = {"width": state["input_layer.0.weight"].shape[0], "input_size": ALIGNED_SIZE}
     if head in ("pyramid", "last"):
         halvings = sum(key.startswith("styles.0.convs.") and key.endswith(".weight") for key in state)
-        return sizes | {"num_ws": sum(key.startswith("styles.") and key.endswith(".linear.weight") for key in state),
-                        "w_dim": state["styles.0.linear.weight"].shape[0], "input_size": 2 ** (halvings + 4)}
+        return sizes | {
+            "num_ws": sum(key.startswith("styles.") and key.endswith(".linear.weight") for key in state),
+            "w_dim": state["styles.0.linear.weight"].shape[0],
+            "input_size": 2 ** (halvings + 4),
+        }
     outputs = state["linear.weight"].shape[0]
     if head == "w+":
         w_dim = 512 if latent_avg is None else latent_avg.shape[-1]
@@ -546,7 +627,14 @@ def _psp_sizes(state, head, latent_avg, opts):
 def _check_names(name, config, state):
     with torch.device("meta"):
         wanted = build(config).state_dict()
-    wrong = sorted(key for key in wanted.keys() | state.keys()
-                   if key not in wanted or not _optional(key, state) and (key not in state or wanted[key].shape != state[key].shape))
+    wrong = sorted(
+        key
+        for key in wanted.keys() | state.keys()
+        if key not in wanted
+        or not _optional(key, state)
+        and (key not in state or wanted[key].shape != state[key].shape)
+    )
     if wrong:
-        raise TalkheadError(f"{name}: {wrong[0]} is missing, of another shape or not its own; the file is damaged or of another network")
+        raise TalkheadError(
+            f"{name}: {wrong[0]} is missing, of another shape or not its own; the file is damaged or of another network"
+        )

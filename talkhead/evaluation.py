@@ -31,9 +31,24 @@ FACE_SIDE = 256  # pixels: of the crops that tell people apart
 MOVING = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm"}
 
 # What a protocol sets, and what the thesis sets (SPEC §8: thesis §5.2.1, landmarks by FAN as in §3.3.1.1).
-DEFAULTS = {"fps": 25.0, "size": None, "lmd": True, "fid": False, "fid_features": "inception", "lpips": False, "identity": False, "syncnet": False,
-            "closures": False, "known_landmarks": False, "aligned": False, "detector": "auto", "enlarge": 1, "max_lag": metrics.MAX_LAG,
-            "shut_below": metrics.SHUT, "closure_tolerance": metrics.TOLERANCE}
+DEFAULTS = {
+    "fps": 25.0,
+    "size": None,
+    "lmd": True,
+    "fid": False,
+    "fid_features": "inception",
+    "lpips": False,
+    "identity": False,
+    "syncnet": False,
+    "closures": False,
+    "known_landmarks": False,
+    "aligned": False,
+    "detector": "auto",
+    "enlarge": 1,
+    "max_lag": metrics.MAX_LAG,
+    "shut_below": metrics.SHUT,
+    "closure_tolerance": metrics.TOLERANCE,
+}
 THESIS = DEFAULTS | {"fid": True, "detector": "face-alignment"}
 # Settings that hang on a file, by the name of the option that names it.
 FILES = {"identity": "identity_network", "syncnet": "syncnet", "closures": "phonemes", "known_landmarks": "landmarks"}
@@ -43,7 +58,7 @@ RULES = {
     "length": "the longer clip is cut to the shorter",
     "size": "equal, or refused; resized (bilinear, antialiased) where size is set",
     "crop": "none: whole frames as they come; for the identity, FFHQ's crop by the landmarks unless the clip is marked as aligned; "
-            "for SyncNet, the face's box by the landmarks",
+    "for SyncNet, the face's box by the landmarks",
     "psnr": "RGB, peak 255, mean of decibels over frames; identical frames are left out and counted",
     "ssim": "RGB, 11x11 Gaussian of sigma 1.5, K1 0.01, K2 0.03, no borders, mean over patches, channels and frames",
     "lmd": "points 48-67 where they are in the frame, mean over points and over frames with a face in both, pixels of the compared frames",
@@ -52,6 +67,7 @@ RULES = {
 
 
 # A protocol -------------------------------------------------------------------------------------------------------------
+
 
 class Protocol:
     """How clips are compared, and the networks for it. Called with two clips, gives their record.
@@ -79,16 +95,37 @@ class Protocol:
     `describe()` tells all this, versions and the hashes of weights, as a dict that JSON can hold.
     """
 
-    def __init__(self, fps=25.0, size=None, lmd=True, fid=False, fid_features="inception", lpips=False, identity_network=None, syncnet=None,
-                 phonemes=None, dictionary=None, landmarks=None, aligned=False, detector="auto", detector_model=None, enlarge=1,
-                 max_lag=metrics.MAX_LAG, shut_below=metrics.SHUT, closure_tolerance=metrics.TOLERANCE, device="auto"):
+    def __init__(
+        self,
+        fps=25.0,
+        size=None,
+        lmd=True,
+        fid=False,
+        fid_features="inception",
+        lpips=False,
+        identity_network=None,
+        syncnet=None,
+        phonemes=None,
+        dictionary=None,
+        landmarks=None,
+        aligned=False,
+        detector="auto",
+        detector_model=None,
+        enlarge=1,
+        max_lag=metrics.MAX_LAG,
+        shut_below=metrics.SHUT,
+        closure_tolerance=metrics.TOLERANCE,
+        device="auto",
+    ):
         self.options = {name: value for name, value in locals().items() if name != "self" and not name.startswith("__")}
         self.fps, self.size, self.max_lag, self.lips = fps, size, max_lag, (shut_below, fps, closure_tolerance)
         self.phonemes, self.landmarks, self.aligned = phonemes, landmarks, aligned
         if not lmd and (phonemes or landmarks):
             raise TalkheadError("metrics: closures and true landmarks need a detector; leave --no-lmd out")
         if phonemes and landmarks:
-            raise TalkheadError("metrics: lips are shut by what one detector sees of both mouths; leave --landmarks out, or --phonemes")
+            raise TalkheadError(
+                "metrics: lips are shut by what one detector sees of both mouths; leave --landmarks out, or --phonemes"
+            )
         if syncnet and fps != 25:
             raise TalkheadError(f"metrics: SyncNet knows 25 frames a second, not {fps:g}; leave --fps or --syncnet out")
         self.weights, self.packages = {}, ["numpy", "av"]
@@ -156,10 +193,16 @@ class Protocol:
     def describe(self):
         """A dict that JSON can hold: settings, rules, the weights' files and sha256, versions."""
         if self._described is None:
-            weights = {role: [{"file": Path(path).name, "sha256": downloads.verify(path)["sha256"]} for path in paths]
-                       for role, paths in self.weights.items()}
-            self._described = {"settings": self.settings(), "rules": RULES, "weights": weights,
-                               "versions": {"talkhead": __version__} | {name: _version(name) for name in self.packages}}
+            weights = {
+                role: [{"file": Path(path).name, "sha256": downloads.verify(path)["sha256"]} for path in paths]
+                for role, paths in self.weights.items()
+            }
+            self._described = {
+                "settings": self.settings(),
+                "rules": RULES,
+                "weights": weights,
+                "versions": {"talkhead": __version__} | {name: _version(name) for name in self.packages},
+            }
         return self._described
 
     def __call__(self, real, fake, store=None, watch=iter):
@@ -182,8 +225,15 @@ class Protocol:
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
             seen = [metrics.Seen(self.features) for _ in readers] if store else self.features
-            clips = {name: {"codec": reader.codec, "fps": round(reader.source_fps, 3), "size": list(reader.size), "aligned": reader.aligned}
-                     for name, reader in zip(("real", "fake"), readers)}
+            clips = {
+                name: {
+                    "codec": reader.codec,
+                    "fps": round(reader.source_fps, 3),
+                    "size": list(reader.size),
+                    "aligned": reader.aligned,
+                }
+                for name, reader in zip(("real", "fake"), readers)
+            }
             frames = [stack.enter_context(_Ahead(_sized(reader, self.size))) for reader in readers]
             report = metrics.compare(watch(frames[0]), frames[1], self.detector, known, seen, measures, self.max_lag)
         if store:
@@ -197,15 +247,25 @@ class Protocol:
         if self.identity:
             whole = self.aligned or all(reader.aligned for reader in readers)
             if not whole and self.detector is None:
-                raise TalkheadError(f"{readers[1].name}: not marked as aligned, and who is seen is told from aligned faces; pass --aligned if it "
-                                    "is, or leave --no-lmd out")
-            yield _Pictures("identity", self.identity, self._device(self.options["device"]), None if whole else FACE_SIDE, counted=True)
+                raise TalkheadError(
+                    f"{readers[1].name}: not marked as aligned, and who is seen is told from aligned faces; pass --aligned if it "
+                    "is, or leave --no-lmd out"
+                )
+            yield _Pictures(
+                "identity",
+                self.identity,
+                self._device(self.options["device"]),
+                None if whole else FACE_SIDE,
+                counted=True,
+            )
         if self.syncnet:
             from talkhead import syncnet
 
             if self.detector is None and any(reader.size != (syncnet.SIDE, syncnet.SIDE) for reader in readers):
-                raise TalkheadError(f"{readers[1].name}: SyncNet looks at crops of {syncnet.SIDE}x{syncnet.SIDE}, which are cut by landmarks; "
-                                    "leave --no-lmd out")
+                raise TalkheadError(
+                    f"{readers[1].name}: SyncNet looks at crops of {syncnet.SIDE}x{syncnet.SIDE}, which are cut by landmarks; "
+                    "leave --no-lmd out"
+                )
             yield _Synchrony(self.syncnet, sounds)
 
     def _sounds(self, real, fake):
@@ -215,7 +275,9 @@ class Protocol:
                 raise TalkheadError("-: SyncNet needs frames and sound, and a pipe can be read only once; name a file")
         sounds = [_sound(place) for place in (real, fake)]
         if all(sound is None for sound in sounds):
-            raise TalkheadError(f"{real}, {fake}: neither has a sound track, and SyncNet compares lips with sound; leave --syncnet out")
+            raise TalkheadError(
+                f"{real}, {fake}: neither has a sound track, and SyncNet compares lips with sound; leave --syncnet out"
+            )
         return [own if own is not None else other for own, other in zip(sounds, reversed(sounds))]
 
 
@@ -234,7 +296,9 @@ class Enlarged:
             return self.detector(image)
         from PIL import Image
 
-        large = Image.fromarray(image).resize([side * self.factor for side in image.shape[1::-1]], Image.Resampling.BICUBIC)
+        large = Image.fromarray(image).resize(
+            [side * self.factor for side in image.shape[1::-1]], Image.Resampling.BICUBIC
+        )
         # The centre of pixel 0 is at 0: enlarged four times, it comes to lie at 1.5.
         return [(face + 0.5) / self.factor - 0.5 for face in self.detector(np.asarray(large))]
 
@@ -264,7 +328,12 @@ class _Pictures:
         if self.side is None:
             self.waiting.append(pair[:2])
         elif pair.real_points is not None and pair.fake_points is not None:
-            self.waiting.append((faces.align(pair.real, pair.real_points, self.side), faces.align(pair.fake, pair.fake_points, self.side)))
+            self.waiting.append(
+                (
+                    faces.align(pair.real, pair.real_points, self.side),
+                    faces.align(pair.fake, pair.fake_points, self.side),
+                )
+            )
         if len(self.waiting) == metrics.TOGETHER:
             self._look()
 
@@ -301,7 +370,9 @@ class _Synchrony:
         found = {}
         for prefix, watcher, sound in zip(("real_", ""), self.watchers, self.sounds):
             sync = watcher.listen(sound)
-            found |= {prefix + name: value for name, value in zip(("lse_d", "lse_c", "av_offset"), sync or (None, None, None))}
+            found |= {
+                prefix + name: value for name, value in zip(("lse_d", "lse_c", "av_offset"), sync or (None, None, None))
+            }
         return found
 
 
@@ -337,7 +408,9 @@ def _sized(reader, size):
 
     height, width = reader.size
     if height != width:
-        raise TalkheadError(f"{reader.name}: {width}x{height}, and only square frames are resized; align it first, or leave --size out")
+        raise TalkheadError(
+            f"{reader.name}: {width}x{height}, and only square frames are resized; align it first, or leave --size out"
+        )
     for frame in reader:
         yield resize(frame, size)
 
@@ -358,7 +431,9 @@ def _landmarks(place, clip):
     points = faces.read_landmarks(place)
     unseen = np.isnan(points).any(axis=(1, 2))
     if unseen.any():
-        raise TalkheadError(f"{place}, frame {int(np.argmax(unseen))}: holds NaN, and true landmarks are those of every frame; leave --landmarks out")
+        raise TalkheadError(
+            f"{place}, frame {int(np.argmax(unseen))}: holds NaN, and true landmarks are those of every frame; leave --landmarks out"
+        )
     return points
 
 
@@ -368,8 +443,10 @@ def _wanted(name, purpose, path=None):
     path = weights.path if path is None else Path(path)
     if not path.is_file():
         size = f"{weights.size / 1e6:.0f} MB" if weights.size else "size unknown"
-        raise TalkheadError(f"{path}: not there, and {purpose} looks through it; it is at {weights.urls[0]} ({size}); "
-                            f"run talkhead weights fetch {name}, or put it there")
+        raise TalkheadError(
+            f"{path}: not there, and {purpose} looks through it; it is at {weights.urls[0]} ({size}); "
+            f"run talkhead weights fetch {name}, or put it there"
+        )
     return path
 
 
@@ -381,6 +458,7 @@ def _version(package):
 
 
 # Replaying a protocol ---------------------------------------------------------------------------------------------------
+
 
 def read_protocol(place):
     """A protocol that was written down: "thesis", or the path of a record, a file of records, or what `describe` gives.
@@ -400,9 +478,13 @@ def read_protocol(place):
         told = told.get("protocol", told)
         unknown = set(told["settings"]) - set(DEFAULTS)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise TalkheadError(f"{place}: no protocol of talkhead metrics; give thesis, or a file of what metrics printed") from None
+        raise TalkheadError(
+            f"{place}: no protocol of talkhead metrics; give thesis, or a file of what metrics printed"
+        ) from None
     if unknown:
-        raise TalkheadError(f"{place}: its protocol sets {', '.join(sorted(unknown))}, which this version does not know; use the version it names")
+        raise TalkheadError(
+            f"{place}: its protocol sets {', '.join(sorted(unknown))}, which this version does not know; use the version it names"
+        )
     return told
 
 
@@ -424,7 +506,9 @@ def replay(told, options, explicit, place="--protocol"):
             if not value and options[FILES[name]] is not None:
                 raise TalkheadError(f"{place}: the protocol measures without {flag}; leave it out")
         elif name in explicit and options[name] != value:
-            raise TalkheadError(f"{place}: the protocol says {json.dumps(value)}, not {flag} {options[name]}; leave one of them out")
+            raise TalkheadError(
+                f"{place}: the protocol says {json.dumps(value)}, not {flag} {options[name]}; leave one of them out"
+            )
         else:
             options[name] = value
     return options
@@ -440,15 +524,24 @@ def check(told, protocol, place="--protocol"):
     for role, wanted in told.get("weights", {}).items():
         found = mine["weights"].get(role, [])
         if [weight["sha256"] for weight in found] != [weight["sha256"] for weight in wanted]:
-            names = [", ".join(f"{weight['file']} {weight['sha256'][:12]}…" for weight in weights) or "nothing" for weights in (wanted, found)]
-            raise TalkheadError(f"{place}: measured with the {role} {names[0]}, and here is {names[1]}; pass the same files")
-    other = [f"{name} {then}, here {mine['versions'].get(name)}" for name, then in told.get("versions", {}).items()
-             if mine["versions"].get(name) != then]
+            names = [
+                ", ".join(f"{weight['file']} {weight['sha256'][:12]}…" for weight in weights) or "nothing"
+                for weights in (wanted, found)
+            ]
+            raise TalkheadError(
+                f"{place}: measured with the {role} {names[0]}, and here is {names[1]}; pass the same files"
+            )
+    other = [
+        f"{name} {then}, here {mine['versions'].get(name)}"
+        for name, then in told.get("versions", {}).items()
+        if mine["versions"].get(name) != then
+    ]
     if other:
         warnings.warn(f"{place}: measured with {'; '.join(other)}", stacklevel=2)
 
 
 # Sets of pairs ----------------------------------------------------------------------------------------------------------
+
 
 def match(places):
     """Pairs of clips: files as they come, folders of clips matched by name.
@@ -464,13 +557,20 @@ def match(places):
             pairs.append((str(real), str(fake)))
             continue
         if not all(folders):
-            raise TalkheadError(f"{real}, {fake}: one is a folder of clips, the other a single clip; give two of a kind")
+            raise TalkheadError(
+                f"{real}, {fake}: one is a folder of clips, the other a single clip; give two of a kind"
+            )
         ours, theirs = _clips(real), _clips(fake)
         common = [name for name in ours if name in theirs]
         if not common:
             raise TalkheadError(f"{real}, {fake}: no clips of one name; name them alike, or pass --list")
         pairs += [(str(ours[name]), str(theirs[name])) for name in common]
-        alone += [str(clip) for found, other in ((ours, theirs), (theirs, ours)) for name, clip in found.items() if name not in other]
+        alone += [
+            str(clip)
+            for found, other in ((ours, theirs), (theirs, ours))
+            for name, clip in found.items()
+            if name not in other
+        ]
     return pairs, alone
 
 
@@ -478,7 +578,9 @@ def _is_set(place):
     """Whether a place is a folder of clips. One that holds pictures is a clip itself."""
     if str(place) == "-" or not Path(place).is_dir():
         return False
-    suffixes = {path.suffix.lower() for path in Path(place).iterdir() if path.is_file() and not files.is_hidden(path.name)}
+    suffixes = {
+        path.suffix.lower() for path in Path(place).iterdir() if path.is_file() and not files.is_hidden(path.name)
+    }
     return bool(suffixes & MOVING) or not suffixes & files.PICTURES
 
 
@@ -538,7 +640,9 @@ def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=job
         if not alone:
             summary = summarise(records) | {"protocol": protocol.describe()}
             if store:
-                summary |= _set_distance(store, [record for record in records if "error" not in record], protocol.features)
+                summary |= _set_distance(
+                    store, [record for record in records if "error" not in record], protocol.features
+                )
             if ledger:
                 ledger.add(summary)
             yield summary
@@ -561,7 +665,11 @@ class _Workers:
     def __init__(self, protocol, count, store):
         self.protocol, self.store = protocol, store
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(count, context, _begin, (protocol.options, protocol.describe(), store, count)) if count > 1 else None
+        self.pool = (
+            ProcessPoolExecutor(count, context, _begin, (protocol.options, protocol.describe(), store, count))
+            if count > 1
+            else None
+        )
 
     def __enter__(self):
         return self
@@ -577,7 +685,9 @@ class _Workers:
         try:
             yield from self.pool.map(_measured, pairs)
         except BrokenProcessPool as problem:
-            raise TalkheadError("metrics: a process was killed, for want of memory perhaps; lower --workers; with -o, what is done is kept") from problem
+            raise TalkheadError(
+                "metrics: a process was killed, for want of memory perhaps; lower --workers; with -o, what is done is kept"
+            ) from problem
 
 
 _worker = None  # in a worker process: what it measures with
@@ -638,10 +748,14 @@ class _Ledger:
                     hash((record["real"], record["fake"]))
                     json.dumps([record, summarise([record])], allow_nan=False)
             except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-                raise TalkheadError(f"{path}, line {number}: not a record of talkhead metrics; name another file") from None
+                raise TalkheadError(
+                    f"{path}, line {number}: not a record of talkhead metrics; name another file"
+                ) from None
             if other:
-                raise TalkheadError(f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to measure "
-                                    "as then, --overwrite to measure all again, or name another file")
+                raise TalkheadError(
+                    f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to measure "
+                    "as then, --overwrite to measure all again, or name another file"
+                )
             records += [record] if "real" in record and "error" not in record else []
         return records
 
@@ -669,14 +783,22 @@ def _is_kept(store, pair):
 
 def _set_distance(store, records, network):
     """FID and KID of all frames of a set, from what is kept of its clips; memory does not grow with it."""
-    sides = [[np.load(_kept(store, place), mmap_mode="r") for place in dict.fromkeys(record[side] for record in records)] for side in ("real", "fake")]
+    sides = [
+        [np.load(_kept(store, place), mmap_mode="r") for place in dict.fromkeys(record[side] for record in records)]
+        for side in ("real", "fake")
+    ]
     counts = [sum(map(len, side)) for side in sides]
     if min(counts) < 2:
         return {"fid": None, "kid": None, "fid_features": network.name, "fid_pictures": counts}
     spreads = [_spread(side, network.width) for side in sides]
     some = [_sample(side, count) for side, count in zip(sides, counts)]
     metrics.warn_of_few(min(counts), network)
-    return {"fid": metrics.spread_distance(*spreads), "kid": metrics.kernel_distance(*some), "fid_features": network.name, "fid_pictures": counts}
+    return {
+        "fid": metrics.spread_distance(*spreads),
+        "kid": metrics.kernel_distance(*some),
+        "fid_features": network.name,
+        "fid_pictures": counts,
+    }
 
 
 def _spread(clouds, width):
@@ -703,11 +825,37 @@ def _sample(clouds, count):
 # Many records as one ----------------------------------------------------------------------------------------------------
 
 # By what a pair's number is weighed in the mean of a set: the field that counts its frames, or 1.
-_WEIGHED = {"psnr": "psnr_frames", "ssim": "frames", "lpips": "frames", "identity": "identity_frames", "lmd": "lmd_frames",
-            "velocity_error": "velocity_frames", "real_jitter": "frames", "fake_jitter": "frames", "real_sharpness": "frames",
-            "fake_sharpness": "frames", "closure_rate": "closures", "real_closure_rate": "closures", "closure_luck": "closures",
-            "opening_correlation": None, "opening_best": None, "lse_d": None, "lse_c": None, "real_lse_d": None, "real_lse_c": None}
-_SUMMED = ("frames", "identical", "real_no_face", "fake_no_face", "lmd_frames", "velocity_frames", "identity_frames", "closures")
+_WEIGHED = {
+    "psnr": "psnr_frames",
+    "ssim": "frames",
+    "lpips": "frames",
+    "identity": "identity_frames",
+    "lmd": "lmd_frames",
+    "velocity_error": "velocity_frames",
+    "real_jitter": "frames",
+    "fake_jitter": "frames",
+    "real_sharpness": "frames",
+    "fake_sharpness": "frames",
+    "closure_rate": "closures",
+    "real_closure_rate": "closures",
+    "closure_luck": "closures",
+    "opening_correlation": None,
+    "opening_best": None,
+    "lse_d": None,
+    "lse_c": None,
+    "real_lse_d": None,
+    "real_lse_c": None,
+}
+_SUMMED = (
+    "frames",
+    "identical",
+    "real_no_face",
+    "fake_no_face",
+    "lmd_frames",
+    "velocity_frames",
+    "identity_frames",
+    "closures",
+)
 _MEDIAN = ("opening_lag", "av_offset", "real_av_offset")
 
 
@@ -716,7 +864,9 @@ def summarise(records):
 
     records  as `Protocol` gives them; those that failed are counted
     """
-    good = [record | {"psnr_frames": record["frames"] - record["identical"]} for record in records if "error" not in record]
+    good = [
+        record | {"psnr_frames": record["frames"] - record["identical"]} for record in records if "error" not in record
+    ]
     summary = {"summary": True, "pairs": len(records), "failed": len(records) - len(good)}
     for name in dict.fromkeys(name for record in good for name in record):
         found = [record for record in good if record.get(name) is not None]
@@ -726,14 +876,32 @@ def summarise(records):
             summary[name] = float(np.median([record[name] for record in found])) if found else None
         elif name in _WEIGHED:
             weights = [record[_WEIGHED[name]] if _WEIGHED[name] else 1 for record in found]
-            summary[name] = float(np.average([record[name] for record in found], weights=weights)) if sum(weights) else None
+            summary[name] = (
+                float(np.average([record[name] for record in found], weights=weights)) if sum(weights) else None
+            )
     return summary
 
 
-_COLUMNS = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3), ("fid", "FID", 2), ("kid", "KID", 4), ("identity", "identity", 3),
-            ("lmd", "LMD", 2), ("velocity_error", "velocity", 2), ("opening_correlation", "opening r", 2), ("opening_lag", "lag", 1),
-            ("closure_rate", "closures", 2), ("real_closure_rate", "of real", 2), ("lse_c", "LSE-C", 2), ("lse_d", "LSE-D", 2),
-            ("real_jitter", "jitter real", 2), ("fake_jitter", "fake", 2), ("real_sharpness", "sharp real", 0), ("fake_sharpness", "fake", 0))
+_COLUMNS = (
+    ("psnr", "PSNR", 2),
+    ("ssim", "SSIM", 3),
+    ("lpips", "LPIPS", 3),
+    ("fid", "FID", 2),
+    ("kid", "KID", 4),
+    ("identity", "identity", 3),
+    ("lmd", "LMD", 2),
+    ("velocity_error", "velocity", 2),
+    ("opening_correlation", "opening r", 2),
+    ("opening_lag", "lag", 1),
+    ("closure_rate", "closures", 2),
+    ("real_closure_rate", "of real", 2),
+    ("lse_c", "LSE-C", 2),
+    ("lse_d", "LSE-D", 2),
+    ("real_jitter", "jitter real", 2),
+    ("fake_jitter", "fake", 2),
+    ("real_sharpness", "sharp real", 0),
+    ("fake_sharpness", "fake", 0),
+)
 
 
 def table(records):
@@ -744,11 +912,28 @@ def table(records):
     for record in shown:
         name = f"all {record['pairs'] - record['failed']}" if record.get("summary") else _short(record["fake"])
         endless = record.get("psnr") is None and record.get("identical")
-        lines.append([name, str(record.get("frames", "–")),
-                      *("∞" if field == "psnr" and endless else _number(record.get(field), digits) for field, _, digits in columns)])
+        lines.append(
+            [
+                name,
+                str(record.get("frames", "–")),
+                *(
+                    "∞" if field == "psnr" and endless else _number(record.get(field), digits)
+                    for field, _, digits in columns
+                ),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths))).rstrip()
-            for line in lines] if shown else []
+    text = (
+        [
+            "  ".join(
+                cell.ljust(width) if not place else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        ]
+        if shown
+        else []
+    )
     text += [f"failed: {' '.join(record['error'].split())}" for record in records if "error" in record]
     text += [_table_of_networks(record) for record in records if "networks" in record]
     return "\n".join([*text, *(["", _told(shown[-1])] if shown else [])])
@@ -756,7 +941,7 @@ def table(records):
 
 def _short(path, most=40):
     path = str(path)
-    return path if len(path) <= most else "…" + path[1 - most:]
+    return path if len(path) <= most else "…" + path[1 - most :]
 
 
 def _number(value, digits):
@@ -780,6 +965,7 @@ def _table_of_networks(record):
 
 
 # The generator's own size and speed -------------------------------------------------------------------------------------
+
 
 def network_speed(generator, encoder, audio2latent, seconds=4.0, batch=8):
     """How large and how fast a generator of talking heads is (thesis, Table 5.2).
@@ -805,8 +991,18 @@ def network_speed(generator, encoder, audio2latent, seconds=4.0, batch=8):
             frames += 1
     speed = frames / (time.perf_counter() - began)
     device = next(generator.parameters()).device
-    counts = {name: sum(value.numel() for value in network.parameters())
-              for name, network in (("generator", generator), ("encoder", encoder), ("audio2latent", audio2latent))}
+    counts = {
+        name: sum(value.numel() for value in network.parameters())
+        for name, network in (("generator", generator), ("encoder", encoder), ("audio2latent", audio2latent))
+    }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"networks": True, "parameters": counts | {"all": sum(counts.values())}, "frames_per_second": speed, "frames": frames,
-            "size": [generator.resolution, generator.resolution], "batch": batch, "device": name, "threads": torch.get_num_threads()}
+    return {
+        "networks": True,
+        "parameters": counts | {"all": sum(counts.values())},
+        "frames_per_second": speed,
+        "frames": frames,
+        "size": [generator.resolution, generator.resolution],
+        "batch": batch,
+        "device": name,
+        "threads": torch.get_num_threads(),
+    }

@@ -15,7 +15,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 BANDS = 13  # two of the 26 mel filters in each
 NOW, PAST = 28, 96  # feature steps: the window of the frame, and the second before it
 NOW_POOL, PAST_POOL = 2, 8  # of them averaged: what is long ago need not be known finely
-TRUST = 10.0  # odds of speech count so many times: a mouth that is shut in speech looks worse than one that moves in noise
+TRUST = (
+    10.0  # odds of speech count so many times: a mouth that is shut in speech looks worse than one that moves in noise
+)
 OPENING, CLOSING = 0.7, 0.5  # share of the way that a mouth goes in a frame
 
 # How eyes blink: medians in seconds, and the spread of their logarithm, by examples/measure_blinks.py on GRID. Its speaker s1 (390 blinks, 47 a
@@ -28,6 +30,7 @@ AGAIN_AFTER = (0.32, 0.38)  # from one to the other
 
 
 # Whether anybody speaks -------------------------------------------------------------------------------------------------
+
 
 class Voice:
     """Tells speech from silence, noise and music, frame by frame.
@@ -62,7 +65,10 @@ def _hear(blocks):
     bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in speech.loudness(heard))
     before = PAST + NOW // 2 - speech.STEPS_PER_FRAME // 2
     for window in speech.slide(bands, heard.frames, PAST + NOW, before):
-        past, now = window[:, :PAST].reshape(BANDS, -1, PAST_POOL).mean(-1), window[:, PAST:].reshape(BANDS, -1, NOW_POOL).mean(-1)
+        past, now = (
+            window[:, :PAST].reshape(BANDS, -1, PAST_POOL).mean(-1),
+            window[:, PAST:].reshape(BANDS, -1, NOW_POOL).mean(-1),
+        )
         yield np.concatenate([past, now], 1).ravel()
 
 
@@ -88,6 +94,7 @@ def shut(displacements, speaking, rest):
 
 
 # Eyes -------------------------------------------------------------------------------------------------------------------
+
 
 def blinks(rate, seed=0):
     """How far the lids are shut, 0 to 1, frame after frame at 25 a second, without end.
@@ -116,7 +123,7 @@ def _wait(rng, rate):
     if rng.random() < AGAIN:
         return _draw(rng, AGAIN_AFTER)
     median, spread = AGAIN_AFTER
-    others = (60 / rate - AGAIN * median * np.exp(spread ** 2 / 2)) / (1 - AGAIN)  # so that the mean of all is 60 / rate
+    others = (60 / rate - AGAIN * median * np.exp(spread**2 / 2)) / (1 - AGAIN)  # so that the mean of all is 60 / rate
     return rng.exponential(max(others, 0.1))
 
 

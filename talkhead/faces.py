@@ -37,22 +37,83 @@ MEDIAPIPE_MODEL_URL = REGISTRY["face-landmarker"].urls[0]
 # Which vertices of MediaPipe's 468/478 mesh stand for each of the 68 points: the mean of the two (twice the same
 # where one vertex fits alone). Chosen as the vertices nearest to 44 photos marked with 68 points, kept symmetric and,
 # for the jaw, on the mesh's outline. Use: mesh[..., MEDIAPIPE_68, :].mean(-2).
-MEDIAPIPE_68 = np.array([
-    (127, 127), (93, 234), (93, 132), (58, 215), (58, 136), (136, 136), (150, 176), (148, 176), (152, 152),
-    (377, 400), (379, 400), (365, 365), (288, 365), (288, 435), (323, 361), (323, 454), (356, 356),      # jaw
-    (70, 70), (63, 63), (105, 105), (66, 66), (107, 107),                                                # left brow
-    (336, 336), (296, 296), (334, 334), (293, 293), (300, 300),                                          # right brow
-    (168, 168), (6, 197), (5, 195), (4, 4), (75, 75), (97, 97), (2, 2), (326, 326), (305, 305),          # nose
-    (33, 33), (160, 160), (158, 158), (133, 133), (153, 153), (144, 144),                                # left eye
-    (362, 362), (385, 385), (387, 387), (263, 263), (373, 373), (380, 380),                              # right eye
-    (61, 61), (39, 40), (37, 37), (0, 0), (267, 267), (269, 270), (291, 291),                            # outer lips
-    (321, 405), (314, 314), (17, 17), (84, 84), (91, 181),
-    (78, 78), (82, 82), (13, 13), (312, 312), (308, 308), (317, 317), (14, 14), (87, 87),                # inner lips
-])
+MEDIAPIPE_68 = np.array(
+    [
+        (127, 127),
+        (93, 234),
+        (93, 132),
+        (58, 215),
+        (58, 136),
+        (136, 136),
+        (150, 176),
+        (148, 176),
+        (152, 152),
+        (377, 400),
+        (379, 400),
+        (365, 365),
+        (288, 365),
+        (288, 435),
+        (323, 361),
+        (323, 454),
+        (356, 356),  # jaw
+        (70, 70),
+        (63, 63),
+        (105, 105),
+        (66, 66),
+        (107, 107),  # left brow
+        (336, 336),
+        (296, 296),
+        (334, 334),
+        (293, 293),
+        (300, 300),  # right brow
+        (168, 168),
+        (6, 197),
+        (5, 195),
+        (4, 4),
+        (75, 75),
+        (97, 97),
+        (2, 2),
+        (326, 326),
+        (305, 305),  # nose
+        (33, 33),
+        (160, 160),
+        (158, 158),
+        (133, 133),
+        (153, 153),
+        (144, 144),  # left eye
+        (362, 362),
+        (385, 385),
+        (387, 387),
+        (263, 263),
+        (373, 373),
+        (380, 380),  # right eye
+        (61, 61),
+        (39, 40),
+        (37, 37),
+        (0, 0),
+        (267, 267),
+        (269, 270),
+        (291, 291),  # outer lips
+        (321, 405),
+        (314, 314),
+        (17, 17),
+        (84, 84),
+        (91, 181),
+        (78, 78),
+        (82, 82),
+        (13, 13),
+        (312, 312),
+        (308, 308),
+        (317, 317),
+        (14, 14),
+        (87, 87),  # inner lips
+    ]
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Detectors
+
 
 class Detector:
     """Finds faces: `detector(image)` -> list of landmarks, the largest face first.
@@ -88,20 +149,25 @@ class MediaPipe(Detector):
         try:
             weights = Path(model).read_bytes()
         except OSError as error:
-            raise TalkheadError(f"{model}: {error.strerror}; it should be MediaPipe's face landmarker, "
-                                f"from {MEDIAPIPE_MODEL_URL}") from error
+            raise TalkheadError(
+                f"{model}: {error.strerror}; it should be MediaPipe's face landmarker, from {MEDIAPIPE_MODEL_URL}"
+            ) from error
         with _quiet():
             import mediapipe
             from mediapipe.tasks.python import BaseOptions, vision
-            options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_buffer=weights), num_faces=faces)
+
+            options = vision.FaceLandmarkerOptions(
+                base_options=BaseOptions(model_asset_buffer=weights), num_faces=faces
+            )
             try:
                 landmarker = vision.FaceLandmarker.create_from_options(options)
             except (RuntimeError, ValueError) as error:
-                raise TalkheadError(f"{model}: not a MediaPipe face landmarker ({error}); "
-                                    f"fetch it again from {MEDIAPIPE_MODEL_URL}") from None
+                raise TalkheadError(
+                    f"{model}: not a MediaPipe face landmarker ({error}); fetch it again from {MEDIAPIPE_MODEL_URL}"
+                ) from None
             self._image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
             self._detect = landmarker.detect
-            self._detect(self._image(np.zeros((64, 64, 3), np.uint8)))     # its last start-up remarks come here
+            self._detect(self._image(np.zeros((64, 64, 3), np.uint8)))  # its last start-up remarks come here
         # At interpreter exit its worker thread is gone already and its own __del__ prints a traceback: close it with
         # this object, or never.
         landmarker.__class__ = type("FaceLandmarker", (type(landmarker),), {"__del__": lambda self: None})
@@ -123,7 +189,7 @@ class MediaPipe(Detector):
         seen = []
         for top, left in itertools.product(*starts):
             middle = (left + side / 2, top + side / 2)
-            for mesh in self._look(image[top:top + side, left:left + side]):
+            for mesh in self._look(image[top : top + side, left : left + side]):
                 mesh += np.float32((left, top))
                 seen.append((np.linalg.norm(mesh.mean(0) - middle), mesh))
         # A face lies in several squares: the one that holds it best, near its middle, speaks for it.
@@ -135,8 +201,10 @@ class MediaPipe(Detector):
     def _look(self, image):
         height, width = image.shape[:2]
         result = self._detect(self._image(np.ascontiguousarray(image)))
-        return [np.array([(point.x * width, point.y * height) for point in face], np.float32)
-                for face in result.face_landmarks]
+        return [
+            np.array([(point.x * width, point.y * height) for point in face], np.float32)
+            for face in result.face_landmarks
+        ]
 
     def _find(self, image):
         return [from_mesh(mesh) for mesh in self.meshes(image)]
@@ -201,7 +269,7 @@ class FaceAlignment(Detector):
     """
 
     name = "face-alignment"
-    longest = 1280      # pixels: S3FD's memory grows with the image, and FAN sees a face at 256 anyway
+    longest = 1280  # pixels: S3FD's memory grows with the image, and FAN sees a face at 256 anyway
 
     def __init__(self, folder=None, device="cpu"):
         folder = Path(folder) if folder else hub_folder()
@@ -211,20 +279,25 @@ class FaceAlignment(Detector):
         self.weights = tuple(folder / Path(url).name for url in _face_alignment_urls())
         missing = [url for url in _face_alignment_urls() if not (folder / Path(url).name).is_file()]
         if missing:
-            raise TalkheadError(f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
-                                "(talkhead weights fetch s3fd and fan do)")
+            raise TalkheadError(
+                f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
+                "(talkhead weights fetch s3fd and fan do)"
+            )
         # Plain torch, no compiler run on first use; older versions do not have the switch.
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
-        hub = torch.hub._hub_dir    # not get_dir(): to set that would pin a folder that $TORCH_HOME may still move
+        hub = torch.hub._hub_dir  # not get_dir(): to set that would pin a folder that $TORCH_HOME may still move
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
             (Path(stand_in) / "checkpoints").symlink_to(folder.resolve())
             torch.hub.set_dir(stand_in)
             try:
-                self._network = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=str(device),
-                                                             **plain)
+                self._network = face_alignment.FaceAlignment(
+                    face_alignment.LandmarksType.TWO_D, device=str(device), **plain
+                )
             except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                raise TalkheadError(f"{folder}: face-alignment cannot use these weights "
-                                    f"({str(error).splitlines()[0]}); fetch them again") from None
+                raise TalkheadError(
+                    f"{folder}: face-alignment cannot use these weights "
+                    f"({str(error).splitlines()[0]}); fetch them again"
+                ) from None
             finally:
                 torch.hub._hub_dir = hub
 
@@ -234,9 +307,9 @@ class FaceAlignment(Detector):
             size = [round(length / factor) for length in image.shape[1::-1]]
             image = np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BOX))
         with _benchmark_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")                     # "No faces were detected" is an empty list here
+            warnings.simplefilter("ignore")  # "No faces were detected" is an empty list here
             found = self._network.get_landmarks_from_image(image)
-        return [(np.asarray(face) + 0.5) * factor - 0.5 for face in (found or [])]      # None where it sees no face
+        return [(np.asarray(face) + 0.5) * factor - 0.5 for face in (found or [])]  # None where it sees no face
 
 
 @contextlib.contextmanager
@@ -253,10 +326,12 @@ def _benchmark_kept():
 
 # Finding the files
 
+
 def _face_alignment_urls():
     """The two files that the installed version wants: their names change with it."""
     from face_alignment.api import models_urls as networks
     from face_alignment.detection.sfd.sfd_detector import models_urls as detectors
+
     return [networks["2DFAN-4"], detectors["s3fd"]]
 
 
@@ -297,8 +372,10 @@ def detector(name="auto", model=None, device="cpu"):
         raise TalkheadError(f"detector {name!r}: unknown; choose from {', '.join(DETECTORS)}")
     try:
         return _choose(name, model, device)
-    except (ImportError, OSError) as error:     # a system library that they link to, say
-        raise TalkheadError(f"detector: a library does not load ({error}); install it or pass another --detector") from error
+    except (ImportError, OSError) as error:  # a system library that they link to, say
+        raise TalkheadError(
+            f"detector: a library does not load ({error}); install it or pass another --detector"
+        ) from error
 
 
 def _choose(name, model, device):
@@ -312,18 +389,25 @@ def _choose(name, model, device):
     if name == "auto" and not (found and _installed("mediapipe")):
         lacking = [] if _installed("mediapipe") else ["pip install mediapipe"]
         if not found:
-            lacking.append(f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})")
-        raise TalkheadError(f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, or fill {hub_folder()} for face-alignment")
+            lacking.append(
+                f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})"
+            )
+        raise TalkheadError(
+            f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, or fill {hub_folder()} for face-alignment"
+        )
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
     if not found:
-        raise TalkheadError(f"detector: no MediaPipe model; run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as "
-                            f"{cache_folder() / 'face_landmarker.task'}), or pass --detector-model")
+        raise TalkheadError(
+            f"detector: no MediaPipe model; run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as "
+            f"{cache_folder() / 'face_landmarker.task'}), or pass --detector-model"
+        )
     return MediaPipe(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Geometry
+
 
 def quad(landmarks):
     """The square that FFHQ cuts out: centred below the eyes, turned with the head.
@@ -340,8 +424,8 @@ def quad(landmarks):
     eye_to_mouth = (points[48] + points[54]) / 2 - eyes
     # The mean of two estimates of "to the right": along the eyes, and across the line from eyes to mouth.
     x = eye_to_eye + (eye_to_mouth[1], -eye_to_mouth[0])
-    x *= max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth)) / np.hypot(*x)     # half a side long
-    y = np.array((-x[1], x[0]))                                                             # a quarter turn: down
+    x *= max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth)) / np.hypot(*x)  # half a side long
+    y = np.array((-x[1], x[0]))  # a quarter turn: down
     centre = eyes + 0.1 * eye_to_mouth
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
@@ -373,8 +457,9 @@ def crop(image, quad, size=256):
     picture, corners = _shrink(PIL.Image.fromarray(np.ascontiguousarray(image)), corners, size)
     picture, corners = _surround(picture, corners)
     # Four samples a pixel each way, then a Lanczos reduction: the quad may still be larger than the result.
-    picture = picture.transform((4 * size, 4 * size), PIL.Image.Transform.QUAD, (corners + 0.5).ravel(),
-                                PIL.Image.Resampling.BILINEAR)
+    picture = picture.transform(
+        (4 * size, 4 * size), PIL.Image.Transform.QUAD, (corners + 0.5).ravel(), PIL.Image.Resampling.BILINEAR
+    )
     return np.asarray(picture.resize((size, size), PIL.Image.Resampling.LANCZOS))
 
 
@@ -430,7 +515,9 @@ def _pad(image, before, after, blur):
     height, width = padded.shape[:2]
     across = _outwards(width, before[0], after[0])[None, :]
     down = _outwards(height, before[1], after[1])[:, None]
-    out = np.maximum(across, down)[..., None].astype(np.float32)     # (H, W, 1): 1 at the rim, 0 at the old edge, < 0 inside
+    out = np.maximum(across, down)[..., None].astype(
+        np.float32
+    )  # (H, W, 1): 1 at the rim, 0 at the old edge, < 0 inside
     padded += (gaussian_filter(padded, (blur, blur, 0)) - padded) * np.clip(3 * out + 1, 0, 1)
     padded += (np.median(padded, axis=(0, 1)) - padded) * np.clip(out, 0, 1)
     return np.clip(np.rint(padded), 0, 255).astype(np.uint8)
@@ -458,9 +545,9 @@ def mouth_opening(landmarks):
 # ---------------------------------------------------------------------------------------------------------------
 # Photos that lie on their side or on their head
 
-TURNS = 4           # quarters: the ways a photo may lie
-LOOKED_AT = 1500    # pixels of the longer side that say which way is up; a larger photo is reduced by a whole factor
-SURE = 0.05         # eye distances by which two looks at one face differ where the detector may be trusted
+TURNS = 4  # quarters: the ways a photo may lie
+LOOKED_AT = 1500  # pixels of the longer side that say which way is up; a larger photo is reduced by a whole factor
+SURE = 0.05  # eye distances by which two looks at one face differ where the detector may be trusted
 
 
 def which_way_up(image, detector):
@@ -477,7 +564,12 @@ def which_way_up(image, detector):
     if factor > 1:
         image = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(image)).reduce(factor))
     votes = np.zeros(TURNS)
-    for left, turn in ((3, 0), (2, 1), (1, 3), (0, 2)):          # the looks that are left; the likeliest to be misread comes last
+    for left, turn in (
+        (3, 0),
+        (2, 1),
+        (1, 3),
+        (0, 2),
+    ):  # the looks that are left; the likeliest to be misread comes last
         turned = np.ascontiguousarray(np.rot90(image, turn))
         face = next(iter(detector(turned)), None)
         if face is not None:
@@ -491,7 +583,7 @@ def which_way_up(image, detector):
 
 def _lies(face):
     """Quarter turns, counterclockwise, that set a face upright."""
-    x, y = face[48:60].mean(0) - face[36:48].mean(0)            # from the eyes down to the mouth
+    x, y = face[48:60].mean(0) - face[36:48].mean(0)  # from the eyes down to the mouth
     return int(np.rint(np.arctan2(-x, y) / (np.pi / 2))) % TURNS
 
 
@@ -500,9 +592,11 @@ def _doubt(image, face, detector):
     corners = quad(face)
     try:
         seen = detector(crop(image, corners))
-    except TalkheadError:                                       # the face lies outside the picture
+    except TalkheadError:  # the face lies outside the picture
         return 1.0
-    wanted = (face - corners[0]) @ np.linalg.inv(np.stack([corners[3] - corners[0], corners[1] - corners[0]])) * 256 - 0.5
+    wanted = (face - corners[0]) @ np.linalg.inv(
+        np.stack([corners[3] - corners[0], corners[1] - corners[0]])
+    ) * 256 - 0.5
     return min((np.linalg.norm(other - wanted, axis=1).mean() / 64 for other in seen), default=1.0)
 
 
@@ -528,10 +622,10 @@ class _Upright:
 # Clips
 
 ON_MISSING = ("fail", "hold", "skip")
-FACES = ("largest", "left", "right")    # or a number
-LEADING = 100       # frames kept while a clip that opens without a face is held: four seconds
-LOST = 25           # frames after which the largest face is chosen anew: a second
-JUMP = 0.25         # sides: a quad that moves so far in one frame is another shot, or a slip of the detector
+FACES = ("largest", "left", "right")  # or a number
+LEADING = 100  # frames kept while a clip that opens without a face is held: four seconds
+LOST = 25  # frames after which the largest face is chosen anew: a second
+JUMP = 0.25  # sides: a quad that moves so far in one frame is another shot, or a slip of the detector
 
 
 def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
@@ -558,7 +652,10 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     Source: thesis §3.2, §3.3.1.1.
     Departure: the quads are smoothed; the thesis crops frame by frame.
     """
-    return ((crop(frame, corners, size), corners, index) for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face))
+    return (
+        (crop(frame, corners, size), corners, index)
+        for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face)
+    )
 
 
 def follow(frames, detector, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
@@ -567,7 +664,9 @@ def follow(frames, detector, smoothing=2.0, on_missing="fail", missing=None, fac
         raise TalkheadError(f"on_missing {on_missing!r}: unknown; choose from {', '.join(ON_MISSING)}")
     name = getattr(frames, "name", None) or "frames"
     if face not in FACES and not (type(face) is int and face > 0):
-        raise TalkheadError(f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left")
+        raise TalkheadError(
+            f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left"
+        )
     filled = _fill(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
     return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing))
 
@@ -583,7 +682,9 @@ def _track(frames, detector, which, name):
     for index, frame in enumerate(itertools.chain(opening, frames)):
         found = detector(frame)
         chosen = last is not None and lost < LOST
-        face = _same(found, last, others) if chosen else _chosen(found, which, f"{name}, frame {index}" if index else name)
+        face = (
+            _same(found, last, others) if chosen else _chosen(found, which, f"{name}, frame {index}" if index else name)
+        )
         others = [other for other in found if other is not face]
         if face is None:
             lost += 1
@@ -606,7 +707,10 @@ def _chosen(found, which, where):
     taken = 0 if which == "largest" else order[{"left": 0, "right": -1}[which] if type(which) is str else which - 1]
     if len(found) > 1:
         number = f"number {order.index(taken) + 1} from the left"
-        warnings.warn(f"{where}: {len(found)} faces found, and {number if taken else f'the largest, {number},'} is taken; pass --face for another", stacklevel=2)
+        warnings.warn(
+            f"{where}: {len(found)} faces found, and {number if taken else f'the largest, {number},'} is taken; pass --face for another",
+            stacklevel=2,
+        )
     return found[taken]
 
 
@@ -640,8 +744,9 @@ def _fill(track, on_missing, name, missing):
         elif on_missing == "hold":
             leading.append((index, frame))
             if len(leading) > LEADING:
-                raise TalkheadError(f"{name}: no face found in the first {LEADING} frames; "
-                                    "trim the clip or pass --on-missing skip")
+                raise TalkheadError(
+                    f"{name}: no face found in the first {LEADING} frames; trim the clip or pass --on-missing skip"
+                )
     if held is None and index >= 0:
         raise TalkheadError(f"{name}: no face found in any frame; choose a clip with a face seen from the front")
 
@@ -655,7 +760,7 @@ def _smooth(filled, sigma):
         index, frame, corners, shot = after.popleft()
         now = (index, corners, shot)
         near = [*before, now, *((i, c, s) for i, _, c, s in after)]
-        before.append(now)                          # its frame is let go: only frames to come are kept
+        before.append(now)  # its frame is let go: only frames to come are kept
         same = [(i, c) for i, c, s in near if s == shot]
         weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
         return index, frame, np.average([c for _, c in same], axis=0, weights=weights)
@@ -672,8 +777,13 @@ def _smooth(filled, sigma):
 # Back into the frame
 
 FAR = 1e6  # pixels: where no point of a picture lies
-OVAL = (0.5, 0.51, 0.42, 0.48)  # the part of a crop that is put back, in sides: its centre, half its width and half its height
-LIKENESS = (2 / 3, 3 / 2)       # how far the colour match may change the contrast
+OVAL = (
+    0.5,
+    0.51,
+    0.42,
+    0.48,
+)  # the part of a crop that is put back, in sides: its centre, half its width and half its height
+LIKENESS = (2 / 3, 3 / 2)  # how far the colour match may change the contrast
 
 
 def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
@@ -716,7 +826,7 @@ def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
         if crop.shape[0] != crop.shape[1]:
             raise TalkheadError(f"crops: {crop.shape[1]}x{crop.shape[0]}, but a crop is square; pass aligned frames")
         if match_colour and (before is None or np.abs(corners - before).max() > JUMP * _side(before)):
-            tone = _Tone()                                              # another shot has other light
+            tone = _Tone()  # another shot has other light
         before = corners
         yield _pasted(frame, crop, corners, size or len(crop), feather, tone)
 
@@ -728,7 +838,9 @@ def read_landmarks(path):
     """
     points = read_array(path)
     if points.ndim != 3 or points.shape[1:] != (68, 2) or points.dtype.kind not in "fiu":
-        raise TalkheadError(f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip")
+        raise TalkheadError(
+            f"{path}: holds {points.dtype} {points.shape}, wanted landmarks (frames, 68, 2); pass them, or a clip"
+        )
     far = (np.abs(points) > FAR).any(axis=(1, 2))
     if far.any():
         raise TalkheadError(f"{path}, frame {int(np.argmax(far))}: landmarks outside of any picture; make them again")
@@ -739,14 +851,18 @@ def _squares(quads):
     """Quads as float64 (T, 4, 2), if they are squares."""
     quads = np.asarray(quads)
     if quads.ndim != 3 or quads.shape[1:] != (4, 2) or len(quads) == 0 or quads.dtype.kind not in "fiu":
-        raise TalkheadError(f"quads: {quads.dtype}, shape {quads.shape}, wanted (frames, 4, 2); pass what talkhead align --quads wrote")
+        raise TalkheadError(
+            f"quads: {quads.dtype}, shape {quads.shape}, wanted (frames, 4, 2); pass what talkhead align --quads wrote"
+        )
     quads = np.where(np.abs(quads) > FAR, 0.0, quads).astype(np.float64)  # no square then
     down, right = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
     uneven = np.abs(np.stack([quads[:, 2] - quads[:, 1] - right, down + right[:, ::-1] * (1, -1)])).max((0, 2))
     side = np.linalg.norm(right, axis=1)
-    wrong = (uneven > 0.01 * side) | (side == 0)        # False where there is no quad: NaN is not greater
+    wrong = (uneven > 0.01 * side) | (side == 0)  # False where there is no quad: NaN is not greater
     if wrong.any():
-        raise TalkheadError(f"quads, frame {int(np.argmax(wrong))}: not a square; pass what talkhead align --quads wrote")
+        raise TalkheadError(
+            f"quads, frame {int(np.argmax(wrong))}: not a square; pass what talkhead align --quads wrote"
+        )
     return quads
 
 
@@ -759,16 +875,20 @@ def _together(frames, quads, crops, name):
             continue
         crop = next(crops, None)
         if crop is None:
-            warnings.warn(f"{name}: goes on after the crops have ended, at frame {index}; the result ends there", stacklevel=3)
+            warnings.warn(
+                f"{name}: goes on after the crops have ended, at frame {index}; the result ends there", stacklevel=3
+            )
             return
         yield frame, corners, crop
     if next(crops, None) is not None:
-        warnings.warn(f"{name}: ends, or has no more quads, before the crops end; the crops left over are dropped", stacklevel=3)
+        warnings.warn(
+            f"{name}: ends, or has no more quads, before the crops end; the crops left over are dropped", stacklevel=3
+        )
 
 
 def _pasted(frame, crop, corners, size, feather, tone):
     """One frame with one crop put back."""
-    corners = _taken(corners, frame.shape[1::-1], size) + 0.5           # from here on pixels are areas: (0, 0) is a corner
+    corners = _taken(corners, frame.shape[1::-1], size) + 0.5  # from here on pixels are areas: (0, 0) is a corner
     start = np.maximum(np.floor(corners.min(0)).astype(int), 0)
     stop = np.minimum(np.ceil(corners.max(0)).astype(int), frame.shape[1::-1])
     if (start >= stop).any():
@@ -784,19 +904,21 @@ def _pasted(frame, crop, corners, size, feather, tone):
 
     picture = PIL.Image.fromarray(np.ascontiguousarray(crop))
     side = int(np.rint(_side(corners)))
-    if side < len(crop):                                                # or pixels of the crop would be skipped
+    if side < len(crop):  # or pixels of the crop would be skipped
         picture = picture.resize((max(side, 1),) * 2, PIL.Image.Resampling.LANCZOS)
     scaled = inverse * picture.width
     coefficients = np.concatenate([scaled, -scaled @ corners[:1].T], axis=1).ravel()
-    turned = picture.transform((int(width), int(height)), PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BICUBIC)
+    turned = picture.transform(
+        (int(width), int(height)), PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BICUBIC
+    )
 
-    under = frame[start[1]:stop[1], start[0]:stop[0]].astype(np.float32)
+    under = frame[start[1] : stop[1], start[0] : stop[0]].astype(np.float32)
     over = np.asarray(turned, np.float32)
     if tone is not None:
         over = tone(over, under, u, v)
     result = frame.copy()
     blend = under + mask[..., None] * (over - under)
-    result[start[1]:stop[1], start[0]:stop[0]] = np.clip(np.rint(blend), 0, 255)
+    result[start[1] : stop[1], start[0] : stop[0]] = np.clip(np.rint(blend), 0, 255)
     return result
 
 
@@ -811,7 +933,7 @@ def _taken(corners, lengths, size):
 def _mask(u, v, feather):
     """How much of the crop is seen: 1 over the face, smoothly down to 0 at the oval around it."""
     x, y = (u - OVAL[0]) / OVAL[2], (v - OVAL[1]) / OVAL[3]
-    inward = (1 - np.sqrt(x * x + y * y)) * min(OVAL[2:])                   # about the distance from the oval, in sides
+    inward = (1 - np.sqrt(x * x + y * y)) * min(OVAL[2:])  # about the distance from the oval, in sides
     if feather == 0:
         return (inward >= 0).astype(np.float32)
     ramp = np.clip(inward / feather, 0, 1)
@@ -827,24 +949,31 @@ class _Tone:
     Source: Reinhard et al. 2001, in RGB.
     """
 
-    MEMORY = 1 - 1 / 25     # a second of frames
+    MEMORY = 1 - 1 / 25  # a second of frames
 
     def __init__(self):
         self.seen = self.kept = 0
 
     def __call__(self, crop, frame, u, v):
-        step = max(min(u.shape) // 64, 1)       # a mean does not need every pixel
+        step = max(min(u.shape) // 64, 1)  # a mean does not need every pixel
         change = self._change(*(values[::step, ::step] for values in (crop, frame, u, v)))
         return crop if change is None else crop * change[0] + change[1]
 
     def _change(self, crop, frame, u, v):
-        weights = np.clip(np.sin(np.pi * np.clip(u, 0, 1)) * np.sin(np.pi * np.clip(v / 0.68, 0, 1)), 0, None)[..., None] ** 2
+        weights = (
+            np.clip(np.sin(np.pi * np.clip(u, 0, 1)) * np.sin(np.pi * np.clip(v / 0.68, 0, 1)), 0, None)[..., None] ** 2
+        )
         if weights.sum() < 1:
             return None
-        moments = [(weights * values).sum((0, 1)) / weights.sum() for values in (crop, crop ** 2, frame, frame ** 2)]  # (3,) each
+        moments = [
+            (weights * values).sum((0, 1)) / weights.sum() for values in (crop, crop**2, frame, frame**2)
+        ]  # (3,) each
         self.kept = self.MEMORY * self.kept + (1 - self.MEMORY)
         self.seen = self.MEMORY * self.seen + (1 - self.MEMORY) * np.stack(moments)
         own, own_squared, wanted, wanted_squared = self.seen / self.kept
-        spread, wanted_spread = (np.sqrt(np.maximum(squared - mean ** 2, 1)) for squared, mean in ((own_squared, own), (wanted_squared, wanted)))
+        spread, wanted_spread = (
+            np.sqrt(np.maximum(squared - mean**2, 1))
+            for squared, mean in ((own_squared, own), (wanted_squared, wanted))
+        )
         gain = np.clip(wanted_spread / spread, *LIKENESS)
         return np.float32(gain), np.float32(wanted - own * gain)

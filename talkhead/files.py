@@ -46,33 +46,75 @@ FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every cli
 ALIGNED_TAG = "talkhead_aligned"  # its value is the side of the square crop, in pixels
 SYNTHETIC_TAG = "digital_source_type"
 SYNTHETIC_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-STREAM_TAG = "talkhead_stream"  # on a pipe only: such a stream is whole if, and only if, it ends as MP4's writer ends it
+STREAM_TAG = (
+    "talkhead_stream"  # on a pipe only: such a stream is whole if, and only if, it ends as MP4's writer ends it
+)
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
 VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
 # Taken for pictures by their names, and read by Pillow; so is everything else that begins as one. The rest FFmpeg reads.
-PICTURES = {*IMAGE_FORMATS, ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
+PICTURES = {
+    *IMAGE_FORMATS,
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+    ".heic",
+    ".heif",
+}
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
 
-AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples per second
+AAC_RATES = (
+    7350,
+    8000,
+    11025,
+    12000,
+    16000,
+    22050,
+    24000,
+    32000,
+    44100,
+    48000,
+    64000,
+    88200,
+    96000,
+)  # samples per second
 LONGEST = 16384  # pixels: x264 refuses a longer side
 FASTEST = 1_000_000  # samples per second that anybody records
 KEYFRAMES = 10  # frames from one key frame to the next on a pipe
 HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
-SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
-GAP = 0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+SCALER = (
+    0x4 | 0x2000 | 0x4000 | 0x40000
+)  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
+GAP = (
+    0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
+)
 CANCELLED = 0.1  # of the louder channel's amplitude: a mix of two voices, or of one and silence, is louder
 AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of a second, and hiss after hours
 SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
 UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
 TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
-PARTS = 3 << 16  # bytes: of Ogg's pages and MPEG-PS's packets, which are shorter than a third, whole ones lie in the last so many
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")  # names of its head and its data
+PARTS = (
+    3 << 16
+)  # bytes: of Ogg's pages and MPEG-PS's packets, which are shorter than a third, whole ones lie in the last so many
+ASF = (
+    bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+    bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
+)  # names of its head and its data
 SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
 PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
-PIPE = 1 << 20  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
+PIPE = (
+    1 << 20
+)  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints on stderr what Pillow logs where nobody asked for logs
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # else Python prints on stderr what Pillow logs where nobody asked for logs
 
 
 # Errors and names -----------------------------------------------------------------------------------------------------
@@ -176,7 +218,7 @@ class _Source:
         else:
             self._wait()
             data = self._read(size)
-        self.count, self.tail = self.count + len(data), (self.tail + data[-self.kept:])[-self.kept:]
+        self.count, self.tail = self.count + len(data), (self.tail + data[-self.kept :])[-self.kept :]
         return data
 
     def _wait(self):
@@ -192,7 +234,7 @@ class _Source:
             if not data:
                 break
             self._start += data
-        return bytes(self._start[position:position + count])
+        return bytes(self._start[position : position + count])
 
     def rest(self):
         """Everything to the end."""
@@ -230,7 +272,9 @@ class _Sink:
     def __init__(self, stream):
         if stream == "-":
             sys.stdout.flush()
-            stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: nothing is left to flush at exit
+            stream = getattr(
+                sys.stdout.buffer, "raw", sys.stdout.buffer
+            )  # unbuffered: nothing is left to flush at exit
         self._stream = stream
         self.cut = False
         self.error = None
@@ -240,7 +284,7 @@ class _Sink:
         size = len(view)
         while view and not self.cut:
             try:
-                view = view[self._stream.write(view):]
+                view = view[self._stream.write(view) :]
             except OSError as error:
                 self.error, self.cut = error, True
         return size
@@ -269,7 +313,10 @@ def atomic(path):
 @contextmanager
 def _placed(path, folder=False):
     """`atomic`, for a file or for a folder, that leaves errors raised in the block as they are."""
-    name, path = str(path), Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
+    name, path = (
+        str(path),
+        Path(os.path.realpath(path)),
+    )  # through a symbolic link: its target is replaced, not the link
     if not path.parent.is_dir():
         raise TalkheadError(f"{name}: its folder does not exist; make it first")
     if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -292,6 +339,7 @@ def _placed(path, folder=False):
 
 
 # Arrays, latents, JSON ------------------------------------------------------------------------------------------------
+
 
 @contextmanager
 def reading(source):
@@ -351,7 +399,13 @@ def _array_start(name, stream):
 def _whole_array(name):
     try:
         yield
-    except (ValueError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:  # numpy's words for a short file, one that holds objects, a bad head
+    except (
+        ValueError,
+        SyntaxError,
+        tokenize.TokenError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # numpy's words for a short file, one that holds objects, a bad head
         what = "holds objects, not numbers" if "object" in str(error).lower() else "damaged or cut short"
         what = "damaged, or larger than the memory" if isinstance(error, MemoryError) else what
         raise TalkheadError(f"{name}: {what}; write it again") from error
@@ -390,7 +444,9 @@ def array_writer(path, shape, dtype=np.uint8):
     """
     with mendable(path), _placed(path) as temporary, open(temporary, "wb") as stream:
         if not stream.seekable():
-            raise TalkheadError(f"{path}: is a pipe, but how much there is, is written last and comes first; name a file")
+            raise TalkheadError(
+                f"{path}: is a pipe, but how much there is, is written last and comes first; name a file"
+            )
         rows = _Rows(stream, shape, np.dtype(dtype))
         yield rows
         rows.finish()
@@ -436,9 +492,14 @@ def read_latents(source):
     array = _LATENTS_OF_OTHERS.get(_suffix(source), read_array)(source)
     latents = array[None] if array.ndim == 2 else array
     if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
-        raise TalkheadError(f"{name}: holds {array.dtype} {array.shape}, wanted float32 (frames, layers, 512); pass latents")
+        raise TalkheadError(
+            f"{name}: holds {array.dtype} {array.shape}, wanted float32 (frames, layers, 512); pass latents"
+        )
     if array.ndim == 2:
-        warnings.warn(f"{name}: {array.shape} is read as one latent of {len(array)} layers; frames are (frames, layers, 512)", stacklevel=2)
+        warnings.warn(
+            f"{name}: {array.shape} is read as one latent of {len(array)} layers; frames are (frames, layers, 512)",
+            stacklevel=2,
+        )
     latents = latents.astype(np.float32)
     finite = np.isfinite(latents).all(axis=(1, 2))
     if not finite.all():
@@ -467,15 +528,30 @@ def _npz(path):
         try:
             arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise TalkheadError(f"{path}: not an archive of arrays, which .npz should be; pass a file written by numpy.savez")
+                raise TalkheadError(
+                    f"{path}: not an archive of arrays, which .npz should be; pass a file written by numpy.savez"
+                )
             key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
             if key is None:
-                raise TalkheadError(f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone")
+                raise TalkheadError(
+                    f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone"
+                )
             if not isinstance(arrays[key], np.ndarray):  # bytes of another kind
                 raise ValueError
             return arrays[key]
-        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
-                SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:
+        except (
+            ValueError,
+            EOFError,
+            KeyError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+            pickle.UnpicklingError,
+            SyntaxError,
+            tokenize.TokenError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             raise TalkheadError(f"{path}: damaged or cut short, or no numbers; write it again") from error
 
 
@@ -485,7 +561,9 @@ def _tensor(path):
 
     value = load_weights(path)
     if not isinstance(value, torch.Tensor):
-        raise TalkheadError(f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that alone")
+        raise TalkheadError(
+            f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that alone"
+        )
     return (value.float() if value.is_floating_point() else value).detach().numpy()
 
 
@@ -574,6 +652,7 @@ def write_json(destination, value):
 
 # Weights --------------------------------------------------------------------------------------------------------------
 
+
 def save_weights(path, weights):
     """Write a dict of plain values and tensors as .pt: whole or not at all, also if the machine stops half-way.
 
@@ -616,11 +695,23 @@ def load_weights(path, kind=None, mapped=False):
                 _refuse_zipped_again(path)
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
-                weights = torch.load(os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
+                weights = torch.load(
+                    os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped
+                )
         except pickle.UnpicklingError as error:
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
-        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error,
-                OSError) as error:  # torch's words for a damaged archive
+        except (
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            ArithmeticError,
+            struct.error,
+            OSError,
+        ) as error:  # torch's words for a damaged archive
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
     return _of_kind(weights, kind, path)
 
@@ -634,11 +725,15 @@ def _refuse_zipped_again(path):
         return  # damaged: torch says so
     names = {entry.filename for entry in entries}
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        raise TalkheadError(f"{path}: a zip archive that torch.save did not write; unpack it and pass the weights inside")
+        raise TalkheadError(
+            f"{path}: a zip archive that torch.save did not write; unpack it and pass the weights inside"
+        )
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or len({name.partition("/")[0] for name in names}) > 1:
-        raise TalkheadError(f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch does not read; "
-                            "take the original file, or pack its folder as it was: zip -0 -r NAME.pt FOLDER")
+        raise TalkheadError(
+            f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch does not read; "
+            "take the original file, or pack its folder as it was: zip -0 -r NAME.pt FOLDER"
+        )
 
 
 def _of_kind(weights, kind, path):
@@ -663,6 +758,7 @@ def a(noun):
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
+
 
 def read_image(source):
     """Read a picture as it is meant to be seen.
@@ -690,7 +786,9 @@ def _open_picture(stream, name):
     if pictures.is_heif(head) and not pictures.opens_heif(head):
         return _decode_heif(stream, name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, and of damage, which tell no name: what stops us comes as an error
+        warnings.simplefilter(
+            "ignore"
+        )  # of large pictures, and of damage, which tell no name: what stops us comes as an error
         image = Image.open(stream)
         with _silence() if image.format == "TIFF" else nullcontext():  # so does libtiff, on stderr
             image.load()
@@ -721,7 +819,14 @@ def _whole_picture(name):
         yield
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-    except (ArithmeticError, EOFError, LookupError, RuntimeError, struct.error, OSError) as error:  # Pillow has one for each way of being short
+    except (
+        ArithmeticError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        struct.error,
+        OSError,
+    ) as error:  # Pillow has one for each way of being short
         if getattr(error, "errno", None):
             raise
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
@@ -734,7 +839,9 @@ def _decode_heif(stream, name):
             streams = container.streams.video
             if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
                 raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
-            shown = next((stream for stream in streams if stream.disposition & av.stream.Disposition.default), streams[0])
+            shown = next(
+                (stream for stream in streams if stream.disposition & av.stream.Disposition.default), streams[0]
+            )
             return Image.fromarray(_picture(next(container.decode(shown)), None, VideoReformatter()))
     except (av.error.FFmpegError, StopIteration, IndexError) as error:
         raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
@@ -796,10 +903,15 @@ def synthetic_tags():
     """Metadata that mark what a trained model made, as IPTC asks."""
     from talkhead import __version__
 
-    return {SYNTHETIC_TAG: SYNTHETIC_TYPE, "software": f"talkhead {__version__}", "comment": f"Synthetic media, made by talkhead {__version__}"}
+    return {
+        SYNTHETIC_TAG: SYNTHETIC_TYPE,
+        "software": f"talkhead {__version__}",
+        "comment": f"Synthetic media, made by talkhead {__version__}",
+    }
 
 
 # Sound ----------------------------------------------------------------------------------------------------------------
+
 
 class _Decoder:
     """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
@@ -811,7 +923,14 @@ class _Decoder:
     """
 
     def __init__(self, media, start, end, rate, layout, format):
-        self._media, self._start, self._end, self._rate, self._layout, self._format = media, start, end, rate, layout, format
+        self._media, self._start, self._end, self._rate, self._layout, self._format = (
+            media,
+            start,
+            end,
+            rate,
+            layout,
+            format,
+        )
         self._resampler = None
         self._setup = None
         self._fed = Fraction(0)  # seconds given to the resampler, from `start`
@@ -903,14 +1022,16 @@ class _Decoder:
             return [out.to_ndarray() for out in self._resampler.resample(frame)]
         except av.error.ArgumentError as error:
             rate, layout = self._setup[2], self._setup[1]
-            raise TalkheadError(f"{self._media.name}: damaged, its sound of {rate} samples a second, {layout}, cannot be converted; make it again") from error
+            raise TalkheadError(
+                f"{self._media.name}: damaged, its sound of {rate} samples a second, {layout}, cannot be converted; make it again"
+            ) from error
 
     def _trim(self, block):
         skipped = min(self._skip, block.shape[1])
         self._skip -= skipped
         block = block[:, skipped:]
         if self._left is not None:
-            block = block[:, :self._left]
+            block = block[:, : self._left]
             self._left -= block.shape[1]
         return block
 
@@ -929,7 +1050,7 @@ class _Mix:
         if len(block) == 1 or self._taken is not None:
             return mean if len(block) == 1 else block[self._taken]
         self._energy += (np.vstack([block, mean]) ** 2).sum(axis=1)
-        if self._energy[2] < CANCELLED ** 2 * self._energy[:2].max() > AUDIBLE:
+        if self._energy[2] < CANCELLED**2 * self._energy[:2].max() > AUDIBLE:
             self._taken = int(self._energy[1] > self._energy[0])
             self._tell(f"left and right cancel each other; the {('left', 'right')[self._taken]} channel is taken")
             return block[self._taken]
@@ -985,7 +1106,7 @@ class SoundReader:
         for packet in self._media.packets(pictures=False):
             for block in self._decoder.decode(packet):
                 heard = True
-                yield self._mix(block / np.float64(2 ** 31)).astype(np.float32)
+                yield self._mix(block / np.float64(2**31)).astype(np.float32)
         if not heard:
             raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
 
@@ -1133,10 +1254,11 @@ class _Samples:
 
     def take(self, count, wait=False):
         start, self._position = self._position, self._position + count
-        return self._samples[start:start + count]
+        return self._samples[start : start + count]
 
 
 # Frames in ------------------------------------------------------------------------------------------------------------
+
 
 def _hurry(head):
     """Options with which FFmpeg hands on what comes through a pipe soon."""
@@ -1144,7 +1266,10 @@ def _hurry(head):
     options = {"fpsprobesize": "1"}
     if _is_wave(head):
         rate, block = _number(head[28:32]), _number(head[32:34])  # bytes a second, bytes of a moment
-        options |= {"probesize": "2048", "max_size": str(max(int(rate * SOON), block, 1))}  # its head tells all: look no further
+        options |= {
+            "probesize": "2048",
+            "max_size": str(max(int(rate * SOON), block, 1)),
+        }  # its head tells all: look no further
     return options
 
 
@@ -1174,14 +1299,16 @@ def _promised(read):
     if head[:3] == b"FLV":
         found = read(0, 2048).partition(b"\x00\x08filesize\x00")[2]
         return int(struct.unpack(">d", found[:8])[0]) or None if len(found) >= 8 else None
-    start = 10 + sum((byte & 127) << 7 * (3 - index) for index, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
+    start = (
+        10 + sum((byte & 127) << 7 * (3 - index) for index, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
+    )
     frame = read(start, 60)
     if frame[:1] == b"\xff" and frame[1:2] >= b"\xe0":  # MP3, whose first frame may hold no sound but Xing's numbers
         found = max(frame.find(b"Xing"), frame.find(b"Info"))
-        flags = int.from_bytes(frame[found + 4:found + 8], "big")
+        flags = int.from_bytes(frame[found + 4 : found + 8], "big")
         if found > 0 and flags & 2:
             numbers = found + 8 + 4 * (flags & 1)
-            return start + int.from_bytes(frame[numbers:numbers + 4], "big")
+            return start + int.from_bytes(frame[numbers : numbers + 4], "big")
     return None
 
 
@@ -1214,15 +1341,15 @@ def _last_part(data, mark, size):
 
 def _ogg_page(data, at):
     """Its length, RFC 3533; of one cut in its head at least so much."""
-    head = data[at:at + 27 + 255]
-    if head[:4] != b"OggS"[:len(head)]:
+    head = data[at : at + 27 + 255]
+    if head[:4] != b"OggS"[: len(head)]:
         return 0
-    return 27 if len(head) < 27 else 27 + head[26] + sum(head[27:27 + head[26]])
+    return 27 if len(head) < 27 else 27 + head[26] + sum(head[27 : 27 + head[26]])
 
 
 def _ps_packet(data, at):
     """Its length, ISO/IEC 13818-1 and 11172-1; of one cut in its head at least so much. A zero between them counts as one."""
-    head = data[at:at + 14]
+    head = data[at : at + 14]
     if head[:3] == bytes(len(head[:3])):
         return 1
     if head[:3] != b"\0\0\1" or len(head) > 3 and head[3] < 0xB9:
@@ -1293,6 +1420,7 @@ def _is_picture(opened):
     if isinstance(opened, _Source):
         return pictures.is_picture(opened.look)
     with open(opened, "rb") as stream:
+
         def look(position, count):
             stream.seek(position)
             return stream.read(count)
@@ -1317,7 +1445,9 @@ class _Media:
             self._source.kept = PARTS
         self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
         start = self._peek(0, 400)
-        self._unit = next((size for size in (188, 192) if start[size - 188::size][:2] == b"GG"), None)  # bytes of a packet of MPEG-TS
+        self._unit = next(
+            (size for size in (188, 192) if start[size - 188 :: size][:2] == b"GG"), None
+        )  # bytes of a packet of MPEG-TS
         try:
             # Files only: a playlist must not make us fetch things.
             options = {"protocol_whitelist": "file"} | hurry
@@ -1333,11 +1463,15 @@ class _Media:
         streams = self._container.streams
         # A music file's cover picture is no video; a phone may add a sound track in a format of its own that nobody decodes.
         shown = (s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic)
-        heard = (s for s in streams.audio if s.codec_context and s.codec_context.sample_rate and s.codec_context.channels)
+        heard = (
+            s for s in streams.audio if s.codec_context and s.codec_context.sample_rate and s.codec_context.channels
+        )
         self.video, self.audio = next(shown, None), next(heard, None)
         if self.audio is not None and self.audio.codec_context.sample_rate > FASTEST:
             self.close()
-            raise TalkheadError(f"{self.name}: damaged, its sound has {self.audio.codec_context.sample_rate} samples a second; make it again")
+            raise TalkheadError(
+                f"{self.name}: damaged, its sound has {self.audio.codec_context.sample_rate} samples a second; make it again"
+            )
         self.sound = None
         self._packets = None
         self._told = set()
@@ -1356,7 +1490,9 @@ class _Media:
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
             raise TalkheadError(f"{self.name}: empty; the command before it failed") from error
-        cure = "pass one that FFmpeg can read" if self._source is None else "pass a file by its name"  # some cannot be read in order
+        cure = (
+            "pass one that FFmpeg can read" if self._source is None else "pass a file by its name"
+        )  # some cannot be read in order
         raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; {cure}") from error
 
     @property
@@ -1371,10 +1507,15 @@ class _Media:
         # Where the clock starts again, or pauses, the sound keeps step with the pictures also when they are not wanted.
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
-        starts = {stream.index: None if stream.start_time is None else stream.start_time * stream.time_base for stream in streams}
+        starts = {
+            stream.index: None if stream.start_time is None else stream.start_time * stream.time_base
+            for stream in streams
+        }
         if not restarts and None not in starts.values():  # a stream that begins late does so as after a pause
             starts = dict.fromkeys(starts, min(starts.values(), default=None))
-        clock = self._clock = PacketClock(restarts, starts, self.video.index if self.video in streams else None, self.tell)
+        clock = self._clock = PacketClock(
+            restarts, starts, self.video.index if self.video in streams else None, self.tell
+        )
         try:
             for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
                 end = _end(packet)
@@ -1382,7 +1523,12 @@ class _Media:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
                 if pictures or packet.stream.index != getattr(self.video, "index", None):
                     yield packet
-        except (av.error.FFmpegError, ValueError, OSError, LookupError) as error:  # the last: PyAV's, of a stream that shows up late
+        except (
+            av.error.FFmpegError,
+            ValueError,
+            OSError,
+            LookupError,
+        ) as error:  # the last: PyAV's, of a stream that shows up late
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
@@ -1396,7 +1542,9 @@ class _Media:
     def conceal(self, packet, by):
         """Say that what a packet or frame holds is damaged, and by what it is replaced."""
         stamp = packet.dts if packet.pts is None else packet.pts
-        if not self._is_stream:  # a stream of our own is not damaged but cut short, and that is an error, said at its end
+        if (
+            not self._is_stream
+        ):  # a stream of our own is not damaged but cut short, and that is an error, said at its end
             self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
 
     def tell(self, what, moment=None):
@@ -1409,12 +1557,20 @@ class _Media:
     def _falls_short(self, streams, reached):
         """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
         kind = self._container.format.name
-        if kind == "wav" and self._source is None:  # FFmpeg knows the file's size, and believes that instead of the head
+        if (
+            kind == "wav" and self._source is None
+        ):  # FFmpeg knows the file's size, and believes that instead of the head
             with open(self.name, "rb") as stream:
                 promised = int.from_bytes(stream.read(8)[4:], "little")
             return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
         size = os.path.getsize(self.name) if self._source is None else self._source.count
-        if self._promised is not None and size + 1 < self._promised or kind == "mpegts" and self._unit and size % self._unit:
+        if (
+            self._promised is not None
+            and size + 1 < self._promised
+            or kind == "mpegts"
+            and self._unit
+            and size % self._unit
+        ):
             return True
         data = self._tail(PARTS) if kind in PARTED else b""
         last = _last_part(data, *PARTED[kind]) if data and len(data) == min(size, PARTS) else None
@@ -1423,7 +1579,9 @@ class _Media:
         if kind == "ogg" and last is not None and not data[last[0] + 5] & 4:
             self.tell("its last page is not marked as the last; what comes after it, if anything, is missing")
         promised = {stream.index: self.end(stream) for stream in streams}
-        return LEFT_OUT not in self._told and any(end is not None and end - reached[index] > SHORT for index, end in promised.items())
+        return LEFT_OUT not in self._told and any(
+            end is not None and end - reached[index] > SHORT for index, end in promised.items()
+        )
 
     def end(self, stream):
         """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
@@ -1498,7 +1656,9 @@ class _Media:
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
-                    self.tell(f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first")
+                    self.tell(
+                        f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first"
+                    )
                 yield time, lasts, frame
         until = end if last is None else likely(until[1])
         if self._container.format.name == "ogg":
@@ -1544,8 +1704,11 @@ def _deinterlaced(timed, tell):
         if graph is None:
             tell("interlaced; deinterlaced by yadif")
             graph, setup = av.filter.Graph(), found
-            graph.link_nodes(graph.add_buffer(template=frame, time_base=frame.time_base), graph.add("yadif", "deint=interlaced"),
-                             graph.add("buffersink")).configure()
+            graph.link_nodes(
+                graph.add_buffer(template=frame, time_base=frame.time_base),
+                graph.add("yadif", "deint=interlaced"),
+                graph.add("buffersink"),
+            ).configure()
         waiting.append((time, lasts))
         yield from filtered(frame)
     if graph is not None:
@@ -1596,8 +1759,11 @@ def _without_unnamed(frame):
     """A frame without the side data that PyAV cannot tell."""
     graph = av.filter.Graph()
     unnamed = sorted(set(range(64)) - {kind.value for kind in av.sidedata.sidedata.Type})
-    graph.link_nodes(graph.add_buffer(template=frame, time_base=Fraction(1, 25)),
-                     *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unnamed), graph.add("buffersink")).configure()
+    graph.link_nodes(
+        graph.add_buffer(template=frame, time_base=Fraction(1, 25)),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unnamed),
+        graph.add("buffersink"),
+    ).configure()
     graph.push(frame)
     return graph.pull()
 
@@ -1661,7 +1827,9 @@ class FrameReader:
 
     def _open_picture(self, opened):
         with _whole_picture(self.name):
-            image = _open_picture(self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name)
+            image = _open_picture(
+                self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name
+            )
             timed = pictures.moving(image)
             first = next(timed)
             self.metadata, self.size = _text(image), _to_rgb(image).shape[:2]
@@ -1708,7 +1876,9 @@ class FrameReader:
 
     def _decoded(self, first, timed):
         for frame in _resample(chain([first], timed), Fraction(self.fps).limit_denominator(1001)):
-            image = _picture(frame, self._aspect, self._scaler)  # of a repeated frame too: the caller may draw on what it gets
+            image = _picture(
+                frame, self._aspect, self._scaler
+            )  # of a repeated frame too: the caller may draw on what it gets
             if image.shape[:2] != self.size:
                 raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
             yield image
@@ -1772,6 +1942,7 @@ def read_frames(source, fps=FPS, limit=None):
 
 # Frames out -----------------------------------------------------------------------------------------------------------
 
+
 class FrameWriter:
     """Writes frames, and a sound track with them; use `with`. Whole when the block ends, gone if it raises.
 
@@ -1793,7 +1964,9 @@ class FrameWriter:
         tags = _tags(metadata, synthetic)
         suffix = Path(destination).suffix.lower() if _named(destination) else None
         if not _named(destination):
-            self._output = _VideoOutput(self.name, "mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True)
+            self._output = _VideoOutput(
+                self.name, "mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True
+            )
         elif suffix in VIDEO_FORMATS:
             self._output = _VideoOutput(self.name, VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
         elif suffix in IMAGE_FORMATS:
@@ -1801,7 +1974,9 @@ class FrameWriter:
         elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
             self._output = _FolderOutput(tags)
         else:
-            raise TalkheadError(f"{self.name}: cannot write {suffix}; end the name in .mp4, .png or .jpg, or name a folder")
+            raise TalkheadError(
+                f"{self.name}: cannot write {suffix}; end the name in .mp4, .png or .jpg, or name a folder"
+            )
         self.count = 0
         self._size = None
         self._stack = ExitStack()
@@ -1823,7 +1998,9 @@ class FrameWriter:
         assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
         self._size = self._size or frame.shape
         if frame.shape != self._size:
-            raise TalkheadError(f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal")
+            raise TalkheadError(
+                f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal"
+            )
         with mendable(self.name):
             self._output.write(frame)
         self.count += 1
@@ -1911,7 +2088,9 @@ class _VideoOutput:
 
     def _start(self, height, width):
         if max(height, width) > LONGEST:
-            raise TalkheadError(f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller")
+            raise TalkheadError(
+                f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller"
+            )
         if self._lossless:
             # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
             options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}
@@ -1923,7 +2102,9 @@ class _VideoOutput:
             video = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
             video.pix_fmt = "yuv420p"
             context = video.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said aloud: players guess by size
+            context.colorspace = context.color_primaries = context.color_trc = (
+                1  # BT.709, said aloud: players guess by size
+            )
             context.color_range = 1  # 16-235
         video.width, video.height = width, height
         video.codec_context.time_base = 1 / self._fps
@@ -1936,7 +2117,9 @@ class _VideoOutput:
         if not self._lossless and rate not in AAC_RATES:
             rate = min((r for r in AAC_RATES if r > rate), default=max(AAC_RATES))
         # Level 0 packs few samples at a time: a frame's sound can go with it.
-        audio = self._container.add_stream(codec, rate=rate, options={"compression_level": "0"} if self._lossless else {})
+        audio = self._container.add_stream(
+            codec, rate=rate, options={"compression_level": "0"} if self._lossless else {}
+        )
         audio.codec_context.layout = layout
         audio.codec_context.time_base = Fraction(1, rate)
         if self._lossless:
@@ -1953,8 +2136,9 @@ class _VideoOutput:
         else:
             odd = [(0, self._video.height - frame.shape[0]), (0, self._video.width - frame.shape[1]), (0, 0)]
             picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-            picture = self._scaler.reformat(picture, format="yuv420p", dst_colorspace="itu709", dst_color_range=1,
-                                            interpolation=SCALER, threads=1)
+            picture = self._scaler.reformat(
+                picture, format="yuv420p", dst_colorspace="itu709", dst_color_range=1, interpolation=SCALER, threads=1
+            )
         picture.pts, picture.time_base = self._count, 1 / self._fps
         picture.duration = 1
         self._mux(self._video.encode(picture))
@@ -1974,7 +2158,9 @@ class _VideoOutput:
         if len(samples) == 0:
             return
         packed = np.ascontiguousarray(samples).reshape(1, -1)
-        block = av.AudioFrame.from_ndarray(packed, format="s16", layout="mono" if self._sound.channels == 1 else "stereo")
+        block = av.AudioFrame.from_ndarray(
+            packed, format="s16", layout="mono" if self._sound.channels == 1 else "stereo"
+        )
         block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), self._heard
         self._heard += len(samples)
         self._mux(self._audio.encode(block))

@@ -25,11 +25,31 @@ EPSILON = 0.001  # of its batch normalisation
 _BRANCHES = {
     "A": ("branch1x1", "branch5x5_1 branch5x5_2", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"),
     "B": ("branch3x3", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"),
-    "C": ("branch1x1", "branch7x7_1 branch7x7_2 branch7x7_3", "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5"),
+    "C": (
+        "branch1x1",
+        "branch7x7_1 branch7x7_2 branch7x7_3",
+        "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5",
+    ),
     "D": ("branch3x3_1 branch3x3_2", "branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4"),
-    "E": ("branch1x1", "branch3x3_1 branch3x3_2a+branch3x3_2b", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a+branch3x3dbl_3b"),
+    "E": (
+        "branch1x1",
+        "branch3x3_1 branch3x3_2a+branch3x3_2b",
+        "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a+branch3x3dbl_3b",
+    ),
 }
-_BLOCKS = {"5b": "A", "5c": "A", "5d": "A", "6a": "B", "6b": "C", "6c": "C", "6d": "C", "6e": "C", "7a": "D", "7b": "E", "7c": "E"}
+_BLOCKS = {
+    "5b": "A",
+    "5c": "A",
+    "5d": "A",
+    "6a": "B",
+    "6b": "C",
+    "6c": "C",
+    "6d": "C",
+    "6e": "C",
+    "7a": "D",
+    "7b": "E",
+    "7c": "E",
+}
 
 
 def named(network, device="cpu"):
@@ -42,7 +62,9 @@ def named(network, device="cpu"):
     if network == "mobilenet":
         return MobileNetFeatures(device)
     if isinstance(network, str):
-        raise TalkheadError(f"features {network!r}: unknown; take inception or mobilenet, or a network such as FaceFeatures")
+        raise TalkheadError(
+            f"features {network!r}: unknown; take inception or mobilenet, or a network such as FaceFeatures"
+        )
     return network
 
 
@@ -70,8 +92,12 @@ class Inception:
             self.convolutions, self.device = _read(path), "cpu"
             self.width = self._pool3(torch.zeros(1, 3, SMALLEST, SMALLEST)).shape[1]  # fails where the parts do not fit
         except (TalkheadError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-            raise TalkheadError(f"{path}: not the Inception weights of FID, or damaged; delete it and run {mend}") from problem
-        self.convolutions = {name: (weight.to(device), bias.to(device)) for name, (weight, bias) in self.convolutions.items()}
+            raise TalkheadError(
+                f"{path}: not the Inception weights of FID, or damaged; delete it and run {mend}"
+            ) from problem
+        self.convolutions = {
+            name: (weight.to(device), bias.to(device)) for name, (weight, bias) in self.convolutions.items()
+        }
         self.device = device
 
     @torch.no_grad()
@@ -116,7 +142,9 @@ def _read(path):
     if len(state["fc.bias"]) != CLASSES:
         raise TalkheadError(f"{path}: a classifier of other classes")
     for name in [key.removesuffix(end) for key in state if key.endswith(end)]:
-        scale, shift, mean, variance = (state[f"{name}.bn.{part}"].float() for part in ("weight", "bias", "running_mean", "running_var"))
+        scale, shift, mean, variance = (
+            state[f"{name}.bn.{part}"].float() for part in ("weight", "bias", "running_mean", "running_var")
+        )
         scale = scale / (variance + EPSILON).sqrt()
         convolutions[name] = state[name + end].float() * scale[:, None, None, None], shift - mean * scale
     return convolutions
@@ -136,7 +164,13 @@ class MobileNetFeatures:
 
     @torch.no_grad()
     def __call__(self, frames):
-        images = F.interpolate(to_images(frames).to(self.device), (mobilenet.SIDE, mobilenet.SIDE), mode="bilinear", align_corners=False, antialias=True)
+        images = F.interpolate(
+            to_images(frames).to(self.device),
+            (mobilenet.SIDE, mobilenet.SIDE),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
         return self.network(images).cpu().numpy()
 
 

@@ -50,9 +50,27 @@ def encode(encoder, frames, batch=16, device=None):
         yield from codes.float().cpu().numpy()
 
 
-def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=5000, next_steps=None, hybrid_steps=500,
-           lr=0.01, pixel_weight=1.0, perceptual="auto", exploration=0.01, tolerance=0.0, precision="float32", seed=0, batch=4,
-           device=None, partial=None, on_record=None):
+def invert(
+    frames,
+    generator,
+    method="encoder",
+    encoder=None,
+    space="w+",
+    steps=5000,
+    next_steps=None,
+    hybrid_steps=500,
+    lr=0.01,
+    pixel_weight=1.0,
+    perceptual="auto",
+    exploration=0.01,
+    tolerance=0.0,
+    precision="float32",
+    seed=0,
+    batch=4,
+    device=None,
+    partial=None,
+    on_record=None,
+):
     """The latent of each frame: what makes the generator draw it.
 
     frames        iterable of uint8 (H, H, 3), aligned faces; resized to the generator's size
@@ -107,9 +125,11 @@ def invert(frames, generator, method="encoder", encoder=None, space="w+", steps=
         perceptual = Perceptual(perceptual)
     search = _Search(generator, perceptual.to(device), space, lr, pixel_weight, tolerance, precision, on_record)
     next_steps = next_steps or NEXT_STEPS.get(method)
-    plan = {"optimise": lambda: _Independent(search, steps, exploration, seed),
-            "sequential": lambda: _Sequential(search, steps, next_steps, exploration, seed),
-            "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps, next_steps)}[method]()
+    plan = {
+        "optimise": lambda: _Independent(search, steps, exploration, seed),
+        "sequential": lambda: _Sequential(search, steps, next_steps, exploration, seed),
+        "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps, next_steps),
+    }[method]()
     batch = 1 if method in NEXT_STEPS else batch
     options = {"method": method, "batch": batch} | search.options() | plan.options() if partial is not None else {}
     return _found(frames, search, plan, batch, _Partial(partial, options, search.mean.shape))
@@ -119,11 +139,15 @@ def _check_encoder(encoder, generator, method, space):
     if encoder is None:
         raise TalkheadError(f"method {method}: needs an encoder; pass --encoder, or --method optimise")
     if encoder.num_ws != generator.num_ws:
-        raise TalkheadError(f"encoder of {encoder.num_ws} layers, generator of {generator.num_ws}; pass an encoder trained for it")
+        raise TalkheadError(
+            f"encoder of {encoder.num_ws} layers, generator of {generator.num_ws}; pass an encoder trained for it"
+        )
     if method == "encoder" and space == "w":
         raise TalkheadError("method encoder: its codes are in W+; pass --space w+, or --method hybrid")
     if space == "z":
-        raise TalkheadError(f"method {method}: an encoder's code has no z that maps to it; pass --space w+, or --method optimise or sequential")
+        raise TalkheadError(
+            f"method {method}: an encoder's code has no z that maps to it; pass --space w+, or --method optimise or sequential"
+        )
 
 
 def _settle(device, *networks):
@@ -141,9 +165,13 @@ def _batches(frames, batch):
         for index, frame in group:
             height, width = frame.shape[:2]
             if height != width:
-                raise TalkheadError(f"frame {index}: {width}x{height} is not a square face; align it first (talkhead align)")
+                raise TalkheadError(
+                    f"frame {index}: {width}x{height} is not a square face; align it first (talkhead align)"
+                )
             if frame.shape != group[0][1].shape:
-                raise TalkheadError(f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; give frames of one size")
+                raise TalkheadError(
+                    f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; give frames of one size"
+                )
         yield torch.cat([to_images(frame[None]) for _, frame in group])
 
 
@@ -180,7 +208,9 @@ class _Independent:
         return {"steps": self.steps, "exploration": self.exploration, "seed": self.seed}
 
     def begin(self, index, images, last):
-        noises = [_Noise(self.scale, frame, self.seed) if self.scale else None for frame in range(index, index + len(images))]
+        noises = [
+            _Noise(self.scale, frame, self.seed) if self.scale else None for frame in range(index, index + len(images))
+        ]
         return [self.search.descent(index + k, self.search.mean, self.steps, noise) for k, noise in enumerate(noises)]
 
 
@@ -270,7 +300,9 @@ class _Descent:
         self.adam.step()
         self.losses.append(loss)
         # While the rate still rises, slow progress tells nothing.
-        if self.taken < (1 - FALL) * self.steps and settled(self.losses[math.ceil(RISE * self.steps):], self.tolerance):
+        if self.taken < (1 - FALL) * self.steps and settled(
+            self.losses[math.ceil(RISE * self.steps) :], self.tolerance
+        ):
             self.steps = math.ceil(self.taken / (1 - FALL))
 
 
@@ -285,8 +317,15 @@ class _Search:
 
     def options(self):
         """What a run that goes on must have in common with the one that was stopped."""
-        return {"generator": digest(self.generator), "perceptual": self.perceptual.name, "space": self.space, "lr": self.lr,
-                "pixel_weight": self.pixel_weight, "tolerance": self.tolerance, "precision": self.precision}
+        return {
+            "generator": digest(self.generator),
+            "perceptual": self.perceptual.name,
+            "space": self.space,
+            "lr": self.lr,
+            "pixel_weight": self.pixel_weight,
+            "tolerance": self.tolerance,
+            "precision": self.precision,
+        }
 
     def _mean(self):
         if self.space != "z":
@@ -346,8 +385,17 @@ class _Search:
         if not math.isfinite(loss):
             raise TalkheadError(f"frame {descent.frame}, step {descent.taken}: the loss is {loss}; lower --lr")
         if self.on_record is not None:
-            self.on_record({"frame": descent.frame, "step": descent.taken, "loss": loss, "perceptual": perceptual, "pixel": pixel,
-                            "lr": descent.rate, "steps": descent.steps})
+            self.on_record(
+                {
+                    "frame": descent.frame,
+                    "step": descent.taken,
+                    "loss": loss,
+                    "perceptual": perceptual,
+                    "pixel": pixel,
+                    "lr": descent.rate,
+                    "steps": descent.steps,
+                }
+            )
 
 
 def learning_rate_ramp(step, steps):
@@ -380,11 +428,15 @@ class _Partial:
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.pop("talkhead", None) != "partial latents":
-            raise TalkheadError(f"{self.path}: not the partial latents of a run that was stopped; move it away, or name another output")
+            raise TalkheadError(
+                f"{self.path}: not the partial latents of a run that was stopped; move it away, or name another output"
+            )
         for name in options | found:
             if found.get(name) != options.get(name):
-                raise TalkheadError(f"{self.path}: was begun with {name}={found.get(name)}, now {options.get(name)}; "
-                                    "pass the same options to go on, or delete it to start again")
+                raise TalkheadError(
+                    f"{self.path}: was begun with {name}={found.get(name)}, now {options.get(name)}; "
+                    "pass the same options to go on, or delete it to start again"
+                )
 
     def recall(self, images):
         """The codes of these images, the next ones, float (n, …); None where they were not all found before."""
@@ -398,7 +450,9 @@ class _Partial:
 
     def _code(self, record, image, frame):
         if record[:32] != _picture_digest(image):
-            raise TalkheadError(f"{self.path}: frame {frame} was another picture when this run began; pass the same clip to go on, or delete it to start again")
+            raise TalkheadError(
+                f"{self.path}: frame {frame} was another picture when this run began; pass the same clip to go on, or delete it to start again"
+            )
         return torch.from_numpy(np.frombuffer(record[32:], np.float32).reshape(self.shape).copy())
 
     def keep(self, images, codes):
@@ -430,9 +484,32 @@ RECIPES = {
 }
 
 
-def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=None, pixel_weight=1.0, perceptual_weight=None,
-          perceptual="auto", latent_weight=0.0, identity=None, identity_weight=0.1, loss_size=None, flip=False, validation=None,
-          validate_every=500, accumulate=1, precision="float32", seed=0, device="cpu", **run):
+def train(
+    images,
+    generator,
+    out,
+    encoder,
+    *,
+    steps,
+    batch=8,
+    lr=None,
+    pixel=None,
+    pixel_weight=1.0,
+    perceptual_weight=None,
+    perceptual="auto",
+    latent_weight=0.0,
+    identity=None,
+    identity_weight=0.1,
+    loss_size=None,
+    flip=False,
+    validation=None,
+    validate_every=500,
+    accumulate=1,
+    precision="float32",
+    seed=0,
+    device="cpu",
+    **run,
+):
     """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
 
     images             datasets.Images
@@ -468,8 +545,15 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     encoder.requires_grad_(True)
     if isinstance(perceptual, str):
         perceptual = Perceptual(perceptual)
-    weights = {"pixel": pixel_weight, "perceptual": recipe["perceptual_weight"], "latent": latent_weight, "identity": identity_weight}
-    distance = _Reconstruction(generator, encoder, perceptual.to(device), identity, weights, recipe["pixel"], recipe["loss_size"])
+    weights = {
+        "pixel": pixel_weight,
+        "perceptual": recipe["perceptual_weight"],
+        "latent": latent_weight,
+        "identity": identity_weight,
+    }
+    distance = _Reconstruction(
+        generator, encoder, perceptual.to(device), identity, weights, recipe["pixel"], recipe["loss_size"]
+    )
     adam = torch.optim.Adam(encoder.parameters(), lr=recipe["lr"])
 
     team = Team(batch, accumulate, precision, device)
@@ -486,17 +570,37 @@ def train(images, generator, out, encoder, *, steps, batch=8, lr=None, pixel=Non
     def validate():
         encoder.eval()
         count = math.ceil(len(validation) / batch)
-        return {"validation": sum(distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)) / count}
+        return {
+            "validation": sum(distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)) / count
+        }
 
     @torch.no_grad()
     def draw():
         return sheet(_resized(shown, generator.resolution), generator.synthesis(encoder.eval()(shown.to(device))))
 
-    header = {"kind": "encoder", "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)},
-              "perceptual": perceptual.name}
-    checks = {} if validation is None else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
-    yield from fit(step, {"model": encoder, "optimizer": adam}, steps=steps, out=out, header=header, seed=seed,
-                   team=team, feed=feed, draw=draw, **checks, **run)
+    header = {
+        "kind": "encoder",
+        "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)},
+        "perceptual": perceptual.name,
+    }
+    checks = (
+        {}
+        if validation is None
+        else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
+    )
+    yield from fit(
+        step,
+        {"model": encoder, "optimizer": adam},
+        steps=steps,
+        out=out,
+        header=header,
+        seed=seed,
+        team=team,
+        feed=feed,
+        draw=draw,
+        **checks,
+        **run,
+    )
 
 
 def training_size(generator, encoder, loss_size=None):
@@ -530,8 +634,10 @@ class _Reconstruction:
             drawn = _resized(self.generator.synthesis(codes).float(), self.size)
             square = pixel_loss(drawn, targets)
             # The root's slope is endless at zero.
-            parts = {"pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
-                     "perceptual": self.perceptual(drawn, targets).mean()}
+            parts = {
+                "pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
+                "perceptual": self.perceptual(drawn, targets).mean(),
+            }
             if self.weights["latent"]:
                 parts["latent"] = (codes - self.generator.w_avg).flatten(1).norm(dim=1).mean()
             if self.identity is not None:

@@ -34,7 +34,7 @@ class Shard(NamedTuple):
     why: str = ""
 
     def __call__(self, items):
-        return items[self.index::self.of]
+        return items[self.index :: self.of]
 
     def __str__(self):
         return f"{self.index}/{self.of}"
@@ -79,7 +79,9 @@ def _array(environment):
     except ValueError:
         number = None
     if number is None or number not in range(least, most + 1, stride) or len(range(least, most + 1, stride)) != count:
-        raise TalkheadError(f"SLURM_ARRAY_TASK_ID={told['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n")
+        raise TalkheadError(
+            f"SLURM_ARRAY_TASK_ID={told['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n"
+        )
     return Shard((number - least) // stride, count, "the Slurm array")
 
 
@@ -154,12 +156,16 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
         if len(set(names)) == len(names):
             for (number, _, _), name in zip(parsed, names):
                 if files.is_hidden(name):
-                    raise TalkheadError(f"{told}, line {number}: the result {name} would be hidden; give it a name without the dot, after a tab")
+                    raise TalkheadError(
+                        f"{told}, line {number}: the result {name} would be hidden; give it a name without the dot, after a tab"
+                    )
             return [Item(dict(zip(fields, sources)), name) for (_, sources, _), name in zip(parsed, names)]
     first = {}
     for (number, _, _), name in zip(parsed, names):
         if first.setdefault(name, number) != number:
-            raise TalkheadError(f"{told}, lines {first[name]} and {number}: both would be written to {name}; name one otherwise, after a tab")
+            raise TalkheadError(
+                f"{told}, lines {first[name]} and {number}: both would be written to {name}; name one otherwise, after a tab"
+            )
 
 
 def _lines(listing, told):
@@ -167,14 +173,18 @@ def _lines(listing, told):
     with files.reading(listing) as stream:
         data = b"".join(iter(lambda: stream.read(1 << 16), b""))  # one read of a pipe gives what has come
     try:
-        text = files.decoded(data, "surrogateescape")  # names of files may be no text; the system gets them back as they were
+        text = files.decoded(
+            data, "surrogateescape"
+        )  # names of files may be no text; the system gets them back as they were
     except UnicodeDecodeError as problem:
         raise TalkheadError(f"{told}: not a text file ({problem.reason}); write it as UTF-8") from problem
     lines = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
         if "\0" in line:
-            raise TalkheadError(f"{told}, line {number}: holds a zero byte, which no name has; write the list as UTF-8 text")
+            raise TalkheadError(
+                f"{told}, line {number}: holds a zero byte, which no name has; write the list as UTF-8 text"
+            )
         if line.strip() and not line.startswith("#"):
             lines.setdefault(line, number)
     return {number: line for line, number in lines.items()}
@@ -182,7 +192,7 @@ def _lines(listing, told):
 
 def _fields(line, fields, where):
     """The sources that a line names, and the name of its result or None."""
-    *sources, own = [*line.split("\t"), ""][:len(fields) + 1]
+    *sources, own = [*line.split("\t"), ""][: len(fields) + 1]
     if len(sources) != len(fields) or line.count("\t") > len(fields) or not all(sources):
         raise TalkheadError(f"{where}: wanted {_form(fields)}, with tabs between")
     for source in sources:
@@ -207,7 +217,7 @@ def _parts(path):
 
 def _name(sources, folders):
     """What results of these sources are called when so many folders are kept: level by level, joined where they differ."""
-    kept = [reversed(_parts(source)[-1 - folders:]) for source in sources]
+    kept = [reversed(_parts(source)[-1 - folders :]) for source in sources]
     levels = [dict.fromkeys(part for part in level if part is not None) for level in zip_longest(*kept)]
     return os.path.join(*("-".join(level) for level in reversed(levels)))
 
@@ -245,7 +255,9 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
 
     def is_done(item):
         place = folder / item.name
-        return all(map(os.path.exists, (place, *map(place.with_suffix, beside))))  # False of a name that is too long, which the work will tell
+        return all(
+            map(os.path.exists, (place, *map(place.with_suffix, beside)))
+        )  # False of a name that is too long, which the work will tell
 
     done = {item.name for item in items if not overwrite and is_done(item)}
     with _Manifest(manifest_path(folder, shard)) as manifest:
@@ -287,11 +299,16 @@ def _worked(work, item, place, desk):
             if place.is_dir():
                 place.rmdir()  # a folder takes the place of an empty one alone
             desk.mkdir(parents=True, exist_ok=True)
-            for folder in filter(Path.is_dir, desk.iterdir()):  # a whole or half result of a process that was killed; files are written over
+            for folder in filter(
+                Path.is_dir, desk.iterdir()
+            ):  # a whole or half result of a process that was killed; files are written over
                 shutil.rmtree(folder)
         return record("done", **work(*item.sources.values(), str(desk / place.name)))
     except TalkheadError as problem:
-        return record("failed", reason=re.sub(re.escape(str(desk / place.name)) + r"(?![\w.])", lambda _: str(place), str(problem)))
+        return record(
+            "failed",
+            reason=re.sub(re.escape(str(desk / place.name)) + r"(?![\w.])", lambda _: str(place), str(problem)),
+        )
     except Exception as problem:  # a bug of ours must not keep the other clips waiting
         return record("failed", reason=f"{type(problem).__name__}: {problem}", traceback=traceback.format_exc())
     finally:
@@ -312,7 +329,13 @@ class _Manifest:
     def __enter__(self):
         with files.mendable(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(self.path, "r+", encoding="utf-8", errors="replace", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
+            self._stream = open(
+                self.path,
+                "r+",
+                encoding="utf-8",
+                errors="replace",
+                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
+            )
         try:
             self._hold()
         except BaseException:
@@ -333,14 +356,18 @@ class _Manifest:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
-            raise TalkheadError(f"{self.path}: another process is at work on this shard; give each its own --shard i/n") from problem
+            raise TalkheadError(
+                f"{self.path}: another process is at work on this shard; give each its own --shard i/n"
+            ) from problem
         except OSError:
             pass  # a file system without locks
 
     def forget(self, names, but):
         """Drop the records of these results, but not where they tell how one was made that is there: so they come once."""
         with files.mendable(self.path):
-            lines = [(line, _told(line)) for line in self._stream if line.endswith("\n")]  # a killed process may not have ended its last
+            lines = [
+                (line, _told(line)) for line in self._stream if line.endswith("\n")
+            ]  # a killed process may not have ended its last
             if lines and lines[0][1] is None:
                 raise TalkheadError(f"{self.path}: not a manifest of talkhead; move it away, or name another folder")
             kept = [line for line, told in lines if told is not None and self._keeps(*told, names, but)]

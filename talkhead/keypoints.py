@@ -21,8 +21,44 @@ LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 3
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 NOSE = (168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 48, 278)
 CHEEKS = (205, 425, 50, 280, 187, 411, 202, 422, 164, 18, 200, 199)
-OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
-        148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # clockwise from the middle of the forehead
+OVAL = (
+    10,
+    338,
+    297,
+    332,
+    284,
+    251,
+    389,
+    356,
+    454,
+    323,
+    361,
+    288,
+    397,
+    365,
+    379,
+    378,
+    400,
+    377,
+    152,
+    148,
+    176,
+    149,
+    150,
+    136,
+    172,
+    58,
+    132,
+    93,
+    234,
+    127,
+    162,
+    21,
+    54,
+    103,
+    67,
+    109,
+)  # clockwise from the middle of the forehead
 
 JAW = OVAL[12:25] + (18, 200, 199, 202, 422)  # from one side of the jaw to the other, and the chin
 LIPS = tuple(dict.fromkeys(UPPER_OUTER + LOWER_OUTER + UPPER_INNER + LOWER_INNER))
@@ -38,14 +74,21 @@ def places(*vertices):
 MOVED_BY_SPEECH = places(*dict.fromkeys(LIPS + JAW + CHEEKS))
 NOT_MOVED_BY_SPEECH = places(*NOSE[:8], 33, 133, 362, 263, *OVAL[:6], *OVAL[-5:])
 NEUTRAL_SCORES = 6  # principal components of mouth and jaw that tell how a smile came from rest
-NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
-REST_HANG = -0.02  # in widths of the mouth: how far corners hang below the middle of shut lips, the median of 64 portraits
+NEUTRAL_FROM, NEUTRAL_FULL = (
+    0.02,
+    0.06,
+)  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
+REST_HANG = (
+    -0.02
+)  # in widths of the mouth: how far corners hang below the middle of shut lips, the median of 64 portraits
 
 
 def hang(points):
     """How far the corners of a mouth lie below its middle, in widths of the mouth: negative where it smiles."""
     corners = points[places(61, 291)]
-    return float((corners.mean(0) - points[places(13, 14)].mean(0)) @ _down(points) / np.linalg.norm(corners[1] - corners[0]))
+    return float(
+        (corners.mean(0) - points[places(13, 14)].mean(0)) @ _down(points) / np.linalg.norm(corners[1] - corners[0])
+    )
 
 
 def _down(points):
@@ -63,14 +106,25 @@ class KeypointNetwork(nn.Module):
 
     WINDOW = 1.7  # side of the window around the mouth, in widths of the mouth
 
-    def __init__(self, widths=(24, 48, 96, 128, 160), mouth_widths=(24, 48, 96, 128), size=96, mouth_size=64, hidden=192):
+    def __init__(
+        self, widths=(24, 48, 96, 128, 160), mouth_widths=(24, 48, 96, 128), size=96, mouth_size=64, hidden=192
+    ):
         super().__init__()
-        self.config = {"widths": list(widths), "mouth_widths": list(mouth_widths), "size": size, "mouth_size": mouth_size, "hidden": hidden}
+        self.config = {
+            "widths": list(widths),
+            "mouth_widths": list(mouth_widths),
+            "size": size,
+            "mouth_size": mouth_size,
+            "hidden": hidden,
+        }
         self.size, self.mouth_size = size, mouth_size
         self.face = _regressor(widths, size, hidden, len(VERTICES))
         self.mouth = _regressor(mouth_widths, mouth_size, hidden, len(LIPS))
-        for name, shape in (("mean", (2 * len(MOVED_BY_SPEECH),)), ("basis", (NEUTRAL_SCORES, 2 * len(MOVED_BY_SPEECH))),
-                            ("weights", (NEUTRAL_SCORES + 1, 2 * len(MOVED_BY_SPEECH)))):
+        for name, shape in (
+            ("mean", (2 * len(MOVED_BY_SPEECH),)),
+            ("basis", (NEUTRAL_SCORES, 2 * len(MOVED_BY_SPEECH))),
+            ("weights", (NEUTRAL_SCORES + 1, 2 * len(MOVED_BY_SPEECH))),
+        ):
             self.register_buffer(f"neutral_{name}", torch.zeros(shape))
 
     def neutral(self, points):
@@ -86,7 +140,9 @@ class KeypointNetwork(nn.Module):
         scores = (points[MOVED_BY_SPEECH].ravel() - mean) @ basis.T
         result = np.array(points, np.float64)
         result[MOVED_BY_SPEECH] += share * (np.append(1, np.clip(scores, -0.25, 0.25)) @ weights).reshape(-1, 2)
-        left = (result[places(*LOWER_INNER[1:-1])] - result[places(*UPPER_INNER[1:-1])]) * share / 2  # lips at rest touch
+        left = (
+            (result[places(*LOWER_INNER[1:-1])] - result[places(*UPPER_INNER[1:-1])]) * share / 2
+        )  # lips at rest touch
         for upper, lower in ((UPPER_INNER, LOWER_INNER), (UPPER_OUTER, LOWER_OUTER)):
             result[places(*upper[1:-1])] += left
             result[places(*lower[1:-1])] -= left
@@ -95,7 +151,7 @@ class KeypointNetwork(nn.Module):
             corners, down = result[places(61, 291)], _down(result)
             along = corners[1] - corners[0]
             x = 2 * (result[places(*LIPS)] - corners.mean(0)) @ along / (along @ along)
-            result[places(*LIPS)] -= lifted * np.linalg.norm(along) * np.clip(x ** 2, 0, 1)[:, None] * down
+            result[places(*LIPS)] -= lifted * np.linalg.norm(along) * np.clip(x**2, 0, 1)[:, None] * down
         return result
 
     def read(self, frames, looks=1):
@@ -110,7 +166,7 @@ class KeypointNetwork(nn.Module):
         points = self._regress(self.face, frames, whole, np.ones(len(frames), np.float32), self.size)
         for _ in range(1 if looks == 1 else 2):  # the second time around where the lips were found
             centres, sides = mouth_windows(points)
-            points[:, :len(LIPS)] = np.mean([self._look(frames, centres, sides, look) for look in range(looks)], 0)
+            points[:, : len(LIPS)] = np.mean([self._look(frames, centres, sides, look) for look in range(looks)], 0)
         return _uncrossed(points)
 
     def _look(self, frames, centres, sides, look):
@@ -123,7 +179,9 @@ class KeypointNetwork(nn.Module):
 
     def _regress(self, network, frames, centres, sides, size):
         windows = np.stack([window(*item, size) for item in zip(frames, centres, sides)])
-        images = torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device, torch.float32) / 127.5 - 1
+        images = (
+            torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device, torch.float32) / 127.5 - 1
+        )
         with torch.no_grad():
             points = network(images).view(len(frames), -1, 2).cpu().numpy()
         return (points - 0.5) * sides[:, None, None] + centres[:, None]
@@ -143,10 +201,16 @@ def _uncrossed(points):
 def mouth_windows(points):
     """Squares around the mouths of faces: keypoints (N, K, 2) -> centres (N, 2) and sides (N,), in fractions."""
     width = np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
-    return points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1), KeypointNetwork.WINDOW * np.maximum(width, 0.05)
+    return points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1), KeypointNetwork.WINDOW * np.maximum(
+        width, 0.05
+    )
 
 
-_OPPOSITE = {vertex: other for line in (UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER) for vertex, other in zip(line, line[::-1])}
+_OPPOSITE = {
+    vertex: other
+    for line in (UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER)
+    for vertex, other in zip(line, line[::-1])
+}
 _MIRRORED_LIPS = places(*(_OPPOSITE[vertex] for vertex in LIPS))
 
 
@@ -160,14 +224,25 @@ def window(picture, centre, side, size):
     corner = np.asarray(centre) * len(picture) - size * scale / 2
     shift = corner + (scale - 1) / 2
     matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    return cv2.warpAffine(
+        picture, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
 
 
 def _regressor(widths, size, hidden, points):
     """Picture (N, 3, size, size) -> (N, 2 * points): separable convolutions and two dense layers."""
     layers, before = [], 3
     for width in widths:
-        layers += [nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                   nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(before, width, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         before, size = width, (size + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * size * size, hidden), nn.SiLU(), nn.Linear(hidden, 2 * points))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(before * size * size, hidden), nn.SiLU(), nn.Linear(hidden, 2 * points)
+    )

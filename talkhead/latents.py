@@ -68,8 +68,10 @@ def displace(identity, displacement):
 
 def _same_layers(path, identity):
     if path.shape[-2] != identity.shape[-2]:
-        raise TalkheadError(f"latents of {path.shape[-2]} layers and an identity of {identity.shape[-2]}: "
-                            "made with different generators; use files of one generator")
+        raise TalkheadError(
+            f"latents of {path.shape[-2]} layers and an identity of {identity.shape[-2]}: "
+            "made with different generators; use files of one generator"
+        )
 
 
 def lerp(a, b, t):
@@ -205,11 +207,15 @@ def _principal(chunks, components):
     """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
     spread = _Spread()
     for chunk in chunks:
-        for rows in torch.as_tensor(chunk).detach().flatten(1).split(1024):  # one by one made doubles, if the codes came all at once
+        for rows in (
+            torch.as_tensor(chunk).detach().flatten(1).split(1024)
+        ):  # one by one made doubles, if the codes came all at once
             spread.add(rows.cpu().double().numpy())
     if not 1 <= components <= spread.rank:
-        raise TalkheadError(f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
-                            "lower --components, or give more clips or frames")
+        raise TalkheadError(
+            f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
+            "lower --components, or give more clips or frames"
+        )
     variances, directions = map(torch.from_numpy, spread.largest(components))
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it
@@ -231,16 +237,16 @@ class _Spread:
         while len(x):
             if self.held == len(self.rows):
                 self._fold()
-            place = self.rows[self.held:][:len(x)]
-            np.subtract(x[:len(place)], self.origin, out=place)
+            place = self.rows[self.held :][: len(x)]
+            np.subtract(x[: len(place)], self.origin, out=place)
             self.total += place.sum(0)
-            self.held, x = self.held + len(place), x[len(place):]
+            self.held, x = self.held + len(place), x[len(place) :]
 
     def _fold(self):
         """Add the products of the rows held to the lower triangle, in place, and make room for others."""
         if self.products is None:
             self.products = np.zeros(self.rows.shape, order="F")
-        self.products = blas.dsyrk(1.0, self.rows[:self.held].T, beta=1.0, c=self.products, lower=1, overwrite_c=1)
+        self.products = blas.dsyrk(1.0, self.rows[: self.held].T, beta=1.0, c=self.products, lower=1, overwrite_c=1)
         self.held = 0
 
     @property
@@ -256,19 +262,23 @@ class _Spread:
         """The largest variances (K,), falling, and their directions (K, D); uses up what is held."""
         offset = self.total / self.count
         if self.products is None:  # no more rows than columns: the products of rows with rows have the same eigenvalues
-            rows = self.rows[:self.held]
+            rows = self.rows[: self.held]
             rows -= offset
             values, left = _largest(blas.dsyrk(1.0, rows.T, trans=1, lower=1), components)
             vectors = np.linalg.qr(rows.T @ left)[0]  # orthogonal up to rounding; QR makes them so, and unit
         else:
             self._fold()
             self.rows = None
-            values, vectors = _largest(blas.dsyr(-self.count, offset, a=self.products, lower=1, overwrite_a=1), components)
+            values, vectors = _largest(
+                blas.dsyr(-self.count, offset, a=self.products, lower=1, overwrite_a=1), components
+            )
         return values / (self.count - 1), np.ascontiguousarray(vectors.T)
 
 
 def _largest(triangle, count):
     """The `count` largest eigenvalues of a symmetric matrix, falling, and their vectors as columns. Overwrites the matrix."""
     size = len(triangle)
-    values, vectors = scipy.linalg.eigh(triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False)
+    values, vectors = scipy.linalg.eigh(
+        triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False
+    )
     return values[::-1].copy(), vectors[:, ::-1]

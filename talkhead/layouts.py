@@ -8,7 +8,9 @@ import torch
 
 from talkhead.errors import TalkheadError
 
-FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64  # the blur that all three apply
+FILTER = (
+    torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
+)  # the blur that all three apply
 
 
 def from_rosinality(state):
@@ -68,9 +70,13 @@ def nvidia_clamp(module):
         if activation != ("lrelu" if leaf not in ("affine", "skip", "out") else "linear"):
             raise TalkheadError(f"{name} has the activation {activation}, which StyleGAN2's has not; it cannot be read")
         if name.startswith("mapping.fc") and own.get("bias_gain", 0.01) != 0.01:
-            raise TalkheadError(f"its mapping network has an lr_multiplier of {own['bias_gain']}; only 0.01 can be read")
+            raise TalkheadError(
+                f"its mapping network has an lr_multiplier of {own['bias_gain']}; only 0.01 can be read"
+            )
     if len(limits) > 1:
-        raise TalkheadError(f"its layers are clamped at {', '.join(map(str, limits))}; only one limit for all can be read")
+        raise TalkheadError(
+            f"its layers are clamped at {', '.join(map(str, limits))}; only one limit for all can be read"
+        )
     return limits.pop() if limits else None
 
 
@@ -84,8 +90,13 @@ def generator_config(state):
     """What rebuilds our generator of this state, told from its shapes."""
     levels, layers = _count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight")
     w_dim = _width(state, "convs.0.conv.affine.weight")
-    return {"resolution": 2 << levels, "channels": [_width(state, f"rgbs.{k}.conv.weight") for k in range(levels)],
-            "z_dim": _width(state, "mapping_net.0.weight") if layers else w_dim, "w_dim": w_dim, "mapping_layers": layers}
+    return {
+        "resolution": 2 << levels,
+        "channels": [_width(state, f"rgbs.{k}.conv.weight") for k in range(levels)],
+        "z_dim": _width(state, "mapping_net.0.weight") if layers else w_dim,
+        "w_dim": w_dim,
+        "mapping_layers": layers,
+    }
 
 
 def discriminator_config(state):
@@ -105,6 +116,7 @@ def _width(state, name):
 # ---------------------------------------------------------------------------------------------------------------
 # The names. A row is (ours, (rosinality's, axes in front, axes behind), (NVIDIA's, axes in front, axes behind)): how many
 # axes of length one the other has more than we have.
+
 
 def _generator(levels, layers):
     for k in range(layers):
@@ -135,9 +147,13 @@ def _discriminator(levels):
     rows = [("from_rgb", "convs.0.0.weight", f"{top}.weight"), ("from_rgb_bias", "convs.0.1.bias", f"{top}.bias")]
     for k in range(levels - 1):
         a, b = f"convs.{k + 1}", f"b{2 << levels - k}"
-        rows += [(f"blocks.{k}.conv0", f"{a}.conv1.0.weight", f"{b}.conv0.weight"), (f"blocks.{k}.bias0", f"{a}.conv1.1.bias", f"{b}.conv0.bias"),
-                 (f"blocks.{k}.conv1", f"{a}.conv2.1.weight", f"{b}.conv1.weight"), (f"blocks.{k}.bias1", f"{a}.conv2.2.bias", f"{b}.conv1.bias"),
-                 (f"blocks.{k}.skip", f"{a}.skip.1.weight", f"{b}.skip.weight")]
+        rows += [
+            (f"blocks.{k}.conv0", f"{a}.conv1.0.weight", f"{b}.conv0.weight"),
+            (f"blocks.{k}.bias0", f"{a}.conv1.1.bias", f"{b}.conv0.bias"),
+            (f"blocks.{k}.conv1", f"{a}.conv2.1.weight", f"{b}.conv1.weight"),
+            (f"blocks.{k}.bias1", f"{a}.conv2.2.bias", f"{b}.conv1.bias"),
+            (f"blocks.{k}.skip", f"{a}.skip.1.weight", f"{b}.skip.weight"),
+        ]
     rows += [("conv", "final_conv.0.weight", "b4.conv.weight"), ("conv_bias", "final_conv.1.bias", "b4.conv.bias")]
     for ours, a, b in (("linear", "final_linear.0", "b4.fc"), ("out", "final_linear.1", "b4.out")):
         rows += [(f"{ours}.{part}", f"{a}.{part}", f"{b}.{part}") for part in ("weight", "bias")]
@@ -175,11 +191,14 @@ def _nvidia_filters(state):
 # ---------------------------------------------------------------------------------------------------------------
 # From one to the other
 
+
 def _ours(state, names, filters):
     rest = dict(state)
     for name, gain in filters(state):
         kernel = rest.pop(name, None)
-        if kernel is not None and (kernel.shape != FILTER.shape or not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3)):
+        if kernel is not None and (
+            kernel.shape != FILTER.shape or not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3)
+        ):
             raise TalkheadError(f"{name} is another filter than [1, 3, 3, 1]; no other can be read")
     ours = {}
     for name, (theirs, before, after) in names:
@@ -204,10 +223,10 @@ def _theirs(state, names):
 def _reframe(value, before, after, name):
     """Put so many axes of length one in front and behind, or take them away where negative."""
     shape = tuple(value.shape)
-    lost = shape[:max(-before, 0)] + shape[len(shape) - max(-after, 0):]
+    lost = shape[: max(-before, 0)] + shape[len(shape) - max(-after, 0) :]
     if set(lost) - {1} or len(lost) != max(-before, 0) + max(-after, 0):
         raise TalkheadError(f"{name} has the shape {shape}: not a StyleGAN2's")
-    kept = shape[max(-before, 0):len(shape) - max(-after, 0)]
+    kept = shape[max(-before, 0) : len(shape) - max(-after, 0)]
     return value.reshape((1,) * before + kept + (1,) * after)
 
 
@@ -232,4 +251,6 @@ def _refuse_nvidia(state):
         other = "skip" if "b4.fromrgb.weight" in state else "orig"
         raise TalkheadError(f"a discriminator of the {other} architecture; only resnet, StyleGAN2's own, can be read")
     if "b4.conv.weight" in state and state["b4.conv.weight"].shape[1] != state["b4.conv.weight"].shape[0] + 1:
-        raise TalkheadError("a discriminator of another minibatch layer than StyleGAN2's one channel; it cannot be read")
+        raise TalkheadError(
+            "a discriminator of another minibatch layer than StyleGAN2's one channel; it cannot be read"
+        )

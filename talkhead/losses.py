@@ -83,20 +83,27 @@ class Perceptual(nn.Module):
 
     def _seen(self, images):
         """Feature maps (N, C, h, w) of several depths."""
-        return self.network.net(self.network.scaling_layer(images)) if self.name == "lpips" else self.network.maps(images)
+        return (
+            self.network.net(self.network.scaling_layer(images)) if self.name == "lpips" else self.network.maps(images)
+        )
 
     def _distance(self, seen, wanted):
         """The lpips package's own weights of each channel, its forward in two halves; MobileNet's channels all count alike."""
         squares = [(one - other).square() for one, other in zip(seen, wanted)]
-        weighed = [weigh(square).float() for square, weigh in zip(squares, self.network.lins)] if self.name == "lpips" else squares
+        weighed = (
+            [weigh(square).float() for square, weigh in zip(squares, self.network.lins)]
+            if self.name == "lpips"
+            else squares
+        )
         return sum(square.mean((2, 3)).sum(1) for square in weighed)
 
 
 def _lpips():
     weights = vgg_weights()
     if not weights.is_file():
-        raise TalkheadError(f"{weights.name}: not found; download {VGG16_URL} into {weights.parent} "
-                            "or take the pyramid loss")
+        raise TalkheadError(
+            f"{weights.name}: not found; download {VGG16_URL} into {weights.parent} or take the pyramid loss"
+        )
     import lpips  # imports torchvision whole: seconds that the pyramid need not pay
 
     try:
@@ -111,7 +118,9 @@ def _lpips():
 
 def _unit_features(seen):
     """Each place's feature vector of length one, at every depth; Zhang et al. 2018, eq. 1."""
-    return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in map(torch.Tensor.float, seen)]  # autocast would sum squares in halves
+    return [
+        x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in map(torch.Tensor.float, seen)
+    ]  # autocast would sum squares in halves
 
 
 def pyramid_distance(images, targets):
@@ -143,7 +152,9 @@ def _structure(targets):
     raises  TalkheadError if a side is shorter than the window
     """
     if min(targets.shape[-2:]) < SSIM_WINDOW:
-        raise TalkheadError(f"pictures of {targets.shape[-1]}x{targets.shape[-2]}: ssim looks at windows of {SSIM_WINDOW} pixels; take the pyramid")
+        raise TalkheadError(
+            f"pictures of {targets.shape[-1]}x{targets.shape[-2]}: ssim looks at windows of {SSIM_WINDOW} pixels; take the pyramid"
+        )
     line = torch.exp(-0.5 * ((torch.arange(SSIM_WINDOW, device=targets.device) - SSIM_WINDOW // 2) / SSIM_SIGMA) ** 2)
     line = (line / line.sum()).expand(3, 1, 1, -1)
 
@@ -206,9 +217,13 @@ class LipDistance(nn.Module):
 
     def forward(self, images, targets):
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
-            small = F.interpolate(targets.float(), (self.keypoints.size,) * 2, mode="bilinear", antialias=True, align_corners=False)
+            small = F.interpolate(
+                targets.float(), (self.keypoints.size,) * 2, mode="bilinear", antialias=True, align_corners=False
+            )
             centres, sides = mouth_windows(self.keypoints.face(small).view(len(targets), -1, 2).cpu().numpy())
-            centres, sides = (torch.as_tensor(value, dtype=torch.float32, device=images.device) for value in (centres, sides))
+            centres, sides = (
+                torch.as_tensor(value, dtype=torch.float32, device=images.device) for value in (centres, sides)
+            )
             wanted = self._lips(targets.float(), centres, sides)
         with torch.autocast(images.device.type, enabled=False):
             return (self._lips(images.float(), centres, sides) - wanted).norm(dim=2).mean(1) * self.keypoints.WINDOW
@@ -217,9 +232,13 @@ class LipDistance(nn.Module):
         """Keypoints of the lips (N, K, 2) in fractions of the windows."""
         matrix = torch.diag_embed(sides[:, None].expand(-1, 2))
         matrix = torch.cat([matrix, (2 * centres - 1)[..., None]], 2)
-        size = 2 * self.keypoints.mouth_size  # twice as fine, and then averaged: a window may hold more pixels than the network looks at
+        size = (
+            2 * self.keypoints.mouth_size
+        )  # twice as fine, and then averaged: a window may hold more pixels than the network looks at
         grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
-        windows = F.avg_pool2d(F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False), 2)
+        windows = F.avg_pool2d(
+            F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False), 2
+        )
         return self.keypoints.mouth(windows).view(len(images), -1, 2)
 
 
@@ -234,7 +253,9 @@ def identity_network(path, device="cpu"):
     try:
         network = torch.export.load(path).module() if _is_program(path) else load_face_recognition(path)
     except (OSError, RuntimeError, TalkheadError) as error:
-        raise TalkheadError(f"{path}: not a face recognition network; give model_ir_se50.pth, or export one with torch.export.save") from error
+        raise TalkheadError(
+            f"{path}: not a face recognition network; give model_ir_se50.pth, or export one with torch.export.save"
+        ) from error
     return network.to(device).requires_grad_(False)
 
 

@@ -54,9 +54,9 @@ def psnr(real, fake):
 def _psnr(real, fake):
     apart = np.subtract(real, fake, dtype=np.float32).ravel()
     # Of up to 256 values the sum of squares is exact in float32, which has 24 bits.
-    rows, rest = apart[:apart.size // 256 * 256].reshape(-1, 256), apart[apart.size // 256 * 256:]
+    rows, rest = apart[: apart.size // 256 * 256].reshape(-1, 256), apart[apart.size // 256 * 256 :]
     error = (np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64) + float(rest @ rest)) / apart.size
-    return float(10.0 * np.log10(PEAK ** 2 / error)) if error else np.inf
+    return float(10.0 * np.log10(PEAK**2 / error)) if error else np.inf
 
 
 def ssim(real, fake):
@@ -76,11 +76,16 @@ def ssim(real, fake):
 
 def _ssim(real, fake):
     if min(real.shape[:2]) < SSIM_WINDOW:
-        raise TalkheadError(f"metrics: SSIM looks through a window of {SSIM_WINDOW} pixels, the frames are "
-                            f"{real.shape[1]}x{real.shape[0]}; compare larger frames")
+        raise TalkheadError(
+            f"metrics: SSIM looks through a window of {SSIM_WINDOW} pixels, the frames are "
+            f"{real.shape[1]}x{real.shape[0]}; compare larger frames"
+        )
     height, width = (side - SSIM_WINDOW + 1 for side in real.shape[:2])
     # In stripes of rows, whose many intermediate values never leave the cache.
-    total = sum(_alike(real[top:top + _ROWS + SSIM_WINDOW - 1], fake[top:top + _ROWS + SSIM_WINDOW - 1]) for top in range(0, height, _ROWS))
+    total = sum(
+        _alike(real[top : top + _ROWS + SSIM_WINDOW - 1], fake[top : top + _ROWS + SSIM_WINDOW - 1])
+        for top in range(0, height, _ROWS)
+    )
     return float(total / (height * width * real.shape[2]))
 
 
@@ -122,7 +127,7 @@ def _blur(planes):
     across = np.empty((len(down), width), np.float32)
     for left in range(0, width, _COLUMNS):
         count = min(_COLUMNS, width - left)
-        np.matmul(down[:, left:left + count + edge], _band(count), out=across[:, left:left + count])
+        np.matmul(down[:, left : left + count + edge], _band(count), out=across[:, left : left + count])
     return across.reshape(len(planes), -1)
 
 
@@ -131,7 +136,7 @@ def _band(count):
     """The matrix that takes `count` Gaussian means out of as many values and ten more: (count + 10, count)."""
     band = np.zeros((count + SSIM_WINDOW - 1, count), np.float32)
     for column in range(count):
-        band[column:column + SSIM_WINDOW, column] = _GAUSSIAN
+        band[column : column + SSIM_WINDOW, column] = _GAUSSIAN
     return band
 
 
@@ -147,7 +152,9 @@ def lmd(real_landmarks, fake_landmarks):
     """
     real, fake = np.asarray(real_landmarks, np.float64), np.asarray(fake_landmarks, np.float64)
     if real.shape != fake.shape or real.shape[-2:] != (68, 2):
-        raise TalkheadError(f"metrics: landmarks of shape {real.shape} and {fake.shape}; give both as (T, 68, 2) over the same frames")
+        raise TalkheadError(
+            f"metrics: landmarks of shape {real.shape} and {fake.shape}; give both as (T, 68, 2) over the same frames"
+        )
     return float(np.linalg.norm(real[..., MOUTH, :] - fake[..., MOUTH, :], axis=-1).mean())
 
 
@@ -228,21 +235,36 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
         if a is None or b is None:
             continue
         if np.shape(a) != np.shape(b):
-            raise TalkheadError(f"metrics, frame {counts[0] - 1}: the real frame is {np.shape(a)[1]}x{np.shape(a)[0]}, the fake one "
-                                f"{np.shape(b)[1]}x{np.shape(b)[0]}; bring both clips to one size, as metrics --size does")
+            raise TalkheadError(
+                f"metrics, frame {counts[0] - 1}: the real frame is {np.shape(a)[1]}x{np.shape(a)[0]}, the fake one "
+                f"{np.shape(b)[1]}x{np.shape(b)[0]}; bring both clips to one size, as metrics --size does"
+            )
         size = size or list(np.shape(a)[:2])
         value = psnr(a, b)
         identical += not np.isfinite(value)
         totals["psnr"].add(value if np.isfinite(value) else None)
         totals["ssim"].add(ssim(a, b))
-        pair = Pair(a, b) if detector is None else Pair(a, b, _face(a, detector) if truth is None else next(truth, None), _face(b, detector))
+        pair = (
+            Pair(a, b)
+            if detector is None
+            else Pair(a, b, _face(a, detector) if truth is None else next(truth, None), _face(b, detector))
+        )
         for measure in [*([mouths] if mouths else []), *measures]:
             measure.add(pair)
     frames = min(counts)
     if not frames:
-        raise TalkheadError(f"metrics: the {'fake' if counts[0] else 'real'} clip has no frames; give two clips of one frame or more")
-    report = {"frames": frames, "real_frames": counts[0], "fake_frames": counts[1], "size": size,
-              "psnr": totals["psnr"].value(), "identical": identical, "ssim": totals["ssim"].value()}
+        raise TalkheadError(
+            f"metrics: the {'fake' if counts[0] else 'real'} clip has no frames; give two clips of one frame or more"
+        )
+    report = {
+        "frames": frames,
+        "real_frames": counts[0],
+        "fake_frames": counts[1],
+        "size": size,
+        "psnr": totals["psnr"].value(),
+        "identical": identical,
+        "ssim": totals["ssim"].value(),
+    }
     for measure in [*([mouths] if mouths else []), *measures]:
         report |= measure.report()
     if callable(features):
@@ -295,7 +317,7 @@ class Mouths:
             # Three neighbours, all with a face: their second difference.
             near = [*self._before[side], face]
             if len(near) == 3 and all(each is not None for each in near):
-                self._jitter[side].add(np.linalg.norm((near[0] - 2 * near[1] + near[2])[:MOUTH.start], axis=-1).mean())
+                self._jitter[side].add(np.linalg.norm((near[0] - 2 * near[1] + near[2])[: MOUTH.start], axis=-1).mean())
             self._before[side][:] = near[-2:]
             self._sharpness[side].add(None if face is None else sharpness(frame, face))
 
@@ -339,8 +361,13 @@ class Lips:
         shut = shut_below(real, self.share)
         asked = len(closures_met(real, self.times, shut, *self.timing))
         luck = closures_by_luck(fake, self.times, shut, *self.timing)
-        return {"closures": asked, "closures_from": self.source, "closure_rate": closure_rate(fake, self.times, shut, *self.timing),
-                "real_closure_rate": closure_rate(real, self.times, shut, *self.timing), "closure_luck": luck / asked if asked else None}
+        return {
+            "closures": asked,
+            "closures_from": self.source,
+            "closure_rate": closure_rate(fake, self.times, shut, *self.timing),
+            "real_closure_rate": closure_rate(real, self.times, shut, *self.timing),
+            "closure_luck": luck / asked if asked else None,
+        }
 
 
 def _opening(face):
@@ -408,8 +435,11 @@ def compare_features(real, fake, network):
 def warn_of_few(count, network):
     """Warn if so many pictures are fewer than a network's features: FID's covariances are singular then, its bias large."""
     if count < network.width:
-        warnings.warn(f"FID of {count} pictures by {network.width} features: its covariances are singular, and it comes out too large; "
-                      "compare it with nothing but FID of as many pictures, or look at KID, which has no bias", stacklevel=2)
+        warnings.warn(
+            f"FID of {count} pictures by {network.width} features: its covariances are singular, and it comes out too large; "
+            "compare it with nothing but FID of as many pictures, or look at KID, which has no bias",
+            stacklevel=2,
+        )
 
 
 def frechet_distance(real, fake):
@@ -476,13 +506,21 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
     """
     real, fake = _clouds(real, fake)
     random, size = np.random.default_rng(seed), min(size, len(real), len(fake))
-    return float(np.mean([_discrepancy(*(cloud[random.choice(len(cloud), size, replace=False)] for cloud in (real, fake)))
-                          for _ in range(subsets)]))
+    return float(
+        np.mean(
+            [
+                _discrepancy(*(cloud[random.choice(len(cloud), size, replace=False)] for cloud in (real, fake)))
+                for _ in range(subsets)
+            ]
+        )
+    )
 
 
 def _discrepancy(x, y):
     count = len(x)
-    within = sum(values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y)))  # no vector is compared with itself
+    within = sum(
+        values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y))
+    )  # no vector is compared with itself
     return within / (count * (count - 1)) - 2 * _kernel(x, y).mean()
 
 
@@ -514,11 +552,17 @@ def correlation_and_lag(real, fake, max_lag=MAX_LAG):
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     frames = min(len(real), len(fake))
     if frames < max_lag + 3:
-        raise TalkheadError(f"metrics: {frames} frames are too few to look for lags of {max_lag}; give a longer clip or a smaller max_lag")
+        raise TalkheadError(
+            f"metrics: {frames} frames are too few to look for lags of {max_lag}; give a longer clip or a smaller max_lag"
+        )
     real, fake = real[:frames], fake[:frames]
     shifts = sorted(range(-max_lag, max_lag + 1), key=abs)
-    found = {shift: _correlation(real[max(0, -shift):frames - max(0, shift)],
-                                 fake[max(0, shift):frames - max(0, -shift)]) for shift in shifts}
+    found = {
+        shift: _correlation(
+            real[max(0, -shift) : frames - max(0, shift)], fake[max(0, shift) : frames - max(0, -shift)]
+        )
+        for shift in shifts
+    }
     lag = max(shifts, key=lambda shift: round(found[shift], 9))  # rounding errors decide nothing
     return Following(found[0], lag, found[lag])
 
@@ -552,7 +596,7 @@ def closures_met(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
         # Frame t shows the time from t / fps to (t + 1) / fps. The rounding keeps an end that falls on a frame's edge out of the next frame.
         first, last = int(np.floor(round(start * fps, 6))), int(np.ceil(round(end * fps, 6)))
         if first < len(opening):
-            met.append(bool((opening[max(0, first - tolerance):max(last, first + 1) + tolerance] < threshold).any()))
+            met.append(bool((opening[max(0, first - tolerance) : max(last, first + 1) + tolerance] < threshold).any()))
     return np.array(met, bool)
 
 
@@ -587,7 +631,11 @@ def closures_by_luck(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE
 
     A mouth that hardly opens meets them all, and one that moves at random meets some.
     """
-    return float(np.mean([closures_met(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]))
+    return float(
+        np.mean(
+            [closures_met(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]
+        )
+    )
 
 
 def envelope(audio, frames, sample_rate=16000, fps=25.0):
@@ -602,7 +650,7 @@ def envelope(audio, frames, sample_rate=16000, fps=25.0):
     padded = np.pad(np.asarray(audio, np.float64) ** 2, (len(window), len(window) + int(frames * hop)))
     middles = (np.arange(frames) + 0.5) * hop + len(window)
     starts = np.round(middles - len(window) / 2).astype(int)
-    return np.sqrt([padded[start:start + len(window)] @ window / window.sum() for start in starts])
+    return np.sqrt([padded[start : start + len(window)] @ window / window.sum() for start in starts])
 
 
 def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
@@ -620,7 +668,7 @@ def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
     for start, end in edges.reshape(-1, 2):
         if end - start >= shortest * fps:
             # The clip's own ends are not edges of speech.
-            inside[start + margin * (start > 0):end - margin * (end < len(silent))] = True
+            inside[start + margin * (start > 0) : end - margin * (end < len(silent))] = True
     return inside
 
 

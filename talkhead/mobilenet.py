@@ -37,13 +37,23 @@ class MobileNet(nn.Module):
         super().__init__()
         path = weights_path()
         if not path.is_file():
-            raise TalkheadError(f"{path.name}: not found; download {URL} into {path.parent}, by talkhead weights fetch mobilenet-v2")
+            raise TalkheadError(
+                f"{path.name}: not found; download {URL} into {path.parent}, by talkhead weights fetch mobilenet-v2"
+            )
         from torchvision.models import mobilenet_v2  # seconds that who does not need it does not pay
 
         network = mobilenet_v2(weights=None)
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            pickle.UnpicklingError,
+        ) as error:
             raise TalkheadError(f"{path}: not MobileNetV2's weights; delete it and download {URL} again") from error
         self.blocks = network.features.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)

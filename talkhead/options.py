@@ -23,7 +23,9 @@ def from_stdin(ctx, param, value):
         return None
     if value == "-":
         if sys.stdin is None or sys.stdin.isatty():
-            raise click.BadParameter("nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param)
+            raise click.BadParameter(
+                "nothing to read, stdin is a terminal or closed; name a file, or pipe one in", ctx, param
+            )
         if ctx.meta.setdefault("talkhead.stdin", param.name) != param.name:
             raise click.BadParameter("stdin can be read only once; name a file here", ctx, param)
     return value
@@ -51,7 +53,9 @@ def _to_stdout(ctx, param, value):
         return value
     if value == "-":
         if sys.stdout is None or sys.stdout.isatty():
-            raise click.BadParameter("the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param)
+            raise click.BadParameter(
+                "the result is binary and stdout is a terminal or closed; name a file, or redirect it", ctx, param
+            )
         if ctx.meta.setdefault("talkhead.stdout", param.name) != param.name:
             raise click.BadParameter("stdout can carry only one result; name a file here", ctx, param)
     return writable(ctx, param, value)
@@ -80,7 +84,14 @@ def drawable(ctx, param, value):
     return writable(ctx, param, value)
 
 
-figure = click.option("-o", "--output", metavar="FILE", required=True, callback=drawable, help="The picture, by its name a .png, .svg or .pdf.")
+figure = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    callback=drawable,
+    help="The picture, by its name a .png, .svg or .pdf.",
+)
 
 
 def input_option(flag, help):
@@ -89,15 +100,26 @@ def input_option(flag, help):
 
 def output(help, flag="--output", default="-"):
     names = ("-o", flag) if flag == "--output" else (flag,)
-    return click.option(*names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help)
+    return click.option(
+        *names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help
+    )
 
 
-records = click.option("-o", "--output", metavar="FILE", default="-", show_default=True, callback=lambda ctx, param, value: _has_place(value),
-                       help="Where to write the records; those that are there already are not made again.")
+records = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    default="-",
+    show_default=True,
+    callback=lambda ctx, param, value: _has_place(value),
+    help="Where to write the records; those that are there already are not made again.",
+)
 
 
 def weights_out(what):
-    return click.option("-o", "--output", metavar="FILE", required=True, callback=writable, help=f"Where to write {what} (.pt).")
+    return click.option(
+        "-o", "--output", metavar="FILE", required=True, callback=writable, help=f"Where to write {what} (.pt)."
+    )
 
 
 def trained(what):
@@ -105,9 +127,15 @@ def trained(what):
 
 
 def weights_in(kind):
-    origin = {"generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
-              "encoder": ": talkhead's, pSp's, e4e's or ReStyle's"}.get(kind, "")
-    return click.option(f"--{kind.replace('_', '-')}", metavar="FILE", help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]")
+    origin = {
+        "generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
+        "encoder": ": talkhead's, pSp's, e4e's or ReStyle's",
+    }.get(kind, "")
+    return click.option(
+        f"--{kind.replace('_', '-')}",
+        metavar="FILE",
+        help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]",
+    )
 
 
 def number(flag, default, help, least=0):
@@ -122,10 +150,12 @@ def one_of(flag, choices, default, help):
 
 def together(*options):
     """One decorator out of several, so that a set of options is written once."""
+
     def decorate(command):
         for option in reversed(options):
             command = option(command)
         return command
+
     return decorate
 
 
@@ -162,15 +192,27 @@ def _shard(ctx, param, value):
 def listed(line):
     """The options with which a command works through a list."""
     return together(
-        click.option("--list", "listing", metavar="FILE", is_eager=True, callback=from_stdin,
-                     help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own."),
+        click.option(
+            "--list",
+            "listing",
+            metavar="FILE",
+            is_eager=True,
+            callback=from_stdin,
+            help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own.",
+        ),
         shard,
         click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Make again what is there already."),
     )
 
 
-shard = click.option("--shard", metavar="I/N", callback=_shard,
-                     help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]")
+shard = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard,
+    help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]",
+)
+
+
 def _layers(ctx, param, value):
     """A-B as (A, B), counted from 0."""
     if value is None:
@@ -184,20 +226,35 @@ def _layers(ctx, param, value):
 motion = together(
     number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider."),
     click.option("--gate", is_flag=True, help="Shut the mouth where nobody speaks: in pauses, noise and music."),
-    click.option("--layers", metavar="A-B", callback=_layers, help="Let speech move these layers of the latents alone, counted from 0.  [default: all]"),
+    click.option(
+        "--layers",
+        metavar="A-B",
+        callback=_layers,
+        help="Let speech move these layers of the latents alone, counted from 0.  [default: all]",
+    ),
     number("--blink", 0.0, "Blinks a minute, at moments that --seed sets; people blink some 15 to 20 times."),
-    click.option("--blink-latent", metavar="FILE", help="What shuts the eyes (.npy), for other generators than the bundled one."),
+    click.option(
+        "--blink-latent", metavar="FILE", help="What shuts the eyes (.npy), for other generators than the bundled one."
+    ),
 )
 source = click.argument("source", default="-", callback=from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
 seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
 device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
-perceptual = one_of("--perceptual", ["auto", "lpips", "mobilenet", "ssim", "pyramid"], "auto",
-                    "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.")
+perceptual = one_of(
+    "--perceptual",
+    ["auto", "lpips", "mobilenet", "ssim", "pyramid"],
+    "auto",
+    "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.",
+)
 detection = together(
     one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
-    click.option("--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"),
+    click.option(
+        "--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"
+    ),
 )
+
+
 def _face(ctx, param, value):
     """The name of a choice, or a number from 1."""
     if value.isdecimal() and int(value) > 0:
@@ -207,34 +264,57 @@ def _face(ctx, param, value):
     return value
 
 
-face = click.option("--face", metavar="largest|left|right|N", default="largest", show_default=True, callback=_face,
-                    help="Which of several faces to take; N counts from the left, from 1.")
+face = click.option(
+    "--face",
+    metavar="largest|left|right|N",
+    default="largest",
+    show_default=True,
+    callback=_face,
+    help="Which of several faces to take; N counts from the left, from 1.",
+)
 alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
     face,
     detection,
 )
 heard = together(
-    click.option("--features", metavar="NAME", help="What the speech model hears: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
-                 "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]"),
-    click.option("--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"),
+    click.option(
+        "--features",
+        metavar="NAME",
+        help="What the speech model hears: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+        "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]",
+    ),
+    click.option(
+        "--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"
+    ),
 )
-fid_features = one_of("--fid-features", ["inception", "mobilenet", "encoder"], "inception",
-                      "Whose features FID and KID compare: Inception's, MobileNetV2's, or the bundled encoder's, which has seen nothing but faces and needs no file.")
+fid_features = one_of(
+    "--fid-features",
+    ["inception", "mobilenet", "encoder"],
+    "inception",
+    "Whose features FID and KID compare: Inception's, MobileNetV2's, or the bundled encoder's, which has seen nothing but faces and needs no file.",
+)
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
-training_steps = click.option("--steps", type=click.IntRange(min=1), required=True,
-                              help="Optimiser steps in all; a resumed run goes on to here.")
+training_steps = click.option(
+    "--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all; a resumed run goes on to here."
+)
 data = together(
     number("--every", 1, "Take one frame in so many.", least=1),
     click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
 )
 run = together(
     number("--accumulate", 1, "Turns in which a batch is worked on: less memory, same result.", least=1),
-    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."),
+    one_of(
+        "--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."
+    ),
     number("--save-minutes", 5.0, "Time between two checkpoints."),
     number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
     number("--log-every", 10, "Steps between two records on stdout.", least=1),
-    click.option("--tensorboard", metavar="FOLDER", help="Write the records there too, for TensorBoard; needs the extra tensorboard."),
+    click.option(
+        "--tensorboard",
+        metavar="FOLDER",
+        help="Write the records there too, for TensorBoard; needs the extra tensorboard.",
+    ),
     seed,
     device,
 )
@@ -243,8 +323,12 @@ sheets = together(
     number("--samples-every", 1000, "Steps between two such pictures.", least=1),
 )
 validation = together(
-    click.option("--validation", metavar="PATH", multiple=True,
-                 help="Measure on these held-out clips, and keep the best; may be repeated."),
+    click.option(
+        "--validation",
+        metavar="PATH",
+        multiple=True,
+        help="Measure on these held-out clips, and keep the best; may be repeated.",
+    ),
     number("--validate-every", 500, "Steps between two measurements.", least=1),
 )
 encoder_shape = together(
@@ -266,13 +350,19 @@ def init_option(help):
 
 def names(flag, help, default):
     """Several names with commas between; "none" is an empty list."""
+
     def split(ctx, param, value):
         return default if value is None else tuple(name for name in value.split(",") if name and name != "none")
+
     return click.option(flag, metavar="NAME,NAME,…", callback=split, help=help)
 
 
-phonemes = click.option("--phonemes", metavar="PATH", help="When which sound is made in the first clip: a TextGrid, .mlf, .lab, .align or a puppet's .json, or a "
-                                                           "folder of them.")
+phonemes = click.option(
+    "--phonemes",
+    metavar="PATH",
+    help="When which sound is made in the first clip: a TextGrid, .mlf, .lab, .align or a puppet's .json, or a "
+    "folder of them.",
+)
 labels = names("--labels", "What each file is called in the picture.  [default: its name]", ())
 
 

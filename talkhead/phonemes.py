@@ -19,30 +19,119 @@ LONGEST = 1e15  # units of time: three years in .lab
 KINDS = (".TextGrid", ".mlf", ".lab", ".rec", ".align", ".json")
 
 VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
-_SILENCES = frozenset(("", "sil", "sp", "silence", "pau", "epi", "h#", "spn", "nsn", "_", "-", "<eps>", "<p:>", "<sil>", "<unk>", "!sent_start",
-                       "!sent_end", "#"))
-_ARPABET = frozenset("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split())
+_SILENCES = frozenset(
+    (
+        "",
+        "sil",
+        "sp",
+        "silence",
+        "pau",
+        "epi",
+        "h#",
+        "spn",
+        "nsn",
+        "_",
+        "-",
+        "<eps>",
+        "<p:>",
+        "<sil>",
+        "<unk>",
+        "!sent_start",
+        "!sent_end",
+        "#",
+    )
+)
+_ARPABET = frozenset(
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
+)
 # What TIMIT writes and ARPABET does not have. A stop's closure and its release are one sound.
-_TIMIT = {"pcl": "P", "bcl": "B", "tcl": "T", "dcl": "D", "kcl": "K", "gcl": "G", "em": "M", "en": "N", "eng": "NG", "el": "L", "nx": "N",
-          "dx": "D", "q": "T", "hv": "HH", "ix": "IH", "ax": "AH", "axr": "ER", "ax-h": "AH", "ux": "UW"}
+_TIMIT = {
+    "pcl": "P",
+    "bcl": "B",
+    "tcl": "T",
+    "dcl": "D",
+    "kcl": "K",
+    "gcl": "G",
+    "em": "M",
+    "en": "N",
+    "eng": "NG",
+    "el": "L",
+    "nx": "N",
+    "dx": "D",
+    "q": "T",
+    "hv": "HH",
+    "ix": "IH",
+    "ax": "AH",
+    "axr": "ER",
+    "ax-h": "AH",
+    "ux": "UW",
+}
 
 
 # The 51 words of the GRID corpus, and how its British speakers pronounce them.
-GRID_WORDS = {word: sounds.split() for word, sounds in {
-    "bin": "B IH1 N", "lay": "L EY1", "place": "P L EY1 S", "set": "S EH1 T",
-    "blue": "B L UW1", "green": "G R IY1 N", "red": "R EH1 D", "white": "W AY1 T",
-    "at": "AE1 T", "by": "B AY1", "in": "IH1 N", "with": "W IH1 DH",
-    "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F", "g": "JH IY1", "h": "EY1 CH",
-    "i": "AY1", "j": "JH EY1", "k": "K EY1", "l": "EH1 L", "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1",
-    "q": "K Y UW1", "r": "AA1", "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "x": "EH1 K S", "y": "W AY1",
-    "z": "Z EH1 D",
-    "zero": "Z IH1 R OW0", "one": "W AH1 N", "two": "T UW1", "three": "TH R IY1", "four": "F AO1", "five": "F AY1 V",
-    "six": "S IH1 K S", "seven": "S EH1 V AH0 N", "eight": "EY1 T", "nine": "N AY1 N",
-    "again": "AH0 G EH1 N", "now": "N AW1", "please": "P L IY1 Z", "soon": "S UW1 N",
-}.items()}
+GRID_WORDS = {
+    word: sounds.split()
+    for word, sounds in {
+        "bin": "B IH1 N",
+        "lay": "L EY1",
+        "place": "P L EY1 S",
+        "set": "S EH1 T",
+        "blue": "B L UW1",
+        "green": "G R IY1 N",
+        "red": "R EH1 D",
+        "white": "W AY1 T",
+        "at": "AE1 T",
+        "by": "B AY1",
+        "in": "IH1 N",
+        "with": "W IH1 DH",
+        "a": "EY1",
+        "b": "B IY1",
+        "c": "S IY1",
+        "d": "D IY1",
+        "e": "IY1",
+        "f": "EH1 F",
+        "g": "JH IY1",
+        "h": "EY1 CH",
+        "i": "AY1",
+        "j": "JH EY1",
+        "k": "K EY1",
+        "l": "EH1 L",
+        "m": "EH1 M",
+        "n": "EH1 N",
+        "o": "OW1",
+        "p": "P IY1",
+        "q": "K Y UW1",
+        "r": "AA1",
+        "s": "EH1 S",
+        "t": "T IY1",
+        "u": "Y UW1",
+        "v": "V IY1",
+        "x": "EH1 K S",
+        "y": "W AY1",
+        "z": "Z EH1 D",
+        "zero": "Z IH1 R OW0",
+        "one": "W AH1 N",
+        "two": "T UW1",
+        "three": "TH R IY1",
+        "four": "F AO1",
+        "five": "F AY1 V",
+        "six": "S IH1 K S",
+        "seven": "S EH1 V AH0 N",
+        "eight": "EY1 T",
+        "nine": "N AY1 N",
+        "again": "AH0 G EH1 N",
+        "now": "N AW1",
+        "please": "P L IY1 Z",
+        "soon": "S UW1 N",
+    }.items()
+}
 # How long a sound is beside others in its word; those that are not named, 1.
-_LENGTH = {**dict.fromkeys(VOWELS, 1.7), **dict.fromkeys(("AY", "AW", "OY", "EY", "OW", "UW", "IY", "AO", "AA"), 2.2),
-           **dict.fromkeys(("S", "SH", "F", "Z", "TH"), 1.4), **dict.fromkeys(("L", "R", "W", "Y"), 0.8)}
+_LENGTH = {
+    **dict.fromkeys(VOWELS, 1.7),
+    **dict.fromkeys(("AY", "AW", "OY", "EY", "OW", "UW", "IY", "AO", "AA"), 2.2),
+    **dict.fromkeys(("S", "SH", "F", "Z", "TH"), 1.4),
+    **dict.fromkeys(("L", "R", "W", "Y"), 0.8),
+}
 
 
 class Closures(NamedTuple):
@@ -149,6 +238,7 @@ def _text(path):
 
 # Kinds of files ---------------------------------------------------------------------------------------------------------
 
+
 def read_textgrid(path):
     """The interval tiers of a Praat TextGrid, long or short: {name: [(start, end, text)]}, in its order."""
     # As Praat reads it: of the text, only what stands free counts, numbers and quoted strings; the rest is for people.
@@ -179,17 +269,27 @@ def _tier(tiers, path):
     if len(tiers) == 1:
         rows = next(iter(tiers.values()))
         return rows, not _are_phonemes(rows)
-    raise TalkheadError(f"{path}: no tier is called phones or words, but {', '.join(tiers) or 'nothing'}; rename the one that is meant")
+    raise TalkheadError(
+        f"{path}: no tier is called phones or words, but {', '.join(tiers) or 'nothing'}; rename the one that is meant"
+    )
 
 
 def read_lab(path):
     """The rows of an HTK label file: [(start, end, label)]."""
-    return [_row(line.split(), HTK_RATE, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [
+        _row(line.split(), HTK_RATE, f"{path}, line {number}")
+        for number, line in enumerate(_text(path).splitlines(), 1)
+        if line.strip()
+    ]
 
 
 def read_align(path):
     """The words of a GRID .align file: [(start, end, word)]."""
-    return [_row(line.split(), GRID_RATE, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    return [
+        _row(line.split(), GRID_RATE, f"{path}, line {number}")
+        for number, line in enumerate(_text(path).splitlines(), 1)
+        if line.strip()
+    ]
 
 
 def _moment(number):
@@ -221,7 +321,9 @@ def read_mlf(path):
         elif line == ".":
             rows = None
         elif line and rows is None:
-            raise TalkheadError(f'{path}, line {number}: belongs to no entry; each begins with its name, as "*/s1.lab", and ends with a dot')
+            raise TalkheadError(
+                f'{path}, line {number}: belongs to no entry; each begins with its name, as "*/s1.lab", and ends with a dot'
+            )
         elif line:
             rows.append(_row(line.split(), HTK_RATE, f"{path}, line {number}"))
     return entries
@@ -234,9 +336,13 @@ def _of_clip(entries, clip, path):
     deepest = max(depth.values(), default=0)
     found = [name for name, shared in depth.items() if shared == deepest]
     if not deepest:
-        raise TalkheadError(f"{path}: holds nothing for {clip}; an entry should be called {parts[0] if parts else 'as the clip'}")
+        raise TalkheadError(
+            f"{path}: holds nothing for {clip}; an entry should be called {parts[0] if parts else 'as the clip'}"
+        )
     if len(found) > 1:
-        raise TalkheadError(f"{path}: {' and '.join(found[:2])} could both be {clip}; keep their folders in the clip's path")
+        raise TalkheadError(
+            f"{path}: {' and '.join(found[:2])} could both be {clip}; keep their folders in the clip's path"
+        )
     return entries[found[0]]
 
 
@@ -256,6 +362,7 @@ def _shared(one, other):
 
 
 # Sounds and words -------------------------------------------------------------------------------------------------------
+
 
 def _are_phonemes(rows):
     return all(arpabet(label) in _ARPABET | {SILENCE} for _, _, label in rows)
@@ -292,7 +399,13 @@ def pronounce(words, dictionary, where="words", mend="pass a --dictionary that h
     returns     list of (start, end, label)
     raises      TalkheadError that names the words that are not in the dictionary
     """
-    unknown = sorted({word for _, _, word in words if word.strip().lower() not in _SILENCES and word.strip().lower() not in dictionary})
+    unknown = sorted(
+        {
+            word
+            for _, _, word in words
+            if word.strip().lower() not in _SILENCES and word.strip().lower() not in dictionary
+        }
+    )
     if unknown:
         named = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise TalkheadError(f"{where}: not in the dictionary: {named}; {mend}")

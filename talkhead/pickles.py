@@ -34,7 +34,9 @@ CHUNK = 1 << 24  # bytes read from an archive at once
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
-LEGACY_START = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(LEGACY_MAGIC.to_bytes(10, "little")), re.DOTALL)
+LEGACY_START = re.compile(
+    rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(LEGACY_MAGIC.to_bytes(10, "little")), re.DOTALL
+)
 LEGACY_PROTOCOL = 1001
 
 
@@ -97,8 +99,18 @@ def _refusals(path):
         raise TalkheadError(f"{path}: {refusal}") from refusal
     except OSError:
         raise  # of a pipe: a ValueError too
-    except (struct.error, zipfile.BadZipFile, NotImplementedError, EOFError, LookupError, TypeError, ValueError, OverflowError,
-            RuntimeError, MemoryError) as error:  # what comes of opcodes out of place; RuntimeError is torch's and zipfile's
+    except (
+        struct.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # what comes of opcodes out of place; RuntimeError is torch's and zipfile's
         raise TalkheadError(f"{path}: damaged or cut short; copy or download it again") from error
 
 
@@ -184,7 +196,15 @@ class _Stretch:
 
 # The machine ----------------------------------------------------------------------------------------------------------
 
-_CONSTANTS = {b"N": lambda: None, b"\x88": lambda: True, b"\x89": lambda: False, b")": tuple, b"]": list, b"}": dict, b"\x8f": set}
+_CONSTANTS = {
+    b"N": lambda: None,
+    b"\x88": lambda: True,
+    b"\x89": lambda: False,
+    b")": tuple,
+    b"]": list,
+    b"}": dict,
+    b"\x8f": set,
+}
 _NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
 _TEXTS = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}  # by the format of their length
 _BYTES = {b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
@@ -192,7 +212,13 @@ _LONGS = {b"\x8a": "<B", b"\x8b": "<I"}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _GETS = {b"h": "<B", b"j": "<I"}
 _PUTS = {b"q": "<B", b"r": "<I"}
-_KEYS = (str, bytes, int, bool, type(None))  # a nested tuple's hash would overflow the C stack; a float's can be made to collide
+_KEYS = (
+    str,
+    bytes,
+    int,
+    bool,
+    type(None),
+)  # a nested tuple's hash would overflow the C stack; a float's can be made to collide
 
 
 class _Machine:
@@ -239,8 +265,10 @@ class _Machine:
             _STEPS[code](self)
         else:
             names = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
-            raise _Refusal(f"uses pickle opcode {names.get(code, code.hex())}, which no file of weights needs, or is damaged; "
-                           "get it again from its makers")
+            raise _Refusal(
+                f"uses pickle opcode {names.get(code, code.hex())}, which no file of weights needs, or is damaged; "
+                "get it again from its makers"
+            )
 
     def _number(self, form):
         return struct.unpack(form, self.source.read(struct.calcsize(form)))[0]
@@ -359,7 +387,7 @@ _STEPS = {
 def _key(key):
     if type(key) is _Stretch and len(key) <= NAME:
         key = key.peek(NAME)
-    if type(key) not in _KEYS or type(key) is int and not -2**63 <= key < 2**63:
+    if type(key) not in _KEYS or type(key) is int and not -(2**63) <= key < 2**63:
         raise _Refusal(f"has {_called(key)} as a key, which no file of weights needs; get it again from its makers")
     return key
 
@@ -373,11 +401,14 @@ def _called(value):
 def _unknown(name):
     if name.startswith("dnnlib.tflib."):
         return f"a TensorFlow network ({_shown(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
-    return (f"refers to {_shown(name)}, which is code, not weights, and nothing was run; "
-            "ask its makers for plain weights (a state_dict)")
+    return (
+        f"refers to {_shown(name)}, which is code, not weights, and nothing was run; "
+        "ask its makers for plain weights (a state_dict)"
+    )
 
 
 # What the table's names make ------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class _Maker:
@@ -399,7 +430,9 @@ class _Dtype:
 
     def __init__(self, machine, code, *_):
         if not re.fullmatch("b1|[iu][1248]|f[248]", code):
-            raise _Refusal(f"holds numpy values of type {_shown(code)}, not numbers; ask its makers for plain weights (a state_dict)")
+            raise _Refusal(
+                f"holds numpy values of type {_shown(code)}, not numbers; ask its makers for plain weights (a state_dict)"
+            )
         self._code, self._order = code, "="
 
     def build(self, machine, state):
@@ -500,9 +533,14 @@ def _tensor(machine, storage, offset, sizes, strides, *_):
     if type(storage) is not _Storage or type(offset) is not int or offset < 0:
         raise TypeError
     values = storage.values
-    count, last = math.prod(_sizes(sizes)), sum((size - 1) * stride for size, stride in zip(sizes, _sizes(strides), strict=True))
+    count, last = (
+        math.prod(_sizes(sizes)),
+        sum((size - 1) * stride for size, stride in zip(sizes, _sizes(strides), strict=True)),
+    )
     if count > len(values) or count and offset + last >= len(values):
-        raise _Refusal(f"a tensor of shape {sizes} has more numbers than its storage, {len(values)}; get it again from its makers")
+        raise _Refusal(
+            f"a tensor of shape {sizes} has more numbers than its storage, {len(values)}; get it again from its makers"
+        )
     return values.as_strided(sizes, strides, offset) if count else values.new_empty(sizes)
 
 
@@ -523,8 +561,18 @@ def _inner(machine, data):
     return storage
 
 
-_DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
-           "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+_DTYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
 
 _MAKERS = {
     "torch_utils.persistence._reconstruct_persistent_obj": _Network,
@@ -551,13 +599,16 @@ _MAKERS = {
 }
 
 # A storage class is used as nothing but the type of its numbers.
-_GLOBALS = {**{name: _Maker(name, make) for name, make in _MAKERS.items()},
-            **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
-            **{str(dtype): dtype for dtype in _DTYPES.values()},
-            "numpy.ndarray": "numpy.ndarray"}  # named to _reconstruct, which makes nothing else here
+_GLOBALS = {
+    **{name: _Maker(name, make) for name, make in _MAKERS.items()},
+    **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
+    **{str(dtype): dtype for dtype in _DTYPES.values()},
+    "numpy.ndarray": "numpy.ndarray",
+}  # named to _reconstruct, which makes nothing else here
 
 
 # torch.save's two formats ---------------------------------------------------------------------------------------------
+
 
 class _Storages:
     """The storages that a pickle of torch.save refers to: (its key, _Storage) as they are asked for."""
@@ -616,7 +667,9 @@ def _read_zip(stream, budget):
         # Without the folder, which is called after the file that torch.save was given.
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         if "constants.pkl" in entries:
-            raise _Refusal("a TorchScript program, not weights; pass the file that its networks were saved to by torch.save")
+            raise _Refusal(
+                "a TorchScript program, not weights; pass the file that its networks were saved to by torch.save"
+            )
         if "data.pkl" not in entries:
             raise _Refusal("a zip archive that torch.save did not write; unpack it and pass the weights inside")
 
@@ -626,7 +679,7 @@ def _read_zip(stream, budget):
                 raise ValueError
             with archive.open(entry) as data:
                 for start in range(0, len(memory), CHUNK):
-                    piece = memory[start:start + CHUNK]
+                    piece = memory[start : start + CHUNK]
                     if data.readinto(piece) != len(piece):
                         raise EOFError
 
@@ -644,6 +697,7 @@ def _read_zip(stream, budget):
 
 
 # What the caller gets -------------------------------------------------------------------------------------------------
+
 
 class _Plain:
     """Makes what a machine left into plain values that are safe to walk: no cycles, not too deep, not unfolding without end.
@@ -696,14 +750,22 @@ class _Plain:
         attributes, *more = self._dict(public, depth)
         transient = own.get("_non_persistent_buffers_set")
         state = _named(own, "_parameters", torch.Tensor)
-        state.update((name, tensor) for name, tensor in _named(own, "_buffers", torch.Tensor).items()
-                     if type(transient) is not set or name not in transient)
-        extent = max(height, more[0]), nodes + more[1] + len(state) + sum(len(child.state) for child in children.values())
+        state.update(
+            (name, tensor)
+            for name, tensor in _named(own, "_buffers", torch.Tensor).items()
+            if type(transient) is not set or name not in transient
+        )
+        extent = (
+            max(height, more[0]),
+            nodes + more[1] + len(state) + sum(len(child.state) for child in children.values()),
+        )
         _check(*extent)  # before that many names are made
         for name, child in children.items():
             state.update((_short(f"{name}.{part}"), tensor) for part, tensor in child.state.items())
         if sum(tensor.nbytes for tensor in state.values()) > self._size:
-            raise _Refusal("a network whose tensors are the same few numbers again and again; get it again from its makers")
+            raise _Refusal(
+                "a network whose tensors are the same few numbers again and again; get it again from its makers"
+            )
         return Module(recorded.name, state, attributes, children), *extent
 
 
@@ -736,5 +798,7 @@ def _word(name):
 
 def _short(name):
     if len(name) > NAME:
-        raise _Refusal(f"a name of {len(name)} characters, which no file of weights needs; get it again from its makers")
+        raise _Refusal(
+            f"a name of {len(name)} characters, which no file of weights needs; get it again from its makers"
+        )
     return name

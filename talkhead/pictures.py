@@ -5,7 +5,12 @@ from fractions import Fraction
 
 from PIL import features
 
-MOVING = {"PNG", "GIF", "WEBP", "AVIF"}  # Pillow's names of formats whose pictures follow each other in time; a TIFF's are pages
+MOVING = {
+    "PNG",
+    "GIF",
+    "WEBP",
+    "AVIF",
+}  # Pillow's names of formats whose pictures follow each other in time; a TIFF's are pages
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 BLOCK = 1 << 16  # bytes looked at together
 
@@ -22,7 +27,13 @@ def is_picture(look):
     if head.startswith(JPEG):
         end, has_index = _jpeg_end(look)
         return has_index or look(end, len(JPEG)) != JPEG
-    return head[:4] == b"GIF8" or head[:4] == b"RIFF" and head[8:12] == b"WEBP" or head[:4] in (b"II*\0", b"MM\0*") or is_heif(head)
+    return (
+        head[:4] == b"GIF8"
+        or head[:4] == b"RIFF"
+        and head[8:12] == b"WEBP"
+        or head[:4] in (b"II*\0", b"MM\0*")
+        or is_heif(head)
+    )
 
 
 def is_heif(head):
@@ -79,7 +90,9 @@ def moving(image):
     """
     alone = not (image.format in MOVING and getattr(image, "is_animated", False))
     time = Fraction(0)
-    for index in [0] if alone else range(getattr(image, "default_image", False), image.n_frames):  # that one is for who knows no APNG
+    for index in (
+        [0] if alone else range(getattr(image, "default_image", False), image.n_frames)
+    ):  # that one is for who knows no APNG
         image.seek(index)
         image.load()
         lasts = Fraction(0) if alone else Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000

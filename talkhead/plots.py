@@ -24,15 +24,36 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 TIME = "cividis"
 GREY = "0.8"
-STYLE = {"font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.92",
-         "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 150, "svg.hashsalt": "talkhead", "svg.fonttype": "none", "pdf.fonttype": 42}
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "talkhead",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
 PLANES = ("shared", "centred", "own")
-COUNTERS = ("step", "steps", "frame", "seconds", "data_seconds", "images", "clips")  # what a record of a log has besides its curves
+COUNTERS = (
+    "step",
+    "steps",
+    "frame",
+    "seconds",
+    "data_seconds",
+    "images",
+    "clips",
+)  # what a record of a log has besides its curves
 FAR = 10  # curves of positive numbers that differ by such a factor are drawn on a logarithmic axis
 LINE = 28  # letters after which a long label goes on in the next line
 
 
 # The drawing board -----------------------------------------------------------------------------------------------------
+
 
 def installed():
     """Raise TalkheadError if there is no matplotlib."""
@@ -71,7 +92,11 @@ def save(figure, destination, synthetic=False):
         raise TalkheadError(f"{destination}: cannot draw such a picture; end the name in {', '.join(KINDS)}")
     tags = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     if synthetic:
-        tags |= files.synthetic_tags() if kind == ".png" else {"Keywords": "; ".join(f"{key}: {value}" for key, value in files.synthetic_tags().items())}
+        tags |= (
+            files.synthetic_tags()
+            if kind == ".png"
+            else {"Keywords": "; ".join(f"{key}: {value}" for key, value in files.synthetic_tags().items())}
+        )
     with style(), files.atomic(destination) as temporary:
         figure.savefig(temporary, metadata=tags)
 
@@ -99,6 +124,7 @@ def _hide(panels):
 
 # Paths -----------------------------------------------------------------------------------------------------------------
 
+
 def in_plane(*paths):
     """Paths in the first two principal components of all their codes.
 
@@ -109,13 +135,19 @@ def in_plane(*paths):
     Source: thesis §3.3.1.1 (Figs 3.7 and 3.8).
     """
     if len({path.shape[1:] for path in paths}) > 1:
-        raise TalkheadError(f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone")
+        raise TalkheadError(
+            f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone"
+        )
     codes = torch.from_numpy(np.concatenate(paths)).double()
     if len(codes) < 3:
-        raise TalkheadError(f"latents of {len(codes)} frame{'s' * (len(codes) > 1)}: a plane takes three; draw longer paths")
+        raise TalkheadError(
+            f"latents of {len(codes)} frame{'s' * (len(codes) > 1)}: a plane takes three; draw longer paths"
+        )
     basis = Basis.fit(codes, 2)
     total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
-    return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (basis.stdev.double().square() / total).numpy()
+    return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (
+        basis.stdev.double().square() / total
+    ).numpy()
 
 
 def trajectories(paths, fps=files.FPS, plane="shared"):
@@ -145,7 +177,7 @@ def trajectories(paths, fps=files.FPS, plane="shared"):
                     axes.plot(*other.T, color=GREY, linewidth=1, zorder=1)
             dots = path_panel(axes, points[index], shares[index], points, fps, longest)
             axes.set_title(_wrapped(label))
-        _hide(panels.flat[len(points):])
+        _hide(panels.flat[len(points) :])
         _ends(panels.flat[0], points[0], labelled=True)  # what the marks mean is told once for all panels
         figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.colorbar(dots, ax=panels, label="time in the clip, seconds", shrink=0.7)
@@ -163,18 +195,40 @@ def path_panel(axes, points, share, among, fps=files.FPS, longest=None):
     axes.plot(*points.T, color="0.55", linewidth=1, zorder=2)
     among = np.concatenate(among)
     middle, half = (among.max(0) + among.min(0)) / 2, max(0.55 * np.ptp(among, axis=0).max(), 1e-6)
-    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), box_aspect=1,
-             xlabel=f"component 1 ({share[0]:.0%} of the variance)", ylabel=f"component 2 ({share[1]:.0%})")
+    axes.set(
+        xlim=(middle[0] - half, middle[0] + half),
+        ylim=(middle[1] - half, middle[1] + half),
+        box_aspect=1,
+        xlabel=f"component 1 ({share[0]:.0%} of the variance)",
+        ylabel=f"component 2 ({share[1]:.0%})",
+    )
     _ends(axes, points)
-    return axes.scatter(*points.T, c=np.arange(len(points)) / fps, cmap=TIME, vmin=0, vmax=((longest or len(points)) - 1) / fps, s=24, zorder=3)
+    return axes.scatter(
+        *points.T,
+        c=np.arange(len(points)) / fps,
+        cmap=TIME,
+        vmin=0,
+        vmax=((longest or len(points)) - 1) / fps,
+        s=24,
+        zorder=3,
+    )
 
 
 def _ends(axes, points, labelled=False):
     for name, point, mark in (("first frame", points[0], "o"), ("last frame", points[-1], "s")):
-        axes.plot(*point, mark, markersize=10, markerfacecolor="none", markeredgecolor="black", zorder=4, label=name if labelled else None)
+        axes.plot(
+            *point,
+            mark,
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            zorder=4,
+            label=name if labelled else None,
+        )
 
 
 # Logs ------------------------------------------------------------------------------------------------------------------
+
 
 def read_log(source):
     """The records of a trainer's stdout, or of `invert --log`: a JSON object a line.
@@ -193,7 +247,9 @@ def read_log(source):
                 break
             record = "no JSON"
         if record is not None and not _is_record(record):
-            raise TalkheadError(f"{source}, line {number}: wanted a JSON object with a step; pass what a trainer printed, or invert --log")
+            raise TalkheadError(
+                f"{source}, line {number}: wanted a JSON object with a step; pass what a trainer printed, or invert --log"
+            )
         records += [record] if record is not None else []
     if not records:
         raise TalkheadError(f"{source}: holds no records; pass what a trainer printed, or invert --log")
@@ -202,15 +258,21 @@ def read_log(source):
 
 def _is_record(record):
     """Whether it is an object with a step; it counts in whole numbers, and all of these are such as a float holds."""
-    return (isinstance(record, dict) and "step" in record and all(type(record[name]) is int for name in ("step", "steps", "frame") if name in record)
-            and all(abs(value) < 1 << 53 for value in record.values() if type(value) is int))
+    return (
+        isinstance(record, dict)
+        and "step" in record
+        and all(type(record[name]) is int for name in ("step", "steps", "frame") if name in record)
+        and all(abs(value) < 1 << 53 for value in record.values() if type(value) is int)
+    )
 
 
 def _keys(records):
     """What records have curves of, in the order in which it comes first; speeds last."""
     seen = {}
     for record in records:
-        seen |= dict.fromkeys(key for key, value in record.items() if type(value) in (int, float) and key not in COUNTERS)
+        seen |= dict.fromkeys(
+            key for key, value in record.items() if type(value) in (int, float) and key not in COUNTERS
+        )
     return sorted(seen, key=_is_speed)
 
 
@@ -240,7 +302,10 @@ def _alike(label, records):
         groups.setdefault(record.get("steps"), []).append(record)
     if len(groups) == 1:
         return {label: records}
-    return {f"{label}, {_frames({record['frame'] for record in group})} of {steps} steps": group for steps, group in groups.items()}
+    return {
+        f"{label}, {_frames({record['frame'] for record in group})} of {steps} steps": group
+        for steps, group in groups.items()
+    }
 
 
 def _frames(frames):
@@ -277,8 +342,8 @@ def losses(logs, keys=(), smooth=1):
                     _curve(axes, group, key, label, _line(index), smooth)
             _scale(axes)
             axes.set(xlabel="step", ylabel=key)
-        _hide(panels.flat[len(keys):])
-        lines, labels = _legend(panels.flat[:len(keys)])
+        _hide(panels.flat[len(keys) :])
+        lines, labels = _legend(panels.flat[: len(keys)])
         if len(labels) > 1:
             _legend_above(figure, lines, labels)
         else:
@@ -361,7 +426,7 @@ def dashboard(records, title=None, smooth=1):
             axes.set_xlabel("step")
             if len(keys) > 1:
                 axes.legend()
-        _hide(panels.flat[len(panels_of):])
+        _hide(panels.flat[len(panels_of) :])
         hours = max((record.get("seconds", 0) for record in records), default=0) / 3600
         time = f", {hours:.1f} h" if hours >= 0.1 else ""
         figure.suptitle(f"{title or 'training'}: step {max(record['step'] for record in records)}{time}")
@@ -369,6 +434,7 @@ def dashboard(records, title=None, smooth=1):
 
 
 # Sheets of frames --------------------------------------------------------------------------------------------------------
+
 
 def sheet(rows, heads=None, side=1.1):
     """Pictures in labelled rows under the heads of their columns.
@@ -388,14 +454,31 @@ def sheet(rows, heads=None, side=1.1):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=size)
-        panels = figure.subplots(len(rows), count, squeeze=False, gridspec_kw={
-            "left": margin / size[0], "right": 1 - 0.05 / size[0], "bottom": 0.05 / size[1], "top": 1 - top / size[1], "wspace": 0.03, "hspace": 0.03})
+        panels = figure.subplots(
+            len(rows),
+            count,
+            squeeze=False,
+            gridspec_kw={
+                "left": margin / size[0],
+                "right": 1 - 0.05 / size[0],
+                "bottom": 0.05 / size[1],
+                "top": 1 - top / size[1],
+                "wspace": 0.03,
+                "hspace": 0.03,
+            },
+        )
         for label, pictures, line in zip(labels, rows.values(), panels):
             for axes in line:
                 axes.set_axis_off()
             for axes, picture in zip(line, pictures):
                 axes.imshow(picture, aspect="auto", interpolation="nearest" if len(picture) < 64 else "antialiased")
-            figure.text((margin - 0.1) / size[0], np.mean([line[0].get_position().y0, line[0].get_position().y1]), label, ha="right", va="center")
+            figure.text(
+                (margin - 0.1) / size[0],
+                np.mean([line[0].get_position().y0, line[0].get_position().y1]),
+                label,
+                ha="right",
+                va="center",
+            )
         for head, axes in zip(heads or (), panels[0]):
             axes.set_title(head, fontsize=10, pad=4)
     return figure
@@ -411,7 +494,9 @@ def strip(rows, times, phonemes=()):
 
     Source: thesis §5.3 (Figs 5.1 to 5.4).
     """
-    return sheet(rows, [f"{_sound_at(time, phonemes)}\n{time:.2f} s" if phonemes else f"{time:.2f} s" for time in times])
+    return sheet(
+        rows, [f"{_sound_at(time, phonemes)}\n{time:.2f} s" if phonemes else f"{time:.2f} s" for time in times]
+    )
 
 
 def _sound_at(time, phonemes):
@@ -489,11 +574,14 @@ def components(generator, latents, components=5, columns=7, reach=3.0):
     for index, stdev in enumerate(basis.stdev):
         h = torch.zeros(columns, components)
         h[:, index] = moves * stdev
-        rows[f"component {index + 1}, {float(stdev.double() ** 2 / total):.1%}"] = to_frames(generator.synthesis(basis.expand(h, add_mean=True).to(like)))
+        rows[f"component {index + 1}, {float(stdev.double() ** 2 / total):.1%}"] = to_frames(
+            generator.synthesis(basis.expand(h, add_mean=True).to(like))
+        )
     return rows, ["mean" if abs(move) < 1e-6 else f"{move:+.1f} σ".replace("-", "−") for move in moves.tolist()]
 
 
 # Mouths ----------------------------------------------------------------------------------------------------------------
+
 
 def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
     """How far mouths are open, over the sound and its phonemes; shaded where /p b m/ want the lips shut.
@@ -510,7 +598,9 @@ def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
     below = audio is not None or len(phonemes) > 0
     with style():
         width = float(np.clip(2.4 * seconds, 8, 48))
-        figure, panels = board(width, 5.4 if below else 3.6, 2 if below else 1, sharex=True, height_ratios=[2, 1] if below else [1])
+        figure, panels = board(
+            width, 5.4 if below else 3.6, 2 if below else 1, sharex=True, height_ratios=[2, 1] if below else [1]
+        )
         axes = panels[0, 0]
         for index, (label, values) in enumerate(curves.items()):
             axes.plot((np.arange(len(values)) + 0.5) / fps, values, label=label, linewidth=1.8, **_line(index))
@@ -518,7 +608,15 @@ def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
         axes.set_ylim(bottom=0)
         for panel in panels.flat:
             for count, (start, end) in enumerate(closures(phonemes)):
-                panel.axvspan(start, end, color="#F0E442", alpha=0.5, linewidth=0, zorder=0, label="/p b m/" if count == 0 and panel is axes else None)
+                panel.axvspan(
+                    start,
+                    end,
+                    color="#F0E442",
+                    alpha=0.5,
+                    linewidth=0,
+                    zorder=0,
+                    label="/p b m/" if count == 0 and panel is axes else None,
+                )
         if below:
             _sound(panels[1, 0], audio, phonemes, seconds, rate)
         panels[-1, 0].set_xlabel("time, seconds")
@@ -530,14 +628,22 @@ def _sound(axes, audio, phonemes, seconds, rate):
     """The envelope of a waveform, and the phonemes in their places, each second one lower so that neighbours do not touch."""
     loudest = 1.0
     if audio is not None and len(audio):
-        blocks = np.array_split(audio[:round(seconds * rate)], min(2000, len(audio)))
+        blocks = np.array_split(audio[: round(seconds * rate)], min(2000, len(audio)))
         time = (np.arange(len(blocks)) + 0.5) / len(blocks) * min(seconds, len(audio) / rate)
         loudest = max(float(np.abs(audio).max()), 1e-3)
-        axes.fill_between(time, [block.min() / loudest for block in blocks], [block.max() / loudest for block in blocks], color="0.45", linewidth=0)
+        axes.fill_between(
+            time,
+            [block.min() / loudest for block in blocks],
+            [block.max() / loudest for block in blocks],
+            color="0.45",
+            linewidth=0,
+        )
     spoken = [(start, end, label) for start, end, label in phonemes if label != "SIL" and start < seconds]
     for count, (start, end, label) in enumerate(spoken):
         axes.axvline(start, color="0.75", linewidth=0.6)
-        axes.text((start + min(end, seconds)) / 2, 1.35 + 0.5 * (count % 2), label, ha="center", va="center", fontsize=9)
+        axes.text(
+            (start + min(end, seconds)) / 2, 1.35 + 0.5 * (count % 2), label, ha="center", va="center", fontsize=9
+        )
     axes.set(ylabel="sound", ylim=(-1.1, 2.15 if spoken else 1.1), yticks=[])
     axes.grid(False)
 
@@ -571,7 +677,13 @@ def preferences(records):
             for place, record in enumerate(rows):
                 _bar(axes, place, record)
             axes.set(title=names.get(question, question), xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
-            axes.set_yticks(range(len(rows)), [f"{_wrapped(record['ours'])} against\n{_wrapped(record['others'])} (n = {record['answers']})" for record in rows])
+            axes.set_yticks(
+                range(len(rows)),
+                [
+                    f"{_wrapped(record['ours'])} against\n{_wrapped(record['others'])} (n = {record['answers']})"
+                    for record in rows
+                ],
+            )
             axes.grid(False)
             axes.tick_params(left=False)
         panels[-1, 0].set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
@@ -587,7 +699,15 @@ def _bar(axes, place, record):
         share = record["shares"][outcome]
         axes.barh(place, share, left=start, color=colour, height=0.5)
         if share >= 0.04:
-            axes.text(start + share / 2, place, f"{100 * share:.3g}%", ha="center", va="center", fontsize=10, color="white" if outcome == "ours" else "black")
+            axes.text(
+                start + share / 2,
+                place,
+                f"{100 * share:.3g}%",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color="white" if outcome == "ours" else "black",
+            )
         start += share
     low, high = record["intervals"]["ours"]
     axes.plot([low, high], [place + 0.33] * 2, color="black", linewidth=1.5, marker="|", markersize=7)

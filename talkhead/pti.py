@@ -17,8 +17,20 @@ from talkhead.training import Rest, digest, fit, seeded, sheet
 SHOWN = 8  # images of a sample sheet
 
 
-def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch=4, locality=0.0, locality_radius=30.0,
-         least_gain=0.02, seed=0, on_record=None):
+def tune(
+    generator,
+    images,
+    pivots,
+    steps=350,
+    lr=3e-4,
+    perceptual="auto",
+    batch=4,
+    locality=0.0,
+    locality_radius=30.0,
+    least_gain=0.02,
+    seed=0,
+    on_record=None,
+):
     """A copy of the generator that draws these images at these latents.
 
     generator        stylegan.Generator; left as it is
@@ -55,8 +67,25 @@ def tune(generator, images, pivots, steps=350, lr=3e-4, perceptual="auto", batch
     return tuner.child.requires_grad_(False)
 
 
-def train(images, generator, pivots, out, *, photo=None, steps=350, batch=4, lr=3e-4, perceptual="auto", locality=0.0, locality_radius=30.0,
-          least_gain=0.02, accumulate=1, precision="float32", seed=0, **run):
+def train(
+    images,
+    generator,
+    pivots,
+    out,
+    *,
+    photo=None,
+    steps=350,
+    batch=4,
+    lr=3e-4,
+    perceptual="auto",
+    locality=0.0,
+    locality_radius=30.0,
+    least_gain=0.02,
+    accumulate=1,
+    precision="float32",
+    seed=0,
+    **run,
+):
     """Tune a generator as `tune` does, into a file, where a run that was stopped is resumed; yield log records.
 
     images, generator, pivots   as in `tune`
@@ -72,24 +101,66 @@ def train(images, generator, pivots, out, *, photo=None, steps=350, batch=4, lr=
 
     Source and departure as in `tune`.
     """
-    tuner = _Tuner(images, generator, pivots, perceptual, lr, locality, locality_radius, seed, batch=batch, accumulate=accumulate, precision=precision)
+    tuner = _Tuner(
+        images,
+        generator,
+        pivots,
+        perceptual,
+        lr,
+        locality,
+        locality_radius,
+        seed,
+        batch=batch,
+        accumulate=accumulate,
+        precision=precision,
+    )
     at_rest, child = Rest(least_gain), tuner.child
-    about = {"generator": digest(generator), "images": digest({"images": images}), "pivots": _bearings(tuner.pivots), "batch": tuner.team.batch,
-             "lr": lr, "locality": locality, "locality_radius": locality_radius, "least_gain": least_gain, "seed": seed}
-    header = {"kind": "generator", "config": child.config | {"lineage": sorted(child.lineage)}, "perceptual": tuner.perceptual.name, "tuning": about,
-              "identity": tuner.pivots.mean(0).cpu()} | ({} if photo is None else {"photo": torch.from_numpy(np.ascontiguousarray(photo))})
-    yield from fit(tuner.step, {"model": child, "optimizer": tuner.adam, "rest": at_rest}, steps=steps, out=out, header=header,
-                   team=tuner.team, seed=seed, at_rest=at_rest, draw=tuner.draw, **run)
+    about = {
+        "generator": digest(generator),
+        "images": digest({"images": images}),
+        "pivots": _bearings(tuner.pivots),
+        "batch": tuner.team.batch,
+        "lr": lr,
+        "locality": locality,
+        "locality_radius": locality_radius,
+        "least_gain": least_gain,
+        "seed": seed,
+    }
+    header = {
+        "kind": "generator",
+        "config": child.config | {"lineage": sorted(child.lineage)},
+        "perceptual": tuner.perceptual.name,
+        "tuning": about,
+        "identity": tuner.pivots.mean(0).cpu(),
+    } | ({} if photo is None else {"photo": torch.from_numpy(np.ascontiguousarray(photo))})
+    yield from fit(
+        tuner.step,
+        {"model": child, "optimizer": tuner.adam, "rest": at_rest},
+        steps=steps,
+        out=out,
+        header=header,
+        team=tuner.team,
+        seed=seed,
+        at_rest=at_rest,
+        draw=tuner.draw,
+        **run,
+    )
 
 
 def _check(generator, images, pivots):
     size, layers = generator.resolution, generator.num_ws
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-        raise TalkheadError(f"images of shape {tuple(images.shape)}: this generator wants (N, 3, {size}, {size}); resize them")
+        raise TalkheadError(
+            f"images of shape {tuple(images.shape)}: this generator wants (N, 3, {size}, {size}); resize them"
+        )
     if len(images) == 0 or len(pivots) != len(images):
-        raise TalkheadError(f"{len(images)} images and {len(pivots)} pivots: give one pivot for each image, and at least one")
+        raise TalkheadError(
+            f"{len(images)} images and {len(pivots)} pivots: give one pivot for each image, and at least one"
+        )
     if pivots.ndim != 3 or pivots.shape[1] != layers:
-        raise TalkheadError(f"pivots of shape {tuple(pivots.shape)}: this generator wants (N, {layers}, 512); use its own encoder")
+        raise TalkheadError(
+            f"pivots of shape {tuple(pivots.shape)}: this generator wants (N, {layers}, 512); use its own encoder"
+        )
 
 
 def _child(generator):
@@ -107,13 +178,18 @@ def _team(count, batch, **options):
     try:
         return Team(min(batch, count), **options)
     except TalkheadError as problem:
-        raise problem if batch <= count else TalkheadError(f"{count} images, all taken in every step: {problem}") from problem
+        raise (
+            problem if batch <= count else TalkheadError(f"{count} images, all taken in every step: {problem}")
+        ) from problem
 
 
 def _picks(index, batch, count, seed):
     """Which images a step takes: every one once a round, in an order set by the seed alone."""
     positions = range(index * batch, (index + 1) * batch)
-    orders = {turn: np.random.default_rng([seed, turn]).permutation(count) for turn in {position // count for position in positions}}
+    orders = {
+        turn: np.random.default_rng([seed, turn]).permutation(count)
+        for turn in {position // count for position in positions}
+    }
     return [int(orders[position // count][position % count]) for position in positions]
 
 
@@ -136,7 +212,13 @@ class _Tuner:
         self.team = _team(len(images), batch, device=device, **team)
         perceptual = Perceptual(perceptual) if isinstance(perceptual, str) else perceptual
         self.images, self.pivots, self.perceptual = images.to(device), pivots.to(device), perceptual.to(device)
-        self.parent, self.child, self.locality, self.radius, self.seed = generator, _child(generator), locality, radius, seed
+        self.parent, self.child, self.locality, self.radius, self.seed = (
+            generator,
+            _child(generator),
+            locality,
+            radius,
+            seed,
+        )
         self.adam = torch.optim.Adam([p for p in self.child.parameters() if p.requires_grad], lr=lr)
 
     def step(self, index):

@@ -14,8 +14,18 @@ import struct
 from talkhead.errors import TalkheadError
 
 LONGEST = 100_000_000  # bytes of a header, as the format says
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-          "U8": "uint8", "BOOL": "bool"}
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def is_safetensors(start):
@@ -35,7 +45,7 @@ def read(stream, name):
 
     size = stream.seek(0, 2)
     stream.seek(0)
-    length, = struct.unpack("<Q", stream.read(8))
+    (length,) = struct.unpack("<Q", stream.read(8))
     tensors, at = {}, 0
     try:
         if length > min(LONGEST, size - 8):
@@ -45,15 +55,22 @@ def read(stream, name):
         for key, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             (start, end), shape = about["data_offsets"], about["shape"]
             if about["dtype"] not in DTYPES:
-                raise TalkheadError(f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not read here; save it in float16 or float32")
+                raise TalkheadError(
+                    f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not read here; save it in float16 or float32"
+                )
             dtype = getattr(torch, DTYPES[about["dtype"]])
-            if not all(type(side) is int and side >= 0 for side in shape) or (start, end) != (at, at + math.prod(shape) * dtype.itemsize):
+            if not all(type(side) is int and side >= 0 for side in shape) or (start, end) != (
+                at,
+                at + math.prod(shape) * dtype.itemsize,
+            ):
                 raise ValueError
             at = end
             if end > size - 8 - length:  # before memory is taken for it
                 raise ValueError
             data = stream.read(end - start)
-            tensors[key] = (torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(shape)
+            tensors[key] = (
+                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            ).reshape(shape)
         if at != size - 8 - length:
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

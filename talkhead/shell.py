@@ -84,6 +84,7 @@ def _tell(line):
 @contextmanager
 def _stoppable():
     """SIGTERM, and the SIGHUP of a terminal that closes, end like an exit, so that half-written outputs are removed on the way."""
+
     def stop(number, _):
         raise SystemExit(128 + number)
 
@@ -234,7 +235,9 @@ def _curves(folder):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as problem:
-        raise TalkheadError("--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'") from problem
+        raise TalkheadError(
+            "--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'"
+        ) from problem
     writer = SummaryWriter(folder)
 
     def draw(record):

@@ -224,7 +224,11 @@ def _mel_energies(blocks, centre):
 
 def _spectra(blocks, centre):
     """Power spectra, float64 (m, 257), of the next steps: exactly those of python_speech_features."""
-    held, last, done = np.empty(0), None, 0  # emphasised samples of steps to come, the sample before the next, steps yielded
+    held, last, done = (
+        np.empty(0),
+        None,
+        0,
+    )  # emphasised samples of steps to come, the sample before the next, steps yielded
     for block in _small(blocks):
         block = np.nan_to_num(np.asarray(block, float), nan=0.0, posinf=1.0, neginf=-1.0)
         before = (block[0] if centre else 0.0) if last is None else last

@@ -24,10 +24,17 @@ from talkhead.latents import z_stream
 from talkhead.team import Team
 from talkhead.training import Feed, fit, sheet, to_frames
 
-STRIP = 2**23  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
+STRIP = (
+    2**23
+)  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
 FOLDING = ("cuda", "mps")  # devices on which the blur is folded into the weights
 GAIN = math.sqrt(2)  # after an activation, so that the variance stays
-MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
+MOUTH = (
+    0.3125,
+    0.6875,
+    0.5625,
+    0.8125,
+)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
 
 
 def channel_widths(resolution, base=32768, largest=512):
@@ -58,7 +65,9 @@ def _check(resolution, channels):
         raise TalkheadError(f"resolution {resolution}: must be a power of two from 8 upwards")
     channels = list(channels or channel_widths(resolution))
     if len(channels) != levels - 1 or min(channels) < 1:
-        raise TalkheadError(f"channels {channels}: wanted {levels - 1} positive widths, one for each of 4², 8² … {resolution}²")
+        raise TalkheadError(
+            f"channels {channels}: wanted {levels - 1} positive widths, one for each of 4², 8² … {resolution}²"
+        )
     return channels
 
 
@@ -74,7 +83,9 @@ def _blurred(weight, gain=1.0):
     spread = torch.zeros(size + 3, size, device=weight.device, dtype=weight.dtype)
     for tap, value in enumerate((1, 3, 3, 1)):
         spread.diagonal(-tap).fill_(value * math.sqrt(gain) / 8)
-    both = torch.kron(spread, spread)  # ((k+3)², k²): one small matrix product is far faster than a convolution of kernels
+    both = torch.kron(
+        spread, spread
+    )  # ((k+3)², k²): one small matrix product is far faster than a convolution of kernels
     return F.linear(weight.flatten(2), both).unflatten(2, (size + 3, size + 3))
 
 
@@ -138,7 +149,7 @@ class _Spread(torch.autograd.Function):
 
 def _rows(x, top, bottom):
     """Rows of a picture (N, C, H, W), from top up to bottom; what lies beyond it is zero."""
-    inside = x[:, :, max(top, 0):bottom]
+    inside = x[:, :, max(top, 0) : bottom]
     missing = max(-top, 0), max(bottom - x.shape[2], 0)
     return F.pad(inside, (0, 0, *missing)) if any(missing) else inside
 
@@ -268,8 +279,8 @@ def _draw(layers, x, styles, noises, last):
     for n, top in itertools.product(range(len(x)), range(0, size, rows)):
         # The second convolution looks one row further than its strip, and the first makes its rows in pairs.
         bottom, start, end = min(size, top + rows), max(0, top - 2), min(size, top + rows + 2)
-        w, noise = [style[n:n + 1] for style in styles], [picture[n:n + 1] for picture in noises]
-        y = up(_rows(x[n:n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], edge=False)
+        w, noise = [style[n : n + 1] for style in styles], [picture[n : n + 1] for picture in noises]
+        y = up(_rows(x[n : n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], edge=False)
         y = conv(_rows(y, top - 1 - start, bottom + 1 - start), w[1], noise[1][:, :, top:bottom], edge=False)
         colours[n, :, top:bottom] = to_rgb(y, w[2])[0]
         if not last:
@@ -295,17 +306,29 @@ class Generator(nn.Module):
     def __init__(self, resolution, channels=None, z_dim=512, w_dim=512, mapping_layers=8, clamp=None):
         super().__init__()
         channels = _check(resolution, channels)
-        self.config = _config(clamp, resolution=resolution, channels=channels, z_dim=z_dim, w_dim=w_dim, mapping_layers=mapping_layers)
+        self.config = _config(
+            clamp, resolution=resolution, channels=channels, z_dim=z_dim, w_dim=w_dim, mapping_layers=mapping_layers
+        )
         self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
         self.num_ws = 2 * len(channels)
-        self.mapping_net = nn.Sequential(*(
-            _Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True) for k in range(mapping_layers)))
+        self.mapping_net = nn.Sequential(
+            *(
+                _Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True)
+                for k in range(mapping_layers)
+            )
+        )
         self.register_buffer("w_avg", torch.zeros(w_dim))
         self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
-        convs, rgbs = [_StyledConv(channels[0], channels[0], 4, w_dim, clamp=clamp)], [_ToRGB(channels[0], w_dim, clamp)]
+        convs, rgbs = (
+            [_StyledConv(channels[0], channels[0], 4, w_dim, clamp=clamp)],
+            [_ToRGB(channels[0], w_dim, clamp)],
+        )
         for k, (narrow, wide) in enumerate(zip(channels, channels[1:])):
             side = 8 * 2**k
-            convs += [_StyledConv(narrow, wide, side, w_dim, up=True, clamp=clamp), _StyledConv(wide, wide, side, w_dim, clamp=clamp)]
+            convs += [
+                _StyledConv(narrow, wide, side, w_dim, up=True, clamp=clamp),
+                _StyledConv(wide, wide, side, w_dim, clamp=clamp),
+            ]
             rgbs.append(_ToRGB(wide, w_dim, clamp))
         self.convs, self.rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
 
@@ -325,8 +348,10 @@ class Generator(nn.Module):
         raises   TalkheadError if L or the width differs, or noise is another word
         """
         if w_plus.dim() != 3 or tuple(w_plus.shape[1:]) != (self.num_ws, self.w_dim):
-            raise TalkheadError(f"latents of shape {tuple(w_plus.shape)}: this {self.resolution}² generator wants "
-                                f"(N, {self.num_ws}, {self.w_dim}); use latents made with it")
+            raise TalkheadError(
+                f"latents of shape {tuple(w_plus.shape)}: this {self.resolution}² generator wants "
+                f"(N, {self.num_ws}, {self.w_dim}); use latents made with it"
+            )
         if noise not in ("const", "random", "none") and not callable(noise):
             raise TalkheadError(f"noise {noise!r}: must be const, random or none")
         x = self.const.expand(len(w_plus), -1, -1, -1)
@@ -337,8 +362,10 @@ class Generator(nn.Module):
         rgb = self.rgbs[0](x, w_plus[:, 1])
         for k in range(1, len(self.rgbs)):
             layers = self.convs[2 * k - 1], self.convs[2 * k], self.rgbs[k]
-            styles = w_plus[:, 2 * k - 1:2 * k + 2].unbind(1)
-            x, delta = _draw(layers, x, (*styles, styles[-1])[:3], pictures[2 * k - 1:2 * k + 1], last=k == len(self.rgbs) - 1)
+            styles = w_plus[:, 2 * k - 1 : 2 * k + 2].unbind(1)
+            x, delta = _draw(
+                layers, x, (*styles, styles[-1])[:3], pictures[2 * k - 1 : 2 * k + 1], last=k == len(self.rgbs) - 1
+            )
             rgb = delta.add_(F.conv_transpose2d(rgb, _taps(rgb, gain=4), stride=2, padding=1, groups=3))
         return rgb
 
@@ -353,9 +380,14 @@ class Generator(nn.Module):
         """
         levels = 1 + (side // 4).bit_length() - 1
         if not (1 < levels <= len(self.rgbs) and 4 << levels - 1 == side):
-            raise TalkheadError(f"side {side}: this generator has levels of 8, 16 … {self.resolution}; take one of these")
+            raise TalkheadError(
+                f"side {side}: this generator has levels of 8, 16 … {self.resolution}; take one of these"
+            )
         lower = copy.copy(self)
-        lower._modules = self._modules | {"convs": nn.ModuleList(self.convs[:2 * levels - 1]), "rgbs": nn.ModuleList(self.rgbs[:levels])}
+        lower._modules = self._modules | {
+            "convs": nn.ModuleList(self.convs[: 2 * levels - 1]),
+            "rgbs": nn.ModuleList(self.rgbs[:levels]),
+        }
         return lower
 
 
@@ -373,7 +405,9 @@ def build(config):
     config = dict(config)
     arch = config.pop("arch", "stylegan2")
     if arch not in GENERATORS:
-        raise TalkheadError(f"generator of architecture {arch!r}: unknown to this version; take {', '.join(GENERATORS)}")
+        raise TalkheadError(
+            f"generator of architecture {arch!r}: unknown to this version; take {', '.join(GENERATORS)}"
+        )
     return GENERATORS[arch](**config)
 
 
@@ -430,7 +464,9 @@ class Discriminator(nn.Module):
             x = block(x)
             seen.append(x)
         x = torch.cat([x, self._spread(x)], 1)
-        x = _activate(F.conv2d(x, self.conv * (GAIN / math.sqrt(x.shape[1] * 9)), padding=1), self.conv_bias, self.clamp)
+        x = _activate(
+            F.conv2d(x, self.conv * (GAIN / math.sqrt(x.shape[1] * 9)), padding=1), self.conv_bias, self.clamp
+        )
         logits = _wide(self.out(_wide(self.linear(x.flatten(1)))))
         return (logits, seen) if features else logits
 
@@ -473,19 +509,59 @@ def inherit(generator, state):
     own = generator.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if "convs.0.conv.weight" not in fitting:
-        raise TalkheadError("the weights to start from have other channels at 4x4; give the same --channels at the levels that both have")
+        raise TalkheadError(
+            "the weights to start from have other channels at 4x4; give the same --channels at the levels that both have"
+        )
     generator.load_state_dict(own | fitting)
     for level, rgb in enumerate(generator.rgbs):
         if f"rgbs.{level}.conv.weight" not in fitting:
             rgb.conv.weight.zero_()
 
 
-def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, beta1=0.0, r1=10.0, r1_every=16, path_length=2.0,
-          path_every=4, style_mixing=0.9, average_images=10_000, flip=False, freeze_d=0, encoder=None, encoder_lr=0.001,
-          reconstruction=None, reconstruction_weight=10.0, mouth_weight=0.0, lips=None, lip_weight=0.0, feature_weight=1.0, sample_share=0.5,
-          augment="none", augment_p=0.0, augment_target=0.6, augment_images=500_000, jitter=0.0, cool_down=0.0,
-          fid_every=0, fid_images=10_000, fid_features="inception",
-          reconstruct_only=0, accumulate=1, precision="float32", lineage=(), seed=0, device="cpu", **run):
+def train(
+    images,
+    out,
+    generator,
+    discriminator,
+    *,
+    steps,
+    batch=16,
+    lr=0.002,
+    beta1=0.0,
+    r1=10.0,
+    r1_every=16,
+    path_length=2.0,
+    path_every=4,
+    style_mixing=0.9,
+    average_images=10_000,
+    flip=False,
+    freeze_d=0,
+    encoder=None,
+    encoder_lr=0.001,
+    reconstruction=None,
+    reconstruction_weight=10.0,
+    mouth_weight=0.0,
+    lips=None,
+    lip_weight=0.0,
+    feature_weight=1.0,
+    sample_share=0.5,
+    augment="none",
+    augment_p=0.0,
+    augment_target=0.6,
+    augment_images=500_000,
+    jitter=0.0,
+    cool_down=0.0,
+    fid_every=0,
+    fid_images=10_000,
+    fid_features="inception",
+    reconstruct_only=0,
+    accumulate=1,
+    precision="float32",
+    lineage=(),
+    seed=0,
+    device="cpu",
+    **run,
+):
     """Train a generator against a critic; yield log records. The file's "model" is the running average.
 
     images              datasets.Images
@@ -535,21 +611,47 @@ def train(images, out, generator, discriminator, *, steps, batch=16, lr=0.002, b
     leaves the reconstruction loss alone; the feature distance is between image and reconstruction changed alike.
     """
     team = Team(batch, accumulate, precision, device, whole=4)
-    trainer = _Trainer(images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), team, locals())
-    state = {"model": trainer.average.copy, "generator": generator, "discriminator": discriminator,
-             "generator_optimizer": trainer.g_optimizer, "discriminator_optimizer": trainer.d_optimizer,
-             "scalars": trainer.scalars}
+    trainer = _Trainer(
+        images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), team, locals()
+    )
+    state = {
+        "model": trainer.average.copy,
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_optimizer": trainer.g_optimizer,
+        "discriminator_optimizer": trainer.d_optimizer,
+        "scalars": trainer.scalars,
+    }
     if encoder is not None:
         state |= {"encoder": encoder, "encoder_optimizer": trainer.e_optimizer}
-    header = {"kind": "generator", "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
-              "perceptual": getattr(reconstruction, "name", None), "learnt_from": _kind(images)}
+    header = {
+        "kind": "generator",
+        "config": generator.config | ({"lineage": sorted(lineage)} if lineage else {}),
+        "perceptual": getattr(reconstruction, "name", None),
+        "learnt_from": _kind(images),
+    }
     checks = {}
     if fid_every:
         fid = _Fid(images, trainer.average.copy, fid_images, fid_features, seed, device)
         header |= {"fid_images": fid_images, "fid_features": fid.network.name}
-        checks = {"validate": fid, "validate_every": fid_every, "keep_best": "fid" if encoder is None or encoder_lr == 0 else None}
-    yield from fit(trainer.step, state, steps=steps, out=out, header=header, team=team, seed=seed, feed=trainer.feed,
-                   draw=trainer.draw, **checks, **run)
+        checks = {
+            "validate": fid,
+            "validate_every": fid_every,
+            "keep_best": "fid" if encoder is None or encoder_lr == 0 else None,
+        }
+    yield from fit(
+        trainer.step,
+        state,
+        steps=steps,
+        out=out,
+        header=header,
+        team=team,
+        seed=seed,
+        feed=trainer.feed,
+        draw=trainer.draw,
+        **checks,
+        **run,
+    )
 
 
 def _kind(images):
@@ -564,10 +666,18 @@ class _Fid:
     def __init__(self, images, generator, count, network, seed, device):
         self.network = inception.named(network, device)
         # A copy remembers an order of the images for itself: the Feed's thread looks up another meanwhile.
-        self.images, self.generator, self.count, self.seed, self.device = copy.copy(images), generator, count, seed, device
+        self.images, self.generator, self.count, self.seed, self.device = (
+            copy.copy(images),
+            generator,
+            count,
+            seed,
+            device,
+        )
         self.real = None  # features of the images
         if min(count, len(images)) < 2:
-            raise TalkheadError(f"FID of {min(count, len(images))} pictures: it compares two or more; pass more, or leave fid_every out")
+            raise TalkheadError(
+                f"FID of {min(count, len(images))} pictures: it compares two or more; pass more, or leave fid_every out"
+            )
         metrics.warn_of_few(min(count, len(images)), self.network)
 
     def __call__(self):
@@ -587,7 +697,9 @@ class _Fid:
         random, count = z_stream(self.seed), metrics.TOGETHER
         while True:
             z = torch.randn(count, self.generator.z_dim, generator=random).to(self.device)
-            yield self.generator(z, noise=lambda side: torch.randn(count, 1, side, side, generator=random).to(self.device))
+            yield self.generator(
+                z, noise=lambda side: torch.randn(count, 1, side, side, generator=random).to(self.device)
+            )
 
 
 class _Scalars:
@@ -608,11 +720,17 @@ class _Trainer:
 
     def __init__(self, images, generator, discriminator, encoder, team, options):
         self.generator, self.discriminator, self.encoder, self.team = generator, discriminator, encoder, team
-        self.options = {key: options[key] for key in options if key not in ("images", "generator", "discriminator", "encoder", "team")}
+        self.options = {
+            key: options[key]
+            for key in options
+            if key not in ("images", "generator", "discriminator", "encoder", "team")
+        }
         if encoder is not None and options["reconstruction"] is None:
             raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
         if generator.resolution != discriminator.config["resolution"]:
-            raise TalkheadError(f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution")
+            raise TalkheadError(
+                f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution"
+            )
         augmentation.check(options["augment"], options["augment_p"], options["jitter"])
         self.device = team.device
         self.average = _Average(generator, options["average_images"])
@@ -620,13 +738,22 @@ class _Trainer:
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
         self.learning = _above(discriminator, options["freeze_d"])
         self.g_optimizers = [self.g_optimizer]
-        self.rates = [(self.g_optimizer, self.g_optimizer.param_groups[0]["lr"]), (self.d_optimizer, self.d_optimizer.param_groups[0]["lr"])]
+        self.rates = [
+            (self.g_optimizer, self.g_optimizer.param_groups[0]["lr"]),
+            (self.d_optimizer, self.d_optimizer.param_groups[0]["lr"]),
+        ]
         self.samples = team.batch  # how many of the fakes are drawn from z
         if encoder is not None:
             self._take_along(encoder)
-        adaptive = {"augment": float(options["augment_p"]), "signs": 0, "judged": 0} if options["augment"] == "ada" else {}
+        adaptive = (
+            {"augment": float(options["augment_p"]), "signs": 0, "judged": 0} if options["augment"] == "ada" else {}
+        )
         self.scalars = _Scalars(path_mean=0.0, **adaptive)
-        self.feed = Feed(lambda index: [images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares])
+        self.feed = Feed(
+            lambda index: [
+                images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares
+            ]
+        )
         self.shown = images.batch(0, 8, options["seed"]) if encoder is not None else None
 
     def _take_along(self, encoder):
@@ -639,7 +766,9 @@ class _Trainer:
         self.team.share_statistics(encoder)
         self.samples = round(self.team.batch * self.options["sample_share"])
         if self.samples % parts:
-            raise TalkheadError(f"sample_share: {self.samples} of {self.team.batch} pictures cannot be cut into {parts} parts; pass a multiple")
+            raise TalkheadError(
+                f"sample_share: {self.samples} of {self.team.batch} pictures cannot be cut into {parts} parts; pass a multiple"
+            )
 
     def _latents(self, count, share):
         """w_plus of fresh z, some with two styles."""
@@ -664,13 +793,17 @@ class _Trainer:
         record, fakes = {"images": (index + 1) * options["batch"]}, []
         self.drawn = []  # means of W
         self._judge(False)
-        record |= descend(lambda share: self._generator_loss(share, real[share.turn], adversarial, fakes), *self.g_optimizers)
+        record |= descend(
+            lambda share: self._generator_loss(share, real[share.turn], adversarial, fakes), *self.g_optimizers
+        )
         self._judge(True)
         if adversarial:
             if options["path_length"] and index % options["path_every"] == 0:
                 record |= descend(self._path_loss, self.g_optimizer, scaled=False)
                 self._remember_path(record["path_length"])
-            record |= descend(lambda share: self._critic_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer)
+            record |= descend(
+                lambda share: self._critic_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer
+            )
             if index % options["r1_every"] == 0:
                 record |= descend(lambda share: self._r1_loss(share, real[share.turn]), self.d_optimizer, scaled=False)
             if options["augment"] != "none":
@@ -707,16 +840,27 @@ class _Trainer:
 
     def _changes(self, share):
         """Random changes for this share of a batch that the critic is to see."""
-        return None if self.options["augment"] == "none" else augmentation.draw(self.options["batch"], self._probability(), share)
+        return (
+            None
+            if self.options["augment"] == "none"
+            else augmentation.draw(self.options["batch"], self._probability(), share)
+        )
 
     def _adapt(self, signs):
         """Count the signs of a step's logits for real images; after every few steps, move the probability."""
         values, batch = self.scalars.values, self.options["batch"]
-        values["signs"] += round(self.team.mean(signs).item() * batch)  # a whole number, in however many parts it was summed
+        values["signs"] += round(
+            self.team.mean(signs).item() * batch
+        )  # a whole number, in however many parts it was summed
         values["judged"] += 1
         if values["judged"] == augmentation.EVERY:
-            values["augment"] = augmentation.adapt(values["augment"], values["signs"] / (augmentation.EVERY * batch), batch,
-                                                   self.options["augment_target"], self.options["augment_images"])
+            values["augment"] = augmentation.adapt(
+                values["augment"],
+                values["signs"] / (augmentation.EVERY * batch),
+                batch,
+                self.options["augment_target"],
+                self.options["augment_images"],
+            )
             values["signs"] = values["judged"] = 0
 
     def _generator_loss(self, share, real, adversarial, fakes):
@@ -737,7 +881,9 @@ class _Trainer:
                 loss = loss + realism
                 record["generator"] = realism.detach()
                 if self.encoder is not None and options["feature_weight"]:
-                    loss = loss + options["feature_weight"] * self._feature_distance(seen, real, changes, samples // share.of)
+                    loss = loss + options["feature_weight"] * self._feature_distance(
+                        seen, real, changes, samples // share.of
+                    )
         fakes.append(fake.detach().float())
         return loss, record
 
@@ -748,7 +894,9 @@ class _Trainer:
         loss = options["reconstruction_weight"] * distance
         if options["mouth_weight"]:
             left, right, top, bottom = (round(edge * self.generator.resolution) for edge in MOUTH)
-            mouth = options["reconstruction"](rebuilt[..., top:bottom, left:right], real[..., top:bottom, left:right]).mean()
+            mouth = options["reconstruction"](
+                rebuilt[..., top:bottom, left:right], real[..., top:bottom, left:right]
+            ).mean()
             record["mouth"] = mouth.detach()
             loss = loss + options["mouth_weight"] * mouth
         if options["lip_weight"]:
@@ -762,7 +910,9 @@ class _Trainer:
         alike = changes and {name: values[samples:] for name, values in changes.items()}
         with torch.no_grad():
             _, wanted = self.discriminator(_changed(real[:rebuilt], alike), features=True)
-        return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(wanted)
+        return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(
+            wanted
+        )
 
     def _path_loss(self, share):
         options, count = self.options, max(1, self.options["batch"] // 2)
@@ -771,7 +921,11 @@ class _Trainer:
         weights = share.randn(count, *images.shape[1:], device=self.device) / self.generator.resolution
         (grad,) = torch.autograd.grad((images * weights).sum(), w_plus, create_graph=True)
         lengths = grad.square().sum(2).mean(1).sqrt()
-        loss = (lengths - self.scalars.values["path_mean"]).square().mean() * options["path_length"] * options["path_every"]
+        loss = (
+            (lengths - self.scalars.values["path_mean"]).square().mean()
+            * options["path_length"]
+            * options["path_every"]
+        )
         return loss, {"path_length": lengths.detach().mean()}
 
     def _remember_path(self, length):
@@ -788,7 +942,9 @@ class _Trainer:
 
     def _r1_loss(self, share, real):
         real = real.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(self.discriminator(_changed(real, self._changes(share))).sum(), real, create_graph=True)
+        (grad,) = torch.autograd.grad(
+            self.discriminator(_changed(real, self._changes(share))).sum(), real, create_graph=True
+        )
         penalty = grad.square().sum((1, 2, 3)).mean()
         return penalty * self.options["r1"] / 2 * self.options["r1_every"], {"r1": penalty.detach()}
 
@@ -810,9 +966,14 @@ def _changed(images, changes):
 
 def _above(discriminator, frozen):
     """The critic's parameters but for those of so many levels from the pictures on; the first holds the colours too."""
-    levels = [[discriminator.from_rgb, discriminator.from_rgb_bias], *(list(block.parameters()) for block in discriminator.blocks)]
+    levels = [
+        [discriminator.from_rgb, discriminator.from_rgb_bias],
+        *(list(block.parameters()) for block in discriminator.blocks),
+    ]
     if frozen > len(discriminator.blocks):
-        raise TalkheadError(f"freeze_d {frozen}: this critic has {len(discriminator.blocks)} levels to freeze; pass fewer")
+        raise TalkheadError(
+            f"freeze_d {frozen}: this critic has {len(discriminator.blocks)} levels to freeze; pass fewer"
+        )
     still = {id(parameter) for level in levels[: frozen + 1] for parameter in level} if frozen else set()
     return [parameter for parameter in discriminator.parameters() if id(parameter) not in still]
 
@@ -820,4 +981,6 @@ def _above(discriminator, frozen):
 def _lazy_adam(network, options, every):
     """Adam as StyleGAN2 sets it when a regulariser is applied only every so many steps."""
     ratio = every / (every + 1) if every else 1.0
-    return torch.optim.Adam(network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"]**ratio, 0.99**ratio), fused=True)
+    return torch.optim.Adam(
+        network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"] ** ratio, 0.99**ratio), fused=True
+    )

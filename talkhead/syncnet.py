@@ -33,12 +33,19 @@ OUTSIDE = 110  # grey, where a crop leaves the picture
 
 # Channels, kernel and padding of each convolution, and the pooling after it: kernel, stride and padding.
 _HEARING = (
-    (64, (3, 3), 1, 1, ((1, 1), (1, 1), 0)), (192, (3, 3), 1, 1, ((3, 3), (1, 2), 0)), (384, (3, 3), 1, 1, None), (256, (3, 3), 1, 1, None),
-    (256, (3, 3), 1, 1, ((3, 3), (2, 2), 0)), (512, (5, 4), 1, 0, None),
+    (64, (3, 3), 1, 1, ((1, 1), (1, 1), 0)),
+    (192, (3, 3), 1, 1, ((3, 3), (1, 2), 0)),
+    (384, (3, 3), 1, 1, None),
+    (256, (3, 3), 1, 1, None),
+    (256, (3, 3), 1, 1, ((3, 3), (2, 2), 0)),
+    (512, (5, 4), 1, 0, None),
 )
 _SEEING = (
-    (96, (5, 7, 7), (1, 2, 2), 0, ((1, 3, 3), (1, 2, 2), 0)), (256, (1, 5, 5), (1, 2, 2), (0, 1, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1))),
-    (256, (1, 3, 3), 1, (0, 1, 1), None), (256, (1, 3, 3), 1, (0, 1, 1), None), (256, (1, 3, 3), 1, (0, 1, 1), ((1, 3, 3), (1, 2, 2), 0)),
+    (96, (5, 7, 7), (1, 2, 2), 0, ((1, 3, 3), (1, 2, 2), 0)),
+    (256, (1, 5, 5), (1, 2, 2), (0, 1, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1))),
+    (256, (1, 3, 3), 1, (0, 1, 1), None),
+    (256, (1, 3, 3), 1, (0, 1, 1), None),
+    (256, (1, 3, 3), 1, (0, 1, 1), ((1, 3, 3), (1, 2, 2), 0)),
     (512, (1, 6, 6), 1, 0, None),
 )
 
@@ -62,21 +69,32 @@ class SyncNet(nn.Module):
 
     def see(self, frames):
         """float (T, 3, 224, 224), BGR in [0, 255], to float (T − 4, 1024): what each five frames in a row are like."""
-        maps = self.netcnnlip(frames.transpose(0, 1)[None])  # (1, 512, T − 4, 1, 1): only its first layer looks along time
+        maps = self.netcnnlip(
+            frames.transpose(0, 1)[None]
+        )  # (1, 512, T − 4, 1, 1): only its first layer looks along time
         return self.netfclip(maps[0, :, :, 0, 0].T)
 
 
 def _chain(channels, layers, narrow, convolution, normalisation, pool):
     parts = []
     for width, kernel, stride, padding, pooling in layers:
-        parts += [convolution(channels, width // narrow, kernel, stride, padding), normalisation(width // narrow), nn.ReLU()]
+        parts += [
+            convolution(channels, width // narrow, kernel, stride, padding),
+            normalisation(width // narrow),
+            nn.ReLU(),
+        ]
         parts += [pool(*pooling)] if pooling else []
         channels = width // narrow
     return nn.Sequential(*parts)
 
 
 def _head(narrow):
-    return nn.Sequential(nn.Linear(512 // narrow, 512 // narrow), nn.BatchNorm1d(512 // narrow), nn.ReLU(), nn.Linear(512 // narrow, 1024 // narrow))
+    return nn.Sequential(
+        nn.Linear(512 // narrow, 512 // narrow),
+        nn.BatchNorm1d(512 // narrow),
+        nn.ReLU(),
+        nn.Linear(512 // narrow, 1024 // narrow),
+    )
 
 
 def load(path, device="cpu"):
@@ -89,7 +107,9 @@ def load(path, device="cpu"):
         network = SyncNet(64 // len(state["netcnnaud.0.weight"]))
         network.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, ZeroDivisionError, AttributeError) as problem:
-        raise TalkheadError(f"{path}: not SyncNet's weights; give syncnet_v2.model, as talkhead weights fetch syncnet brings it") from problem
+        raise TalkheadError(
+            f"{path}: not SyncNet's weights; give syncnet_v2.model, as talkhead weights fetch syncnet brings it"
+        ) from problem
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -110,7 +130,9 @@ def agreement(seen, heard, shifts=SHIFTS):
     """
     seen = torch.as_tensor(np.asarray(seen))
     padded = F.pad(torch.as_tensor(np.asarray(heard)), (0, 0, shifts, shifts))
-    means = torch.stack([F.pairwise_distance(seen, padded[shift:shift + len(seen)]).mean() for shift in range(2 * shifts + 1)])
+    means = torch.stack(
+        [F.pairwise_distance(seen, padded[shift : shift + len(seen)]).mean() for shift in range(2 * shifts + 1)]
+    )
     best = int(means.argmin())
     return Sync(float(means[best]), float(means.median() - means[best]), shifts - best)
 
@@ -121,7 +143,12 @@ def sound_features(audio):
     others = mfcc(samples, floor=None)  # (M, 12): all but the first, for which the energy stands
     emphasised = np.append(samples[0], samples[1:] - 0.97 * samples[:-1])
     padded = np.pad(emphasised, (0, max(0, (len(others) - 1) * 160 + 400 - len(emphasised))))
-    energy = np.array([np.square(np.abs(np.fft.rfft(padded[start:start + 400], 512))).sum() / 512 for start in range(0, 160 * len(others), 160)])
+    energy = np.array(
+        [
+            np.square(np.abs(np.fft.rfft(padded[start : start + 400], 512))).sum() / 512
+            for start in range(0, 160 * len(others), 160)
+        ]
+    )
     loudness = np.log(np.where(energy == 0, np.finfo(float).eps, energy))
     return np.column_stack([loudness, others]).astype(np.float32)
 
@@ -149,7 +176,9 @@ def crop(frame, box):
         pad = int(half * (1 + 2 * MARGIN))
         top, bottom = (int(value + pad) for value in (y - half, y + half * (1 + 2 * MARGIN)))
         left, right = (int(value + pad) for value in (x - half * (1 + MARGIN), x + half * (1 + MARGIN)))
-        image = F.pad(image, (pad, pad, pad, pad), value=OUTSIDE)[:, max(top, 0):max(bottom, 1), max(left, 0):max(right, 1)]
+        image = F.pad(image, (pad, pad, pad, pad), value=OUTSIDE)[
+            :, max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)
+        ]
     small = F.interpolate(image[None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
     return small.round().byte().permute(1, 2, 0).numpy()
 
@@ -174,7 +203,7 @@ class Watcher:
 
     def _crop(self):
         """Cut the oldest frame that waits by the median box of its neighbours; where no face is near, it keeps the whole frame."""
-        near = np.array(self._boxes[max(0, self._cropped - STEADY):self._cropped + STEADY + 1])
+        near = np.array(self._boxes[max(0, self._cropped - STEADY) : self._cropped + STEADY + 1])
         near = near[np.isfinite(near).all(1)]
         self._crops.append(crop(self._waiting.pop(0), np.median(near, 0) if len(near) else None))
         self._cropped += 1
@@ -186,7 +215,7 @@ class Watcher:
         if len(self._crops) >= FRAMES:
             frames = torch.from_numpy(np.stack(self._crops)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
             self._seen.append(self.network.see(frames.to(self.device)).cpu().numpy())
-            self._crops = self._crops[1 - FRAMES:]
+            self._crops = self._crops[1 - FRAMES :]
 
     @torch.no_grad()
     def listen(self, audio):
@@ -199,6 +228,11 @@ class Watcher:
         count = min(count, (len(features) - STEPS) // STEPS_PER_FRAME + 1)
         if count < 1:
             return None
-        windows = np.stack([features[start:start + STEPS].T for start in range(0, count * STEPS_PER_FRAME, STEPS_PER_FRAME)])[:, None]
-        heard = [self.network.hear(torch.from_numpy(windows[start:start + 64]).to(self.device)).cpu().numpy() for start in range(0, count, 64)]
+        windows = np.stack(
+            [features[start : start + STEPS].T for start in range(0, count * STEPS_PER_FRAME, STEPS_PER_FRAME)]
+        )[:, None]
+        heard = [
+            self.network.hear(torch.from_numpy(windows[start : start + 64]).to(self.device)).cpu().numpy()
+            for start in range(0, count, 64)
+        ]
         return agreement(np.concatenate(self._seen)[:count], np.concatenate(heard))

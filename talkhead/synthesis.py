@@ -53,8 +53,10 @@ def synthesize(generator, latents, batch=8, noise="const", precision="float32"):
 def _checked(latent, generator, index):
     latent = torch.as_tensor(latent, dtype=torch.float32)
     if latent.ndim != 2 or latent.shape[0] != generator.num_ws:
-        raise TalkheadError(f"latents, frame {index}: shape {tuple(latent.shape)}, but this generator of {generator.resolution} pixels "
-                            f"takes ({generator.num_ws}, 512); pass the generator they were made with as --generator")
+        raise TalkheadError(
+            f"latents, frame {index}: shape {tuple(latent.shape)}, but this generator of {generator.resolution} pixels "
+            f"takes ({generator.num_ws}, 512); pass the generator they were made with as --generator"
+        )
     return latent
 
 
@@ -71,8 +73,21 @@ def origin(encoder, identity, batch=8):
     return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=None, gate=False, layers=None, blink=0.0, blink_latent=None, seed=0,
-          deterministic=False):
+def drive(
+    encoder,
+    audio2latent,
+    identity,
+    audio,
+    batch=8,
+    gain=1.0,
+    features=None,
+    gate=False,
+    layers=None,
+    blink=0.0,
+    blink_latent=None,
+    seed=0,
+    deterministic=False,
+):
     """Say where in W+ a face goes while it speaks.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
@@ -98,7 +113,9 @@ def drive(encoder, audio2latent, identity, audio, batch=8, gain=1.0, features=No
     start = _start(encoder, identity, batch)
     features = features or heard_by(audio2latent)
     heard, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
-    moved = displacements(audio2latent, features.stream(heard), start, chunk=batch, seed=None if deterministic else seed)
+    moved = displacements(
+        audio2latent, features.stream(heard), start, chunk=batch, seed=None if deterministic else seed
+    )
     if gate:
         *_, rest = displacements(audio2latent, features.windows(SILENCE), start, seed=None)
         moved = expression.shut(moved, expression.Voice().stream(again), rest)
@@ -135,7 +152,19 @@ def _start(encoder, identity, batch):
     return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
 
 
-def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="const", precision="float32", detail=True, neutral=True, **motion):
+def generate(
+    generator,
+    encoder,
+    audio2latent,
+    identity,
+    audio,
+    batch=8,
+    noise="const",
+    precision="float32",
+    detail=True,
+    neutral=True,
+    **motion,
+):
     """Make a face speak: a still picture and a sound become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
@@ -164,12 +193,27 @@ def generate(generator, encoder, audio2latent, identity, audio, batch=8, noise="
         photo = Photo(identity.reshape(-1, *identity.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
     code = identity if photo is None else code_of(encoder, photo, generator)
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
-        code = np.mean([code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32)
+        code = np.mean(
+            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32
+        )
     if isinstance(photo, Film):
         match_range(photo, generator, audio2latent, code, motion.get("features"))
     frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
-    return frames if photo is None else with_detail(
-        frames, photo, generator, code, noise, precision, motion.get("blink", 0.0), motion.get("seed", 0), batch=batch)
+    return (
+        frames
+        if photo is None
+        else with_detail(
+            frames,
+            photo,
+            generator,
+            code,
+            noise,
+            precision,
+            motion.get("blink", 0.0),
+            motion.get("seed", 0),
+            batch=batch,
+        )
+    )
 
 
 def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=None, name="photo"):
@@ -201,7 +245,14 @@ def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=
     if whole:
         return photo
     cut = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side)
-    return Photo(cut, network, None, neutral, photo.points, frame if quad is None else faces.crop(frame, quad, aligned_side(generator)))
+    return Photo(
+        cut,
+        network,
+        None,
+        neutral,
+        photo.points,
+        frame if quad is None else faces.crop(frame, quad, aligned_side(generator)),
+    )
 
 
 def aligned_side(generator):
@@ -219,7 +270,7 @@ def match_range(film, generator, audio2latent, code, features=None):
     features                 as `drive` takes them
     """
     if film.sound is not None:
-        path = drive(None, audio2latent, code, film.sound[:10 * SAMPLE_RATE], features=features, deterministic=True)
+        path = drive(None, audio2latent, code, film.sound[: 10 * SAMPLE_RATE], features=features, deterministic=True)
         film.gain = own_gain(film, synthesize(generator, path))
 
 
@@ -228,7 +279,9 @@ def code_of(encoder, photo, generator):
     return origin(encoder, photo.face(aligned_side(generator)))
 
 
-def with_detail(frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False, batch=1):
+def with_detail(
+    frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False, batch=1
+):
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
@@ -258,9 +311,9 @@ def label(frames, text="synthetic"):
     plate = None
     for frame in frames:
         if plate is None:
-            plate = _plate(text, max(48, frame.shape[1] * 2 // 5))[:frame.shape[0], :frame.shape[1]]
+            plate = _plate(text, max(48, frame.shape[1] * 2 // 5))[: frame.shape[0], : frame.shape[1]]
         marked = np.array(frame)
-        marked[-plate.shape[0]:, :plate.shape[1]] = plate
+        marked[-plate.shape[0] :, : plate.shape[1]] = plate
         yield marked
 
 
@@ -271,4 +324,6 @@ def _plate(text, width):
     pad = 6
     plate = Image.new("RGB", (right - left + 2 * pad, bottom - top + 2 * pad), (32, 32, 32))
     ImageDraw.Draw(plate).text((pad - left, pad - top), text, font=font, fill=(255, 255, 255))
-    return np.asarray(plate.resize((width, max(1, round(plate.height * width / plate.width))), Image.Resampling.LANCZOS))
+    return np.asarray(
+        plate.resize((width, max(1, round(plate.height * width / plate.width))), Image.Resampling.LANCZOS)
+    )

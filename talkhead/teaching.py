@@ -26,10 +26,37 @@ LAG = 8  # frames of speech after a chunk, more than its last window sees
 HEARD_AT_FIRST = 100  # clips that tell how far the features spread
 
 
-def train(clips, generator, encoder, out, model, *, steps, features=None, batch=16, frames=25, lr=2e-4, latent_weight=None,
-          image_weight=1.0, image_frames=8, mouth_weight=0.0, perceptual="auto", augment=True, identity_noise=None, noise_draws=1,
-          patience=None, cool_down=0.0, hold_out=10, validate_every=200, average=0.998, accumulate=1, precision="float32", seed=0,
-          device="cpu", **run):
+def train(
+    clips,
+    generator,
+    encoder,
+    out,
+    model,
+    *,
+    steps,
+    features=None,
+    batch=16,
+    frames=25,
+    lr=2e-4,
+    latent_weight=None,
+    image_weight=1.0,
+    image_frames=8,
+    mouth_weight=0.0,
+    perceptual="auto",
+    augment=True,
+    identity_noise=None,
+    noise_draws=1,
+    patience=None,
+    cool_down=0.0,
+    hold_out=10,
+    validate_every=200,
+    average=0.998,
+    accumulate=1,
+    precision="float32",
+    seed=0,
+    device="cpu",
+    **run,
+):
     """Train a speech model on talking clips; yield log records. The file's "model" is the best one by validation.
 
     clips           clips of aligned faces with sound, or folders of them. Beside a clip may lie NNNNNN.json with its
@@ -73,15 +100,21 @@ def train(clips, generator, encoder, out, model, *, steps, features=None, batch=
     """
     generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
     if not encoder.num_ws == generator.num_ws == model.num_ws:
-        raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
-                            "use networks that were made for each other")
+        raise TalkheadError(
+            f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, speech model {model.num_ws}; "
+            "use networks that were made for each other"
+        )
     features = features or Mfcc()
     if tuple(features.shape) != model.heard:
-        raise TalkheadError(f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.heard}; "
-                            "build it for these features")
+        raise TalkheadError(
+            f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.heard}; "
+            "build it for these features"
+        )
     model.hears = features.identity
-    latent_weight, identity_noise, patience = (model.defaults[name] if told is None else told for name, told in (
-        ("latent_weight", latent_weight), ("identity_noise", identity_noise), ("patience", patience)))
+    latent_weight, identity_noise, patience = (
+        model.defaults[name] if told is None else told
+        for name, told in (("latent_weight", latent_weight), ("identity_noise", identity_noise), ("patience", patience))
+    )
     if not (latent_weight or mouth_weight or image_weight and image_frames):
         raise TalkheadError("weights: nothing to learn from; give latents, images or the mouth a weight above 0")
     team = Team(batch, accumulate, precision, device)
@@ -98,9 +131,18 @@ def train(clips, generator, encoder, out, model, *, steps, features=None, batch=
         if team.leads:
             team.wait()
         training_set, held_out = split(lessons, hold_out, seed)
-        settings = {"batch": batch, "frames": frames, "lr": lr, "latent_weight": latent_weight, "image_weight": image_weight,
-                    "image_frames": image_frames, "mouth_weight": mouth_weight, "augment": augment,
-                    "identity_noise": identity_noise, "average": average}
+        settings = {
+            "batch": batch,
+            "frames": frames,
+            "lr": lr,
+            "latent_weight": latent_weight,
+            "image_weight": image_weight,
+            "image_frames": image_frames,
+            "mouth_weight": mouth_weight,
+            "augment": augment,
+            "identity_noise": identity_noise,
+            "average": average,
+        }
         if cool_down:
             settings |= {"cool_down": cool_down, "steps": steps}
         if model.noise_width:
@@ -112,22 +154,63 @@ def train(clips, generator, encoder, out, model, *, steps, features=None, batch=
             _measure(model, mouth, training_set, codes, windows)
         if isinstance(perceptual, str) and image_frames:
             perceptual = Perceptual(perceptual).to(device)
-        trainer = _Trainer(model.to(device), mouth.to(device), generator, perceptual, codes, windows, training_set, held_out, settings, seed, team)
-        header = {"kind": "audio2latent", "config": {
-            "network": model.config, "features": features.identity,
-            "generator": getattr(generator, "fingerprint", None), "encoder": codes.fingerprint,
-            "training": settings | {"clips": len(training_set), "held_out": len(held_out)}},
-            "perceptual": perceptual.name if image_frames else None}
-        checks = {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"} if held_out else {}
-        state = {"model": trainer.average, "live": model, "mouth": mouth, "optimizer": trainer.adam, "plateau": trainer.plateau}
-        yield from training.fit(trainer.step, state, steps=steps, out=out, header=header, seed=seed,
-                                team=team, unit="chunks", feed=trainer.feed, **checks, **run)
+        trainer = _Trainer(
+            model.to(device),
+            mouth.to(device),
+            generator,
+            perceptual,
+            codes,
+            windows,
+            training_set,
+            held_out,
+            settings,
+            seed,
+            team,
+        )
+        header = {
+            "kind": "audio2latent",
+            "config": {
+                "network": model.config,
+                "features": features.identity,
+                "generator": getattr(generator, "fingerprint", None),
+                "encoder": codes.fingerprint,
+                "training": settings | {"clips": len(training_set), "held_out": len(held_out)},
+            },
+            "perceptual": perceptual.name if image_frames else None,
+        }
+        checks = (
+            {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"}
+            if held_out
+            else {}
+        )
+        state = {
+            "model": trainer.average,
+            "live": model,
+            "mouth": mouth,
+            "optimizer": trainer.adam,
+            "plateau": trainer.plateau,
+        }
+        yield from training.fit(
+            trainer.step,
+            state,
+            steps=steps,
+            out=out,
+            header=header,
+            seed=seed,
+            team=team,
+            unit="chunks",
+            feed=trainer.feed,
+            **checks,
+            **run,
+        )
 
 
 class _Trainer:
     """One optimiser step of the speech model, and its validation."""
 
-    def __init__(self, model, mouth, generator, perceptual, codes, windows, training_set, held_out, settings, seed, team):
+    def __init__(
+        self, model, mouth, generator, perceptual, codes, windows, training_set, held_out, settings, seed, team
+    ):
         self.model, self.mouth, self.generator, self.perceptual = model, mouth, generator, perceptual
         self.codes, self.windows, self.training_set, self.held_out = codes, windows, training_set, held_out
         self.settings, self.seed, self.team, self.done = settings, seed, team, 0
@@ -158,7 +241,9 @@ class _Trainer:
         true = self.model.project(wanted)
         with self.team.autocast():
             who = self.model.describe(identity).float()
-        who = who + self.settings["identity_noise"] * share.randn(self.settings["batch"], who.shape[1], device=self.device)
+        who = who + self.settings["identity_noise"] * share.randn(
+            self.settings["batch"], who.shape[1], device=self.device
+        )
         noise = self._noise(share, windows, who, true, there) if self.model.noise_width else None
         with self.team.autocast():
             predicted = self.model.move(windows, who, noise=noise)[0].float()  # (B, T, K or L·512)
@@ -178,10 +263,14 @@ class _Trainer:
     def _noise(self, share, windows, who, true, there):
         """Noise for each chunk (B, T, n): of all that is drawn, what brings the model nearest to the true motion."""
         shape = windows.shape[1], self.model.noise_width
-        draws = [share.randn(self.settings["batch"], *shape, device=self.device) for _ in range(self.settings["noise_draws"])]
+        draws = [
+            share.randn(self.settings["batch"], *shape, device=self.device) for _ in range(self.settings["noise_draws"])
+        ]
         if len(draws) == 1:
             return draws[0]
-        moved = torch.stack([self.model.move(windows, who, noise=noise)[0].float() for noise in draws])  # (draws, B, T, L·512)
+        moved = torch.stack(
+            [self.model.move(windows, who, noise=noise)[0].float() for noise in draws]
+        )  # (draws, B, T, L·512)
         missed = ((moved - true).square().mean(-1) * there).sum(-1)
         return torch.stack(draws)[missed.argmin(0), torch.arange(len(who), device=self.device)]
 
@@ -203,7 +292,7 @@ class _Trainer:
     def _set_rate(self, index):
         if self.plateau.patience and index % self.settings["validate_every"] == 0:
             self.plateau.load_state_dict(self.team.copy(self.plateau.state_dict()))  # the leader alone has measured
-        rate = self.settings["lr"] * 0.1 ** self.plateau.falls
+        rate = self.settings["lr"] * 0.1**self.plateau.falls
         if "cool_down" in self.settings:
             total = self.settings["steps"]
             left = min((total - index) / (self.settings["cool_down"] * total), 1.0)
@@ -221,15 +310,25 @@ class _Trainer:
         rng = np.random.default_rng([self.seed, index])
         picks = rng.choice(len(self.training_set), size, p=self.chances)
         # Each chunk has its own randomness, so that no process need make another's.
-        chunks = [_Chunk(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k])) for k, pick in enumerate(picks)]
+        chunks = [
+            _Chunk(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k]))
+            for k, pick in enumerate(picks)
+        ]
         counts = np.array([chunk.there.sum() for chunk in chunks])
-        shown = np.stack([np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)])
+        shown = np.stack(
+            [np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)]
+        )
         turns = []
         for share in self.team.shares:
             parts = zip(*(chunk.read(self.codes, self.windows) for chunk in share(chunks)))
             mine = shown[:, shown[0] % share.of == share.first]
-            turns.append([*(torch.from_numpy(np.stack(part)) for part in parts),
-                          float(share(counts).sum() * share.of / counts.sum()), (mine[0] // share.of, mine[1])])
+            turns.append(
+                [
+                    *(torch.from_numpy(np.stack(part)) for part in parts),
+                    float(share(counts).sum() * share.of / counts.sum()),
+                    (mine[0] // share.of, mine[1]),
+                ]
+            )
         return turns
 
     @torch.no_grad()
@@ -240,7 +339,9 @@ class _Trainer:
         for lesson in self.held_out:
             codes, windows = self.codes.read(lesson)[0], self.windows.read(lesson)
             identity = codes[len(codes) // 2]
-            moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(self.device)
+            moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(
+                self.device
+            )
             wanted = torch.as_tensor(codes - identity).to(self.device)
             latent.append(F.mse_loss(moved, wanted).item())
             mine, true = (self.mouth(self.average.project(x)).cpu().numpy() for x in (moved, wanted))

@@ -23,7 +23,9 @@ from talkhead.errors import TalkheadError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUCKET = 8_000_000  # gradients averaged in one message
-PATIENCE = timedelta(hours=6)  # one process may encode or validate for long while others wait; torchrun ends them if it dies
+PATIENCE = timedelta(
+    hours=6
+)  # one process may encode or validate for long while others wait; torchrun ends them if it dies
 
 
 @contextmanager
@@ -40,11 +42,18 @@ def join(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if device.index >= torch.cuda.device_count():
-            raise TalkheadError(f"{device}: not there; start as many processes as a machine has devices, or pass --device cpu")
+            raise TalkheadError(
+                f"{device}: not there; start as many processes as a machine has devices, or pass --device cpu"
+            )
         torch.cuda.set_device(device)
     store, rank, size = next(distributed.rendezvous("env://"))
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=_fresh(store, rank, size), rank=rank,
-                                   world_size=size, timeout=PATIENCE)
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=_fresh(store, rank, size),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
     try:
         yield device
     finally:
@@ -109,8 +118,14 @@ class Team:
         self.batch, self.precision, self.device = batch, precision, torch.device(device)
         parts = self.size * accumulate
         if parts > 1 and batch % (parts * whole):
-            why = f", for each of the {parts} parts must be a multiple of {whole}: the critic compares pictures in groups of {whole}" if whole > 1 else ""
-            raise TalkheadError(f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}{why}")
+            why = (
+                f", for each of the {parts} parts must be a multiple of {whole}: the critic compares pictures in groups of {whole}"
+                if whole > 1
+                else ""
+            )
+            raise TalkheadError(
+                f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}{why}"
+            )
         # Turn by turn, the processes together hold every `accumulate`-th sample, however many they are.
         self.shares = [Share(turn, turn + accumulate * self.rank, parts) for turn in range(accumulate)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
@@ -131,7 +146,13 @@ class Team:
         longest   gradients longer than this are shortened to it
         returns   the dict, averaged over this process's turns
         """
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        parameters = [
+            p
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.requires_grad
+        ]
         for parameter in parameters:
             parameter.grad = None
         start, records = torch.randint(2**62, ()).item(), []

@@ -84,19 +84,34 @@ class PacketClock:
 
     def _is_strange(self, index, moment):
         expected, last = self._expected[index], self._last[index]
-        return expected is not None and abs(moment - expected) > RESTART or self._restarts and last is not None and moment + BACK < last
+        return (
+            expected is not None
+            and abs(moment - expected) > RESTART
+            or self._restarts
+            and last is not None
+            and moment + BACK < last
+        )
 
     def is_pause(self, index, moment, since):
         """Whether a stream pauses until a moment, because the other one is there too; without another, because it is soon."""
         others = [newest for other, newest in self._newest.items() if other != index]
-        return any(newest is not None and newest > moment - RESTART for newest in others) if others else moment - since <= ALONE
+        return (
+            any(newest is not None and newest > moment - RESTART for newest in others)
+            if others
+            else moment - since <= ALONE
+        )
 
     def _is_open(self, index, moment):
         """Whether the other stream may still show that there is a pause until a moment."""
         expected = self._expected[index]
         others = [newest for other, newest in self._newest.items() if other != index]
-        return (not self._restarts and RESTART < moment - expected <= WRONG and not self.is_pause(index, moment, expected)
-                and bool(others) and all(newest is None or newest <= expected + RESTART for newest in others))
+        return (
+            not self._restarts
+            and RESTART < moment - expected <= WRONG
+            and not self.is_pause(index, moment, expected)
+            and bool(others)
+            and all(newest is None or newest <= expected + RESTART for newest in others)
+        )
 
     def _jump(self, index, packet):
         """Settle what to do about a strange stamp that is not alone."""
@@ -136,7 +151,9 @@ class PacketClock:
             packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-            if abs(packet.pts * packet.time_base - moment) > RESTART:  # no picture waits so long between decoding and showing
+            if (
+                abs(packet.pts * packet.time_base - moment) > RESTART
+            ):  # no picture waits so long between decoding and showing
                 self._say(LEFT_OUT, moment)
                 packet.pts = None
         step = lasting(packet) if lasting(packet) <= RESTART else 0

@@ -110,7 +110,7 @@ def settled(history, least_gain):
     """
     if not least_gain or len(history) < 2 * WINDOW:
         return False
-    before, now = sum(history[-2 * WINDOW:-WINDOW]), sum(history[-WINDOW:])
+    before, now = sum(history[-2 * WINDOW : -WINDOW]), sum(history[-WINDOW:])
     return before - now <= least_gain * before
 
 
@@ -121,7 +121,7 @@ class Rest:
         self.least_gain, self.losses = least_gain, []
 
     def __call__(self, record):
-        self.losses = [*self.losses, record["loss"]][-2 * WINDOW:]
+        self.losses = [*self.losses, record["loss"]][-2 * WINDOW :]
         return settled(self.losses, self.least_gain)
 
     def state_dict(self):
@@ -131,8 +131,29 @@ class Rest:
         self.losses = list(state["losses"])
 
 
-def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", feed=None, save_minutes=5.0, log_every=10, keep=0,
-        at_rest=None, validate=None, validate_every=None, keep_best=None, draw=None, samples=None, samples_every=1000, on_save=None):
+def fit(
+    step,
+    state,
+    *,
+    steps,
+    out,
+    header,
+    team=None,
+    seed=0,
+    unit="images",
+    feed=None,
+    save_minutes=5.0,
+    log_every=10,
+    keep=0,
+    at_rest=None,
+    validate=None,
+    validate_every=None,
+    keep_best=None,
+    draw=None,
+    samples=None,
+    samples_every=1000,
+    on_save=None,
+):
     """Run a trainer to `steps`, or until it is at rest, resuming from `out` if it is there; yield its log records.
 
     step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that it does not
@@ -193,11 +214,20 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
             if checked or count % log_every == 0 or ended:
                 speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
                 wait = {"data_seconds": round(feed.seconds - waited, 3)} if feed else {}
-                yield {"step": count, "seconds": round(seconds, 3)} | wait | speed | since | record | ({"at_rest": True} if rested else {})
+                yield (
+                    {"step": count, "seconds": round(seconds, 3)}
+                    | wait
+                    | speed
+                    | since
+                    | record
+                    | ({"at_rest": True} if rested else {})
+                )
                 since = {}
             if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no picture written"):
-                    files.write_image(folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True)
+                    files.write_image(
+                        folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True
+                    )
             last = stopped or ended
             if last or time.monotonic() - saved > 60 * save_minutes:
                 if not file.sound():  # the loss tells of it only in the next step
@@ -206,7 +236,9 @@ def fit(step, state, *, steps, out, header, team=None, seed=0, unit="images", fe
                     file.save(count, ended, rested)
                 saved = time.monotonic()
             if stopped and not ended:
-                raise TalkheadError(f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on")
+                raise TalkheadError(
+                    f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on"
+                )
     if idle and team.leads:
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
@@ -218,8 +250,11 @@ def _warn_of_crowd(seconds):
     threads, processors = torch.get_num_threads(), os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     if seconds > SLOW and threads > 1 and load > processors:
-        warnings.warn(f"the first step took {seconds:.1f} s with {threads} threads, and {load:.0f} programs want this machine's {processors} processors: "
-                      "where they are not free, OMP_NUM_THREADS=1 can be many times as fast", stacklevel=1)
+        warnings.warn(
+            f"the first step took {seconds:.1f} s with {threads} threads, and {load:.0f} programs want this machine's {processors} processors: "
+            "where they are not free, OMP_NUM_THREADS=1 can be many times as fast",
+            stacklevel=1,
+        )
 
 
 def seeded(function, index, seed, device):
@@ -252,7 +287,9 @@ def _enough_memory(where):
         yield
     except (MemoryError, RuntimeError) as problem:
         # On a CPU, torch has no class for it.
-        if not isinstance(problem, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(problem):
+        if not isinstance(problem, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(
+            problem
+        ):
             raise
         raise TalkheadError(f"{where}: out of memory; raise --accumulate, or lower --batch") from problem
 
@@ -280,7 +317,9 @@ class _File:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as problem:
-                raise TalkheadError(f"{self.path}: another run writes it; wait for that, or pass another --output") from problem
+                raise TalkheadError(
+                    f"{self.path}: another run writes it; wait for that, or pass another --output"
+                ) from problem
             except OSError:
                 pass  # a file system without locks
             try:
@@ -291,7 +330,9 @@ class _File:
     def refuse_nan(self, index, record):
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if bad:
-            raise TalkheadError(f"{self.path}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last good checkpoint")
+            raise TalkheadError(
+                f"{self.path}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last good checkpoint"
+            )
 
     def consider(self, count, value):
         """Keep the model as it is now if it is the best by validation."""
@@ -311,8 +352,14 @@ class _File:
         weights = self.weights(count)
         training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
         if self.best is not None:
-            training |= {"last": self.state["model"].state_dict(), "best_value": self.best["value"], "best_step": self.best["step"]}
-        files.save_weights(self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training}))
+            training |= {
+                "last": self.state["model"].state_dict(),
+                "best_value": self.best["value"],
+                "best_step": self.best["step"],
+            }
+        files.save_weights(
+            self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training})
+        )
         if self.keep:
             self._snapshot(count)
         if self.on_save is not None:
@@ -334,7 +381,9 @@ class _File:
         """Load the file if it exists, and give all processes what the leader then holds; returns the steps done, and whether that is all."""
         done, ended = self._read(steps) if self.team.leads else (0, False)
         if self.team.size > 1:
-            done, ended, held = self.team.copy((done, ended, {name: _cpu(part.state_dict()) for name, part in self.state.items()}))
+            done, ended, held = self.team.copy(
+                (done, ended, {name: _cpu(part.state_dict()) for name, part in self.state.items()})
+            )
             for name, part in self.state.items():
                 _load(part, held[name])
         return done, ended
@@ -348,16 +397,24 @@ class _File:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
         # A file of an older version has nothing to compare beside its config.
-        beside = {key for key in self.header.keys() & weights.keys() - {"kind", "config"} if not isinstance(self.header[key], torch.Tensor)}
+        beside = {
+            key
+            for key in self.header.keys() & weights.keys() - {"kind", "config"}
+            if not isinstance(self.header[key], torch.Tensor)
+        }
         self._compare(_flat({key: weights[key] for key in beside}), _flat({key: self.header[key] for key in beside}))
         if over:
             return self._last(weights, steps), True
         training = weights["training"]
         optimizers = {name for name, part in self.state.items() if hasattr(part, "param_groups")}
         if optimizers and not optimizers & training.keys():
-            raise TalkheadError(f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output")
+            raise TalkheadError(
+                f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output"
+            )
         for name in sorted(self.state.keys() - training.keys() - {"model", "scaler"}):
-            raise TalkheadError(f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output")
+            raise TalkheadError(
+                f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output"
+            )
         if "last" in training:
             self.best = {"value": training["best_value"], "step": training["best_step"], "model": weights["model"]}
         held = training | {"model": training.get("last", weights["model"])}
@@ -369,15 +426,23 @@ class _File:
     def _last(self, weights, steps):
         """Load what is kept of a run that is over; returns its last step."""
         if not weights["at_rest"] and weights["step"] < steps:
-            raise TalkheadError(f"{self.path}: ended at step {weights['step']} and kept nothing to go on with; pass another --output to take {steps} steps")
+            raise TalkheadError(
+                f"{self.path}: ended at step {weights['step']} and kept nothing to go on with; pass another --output to take {steps} steps"
+            )
         _load(self.state["model"], weights["model"])
         return weights["step"]
 
     def _compare(self, before, now):
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not key.endswith(".lr")]
+        changed = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.endswith(".lr")
+        ]
         if changed:
             differences = ", ".join(f"{key}={before.get(key)}, now {now.get(key)}" for key in changed)
-            raise TalkheadError(f"{self.path}: was trained with {differences}; resume with the same options or pass another --output")
+            raise TalkheadError(
+                f"{self.path}: was trained with {differences}; resume with the same options or pass another --output"
+            )
 
 
 def _flat(config, prefix=""):
@@ -421,8 +486,12 @@ class _StopSignal:
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-            heeded = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
+            stops = [
+                getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+            ]  # Windows has no SIGHUP
+            heeded = [
+                number for number in stops if signal.getsignal(number) is not signal.SIG_IGN
+            ]  # nohup has it ignored
             self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 

@@ -31,9 +31,24 @@ TEMPERATURE = 0.07  # of its comparisons
 CHANGED = 0.5  # probability of each change between its two views of a picture
 
 # MoCoGAN-HD's configuration, by the options of `train`, LatentGenerator and VideoDiscriminator.
-PRESETS = {"mocogan-hd": {
-    "space": "w", "start": "sample", "displace": "previous", "contrastive": True, "image_critic": True, "real": "video", "hidden": 384,
-    "adversarial": "relativistic", "norm": "instance", "conditional": False, "interpolation": 10.0, "r1": 0.0, "warm_up": 0, "generator_steps": 5}}
+PRESETS = {
+    "mocogan-hd": {
+        "space": "w",
+        "start": "sample",
+        "displace": "previous",
+        "contrastive": True,
+        "image_critic": True,
+        "real": "video",
+        "hidden": 384,
+        "adversarial": "relativistic",
+        "norm": "instance",
+        "conditional": False,
+        "interpolation": 10.0,
+        "r1": 0.0,
+        "warm_up": 0,
+        "generator_steps": 5,
+    }
+}
 
 
 class LatentGenerator(nn.Module):
@@ -64,7 +79,14 @@ class LatentGenerator(nn.Module):
         super().__init__()
         _check_choice("space", space, ("w_plus", "w"))
         _check_choice("displace", displace, ("identity", "previous"))
-        self.config = {"num_ws": num_ws, "components": components, "noise": noise, "hidden": hidden, "space": space, "displace": displace}
+        self.config = {
+            "num_ws": num_ws,
+            "components": components,
+            "noise": noise,
+            "hidden": hidden,
+            "space": space,
+            "displace": displace,
+        }
         self.num_ws, self.noise, self.space, self.displace = num_ws, noise, space, displace
         size, width = (num_ws if space == "w_plus" else 1) * W_DIM, hidden or components
         self.initial = nn.Linear(components, 2 * width)
@@ -135,13 +157,17 @@ def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
     identity = torch.as_tensor(identity, dtype=torch.float32, device=device)
     layers = model.layers or model.num_ws
     if identity.shape != (layers, W_DIM):
-        raise TalkheadError(f"identity: has shape {tuple(identity.shape)}, this motion model takes ({layers}, {W_DIM}); "
-                            "pass the encoder that it was trained with")
+        raise TalkheadError(
+            f"identity: has shape {tuple(identity.shape)}, this motion model takes ({layers}, {W_DIM}); "
+            "pass the encoder that it was trained with"
+        )
     segments = [(seed, frames)] if isinstance(seed, int) else seed
     rows, state = itertools.chain.from_iterable(_noise(model.noise, *segment) for segment in segments), None
     while block := list(islice(rows, chunk)):
         with torch.no_grad():
-            moved, state = model(torch.as_tensor(np.stack(block), device=device)[None], identity[None, : model.num_ws], state)  # (1, chunk, num_ws, 512)
+            moved, state = model(
+                torch.as_tensor(np.stack(block), device=device)[None], identity[None, : model.num_ws], state
+            )  # (1, chunk, num_ws, 512)
         yield from grow(gain * moved[0], layers).cpu().numpy()
 
 
@@ -152,6 +178,7 @@ def _noise(width, seed, frames):
 
 
 # Critics --------------------------------------------------------------------------------------------------------------
+
 
 class VideoDiscriminator(nn.Module):
     """A multi-scale PatchGAN of 3-D convolutions, which sees the identity beside every frame.
@@ -173,8 +200,12 @@ class VideoDiscriminator(nn.Module):
         self.config = {"width": width, "scales": scales, "norm": norm, "conditional": conditional}
         self.conditional, self.norm = conditional, norm
         channels = [6 if conditional else 3, width, 2 * width, 4 * width, 8 * width, 1]
-        self.scales = nn.ModuleList(nn.ModuleList(
-            nn.Conv3d(*pair, 4, stride, 2) for *pair, stride in zip(channels, channels[1:], (2, 2, 2, 1, 1))) for _ in range(scales))
+        self.scales = nn.ModuleList(
+            nn.ModuleList(
+                nn.Conv3d(*pair, 4, stride, 2) for *pair, stride in zip(channels, channels[1:], (2, 2, 2, 1, 1))
+            )
+            for _ in range(scales)
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, 0.2)
@@ -219,10 +250,17 @@ class ImageDiscriminator(nn.Module):
     def __init__(self, size, width=64, features=256):
         super().__init__()
         channels = [3, *(width * min(2**k, 8) for k in range(max(1, round(math.log2(size)) - 2)))]
-        self.trunk = nn.Sequential(*(part for pair in zip(channels, channels[1:]) for part in (
-            spectral_norm(nn.Conv2d(*pair, 4, 2, 1)), nn.LeakyReLU(0.2))))
+        self.trunk = nn.Sequential(
+            *(
+                part
+                for pair in zip(channels, channels[1:])
+                for part in (spectral_norm(nn.Conv2d(*pair, 4, 2, 1)), nn.LeakyReLU(0.2))
+            )
+        )
         self.logit = spectral_norm(nn.Linear(channels[-1], 1))
-        self.features = nn.Sequential(spectral_norm(nn.Linear(channels[-1], features)), nn.ReLU(), spectral_norm(nn.Linear(features, features)))
+        self.features = nn.Sequential(
+            spectral_norm(nn.Linear(channels[-1], features)), nn.ReLU(), spectral_norm(nn.Linear(features, features))
+        )
 
     def forward(self, images):
         """Images (N, 3, S, S) to logits (N,) and features of length one (N, F)."""
@@ -231,6 +269,7 @@ class ImageDiscriminator(nn.Module):
 
 
 # What the critics say, as losses. Each list has the logits of one scale after the other.
+
 
 def _log_generator(fake, real):
     return sum(F.softplus(-logits).mean() for logits in fake)
@@ -246,7 +285,10 @@ def _relativistic_generator(fake, real):
 
 def _relativistic_critic(fake, real):
     """Jolicoeur-Martineau 2018, with squared errors: real is to be one more than the mean of fake, and fake no more than that of real."""
-    return sum(0.5 * ((good - bad.mean() - 1).square().mean() + (bad - good.mean()).square().mean()) for bad, good in zip(fake, real))
+    return sum(
+        0.5 * ((good - bad.mean() - 1).square().mean() + (bad - good.mean()).square().mean())
+        for bad, good in zip(fake, real)
+    )
 
 
 ADVERSARIAL = {"log": (_log_generator, _log_critic), "relativistic": (_relativistic_generator, _relativistic_critic)}
@@ -259,10 +301,41 @@ def _check_choice(name, value, choices):
 
 # Training -------------------------------------------------------------------------------------------------------------
 
-def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, frames=16, critic_size=None, shallow=False, real="auto", start="encode",
-          contrastive=False, image_critic=False, adversarial="log", information_weight=1.0, r1=1.0, r1_every=4, interpolation=0.0,
-          warm_up=64, generator_steps=1, lr=1e-4, critic_lr=None, beta1=0.5, average=0.999, accumulate=1, precision="float32", seed=0,
-          device="cpu", **run):
+
+def train(
+    clips,
+    generator,
+    encoder,
+    out,
+    model,
+    critic,
+    *,
+    steps,
+    batch=8,
+    frames=16,
+    critic_size=None,
+    shallow=False,
+    real="auto",
+    start="encode",
+    contrastive=False,
+    image_critic=False,
+    adversarial="log",
+    information_weight=1.0,
+    r1=1.0,
+    r1_every=4,
+    interpolation=0.0,
+    warm_up=64,
+    generator_steps=1,
+    lr=1e-4,
+    critic_lr=None,
+    beta1=0.5,
+    average=0.999,
+    accumulate=1,
+    precision="float32",
+    seed=0,
+    device="cpu",
+    **run,
+):
     """Train a motion model against a critic of videos, on talking clips; yield log records. The file's "model" is the running average.
 
     clips           clips of aligned faces, or folders of them; shorter ones than `frames` are left out
@@ -302,8 +375,10 @@ def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, fram
     """
     generator, encoder = generator.to(device).eval().requires_grad_(False), encoder.to(device).eval()
     if not encoder.num_ws == generator.num_ws == model.num_ws:
-        raise TalkheadError(f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, motion model {model.num_ws}; "
-                            "use networks that were made for each other")
+        raise TalkheadError(
+            f"layers: generator {generator.num_ws}, encoder {encoder.num_ws}, motion model {model.num_ws}; "
+            "use networks that were made for each other"
+        )
     _check_choice("real", real, ("auto", "video", "projected"))
     _check_choice("start", start, ("encode", "sample"))
     _check_choice("adversarial", adversarial, tuple(ADVERSARIAL))
@@ -311,18 +386,41 @@ def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, fram
         real = "video" if getattr(generator, "learnt_from", None) == "film" else "projected"
     size = critic_size or generator.resolution
     if size > generator.resolution:
-        raise TalkheadError(f"critic_size {size}: the generator draws {generator.resolution}x{generator.resolution}; pass no more")
+        raise TalkheadError(
+            f"critic_size {size}: the generator draws {generator.resolution}x{generator.resolution}; pass no more"
+        )
     if shallow and real == "video":
-        raise TalkheadError("shallow: only projected video is drawn as the fakes are; pass --real projected, or leave --shallow out")
+        raise TalkheadError(
+            "shallow: only projected video is drawn as the fakes are; pass --real projected, or leave --shallow out"
+        )
     drawing = generator.shallow(size) if shallow else generator
     why = why_not_random(generator) if start == "sample" else ""
     if why:
-        warnings.warn(f"start sample: {why}; pass --start encode, or a generator that was trained on them", stacklevel=1)
+        warnings.warn(
+            f"start sample: {why}; pass --start encode, or a generator that was trained on them", stacklevel=1
+        )
     team = Team(batch, accumulate, precision, device)
-    settings = {"batch": batch, "frames": frames, "critic_size": size, "shallow": shallow, "real": real, "start": start, "contrastive": contrastive,
-                "image_critic": image_critic, "adversarial": adversarial, "information_weight": information_weight, "r1": r1,
-                "r1_every": r1_every, "interpolation": interpolation, "warm_up": warm_up, "generator_steps": generator_steps,
-                "lr": lr, "beta1": beta1, "average": average, "critic": critic.config}
+    settings = {
+        "batch": batch,
+        "frames": frames,
+        "critic_size": size,
+        "shallow": shallow,
+        "real": real,
+        "start": start,
+        "contrastive": contrastive,
+        "image_critic": image_critic,
+        "adversarial": adversarial,
+        "information_weight": information_weight,
+        "r1": r1,
+        "r1_every": r1_every,
+        "interpolation": interpolation,
+        "warm_up": warm_up,
+        "generator_steps": generator_steps,
+        "lr": lr,
+        "beta1": beta1,
+        "average": average,
+        "critic": critic.config,
+    }
     paths = find(clips)
     with Codes(Path(out).with_suffix(".codes"), encoder, sound=False) as codes:
         lessons = []
@@ -337,12 +435,41 @@ def train(clips, generator, encoder, out, model, critic, *, steps, batch=8, fram
         lessons = _long_enough(lessons, frames)
         if team.leads and not Path(out).exists():
             _measure(model, codes, lessons, generator, start)
-        trainer = _Trainer(model.to(device), critic.to(device), generator, drawing, codes, lessons, settings, critic_lr or lr, seed, team, out)
-        header = {"kind": "video_gan", "config": {
-            "network": model.config, "generator": getattr(generator, "fingerprint", None), "encoder": getattr(encoder, "fingerprint", None),
-            "training": settings | {"clips": len(lessons)}}}
-        yield from training.fit(trainer.step, trainer.state, steps=steps, out=out, header=header, seed=seed, team=team, unit="clips",
-                                feed=trainer.feed, draw=trainer.draw, **run)
+        trainer = _Trainer(
+            model.to(device),
+            critic.to(device),
+            generator,
+            drawing,
+            codes,
+            lessons,
+            settings,
+            critic_lr or lr,
+            seed,
+            team,
+            out,
+        )
+        header = {
+            "kind": "video_gan",
+            "config": {
+                "network": model.config,
+                "generator": getattr(generator, "fingerprint", None),
+                "encoder": getattr(encoder, "fingerprint", None),
+                "training": settings | {"clips": len(lessons)},
+            },
+        }
+        yield from training.fit(
+            trainer.step,
+            trainer.state,
+            steps=steps,
+            out=out,
+            header=header,
+            seed=seed,
+            team=team,
+            unit="clips",
+            feed=trainer.feed,
+            draw=trainer.draw,
+            **run,
+        )
 
 
 def _long_enough(lessons, frames):
@@ -353,11 +480,17 @@ def _long_enough(lessons, frames):
     short = len(lessons) - len(kept)
     if not kept:
         longest = max(lesson.frames for lesson in lessons)
-        raise TalkheadError(f"{lessons[0].path}: the longest clip has {longest} frames, a window {frames}; pass longer clips, or lower --frames")
+        raise TalkheadError(
+            f"{lessons[0].path}: the longest clip has {longest} frames, a window {frames}; pass longer clips, or lower --frames"
+        )
     if len(kept) == 1:
-        raise TalkheadError(f"{kept[0].path}: is the only clip of {frames} frames or more, which a critic would learn by heart; pass more clips")
+        raise TalkheadError(
+            f"{kept[0].path}: is the only clip of {frames} frames or more, which a critic would learn by heart; pass more clips"
+        )
     if short:
-        warnings.warn(f"{short} of {len(lessons)} clips are shorter than a window of {frames} frames, and left out", stacklevel=1)
+        warnings.warn(
+            f"{short} of {len(lessons)} clips are shorter than a window of {frames} frames, and left out", stacklevel=1
+        )
     return kept
 
 
@@ -367,7 +500,9 @@ def _measure(model, codes, lessons, generator, start):
     if start == "sample":  # of the faces that the generator knows, as MoCoGAN-HD does
         basis = Basis.fit(random_latents(generator, 1000, 20), components)
         layers = model.basis.num_ws  # which agree
-        model.basis = Basis(basis.mean.repeat(layers), basis.components.repeat(1, layers) / layers**0.5, basis.stdev * layers**0.5)
+        model.basis = Basis(
+            basis.mean.repeat(layers), basis.components.repeat(1, layers) / layers**0.5, basis.stdev * layers**0.5
+        )
         model.reach = PREVIOUS * model.basis.stdev if model.displace == "previous" else model.basis.stdev.clone()
         return
     # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
@@ -391,19 +526,44 @@ class _Trainer:
     """One optimiser step of the motion model, and one of its critics."""
 
     def __init__(self, model, critic, generator, drawing, codes, lessons, settings, critic_lr, seed, team, out):
-        self.model, self.critic, self.generator, self.drawing, self.codes, self.lessons = model, critic, generator, drawing, codes, lessons
+        self.model, self.critic, self.generator, self.drawing, self.codes, self.lessons = (
+            model,
+            critic,
+            generator,
+            drawing,
+            codes,
+            lessons,
+        )
         self.settings, self.seed, self.team, self.device = settings, seed, team, team.device
         width = model.lstm.hidden_size
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self.information = nn.Sequential(nn.Linear(width, model.noise), nn.ReLU(), nn.Linear(model.noise, model.noise)).to(self.device)
-        self.image = ImageDiscriminator(settings["critic_size"], critic.config["width"]).to(self.device) if self._sees_images() else None
+        self.information = nn.Sequential(
+            nn.Linear(width, model.noise), nn.ReLU(), nn.Linear(model.noise, model.noise)
+        ).to(self.device)
+        self.image = (
+            ImageDiscriminator(settings["critic_size"], critic.config["width"]).to(self.device)
+            if self._sees_images()
+            else None
+        )
         self.critics = nn.ModuleList([critic] if self.image is None else [critic, self.image])
         betas = settings["beta1"], 0.999
-        self.g_adam = torch.optim.Adam([*model.parameters(), *self.information.parameters()], lr=settings["lr"], betas=betas)
+        self.g_adam = torch.optim.Adam(
+            [*model.parameters(), *self.information.parameters()], lr=settings["lr"], betas=betas
+        )
         self.d_adam = torch.optim.Adam(self.critics.parameters(), lr=critic_lr, betas=betas)
-        self.watch, self.others = _Watch(team, out), _Others(team, settings["batch"]) if settings["contrastive"] else None
-        self.state = {"model": self.average, "live": model, "information": self.information, "critics": self.critics,
-                      "generator_optimizer": self.g_adam, "discriminator_optimizer": self.d_adam, "watch": self.watch}
+        self.watch, self.others = (
+            _Watch(team, out),
+            _Others(team, settings["batch"]) if settings["contrastive"] else None,
+        )
+        self.state = {
+            "model": self.average,
+            "live": model,
+            "information": self.information,
+            "critics": self.critics,
+            "generator_optimizer": self.g_adam,
+            "discriminator_optimizer": self.d_adam,
+            "watch": self.watch,
+        }
         if self.others is not None:
             self.state["others"] = self.others
         lengths = np.array([lesson.frames for lesson in lessons])
@@ -419,8 +579,10 @@ class _Trainer:
         rng = np.random.default_rng([self.seed, index])
         picks = rng.choice(len(self.lessons), self.settings["batch"], p=self.chances)
         examples = [(self.lessons[pick], np.random.default_rng([self.seed, index, k])) for k, pick in enumerate(picks)]
-        return [[torch.from_numpy(np.stack(part)) for part in zip(*(self._window(*example) for example in share(examples)))]
-                for share in self.team.shares]
+        return [
+            [torch.from_numpy(np.stack(part)) for part in zip(*(self._window(*example) for example in share(examples)))]
+            for share in self.team.shares
+        ]
 
     def _window(self, lesson, rng):
         path, _ = self.codes.read(lesson)
@@ -484,7 +646,9 @@ class _Trainer:
         fake = self._draw(identity[:, None] + self.model.expand(moved))
         with self.team.autocast():
             judged = self.critic(fake, face)
-            opposite = self.critic(video, self.real[share.turn][0]) if settings["adversarial"] == "relativistic" else None
+            opposite = (
+                self.critic(video, self.real[share.turn][0]) if settings["adversarial"] == "relativistic" else None
+            )
             realism = self.losses[0](judged, opposite)
         told = F.cosine_similarity(self.information(hidden), noise, dim=-1).mean()  # eq. 3.8
         loss = realism - settings["information_weight"] * told
@@ -532,9 +696,15 @@ class _Trainer:
         with self.team.autocast():
             bad, good = self.critic(fake, start), self.critic(video, face)
             loss = self.losses[1](bad, good)
-        record = {"discriminator": loss.detach(), "real_logits": _mean(good).detach(), "fake_logits": _mean(bad).detach()}
+        record = {
+            "discriminator": loss.detach(),
+            "real_logits": _mean(good).detach(),
+            "fake_logits": _mean(bad).detach(),
+        }
         if self.settings["interpolation"]:
-            loss = loss + self.settings["interpolation"] * self._interpolation_penalty(share, (face, video), (start, fake))
+            loss = loss + self.settings["interpolation"] * self._interpolation_penalty(
+                share, (face, video), (start, fake)
+            )
         if self.image is not None:
             loss = loss + self._image_loss(share, start, fake, record)
         return loss, record
@@ -551,7 +721,9 @@ class _Trainer:
             loss = F.relu(1 - good.float()).mean() + F.relu(1 + bad.float()).mean()
             record["image_discriminator"] = loss.detach()
         if self.settings["contrastive"]:
-            contrast = sum(self.others.contrast(kind, one[1].float(), other[1].float()) for kind, (one, other) in enumerate(seen))
+            contrast = sum(
+                self.others.contrast(kind, one[1].float(), other[1].float()) for kind, (one, other) in enumerate(seen)
+            )
             self.others.note(share, torch.stack([views[0][1].detach().float() for views in seen], 1))
             loss, record["contrast"] = loss + 2 * contrast, contrast.detach()
         return loss
@@ -590,8 +762,14 @@ def _mean(logits):
 
 def _statistics(moved, other, true):
     """How much coordinates (b, T, K) change within a window, from frame to frame, and by other noise or in another moment: made, and real."""
-    return {"motion": _change(moved), "speed": moved.diff(dim=1).square().sum(-1).mean(), "variety": (moved - other).square().sum(-1).mean() / 2,
-            "real_motion": _change(true), "real_speed": true.diff(dim=1).square().sum(-1).mean(), "real_variety": true.square().sum(-1).mean() / 2}
+    return {
+        "motion": _change(moved),
+        "speed": moved.diff(dim=1).square().sum(-1).mean(),
+        "variety": (moved - other).square().sum(-1).mean() / 2,
+        "real_motion": _change(true),
+        "real_speed": true.diff(dim=1).square().sum(-1).mean(),
+        "real_variety": true.square().sum(-1).mean() / 2,
+    }
 
 
 def _change(coordinates):
@@ -629,11 +807,17 @@ class _Watch:
     def _judge(self, motion, variety, loss):
         advice = f"{self.out}, if it is there, holds the last checkpoint; start anew with another --output and "
         if motion < self.STILL:
-            raise TalkheadError(f"training has collapsed: faces move {motion:.3f} of what they do in the clips; {advice}a lower --critic-lr or more --r1")
+            raise TalkheadError(
+                f"training has collapsed: faces move {motion:.3f} of what they do in the clips; {advice}a lower --critic-lr or more --r1"
+            )
         if variety < self.ALIKE:
-            raise TalkheadError(f"training has collapsed: all noise makes the same motion; {advice}more --information-weight")
+            raise TalkheadError(
+                f"training has collapsed: all noise makes the same motion; {advice}more --information-weight"
+            )
         if 0 <= loss < self.SURE:
-            raise TalkheadError(f"training has collapsed: the critic is never wrong (loss {loss:.4f}); {advice}a lower --critic-lr or more --r1")
+            raise TalkheadError(
+                f"training has collapsed: the critic is never wrong (loss {loss:.4f}); {advice}a lower --critic-lr or more --r1"
+            )
 
     def state_dict(self):
         return {"count": self.count, "means": list(self.means)}

@@ -17,8 +17,22 @@ TILE, SIDE = 4, 6  # results and inputs of a tile, down and across
 PART = 1_500_000  # numbers of tiles or kernels worked on together, so that they stay in the cache, and malloc need not map them anew
 FEWEST_CHANNELS, SMALLEST = 128, 32  # below, changing the basis costs more than the products save
 
-_INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
-_KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
+_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
@@ -28,9 +42,16 @@ def pays(x, weight):
     x        float (N, C, H, W), H rows of results or H − 2
     weight   float (O, C, k, k)
     """
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled()
-            and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= FEWEST_CHANNELS and x.shape[3] >= SMALLEST
-            and x.shape[3] % TILE == 0 and not torch.is_autocast_enabled("cpu"))
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and weight.shape[2:] == (3, 3)
+        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        and x.shape[3] >= SMALLEST
+        and x.shape[3] % TILE == 0
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def conv3x3(x, weight, edge=True):
@@ -45,13 +66,15 @@ def conv3x3(x, weight, edge=True):
     down = -(-height // TILE)
     to_input, to_kernel, to_output = _bases()
     size = max(1, PART // (SIDE**2 * channels))
-    kernels = [(to_kernel @ part.reshape(-1, 9).T).view(SIDE**2, -1, channels).transpose(1, 2) for part in weight.split(size)]
+    kernels = [
+        (to_kernel @ part.reshape(-1, 9).T).view(SIDE**2, -1, channels).transpose(1, 2) for part in weight.split(size)
+    ]
     y = x.new_empty(count, down * TILE, width, len(weight))
     rows = max(1, PART // (SIDE**2 * across * channels))
     for n in range(count):
         for top in range(0, down, rows):
             tiles = (to_input @ _tiles(x[n], top, min(rows, down - top), edge)).view(SIDE**2, -1, channels)
-            place = y[n, top * TILE:(top + rows) * TILE].view(-1, TILE, across, TILE, len(weight))
+            place = y[n, top * TILE : (top + rows) * TILE].view(-1, TILE, across, TILE, len(weight))
             for kernel, part in zip(kernels, place.split(size, -1)):
                 products = to_output @ torch.bmm(tiles, kernel).flatten(1)  # (16, tiles · O)
                 part.copy_(products.view(TILE, TILE, -1, across, kernel.shape[2]).permute(2, 0, 3, 1, 4))
@@ -63,7 +86,7 @@ def _tiles(x, top, rows, edge):
     channels, height, width = x.shape
     first = top * TILE - edge
     last = first + rows * TILE + 2
-    inside = x[:, max(first, 0):last].permute(1, 2, 0)  # (rows, W, C)
+    inside = x[:, max(first, 0) : last].permute(1, 2, 0)  # (rows, W, C)
     inside = F.pad(inside, (0, 0, 1, 1, max(-first, 0), max(last - height, 0)))
     down, across, _ = inside.stride()
     shape = SIDE, SIDE, rows, width // TILE, channels
@@ -73,4 +96,7 @@ def _tiles(x, top, rows, edge):
 @lru_cache(1)
 def _bases():
     """The changes of basis for the numbers of a tile at once: (36, 36), (36, 9) and (16, 36)."""
-    return [torch.kron(matrix, matrix) for matrix in (torch.tensor(rows, dtype=torch.float32) for rows in (_INPUT, _KERNEL, _OUTPUT))]
+    return [
+        torch.kron(matrix, matrix)
+        for matrix in (torch.tensor(rows, dtype=torch.float32) for rows in (_INPUT, _KERNEL, _OUTPUT))
+    ]

@@ -32,7 +32,9 @@ def toy_motion_model(num_ws):
     from talkhead.video_gan import LatentGenerator
 
     components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
-    return LatentGenerator(num_ws, 4, 3, basis=Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4)))
+    return LatentGenerator(
+        num_ws, 4, 3, basis=Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,17 +58,25 @@ def toy_weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     generator = Generator(TOY, channels=[8, 8, 8], mapping_layers=2)
-    networks = {"generator": generator,
-                "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
-                "audio2latent": toy_second_model(generator.num_ws),
-                "video_gan": toy_motion_model(generator.num_ws)}
+    networks = {
+        "generator": generator,
+        "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
+        "audio2latent": toy_second_model(generator.num_ws),
+        "video_gan": toy_motion_model(generator.num_ws),
+    }
     shutil.copy(checkpoints.bundled("keypoints"), folder)
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
         if kind == "video_gan":
-            config = {"network": network.config, "generator": owner, "encoder": checkpoints.fingerprint(networks["encoder"].state_dict())}
-        files.save_weights(folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
+            config = {
+                "network": network.config,
+                "generator": owner,
+                "encoder": checkpoints.fingerprint(networks["encoder"].state_dict()),
+            }
+        files.save_weights(
+            folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
+        )
     return folder
 
 
@@ -92,7 +102,11 @@ def z_among_weights(monkeypatch):
     from talkhead.stylegan import Generator
 
     seen, mapping = [], Generator.mapping
-    monkeypatch.setattr(Generator, "mapping", lambda self, z, *more, **how: seen.append(z.detach().clone()) or mapping(self, z, *more, **how))
+    monkeypatch.setattr(
+        Generator,
+        "mapping",
+        lambda self, z, *more, **how: seen.append(z.detach().clone()) or mapping(self, z, *more, **how),
+    )
 
     def count(generator):
         assert seen
@@ -219,8 +233,10 @@ def random_vgg_home(tmp_path_factory):
     with torch.device("meta"):
         shapes = torchvision.models.vgg16().state_dict()
     torch.manual_seed(0)
-    weights = {name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
-               for name, value in shapes.items()}
+    weights = {
+        name: torch.randn(value.shape) * 0.05 if name.startswith("features") else torch.zeros(1).expand(value.shape)
+        for name, value in shapes.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(home))
         vgg_weights().parent.mkdir(parents=True)
@@ -250,5 +266,7 @@ def random_mobilenet(tmp_path, monkeypatch):
         if name.startswith("features") and value.ndim < 2 and value.is_floating_point():
             value.uniform_(0.5, 1.5)
     mobilenet.weights_path().parent.mkdir(parents=True)
-    torch.save(network.state_dict(), mobilenet.weights_path(), _use_new_zipfile_serialization=False)  # as the public file is
+    torch.save(
+        network.state_dict(), mobilenet.weights_path(), _use_new_zipfile_serialization=False
+    )  # as the public file is
     return network

@@ -21,7 +21,9 @@ def voice(seconds, seed=0):
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * speech.SAMPLE_RATE)) / speech.SAMPLE_RATE
     buzz = sum(np.sin(2 * np.pi * 120 * k * time) / k for k in range(1, 30))
-    return (0.2 * np.maximum(np.sin(2 * np.pi * 3.1 * time), 0) * (buzz + 0.3 * rng.standard_normal(len(time)))).astype(np.float32)
+    return (0.2 * np.maximum(np.sin(2 * np.pi * 3.1 * time), 0) * (buzz + 0.3 * rng.standard_normal(len(time)))).astype(
+        np.float32
+    )
 
 
 def in_blocks(audio, size):
@@ -39,6 +41,7 @@ def small():
 
 
 # DeepSpeech -----------------------------------------------------------------------------------------------------------
+
 
 def numbers(seed=0):
     """The constants of a small DeepSpeech 0.1.0, large enough for the activations to be clipped."""
@@ -94,7 +97,10 @@ def mozilla(constants, audio):
     clip = lambda x: np.minimum(np.maximum(x, 0), 20)  # noqa: E731
     for layer in "123":
         rows = clip(rows @ constants[f"h{layer}"] + constants[f"b{layer}"])
-    cells = [[constants[f"bidirectional_rnn/{way}/basic_lstm_cell/{part}"].astype(float) for part in ("kernel", "bias")] for way in ("fw", "bw")]
+    cells = [
+        [constants[f"bidirectional_rnn/{way}/basic_lstm_cell/{part}"].astype(float) for part in ("kernel", "bias")]
+        for way in ("fw", "bw")
+    ]
     both = np.column_stack([list(basic_lstm(rows, *cells[0])), list(basic_lstm(rows[::-1], *cells[1]))[::-1]])
     return clip(both @ constants["h5"] + constants["b5"]) @ constants["h6"] + constants["b6"]
 
@@ -120,15 +126,22 @@ def without(constants, *parts):
     return {name: value for name, value in constants.items() if not any(part in name for part in parts)}
 
 
-@pytest.mark.parametrize("change, inputs, words", [
-    (lambda c: c, (1, 16, 19, 26), "0.2 or later, by its input 1x16x19x26"),
-    (lambda c: without(c, "/bw/"), (-1, -1, 494), "one-way LSTM"),
-    (lambda c: without(c, "rnn") | {"lstm_fused_cell/kernel": c["h1"], "lstm_fused_cell/bias": c["b1"]}, (), "one-way LSTM"),
-    (lambda c: without(c, "h5"), (-1, -1, 494), "not of DeepSpeech"),
-    (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "takes 493 numbers"),
-    (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "to 28 labels"),
-    (lambda c: c | {"h3": c["h3"][:-1]}, (-1, -1, 494), "do not fit each other"),
-])
+@pytest.mark.parametrize(
+    "change, inputs, words",
+    [
+        (lambda c: c, (1, 16, 19, 26), "0.2 or later, by its input 1x16x19x26"),
+        (lambda c: without(c, "/bw/"), (-1, -1, 494), "one-way LSTM"),
+        (
+            lambda c: without(c, "rnn") | {"lstm_fused_cell/kernel": c["h1"], "lstm_fused_cell/bias": c["b1"]},
+            (),
+            "one-way LSTM",
+        ),
+        (lambda c: without(c, "h5"), (-1, -1, 494), "not of DeepSpeech"),
+        (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "takes 493 numbers"),
+        (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "to 28 labels"),
+        (lambda c: c | {"h3": c["h3"][:-1]}, (-1, -1, 494), "do not fit each other"),
+    ],
+)
 def test_other_graphs_are_refused_by_name(tmp_path, change, inputs, words):
     path = write_graph(tmp_path / "other.pb", change(numbers()), inputs)
     with pytest.raises(TalkheadError, match=words) as problem:
@@ -149,6 +162,7 @@ def test_what_is_no_graph_is_refused(tmp_path):
 
 
 # The character model --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("length", [1, 400, 401, 720, 16_001, 30_000])
 @pytest.mark.parametrize("block", [640, 777, 16_000])
@@ -186,21 +200,32 @@ def test_the_character_model_equals_a_slow_loop(small):
     rows = np.pad(heard, ((0, len(heard) % 2 + 2 * small.delay), (0, 0)))
     for k, (size, stride) in enumerate([(6, 2), (5, 1), (5, 1)]):
         padded = np.pad(rows, ((size - stride, 0), (0, 0)))
-        new = np.array([np.einsum("kc,ock->o", padded[first : first + size], layers[f"convolutions.{k}.weight"]) + layers[f"convolutions.{k}.bias"]
-                        for first in range(0, len(rows), stride)])
+        new = np.array(
+            [
+                np.einsum("kc,ock->o", padded[first : first + size], layers[f"convolutions.{k}.weight"])
+                + layers[f"convolutions.{k}.bias"]
+                for first in range(0, len(rows), stride)
+            ]
+        )
         new = (new - new.mean(1, keepdims=True)) / np.sqrt(new.var(1, keepdims=True) + 1e-5)
         new = np.maximum(new * layers[f"norms.{k}.weight"] + layers[f"norms.{k}.bias"], 0)
         rows = rows + new if k else new
     for k in "01":
         weights = [layers[f"lstm.{name}_l{k}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         order = [0, 2, 1, 3]  # torch's i, f, g, o as TensorFlow's i, j, f, o
-        kernel, bias = (np.concatenate([np.split(part, 4)[gate] for gate in order]) for part in (np.hstack(weights[:2]), weights[2] + weights[3]))
+        kernel, bias = (
+            np.concatenate([np.split(part, 4)[gate] for gate in order])
+            for part in (np.hstack(weights[:2]), weights[2] + weights[3])
+        )
         bias[2 * 12 : 3 * 12] -= 1  # which the other cell puts back
         rows = np.array(list(basic_lstm(rows, kernel.T, bias)))
-    np.testing.assert_allclose(whole(small, audio), (rows @ layers["spell.weight"].T + layers["spell.bias"])[small.delay :], atol=1e-5)
+    np.testing.assert_allclose(
+        whole(small, audio), (rows @ layers["spell.weight"].T + layers["spell.bias"])[small.delay :], atol=1e-5
+    )
 
 
 # Windows --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module", params=["bundled", "deepspeech", "wav2vec2"])
 def heard(request, small, tmp_path_factory):
@@ -216,9 +241,22 @@ def heard(request, small, tmp_path_factory):
 def hidden_network(folder, kind):
     """A network of random numbers, saved as transformers saves its own."""
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [4] * 7, "num_conv_pos_embeddings": 4,
-             "num_conv_pos_embedding_groups": 2, "vocab_size": 5, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
-    classes = {"wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model), "hubert": (transformers.HubertConfig, transformers.HubertModel)}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "conv_dim": [4] * 7,
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+        "vocab_size": 5,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+    }
+    classes = {
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+        "hubert": (transformers.HubertConfig, transformers.HubertModel),
+    }
     torch.manual_seed(0)
     config, model = classes[kind]
     model(config(**sizes)).save_pretrained(folder)
@@ -261,22 +299,36 @@ def test_silence_is_zero_when_it_has_lasted(small):
 
 
 def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
-    files.save_weights(tmp_path / "run.pt", {"kind": "speech", "config": {"network": small.config}, "step": 3, "model": small.state_dict()})
+    files.save_weights(
+        tmp_path / "run.pt",
+        {"kind": "speech", "config": {"network": small.config}, "step": 3, "model": small.state_dict()},
+    )
     checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
     run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
     assert run.identity == half.identity == Characters(small).identity and json.dumps(run.identity)
     other = Characters(acoustics.CharacterModel(8, 12))
     assert other.identity["name"] == "bundled" and other.identity != run.identity
-    assert checkpoints.describe(tmp_path / "half.pt")["kind"] == "speech" and checkpoints.describe(tmp_path / "half.pt")["precision"] == "float16"
+    assert (
+        checkpoints.describe(tmp_path / "half.pt")["kind"] == "speech"
+        and checkpoints.describe(tmp_path / "half.pt")["precision"] == "float16"
+    )
 
 
 def test_features_by_name():
     assert features("mfcc").identity == {"name": "mfcc"}
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["mel"], "unknown; take mfcc, bundled, deepspeech"), (["mfcc", "x.pt"], "take no weights"), (["deepspeech"], "pass output_graph.pb of DeepSpeech 0.1.0 as --features-model"),
-    (["hubert"], "a network of transformers"), (["bundled", "absent.pt"], "absent.pt"), (["wav2vec2", "absent/folder"], "no network of transformers")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["mel"], "unknown; take mfcc, bundled, deepspeech"),
+        (["mfcc", "x.pt"], "take no weights"),
+        (["deepspeech"], "pass output_graph.pb of DeepSpeech 0.1.0 as --features-model"),
+        (["hubert"], "a network of transformers"),
+        (["bundled", "absent.pt"], "absent.pt"),
+        (["wav2vec2", "absent/folder"], "no network of transformers"),
+    ],
+)
 def test_features_that_are_not_to_be_had(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TalkheadError, match=words):
@@ -312,9 +364,17 @@ def test_rows_between_rows():
 
 # Words ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, expected", [
-    ("Bin BLUE at F, two now.", "bin blue at f two now"), ("It’s 'fine'—don't!", "it's fine don't"), ("  ...  ", None), ("In 1984", None),
-    ("the dogs' bowl\n", "the dogs bowl")])
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Bin BLUE at F, two now.", "bin blue at f two now"),
+        ("It’s 'fine'—don't!", "it's fine don't"),
+        ("  ...  ", None),
+        ("In 1984", None),
+        ("the dogs' bowl\n", "the dogs bowl"),
+    ],
+)
 def test_spelled(text, expected):
     assert train_speech.spelled(text) == expected
 
@@ -340,7 +400,17 @@ def test_edits_are_the_fewest():
 def test_recordings_are_found_with_their_words(tmp_path):
     deep = tmp_path / "book" / "chapter"
     deep.mkdir(parents=True)
-    for name in ("a.wav", "b.wav", "c.WAV", "d.wav", "e.wav", "f.wav", ".g.wav", "book/chapter/1-2-3.wav", "book/chapter/1-2-4.wav"):
+    for name in (
+        "a.wav",
+        "b.wav",
+        "c.WAV",
+        "d.wav",
+        "e.wav",
+        "f.wav",
+        ".g.wav",
+        "book/chapter/1-2-3.wav",
+        "book/chapter/1-2-4.wav",
+    ):
         files.write_audio(tmp_path / name, np.zeros(100))
     (tmp_path / "a.json").write_text(json.dumps({"text": "Ah!", "phonemes": [[0, 0.05, "SIL"], [0.05, 0.1, "AA1"]]}))
     (tmp_path / "b.align").write_text("0 2500 sil\n2500 5000 blue\n")
@@ -350,10 +420,18 @@ def test_recordings_are_found_with_their_words(tmp_path):
     (tmp_path / ".g.txt").write_text("hidden")
     (deep / "1-2.trans.txt").write_text("1-2-3 IN THE DEEP\n1-2-9 ELSEWHERE\n", encoding="utf-8-sig")
     found = {lesson.path.name: lesson for lesson in train_speech.recordings([tmp_path])}
-    assert {name: lesson.text for name, lesson in found.items()} == {"a.wav": "ah", "b.wav": "blue", "c.WAV": "see you", "d.wav": "dee",
-                                                                     "1-2-3.wav": "in the deep"}
+    assert {name: lesson.text for name, lesson in found.items()} == {
+        "a.wav": "ah",
+        "b.wav": "blue",
+        "c.WAV": "see you",
+        "d.wav": "dee",
+        "1-2-3.wav": "in the deep",
+    }
     assert found["a.wav"].phonemes == [(0, 0.05, "SIL"), (0.05, 0.1, "AA1")] and found["b.wav"].phonemes[1][2] == "B"
-    assert [lesson.text for lesson in train_speech.recordings([tmp_path / "d.wav", tmp_path / "d.wav"])] == ["dee", "dee"]
+    assert [lesson.text for lesson in train_speech.recordings([tmp_path / "d.wav", tmp_path / "d.wav"])] == [
+        "dee",
+        "dee",
+    ]
     with pytest.raises(TalkheadError, match="NAME.txt"):
         train_speech.recordings([tmp_path / "f.wav"])
     with pytest.raises(TalkheadError, match="not found"):
@@ -390,11 +468,15 @@ def learn(spoken, out, steps, **options):
 
 
 def test_letters_and_phonemes_are_learnt(spoken, tmp_path):
-    records = learn(spoken, tmp_path / "speech.pt", 40, augment=False, phoneme_weight=20.0, validation=[spoken], validate_every=20)
+    records = learn(
+        spoken, tmp_path / "speech.pt", 40, augment=False, phoneme_weight=20.0, validation=[spoken], validate_every=20
+    )
     first, last = records[0], records[-1]
     assert last["ctc"] < first["ctc"] / 5 and last["phonemes"] < first["phonemes"] / 2
     heard = features("bundled", tmp_path / "speech.pt")
-    assert train_speech.error_rate(heard.model, train_speech.recordings([spoken])) == min(record["val_cer"] for record in records if "val_cer" in record)
+    assert train_speech.error_rate(heard.model, train_speech.recordings([spoken])) == min(
+        record["val_cer"] for record in records if "val_cer" in record
+    )
 
 
 def test_resumed_training_equals_uninterrupted(spoken, tmp_path):
@@ -423,4 +505,4 @@ def test_phonemes_lie_where_they_are_heard_at_any_speed(spoken):
         assert example.features.shape == (102, 26) and example.phonemes.shape == (51,)
         assert (example.phonemes[:first] == train_speech.PHONEMES.index("SIL")).all()
         assert example.phonemes[first] == train_speech.PHONEMES.index(TONES[lesson.text[0]][1])
-    assert (example.phonemes[round(23 / 0.5):] == -1).all()
+    assert (example.phonemes[round(23 / 0.5) :] == -1).all()

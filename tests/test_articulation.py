@@ -29,15 +29,19 @@ def frames_within(track, start, end):
 
 
 def correlation(a, b, lag):
-    a, b = (a[lag:], b[:len(b) - lag]) if lag >= 0 else (a[:lag], b[-lag:])
+    a, b = (a[lag:], b[: len(b) - lag]) if lag >= 0 else (a[:lag], b[-lag:])
     return np.corrcoef(a, b)[0, 1]
 
 
 # --- phonemes ---
 
+
 def test_closures_are_the_bilabials():
     assert closures([(0, 0.1, "P"), (0.1, 0.2, "AE1"), (0.2, 0.3, "M"), (0.3, 0.4, "F"), (0.4, 0.5, "B")]) == [
-        (0, 0.1), (0.2, 0.3), (0.4, 0.5)]
+        (0, 0.1),
+        (0.2, 0.3),
+        (0.4, 0.5),
+    ]
 
 
 def test_phonemes_return_from_their_file(tmp_path):
@@ -57,9 +61,19 @@ def test_a_file_without_phonemes_is_named(tmp_path, content):
         read_phonemes(tmp_path / "missing.json")
 
 
-@pytest.mark.parametrize("ipa, labels", [
-    ("p", ["P"]), ("ˈeɪ", ["EY1"]), ("ˌɑːɹ", ["AA2", "R"]), ("aɪə", ["AY0", "AH0"]), ("tʃ", ["CH"]), ("", ["SIL"]),
-    ("ʲ", []), ("əl", ["AH0", "L"])])
+@pytest.mark.parametrize(
+    "ipa, labels",
+    [
+        ("p", ["P"]),
+        ("ˈeɪ", ["EY1"]),
+        ("ˌɑːɹ", ["AA2", "R"]),
+        ("aɪə", ["AY0", "AH0"]),
+        ("tʃ", ["CH"]),
+        ("", ["SIL"]),
+        ("ʲ", []),
+        ("əl", ["AH0", "L"]),
+    ],
+)
 def test_ipa_becomes_arpabet(ipa, labels):
     assert articulation._labels(ipa) == labels
 
@@ -83,6 +97,7 @@ def test_sentences_repeat_by_seed_and_differ_otherwise():
 
 # --- tracks ---
 
+
 def test_a_track_is_one_row_a_frame_and_repeats():
     phonemes = timed("HH AH0 L OW1")
     track = track_from_phonemes(phonemes, 40, np.random.default_rng(3))
@@ -96,8 +111,12 @@ def test_a_track_is_one_row_a_frame_and_repeats():
 def test_bilabials_shut_the_mouth_wherever_the_frames_fall(label, length):
     for offset in np.linspace(0, 0.04, 9):
         start = 0.5 + offset
-        phonemes = [(0, 0.3, "SIL"), (0.3, start, "AA1"), (start, start + length, label),
-                    (start + length, start + 0.4, "AA1")]
+        phonemes = [
+            (0, 0.3, "SIL"),
+            (0.3, start, "AA1"),
+            (start, start + length, label),
+            (start + length, start + 0.4, "AA1"),
+        ]
         track = track_from_phonemes(phonemes, 30, np.random.default_rng(0))
         assert (frames_within(track, start - 0.02, start + length + 0.02)[:, 0] == 0).any()
         assert frames_within(track, start + 0.2, start + 0.3)[:, 0].min() > 0.08
@@ -118,8 +137,10 @@ def test_a_long_vowel_reaches_its_own_shape():
 
 
 def test_rounded_sounds_narrow_and_spread_sounds_widen():
-    widths = {label: frames_within(track_from_phonemes(timed(f"{label} {label}"), 40), 0.55, 0.7)[:, 1].mean()
-              for label in ("UW1", "OW1", "W", "SH", "IY1", "S", "EH1")}
+    widths = {
+        label: frames_within(track_from_phonemes(timed(f"{label} {label}"), 40), 0.55, 0.7)[:, 1].mean()
+        for label in ("UW1", "OW1", "W", "SH", "IY1", "S", "EH1")
+    }
     assert all(widths[label] < -0.05 for label in ("UW1", "OW1", "W", "SH"))
     assert all(widths[label] > 0.03 for label in ("IY1", "S", "EH1"))
 
@@ -135,8 +156,9 @@ def test_silence_is_closed_and_quiet_speech_opens_less():
 
 def test_movement_is_smooth_and_no_shout():
     rng = np.random.default_rng(5)
-    labels = [label + "1" if label in articulation.VOWELS else label
-              for label in articulation._VISEMES if label != "SIL"]
+    labels = [
+        label + "1" if label in articulation.VOWELS else label for label in articulation._VISEMES if label != "SIL"
+    ]
     tracks = [track_from_phonemes(timed(" ".join(rng.choice(labels, 30)), 0.09), 90, rng) for _ in range(10)]
     track = np.stack(tracks)
     assert track[..., 0].min() >= 0 and track[..., 0].max() < 0.28 and (track[..., 0] <= 0.20).mean() > 0.9
@@ -153,6 +175,7 @@ def test_a_label_from_another_alphabet_is_named():
 
 
 # --- espeak-ng ---
+
 
 def test_resampling_keeps_what_both_rates_can_hold():
     def sound(time):
@@ -200,13 +223,13 @@ def test_speech_repeats_whatever_was_said_before(utterance):
 def test_phoneme_times_are_those_of_the_sound(utterance):
     level = {}
     for start, end, label in utterance.phonemes:
-        piece = utterance.audio[round(start * 16000):round(end * 16000)]
-        level.setdefault("AEIOU".find(label[0]) >= 0, []).append(np.sqrt(np.mean(piece ** 2)))
+        piece = utterance.audio[round(start * 16000) : round(end * 16000)]
+        level.setdefault("AEIOU".find(label[0]) >= 0, []).append(np.sqrt(np.mean(piece**2)))
     assert np.median(level[True]) > 2 * np.median(level[False])
     for start, _, label in utterance.phonemes:  # /p/ is silent until its burst
         if label == "P":
-            held = utterance.audio[round((start + 0.01) * 16000):round((start + 0.025) * 16000)]
-            assert np.sqrt(np.mean(held ** 2)) < 0.3 * np.median(level[True])
+            held = utterance.audio[round((start + 0.01) * 16000) : round((start + 0.025) * 16000)]
+            assert np.sqrt(np.mean(held**2)) < 0.3 * np.median(level[True])
 
 
 def test_lips_shut_on_every_bilabial_and_move_with_the_sound(utterance):
@@ -235,6 +258,7 @@ def test_what_cannot_be_said_is_one_line(utterance, monkeypatch):
 
 # --- recordings ---
 
+
 def drawn_face(opening, width=0.8, jaw=1.1, scale=50.0, at=(100.0, 90.0)):
     """68 landmarks with the given proportions of the eye distance; only those that matter are placed."""
     face = np.zeros((68, 2))
@@ -254,8 +278,12 @@ def watched(faces_by_frame):
 
 def test_measuring_gives_back_what_was_drawn():
     wave = np.clip(np.sin(np.arange(60) / 5), 0, None)
-    frames, detector = watched([[drawn_face(0.01 + 0.15 * w, 0.8 * (1 - 0.1 * w), 1.1 + 0.2 * w, scale)]
-                                for w, scale in zip(wave, np.linspace(40, 80, 60))])
+    frames, detector = watched(
+        [
+            [drawn_face(0.01 + 0.15 * w, 0.8 * (1 - 0.1 * w), 1.1 + 0.2 * w, scale)]
+            for w, scale in zip(wave, np.linspace(40, 80, 60))
+        ]
+    )
     track = measure(frames, detector)
     assert track.shape == (60, 3) and track.dtype == np.float32
     assert np.abs(track - np.outer(wave, (0.15, -0.1, 0.2))).max() < 0.02
@@ -288,7 +316,10 @@ def test_a_grid_alignment_is_read(tmp_path):
     assert [label for *_, label in phonemes] == ["SIL", "B", "IH1", "N", "SIL", "F", "AO1", "SIL"]
     assert phonemes[0][:2] == (0, 0.5) and phonemes[-1][1] == 2.98 and phonemes[3][1] == 1.0
     assert phonemes[2][1] - phonemes[2][0] == pytest.approx(0.5 * 1.7 / 3.7)  # a vowel is longer than its neighbours
-    for content, what in (("0 10 bin\nx y z", "line 2: wanted start, end and label"), ("0 10 dog", "not in the dictionary: dog; give GRID's own")):
+    for content, what in (
+        ("0 10 bin\nx y z", "line 2: wanted start, end and label"),
+        ("0 10 dog", "not in the dictionary: dog; give GRID's own"),
+    ):
         path.write_text(content)
         with pytest.raises(TalkheadError, match=f"{what}.*, or take the file away to go without words"):
             articulation._read_align(path)
@@ -343,6 +374,7 @@ def test_a_recording_is_measured_once(tmp_path):
 def test_a_grid_talker_moves_as_the_model_does(shared_data):
     pytest.importorskip("mediapipe", reason="needs the extra 'mediapipe'")
     from talkhead import faces
+
     detector = faces.detector("mediapipe", shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task")
     u = recorded(shared_data / "grid_s1" / "video" / "bbal8p.mpg", detector)
     assert u.text == "bin blue at l eight please" and u.speaker == "grid_s1" and len(u.track) == 75

@@ -26,7 +26,11 @@ def toy_model(seed=0, **changes):
 def toy_first(seed=0, heard=(29, 16), begun=True, **changes):
     """A first model that moves faces: it begins at principal components, as training does."""
     torch.manual_seed(seed)
-    model = FirstModel(L, heard, **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes))
+    model = FirstModel(
+        L,
+        heard,
+        **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes),
+    )
     if begun:
         model.begin(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(heard[0]) + 0.5)
     return model.eval()
@@ -46,6 +50,7 @@ def model(request):
 
 # The first model --------------------------------------------------------------------------------------------------------
 
+
 def test_shapes_of_tables_4_1_and_4_2():
     model = FirstModel(12)
     shapes, x = [], torch.zeros(2, 29, 16)
@@ -57,9 +62,15 @@ def test_shapes_of_tables_4_1_and_4_2():
     assert (model.lstm.input_size, model.lstm.hidden_size, model.lstm.num_layers) == (64, 64, 3)
     assert (model.identity.in_features, model.identity.out_features) == (6144, 128)
     assert (model.noise.input_size, model.noise.hidden_size, model.noise.num_layers) == (10, 10, 1)
-    linear = [(layer.in_features, layer.out_features) for layer in [*model.decoder, model.out] if isinstance(layer, torch.nn.Linear)]
+    linear = [
+        (layer.in_features, layer.out_features)
+        for layer in [*model.decoder, model.out]
+        if isinstance(layer, torch.nn.Linear)
+    ]
     assert linear == [(202, 256), (256, 256), (256, 256), (256, 6144)]
-    assert {layer.negative_slope for layer in [*model.audio, *model.decoder] if isinstance(layer, torch.nn.LeakyReLU)} == {0.02}
+    assert {
+        layer.negative_slope for layer in [*model.audio, *model.decoder] if isinstance(layer, torch.nn.LeakyReLU)
+    } == {0.02}
     assert not model.lstm.bidirectional and not model.noise.bidirectional
 
 
@@ -75,9 +86,13 @@ def test_it_begins_at_the_principal_components():
     model, basis = toy_first(begun=False), Basis.fit(torch.randn(30, L, 512), 8)
     model.begin(basis, torch.ones(8), torch.ones(29))
     codes = torch.randn(5, L, 512)
-    torch.testing.assert_close(model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4
+    )
     within = basis.expand(torch.randn(5, 8))
-    torch.testing.assert_close(model.expand(model.out(basis.project(within, centre=False))) / model.length, within, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.expand(model.out(basis.project(within, centre=False))) / model.length, within, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_first_model_equals_a_slow_reading_of_the_tables():
@@ -92,20 +107,29 @@ def test_the_first_model_equals_a_slow_reading_of_the_tables():
     for t in range(3):
         x = (windows[0, t] / weights["feature_spread"][:, None])[None]
         for layer in (0, 2, 4, 6):
-            x = leaky(F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1))
+            x = leaky(
+                F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1)
+            )
         x, heard_state = model.lstm(x.flatten(1)[None], heard_state)
-        murmur, noise_state = model.noise(noise[:, t:t + 1], noise_state)
-        who = linear((identity.flatten() - weights["identity_mean"])[None] / (L * 512) ** 0.5, "identity") / weights["identity_spread"]
+        murmur, noise_state = model.noise(noise[:, t : t + 1], noise_state)
+        who = (
+            linear((identity.flatten() - weights["identity_mean"])[None] / (L * 512) ** 0.5, "identity")
+            / weights["identity_spread"]
+        )
         x = torch.cat([x[0], who, murmur[0]], 1)
         for layer in (0, 2, 4):
             x = leaky(linear(x, f"decoder.{layer}"))
         made.append(linear(x * weights["motion_spread"], "out") / (L * 512) ** 0.5)
-    torch.testing.assert_close(model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_seeds_of_noise_make_different_motions_and_none_makes_one():
     model, identity, windows = toy_first(), torch.randn(L, 512), heard(6, shape=(29, 16))[0].numpy()
-    one, again, other, none = (np.stack(list(displacements(model, windows, identity, seed=seed))) for seed in (1, 1, 2, None))
+    one, again, other, none = (
+        np.stack(list(displacements(model, windows, identity, seed=seed))) for seed in (1, 1, 2, None)
+    )
     assert np.array_equal(one, again) and np.abs(one - other).max() > 1e-4 * np.abs(one).max()
     with torch.no_grad():
         silent = model(torch.from_numpy(windows)[None], identity[None], noise=torch.zeros(1, 6, 3))[0][0].numpy()
@@ -118,17 +142,22 @@ def test_seeds_of_noise_make_different_motions_and_none_makes_one():
 
 # Windows of other features ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("shape", [(12, 28), (29, 16), (768, 16)])
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_either_model_hears_any_features(name, shape):
     small = {"channels": (2, 2, 3, 3), "decoder": 4} if name == "first" else TOY
-    model = build(name, num_ws=L, heard=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}).eval()
+    model = build(
+        name, num_ws=L, heard=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}
+    ).eval()
     assert model(heard(2, shape=shape), torch.randn(1, L, 512))[0].shape == (1, 2, L, 512)
     assert build(**json.loads(json.dumps(model.config))).heard == shape
 
 
 def test_windows_of_other_features_are_refused(model):
-    with pytest.raises(TalkheadError, match=r"windows: have shape \(5, 7\), this speech model takes .* of mfcc; pass the features"):
+    with pytest.raises(
+        TalkheadError, match=r"windows: have shape \(5, 7\), this speech model takes .* of mfcc; pass the features"
+    ):
         next(displacements(model, [np.zeros((5, 7), np.float32)], torch.zeros(L, 512)))
 
 
@@ -155,7 +184,10 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
     assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]
     model.hears = Steps(1).identity
-    with pytest.raises(TalkheadError, match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features"):
+    with pytest.raises(
+        TalkheadError,
+        match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features",
+    ):
         heard_by(model)
     monkeypatch.undo()
     with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
@@ -164,6 +196,7 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
 
 # The second model -------------------------------------------------------------------------------------------------------
 
+
 def test_shapes_of_table_4_3():
     model = SecondModel(18, components=3)
     shapes, x = [], torch.zeros(2, 1, 12, 28)
@@ -171,7 +204,17 @@ def test_shapes_of_table_4_3():
         x = layer(x)
         if not isinstance(layer, (torch.nn.ReLU, torch.nn.Flatten)):
             shapes.append(tuple(x.shape[1:]))
-    assert shapes == [(64, 12, 28), (128, 12, 28), (128, 10, 13), (256, 10, 13), (256, 10, 13), (512, 10, 13), (512, 4, 6), (2048,), (256,)]
+    assert shapes == [
+        (64, 12, 28),
+        (128, 12, 28),
+        (128, 10, 13),
+        (256, 10, 13),
+        (256, 10, 13),
+        (512, 10, 13),
+        (512, 4, 6),
+        (2048,),
+        (256,),
+    ]
     assert (model.lstm.num_layers, model.lstm.hidden_size, model.lstm.bidirectional) == (3, 256, False)
 
 
@@ -222,6 +265,7 @@ def test_forward_equals_a_slow_reading_of_the_tables():
 
 
 # Both -------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_batch_equals_its_members(model):
     identity, windows = torch.randn(3, L, 512), heard(4, 3, shape=model.heard)

@@ -40,7 +40,10 @@ def test_a_reading_finds_what_opens_a_mouth(study):
     openings = rng.random((3, 40))
     wide, narrow = rng.standard_normal((2, 6, 512))
     drift = rng.standard_normal((3, 40)) * 0.1
-    paths = [who + o[:, None, None] * wide + d[:, None, None] * narrow for who, o, d in zip(rng.standard_normal((3, 6, 512)), openings, drift)]
+    paths = [
+        who + o[:, None, None] * wide + d[:, None, None] * narrow
+        for who, o, d in zip(rng.standard_normal((3, 6, 512)), openings, drift)
+    ]
     weights = study.Eye.reading(paths, list(openings))
     assert weights @ wide.ravel() == pytest.approx(1, abs=0.02) and abs(weights @ narrow.ravel()) < 0.1
 
@@ -65,9 +68,18 @@ def test_motion_by_hand(study, eye):
 
 
 def test_means_share_closures_over_all_clips(study):
-    records = [{"correlation": 0.5, "closures": 1, "asked": 4, "stray": 0.5, "nearest": "a"},
-               {"correlation": 0.7, "closures": 0, "asked": 0, "stray": 1.5, "nearest": "b"}]
-    assert study.mean(records) == {"correlation": pytest.approx(0.6), "closures": 0.25, "asked": 4, "stray": 1.0, "kept": 0.5, "clips": 2}
+    records = [
+        {"correlation": 0.5, "closures": 1, "asked": 4, "stray": 0.5, "nearest": "a"},
+        {"correlation": 0.7, "closures": 0, "asked": 0, "stray": 1.5, "nearest": "b"},
+    ]
+    assert study.mean(records) == {
+        "correlation": pytest.approx(0.6),
+        "closures": 0.25,
+        "asked": 4,
+        "stray": 1.0,
+        "kept": 0.5,
+        "clips": 2,
+    }
     assert study.mean(records[1:])["closures"] is None
 
 
@@ -84,22 +96,42 @@ def test_the_script_on_toy_weights(tmp_path, puppet, toy_weights):
         for index in range(speakers):
             for suffix in (".mp4", ".track.npy"):
                 shutil.copy(puppet / f"clips/{index:06d}{suffix}", tmp_path / name / f"{index:06d}{suffix}")
-            files.write_json(tmp_path / name / f"{index:06d}.json", {"speaker": f"s{index}", "donors": [name[:2], str(index % 2)], "phonemes": [[0.0, 0.1, "P"]]})
+            files.write_json(
+                tmp_path / name / f"{index:06d}.json",
+                {"speaker": f"s{index}", "donors": [name[:2], str(index % 2)], "phonemes": [[0.0, 0.1, "P"]]},
+            )
     for name, module in (("talkhead", "-m talkhead"), ("python", "")):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1", "FEATURES": "mfcc",
-        "STEPS": "2", "TRAIN": "--batch 2 --frames 4 --latent-weight 250 --image-frames 0 --hold-out 1",
-        "FIRST": "--channels 4,4,4,4 --lstm 4 --decoder 8 --identity-width 4", "LIMIT": "2", "TUNE_FRAMES": "3", "TUNE_STEPS": "2",
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(EXAMPLES.parent),
+        "OMP_NUM_THREADS": "1",
+        "FEATURES": "mfcc",
+        "STEPS": "2",
+        "TRAIN": "--batch 2 --frames 4 --latent-weight 250 --image-frames 0 --hold-out 1",
+        "FIRST": "--channels 4,4,4,4 --lstm 4 --decoder 8 --identity-width 4",
+        "LIMIT": "2",
+        "TUNE_FRAMES": "3",
+        "TUNE_STEPS": "2",
         "SECOND": "--components 4 --channels 4,4,4,4,4 --hidden 8 --embedding 8 --lstm 8 --decoder 8",
-        "GENERATOR": str(toy_weights / "generator.pt"), "ENCODER": str(toy_weights / "encoder.pt")}
+        "GENERATOR": str(toy_weights / "generator.pt"),
+        "ENCODER": str(toy_weights / "encoder.pt"),
+    }
     line = [EXAMPLES / "audio_study.sh", *(tmp_path / name for name in ("clips", "seen", "unseen", "out"))]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/study.json").read_text())
-    assert found["people"] == 2 and set(found["seen"]) == {"first, mfcc", "second, mfcc"} and found["seen"]["first, mfcc"]["asked"] == 2
-    assert found["unseen"]["second, mfcc"]["stray"] >= 0 and set(found["tuning"]) == {"not tuned", "one frame", "several frames"}
+    assert (
+        found["people"] == 2
+        and set(found["seen"]) == {"first, mfcc", "second, mfcc"}
+        and found["seen"]["first, mfcc"]["asked"] == 2
+    )
+    assert found["unseen"]["second, mfcc"]["stray"] >= 0 and set(found["tuning"]) == {
+        "not tuned",
+        "one frame",
+        "several frames",
+    }
     assert found["seeds"]["first, mfcc"]["whole"] > 0 and len(found["claims"]) == 6
     said = (tmp_path / "out/study.md").read_text()
     assert "| model, features | correlation of the opening |" in said and "## People never seen" in said

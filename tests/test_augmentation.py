@@ -38,10 +38,10 @@ def smooth(side):
 def test_the_wavelet_gives_back_what_was_there_and_stops_the_finest_stripes():
     up, down = (np.array([*taps[:0:-1], *taps]) for taps in (augmentation.UP, augmentation.DOWN))
     both = np.convolve(up, down)
-    assert both[len(both) // 2] == pytest.approx(1) and np.abs(both[len(both) // 2 % 2::2]).sum() == pytest.approx(1)
+    assert both[len(both) // 2] == pytest.approx(1) and np.abs(both[len(both) // 2 % 2 :: 2]).sum() == pytest.approx(1)
     stripes = (-1.0) ** np.arange(17)
     for taps, total in ((up, 2), (down, 1)):
-        assert taps.sum() == pytest.approx(total) and (taps * stripes[:len(taps)]).sum() == pytest.approx(0, abs=1e-9)
+        assert taps.sum() == pytest.approx(total) and (taps * stripes[: len(taps)]).sum() == pytest.approx(0, abs=1e-9)
 
 
 def test_nothing_happens_at_probability_zero():
@@ -75,12 +75,29 @@ def test_whole_pixels_are_exact_and_what_comes_in_is_mirrored_for_ever(across, d
     moved = augment(images, only(jump=[[across / 16 + 0.02, down / 16 - 0.02]]))  # rounded to whole pixels
     wide = np.pad(images.numpy(), ((0, 0), (0, 0), (40, 40), (40, 40)), "reflect")
     top, left = 40 - down, 40 - across
-    np.testing.assert_allclose(moved, wide[:, :, top:top + 16, left:left + 16], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(moved, wide[:, :, top : top + 16, left : left + 16], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("changes", [{"zoom": 0.4}, {"zoom": -0.3}, {"turn": 0.7}, {"stretch": 0.3}, {"drift": [[0.1, -0.07]]},
-                                     {"flip": 1, "quarter_turns": 1, "jump": [[0.1, 0.0]], "zoom": 0.2, "turn": 1.0, "stretch": -0.2,
-                                      "second_turn": -0.4, "drift": [[0.05, 0.1]]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zoom": 0.4},
+        {"zoom": -0.3},
+        {"turn": 0.7},
+        {"stretch": 0.3},
+        {"drift": [[0.1, -0.07]]},
+        {
+            "flip": 1,
+            "quarter_turns": 1,
+            "jump": [[0.1, 0.0]],
+            "zoom": 0.2,
+            "turn": 1.0,
+            "stretch": -0.2,
+            "second_turn": -0.4,
+            "drift": [[0.05, 0.1]],
+        },
+    ],
+)
 def test_geometry_is_what_scipy_makes_of_the_same_steps(changes):
     """Cubic splines, one step after the other written down in the order of the paper, and mirrored edges."""
     side, image = 32, smooth(32)
@@ -96,7 +113,10 @@ def test_geometry_is_what_scipy_makes_of_the_same_steps(changes):
     shift = after @ np.round(np.resize(value["jump"], 2)[::-1] * side) + np.resize(value["drift"], 2)[::-1] * side
     inverse = np.linalg.inv(after @ linear)
     middle = np.full(2, (side - 1) / 2)
-    wanted = [ndimage.affine_transform(channel, inverse, middle - inverse @ (middle + shift), order=5, mode="mirror") for channel in image[0].numpy()]
+    wanted = [
+        ndimage.affine_transform(channel, inverse, middle - inverse @ (middle + shift), order=5, mode="mirror")
+        for channel in image[0].numpy()
+    ]
     difference = augment(image, only(**changes))[0].numpy() - wanted
     assert np.sqrt(np.mean(difference**2)) < 0.03  # of waves whose root mean square is 0.7
     assert np.abs(difference).max() < 0.25  # where the mirror breaks them
@@ -114,8 +134,12 @@ def test_shrinking_does_not_alias():
 
 def test_brightness_and_contrast_are_added_and_multiplied():
     images = noise(2, 3, 4, 4)
-    torch.testing.assert_close(augment(images, only(2, brightness=[[0.25], [-0.5]])), images + torch.tensor([0.25, -0.5]).view(2, 1, 1, 1))
-    torch.testing.assert_close(augment(images, only(2, contrast=[[1.0], [-1.0]])), images * torch.tensor([2, 0.5]).view(2, 1, 1, 1))
+    torch.testing.assert_close(
+        augment(images, only(2, brightness=[[0.25], [-0.5]])), images + torch.tensor([0.25, -0.5]).view(2, 1, 1, 1)
+    )
+    torch.testing.assert_close(
+        augment(images, only(2, contrast=[[1.0], [-1.0]])), images * torch.tensor([2, 0.5]).view(2, 1, 1, 1)
+    )
 
 
 def test_a_negative_mirrors_what_the_colours_have_in_common():
@@ -158,13 +182,25 @@ def test_each_change_happens_with_its_probability_and_spread(p):
     def near(share, wanted):
         assert abs(share - wanted) <= 5 * math.sqrt(max(wanted * (1 - wanted), 1e-4) / count), (share, wanted)
 
-    spread = {"zoom": 0.2, "stretch": 0.2, "drift": 0.125, "brightness": 0.2, "contrast": 0.5, "saturation": 1.0,  # normal
-              "jump": 0.125 / math.sqrt(3), "turn": math.pi / math.sqrt(3), "second_turn": math.pi / math.sqrt(3), "hue": math.pi / math.sqrt(3)}
+    spread = {
+        "zoom": 0.2,
+        "stretch": 0.2,
+        "drift": 0.125,
+        "brightness": 0.2,
+        "contrast": 0.5,
+        "saturation": 1.0,  # normal
+        "jump": 0.125 / math.sqrt(3),
+        "turn": math.pi / math.sqrt(3),
+        "second_turn": math.pi / math.sqrt(3),
+        "hue": math.pi / math.sqrt(3),
+    }
     for name, values in drawn.items():
         assert values.dtype == torch.float64 and values.shape == (count, 2 if name in ("jump", "drift") else 1)
         happened = (values != 0).any(1)
         half = 1 - math.sqrt(1 - p)
-        chance = {"flip": p / 2, "negative": p / 2, "quarter_turns": p * 3 / 4, "turn": half, "second_turn": half}.get(name, p)
+        chance = {"flip": p / 2, "negative": p / 2, "quarter_turns": p * 3 / 4, "turn": half, "second_turn": half}.get(
+            name, p
+        )
         near(happened.double().mean().item(), chance)
         if name in spread:
             assert values[happened].std().item() == pytest.approx(spread[name], rel=0.05), name
@@ -175,8 +211,10 @@ def test_each_change_happens_with_its_probability_and_spread(p):
     for quarter in (1, 2, 3):
         near((drawn["quarter_turns"] == quarter).double().mean().item(), p / 4)
     if p < 1:
-        for matrix, chance in ((augmentation.geometry(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p)**5),
-                               (augmentation.colours(drawn), (1 - p / 2) * (1 - p)**4)):
+        for matrix, chance in (
+            (augmentation.geometry(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
+            (augmentation.colours(drawn), (1 - p / 2) * (1 - p) ** 4),
+        ):
             near((matrix == torch.eye(matrix.shape[-1])).flatten(1).all(1).double().mean().item(), chance)
             flipped = torch.linalg.det(matrix) < 0
             near(flipped.double().mean().item(), p / 2)
@@ -230,8 +268,15 @@ def test_the_probability_follows_the_critic():
     assert p == pytest.approx(1)
 
 
-@pytest.mark.parametrize("augment, p, message", [("sometimes", 0.0, "must be none, ada or fixed"), ("fixed", 1.5, "is a probability"),
-                                                 ("ada", -0.1, "is a probability"), ("none", 0.2, "nothing is augmented")])
+@pytest.mark.parametrize(
+    "augment, p, message",
+    [
+        ("sometimes", 0.0, "must be none, ada or fixed"),
+        ("fixed", 1.5, "is a probability"),
+        ("ada", -0.1, "is a probability"),
+        ("none", 0.2, "nothing is augmented"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(augment, p, message):
     with pytest.raises(TalkheadError, match=message):
         augmentation.check(augment, p)
@@ -265,7 +310,9 @@ def test_jitter_of_a_share_is_its_part_of_the_whole():
     whole = augmentation.jitter(images, 0.8)
     for first in range(2):
         torch.manual_seed(3)
-        assert torch.allclose(augmentation.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6)
+        assert torch.allclose(
+            augmentation.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6
+        )
 
 
 def test_a_jitter_that_is_no_probability_is_refused():

@@ -25,15 +25,30 @@ def generator_file(tmp_path):
     torch.manual_seed(0)
     generator = Generator(8, [4, 4], z_dim=8, w_dim=8, mapping_layers=1)
     path = tmp_path / "g.pt"
-    files.save_weights(path, {"kind": "generator", "config": generator.config, "step": 7, "model": generator.state_dict(),
-                              "training": {"optimizer": {"lr": 1.0}}})
+    files.save_weights(
+        path,
+        {
+            "kind": "generator",
+            "config": generator.config,
+            "step": 7,
+            "model": generator.state_dict(),
+            "training": {"optimizer": {"lr": 1.0}},
+        },
+    )
     return path, generator
 
 
 def save_encoder(path, trained_on):
     encoder = ResNetEncoder(4, width=2, input_size=32, w_dim=8)
-    files.save_weights(path, {"kind": "encoder", "config": {**encoder.config, "generator": trained_on}, "step": 1,
-                              "model": encoder.state_dict()})
+    files.save_weights(
+        path,
+        {
+            "kind": "encoder",
+            "config": {**encoder.config, "generator": trained_on},
+            "step": 1,
+            "model": encoder.state_dict(),
+        },
+    )
     return encoder
 
 
@@ -57,7 +72,11 @@ def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_pat
     assert one.fingerprint == two.fingerprint and next(two.parameters()).dtype == torch.float32
     about = checkpoints.describe(small)
     assert about["kind"] == "generator" and about["precision"] == "float16" and not about["training_state"]
-    assert about["parameters"] == sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in one.state_dict().values())
+    assert (
+        about["parameters"]
+        == sum(value.numel() for value in one.parameters())
+        < sum(value.numel() for value in one.state_dict().values())
+    )
 
 
 def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tmp_path, monkeypatch):
@@ -68,14 +87,21 @@ def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tm
     checkpoints.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
     reads, read = [], checkpoints.read
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "read", lambda path, *more, **options: reads.append(path) or read(path, *more, **options))
+        patch.setattr(
+            checkpoints, "read", lambda path, *more, **options: reads.append(path) or read(path, *more, **options)
+        )
         half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
     assert reads == [tmp_path / "half.pt"]
     torch.testing.assert_close(half(noise, identity)[0], model(noise, identity)[0], atol=1e-2, rtol=1e-2)
     checkpoints.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
-    checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt"))
+    checkpoints.load_video_gan(
+        toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt")
+    )
     encoder.fingerprint = "0123456789abcdef"
-    with pytest.raises(TalkheadError, match=r"video_gan.pt: its basis is of the codes of encoder \w+, not 0123456789abcdef; pass the --encoder"):
+    with pytest.raises(
+        TalkheadError,
+        match=r"video_gan.pt: its basis is of the codes of encoder \w+, not 0123456789abcdef; pass the --encoder",
+    ):
         checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
     generator.lineage = {"fedcba9876543210"}
     with pytest.raises(TalkheadError, match="this video_gan was trained against generator"):
@@ -99,10 +125,20 @@ def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator
     tuned = tmp_path / "tuned.pt"
     with torch.no_grad():
         generator.const.add_(1)
-    files.save_weights(tuned, {"kind": "generator", "config": {**generator.config, "lineage": sorted(parent.lineage)},
-                               "step": 1, "model": generator.state_dict()})
+    files.save_weights(
+        tuned,
+        {
+            "kind": "generator",
+            "config": {**generator.config, "lineage": sorted(parent.lineage)},
+            "step": 1,
+            "model": generator.state_dict(),
+        },
+    )
     child = checkpoints.load_generator(tuned)
-    assert child.fingerprint != parent.fingerprint and checkpoints.load_encoder(tmp_path / "e.pt", child).trained_on == parent.fingerprint
+    assert (
+        child.fingerprint != parent.fingerprint
+        and checkpoints.load_encoder(tmp_path / "e.pt", child).trained_on == parent.fingerprint
+    )
     save_encoder(tmp_path / "stranger.pt", "0123456789abcdef")
     with pytest.raises(TalkheadError, match="trained against generator 0123456789abcdef") as caught:
         checkpoints.load_encoder(tmp_path / "stranger.pt", parent)
@@ -112,19 +148,30 @@ def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator
 def test_a_grown_generator_takes_what_was_trained_for_its_parent(toy_weights, tmp_path):
     parent = checkpoints.load_generator(toy_weights / "generator.pt")
     larger = Generator(32, channels=[8, 8, 8, 4], mapping_layers=2)
-    files.save_weights(tmp_path / "grown.pt", {"kind": "generator", "config": larger.config | {"lineage": sorted(parent.lineage)}, "step": 1,
-                                               "model": larger.state_dict()})
+    files.save_weights(
+        tmp_path / "grown.pt",
+        {
+            "kind": "generator",
+            "config": larger.config | {"lineage": sorted(parent.lineage)},
+            "step": 1,
+            "model": larger.state_dict(),
+        },
+    )
     child = checkpoints.load_generator(tmp_path / "grown.pt")
     image = torch.rand(1, 3, 32, 32)
     small, large = (checkpoints.load_encoder(toy_weights / "encoder.pt", generator) for generator in (parent, child))
     code = large(image)
     torch.testing.assert_close(code, latents.grow(small(image), 8))
     windows = np.random.default_rng(0).standard_normal((3, 12, 28)).astype(np.float32)
-    for model, moved in ((checkpoints.load_audio2latent, lambda model, face: displacements(model, windows, face)),
-                         (checkpoints.load_video_gan, lambda model, face: motion(model, face, 3, 3))):
+    for model, moved in (
+        (checkpoints.load_audio2latent, lambda model, face: displacements(model, windows, face)),
+        (checkpoints.load_video_gan, lambda model, face: motion(model, face, 3, 3)),
+    ):
         path = toy_weights / f"{model.__name__[5:]}.pt"
-        before, after = (np.stack(list(moved(model(path, generator), face)))
-                         for generator, face in ((parent, code[0, :6]), (child, code[0])))
+        before, after = (
+            np.stack(list(moved(model(path, generator), face)))
+            for generator, face in ((parent, code[0, :6]), (child, code[0]))
+        )
         assert after.shape == (3, 8, 512) and np.abs(before).max() > 0
         np.testing.assert_allclose(after, latents.grow(before, 8), atol=1e-6)
         with pytest.raises(TalkheadError, match=r"identity: has shape \(6, 512\), this \w+ model takes \(8, 512\)"):
@@ -135,14 +182,34 @@ def test_what_cannot_follow_a_generator_that_grew_or_shrank(toy_weights, tmp_pat
     parent = checkpoints.load_generator(toy_weights / "generator.pt")
     for name, channels in (("grown", [8, 8, 8, 4]), ("shrunk", [8, 8])):
         other = Generator(2 ** (len(channels) + 1), channels=channels, mapping_layers=2)
-        files.save_weights(tmp_path / f"{name}.pt", {"kind": "generator", "config": other.config | {"lineage": sorted(parent.lineage)}, "step": 1,
-                                                     "model": other.state_dict()})
+        files.save_weights(
+            tmp_path / f"{name}.pt",
+            {
+                "kind": "generator",
+                "config": other.config | {"lineage": sorted(parent.lineage)},
+                "step": 1,
+                "model": other.state_dict(),
+            },
+        )
     psp = PSPEncoder(parent.num_ws, width=4, input_size=32)
-    files.save_weights(tmp_path / "psp.pt", {"kind": "encoder", "config": psp.config | {"generator": parent.fingerprint}, "step": 1, "model": psp.state_dict()})
-    with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has grown to 8, and only encoders of architecture resnet"):
+    files.save_weights(
+        tmp_path / "psp.pt",
+        {
+            "kind": "encoder",
+            "config": psp.config | {"generator": parent.fingerprint},
+            "step": 1,
+            "model": psp.state_dict(),
+        },
+    )
+    with pytest.raises(
+        TalkheadError,
+        match="an encoder of 6 layers, the generator has grown to 8, and only encoders of architecture resnet",
+    ):
         checkpoints.load_encoder(tmp_path / "psp.pt", checkpoints.load_generator(tmp_path / "grown.pt"))
     for load in (checkpoints.load_encoder, checkpoints.load_audio2latent, checkpoints.load_video_gan):
-        with pytest.raises(TalkheadError, match="of 6 layers, the generator has 4; pass the --generator that it belongs to"):
+        with pytest.raises(
+            TalkheadError, match="of 6 layers, the generator has 4; pass the --generator that it belongs to"
+        ):
             load(toy_weights / f"{load.__name__[5:]}.pt", checkpoints.load_generator(tmp_path / "shrunk.pt"))
 
 
@@ -150,8 +217,15 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
     path, generator = generator_file
     with pytest.raises(TalkheadError, match="holds a generator, wanted an encoder"):
         checkpoints.load_encoder(path)
-    files.save_weights(tmp_path / "bad.pt", {"kind": "generator", "config": {**generator.config, "channels": [4, 8]},
-                                             "step": 0, "model": generator.state_dict()})
+    files.save_weights(
+        tmp_path / "bad.pt",
+        {
+            "kind": "generator",
+            "config": {**generator.config, "channels": [4, 8]},
+            "step": 0,
+            "model": generator.state_dict(),
+        },
+    )
     with pytest.raises(TalkheadError, match="bad.pt: channels and the rest do not go together") as caught:
         checkpoints.load_generator(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
@@ -166,9 +240,15 @@ def rosinality_contents(**more):
     """What rosinality's training saves, but for the options in `more`."""
     state = foreign.rosinality_generator(**SMALL)
     other = {name: value + 1 if value.dim() else value for name, value in state.items() if "kernel" not in name}
-    contents = {"g": state | other, "d": foreign.rosinality_discriminator(**SMALL), "g_ema": state,
-                "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}, "d_optim": {"state": {}, "param_groups": []},
-                "args": argparse.Namespace(path="/data/faces", size=16, batch=16, ckpt=None), "ada_aug_p": 0.25}
+    contents = {
+        "g": state | other,
+        "d": foreign.rosinality_discriminator(**SMALL),
+        "g_ema": state,
+        "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]},
+        "d_optim": {"state": {}, "param_groups": []},
+        "args": argparse.Namespace(path="/data/faces", size=16, batch=16, ckpt=None),
+        "ada_aug_p": 0.25,
+    }
     return contents | more
 
 
@@ -178,7 +258,14 @@ class Network(test_pickles.Persistent):
     def __init__(self, state, clamp=None, name=""):
         super().__init__()
         for child in dict.fromkeys(key.partition(".")[0] for key in state if "." in key):
-            self.add_module(child, Network({key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{child}.")}, clamp, child))
+            self.add_module(
+                child,
+                Network(
+                    {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{child}.")},
+                    clamp,
+                    child,
+                ),
+            )
         for key, value in state.items():
             if "." not in key:
                 self.register_buffer(key, value)
@@ -192,7 +279,9 @@ class Network(test_pickles.Persistent):
 def write_nvidia(path, contents):
     """Pickle it; dicts of tensors become modules."""
     with test_pickles.nvidia():
-        contents = {key: Network(value, clamp=256) if key in ("G", "D", "G_ema") else value for key, value in contents.items()}
+        contents = {
+            key: Network(value, clamp=256) if key in ("G", "D", "G_ema") else value for key, value in contents.items()
+        }
         path.write_bytes(pickle.dumps(contents))
 
 
@@ -201,7 +290,11 @@ def write_safetensors(path, state):
     header, data = {}, b""
     for name, tensor in state.items():
         numbers = tensor.contiguous().numpy().tobytes()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(numbers)]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(numbers)],
+        }
         data += numbers
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -220,34 +313,66 @@ def drawn(path, **how):
 
 def test_a_generator_of_rosinalitys_in_every_wrapping_is_the_same(tmp_path, w_avg):
     state = foreign.rosinality_generator(**SMALL)
-    wrappings = {"converted": {"g_ema": state, "latent_avg": w_avg}, "parallel": {"g_ema": {f"module.{name}": value for name, value in state.items()}, "latent_avg": w_avg},
-                 "row": {"g_ema": state, "latent_avg": w_avg[None]}, "training": rosinality_contents(latent_avg=w_avg),
-                 "psp": {"state_dict": {f"decoder.{name}": value for name, value in state.items()}, "latent_avg": w_avg.repeat(6, 1),
-                         "opts": {"dataset_type": "ffhq_encode", "device": "cuda:0"}}}
-    wrappings["compiled"] = {"g_ema": {f"_orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
-    wrappings["compiled in parallel"] = {"g_ema": {f"module._orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
-    wrappings["compiled part"] = {"state_dict": {f"decoder._orig_mod.{name}": value for name, value in state.items()}, "latent_avg": w_avg}
+    wrappings = {
+        "converted": {"g_ema": state, "latent_avg": w_avg},
+        "parallel": {"g_ema": {f"module.{name}": value for name, value in state.items()}, "latent_avg": w_avg},
+        "row": {"g_ema": state, "latent_avg": w_avg[None]},
+        "training": rosinality_contents(latent_avg=w_avg),
+        "psp": {
+            "state_dict": {f"decoder.{name}": value for name, value in state.items()},
+            "latent_avg": w_avg.repeat(6, 1),
+            "opts": {"dataset_type": "ffhq_encode", "device": "cuda:0"},
+        },
+    }
+    wrappings["compiled"] = {
+        "g_ema": {f"_orig_mod.{name}": value for name, value in state.items()},
+        "latent_avg": w_avg,
+    }
+    wrappings["compiled in parallel"] = {
+        "g_ema": {f"module._orig_mod.{name}": value for name, value in state.items()},
+        "latent_avg": w_avg,
+    }
+    wrappings["compiled part"] = {
+        "state_dict": {f"decoder._orig_mod.{name}": value for name, value in state.items()},
+        "latent_avg": w_avg,
+    }
     wrappings["flat"] = state | {"latent_avg": w_avg}
     for name, contents in wrappings.items():
         torch.save(contents, tmp_path / f"{name}.pt")
         torch.save(contents, tmp_path / f"{name}-old.pt", _use_new_zipfile_serialization=False)
-    for name, flat in {"flat": state, "compiled": {f"_orig_mod.{name}": value for name, value in state.items()},
-                       "psp": {f"decoder.{name}": value for name, value in state.items()}}.items():
+    for name, flat in {
+        "flat": state,
+        "compiled": {f"_orig_mod.{name}": value for name, value in state.items()},
+        "psp": {f"decoder.{name}": value for name, value in state.items()},
+    }.items():
         write_safetensors(tmp_path / f"{name}.safetensors", flat | {"latent_avg": w_avg})
     loaded = [checkpoints.load_generator(path) for path in sorted(tmp_path.iterdir())]
     assert len({generator.fingerprint for generator in loaded}) == 1 and len(loaded) == 21
     for generator in loaded:
-        assert generator.config == {"resolution": 16, "channels": [5, 4, 3], "z_dim": 6, "w_dim": 6, "mapping_layers": 2}
-        assert torch.equal(generator.w_avg, w_avg) and torch.equal(generator.convs[4].noise_const, state["noises.noise_4"][0, 0])
+        assert generator.config == {
+            "resolution": 16,
+            "channels": [5, 4, 3],
+            "z_dim": 6,
+            "w_dim": 6,
+            "mapping_layers": 2,
+        }
+        assert torch.equal(generator.w_avg, w_avg) and torch.equal(
+            generator.convs[4].noise_const, state["noises.noise_4"][0, 0]
+        )
         assert not generator.training and generator.lineage == {generator.fingerprint}
 
 
 def test_what_a_file_lacks_is_made_again_and_said(tmp_path):
-    state = {name: value for name, value in foreign.rosinality_generator(**SMALL).items() if not name.startswith("noises")}
+    state = {
+        name: value for name, value in foreign.rosinality_generator(**SMALL).items() if not name.startswith("noises")
+    }
     torch.save({"g_ema": state}, tmp_path / "bare.pt")
     with pytest.warns(UserWarning) as said:
         generator, again = (checkpoints.load_generator(tmp_path / "bare.pt") for _ in range(2))
-    assert [str(warning.message).split(": ")[1].split(";")[0] for warning in said][:2] == ["does not record the mean of W", "has no noise pictures"]
+    assert [str(warning.message).split(": ")[1].split(";")[0] for warning in said][:2] == [
+        "does not record the mean of W",
+        "has no noise pictures",
+    ]
     assert generator.fingerprint == again.fingerprint
     z = torch.randn(20000, 6, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(generator.w_avg, generator.mapping(z)[:, 0].mean(0), atol=0.05)
@@ -258,12 +383,24 @@ def test_what_a_file_lacks_is_made_again_and_said(tmp_path):
 
 def test_nvidias_pickle_and_the_tuned_generator_of_pti(tmp_path):
     main = foreign.nvidia_generator(**foreign.NVIDIA)
-    write_nvidia(tmp_path / "net.pkl", {"G_ema": main, "G": main | {"mapping.w_avg": main["mapping.w_avg"] + 1}, "augment_pipe": None,
-                                        "D": foreign.nvidia_discriminator(**foreign.NVIDIA), "training_set_kwargs": {"path": "ffhq.zip"}})
+    write_nvidia(
+        tmp_path / "net.pkl",
+        {
+            "G_ema": main,
+            "G": main | {"mapping.w_avg": main["mapping.w_avg"] + 1},
+            "augment_pipe": None,
+            "D": foreign.nvidia_discriminator(**foreign.NVIDIA),
+            "training_set_kwargs": {"path": "ffhq.zip"},
+        },
+    )
     with test_pickles.nvidia():
         torch.save(Network(main, clamp=256), tmp_path / "tuned.pt")
     network, tuned = checkpoints.load_generator(tmp_path / "net.pkl"), checkpoints.load_generator(tmp_path / "tuned.pt")
-    assert network.config["clamp"] == 256 and network.config["mapping_layers"] == 3 and network.fingerprint == tuned.fingerprint
+    assert (
+        network.config["clamp"] == 256
+        and network.config["mapping_layers"] == 3
+        and network.fingerprint == tuned.fingerprint
+    )
     assert torch.equal(network.w_avg, main["mapping.w_avg"])
     training = checkpoints.read(tmp_path / "net.pkl")["training"]
     assert torch.equal(training["generator"]["w_avg"], network.w_avg + 1) and "from_rgb" in training["discriminator"]
@@ -294,15 +431,28 @@ def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
     for network in networks:
         network.w_avg.normal_()
     critic = Discriminator(16, [8, 8, 4])
-    state, fast, judge = ({name: value.half() if half else value for name, value in network.state_dict().items()} for network in (*networks, critic))
-    files.save_weights(tmp_path / "0.pt", {"kind": "generator", "config": {**networks[0].config, "lineage": ["0123456789abcdef"]}, "step": 7,
-                                           "model": state, "training": {"generator": fast, "discriminator": judge}})
+    state, fast, judge = (
+        {name: value.half() if half else value for name, value in network.state_dict().items()}
+        for network in (*networks, critic)
+    )
+    files.save_weights(
+        tmp_path / "0.pt",
+        {
+            "kind": "generator",
+            "config": {**networks[0].config, "lineage": ["0123456789abcdef"]},
+            "step": 7,
+            "model": state,
+            "training": {"generator": fast, "discriminator": judge},
+        },
+    )
     with pytest.warns(UserWarning, match="rosinality's code makes no generator of the channels"):
         checkpoints.convert(tmp_path / "0.pt", tmp_path / "1.pt", "rosinality")
     checkpoints.convert(tmp_path / "1.pt", tmp_path / "2.pt", "nvidia")
     checkpoints.convert(tmp_path / "2.pt", tmp_path / "3.pt")
     before, after = (files.load_weights(tmp_path / name) for name in ("0.pt", "3.pt"))
-    assert {key: after[key] for key in ("kind", "config", "step")} == {key: before[key] for key in ("kind", "config", "step")}
+    assert {key: after[key] for key in ("kind", "config", "step")} == {
+        key: before[key] for key in ("kind", "config", "step")
+    }
     same(after["model"], before["model"])
     for name in ("generator", "discriminator"):
         same(after["training"][name], before["training"][name])
@@ -330,23 +480,43 @@ def test_what_is_written_for_others_is_in_their_layout(tmp_path, w_avg):
     same(back["D"], foreign.nvidia_discriminator(**foreign.NVIDIA))
     widths = {"channel_base": 128, "channel_max": 32, "num_fp16_res": 0, "conv_clamp": 256}
     assert back["kwargs"] == {
-        "G": {"z_dim": 24, "c_dim": 0, "w_dim": 32, "img_resolution": 32, "img_channels": 3, "mapping_kwargs": {"num_layers": 3}, "synthesis_kwargs": widths},
-        "D": {"c_dim": 0, "img_resolution": 32, "img_channels": 3, **widths}}
-    assert checkpoints.load_generator(tmp_path / "n.pt").fingerprint == checkpoints.load_generator(tmp_path / "n.pkl").fingerprint
+        "G": {
+            "z_dim": 24,
+            "c_dim": 0,
+            "w_dim": 32,
+            "img_resolution": 32,
+            "img_channels": 3,
+            "mapping_kwargs": {"num_layers": 3},
+            "synthesis_kwargs": widths,
+        },
+        "D": {"c_dim": 0, "img_resolution": 32, "img_channels": 3, **widths},
+    }
+    assert (
+        checkpoints.load_generator(tmp_path / "n.pt").fingerprint
+        == checkpoints.load_generator(tmp_path / "n.pkl").fingerprint
+    )
 
 
 def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
     torch.save(rosinality_contents(latent_avg=w_avg), tmp_path / "r.pt")
     about = checkpoints.describe(tmp_path / "r.pt")
     json.dumps(about)
-    assert about["format"] == "rosinality" and about["kind"] == "generator" and about["resolution"] == 16 and about["num_ws"] == 6
+    assert (
+        about["format"] == "rosinality"
+        and about["kind"] == "generator"
+        and about["resolution"] == 16
+        and about["num_ws"] == 6
+    )
     assert about["precision"] == "float32" and about["w_avg"] == about["noise"] == "recorded"
     assert about["discriminator"] and about["training_copy"] and about["optimizer"] and about["training_state"]
     assert about["trained_with"] == {"path": "/data/faces", "size": 16, "batch": 16, "ckpt": None}
-    assert about["parameters"] == sum(value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").parameters())
+    assert about["parameters"] == sum(
+        value.numel() for value in checkpoints.load_generator(tmp_path / "r.pt").parameters()
+    )
 
 
 # pSp -----------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def psp_file(tmp_path):
@@ -356,7 +526,13 @@ def psp_file(tmp_path):
     decoder = foreign.rosinality_generator(16, 16, (4, 4, 4), 1)
     state = {f"encoder.{name}": value for name, value in encoder.state_dict().items() if name != "w_avg"}
     state |= {f"decoder.{name}": value for name, value in decoder.items()} | {"face_pool.x": torch.zeros(1)}
-    opts = {"encoder_type": "GradualStyleEncoder", "dataset_type": "ffhq_encode", "output_size": 16, "start_from_latent_avg": True, "device": "cuda:0"}
+    opts = {
+        "encoder_type": "GradualStyleEncoder",
+        "dataset_type": "ffhq_encode",
+        "output_size": 16,
+        "start_from_latent_avg": True,
+        "device": "cuda:0",
+    }
     latent_avg = torch.randn(16)
     torch.save({"state_dict": state, "opts": opts, "latent_avg": latent_avg.repeat(6, 1)}, tmp_path / "psp.pt")
     return tmp_path / "psp.pt", encoder.eval(), latent_avg
@@ -372,7 +548,12 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
     assert torch.allclose(loaded(images), encoder(images) + latent_avg, atol=1e-5) and loaded.trained_on is None
     about = checkpoints.describe(path)
     json.dumps(about)
-    assert about["format"] == "psp" and about["kind"] == "generator" and about["encoder"]["kind"] == "encoder" and about["encoder"]["num_ws"] == 6
+    assert (
+        about["format"] == "psp"
+        and about["kind"] == "generator"
+        and about["encoder"]["kind"] == "encoder"
+        and about["encoder"]["num_ws"] == 6
+    )
     assert about["trained_with"]["dataset_type"] == "ffhq_encode"
     with pytest.raises(TalkheadError, match="holds a generator and an encoder; take one out"):
         checkpoints.convert(path, tmp_path / "x.pt")
@@ -381,7 +562,9 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
     with pytest.raises(TalkheadError, match="holds an encoder; only a generator can be written for nvidia"):
         checkpoints.convert(path, tmp_path / "x.pt", "nvidia", "encoder")
     other = Generator(32, [4, 4, 4, 4], z_dim=16, w_dim=16, mapping_layers=1)
-    files.save_weights(tmp_path / "other.pt", {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()})
+    files.save_weights(
+        tmp_path / "other.pt", {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}
+    )
     with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has 8"):
         checkpoints.load_encoder(path, checkpoints.load_generator(tmp_path / "other.pt"))
 
@@ -418,7 +601,10 @@ def test_foreign_weights_are_exported_too(psp_file, tmp_path, w_avg):
     torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
     checkpoints.export(tmp_path / "r.pt", tmp_path / "small.pt")
     assert checkpoints.describe(tmp_path / "small.pt")["precision"] == "float16"
-    assert checkpoints.load_generator(tmp_path / "small.pt").fingerprint == checkpoints.load_generator(tmp_path / "r.pt").fingerprint
+    assert (
+        checkpoints.load_generator(tmp_path / "small.pt").fingerprint
+        == checkpoints.load_generator(tmp_path / "r.pt").fingerprint
+    )
     with pytest.raises(TalkheadError, match="take one out with talkhead weights convert --part"):
         checkpoints.export(psp_file[0], tmp_path / "x.pt")
 
@@ -427,28 +613,54 @@ def test_converting_onto_itself(tmp_path, w_avg):
     torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
     before = drawn(tmp_path / "r.pt")
     checkpoints.convert(tmp_path / "r.pt", tmp_path / "r.pt")
-    assert files.load_weights(tmp_path / "r.pt", kind="generator")["step"] == 0 and torch.equal(drawn(tmp_path / "r.pt"), before)
+    assert files.load_weights(tmp_path / "r.pt", kind="generator")["step"] == 0 and torch.equal(
+        drawn(tmp_path / "r.pt"), before
+    )
 
 
 # What is none ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("contents, message", [
-    ({"body.0.res_layer.1.weight": torch.zeros(1)}, "holds IR-SE-50, which recognises faces"),
-    ({"features.0.weight": torch.zeros(1)}, "holds a classifier such as VGG"),
-    ({"lin0.model.1.weight": torch.zeros(1)}, "holds the linear layers of LPIPS"),
-    ({"weight": torch.zeros(1)}, r"holds unknown weights \(weight, …\)"),
-    ({"epoch": 3}, "holds no weights"),
-    (torch.zeros(2), "holds a Tensor"),
-    ({"g_ema": {}}, "has no convs.0.0.weight: not a StyleGAN2"),
-    ({"g_ema": foreign.rosinality_discriminator(**SMALL)}, "holds a discriminator in the generator's place"),
-    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"to_rgbs.1.conv.weight": torch.zeros(1, 3)}}, "not a StyleGAN2's"),
-    ({"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}}, "config and weights do not make a generator"),
-    ({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": 3}, "its latent_avg is not a latent"),
-    ({"kind": "generator", "config": {"resolution": torch.zeros(2)}, "step": 0, "model": Generator(8, [2, 2]).state_dict()}, "resolution and the rest do not"),
-    ({"kind": "generator", "config": {}, "step": 0, "model": {"const": 3}}, "model and the rest do not go together"),
-    ({"kind": "generator", "config": {}, "step": 0, "model": {"const": torch.zeros(1)}}, "convs.0.conv.affine.weight is missing"),
-    ({"g_ema": {"weight": print}}, "refers to builtins.print|refers to __builtin__.print"),
-])
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ({"body.0.res_layer.1.weight": torch.zeros(1)}, "holds IR-SE-50, which recognises faces"),
+        ({"features.0.weight": torch.zeros(1)}, "holds a classifier such as VGG"),
+        ({"lin0.model.1.weight": torch.zeros(1)}, "holds the linear layers of LPIPS"),
+        ({"weight": torch.zeros(1)}, r"holds unknown weights \(weight, …\)"),
+        ({"epoch": 3}, "holds no weights"),
+        (torch.zeros(2), "holds a Tensor"),
+        ({"g_ema": {}}, "has no convs.0.0.weight: not a StyleGAN2"),
+        ({"g_ema": foreign.rosinality_discriminator(**SMALL)}, "holds a discriminator in the generator's place"),
+        (
+            {"g_ema": foreign.rosinality_generator(**SMALL) | {"to_rgbs.1.conv.weight": torch.zeros(1, 3)}},
+            "not a StyleGAN2's",
+        ),
+        (
+            {"g_ema": foreign.rosinality_generator(**SMALL) | {"convs.3.activate.bias": torch.zeros(7)}},
+            "config and weights do not make a generator",
+        ),
+        ({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": 3}, "its latent_avg is not a latent"),
+        (
+            {
+                "kind": "generator",
+                "config": {"resolution": torch.zeros(2)},
+                "step": 0,
+                "model": Generator(8, [2, 2]).state_dict(),
+            },
+            "resolution and the rest do not",
+        ),
+        (
+            {"kind": "generator", "config": {}, "step": 0, "model": {"const": 3}},
+            "model and the rest do not go together",
+        ),
+        (
+            {"kind": "generator", "config": {}, "step": 0, "model": {"const": torch.zeros(1)}},
+            "convs.0.conv.affine.weight is missing",
+        ),
+        ({"g_ema": {"weight": print}}, "refers to builtins.print|refers to __builtin__.print"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_no_generator_is_refused_in_one_line(tmp_path, contents, message):
     torch.save(contents, tmp_path / "x.pt")
@@ -457,10 +669,16 @@ def test_what_is_no_generator_is_refused_in_one_line(tmp_path, contents, message
     assert str(caught.value).startswith(f"{tmp_path / 'x.pt'}: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("data, message", [
-    (None, "is a folder; name a file"), (b"", "empty"), (b"<!DOCTYPE html><title>Google Drive", "a web page"), (b"hello", "neither a pickle"),
-    (b"PK\x03\x04 and no more", "damaged"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (None, "is a folder; name a file"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><title>Google Drive", "a web page"),
+        (b"hello", "neither a pickle"),
+        (b"PK\x03\x04 and no more", "damaged"),
+    ],
+)
 def test_a_file_that_is_not_weights_is_refused_in_one_line(tmp_path, data, message):
     path = tmp_path / "x.pt"
     path.mkdir() if data is None else path.write_bytes(data)
@@ -483,15 +701,24 @@ def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
                 again.writestr(part, b"")
 
     zipped("stored.pt", zipfile.ZIP_STORED)
-    assert checkpoints.load_generator(tmp_path / "stored.pt").fingerprint == checkpoints.load_generator(tmp_path / "x.pt").fingerprint
+    assert (
+        checkpoints.load_generator(tmp_path / "stored.pt").fingerprint
+        == checkpoints.load_generator(tmp_path / "x.pt").fingerprint
+    )
     zipped("packed.pt", zipfile.ZIP_DEFLATED)
     zipped("flat.pt", zipfile.ZIP_STORED, folder=False)
     zipped("mac.pt", zipfile.ZIP_STORED, more=["__MACOSX/._data.pkl"])
     with zipfile.ZipFile(tmp_path / "around.pt", "w", zipfile.ZIP_DEFLATED) as around:
         around.write(tmp_path / "x.pt", "x.pt")
-    for name, message in (("packed", "was unpacked and zipped again, with compression, which torch does not read; take the original file, or pack its folder"),
-                          ("flat", "was unpacked and zipped again, not as one folder, which torch does not read; take the original"),
-                          ("mac", "was unpacked and zipped again, not as one folder"), ("around", "a zip archive that torch.save did not write; unpack it")):
+    for name, message in (
+        (
+            "packed",
+            "was unpacked and zipped again, with compression, which torch does not read; take the original file, or pack its folder",
+        ),
+        ("flat", "was unpacked and zipped again, not as one folder, which torch does not read; take the original"),
+        ("mac", "was unpacked and zipped again, not as one folder"),
+        ("around", "a zip archive that torch.save did not write; unpack it"),
+    ):
         with pytest.raises(TalkheadError, match=f"^{tmp_path}/{name}.pt: {message}"):
             checkpoints.load_generator(tmp_path / f"{name}.pt")
 
@@ -502,8 +729,15 @@ def test_weights_that_are_not_finite_are_named(tmp_path, generator_file, value):
     total = len(weights["model"])
     weights["model"]["convs.0.bias"] = torch.full_like(weights["model"]["convs.0.bias"], value)
     files.save_weights(tmp_path / "bad.pt", weights)
-    for open_it in (checkpoints.load_generator, checkpoints.read, lambda path: checkpoints.export(path, tmp_path / "out.pt")):
-        with pytest.raises(TalkheadError, match=f"bad.pt: 1 of its {total} tensors hold NaN or infinity, convs.0.bias first: its training diverged"):
+    for open_it in (
+        checkpoints.load_generator,
+        checkpoints.read,
+        lambda path: checkpoints.export(path, tmp_path / "out.pt"),
+    ):
+        with pytest.raises(
+            TalkheadError,
+            match=f"bad.pt: 1 of its {total} tensors hold NaN or infinity, convs.0.bias first: its training diverged",
+        ):
             open_it(tmp_path / "bad.pt")
     assert checkpoints.describe(tmp_path / "bad.pt")["kind"] == "generator" and not (tmp_path / "out.pt").exists()
 
@@ -522,14 +756,21 @@ def test_weights_list_counts_parameters_as_metrics_does():
     from talkhead import acoustics, evaluation
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
-    encoder, second = (load(checkpoints.bundled(kind), generator) for load, kind in
-                       ((checkpoints.load_encoder, "encoder"), (checkpoints.load_audio2latent, "audio2latent")))
+    encoder, second = (
+        load(checkpoints.bundled(kind), generator)
+        for load, kind in ((checkpoints.load_encoder, "encoder"), (checkpoints.load_audio2latent, "audio2latent"))
+    )
     counts = evaluation.network_speed(generator, encoder, second, seconds=0.2)["parameters"]
     for kind in ("generator", "encoder", "audio2latent"):
         assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == counts[kind], kind
-    for kind, network in (("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))), ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
-                          ("speech", acoustics.load(checkpoints.bundled("speech")))):
-        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(value.numel() for value in network.parameters()), kind
+    for kind, network in (
+        ("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))),
+        ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
+        ("speech", acoustics.load(checkpoints.bundled("speech"))),
+    ):
+        assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(
+            value.numel() for value in network.parameters()
+        ), kind
 
 
 @pytest.mark.parametrize("to", ["rosinality", "nvidia"])

@@ -85,7 +85,9 @@ def films(tmp_path):
 def same(one, two):
     """Whether two sets of images give the same batches, over more than an epoch, to the bit."""
     assert len(one) == len(two) and one.names == two.names
-    return all(torch.equal(one.batch(step, 4, seed=5, flip=True), two.batch(step, 4, seed=5, flip=True)) for step in range(5))
+    return all(
+        torch.equal(one.batch(step, 4, seed=5, flip=True), two.batch(step, 4, seed=5, flip=True)) for step in range(5)
+    )
 
 
 @pytest.mark.parametrize("size", [16, 8])
@@ -110,7 +112,9 @@ def test_packed_frames_among_clips_and_packed_again(films, tmp_path):
     sources = [tmp_path / "other", whole, tmp_path / "faces"]
     assert same(clips, datasets.Images(sources, 16)) and len(clips) == 18
     assert same(clips, datasets.Images([packed(sources, tmp_path / "q.npy", 16)], 16))
-    assert same(datasets.Images(sources, 16, 2, 7), datasets.Images([packed(sources, tmp_path / "q.npy", 16, 2, 7)], 16))
+    assert same(
+        datasets.Images(sources, 16, 2, 7), datasets.Images([packed(sources, tmp_path / "q.npy", 16, 2, 7)], 16)
+    )
     assert {Path(name).name for name in clips.names} == {"a.mp4", "c.mp4", "e.mp4", "f.png"}
 
 
@@ -129,8 +133,10 @@ def test_beside_packed_frames_it_is_told_where_they_came_from(films, tmp_path):
     assert [record.get("frames") for record in records] == [6, None, 5, None]
     about = files.read_json(tmp_path / "p.json")
     assert about["frames"] == 11 and about["size"] == 8
-    assert about["sources"] == [{"file": str(films / "a.mp4"), "frames": 6, "side": 16, "kind": "film"},
-                                {"file": str(films / "c.mp4"), "frames": 5, "side": 16, "kind": "film"}]
+    assert about["sources"] == [
+        {"file": str(films / "a.mp4"), "frames": 6, "side": 16, "kind": "film"},
+        {"file": str(films / "c.mp4"), "frames": 5, "side": 16, "kind": "film"},
+    ]
     assert about["left_out"] == [records[1]["left_out"], records[3]["left_out"]]
     assert "b.mp4: cut short" in about["left_out"][0] or "b.mp4: damaged" in about["left_out"][0]
     assert datasets.Images([films], 8).skipped == about["left_out"]
@@ -144,20 +150,27 @@ def test_packed_frames_need_nothing_beside_them(tmp_path):
     assert warned(images) == []  # what nobody knows is nothing to warn of
 
 
-@pytest.mark.parametrize("array, beside, message", [
-    (np.zeros((5, 8, 8, 3)), None, r"p.npy: holds float64 \(5, 8, 8, 3\), wanted uint8"),
-    (np.zeros((5, 8, 9, 3), np.uint8), None, r"holds uint8 \(5, 8, 9, 3\), wanted uint8 \(frames, size, size, 3\)"),
-    (np.zeros((5, 8, 8), np.uint8), None, r"holds uint8 \(5, 8, 8\), wanted"),
-    (np.zeros((0, 8, 8, 3), np.uint8), None, r"holds uint8 \(0, 8, 8, 3\), wanted|damaged or cut short"),
-    (np.array([{}]), None, "p.npy: holds objects"),
-    (b"", None, "p.npy: empty"),
-    (b"\x93NUMPY\x01\x00v\x00{'descr'", None, "p.npy: damaged or cut short"),
-    (b"text", None, "p.npy: not a .npy array"),
-    (np.zeros((5, 8, 8, 3), np.uint8), "{", "p.json: not JSON"),
-    (np.zeros((5, 8, 8, 3), np.uint8), '{"speaker": "s1"}', "p.json: does not tell of packed frames"),
-    (np.zeros((5, 8, 8, 3), np.uint8), "[1]", "p.json: holds no JSON object"),
-    (np.zeros((5, 8, 8, 3), np.uint8), '{"sources": [{"file": "a", "frames": 4, "side": 8, "kind": "film"}]}', "holds 5 frames, but the .json .* of 4"),
-])
+@pytest.mark.parametrize(
+    "array, beside, message",
+    [
+        (np.zeros((5, 8, 8, 3)), None, r"p.npy: holds float64 \(5, 8, 8, 3\), wanted uint8"),
+        (np.zeros((5, 8, 9, 3), np.uint8), None, r"holds uint8 \(5, 8, 9, 3\), wanted uint8 \(frames, size, size, 3\)"),
+        (np.zeros((5, 8, 8), np.uint8), None, r"holds uint8 \(5, 8, 8\), wanted"),
+        (np.zeros((0, 8, 8, 3), np.uint8), None, r"holds uint8 \(0, 8, 8, 3\), wanted|damaged or cut short"),
+        (np.array([{}]), None, "p.npy: holds objects"),
+        (b"", None, "p.npy: empty"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", None, "p.npy: damaged or cut short"),
+        (b"text", None, "p.npy: not a .npy array"),
+        (np.zeros((5, 8, 8, 3), np.uint8), "{", "p.json: not JSON"),
+        (np.zeros((5, 8, 8, 3), np.uint8), '{"speaker": "s1"}', "p.json: does not tell of packed frames"),
+        (np.zeros((5, 8, 8, 3), np.uint8), "[1]", "p.json: holds no JSON object"),
+        (
+            np.zeros((5, 8, 8, 3), np.uint8),
+            '{"sources": [{"file": "a", "frames": 4, "side": 8, "kind": "film"}]}',
+            "holds 5 frames, but the .json .* of 4",
+        ),
+    ],
+)
 def test_packed_files_that_are_none_are_refused_in_one_line(tmp_path, array, beside, message):
     pictures(tmp_path / "faces")
     if isinstance(array, bytes):
@@ -179,8 +192,11 @@ def test_packed_file_that_was_cut_is_refused(films, tmp_path):
 
 
 def test_nothing_is_packed_of_nothing(films, tmp_path):
-    for sources, output, message in [([films / "d.mp4"], "p.npy", "no frames to train on .*d.mp4: not a video"), ([films], "p.mp4", "end the name in .npy"),
-                                     ([films], "no/p.npy", "its folder does not exist")]:
+    for sources, output, message in [
+        ([films / "d.mp4"], "p.npy", "no frames to train on .*d.mp4: not a video"),
+        ([films], "p.mp4", "end the name in .npy"),
+        ([films], "no/p.npy", "its folder does not exist"),
+    ]:
         with pytest.raises(TalkheadError, match=message):
             packed(sources, tmp_path / output, 8)
     assert os.listdir(tmp_path) == ["films"]
@@ -190,10 +206,12 @@ def test_memory_is_flat_while_frames_are_packed(tmp_path):
     """Ten times the frames, 12 MB more of them, take no more memory."""
     for count in (50, 500):
         clip(tmp_path / f"{count}.mp4", count, 96)
-    script = ("import resource, sys; from talkhead import datasets\n"
-              "for count in (50, 500):\n"
-              "    list(datasets.pack([f'{sys.argv[1]}/{count}.mp4'], sys.argv[1] + '/p.npy', 96))\n"
-              "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n")
+    script = (
+        "import resource, sys; from talkhead import datasets\n"
+        "for count in (50, 500):\n"
+        "    list(datasets.pack([f'{sys.argv[1]}/{count}.mp4'], sys.argv[1] + '/p.npy', 96))\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+    )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
     short, long = map(float, done.stdout.split())
     assert long < short + 4  # MiB
@@ -205,7 +223,9 @@ def test_frames_of_several_sizes_are_counted_and_said(tmp_path, recwarn):
     datasets.Images([tmp_path / "films"], 32)
     assert not recwarn
     clip(tmp_path / "films" / "c.mp4", 3, 64)
-    wanted = "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) get blurred when enlarged"
+    wanted = (
+        "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) get blurred when enlarged"
+    )
     with pytest.warns(UserWarning) as said:
         datasets.Images([tmp_path / "films"], 32)
     assert [str(warning.message) for warning in said] == [wanted]
@@ -222,7 +242,9 @@ def stills(folder, count=4):
     """Pictures of nothing in common."""
     folder.mkdir()
     for index in range(count):
-        files.write_image(folder / f"{index}.png", np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        files.write_image(
+            folder / f"{index}.png", np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        )
     return folder
 
 
@@ -252,17 +274,34 @@ def warned(images):
 def test_films_and_still_pictures_are_not_to_be_mixed(tmp_path):
     film = tmp_path / "film.mp4"
     clip(film)
-    kinds = {"film": film, "stills": stills(tmp_path / "stills"), "moments": moments(tmp_path / "moments"), "extracted": extracted(tmp_path / "extracted"),
-             "one": tmp_path / "stills" / "0.png"}
-    for names, counts in {("film",): None, ("stills",): None, ("moments",): None, ("extracted",): None, ("one",): None, ("stills", "moments"): None,
-                          ("film", "moments", "extracted"): None, ("film", "stills"): (6, 4), ("stills", "extracted"): (6, 4),
-                          ("film", "one", "extracted", "moments"): (12, 1)}.items():
+    kinds = {
+        "film": film,
+        "stills": stills(tmp_path / "stills"),
+        "moments": moments(tmp_path / "moments"),
+        "extracted": extracted(tmp_path / "extracted"),
+        "one": tmp_path / "stills" / "0.png",
+    }
+    for names, counts in {
+        ("film",): None,
+        ("stills",): None,
+        ("moments",): None,
+        ("extracted",): None,
+        ("one",): None,
+        ("stills", "moments"): None,
+        ("film", "moments", "extracted"): None,
+        ("film", "stills"): (6, 4),
+        ("stills", "extracted"): (6, 4),
+        ("film", "one", "extracted", "moments"): (12, 1),
+    }.items():
         sources = [kinds[name] for name in names]
         for images in (datasets.Images(sources, 16), datasets.Images([packed(sources, tmp_path / "p.npy", 16)], 16)):
             said = warned(images)
             assert len(said) == (counts is not None), (names, said)
             if counts:
-                assert f"films ({counts[0]} frames) and still pictures ({counts[1]}) are mixed" in said[0] and "\n" not in said[0]
+                assert (
+                    f"films ({counts[0]} frames) and still pictures ({counts[1]}) are mixed" in said[0]
+                    and "\n" not in said[0]
+                )
 
 
 def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(films, tmp_path, monkeypatch):
@@ -297,11 +336,13 @@ def test_images_take_no_more_memory_than_their_bytes(tmp_path):
     clip(tmp_path / "a.mp4", 800, 96)
     packed([tmp_path / "a.mp4"], tmp_path / "p.npy", 64)
     clip(tmp_path / "b.mp4", 20, 96)
-    script = ("import sys; from talkhead import datasets\n"
-              "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 2**20\n"
-              "first = datasets.Images([sys.argv[1] + '/b.mp4'], 64)\n"
-              "for name in ('p.npy', 'a.mp4'):\n"
-              "    before = resident(); images = datasets.Images([f'{sys.argv[1]}/{name}'], 64); print(resident() - before)\n")
+    script = (
+        "import sys; from talkhead import datasets\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 2**20\n"
+        "first = datasets.Images([sys.argv[1] + '/b.mp4'], 64)\n"
+        "for name in ('p.npy', 'a.mp4'):\n"
+        "    before = resident(); images = datasets.Images([f'{sys.argv[1]}/{name}'], 64); print(resident() - before)\n"
+    )
     if not Path("/proc/self/statm").exists():
         pytest.skip("no /proc on this system")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)

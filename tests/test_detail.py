@@ -69,8 +69,8 @@ def test_the_photo_opens_its_mouth_as_far_as_the_render(face, points):
     target, lids = detail.transfer(points, points, wide)
     assert gap_of(target) == pytest.approx(gap_of(wide), abs=1e-3)
     assert not lids.any()
-    upper = frame[:int(points[places(105)][1] * len(face))]
-    np.testing.assert_array_equal(upper, face[:len(upper)])
+    upper = frame[: int(points[places(105)][1] * len(face))]
+    np.testing.assert_array_equal(upper, face[: len(upper)])
 
 
 def test_shut_lips_of_a_render_shut_a_smile_with_teeth(points):
@@ -93,7 +93,10 @@ def test_a_lower_lip_does_not_pass_a_chin_that_is_read_as_still(points):
     assert target[places(17)][1] == pytest.approx(wide[places(17)][1], abs=0.02)
     below = detail.warp(points, target)[1]
     at = np.float32([(target[places(17)][0], y) for y in np.linspace(heights[0], heights[-1], 40)]) * detail.GRID - 0.5
-    source = np.linspace(heights[0], heights[-1], 40) + cv2.remap(below, at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2)[:, 1]
+    source = (
+        np.linspace(heights[0], heights[-1], 40)
+        + cv2.remap(below, at[:, 0], at[:, 1], cv2.INTER_LINEAR).reshape(-1, 2)[:, 1]
+    )
     assert np.diff(source).min() > 0
 
 
@@ -102,14 +105,18 @@ def test_a_small_motion_of_the_head_is_noise_and_a_large_one_is_followed_where_i
     for shift, head, wanted in ((0.001, True, 0.0), (0.02, True, 0.02), (0.02, False, 0.0)):
         moved = points + (shift, 0)
         target, _ = detail.transfer(points, points, moved, head)
-        np.testing.assert_allclose(target[upper] - points[upper], np.broadcast_to((wanted, 0), (len(upper), 2)), atol=1e-9)
+        np.testing.assert_allclose(
+            target[upper] - points[upper], np.broadcast_to((wanted, 0), (len(upper), 2)), atol=1e-9
+        )
 
 
 def test_frames_drawn_together_are_those_drawn_one_by_one_in_order(face, points):
     wide = [opened(points, gap) for gap in (0, 0.05, 0.02, 0.04, 0.01)]
     renders = [np.full((8, 8, 3), 50 * index, np.uint8) for index in range(5)]
     alone = list(map(Detail(Photo(face, Read(points)), face, Read(points, *wide)), renders, (0, 0, 1, 0, 0)))
-    together = list(Detail(Photo(face, Read(points)), face, Read(points, *wide)).stream(iter(renders), (0, 0, 1, 0, 0), batch=3))
+    together = list(
+        Detail(Photo(face, Read(points)), face, Read(points, *wide)).stream(iter(renders), (0, 0, 1, 0, 0), batch=3)
+    )
     np.testing.assert_array_equal(together, alone)
 
 
@@ -134,7 +141,9 @@ def test_a_warp_of_a_tilted_head_is_torn_between_the_lips_alone(points):
     across, down = np.arange(10, 290, dtype=np.float32), np.arange(5, 295, dtype=np.float32)
     seam, share, low = detail._seam(mouth, across, down)
     x, y = mouth.local(across, down)
-    wanted = np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / (1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)), 0, 1)
+    wanted = np.clip(
+        0.5 + (y - mouth.look(mouth.middle, x)) / (1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)), 0, 1
+    )
     found = np.repeat(low[:, None].astype(np.float32), len(across), 1)
     found[seam] = share
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -173,7 +182,9 @@ def test_the_inside_of_the_mouth_comes_from_the_render_in_the_photo_s_light(face
 
 def test_the_inside_of_the_mouth_has_the_skin_s_hue_and_is_redder_where_it_is_dark():
     skin = np.float32((160, 120, 80))
-    bright, dark = (Inside(None, None, skin, skin).coloured(np.full((1, 1, 3), level, np.float32))[0, 0] for level in (200, 0))
+    bright, dark = (
+        Inside(None, None, skin, skin).coloured(np.full((1, 1, 3), level, np.float32))[0, 0] for level in (200, 0)
+    )
     assert skin[0] / skin[2] < dark[0] / dark[2] and 1 < bright[0] / bright[2] < skin[0] / skin[2]
     assert dark @ detail.LUMA < bright @ detail.LUMA
 
@@ -183,20 +194,24 @@ def test_a_whole_picture_moves_as_its_crop_does(face, points):
     side = len(face)
     whole = np.full((side + 60, side + 100, 3), 90, np.uint8)
     turned = np.rot90(face)
-    whole[20:20 + side, 50:50 + side] = turned
-    corners = np.array([(0, side), (side, side), (side, 0), (0, 0)]) + (50, 20) - 0.5  # top left, bottom left, bottom right, top right of the face
+    whole[20 : 20 + side, 50 : 50 + side] = turned
+    corners = (
+        np.array([(0, side), (side, side), (side, 0), (0, 0)]) + (50, 20) - 0.5
+    )  # top left, bottom left, bottom right, top right of the face
     target = opened(points, 0.05)
     alone = detail.draw(face, Frame(side, side), points, target)
     within = detail.draw(whole, Frame(*whole.shape[:2], corners), points, target)
-    np.testing.assert_allclose(within[20:20 + side, 50:50 + side].astype(int), np.rot90(alone).astype(int), atol=6)
+    np.testing.assert_allclose(within[20 : 20 + side, 50 : 50 + side].astype(int), np.rot90(alone).astype(int), atol=6)
     outside = np.ones(whole.shape[:2], bool)
-    outside[20:20 + side, 50:50 + side] = False
+    outside[20 : 20 + side, 50 : 50 + side] = False
     np.testing.assert_array_equal(within[outside], whole[outside])
 
 
 def test_blur_is_measured():
     rng = np.random.default_rng(0)
-    spectrum = np.fft.rfft2(rng.standard_normal((512, 512))) / np.maximum(np.hypot(*np.meshgrid(np.fft.rfftfreq(512), np.fft.fftfreq(512))), 1e-3)
+    spectrum = np.fft.rfft2(rng.standard_normal((512, 512))) / np.maximum(
+        np.hypot(*np.meshgrid(np.fft.rfftfreq(512), np.fft.fftfreq(512))), 1e-3
+    )
     picture = np.fft.irfft2(spectrum)
     picture = np.clip(128 + 40 * (picture - picture.mean()) / picture.std(), 0, 255).astype(np.float32)
     for sigma in (1.0, 2.0):
@@ -207,7 +222,7 @@ def test_blur_is_measured():
 
 def test_a_mouth_outside_the_picture_is_refused(face, points):
     with pytest.raises(talkhead.TalkheadError, match="mouth lies outside"):
-        Photo(face[:int(points[places(13)][1] * len(face)) - 20], Read(points), quad=faces.whole_quad(face))
+        Photo(face[: int(points[places(13)][1] * len(face)) - 20], Read(points), quad=faces.whole_quad(face))
 
 
 def test_native_side_is_even_and_bounded():

@@ -69,20 +69,27 @@ class Handler(BaseHTTPRequestHandler):
         if status in (206, 416):
             span = f"{start}-{len(body) - 1}" if status == 206 else "*"
             self.send_header("Content-Range", f"bytes {span}/{len(body)}")
-        for header, value in {"ETag": tag, "Last-Modified": plan.get("date"), "Location": plan.get("location"),
-                              "Content-Type": plan.get("kind", "application/octet-stream")}.items():
+        for header, value in {
+            "ETag": tag,
+            "Last-Modified": plan.get("date"),
+            "Location": plan.get("location"),
+            "Content-Type": plan.get("kind", "application/octet-stream"),
+        }.items():
             if value:
                 self.send_header(header, value)
         rest = body[start:] if status in (200, 206) else b""
         length = plan.get("length", len(rest))
         if length == "chunked":
-            rest = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (rest[:HALF], rest[HALF:]) if part) + b"0\r\n\r\n"
+            rest = (
+                b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (rest[:HALF], rest[HALF:]) if part)
+                + b"0\r\n\r\n"
+            )
             self.protocol_version = "HTTP/1.1"
             self.send_header("Transfer-Encoding", "chunked")
         elif length is not None:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(rest[:plan.get("send")])
+        self.wfile.write(rest[: plan.get("send")])
         self.wfile.flush()
         server.over.wait(plan.get("stall", 0))
 
@@ -114,7 +121,9 @@ def toy(server, monkeypatch):
     """Public weights of known size and hash at the local server, and some of which nothing is known."""
     known = downloads.Weights("a toy", "weights.pt", (server.url,), "Apache-2.0", True, len(BODY), HASH)
     vague = downloads.Weights("a toy", "vague.pt", (server.url,), "Apache-2.0", True)
-    monkeypatch.setattr(downloads, "REGISTRY", downloads.REGISTRY | {"toy": known, "vague": vague})  # others' addresses are looked up in it
+    monkeypatch.setattr(
+        downloads, "REGISTRY", downloads.REGISTRY | {"toy": known, "vague": vague}
+    )  # others' addresses are looked up in it
     return known
 
 
@@ -131,6 +140,7 @@ def ranges(server):
 
 
 # The registry -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", downloads.REGISTRY)
 def test_the_registry_is_well_formed(name, caches):
@@ -149,6 +159,7 @@ def test_files_lie_where_their_library_looks(caches, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(caches / "t"))
     hub = caches / "t" / "hub" / "checkpoints"
     from talkhead import losses, mobilenet
+
     assert downloads.REGISTRY["mobilenet-v2"].path == mobilenet.weights_path() == hub / Path(mobilenet.URL).name
     assert downloads.REGISTRY["vgg16"].path == losses.vgg_weights() == hub / Path(losses.VGG16_URL).name
     assert downloads.REGISTRY["resnet18"].path == hub / "resnet18-f37072fd.pth"
@@ -158,9 +169,15 @@ def test_files_lie_where_their_library_looks(caches, monkeypatch):
 
 def test_every_address_of_a_file_stands_in_the_registry_alone():
     package = Path(downloads.__file__).parent
-    elsewhere = {path.name: re.findall(r"https://\S+\.(?:pth|task|pkl|pt|zip|tar)", path.read_text()) for path in package.glob("*.py")}
+    elsewhere = {
+        path.name: re.findall(r"https://\S+\.(?:pth|task|pkl|pt|zip|tar)", path.read_text())
+        for path in package.glob("*.py")
+    }
     assert elsewhere.pop("downloads.py") and not any(elsewhere.values())
-    assert downloads.REGISTRY["face-landmarker"].urls[0] == faces.MEDIAPIPE_MODEL_URL and "/latest/" not in faces.MEDIAPIPE_MODEL_URL
+    assert (
+        downloads.REGISTRY["face-landmarker"].urls[0] == faces.MEDIAPIPE_MODEL_URL
+        and "/latest/" not in faces.MEDIAPIPE_MODEL_URL
+    )
 
 
 def test_the_registry_has_what_face_alignment_wants():
@@ -172,11 +189,14 @@ def test_the_registry_has_what_face_alignment_wants():
 def test_the_registry_has_what_torchvision_wants():
     import torchvision
 
-    for name, weights in (("vgg16", torchvision.models.VGG16_Weights), ("resnet18", torchvision.models.ResNet18_Weights),
-                          ("mobilenet-v2", torchvision.models.MobileNet_V2_Weights)):
+    for name, weights in (
+        ("vgg16", torchvision.models.VGG16_Weights),
+        ("resnet18", torchvision.models.ResNet18_Weights),
+        ("mobilenet-v2", torchvision.models.MobileNet_V2_Weights),
+    ):
         entry = downloads.REGISTRY[name]
         assert entry.urls == (weights.IMAGENET1K_V1.url,)
-        assert entry.size / 2 ** 20 == pytest.approx(weights.IMAGENET1K_V1.meta["_file_size"], abs=0.001)
+        assert entry.size / 2**20 == pytest.approx(weights.IMAGENET1K_V1.meta["_file_size"], abs=0.001)
 
 
 def test_face_generators_are_not_for_commerce():
@@ -187,10 +207,17 @@ def test_face_generators_are_not_for_commerce():
 
 # A download -------------------------------------------------------------------------------------------------------------
 
+
 def test_a_whole_file_arrives(server, toy, caches):
     seen = []
     record = fetch(on_progress=lambda *at: seen.append(at))
-    assert record == {"file": str(caches / "talkhead" / "weights.pt"), "size": len(BODY), "sha256": HASH, "matches": "toy", "ok": True}
+    assert record == {
+        "file": str(caches / "talkhead" / "weights.pt"),
+        "size": len(BODY),
+        "sha256": HASH,
+        "matches": "toy",
+        "ok": True,
+    }
     assert toy.path.read_bytes() == BODY and left(caches) == ["weights.pt"]
     assert seen[0] == (0, len(BODY)) and seen[-1] == (len(BODY), len(BODY)) and seen == sorted(seen)
     assert ranges(server) == [None] and server.asked[0]["User-Agent"].startswith("talkhead/")
@@ -235,8 +262,19 @@ def test_a_prefix_of_the_hash_is_enough(server, toy, monkeypatch):
 
 # Broken connections -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("fault", [{"send": HALF}, {"send": HALF, "stall": 5}, {"send": 0, "stall": 5}, {"status": 500},
-                                   {"status": 503}, {"status": 429}, {"length": "chunked", "send": HALF + 8}])
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"send": HALF},
+        {"send": HALF, "stall": 5},
+        {"send": 0, "stall": 5},
+        {"status": 500},
+        {"status": 503},
+        {"status": 429},
+        {"length": "chunked", "send": HALF + 8},
+    ],
+)
 def test_a_passing_fault_is_got_over(server, toy, caches, fault):
     server.plans = [fault, {}]
     assert fetch()["ok"] and left(caches) == ["weights.pt"]
@@ -252,7 +290,9 @@ def test_as_long_as_more_comes_it_goes_on(server, toy):
 
 def test_it_gives_up_and_the_next_call_goes_on(server, toy, caches):
     server.plans = [{"send": HALF}, {"send": 0, "stall": 5}]
-    with pytest.raises(TalkheadError, match=f"the server went silent; {HALF} bytes are kept, the same command goes on there") as caught:
+    with pytest.raises(
+        TalkheadError, match=f"the server went silent; {HALF} bytes are kept, the same command goes on there"
+    ) as caught:
         fetch()
     assert "\n" not in str(caught.value) and len(server.asked) == 3
     assert left(caches) == ["weights.pt.part", "weights.pt.part.json"]
@@ -285,14 +325,20 @@ def test_a_part_that_was_whole_needs_no_server(server, toy, monkeypatch):
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_download_goes_on(server, tmp_path, sent, status):
     """The shell in a process of its own, stopped while the server stalls."""
-    code = ("import sys; from talkhead import downloads; from talkhead.cli import cli; "
-            f"downloads.REGISTRY['toy'] = downloads.Weights('a toy', 'weights.pt', ({server.url!r},), 'MIT', True, {len(BODY)}, {HASH!r}); "
-            "cli(['weights', 'fetch', 'toy', '-o', sys.argv[1]], prog_name='talkhead')")
+    code = (
+        "import sys; from talkhead import downloads; from talkhead.cli import cli; "
+        f"downloads.REGISTRY['toy'] = downloads.Weights('a toy', 'weights.pt', ({server.url!r},), 'MIT', True, {len(BODY)}, {HASH!r}); "
+        "cli(['weights', 'fetch', 'toy', '-o', sys.argv[1]], prog_name='talkhead')"
+    )
     place, part = tmp_path / "weights.pt", tmp_path / "weights.pt.part"
     shell = [sys.executable, "-c", code, str(place)]
     server.plans = [{"send": HALF, "stall": 60}, {}]
-    first = subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
+    first = subprocess.Popen(
+        shell,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a job in the background ignores it
     until = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size >= HALF // 2):
         assert time.monotonic() < until
@@ -308,6 +354,7 @@ def test_a_stopped_download_goes_on(server, tmp_path, sent, status):
 
 # Servers that cannot go on, or have something else ------------------------------------------------------------------------
 
+
 def test_a_server_without_ranges_starts_again(server, toy):
     server.plans = [{"send": HALF, "ranges": False}, {"ranges": False}]
     assert fetch()["ok"] and toy.path.read_bytes() == BODY
@@ -321,11 +368,14 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(server, toy):
 
 
 @pytest.mark.parametrize("name", ["toy", "vague"])
-@pytest.mark.parametrize("now", [
-    {"etag": '"two"'},                      # If-Range makes the server send all of it
-    {"etag": '"two"', "weak": True},        # it ignores If-Range: its ETag tells
-    {"etag": None, "date": "Tue, 15 Nov 1994 12:45:26 GMT"},
-])
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"etag": '"two"'},  # If-Range makes the server send all of it
+        {"etag": '"two"', "weak": True},  # it ignores If-Range: its ETag tells
+        {"etag": None, "date": "Tue, 15 Nov 1994 12:45:26 GMT"},
+    ],
+)
 def test_a_changed_file_is_fetched_from_its_beginning(server, toy, name, now):
     server.plans = [{"send": HALF, "body": CHANGED}, now]
     record = fetch(name)
@@ -373,7 +423,9 @@ def test_a_size_that_was_promised_too_large(server, toy, name):
     """Nothing comes after the end, and then the server says so itself (416)."""
     server.plans = [{"length": len(BODY) + 5}, {}]
     if name == "toy":
-        with pytest.raises(TalkheadError, match=f"offers {len(BODY) + 5} bytes, weights.pt has {len(BODY)}; another file"):
+        with pytest.raises(
+            TalkheadError, match=f"offers {len(BODY) + 5} bytes, weights.pt has {len(BODY)}; another file"
+        ):
             fetch()
     else:
         assert fetch(name)["sha256"] == HASH
@@ -403,7 +455,9 @@ def test_an_empty_file_is_no_weights(server, toy, caches):
 
 def test_a_flipped_byte_is_found(server, toy, caches):
     server.plans = [{"body": BODY[:1000] + b"!" + BODY[1001:]}]
-    with pytest.raises(TalkheadError, match=f"damaged on the way, or another file: .*wanted {len(BODY)} of {HASH}") as caught:
+    with pytest.raises(
+        TalkheadError, match=f"damaged on the way, or another file: .*wanted {len(BODY)} of {HASH}"
+    ) as caught:
         fetch()
     assert "\n" not in str(caught.value) and left(caches) == []
     server.plans = [{}]
@@ -422,12 +476,21 @@ def test_a_flipped_byte_in_the_part_is_found(server, toy, caches):
     assert left(caches) == []
 
 
-@pytest.mark.parametrize("plan", [{"body": PAGE, "kind": "text/html; charset=utf-8"}, {"body": b"\n" + PAGE},
-                                  {"body": PAGE, "kind": None}, {"body": PAGE.replace(b"<!DOCTYPE html>", b""), "kind": "text/plain"}])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"body": PAGE, "kind": "text/html; charset=utf-8"},
+        {"body": b"\n" + PAGE},
+        {"body": PAGE, "kind": None},
+        {"body": PAGE.replace(b"<!DOCTYPE html>", b""), "kind": "text/plain"},
+    ],
+)
 @pytest.mark.parametrize("name", ["toy", "vague"])
 def test_a_web_page_is_not_weights(server, toy, caches, plan, name):
     server.plans = [plan]
-    with pytest.raises(TalkheadError, match=f"gives a web page, not the file; download it in a browser and save it as {caches}.*pt$"):
+    with pytest.raises(
+        TalkheadError, match=f"gives a web page, not the file; download it in a browser and save it as {caches}.*pt$"
+    ):
         fetch(name)
     assert left(caches) == []
 
@@ -443,6 +506,7 @@ def test_a_web_page_does_not_cost_what_is_there(server, toy):
 
 # No way there -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("status, reason", [(404, "Not Found"), (403, "Forbidden"), (410, "Gone")])
 def test_a_lasting_error_is_said_at_once(server, toy, caches, status, reason):
     server.plans = [{"status": status}]
@@ -452,8 +516,13 @@ def test_a_lasting_error_is_said_at_once(server, toy, caches, status, reason):
 
 
 def test_redirects_are_followed(server, toy):
-    server.plans = [{"status": 302, "location": "/there"}, {"status": 307, "location": "/on"}, {"send": HALF},
-                    {"status": 301, "location": "/x"}, {}]
+    server.plans = [
+        {"status": 302, "location": "/there"},
+        {"status": 307, "location": "/on"},
+        {"send": HALF},
+        {"status": 301, "location": "/x"},
+        {},
+    ]
     assert fetch()["ok"] and ranges(server)[-2:] == [f"bytes={HALF}-"] * 2
 
 
@@ -468,7 +537,10 @@ def test_a_redirect_may_not_take_the_encryption_away():
     request = downloads.urllib.request.Request("https://a.example/x")
     with pytest.raises(downloads._Refused, match="which is not encrypted"):
         downloads._Redirects().redirect_request(request, None, 302, "Found", {}, "http://a.example/x")
-    assert downloads._Redirects().redirect_request(request, None, 302, "Found", {}, "https://b.example/x").full_url == "https://b.example/x"
+    assert (
+        downloads._Redirects().redirect_request(request, None, 302, "Found", {}, "https://b.example/x").full_url
+        == "https://b.example/x"
+    )
 
 
 def test_nobody_there_is_said_at_once(toy, caches, monkeypatch):
@@ -487,14 +559,18 @@ def test_nobody_there_is_said_at_once(toy, caches, monkeypatch):
     assert "\n" not in str(caught.value) and left(caches) == []
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "weights.pt", "ftp://a.example/x", "http://", "http://[", "http://a b/"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "weights.pt", "ftp://a.example/x", "http://", "http://[", "http://a b/"]
+)
 def test_what_is_no_address(toy, url):
     with pytest.raises(TalkheadError, match="not an address|no host given"):
         fetch(url=url)
 
 
 def test_the_next_mirror_is_asked(server, toy, monkeypatch):
-    pair = downloads.Weights("a toy", "pair.pt", (server.url + "?one", server.url + "?two"), "MIT", True, len(BODY), HASH)
+    pair = downloads.Weights(
+        "a toy", "pair.pt", (server.url + "?one", server.url + "?two"), "MIT", True, len(BODY), HASH
+    )
     monkeypatch.setitem(downloads.REGISTRY, "pair", pair)
     for fault in ({"status": 404}, {"body": PAGE}, {"body": CHANGED}):
         server.plans = [fault, {}]
@@ -502,15 +578,23 @@ def test_the_next_mirror_is_asked(server, toy, monkeypatch):
         pair.path.unlink()
 
 
-@pytest.mark.parametrize("page", ["https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO/view?usp=sharing",
-                                  "https://drive.google.com/open?id=1cUv_reLE6k3604or78EranS7XzuVMWeO",
-                                  "https://drive.google.com/uc?export=download&id=1cUv_reLE6k3604or78EranS7XzuVMWeO"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO/view?usp=sharing",
+        "https://drive.google.com/open?id=1cUv_reLE6k3604or78EranS7XzuVMWeO",
+        "https://drive.google.com/uc?export=download&id=1cUv_reLE6k3604or78EranS7XzuVMWeO",
+    ],
+)
 def test_a_page_of_google_drive_stands_for_its_file(page):
-    direct = "https://drive.usercontent.google.com/download?id=1cUv_reLE6k3604or78EranS7XzuVMWeO&export=download&confirm=t"
+    direct = (
+        "https://drive.usercontent.google.com/download?id=1cUv_reLE6k3604or78EranS7XzuVMWeO&export=download&confirm=t"
+    )
     assert downloads._direct(page) == downloads._direct(direct) == direct
 
 
 # The disk ---------------------------------------------------------------------------------------------------------------
+
 
 def test_a_disk_that_is_too_full(server, toy, caches, monkeypatch):
     usage = shutil.disk_usage("/")
@@ -561,17 +645,21 @@ def test_a_file_system_without_locks_will_do(server, toy, monkeypatch):
 
 # Licences ---------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("commercial", [False, None])
 def test_a_licence_must_be_accepted(server, toy, caches, monkeypatch, commercial):
     strict = downloads.Weights("a toy", "strict.pt", (server.url,), "CC BY-NC 4.0", commercial)
     monkeypatch.setitem(downloads.REGISTRY, "strict", strict)
-    with pytest.raises(TalkheadError, match="^strict: its licence must be accepted first .CC BY-NC 4.0.; read it and pass --accept"):
+    with pytest.raises(
+        TalkheadError, match="^strict: its licence must be accepted first .CC BY-NC 4.0.; read it and pass --accept"
+    ):
         fetch("strict")
     assert server.asked == [] and not caches.exists()
     assert fetch("strict", accept_licence=True)["sha256"] == HASH
 
 
 # The shell --------------------------------------------------------------------------------------------------------------
+
 
 def run(*arguments):
     return CliRunner().invoke(cli, ["weights", *map(str, arguments)], prog_name="talkhead")
@@ -595,14 +683,20 @@ def test_the_shell_fetches_and_verifies(server, toy, tmp_path):
     assert result.exit_code == 1 and outcomes(result) == [("toy", True), ("toy", False), (None, False)]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["fetch", "nonsense"], "nonsense: unknown weights; take one of stylegan2-ada-ffhq-1024, "),
-    (["fetch", "e4e-ffhq"], "e4e-ffhq: its licence must be accepted first (MIT code; holds NVIDIA's FFHQ generator"),
-    (["fetch", "vgg16", "--accept-licence", "--url", "vgg16.pth"], "vgg16.pth: not an address to download from"),
-    (["fetch", "face-landmarker", "-o", "none/x.task"], "none/x.task: its folder does not exist"),
-    (["verify", "vgg16"], "vgg16-397923af.pth: not there; run talkhead weights fetch vgg16"),
-    (["verify", "none.pt"], "none.pt: no such file"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["fetch", "nonsense"], "nonsense: unknown weights; take one of stylegan2-ada-ffhq-1024, "),
+        (
+            ["fetch", "e4e-ffhq"],
+            "e4e-ffhq: its licence must be accepted first (MIT code; holds NVIDIA's FFHQ generator",
+        ),
+        (["fetch", "vgg16", "--accept-licence", "--url", "vgg16.pth"], "vgg16.pth: not an address to download from"),
+        (["fetch", "face-landmarker", "-o", "none/x.task"], "none/x.task: its folder does not exist"),
+        (["verify", "vgg16"], "vgg16-397923af.pth: not there; run talkhead weights fetch vgg16"),
+        (["verify", "none.pt"], "none.pt: no such file"),
+    ],
+)
 def test_what_could_not_be_done_is_said_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
@@ -613,7 +707,10 @@ def test_what_could_not_be_done_is_said_in_one_line(arguments, message, tmp_path
 
 def test_the_licence_is_said_before_it_is_refused():
     first, _ = run("fetch", "syncnet").stderr.splitlines()
-    assert first == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not spoken of"
+    assert (
+        first
+        == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not spoken of"
+    )
 
 
 def test_hints_name_weights_that_there_are(caches):
@@ -628,8 +725,17 @@ def test_the_list_says_what_is_there(server, toy):
         return [record for record in map(json.loads, run("list").stdout.splitlines()) if record.get("name") == "toy"]
 
     (before,) = listed()
-    assert before == {"name": "toy", "purpose": "a toy", "licence": "Apache-2.0", "commercial": True, "size": len(BODY), "sha256": HASH,
-                      "urls": [server.url], "present": False, "path": str(toy.path)}
+    assert before == {
+        "name": "toy",
+        "purpose": "a toy",
+        "licence": "Apache-2.0",
+        "commercial": True,
+        "size": len(BODY),
+        "sha256": HASH,
+        "urls": [server.url],
+        "present": False,
+        "path": str(toy.path),
+    }
     fetch()
     assert listed() == [before | {"present": True}]
 
@@ -637,7 +743,9 @@ def test_the_list_says_what_is_there(server, toy):
 def test_a_fetched_detector_is_found(server, shared_data):
     """The real file, from the local server: its size and hash are the registry's, and the room that wants it finds it."""
     pytest.importorskip("mediapipe")
-    server.plans = [{"body": (shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task").read_bytes()}]
+    server.plans = [
+        {"body": (shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task").read_bytes()}
+    ]
     assert fetch("face-landmarker", url=server.url)["ok"]
     assert faces.detector().name == "mediapipe"
     assert files.cache_folder() == downloads.REGISTRY["face-landmarker"].path.parent

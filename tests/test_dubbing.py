@@ -45,10 +45,22 @@ def test_a_film_gives_its_frames_back(face, points):
 
 def test_the_mouth_at_rest_is_shut_in_every_pose(points):
     turn = np.array([[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]])
-    poses = np.stack([opened(points, gap) @ way.T + shift for gap, way, shift in
-                      ((0, np.eye(2), 0), (0.05, turn, 0.02), (0.03, 1.1 * np.eye(2), -0.03), (0, turn, 0.01), (0.06, np.eye(2), 0))])
+    poses = np.stack(
+        [
+            opened(points, gap) @ way.T + shift
+            for gap, way, shift in (
+                (0, np.eye(2), 0),
+                (0.05, turn, 0.02),
+                (0.03, 1.1 * np.eye(2), -0.03),
+                (0, turn, 0.01),
+                (0.06, np.eye(2), 0),
+            )
+        ]
+    )
     rest = dubbing.at_rest(poses, Read())
-    for start, (way, shift) in zip(rest, ((np.eye(2), 0), (turn, 0.02), (1.1 * np.eye(2), -0.03), (turn, 0.01), (np.eye(2), 0))):
+    for start, (way, shift) in zip(
+        rest, ((np.eye(2), 0), (turn, 0.02), (1.1 * np.eye(2), -0.03), (turn, 0.01), (np.eye(2), 0))
+    ):
         np.testing.assert_allclose(start, points @ way.T + shift, atol=1e-9)
 
 
@@ -77,7 +89,9 @@ def test_the_speaker_s_own_range_is_kept(points):
     clip.points = np.stack([opened(points, gap) for gap in np.tile((0, 0.02, 0.04), 10)])
     half = [opened(points, gap / 2) for gap in np.tile((0, 0.02, 0.04), 10)]
     clip.network = Read(*half)
-    assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == pytest.approx(2 / dubbing.DRAWN_WIDER, rel=0.05)
+    assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == pytest.approx(
+        2 / dubbing.DRAWN_WIDER, rel=0.05
+    )
     clip.network = Read(*[points] * 30)
     assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == 1
 

@@ -119,7 +119,9 @@ def test_stem_stride_is_checked():
 # also compares the whole networks live.
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_encoders.py")
-FROZEN_FACE, *FROZEN = [json.loads(line) for line in (ROOT / "tests" / "data" / "encoders.jsonl").read_text().splitlines()]
+FROZEN_FACE, *FROZEN = [
+    json.loads(line) for line in (ROOT / "tests" / "data" / "encoders.jsonl").read_text().splitlines()
+]
 
 
 def theirs(opts):
@@ -152,15 +154,26 @@ def test_codes_are_those_of_the_projects_own_code(record):
 
 def tiny(head="pyramid", **options):
     torch.manual_seed(1)
-    return PSPEncoder(**{"num_ws": 8, "head": head, "width": 4, "input_size": 32, "w_dim": 16} | options).eval().requires_grad_(False)
+    return (
+        PSPEncoder(**{"num_ws": 8, "head": head, "width": 4, "input_size": 32, "w_dim": 16} | options)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def opts(encoder_type, **more):
     return {"encoder_type": encoder_type, "start_from_latent_avg": True, "output_size": 32} | more
 
 
-@pytest.mark.parametrize("head, name", [("pyramid", "GradualStyleEncoder"), ("last", "BackboneEncoder"),
-                                        ("w+", "BackboneEncoderUsingLastLayerIntoWPlus"), ("w", "BackboneEncoderUsingLastLayerIntoW")])
+@pytest.mark.parametrize(
+    "head, name",
+    [
+        ("pyramid", "GradualStyleEncoder"),
+        ("last", "BackboneEncoder"),
+        ("w+", "BackboneEncoderUsingLastLayerIntoWPlus"),
+        ("w", "BackboneEncoderUsingLastLayerIntoW"),
+    ],
+)
 def test_shapes_decide_the_sizes_and_what_the_options_leave_out(head, name):
     encoder = tiny(head, input_size=256 if "w" in head else 32, w_avg=torch.randn(8, 16))
     state = encoder.state_dict()
@@ -206,7 +219,11 @@ def test_what_is_no_such_encoder_is_refused_by_name():
         ("encoder of type Hyper: unknown; known are GradualStyleEncoder", state, "Hyper"),
         ("styles.5.linear.bias is missing", torn, "GradualStyleEncoder"),
         ("latlayer1.bias is missing, of another shape or not its own", state, "BackboneEncoder"),
-        ("GradualStyleEncoder: a ReStyle encoder without its generator", {key: value for key, value in restyle.items() if key != "w_avg"}, "GradualStyleEncoder"),
+        (
+            "GradualStyleEncoder: a ReStyle encoder without its generator",
+            {key: value for key, value in restyle.items() if key != "w_avg"},
+            "GradualStyleEncoder",
+        ),
     ]:
         with pytest.raises(TalkheadError, match=message) as error:
             encoders.from_psp(weights, mean, opts(kind))
@@ -273,7 +290,9 @@ def test_a_restyle_of_another_generator_is_refused(restyle):
 def test_a_file_rebuilds_every_encoder(tmp_path, restyle):
     images = torch.rand(1, 3, 32, 32)
     for encoder in (restyle, tiny(w_avg=torch.randn(16)), tiny("w"), ResNetEncoder(4, width=4, input_size=32).eval()):
-        files.save_weights(tmp_path / "e.pt", {"kind": "encoder", "config": encoder.config, "step": 0, "model": encoder.state_dict()})
+        files.save_weights(
+            tmp_path / "e.pt", {"kind": "encoder", "config": encoder.config, "step": 0, "model": encoder.state_dict()}
+        )
         again = checkpoints.load_encoder(tmp_path / "e.pt")
         assert again.config == encoder.config and again.num_ws == encoder.num_ws
         assert torch.equal(again(images), encoder(images))
@@ -308,7 +327,9 @@ def test_only_the_face_is_recognised(tmp_path):
         assert torch.equal(network(image), network(image - frame))
         assert not torch.equal(network(image), network(inside))
         # Other sizes are brought to 256² first.
-        assert torch.allclose(network(torch.full((1, 3, 64, 64), 0.5)), network(torch.full((1, 3, 256, 256), 0.5)), atol=1e-5)
+        assert torch.allclose(
+            network(torch.full((1, 3, 64, 64), 0.5)), network(torch.full((1, 3, 256, 256), 0.5)), atol=1e-5
+        )
 
 
 def test_the_last_normalisation_may_lack_weights(tmp_path):

@@ -48,7 +48,13 @@ def write(path, frames, sound=None, **options):
 
 
 def frames(count=10, seed=0, size=32):
-    return np.random.default_rng(seed).integers(1, 256, (count, size // 8, size // 8, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    return (
+        np.random.default_rng(seed)
+        .integers(1, 256, (count, size // 8, size // 8, 3))
+        .astype(np.uint8)
+        .repeat(8, 1)
+        .repeat(8, 2)
+    )
 
 
 def noisy(clip, seed=0):
@@ -73,6 +79,7 @@ def paired(sets):
 
 # One pair ---------------------------------------------------------------------------------------------------------------
 
+
 def test_a_record_is_what_compare_says_and_how_it_came(tmp_path):
     clip = frames()
     real, fake = write(tmp_path / "r.mp4", clip), write(tmp_path / "f.mp4", noisy(clip))
@@ -92,7 +99,12 @@ def test_lengths_rates_and_sizes(tmp_path):
     clip = frames(12)
     real, fast = write(tmp_path / "r.mp4", clip), write(tmp_path / "f.mp4", clip.repeat(2, 0), fps=50)
     record = Protocol(lmd=False)(real, fast)
-    assert record["frames"] == 12 and record["identical"] == 12 and record["psnr"] is None and record["clips"]["fake"]["fps"] == 50
+    assert (
+        record["frames"] == 12
+        and record["identical"] == 12
+        and record["psnr"] is None
+        and record["clips"]["fake"]["fps"] == 50
+    )
     small = write(tmp_path / "s.mp4", clip[:9, ::2, ::2])
     with pytest.raises(TalkheadError, match="32x32, the fake one 16x16"):
         Protocol(lmd=False)(real, small)
@@ -126,7 +138,11 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
     with pytest.raises(TalkheadError, match=r"bad.npy: holds .*wanted landmarks \(frames, 68, 2\)"):
         Protocol(landmarks=tmp_path / "bad.npy")(path, path)
     known = np.load(tmp_path / "half.npy").astype(np.float32)
-    for value, message in ((np.nan, "frame 1: holds NaN"), (np.inf, "frame 1: landmarks outside of any picture"), (1e30, "frame 1: landmarks outside")):
+    for value, message in (
+        (np.nan, "frame 1: holds NaN"),
+        (np.inf, "frame 1: landmarks outside of any picture"),
+        (1e30, "frame 1: landmarks outside"),
+    ):
         known[1, 5] = value
         np.save(tmp_path / "wrong.npy", known)
         with pytest.raises(TalkheadError, match=message):
@@ -170,7 +186,7 @@ def speaking():
     detector, time = Knowing(), np.arange(60)
     opening, shut = 0.13 + 0.04 * np.sin(time / 2.5) + 0.02 * np.sin(time / 1.1), (12, 28, 44)
     for frame in shut:
-        opening[frame - 1:frame + 2] = 0
+        opening[frame - 1 : frame + 2] = 0
     return detector.perform(opening), detector.perform(np.maximum(opening, 0.09)), shut, detector
 
 
@@ -179,18 +195,23 @@ def test_injected_errors_are_found_in_puppets(tmp_path, speaking, monkeypatch, s
     clip, open_lips, shut, detector = speaking
     monkeypatch.setattr(talkhead.faces, "detector", lambda *arguments: detector)
     real, held = write(tmp_path / "000000.mp4", clip), write(tmp_path / "held.mp4", open_lips)
-    late = write(tmp_path / "late.mp4", np.concatenate([clip[:1]] * shift + [clip[:len(clip) - shift]]))
+    late = write(tmp_path / "late.mp4", np.concatenate([clip[:1]] * shift + [clip[: len(clip) - shift]]))
     files.write_json(tmp_path / "000000.json", {"phonemes": [[frame / 25, (frame + 1) / 25, "M"] for frame in shut]})
     protocol = Protocol(phonemes=tmp_path, closure_tolerance=0)
     record = protocol(real, late)
     assert record["opening_lag"] == shift and record["opening_best"] > 0.97
-    assert record["closures"] == 3 and record["closure_rate"] == (1 if shift == 0 else 0) and record["real_closure_rate"] == 1
+    assert (
+        record["closures"] == 3
+        and record["closure_rate"] == (1 if shift == 0 else 0)
+        and record["real_closure_rate"] == 1
+    )
     assert record["closures_from"] == "phonemes"
     record = protocol(real, held)
     assert record["closure_rate"] == 0 and record["real_closure_rate"] == 1 and record["opening_lag"] == 0
 
 
 # Networks ---------------------------------------------------------------------------------------------------------------
+
 
 def test_lpips_is_that_of_the_lpips_package(tmp_path, random_vgg):
     import lpips
@@ -203,15 +224,20 @@ def test_lpips_is_that_of_the_lpips_package(tmp_path, random_vgg):
     with pytest.warns(UserWarning), torch.no_grad():
         wanted = lpips.LPIPS(net="vgg", verbose=False).eval()(to_images(noisy(clip)), to_images(clip)).mean()
     assert record["lpips"] == pytest.approx(float(wanted), rel=1e-4) and record["lpips"] > 0.001
-    assert record["protocol"]["weights"]["lpips"][0]["file"] == "vgg16-397923af.pth" and record["protocol"]["versions"]["lpips"]
+    assert (
+        record["protocol"]["weights"]["lpips"][0]["file"] == "vgg16-397923af.pth"
+        and record["protocol"]["versions"]["lpips"]
+    )
 
 
 def test_missing_weights_are_said_with_url_size_and_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for options, parts in (({"lpips": True}, ("vgg16-397923af.pth", "download.pytorch.org", "553 MB")),
-                           ({"fid": True}, ("pt_inception-2015-12-05", "github.com", "96 MB", "talkhead weights fetch inception-fid")),
-                           ({"identity_network": tmp_path / "no.pth"}, ("no.pth: not there", "175 MB", "fetch ir-se50")),
-                           ({"syncnet": tmp_path / "no.model"}, ("no.model: not there", "robots.ox.ac.uk", "55 MB", "fetch syncnet"))):
+    for options, parts in (
+        ({"lpips": True}, ("vgg16-397923af.pth", "download.pytorch.org", "553 MB")),
+        ({"fid": True}, ("pt_inception-2015-12-05", "github.com", "96 MB", "talkhead weights fetch inception-fid")),
+        ({"identity_network": tmp_path / "no.pth"}, ("no.pth: not there", "175 MB", "fetch ir-se50")),
+        ({"syncnet": tmp_path / "no.model"}, ("no.model: not there", "robots.ox.ac.uk", "55 MB", "fetch syncnet")),
+    ):
         with pytest.raises(TalkheadError) as caught:
             Protocol(lmd=False, **options)
         assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
@@ -230,7 +256,10 @@ def test_identity_is_the_cosine_of_whole_aligned_frames(tmp_path, recognition):
     from talkhead.training import to_images
 
     clip, other = frames(18, size=64), frames(18, 5, size=64)
-    real, fake = (write(tmp_path / f"{name}.mp4", each, metadata={"talkhead_aligned": "64"}) for name, each in (("r", clip), ("f", other)))
+    real, fake = (
+        write(tmp_path / f"{name}.mp4", each, metadata={"talkhead_aligned": "64"})
+        for name, each in (("r", clip), ("f", other))
+    )
     record = Protocol(lmd=False, identity_network=recognition, device="cpu")(real, fake)
     network = load_face_recognition(recognition)
     with torch.no_grad():
@@ -240,7 +269,9 @@ def test_identity_is_the_cosine_of_whole_aligned_frames(tmp_path, recognition):
     plain = write(tmp_path / "p.mp4", clip)
     with pytest.raises(TalkheadError, match="p.mp4: not marked as aligned"):
         Protocol(lmd=False, identity_network=recognition, device="cpu")(real, plain)
-    assert Protocol(lmd=False, identity_network=recognition, aligned=True, device="cpu")(real, plain)["identity"] == pytest.approx(1, abs=1e-4)
+    assert Protocol(lmd=False, identity_network=recognition, aligned=True, device="cpu")(real, plain)[
+        "identity"
+    ] == pytest.approx(1, abs=1e-4)
 
 
 def test_identity_of_other_clips_is_cut_by_landmarks(tmp_path, recognition, pointing):
@@ -248,7 +279,11 @@ def test_identity_of_other_clips_is_cut_by_landmarks(tmp_path, recognition, poin
     clip[3] = 0
     path = write(tmp_path / "r.mp4", clip)
     record = Protocol(identity_network=recognition, device="cpu")(path, path)
-    assert record["identity"] == pytest.approx(1, abs=1e-5) and record["identity_frames"] == 4 and record["real_no_face"] == 1
+    assert (
+        record["identity"] == pytest.approx(1, abs=1e-5)
+        and record["identity_frames"] == 4
+        and record["real_no_face"] == 1
+    )
 
 
 def test_syncnet_looks_at_either_clip_with_its_sound(tmp_path):
@@ -271,14 +306,22 @@ def test_syncnet_looks_at_either_clip_with_its_sound(tmp_path):
 
 # Sets -------------------------------------------------------------------------------------------------------------------
 
+
 def test_folders_are_matched_by_name(sets):
     write(sets / "real" / "lonely.mp4", frames(1))
     pairs, alone = evaluation.match([sets / "real", sets / "fake"])
-    assert [(Path(real).name, Path(fake).name) for real, fake in pairs] == [("a.mp4", "a.mkv"), ("b.mp4", "b.mkv"), ("c.mp4", "c.mkv"), ("torn.mp4", "torn.mp4")]
+    assert [(Path(real).name, Path(fake).name) for real, fake in pairs] == [
+        ("a.mp4", "a.mkv"),
+        ("b.mp4", "b.mkv"),
+        ("c.mp4", "c.mkv"),
+        ("torn.mp4", "torn.mp4"),
+    ]
     assert [Path(path).name for path in alone] == ["lonely.mp4"]
     for number in range(2):  # a folder of pictures is a clip
         write(sets / "still" / f"{number}.png", frames(1))
-    assert evaluation.match([sets / "still", sets / "real" / "a.mp4"])[0] == [(str(sets / "still"), str(sets / "real" / "a.mp4"))]
+    assert evaluation.match([sets / "still", sets / "real" / "a.mp4"])[0] == [
+        (str(sets / "still"), str(sets / "real" / "a.mp4"))
+    ]
     with pytest.raises(TalkheadError, match="one is a folder of clips, the other a single clip"):
         evaluation.match([sets / "real", sets / "still"])
     with pytest.raises(TalkheadError, match="no clips of one name"):
@@ -303,11 +346,17 @@ def test_a_file_of_records_is_resumed(sets, monkeypatch):
     with open(output, "a") as stream:
         stream.write('{"real": "cut sho')  # a killed process
     measure = Protocol.__call__
-    monkeypatch.setattr(Protocol, "__call__", lambda self, real, *rest, **more: seen.append(Path(real).stem) or measure(self, real, *rest, **more))
+    monkeypatch.setattr(
+        Protocol,
+        "__call__",
+        lambda self, real, *rest, **more: seen.append(Path(real).stem) or measure(self, real, *rest, **more),
+    )
     records = list(evaluation.evaluate(pairs, Protocol(lmd=False), output))
     assert seen == ["c", "torn"] and records[:2] == first[:2]
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [Path(line["real"]).stem for line in lines if "real" in line] == ["a", "b", "c", "torn"] and lines[-1]["pairs"] == 4
+    assert [Path(line["real"]).stem for line in lines if "real" in line] == ["a", "b", "c", "torn"] and lines[-1][
+        "pairs"
+    ] == 4
     list(evaluation.evaluate(pairs, Protocol(lmd=False), output))
     assert seen[2:] == ["torn"]  # what failed is tried again
     with pytest.raises(TalkheadError, match="out.jsonl, line 1: measured with other settings; pass --protocol"):
@@ -369,6 +418,7 @@ def files_of(path):
 
 # Protocols --------------------------------------------------------------------------------------------------------------
 
+
 def test_a_protocol_is_replayed_from_what_was_printed(tmp_path):
     path = write(tmp_path / "r.mp4", frames(3))
     record = Protocol(lmd=False, fps=12.5, max_lag=3)(path, path)
@@ -400,7 +450,12 @@ def test_a_protocol_is_replayed_from_what_was_printed(tmp_path):
 def test_the_thesis_protocol_asks_for_its_networks(tmp_path, monkeypatch):
     told = evaluation.read_protocol("thesis")
     options = evaluation.replay(told, Protocol(lmd=False).options, set())
-    assert options["lmd"] and options["fid"] and options["fid_features"] == "inception" and options["detector"] == "face-alignment"
+    assert (
+        options["lmd"]
+        and options["fid"]
+        and options["fid_features"] == "inception"
+        and options["detector"] == "face-alignment"
+    )
     assert (options["fps"], options["size"], options["lpips"]) == (25.0, None, False)
 
 
@@ -417,13 +472,27 @@ def test_other_weights_are_refused_and_other_versions_said(tmp_path, recognition
 
 # For people, and of networks --------------------------------------------------------------------------------------------
 
+
 def test_a_table_has_a_line_for_each_pair_and_one_for_all(sets):
     text = evaluation.table(list(evaluation.evaluate(paired(sets), Protocol(lmd=False))))
     lines = text.splitlines()
-    assert lines[0].split() == ["frames", "PSNR", "SSIM"] and [line.split()[1] for line in lines[1:4]] == ["6", "7", "8"]
+    assert lines[0].split() == ["frames", "PSNR", "SSIM"] and [line.split()[1] for line in lines[1:4]] == [
+        "6",
+        "7",
+        "8",
+    ]
     assert lines[4].startswith("all 3") and lines[5].startswith("failed: ") and lines[-1].startswith("25 fps, talkhead")
     assert len({len(line) for line in lines[:5]}) == 1
-    same = [{"fake": "a.mp4", "frames": 3, "identical": 3, "psnr": None, "ssim": 1.0, "protocol": Protocol(lmd=False).describe()}]
+    same = [
+        {
+            "fake": "a.mp4",
+            "frames": 3,
+            "identical": 3,
+            "psnr": None,
+            "ssim": 1.0,
+            "protocol": Protocol(lmd=False).describe(),
+        }
+    ]
     assert evaluation.table(same).splitlines()[1].split() == ["a.mp4", "3", "∞", "1.000"]
 
 
@@ -445,7 +514,14 @@ def test_size_and_speed_of_three_networks(toy_weights):
     encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
     speech = checkpoints.load_audio2latent(toy_weights / "audio2latent.pt", generator)
     record = evaluation.network_speed(generator, encoder, speech, seconds=0.4)
-    assert record["frames"] == 10 and record["size"] == [16, 16] and record["frames_per_second"] > 0 and record["device"] == "cpu"
+    assert (
+        record["frames"] == 10
+        and record["size"] == [16, 16]
+        and record["frames_per_second"] > 0
+        and record["device"] == "cpu"
+    )
     counts = record["parameters"]
-    assert counts["encoder"] == sum(p.numel() for p in encoder.parameters()) and counts["all"] == sum(counts[name] for name in counts if name != "all")
+    assert counts["encoder"] == sum(p.numel() for p in encoder.parameters()) and counts["all"] == sum(
+        counts[name] for name in counts if name != "all"
+    )
     assert "16x16 on cpu" in evaluation.table([record])

@@ -12,14 +12,17 @@ from talkhead.audio_features import Mfcc
 def syllables(seconds, seed=0):
     """Noise in bursts, four a second."""
     time = np.arange(round(seconds * 16000)) / 16000
-    return (0.1 * np.random.default_rng(seed).normal(size=len(time)) * np.sin(2 * np.pi * 2 * time) ** 2).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).normal(size=len(time)) * np.sin(2 * np.pi * 2 * time) ** 2).astype(
+        np.float32
+    )
 
 
 def pieces(audio, size):
-    return (audio[start:start + size] for start in range(0, len(audio), size))
+    return (audio[start : start + size] for start in range(0, len(audio), size))
 
 
 # Whether anybody speaks -------------------------------------------------------------------------------------------------
+
 
 def test_what_a_voice_takes_equals_a_slow_loop():
     """Bands of two filters each; of the second before, means of eight steps, and of the frame's window, means of two."""
@@ -29,7 +32,12 @@ def test_what_a_voice_takes_equals_a_slow_loop():
     assert heard.shape == (50, 13 * (12 + 14)) and heard.dtype == np.float32
 
     def mean(band, first, count):
-        return np.mean([levels[step, 2 * band:2 * band + 2].mean() if 0 <= step < len(levels) else 0.0 for step in range(first, first + count)])
+        return np.mean(
+            [
+                levels[step, 2 * band : 2 * band + 2].mean() if 0 <= step < len(levels) else 0.0
+                for step in range(first, first + count)
+            ]
+        )
 
     for frame in (0, 3, 30, 49):
         start = 4 * frame - 12  # of the frame's own window of MFCC
@@ -74,9 +82,16 @@ def test_a_voice_is_heard_no_later_than_mfcc():
     assert heard[0] == heard[1]
 
 
-@pytest.mark.parametrize("sound", [np.zeros(32000, np.float32), np.full(32000, 0.3, np.float32),
-                                   np.random.default_rng(0).normal(size=32000).astype(np.float32) * 0.1,
-                                   0.2 * np.sin(np.arange(32000) * 0.1).astype(np.float32)], ids=["silence", "offset", "noise", "tone"])
+@pytest.mark.parametrize(
+    "sound",
+    [
+        np.zeros(32000, np.float32),
+        np.full(32000, 0.3, np.float32),
+        np.random.default_rng(0).normal(size=32000).astype(np.float32) * 0.1,
+        0.2 * np.sin(np.arange(32000) * 0.1).astype(np.float32),
+    ],
+    ids=["silence", "offset", "noise", "tone"],
+)
 def test_nobody_speaks(sound):
     assert np.mean(list(expression.Voice().stream([sound]))) < 0.2
 
@@ -92,6 +107,7 @@ def test_real_words_are_heard(shared_data):
 
 
 # The mouth --------------------------------------------------------------------------------------------------------------
+
 
 def test_a_mouth_comes_to_rest_and_opens_again():
     rest, moved = np.float32([[1.0, 2.0]]), np.float32([[3.0, 2.0]])
@@ -112,6 +128,7 @@ def test_a_doubt_opens_the_mouth():
 
 # Eyes -------------------------------------------------------------------------------------------------------------------
 
+
 def falls(lids):
     """Frames in which lids begin to fall."""
     lids = np.concatenate([[0, 0], lids])
@@ -126,7 +143,9 @@ def test_eyes_blink_as_often_as_they_are_told_to(rate):
     waits = np.diff(falls(lids)) / 25
     # Two that fall within a frame or two of each other are seen as one.
     assert len(waits) / minutes == pytest.approx(rate, rel=0.15)
-    share = expression.AGAIN + (1 - expression.AGAIN) * (1 - np.exp(-0.6 * (1 - expression.AGAIN) * rate / 60))  # some follow at once by chance
+    share = expression.AGAIN + (1 - expression.AGAIN) * (
+        1 - np.exp(-0.6 * (1 - expression.AGAIN) * rate / 60)
+    )  # some follow at once by chance
     assert np.mean(waits < 0.6) == pytest.approx(share, abs=0.05)
 
 
@@ -136,7 +155,7 @@ def test_a_blink_is_drawn_as_it_was_measured(monkeypatch):
     monkeypatch.setattr(expression, "AGAIN", 0.0)
     lids = np.array(list(islice(expression.blinks(6), 200_000)))
     edges = np.flatnonzero(np.diff((lids > 0.1).astype(int))).reshape(-1, 2)
-    tops = [first + np.argmax(lids[first:last + 1]) for first, last in edges]
+    tops = [first + np.argmax(lids[first : last + 1]) for first, last in edges]
     assert np.median(tops - edges[:, 0]) == pytest.approx(1000 * 0.804 * expression.CLOSE[0], rel=0.3)
     assert np.median(edges[:, 1] - tops) == pytest.approx(1000 * 0.684 * expression.OPEN[0], rel=0.3)
 

@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def face_descriptor():
     sys.path.insert(0, str(EXAMPLES))
     import face_descriptor
+
     yield face_descriptor
     sys.path.remove(str(EXAMPLES))
 
@@ -29,14 +30,22 @@ def weights(shared_data):
 def write_model(folder, *entries):
     data = b"".join(np.asarray(values).tobytes() for _, values, _ in entries)
     (folder / "a.bin").write_bytes(data[:5])
-    (folder / "b.bin").write_bytes(data[5:])             # arrays may run over from one file to the next
-    described = [{"name": name, "shape": list(np.shape(values)), "dtype": "float32"} | more for name, values, more in entries]
-    (folder / "face_recognition_model-weights_manifest.json").write_text(json.dumps([{"weights": described, "paths": ["a.bin", "b.bin"]}]))
+    (folder / "b.bin").write_bytes(data[5:])  # arrays may run over from one file to the next
+    described = [
+        {"name": name, "shape": list(np.shape(values)), "dtype": "float32"} | more for name, values, more in entries
+    ]
+    (folder / "face_recognition_model-weights_manifest.json").write_text(
+        json.dumps([{"weights": described, "paths": ["a.bin", "b.bin"]}])
+    )
 
 
 def test_bytes_become_numbers_by_scale_and_least(face_descriptor, tmp_path):
-    filters = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)                  # rows, columns, in, out
-    write_model(tmp_path, ("filters", filters, {"quantization": {"dtype": "uint8", "scale": 0.5, "min": -1}}), ("fc", np.float32([[1.25, -2.0]]), {}))
+    filters = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)  # rows, columns, in, out
+    write_model(
+        tmp_path,
+        ("filters", filters, {"quantization": {"dtype": "uint8", "scale": 0.5, "min": -1}}),
+        ("fc", np.float32([[1.25, -2.0]]), {}),
+    )
     found = face_descriptor.read_weights(tmp_path)
     assert found["fc"].tolist() == [[1.25, -2.0]]
     assert found["filters"].shape == (2, 2, 2, 3) and found["filters"][1, 0, 0, 2] == 0.5 * filters[0, 2, 0, 1] - 1
@@ -64,10 +73,13 @@ def test_a_chip_is_cut_where_the_mean_face_lies(face_descriptor):
     picture[:75, :75], picture[75:, 75:] = (200, 40, 0), (0, 90, 250)
     same = face_descriptor.chip(picture, landmarks)
     np.testing.assert_array_equal(same, picture)
-    large = np.rot90(picture.repeat(4, 0).repeat(4, 1))                         # counterclockwise: (x, y) -> (y, side - x)
+    large = np.rot90(picture.repeat(4, 0).repeat(4, 1))  # counterclockwise: (x, y) -> (y, side - x)
     x, y = 4 * landmarks.T + 1.5
     turned = face_descriptor.chip(large, np.stack([y, 599 - x], 1))
-    assert np.abs(turned.astype(int) - picture)[5:70, 5:70].max() <= 1 and np.abs(turned.astype(int) - picture)[80:145, 80:145].max() <= 1
+    assert (
+        np.abs(turned.astype(int) - picture)[5:70, 5:70].max() <= 1
+        and np.abs(turned.astype(int) - picture)[80:145, 80:145].max() <= 1
+    )
 
 
 def test_chips_of_another_size_are_refused(face_descriptor, weights):
@@ -77,7 +89,9 @@ def test_chips_of_another_size_are_refused(face_descriptor, weights):
 
 def test_two_photos_of_one_person_are_near_and_of_two_are_not(face_descriptor, weights, shared_data):
     pytest.importorskip("mediapipe")
-    detector = faces.detector("mediapipe", shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task")
+    detector = faces.detector(
+        "mediapipe", shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task"
+    )
     chips = []
     for person in ("001", "012", "033", "044", "063"):
         for mouth in ("neutral", "smiling"):
@@ -99,7 +113,10 @@ def test_clips_of_somebody_are_moved_away(face_descriptor, weights, shared_data,
 
     photo = shared_data / "images" / "faces" / "london_set" / "044_neutral.jpg"
     pytest.importorskip("mediapipe")
-    still, = puppet.portraits(_folder_of(photo, tmp_path / "photos"), shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task")
+    (still,) = puppet.portraits(
+        _folder_of(photo, tmp_path / "photos"),
+        shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task",
+    )
     for name, face in (("000000", still), ("000001", puppet.drawn(3, 256))):
         frames, landmarks = zip(*puppet.perform(face, np.zeros((2, 3)), 256, 0, independent=True))
         (tmp_path / "clips").mkdir(exist_ok=True)
@@ -109,12 +126,29 @@ def test_clips_of_somebody_are_moved_away(face_descriptor, weights, shared_data,
         files.write_array(tmp_path / "clips" / f"{name}.landmarks.npy", np.stack(landmarks))
         files.write_json(tmp_path / "clips" / f"{name}.json", {})
     monkeypatch.setattr(puppet, "portraits", lambda *_, **__: [still])
-    monkeypatch.setattr(sys, "argv", ["too_near.py", str(tmp_path / "clips"), "--portraits", str(tmp_path / "photos"), "--weights", str(weights), "--away", str(tmp_path / "away")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "too_near.py",
+            str(tmp_path / "clips"),
+            "--portraits",
+            str(tmp_path / "photos"),
+            "--weights",
+            str(weights),
+            "--away",
+            str(tmp_path / "away"),
+        ],
+    )
     too_near.main()
     near, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert near["clip"] == "000000.mp4" and near["nearest"] == "044_neutral" and near["distance"] < 0.3
     assert summary["clips"] == 2 and summary["nearer"] == 1
-    assert {path.name for path in (tmp_path / "away").iterdir()} == {"000000.mp4", "000000.landmarks.npy", "000000.json"}
+    assert {path.name for path in (tmp_path / "away").iterdir()} == {
+        "000000.mp4",
+        "000000.landmarks.npy",
+        "000000.json",
+    }
     assert {path.stem.split(".")[0] for path in (tmp_path / "clips").iterdir()} == {"000001"}
 
 

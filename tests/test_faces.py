@@ -58,6 +58,7 @@ def smooth_noise(height, width, seed=0, cell=5):
 # ---------------------------------------------------------------------------------------------------------------
 # Quads
 
+
 def test_quad_worked_by_hand():
     # Eyes 6 apart, mouth 5 below: x = (6, 0) + (5, 0), to length max(2 * 6, 1.8 * 5) = 12; centre 0.5 below the eyes.
     expected = [(-12, -11.5), (-12, 12.5), (12, 12.5), (12, -11.5)]
@@ -79,6 +80,7 @@ def test_quad_turns_moves_and_grows_with_the_face():
 
 # ---------------------------------------------------------------------------------------------------------------
 # Crops
+
 
 def lanczos(values, size):
     """Reduce the first axis to `size` by Lanczos windows of three lobes, one output at a time; rounded as 8 bits are."""
@@ -111,16 +113,20 @@ def by_definition(image, corners, size):
     low, high = np.floor(corners.min(0)), np.ceil(corners.max(0))
     start = np.maximum(low - border, 0).astype(int)
     stop = np.minimum(high + border, image.shape[1::-1]).astype(int)
-    image = image[start[1]:stop[1], start[0]:stop[0]].astype(np.float32)
+    image = image[start[1] : stop[1], start[0] : stop[0]].astype(np.float32)
     corners = corners - start
     low, high = low - start, high - start
-    over = [max(border - low[0], 0), max(border - low[1], 0),
-            max(high[0] + border - image.shape[1], 0), max(high[1] + border - image.shape[0], 0)]
+    over = [
+        max(border - low[0], 0),
+        max(border - low[1], 0),
+        max(high[0] + border - image.shape[1], 0),
+        max(high[1] + border - image.shape[0], 0),
+    ]
     if max(over) > border - 4:
         left, top, right, bottom = (max(int(o), round(side * 0.3)) for o in over)
         height, width = image.shape[:2]
 
-        def mirror(index, length):      # ... 2 1 0 1 2 ... n-1 n-2 ...
+        def mirror(index, length):  # ... 2 1 0 1 2 ... n-1 n-2 ...
             index = index % (2 * (length - 1))
             return np.minimum(index, 2 * (length - 1) - index)
 
@@ -128,9 +134,17 @@ def by_definition(image, corners, size):
         image = image[mirror(rows, height)][:, mirror(columns, width)]
         # Distance into the padding as a share of its width, the largest over the four sides.
         last_row, last_column = len(rows) - 1, len(columns) - 1
-        depth = np.max([np.broadcast_arrays(1 - (columns[None] + left) / left, 1 - (last_column - columns[None] - left) / right,
-                                            1 - (rows[:, None] + top) / top, 1 - (last_row - rows[:, None] - top) / bottom)],
-                       axis=(0, 1))[..., None]
+        depth = np.max(
+            [
+                np.broadcast_arrays(
+                    1 - (columns[None] + left) / left,
+                    1 - (last_column - columns[None] - left) / right,
+                    1 - (rows[:, None] + top) / top,
+                    1 - (last_row - rows[:, None] - top) / bottom,
+                )
+            ],
+            axis=(0, 1),
+        )[..., None]
         soft = gaussian_filter1d(gaussian_filter1d(image, side * 0.02, axis=0), side * 0.02, axis=1)
         near = np.clip(3 * depth + 1, 0, 1)
         image = near * soft + (1 - near) * image
@@ -142,20 +156,25 @@ def by_definition(image, corners, size):
     v = u[:, None]
     top_left, bottom_left, bottom_right, top_right = corners
     points = (1 - v) * ((1 - u) * top_left + u * top_right) + v * ((1 - u) * bottom_left + u * bottom_right)
-    samples = np.stack([map_coordinates(image[..., c], (points[..., 1], points[..., 0]), order=1, mode="nearest")
-                        for c in range(3)], axis=-1)
+    samples = np.stack(
+        [map_coordinates(image[..., c], (points[..., 1], points[..., 0]), order=1, mode="nearest") for c in range(3)],
+        axis=-1,
+    )
     return reduced(np.floor(samples), size, size)
 
 
-@pytest.mark.parametrize("case, at, half, angle", [
-    ("inner", (60, 70), 20, 0.3),
-    ("touching the edge", (60, 32), 29.5, 0.0),
-    ("over one edge", (60, 20), 30, 0.2),
-    ("over a corner", (10, 12), 26, -0.5),
-    ("wider than the image", (60, 70), 90, 0.1),
-    ("downscaled twice", (60, 70), 38, 0.1),
-    ("downscaled and over the edge", (95, 70), 58, -0.2),
-])
+@pytest.mark.parametrize(
+    "case, at, half, angle",
+    [
+        ("inner", (60, 70), 20, 0.3),
+        ("touching the edge", (60, 32), 29.5, 0.0),
+        ("over one edge", (60, 20), 30, 0.2),
+        ("over a corner", (10, 12), 26, -0.5),
+        ("wider than the image", (60, 70), 90, 0.1),
+        ("downscaled twice", (60, 70), 38, 0.1),
+        ("downscaled and over the edge", (95, 70), 58, -0.2),
+    ],
+)
 def test_crop_is_ffhqs(case, at, half, angle):
     size = 16 if "downscaled" in case else 48
     image = smooth_noise(140, 120)
@@ -171,7 +190,7 @@ def test_crop_is_ffhqs(case, at, half, angle):
 def test_crop_keeps_an_upright_square_in_place():
     # A ramp of one grey level a pixel: each crop pixel must show the place it was taken from.
     ramp = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (100, 1, 3))
-    corners = np.array([(29.5, 29.5), (29.5, 61.5), (61.5, 61.5), (61.5, 29.5)])      # the edges of pixels 30 to 61
+    corners = np.array([(29.5, 29.5), (29.5, 61.5), (61.5, 61.5), (61.5, 29.5)])  # the edges of pixels 30 to 61
     np.testing.assert_allclose(faces.crop(ramp, corners, 32)[16, 1:-1, 0], np.arange(31, 61), atol=1)
 
 
@@ -189,10 +208,11 @@ def test_crop_of_nothing():
 # ---------------------------------------------------------------------------------------------------------------
 # The 68 points
 
+
 def test_mouth_opening_by_hand():
-    points = marked()                                   # eyes 6 apart
+    points = marked()  # eyes 6 apart
     points[[61, 62, 63]] = (-1, 4), (0, 4), (1, 4)
-    points[[67, 66, 65]] = (-1, 5), (0, 6), (1, 5)      # gaps 1, 2, 1
+    points[[67, 66, 65]] = (-1, 5), (0, 6), (1, 5)  # gaps 1, 2, 1
     assert faces.mouth_opening(points) == pytest.approx(4 / 3 / 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -205,8 +225,30 @@ def test_mesh_points_are_symmetric(shared_data):
     lines = (shared_data / "3dmm" / "mediapipe" / "canonical_face_model.obj").read_text().splitlines()
     mesh = np.array([line.split()[1:4] for line in lines if line.startswith("v ")], float)
     points = faces.from_mesh(mesh[:, :2])
-    mirrored = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46,
-                39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65]
+    mirrored = [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        45,
+        44,
+        43,
+        42,
+        47,
+        46,
+        39,
+        38,
+        37,
+        36,
+        41,
+        40,
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        67,
+        66,
+        65,
+    ]
     np.testing.assert_allclose(points[mirrored], points * (-1, 1), atol=0.01)
 
 
@@ -216,13 +258,20 @@ def test_mediapipe_agrees_with_marked_photos(mediapipe, shared_data):
     for entry in ElementTree.parse(folder / "training_with_face_landmarks.xml").iter("image"):
         found = mediapipe(photo(folder / entry.get("file")))
         for box in entry.iter("box"):
-            truth = np.array([(float(part.get("x")), float(part.get("y"))) for part in
-                              sorted(box.iter("part"), key=lambda part: part.get("name"))])
+            truth = np.array(
+                [
+                    (float(part.get("x")), float(part.get("y")))
+                    for part in sorted(box.iter("part"), key=lambda part: part.get("name"))
+                ]
+            )
             eyes = np.linalg.norm(truth[42:48].mean(0) - truth[36:42].mean(0))
-            errors += [np.linalg.norm(face - truth, axis=-1).mean() / eyes for face in found
-                       if np.linalg.norm(face.mean(0) - truth.mean(0)) < eyes]
+            errors += [
+                np.linalg.norm(face - truth, axis=-1).mean() / eyes
+                for face in found
+                if np.linalg.norm(face.mean(0) - truth.mean(0)) < eyes
+            ]
     assert len(errors) >= 10
-    assert np.median(errors) < 0.1      # of the distance between the eyes
+    assert np.median(errors) < 0.1  # of the distance between the eyes
 
 
 def test_mediapipe_sees_small_faces_largest_first(mediapipe, shared_data):
@@ -236,10 +285,17 @@ def test_mediapipe_sees_small_faces_largest_first(mediapipe, shared_data):
 
 
 def test_mediapipe_is_silent(mediapipe_model):
-    script = ("import sys, numpy; from talkhead import faces; find = faces.detector('mediapipe', model=sys.argv[1]); "
-              "print(find.name, find(numpy.zeros((90, 90, 3), numpy.uint8)))")
-    done = subprocess.run([sys.executable, "-c", script, str(mediapipe_model)], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1], check=True)
+    script = (
+        "import sys, numpy; from talkhead import faces; find = faces.detector('mediapipe', model=sys.argv[1]); "
+        "print(find.name, find(numpy.zeros((90, 90, 3), numpy.uint8)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(mediapipe_model)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
     assert (done.stdout, done.stderr) == ("mediapipe []\n", "")
 
 
@@ -254,6 +310,7 @@ def test_mediapipe_refuses_other_files(mediapipe_model, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Which detector
+
 
 def test_auto_without_weights_says_what_to_fetch(no_weights):
     with pytest.raises(TalkheadError) as caught:
@@ -289,7 +346,9 @@ def test_auto_finds_mediapipes_model(no_weights, mediapipe_model, monkeypatch):
 
 def test_face_alignment_without_weights_stays_off_the_network(no_weights):
     pytest.importorskip("face_alignment")
-    with pytest.raises(TalkheadError, match="lacks face-alignment's weights; put https://.*2DFAN4.* and https://.*s3fd"):
+    with pytest.raises(
+        TalkheadError, match="lacks face-alignment's weights; put https://.*2DFAN4.* and https://.*s3fd"
+    ):
         faces.detector("face-alignment")
     assert os.listdir(no_weights) == []
 
@@ -306,11 +365,13 @@ def test_auto_takes_face_alignment_where_its_weights_are(no_weights):
     # One zero seen through strides of 0: the files hold every shape and almost no bytes.
     networks = {models_urls["2DFAN-4"]: FAN(4), sfd_detector.models_urls["s3fd"]: sfd_detector.s3fd()}
     for url, network in networks.items():
-        weights = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in network.state_dict().items()}
+        weights = {
+            name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in network.state_dict().items()
+        }
         for name, value in weights.items():
             if name.endswith("conf.bias"):
                 weights[name] = torch.full((len(value),), 5.0)
-                weights[name][-1] = 9.0 if name.startswith("conv7_2") else -5.0      # the last class is "face"
+                weights[name][-1] = 9.0 if name.startswith("conv7_2") else -5.0  # the last class is "face"
         torch.save(weights, folder / Path(url).name)
 
     find = faces.detector()
@@ -324,7 +385,7 @@ def test_auto_takes_face_alignment_where_its_weights_are(no_weights):
 
 
 def test_face_alignments_answers_are_made_uniform():
-    find = faces.FaceAlignment.__new__(faces.FaceAlignment)     # without its weights
+    find = faces.FaceAlignment.__new__(faces.FaceAlignment)  # without its weights
     small, large = marked(), 9 * marked(at=(8, 8))
 
     class Library:
@@ -347,6 +408,7 @@ def test_face_alignments_answers_are_made_uniform():
 # ---------------------------------------------------------------------------------------------------------------
 # Clips
 
+
 class Clip:
     """Frames whose pixel (0, 0) is their number, and a detector that reads a script by it."""
 
@@ -364,9 +426,10 @@ class Clip:
             yield frame
 
     def detector(self, frame):
-        faces_there = self.script[frame[0, 0, 0]] if frame[0, 0, 0] < len(self.script) else []     # a lone frame is turned too
-        return sorted((scale * marked() + at for *at, scale in faces_there),
-                      key=lambda face: -np.ptp(face[:, 0]))
+        faces_there = (
+            self.script[frame[0, 0, 0]] if frame[0, 0, 0] < len(self.script) else []
+        )  # a lone frame is turned too
+        return sorted((scale * marked() + at for *at, scale in faces_there), key=lambda face: -np.ptp(face[:, 0]))
 
     def aligned(self, **options):
         return list(faces.align_frames(self, self.detector, size=8, **options))
@@ -390,7 +453,7 @@ def test_smoothing_is_a_centred_gaussian():
     smoothed = centres(Clip([[(*at, 1.0)] for at in path]).aligned(smoothing=1.5))
     raw = path + (0, 0.5)
     for t in range(40):
-        weights = [np.exp(-((t - s) / 1.5) ** 2 / 2) if abs(t - s) <= 5 else 0 for s in range(40)]
+        weights = [np.exp(-(((t - s) / 1.5) ** 2) / 2) if abs(t - s) <= 5 else 0 for s in range(40)]
         np.testing.assert_allclose(smoothed[t], np.average(raw, axis=0, weights=weights))
 
 
@@ -398,7 +461,7 @@ def test_smoothing_waits_for_a_few_frames_only():
     clip = Clip([[(30, 30, 1.0)]] * 50)
     results = faces.align_frames(clip, clip.detector, size=8, smoothing=2.0)
     next(results)
-    assert clip.taken == 7      # itself and three standard deviations
+    assert clip.taken == 7  # itself and three standard deviations
     for _ in range(20):
         next(results)
     assert clip.taken == 27
@@ -421,15 +484,20 @@ def test_the_largest_face_is_followed():
     np.testing.assert_allclose(centres(results)[:, 0], [20, 21, 22, 23, 23, 25])
 
 
-THREE = [(40, 30, 0.6), (70, 30, 0.9), (15, 30, 0.4)]     # the largest stands on the right
+THREE = [(40, 30, 0.6), (70, 30, 0.9), (15, 30, 0.4)]  # the largest stands on the right
 
 
-@pytest.mark.parametrize("face, x, told", [
-    ("largest", 70, "3 faces found, and the largest, number 3 from the left, is taken; pass --face for another"),
-    ("right", 70, "3 faces found, and the largest, number 3 from the left, is taken"),
-    ("left", 15, "3 faces found, and number 1 from the left is taken; pass --face for another"),
-    (1, 15, "number 1 from the left is taken"), (2, 40, "number 2 from the left is taken"), (3, 70, "number 3 from the left, is taken"),
-])
+@pytest.mark.parametrize(
+    "face, x, told",
+    [
+        ("largest", 70, "3 faces found, and the largest, number 3 from the left, is taken; pass --face for another"),
+        ("right", 70, "3 faces found, and the largest, number 3 from the left, is taken"),
+        ("left", 15, "3 faces found, and number 1 from the left is taken; pass --face for another"),
+        (1, 15, "number 1 from the left is taken"),
+        (2, 40, "number 2 from the left is taken"),
+        (3, 70, "number 3 from the left, is taken"),
+    ],
+)
 @pytest.mark.parametrize("frames", [1, 5])
 def test_the_face_that_is_asked_for_is_taken_and_said(face, x, told, frames):
     with pytest.warns(UserWarning, match=f"^clip.mp4: .*{told}") as said:
@@ -442,7 +510,9 @@ def test_a_face_chosen_again_after_it_was_lost_is_said_with_its_frame():
     with pytest.warns(UserWarning) as said:
         results = Clip([[(20, 30, 1.0)]] + [[]] * 25 + [THREE] * 2).aligned(smoothing=0, on_missing="skip", face="left")
     np.testing.assert_allclose(centres(results)[:, 0], [20, 15, 15])
-    assert [str(warning.message).partition(";")[0] for warning in said] == ["clip.mp4, frame 26: 3 faces found, and number 1 from the left is taken"]
+    assert [str(warning.message).partition(";")[0] for warning in said] == [
+        "clip.mp4, frame 26: 3 faces found, and number 1 from the left is taken"
+    ]
 
 
 def test_one_face_alone_is_not_spoken_of(recwarn):
@@ -450,25 +520,34 @@ def test_one_face_alone_is_not_spoken_of(recwarn):
     assert not recwarn
 
 
-@pytest.mark.parametrize("face, message", [(4, "clip.mp4: face 4 is wanted, and 3 found; pass another --face"), ("middle", "face 'middle': unknown"),
-                                           (0, "face 0: unknown"), (True, "face True: unknown")])
+@pytest.mark.parametrize(
+    "face, message",
+    [
+        (4, "clip.mp4: face 4 is wanted, and 3 found; pass another --face"),
+        ("middle", "face 'middle': unknown"),
+        (0, "face 0: unknown"),
+        (True, "face True: unknown"),
+    ],
+)
 def test_a_face_that_is_not_there(face, message):
     with pytest.raises(TalkheadError, match=message):
         Clip([THREE]).aligned(face=face)
 
 
 def test_a_quick_move_goes_to_the_nearest():
-    clip = Clip([[(30, 30, 1.0)], [(36.5, 30, 1.0), (44, 30, 1.0)]])      # neither overlaps
+    clip = Clip([[(30, 30, 1.0)], [(36.5, 30, 1.0), (44, 30, 1.0)]])  # neither overlaps
     np.testing.assert_allclose(centres(clip.aligned(smoothing=0))[:, 0], [30, 36.5])
 
 
 def test_a_face_that_leaves_is_not_taken_for_its_neighbour():
     stays = (65, 25, 0.5)
     missing = []
-    results = Clip([[(20, 30, 1.0), stays]] * 2 + [[stays]] * 30).aligned(smoothing=0, on_missing="hold", missing=missing)
+    results = Clip([[(20, 30, 1.0), stays]] * 2 + [[stays]] * 30).aligned(
+        smoothing=0, on_missing="hold", missing=missing
+    )
     x = centres(results)[:, 0]
     assert missing == list(range(2, 27))
-    np.testing.assert_allclose(x, [20] * 27 + [65] * 5)       # a second later the neighbour is the clip's face
+    np.testing.assert_allclose(x, [20] * 27 + [65] * 5)  # a second later the neighbour is the clip's face
 
 
 GAPS = [[], [], [(20, 30, 1.0)], [], [(22, 30, 1.0)], []]
@@ -505,7 +584,9 @@ def test_no_face_at_all(on_missing):
 
 def test_held_frames_do_not_pile_up():
     clip = Clip([[]] * 200)
-    with pytest.raises(TalkheadError, match="no face found in the first 100 frames; trim the clip or pass --on-missing skip"):
+    with pytest.raises(
+        TalkheadError, match="no face found in the first 100 frames; trim the clip or pass --on-missing skip"
+    ):
         clip.aligned(on_missing="hold")
     assert clip.taken == 101
 
@@ -564,8 +645,12 @@ def test_a_look_that_the_detector_does_not_confirm_has_no_say():
     image = smooth_noise(60, 80)
     reader = Reader(image, sees=(0, 2))
 
-    def find(picture):          # sees the face again in the crop of the right look alone
-        again = np.abs(picture.astype(int) - faces.align(image, UPRIGHT, 256)).max() <= 1 if picture.shape == (256, 256, 3) else False
+    def find(picture):  # sees the face again in the crop of the right look alone
+        again = (
+            np.abs(picture.astype(int) - faces.align(image, UPRIGHT, 256)).max() <= 1
+            if picture.shape == (256, 256, 3)
+            else False
+        )
         corners = faces.quad(UPRIGHT)
         basis = np.linalg.inv(np.stack([corners[3] - corners[0], corners[1] - corners[0]]))
         return [(UPRIGHT - corners[0]) @ basis * 256 - 0.5] if again else reader(picture)
@@ -577,12 +662,15 @@ def test_a_look_that_the_detector_does_not_confirm_has_no_say():
 def test_a_photo_stays_as_it_is_where_nobody_sees_a_face_or_the_looks_disagree():
     image = smooth_noise(60, 80)
     assert faces.which_way_up(image, lambda _: []) == 0
-    assert faces.which_way_up(image, lambda _: [UPRIGHT]) == 0          # upright in every turn: no reason to choose
+    assert faces.which_way_up(image, lambda _: [UPRIGHT]) == 0  # upright in every turn: no reason to choose
 
 
 def test_a_vast_photo_is_looked_at_small():
     sides = []
-    assert faces.which_way_up(np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or []) == 0
+    assert (
+        faces.which_way_up(np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or [])
+        == 0
+    )
     assert sides == [(1600, 1000), (1000, 1600), (1000, 1600), (1600, 1000)]
 
 
@@ -598,8 +686,11 @@ def test_portraits_are_read_in_every_turn(mediapipe, shared_data):
         for turn in range(4):
             lying = np.ascontiguousarray(np.rot90(picture, turn))
             assert faces.which_way_up(lying, mediapipe) == -turn % 4, (path.name, turn)
-        (upright, _, _), (righted, _, _) = next(faces.align_frames([picture], mediapipe, 64)), next(faces.align_frames([lying], mediapipe, 64))
-        assert np.abs(upright.astype(int) - righted).mean() < 5      # what is reduced first lies on another grid
+        (upright, _, _), (righted, _, _) = (
+            next(faces.align_frames([picture], mediapipe, 64)),
+            next(faces.align_frames([lying], mediapipe, 64)),
+        )
+        assert np.abs(upright.astype(int) - righted).mean() < 5  # what is reduced first lies on another grid
 
 
 def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
@@ -610,7 +701,7 @@ def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
             results = list(faces.align_frames(reader, mediapipe, size=16, smoothing=smoothing))
         assert len(results) == 30
         quads = np.array([quad for _, quad, _ in results])
-        assert abs(quads[:, :, 0].mean() - 180) < 60      # the speaker sits in the middle of 360 pixels
+        assert abs(quads[:, :, 0].mean() - 180) < 60  # the speaker sits in the middle of 360 pixels
         return abs(np.diff(quads, n=2, axis=0)).mean()
 
     assert tremble(2.0) < 0.3 * tremble(0)
@@ -619,6 +710,7 @@ def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
 # ---------------------------------------------------------------------------------------------------------------
 # Back into the frame
 
+
 def turned_square(at, half, angle):
     x = half * np.array((np.cos(angle), np.sin(angle)))
     y = np.array((-x[1], x[0]))
@@ -626,7 +718,9 @@ def turned_square(at, half, angle):
 
 
 def put_back(image, corners, size, crop=None, **options):
-    (result,) = faces.paste([image], [faces.crop(image, corners, size) if crop is None else crop], corners[None], **options)
+    (result,) = faces.paste(
+        [image], [faces.crop(image, corners, size) if crop is None else crop], corners[None], **options
+    )
     return result
 
 
@@ -646,15 +740,18 @@ def contrast(image, where):
 
 
 def psnr(a, b):
-    return 10 * np.log10(255 ** 2 / np.square(a.astype(float) - b).mean())
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
 
 
-@pytest.mark.parametrize("height, width, at, half, angle, size", [
-    (140, 120, (60, 70), 45, 0.3, 256),         # the crop is larger than its quad
-    (140, 120, (60, 70), 45, 0.3, 64),
-    (481, 637, (300, 240), 170, 0.2, 64),       # halved before it is cropped, and neither side is even
-    (541, 957, (630, 300), 200, -0.4, 48),      # a third
-])
+@pytest.mark.parametrize(
+    "height, width, at, half, angle, size",
+    [
+        (140, 120, (60, 70), 45, 0.3, 256),  # the crop is larger than its quad
+        (140, 120, (60, 70), 45, 0.3, 64),
+        (481, 637, (300, 240), 170, 0.2, 64),  # halved before it is cropped, and neither side is even
+        (541, 957, (630, 300), 200, -0.4, 48),  # a third
+    ],
+)
 def test_a_crop_goes_back_to_where_it_was(height, width, at, half, angle, size):
     """Slopes tell by their grey where each pixel comes from. Rising and falling ones, with noise, keep rounding out of it."""
     corners = turned_square(at, half, angle)
@@ -663,14 +760,16 @@ def test_a_crop_goes_back_to_where_it_was(height, width, at, half, angle, size):
     noise = np.random.default_rng(0)
     for distance in (rows, columns):
         found = []
-        for slope in (100 / half, -100 / half):         # levels a pixel
+        for slope in (100 / half, -100 / half):  # levels a pixel
             grey = 128 + slope * distance
             image = np.repeat(np.floor(grey + noise.random(grey.shape)).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
             found.append((put_back(image, corners, size, match_colour=False)[..., 0] - grey)[middle] / slope)
         moved = (found[0] + found[1]) / 2
         # In pixels of the crop: the quad alone, without FFHQ's rounding, would be 0.19 and 0.25 off in the last two cases.
         pixel = max(2 * half / size, 1)
-        fit = np.linalg.lstsq(np.stack([np.ones(middle.sum()), rows[middle] / half, columns[middle] / half], 1), moved, rcond=None)[0]
+        fit = np.linalg.lstsq(
+            np.stack([np.ones(middle.sum()), rows[middle] / half, columns[middle] / half], 1), moved, rcond=None
+        )[0]
         assert abs(fit).max() < 0.05 * pixel
 
 
@@ -692,7 +791,7 @@ def test_the_face_fades_into_the_frame():
     assert (result[inward > 0.21] == 255).all() and (result[inward < -0.01] == image[inward < -0.01]).all()
     share = ((result - image) / (255.0 - image)).mean(-1)
     depth = inward[(inward > 0) & (inward < 0.2)] / 0.2
-    np.testing.assert_allclose(share[(inward > 0) & (inward < 0.2)], 3 * depth ** 2 - 2 * depth ** 3, atol=0.05)
+    np.testing.assert_allclose(share[(inward > 0) & (inward < 0.2)], 3 * depth**2 - 2 * depth**3, atol=0.05)
     hard = put_back(image, corners, 64, white, feather=0, match_colour=False)
     assert (hard[inward > 0.01] == 255).all() and (hard[inward < -0.01] == image[inward < -0.01]).all()
 
@@ -702,7 +801,10 @@ def test_colours_are_matched():
     crop = faces.crop(image, corners, 128)
     tinted = np.clip(crop * (0.8, 0.7, 0.75) + (30, 5, 50), 0, 255).astype(np.uint8)
     inside = places(image, corners)[0] > 0.16
-    error = [abs(put_back(image, corners, 128, tinted, match_colour=match)[inside].astype(int) - image[inside]).mean() for match in (True, False)]
+    error = [
+        abs(put_back(image, corners, 128, tinted, match_colour=match)[inside].astype(int) - image[inside]).mean()
+        for match in (True, False)
+    ]
     assert error[0] < 4 < 15 < error[1]
 
 
@@ -769,7 +871,10 @@ def test_frames_without_a_quad_stay_as_they_are():
     assert np.array_equal(results[1], frames[1]) and np.array_equal(results[4], frames[4])
 
 
-@pytest.mark.parametrize("frames, crops, said", [(5, 3, "goes on after the crops have ended, at frame 3"), (3, 5, "crops left over are dropped")])
+@pytest.mark.parametrize(
+    "frames, crops, said",
+    [(5, 3, "goes on after the crops have ended, at frame 3"), (3, 5, "crops left over are dropped")],
+)
 def test_the_shorter_clip_ends_the_result(frames, crops, said):
     corners = np.tile(turned_square((20.0, 20.0), 15, 0.0), (frames, 1, 1))
     with pytest.warns(UserWarning, match=said):
@@ -797,12 +902,15 @@ def test_pasting_holds_no_frames():
 SQUARE = turned_square((20.0, 20.0), 15, 0.0)
 
 
-@pytest.mark.parametrize("quads, options, message", [
-    (np.zeros((3, 68, 2)), {}, "shape \\(3, 68, 2\\), wanted \\(frames, 4, 2\\)"),
-    (np.stack([SQUARE, SQUARE * (1, 2)]), {}, "quads, frame 1: not a square"),
-    (SQUARE[None] + 100, {}, "the quad lies outside the frame"),
-    (SQUARE[None], {"feather": 0.6}, "feather 0.6: wanted"),
-])
+@pytest.mark.parametrize(
+    "quads, options, message",
+    [
+        (np.zeros((3, 68, 2)), {}, "shape \\(3, 68, 2\\), wanted \\(frames, 4, 2\\)"),
+        (np.stack([SQUARE, SQUARE * (1, 2)]), {}, "quads, frame 1: not a square"),
+        (SQUARE[None] + 100, {}, "the quad lies outside the frame"),
+        (SQUARE[None], {"feather": 0.6}, "feather 0.6: wanted"),
+    ],
+)
 def test_what_cannot_be_pasted(quads, options, message):
     with pytest.raises(TalkheadError, match=message):
         list(faces.paste([smooth_noise(40, 40)], [smooth_noise(32, 32)], quads, **options))
@@ -817,8 +925,11 @@ def test_landmarks_that_were_written_down(tmp_path):
     points[1] = np.nan  # nobody was seen
     np.save(tmp_path / "a.npy", points)
     np.testing.assert_array_equal(faces.read_landmarks(tmp_path / "a.npy"), points)
-    for wrong, message in ((points[0], "holds float32 [(]68, 2[)], wanted landmarks"), (points.astype("S3"), "wanted landmarks"),
-                           (points + 1e30, "frame 0: landmarks outside of any picture")):
+    for wrong, message in (
+        (points[0], "holds float32 [(]68, 2[)], wanted landmarks"),
+        (points.astype("S3"), "wanted landmarks"),
+        (points + 1e30, "frame 0: landmarks outside of any picture"),
+    ):
         np.save(tmp_path / "b.npy", wrong)
         with pytest.raises(TalkheadError, match=f"b.npy.*{message}"):
             faces.read_landmarks(tmp_path / "b.npy")

@@ -40,7 +40,7 @@ def clicks(seconds, rate=RATE, every=0.5):
     samples = np.zeros(round(seconds * rate), np.float32)
     for start in np.arange(every, seconds, every):
         at = round(start * rate)
-        samples[at:at + rate // 200] = 0.8
+        samples[at : at + rate // 200] = 0.8
     return samples
 
 
@@ -101,7 +101,11 @@ def ffmpeg_fps(path, fps=25):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         graph = av.filter.Graph()
-        chain = [graph.add_buffer(template=stream, time_base=stream.time_base), graph.add("fps", f"fps={fps}"), graph.add("buffersink")]
+        chain = [
+            graph.add_buffer(template=stream, time_base=stream.time_base),
+            graph.add("fps", f"fps={fps}"),
+            graph.add("buffersink"),
+        ]
         chain[0].link_to(chain[1])
         chain[1].link_to(chain[2])
         graph.configure()
@@ -124,12 +128,19 @@ def one_line(error):
 
 # Arrays and latents ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4)), np.asfortranarray(np.eye(3)), np.int64(7)])
+
+@pytest.mark.parametrize(
+    "array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4)), np.asfortranarray(np.eye(3)), np.int64(7)]
+)
 def test_array_through_file_and_pipe(tmp_path, array):
     pipe = io.BytesIO()
     files.write_array(tmp_path / "a.npy", array)
     files.write_array(pipe, array)
-    for back in (files.read_array(tmp_path / "a.npy"), np.load(tmp_path / "a.npy"), files.read_array(OneWay(pipe.getvalue()))):
+    for back in (
+        files.read_array(tmp_path / "a.npy"),
+        np.load(tmp_path / "a.npy"),
+        files.read_array(OneWay(pipe.getvalue())),
+    ):
         np.testing.assert_array_equal(back, array)
         assert back.dtype == array.dtype
 
@@ -144,7 +155,13 @@ def test_array_that_is_none(tmp_path):
     (tmp_path / "header.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:50])
     (tmp_path / "empty.npy").touch()
     (tmp_path / "text.npy").write_text("not an array at all")
-    for name, word in [("cut", "cut short"), ("header", "cut short"), ("empty", "empty"), ("text", "not a .npy"), ("missing", "no such file")]:
+    for name, word in [
+        ("cut", "cut short"),
+        ("header", "cut short"),
+        ("empty", "empty"),
+        ("text", "not a .npy"),
+        ("missing", "no such file"),
+    ]:
         with pytest.raises(TalkheadError, match=word) as error:
             files.read_array(tmp_path / f"{name}.npy")
         assert one_line(error).startswith(str(tmp_path / f"{name}.npy"))
@@ -166,7 +183,11 @@ def test_array_written_entry_by_entry(tmp_path):
                 writer.write(entry.T.reshape(4, 5))
                 writer.cut(3)
         assert writer.count == 7 and not (tmp_path / "a.npy").exists()
-    for back in (np.load(tmp_path / "a.npy"), files.read_array(tmp_path / "a.npy"), files.map_array(tmp_path / "a.npy")):
+    for back in (
+        np.load(tmp_path / "a.npy"),
+        files.read_array(tmp_path / "a.npy"),
+        files.map_array(tmp_path / "a.npy"),
+    ):
         assert back.dtype == np.uint8 and np.array_equal(back, entries)
     mapped = files.map_array(tmp_path / "a.npy")
     assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
@@ -187,13 +208,20 @@ def test_latents(tmp_path):
     latents = np.random.default_rng(0).standard_normal((5, 10, 512)).astype(np.float32)
     files.write_latents(tmp_path / "lat.npy", latents, {"generator": "abc", "fps": 25.0})
     np.testing.assert_array_equal(files.read_latents(tmp_path / "lat.npy"), latents)
-    assert json.loads((tmp_path / "lat.json").read_text()) == files.read_about(tmp_path / "lat.npy") == {"generator": "abc", "fps": 25.0}
+    assert (
+        json.loads((tmp_path / "lat.json").read_text())
+        == files.read_about(tmp_path / "lat.npy")
+        == {"generator": "abc", "fps": 25.0}
+    )
     pipe = io.BytesIO()
     files.write_latents(pipe, iter(latents), {"generator": "abc"})
     np.testing.assert_array_equal(files.read_latents(OneWay(pipe.getvalue())), latents)
     assert files.read_about("-") == {}
     files.write_array(tmp_path / "one.npy", latents[0].astype(np.float64))
-    with pytest.warns(UserWarning, match=r"one.npy: \(10, 512\) is read as one latent of 10 layers; frames are \(frames, layers, 512\)$"):
+    with pytest.warns(
+        UserWarning,
+        match=r"one.npy: \(10, 512\) is read as one latent of 10 layers; frames are \(frames, layers, 512\)$",
+    ):
         one = files.read_latents(tmp_path / "one.npy")
     assert one.shape == (1, 10, 512) and one.dtype == np.float32
 
@@ -219,9 +247,16 @@ def test_latents_of_other_projects(tmp_path):
     np.save(tmp_path / "array.npy", latents)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     torch.save({"w": torch.tensor(latents)}, tmp_path / "dict.pt")
-    for name, message in (("two.npz", "holds 2 arrays .a, b., none called w"), ("cut.npz", "damaged"), ("flipped.npz", "damaged"),
-                          ("objects.npz", "no numbers"), ("array.npz", "not an archive of arrays"), ("none.npz", "no such file"),
-                          ("dict.pt", "holds a dict, wanted one tensor of latents"), ("none.pt", "no such file")):
+    for name, message in (
+        ("two.npz", "holds 2 arrays .a, b., none called w"),
+        ("cut.npz", "damaged"),
+        ("flipped.npz", "damaged"),
+        ("objects.npz", "no numbers"),
+        ("array.npz", "not an archive of arrays"),
+        ("none.npz", "no such file"),
+        ("dict.pt", "holds a dict, wanted one tensor of latents"),
+        ("none.pt", "no such file"),
+    ):
         with pytest.raises(TalkheadError, match=f"^{tmp_path}/{name}: .*{message}") as error:
             files.read_latents(tmp_path / name)
         one_line(error)
@@ -245,11 +280,17 @@ def test_latents_written_as_they_go_by(tmp_path, place):
     assert not (tmp_path / "other.npy").exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("array, word", [
-    (np.zeros((3, 10, 511), np.float32), r"\(3, 10, 511\)"), (np.zeros((512,), np.float32), r"\(512,\)"),
-    (np.zeros((0, 10, 512), np.float32), r"\(0, 10, 512\)"), (np.zeros((2, 10, 512), np.int32), "int32"),
-    (np.where(np.arange(3)[:, None, None] == 1, np.nan, np.zeros((3, 10, 512))), "frame 1: holds NaN"),
-    (np.full((1, 10, 512), np.inf), "frame 0: holds NaN or infinity")])
+@pytest.mark.parametrize(
+    "array, word",
+    [
+        (np.zeros((3, 10, 511), np.float32), r"\(3, 10, 511\)"),
+        (np.zeros((512,), np.float32), r"\(512,\)"),
+        (np.zeros((0, 10, 512), np.float32), r"\(0, 10, 512\)"),
+        (np.zeros((2, 10, 512), np.int32), "int32"),
+        (np.where(np.arange(3)[:, None, None] == 1, np.nan, np.zeros((3, 10, 512))), "frame 1: holds NaN"),
+        (np.full((1, 10, 512), np.inf), "frame 0: holds NaN or infinity"),
+    ],
+)
 def test_latents_that_are_none(tmp_path, array, word):
     np.save(tmp_path / "lat.npy", array)
     with pytest.raises(TalkheadError, match=word) as error:
@@ -258,6 +299,7 @@ def test_latents_that_are_none(tmp_path, array, word):
 
 
 # Places ---------------------------------------------------------------------------------------------------------------
+
 
 def test_atomic(tmp_path):
     place = tmp_path / "a.txt"
@@ -299,7 +341,9 @@ WRITERS = {
     "video.mkv": lambda place: save(place, noise(30, 64, 64), lossless=True),
     "frame.png": lambda place: save(place, noise(1, 300, 300)),
     "folder": lambda place: save(place, noise(3, 300, 300)),
-    "weights.pt": lambda place: files.save_weights(place, {"kind": "encoder", "model": {"w": __import__("torch").zeros(100_000)}}),
+    "weights.pt": lambda place: files.save_weights(
+        place, {"kind": "encoder", "model": {"w": __import__("torch").zeros(100_000)}}
+    ),
     "about.json": lambda place: files.write_json(place, {"a": [0] * 100_000}),
 }
 
@@ -307,7 +351,10 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_place_that_cannot_be_written_to(tmp_path, name):
     (tmp_path / "file").touch()
-    for folder, word in [(tmp_path / "missing", "does not exist"), (tmp_path / "file", "does not exist|part of its path")]:
+    for folder, word in [
+        (tmp_path / "missing", "does not exist"),
+        (tmp_path / "file", "does not exist|part of its path"),
+    ]:
         with pytest.raises(TalkheadError, match=word) as error:
             WRITERS[name](folder / name)
         assert one_line(error).startswith(str(folder / name))
@@ -344,6 +391,7 @@ def test_full_device():
 
 # Weights --------------------------------------------------------------------------------------------------------------
 
+
 def test_weights(tmp_path):
     import torch
 
@@ -377,6 +425,7 @@ def test_weights_that_are_none(tmp_path):
 
 # Pictures -------------------------------------------------------------------------------------------------------------
 
+
 def test_picture_back_and_forth(tmp_path):
     image = noise(1, 20, 31)[0]
     files.write_image(tmp_path / "a.png", image, {"talkhead_aligned": "20", "author": "Zoë"})
@@ -400,8 +449,16 @@ def test_exif_orientation(tmp_path, orientation):
     seen = np.zeros((24, 16, 3), np.uint8)
     seen[:8, :8] = [250, 20, 20]  # top left
     seen[:8, 8:] = [20, 250, 20]  # top right
-    stored = {1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.swapaxes(0, 1), 6: np.rot90(seen, 1),
-              7: seen[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(seen, -1)}[orientation]
+    stored = {
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.swapaxes(0, 1),
+        6: np.rot90(seen, 1),
+        7: seen[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(seen, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
@@ -441,6 +498,7 @@ def test_picture_that_is_none(tmp_path):
 
 # Frames through a pipe ------------------------------------------------------------------------------------------------
 
+
 def test_pipe_is_bit_exact():
     """Frames of odd size, noise in all three colours, and 16-bit sound: equal after one pipe, and after two."""
     frames = noise(33)
@@ -455,7 +513,7 @@ def test_pipe_is_bit_exact():
         with files.read_frames(OneWay(stream)) as reader:
             sound = reader.sound
             list(reader)
-            np.testing.assert_array_equal(sound.take(10 ** 9, wait=True), samples)
+            np.testing.assert_array_equal(sound.take(10**9, wait=True), samples)
     with av.open(io.BytesIO(twice)) as container:  # a plain file that others can play
         assert [stream.codec_context.name for stream in container.streams] == ["h264", "flac"]
         assert container.metadata["talkhead_aligned"] == "17"
@@ -495,7 +553,7 @@ def test_pipe_gives_frames_soon():
 def test_pipe_cut_short(cut):
     data = written(noise(40, 32, 32), sound=(tone(1.6), RATE))
     with pytest.raises(TalkheadError, match="-: ") as error:
-        read(OneWay(data[:int(cut * len(data))]))
+        read(OneWay(data[: int(cut * len(data))]))
     one_line(error)
 
 
@@ -514,8 +572,12 @@ def test_failed_writer_is_noticed_wherever_it_stopped():
 
 
 def test_pipe_that_holds_no_video():
-    for data, word in [(b"", "empty"), (b"hello world\n" * 100, "not a video"), (noise(30).tobytes(), "not a video"),
-                       (np.lib.format.MAGIC_PREFIX + bytes(5000), "not a video")]:
+    for data, word in [
+        (b"", "empty"),
+        (b"hello world\n" * 100, "not a video"),
+        (noise(30).tobytes(), "not a video"),
+        (np.lib.format.MAGIC_PREFIX + bytes(5000), "not a video"),
+    ]:
         with pytest.raises(TalkheadError, match=word) as error:
             read(OneWay(data))
         assert one_line(error).startswith("-: ")
@@ -540,11 +602,13 @@ def test_reader_leaves(capfd):
 
 
 def run(script, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=CHECKOUT, capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=CHECKOUT, capture_output=True, **options
+    )
 
 
 def test_standard_streams():
-    """"-" is standard input and output, between processes."""
+    """ "-" is standard input and output, between processes."""
     frames = noise(15)
     copy = """
         from talkhead import files
@@ -564,7 +628,12 @@ def test_memory_is_flat(tmp_path):
     frame = noise(1, 48, 48)[0]
     for count in (60, 600):
         with open(tmp_path / f"{count}.mp4", "wb") as stream:
-            stream.write(written((np.roll(frame, shift, 1) for shift in range(count)), sound=(tone(count / 25, 48000, channels=2), 48000)))
+            stream.write(
+                written(
+                    (np.roll(frame, shift, 1) for shift in range(count)),
+                    sound=(tone(count / 25, 48000, channels=2), 48000),
+                )
+            )
     copy = """
         import resource, sys
         from talkhead import files
@@ -583,15 +652,26 @@ def test_memory_is_flat(tmp_path):
 
 # Frames out of any video ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("name", ["25", "30", "29.97", "12", "60", "variable", "one"])
 def test_frame_rate_as_ffmpeg_does(tmp_path, name, suffix):
     """Frames dropped and repeated are those that FFmpeg's filter "fps" drops and repeats."""
     steps = np.random.default_rng(0).choice([0.01, 0.033, 0.04, 0.1, 0.3], 50)
-    times = {"25": np.arange(31) / 25, "30": np.arange(61) / 30, "29.97": np.arange(90) * 1001 / 30000, "12": np.arange(20) / 12,
-             "60": np.arange(77) / 60, "variable": np.cumsum(steps) - steps[0], "one": [0]}[name]
-    path = make_video(tmp_path / f"clip{suffix}", [Fraction(float(time)) for time in times],
-                      Fraction(1, 1000) if suffix == ".mkv" else Fraction(1, 90000))
+    times = {
+        "25": np.arange(31) / 25,
+        "30": np.arange(61) / 30,
+        "29.97": np.arange(90) * 1001 / 30000,
+        "12": np.arange(20) / 12,
+        "60": np.arange(77) / 60,
+        "variable": np.cumsum(steps) - steps[0],
+        "one": [0],
+    }[name]
+    path = make_video(
+        tmp_path / f"clip{suffix}",
+        [Fraction(float(time)) for time in times],
+        Fraction(1, 1000) if suffix == ".mkv" else Fraction(1, 90000),
+    )
     got = [int(frame[0, 0, 0]) for frame in files.read_frames(path)]
     assert got == (ffmpeg_fps(path) or [0])  # Departure: of a clip shorter than half a frame one frame is left
     if name == "30":
@@ -631,10 +711,19 @@ def test_repeated_frames_are_arrays_of_their_own(tmp_path):
     assert levels == [0] * 3 + [1] * 2 + [2] * 3  # a tenth of a second is two and a half frames
 
 
-@pytest.mark.parametrize("matrix, expected", [
-    ((1, 0, 0, 1), lambda seen: seen), ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)), ((-1, 0, 0, -1), lambda seen: np.rot90(seen, 2)),
-    ((0, -1, 1, 0), lambda seen: np.rot90(seen, 1)), ((-1, 0, 0, 1), lambda seen: seen[:, ::-1]), ((1, 0, 0, -1), lambda seen: seen[::-1]),
-    ((0, 1, 1, 0), lambda seen: seen.swapaxes(0, 1)), ((0, -1, -1, 0), lambda seen: seen[::-1, ::-1].swapaxes(0, 1))])
+@pytest.mark.parametrize(
+    "matrix, expected",
+    [
+        ((1, 0, 0, 1), lambda seen: seen),
+        ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)),
+        ((-1, 0, 0, -1), lambda seen: np.rot90(seen, 2)),
+        ((0, -1, 1, 0), lambda seen: np.rot90(seen, 1)),
+        ((-1, 0, 0, 1), lambda seen: seen[:, ::-1]),
+        ((1, 0, 0, -1), lambda seen: seen[::-1]),
+        ((0, 1, 1, 0), lambda seen: seen.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda seen: seen[::-1, ::-1].swapaxes(0, 1)),
+    ],
+)
 def test_rotated_phone_video(tmp_path, matrix, expected):
     """The matrix of MP4's track header (ISO 14496-12: x' = ax + cy, y' = bx + dy), put there byte by byte."""
     frame = noise(1, 12, 20)[0]
@@ -663,7 +752,17 @@ def test_pixels_that_are_not_square(tmp_path):
 
 
 def test_hidden_files_are_not_found(tmp_path):
-    for name in ("b.mp4", "a.MP4", "._a.mp4", ".b.1234abcd.mp4", "notes.txt", "deep/c.mp4", "deep/.c.mp4", ".hidden/d.mp4", ".hidden/deep/e.mp4"):
+    for name in (
+        "b.mp4",
+        "a.MP4",
+        "._a.mp4",
+        ".b.1234abcd.mp4",
+        "notes.txt",
+        "deep/c.mp4",
+        "deep/.c.mp4",
+        ".hidden/d.mp4",
+        ".hidden/deep/e.mp4",
+    ):
         (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / ".home" / name).touch()
     folder = tmp_path / ".home"  # whoever names a hidden folder wants what is in it
@@ -700,7 +799,7 @@ def test_folder_of_pictures(tmp_path):
 
 def test_video_that_is_none(tmp_path):
     whole = save(tmp_path / "whole.mp4", noise(50, 64, 64), sound=(tone(2), RATE)).read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[:len(whole) * 2 // 3])
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.txt").write_text("hello world\n" * 500)
     (tmp_path / "text.mp4").write_text("hello world\n" * 500)
@@ -721,7 +820,10 @@ def test_name_with_a_colon(tmp_path):
 
 def test_frames_too_large_for_a_video(tmp_path):
     for destination in (tmp_path / "a.mp4", io.BytesIO()):
-        with pytest.raises(TalkheadError, match=r"frames of 16386x2 are too large for a video, which has at most 16384 pixels a side; make them smaller"):
+        with pytest.raises(
+            TalkheadError,
+            match=r"frames of 16386x2 are too large for a video, which has at most 16384 pixels a side; make them smaller",
+        ):
             with files.FrameWriter(destination) as writer:
                 writer.write(np.zeros((2, 16386, 3), np.uint8))
     assert not list(tmp_path.iterdir())
@@ -740,6 +842,7 @@ def test_grid(shared_data):
 
 # Video for people -----------------------------------------------------------------------------------------------------
 
+
 def scene(count, height=48, width=64):
     """Smooth moving colours, as video codecs expect."""
     time, y, x = np.meshgrid(np.arange(count) * 0.2, np.linspace(0, 3, height), np.linspace(0, 4, width), indexing="ij")
@@ -752,12 +855,16 @@ def test_video_for_people(tmp_path, suffix):
     path = save(tmp_path / f"out{suffix}", frames, sound=(tone(31 / 25), RATE))
     with av.open(str(path)) as container:
         video, audio = container.streams
-        assert (video.codec_context.name, video.codec_context.pix_fmt, audio.codec_context.name) == ("h264", "yuv420p", "aac")
+        assert (video.codec_context.name, video.codec_context.pix_fmt, audio.codec_context.name) == (
+            "h264",
+            "yuv420p",
+            "aac",
+        )
         assert video.average_rate == 25 and audio.codec_context.sample_rate == RATE
     back = read(path)
     assert back.shape == frames.shape
     error = back.astype(float) - frames
-    assert 10 * np.log10(255 ** 2 / (error ** 2).mean()) > 38  # dB
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 38  # dB
     assert np.abs(error.mean(axis=(0, 1, 2))).max() < 0.7  # of 255: no colour drifts
     if suffix != ".mkv":
         data = path.read_bytes()
@@ -788,7 +895,9 @@ def test_a_recording_comes_back_to_the_last_of_its_16_bits(tmp_path):
     files.write_audio(tmp_path / "a.wav", samples)
     with wave.open(str(tmp_path / "a.wav")) as theirs:
         assert theirs.getparams()[:3] == (1, 2, RATE)
-        np.testing.assert_array_equal(np.frombuffer(theirs.readframes(RATE), "<i2"), (samples * 32768).round().clip(-32768, 32767))
+        np.testing.assert_array_equal(
+            np.frombuffer(theirs.readframes(RATE), "<i2"), (samples * 32768).round().clip(-32768, 32767)
+        )
     np.testing.assert_allclose(files.read_audio(tmp_path / "a.wav"), samples.clip(-1, 1), atol=2**-15)
 
 
@@ -797,14 +906,21 @@ def test_synthetic_mark(tmp_path, place):
     """What `ffprobe` shows: the digital source type of the IPTC, and who made it."""
     stream = io.BytesIO()
     destination = stream if place == "-" else tmp_path / place
-    save(destination, scene(2), synthetic=True, metadata={"talkhead_aligned": "48", "encoder": "other", "minor_version": "512"})
+    save(
+        destination,
+        scene(2),
+        synthetic=True,
+        metadata={"talkhead_aligned": "48", "encoder": "other", "minor_version": "512"},
+    )
     if place == "frames":
         tags = Image.open(tmp_path / "frames/000001.png").text
     else:
         with av.open(io.BytesIO(stream.getvalue()) if place == "-" else str(destination)) as container:
             tags = container.metadata
     assert tags["digital_source_type"] == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-    assert tags["software"].startswith("talkhead ") and tags["talkhead_aligned"] == "48" and tags.get("encoder") != "other"
+    assert (
+        tags["software"].startswith("talkhead ") and tags["talkhead_aligned"] == "48" and tags.get("encoder") != "other"
+    )
     with files.read_frames(io.BytesIO(stream.getvalue()) if place == "-" else destination) as reader:
         assert reader.aligned and files.STREAM_TAG not in reader.metadata
         again = save(tmp_path / "again.mp4", reader, metadata=reader.metadata)
@@ -840,6 +956,7 @@ def test_nothing_is_left_behind(tmp_path, place):
 
 # Sound ----------------------------------------------------------------------------------------------------------------
 
+
 def write_wave(path, samples, rate=RATE):
     """A WAV made without the code under test."""
     samples = samples[:, None] if samples.ndim == 1 else samples
@@ -854,7 +971,9 @@ def encode_sound(path, samples, rate, codec, layout):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.codec_context.layout = layout
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray((samples * 32767).astype(np.int16)).reshape(1, -1), format="s16", layout=layout)
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray((samples * 32767).astype(np.int16)).reshape(1, -1), format="s16", layout=layout
+        )
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -875,7 +994,7 @@ def test_sound_of_any_rate(tmp_path, rate, channels):
     """A tone comes out as the same tone: same length, same phase, same height."""
     back = files.read_audio(write_wave(tmp_path / "a.wav", tone(1, rate, channels=channels), rate))
     assert abs(len(back) - RATE) <= 1
-    assert np.abs(back[500:-500] - tone(1)[500:len(back) - 500]).max() < 0.004
+    assert np.abs(back[500:-500] - tone(1)[500 : len(back) - 500]).max() < 0.004
 
 
 def test_surround_sound(tmp_path):
@@ -883,26 +1002,41 @@ def test_surround_sound(tmp_path):
     six = np.zeros((48000, 6), np.float32)
     six[:, 2] = tone(1, 48000)
     centre = files.read_audio(write_wave(tmp_path / "centre.wav", six, 48000))
-    assert len(centre) == RATE and np.corrcoef(centre[500:-500], tone(1)[500:-500])[0, 1] > 0.999 and np.abs(centre).max() > 0.08
-    loud = files.read_audio(write_wave(tmp_path / "loud.wav", np.repeat(tone(1, 48000, channels=1)[:, None] * 2.4, 6, axis=1), 48000))
+    assert (
+        len(centre) == RATE
+        and np.corrcoef(centre[500:-500], tone(1)[500:-500])[0, 1] > 0.999
+        and np.abs(centre).max() > 0.08
+    )
+    loud = files.read_audio(
+        write_wave(tmp_path / "loud.wav", np.repeat(tone(1, 48000, channels=1)[:, None] * 2.4, 6, axis=1), 48000)
+    )
     assert 0.5 < np.abs(loud).max() <= 1 and np.corrcoef(loud[500:-500], tone(1)[500:-500])[0, 1] > 0.999
 
 
-@pytest.mark.parametrize("name, codec, rate, layout", [("a.m4a", "aac", 44100, "stereo"), ("a.ogg", "libopus", 48000, "mono"),
-                                                       ("a.mp3", "libmp3lame", 44100, "mono"), ("a.flac", "flac", 96000, "5.1")])
+@pytest.mark.parametrize(
+    "name, codec, rate, layout",
+    [
+        ("a.m4a", "aac", 44100, "stereo"),
+        ("a.ogg", "libopus", 48000, "mono"),
+        ("a.mp3", "libmp3lame", 44100, "mono"),
+        ("a.flac", "flac", 96000, "5.1"),
+    ],
+)
 def test_sound_of_any_codec(tmp_path, name, codec, rate, layout):
     """A click at half a second stays there: what codecs put before the first sample is dropped."""
     channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
     samples = np.repeat(clicks(2, rate)[:, None], channels, axis=1)
     back = files.read_audio(encode_sound(tmp_path / name, samples, rate, codec, layout))
-    assert np.abs(back[:RATE // 3]).max() < 0.1
+    assert np.abs(back[: RATE // 3]).max() < 0.1
     assert np.argmax(np.abs(back) > 0.25) / RATE == pytest.approx(0.5, abs=0.004)
     assert len(back) == pytest.approx(2 * RATE, abs=0.06 * RATE)
 
 
 def test_sound_keeps_step_with_frames(tmp_path):
     """A flash and a click at the same instants, through every kind of file and twice through a pipe, stay together."""
-    flashes = [np.full((32, 32, 3), 255 if index % 25 == 12 else 0, np.uint8) for index in range(75)]  # at 0.48 s, 1.48 s, 2.48 s
+    flashes = [
+        np.full((32, 32, 3), 255 if index % 25 == 12 else 0, np.uint8) for index in range(75)
+    ]  # at 0.48 s, 1.48 s, 2.48 s
     sound = np.roll(clicks(3, 48000, every=1.0), -round(0.52 * 48000))
     pipe = written(flashes, sound=(sound, 48000))
     with files.read_frames(OneWay(pipe)) as reader:
@@ -943,7 +1077,9 @@ def test_sample_zero_is_heard_with_the_first_picture(tmp_path, suffix, video_sta
         packets += video.encode(None) + audio.encode(block) + audio.encode(None)
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
     expected = 2 + audio_start - video_start
-    assert first_click(files.read_audio(path)) == pytest.approx(expected, abs=0.025)  # AAC in MPEG-TS keeps its priming, 21 ms
+    assert first_click(files.read_audio(path)) == pytest.approx(
+        expected, abs=0.025
+    )  # AAC in MPEG-TS keeps its priming, 21 ms
     with files.read_frames(path) as reader:
         pipe = written(reader, sound=reader.sound)
     assert len(read(OneWay(pipe))) == 75
@@ -959,7 +1095,10 @@ def test_sound_ends_with_the_frames(tmp_path):
             samples = files.read_audio(place)
             assert len(samples) == pytest.approx(RATE, abs=0.04 * RATE)
             heard = round(min(seconds, 1.0) * RATE) - 400
-            assert np.abs(samples[heard - 200:heard]).max() > 0.3 and np.abs(samples[heard + 1600:RATE]).max(initial=0) < 0.05
+            assert (
+                np.abs(samples[heard - 200 : heard]).max() > 0.3
+                and np.abs(samples[heard + 1600 : RATE]).max(initial=0) < 0.05
+            )
 
 
 def test_limit_cuts_the_sound_too(tmp_path):
@@ -984,26 +1123,61 @@ def test_wave_from_a_pipe(tmp_path, size):
 
 # Sound as it comes ------------------------------------------------------------------------------------------------------
 
+
 def wave_bytes(samples, rate, codec, size=0xFFFFFFFF):
     """A WAV of any codec as a recorder writes it to a pipe: its head does not know the length."""
-    number, bits = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32), "f64": (3, 64), "mulaw": (7, 8)}[codec]
+    number, bits = {
+        "u8": (1, 8),
+        "s16": (1, 16),
+        "s24": (1, 24),
+        "s32": (1, 32),
+        "f32": (3, 32),
+        "f64": (3, 64),
+        "mulaw": (7, 8),
+    }[codec]
     samples = samples[:, None] if samples.ndim == 1 else samples
     if codec.startswith("f"):
         data = samples.astype(f"<f{bits // 8}").tobytes()
     elif codec == "mulaw":  # by its formula (G.711 in full precision), not by a table
         magnitude = np.log1p(255 * np.abs(samples).clip(0, 1)) / np.log(256)
-        data = (~(np.floor(magnitude * 127.999).astype(np.uint8) | np.where(samples < 0, 0x80, 0).astype(np.uint8))).tobytes()
+        data = (
+            ~(np.floor(magnitude * 127.999).astype(np.uint8) | np.where(samples < 0, 0x80, 0).astype(np.uint8))
+        ).tobytes()
     else:
         whole = np.rint(samples * (2 ** (bits - 1) - 1)).astype("<i4")
-        data = (whole + 128).astype(np.uint8).tobytes() if bits == 8 else whole[..., None].view(np.uint8)[..., :bits // 8].tobytes()
+        data = (
+            (whole + 128).astype(np.uint8).tobytes()
+            if bits == 8
+            else whole[..., None].view(np.uint8)[..., : bits // 8].tobytes()
+        )
     channels = samples.shape[1]
     form = struct.pack("<HHIIHH", number, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits)
-    return b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size) + data
+    return (
+        b"RIFF"
+        + struct.pack("<I", size)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + form
+        + b"data"
+        + struct.pack("<I", size)
+        + data
+    )
 
 
-@pytest.mark.parametrize("rate, channels, codec", [
-    (8000, 1, "mulaw"), (8000, 1, "u8"), (16000, 1, "s16"), (16000, 4, "f32"), (22050, 2, "s24"), (44100, 2, "s16"), (48000, 8, "s32"), (96000, 6, "f64"),
-    (192000, 8, "f32")])
+@pytest.mark.parametrize(
+    "rate, channels, codec",
+    [
+        (8000, 1, "mulaw"),
+        (8000, 1, "u8"),
+        (16000, 1, "s16"),
+        (16000, 4, "f32"),
+        (22050, 2, "s24"),
+        (44100, 2, "s16"),
+        (48000, 8, "s32"),
+        (96000, 6, "f64"),
+        (192000, 8, "f32"),
+    ],
+)
 def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec):
     """Through a pipe, in small pieces, it is the sound of the file, and that is the tone that went in."""
     data = wave_bytes(tone(1.2, rate, 300.0, channels), rate, codec)
@@ -1017,7 +1191,9 @@ def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec)
     assert abs(len(back) - 1.2 * RATE) <= 1
     loss = {"mulaw": 0.05, "u8": 0.02}.get(codec, 2e-3)  # theirs; and ripples of the resampler
     middle = slice(RATE // 10, RATE)  # not its ends
-    np.testing.assert_allclose(back[middle] / np.abs(back[middle]).max(), tone(1.2, RATE, 300.0)[middle] / 0.4, atol=loss)
+    np.testing.assert_allclose(
+        back[middle] / np.abs(back[middle]).max(), tone(1.2, RATE, 300.0)[middle] / 0.4, atol=loss
+    )
 
 
 @pytest.fixture
@@ -1033,6 +1209,7 @@ def recorder(tmp_path):
             with open(name, "wb", buffering=0) as pipe:
                 for part in parts:
                     part() if callable(part) else pipe.write(part)
+
         threads.append(threading.Thread(target=write))
         threads[-1].start()
         return name
@@ -1077,13 +1254,23 @@ def test_recorder_that_stops_within_a_sample():
     data = wave_bytes(tone(2), RATE, "s16", size=RATE * 4)
     with files.read_sound(OneWay(data)) as sound:
         assert sum(map(len, sound)) == 2 * RATE
-    with pytest.raises(TalkheadError, match="-: cut short; copy it again"), files.read_sound(OneWay(data[:-3])) as sound:
+    with (
+        pytest.raises(TalkheadError, match="-: cut short; copy it again"),
+        files.read_sound(OneWay(data[:-3])) as sound,
+    ):
         list(sound)
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"", "-: empty; the command before it failed"), (b"RIFF", "-: not a video or a sound file"), (b"hello\n" * 5000, "-: not a video or a sound file"),
-    (np.random.default_rng(0).bytes(50_000), "-: "), (wave_bytes(tone(0), RATE, "s16"), "-: ")])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "-: empty; the command before it failed"),
+        (b"RIFF", "-: not a video or a sound file"),
+        (b"hello\n" * 5000, "-: not a video or a sound file"),
+        (np.random.default_rng(0).bytes(50_000), "-: "),
+        (wave_bytes(tone(0), RATE, "s16"), "-: "),
+    ],
+)
 def test_stream_that_is_no_sound(data, message, capfd):
     with pytest.raises(TalkheadError) as error, files.read_sound(OneWay(data)) as sound:
         list(sound)
@@ -1110,7 +1297,7 @@ def test_kept_sound_is_what_was_read(tmp_path):
         first = next(sound)
         early = sound.take(len(first) // 2)
         rest = np.concatenate(list(sound))
-        late = sound.take(10 ** 9, wait=True)
+        late = sound.take(10**9, wait=True)
     whole = np.concatenate([first, rest])
     np.testing.assert_array_equal(np.concatenate([early, late])[:, 0] / np.float32(32768), whole)
 
@@ -1132,7 +1319,18 @@ def test_sound_that_is_none(tmp_path, capfd):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("hello world\n" * 500)
     (tmp_path / "noise.wav").write_bytes(noise(200).tobytes())
-    for name in ("mute.mp4", "picture.png", "nothing.wav", "cut.wav", "header.wav", "cut.m4a", "empty.wav", "text.wav", "noise.wav", "missing.wav"):
+    for name in (
+        "mute.mp4",
+        "picture.png",
+        "nothing.wav",
+        "cut.wav",
+        "header.wav",
+        "cut.m4a",
+        "empty.wav",
+        "text.wav",
+        "noise.wav",
+        "missing.wav",
+    ):
         with pytest.raises(TalkheadError) as error:
             files.read_audio(tmp_path / name)
         assert one_line(error).startswith(str(tmp_path / name))
@@ -1148,6 +1346,7 @@ def test_real_sound(shared_data):
 
 
 # Caches ---------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("set_to", [{}, {"XDG_CACHE_HOME": "/x"}, {"XDG_CACHE_HOME": "/x", "TORCH_HOME": "~/y"}])
 def test_the_hub_folder_is_torchs_own(set_to, monkeypatch):
@@ -1172,13 +1371,23 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 
 # Damage of every kind --------------------------------------------------------------------------------------------------
 
+
 def npy(shape, data=b"", close="}"):
     """A .npy whose head says this, whatever its data are."""
     text = (f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, {close}".ljust(117) + "\n").encode()
     return np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text + data
 
 
-@pytest.mark.parametrize("data", [npy("(3, 6, 512)", close=""), npy("(3, 6, 512"), npy(f"({10 ** 30}, 6, 512)"), npy(f"({10 ** 14}, 6, 512)"), npy("(3, 6, 512)", bytes(99))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy("(3, 6, 512)", close=""),
+        npy("(3, 6, 512"),
+        npy(f"({10**30}, 6, 512)"),
+        npy(f"({10**14}, 6, 512)"),
+        npy("(3, 6, 512)", bytes(99)),
+    ],
+)
 def test_no_head_of_an_array_brings_more_than_an_error(tmp_path, data):
     (tmp_path / "a.npy").write_bytes(data)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:

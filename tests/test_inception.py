@@ -45,17 +45,23 @@ class Trap:
 def test_other_files_are_refused_in_one_line(toy_inception, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = torch.load(toy_inception)
-    bad = {"torchvision's": state | {"fc.bias": torch.zeros(1000)},
-           "short": {name: value for name, value in state.items() if not name.startswith("Mixed_7c.branch_pool.bn")},
-           "bare": {name: value for name, value in state.items() if not name.startswith("Mixed_6a")},
-           "shapeless": state | {"Mixed_7a.branch3x3_1.conv.weight": torch.zeros(12, 7, 1, 1)},
-           "list": [1, 2], "number": {"fc.bias": 3}, "empty": {}}
+    bad = {
+        "torchvision's": state | {"fc.bias": torch.zeros(1000)},
+        "short": {name: value for name, value in state.items() if not name.startswith("Mixed_7c.branch_pool.bn")},
+        "bare": {name: value for name, value in state.items() if not name.startswith("Mixed_6a")},
+        "shapeless": state | {"Mixed_7a.branch3x3_1.conv.weight": torch.zeros(12, 7, 1, 1)},
+        "list": [1, 2],
+        "number": {"fc.bias": 3},
+        "empty": {},
+    }
     for name, contents in bad.items():
         torch.save(contents, tmp_path / name)
     (tmp_path / "trap").write_bytes(pickle.dumps(Trap(), protocol=2))
     (tmp_path / "cut").write_bytes(toy_inception.read_bytes()[:5000])
     for name in [*bad, "trap", "cut"]:
-        with pytest.raises(TalkheadError, match="not the Inception weights of FID, or damaged; .*fetch inception-fid") as caught:
+        with pytest.raises(
+            TalkheadError, match="not the Inception weights of FID, or damaged; .*fetch inception-fid"
+        ) as caught:
             Inception(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
@@ -63,7 +69,10 @@ def test_other_files_are_refused_in_one_line(toy_inception, tmp_path, monkeypatc
 
 def test_missing_weights_and_unknown_networks_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(TalkheadError, match=r"hub.checkpoints.pt_inception-2015-12-05-6726825d.pth: not there.*talkhead weights fetch inception-fid"):
+    with pytest.raises(
+        TalkheadError,
+        match=r"hub.checkpoints.pt_inception-2015-12-05-6726825d.pth: not there.*talkhead weights fetch inception-fid",
+    ):
         inception.named("inception")
     with pytest.raises(TalkheadError, match="features 'vgg': unknown"):
         inception.named("vgg")

@@ -101,8 +101,16 @@ def test_method_encoder_is_encode(generator, encoder, clip):
 @pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
 def test_optimisation_lowers_the_loss(generator, encoder, clip, method):
     losses = {}
-    latents = run(clip[:2], generator, method, encoder, steps=30, next_steps=30, hybrid_steps=30,
-                  on_record=lambda record: losses.setdefault(record["frame"], []).append(record["loss"]))
+    latents = run(
+        clip[:2],
+        generator,
+        method,
+        encoder,
+        steps=30,
+        next_steps=30,
+        hybrid_steps=30,
+        on_record=lambda record: losses.setdefault(record["frame"], []).append(record["loss"]),
+    )
     assert latents.shape == (2, 4, 512) and latents.dtype == np.float32
     for index in (0, 1):
         assert len(losses[index]) == 30 and losses[index][-1] < 0.7 * losses[index][0]
@@ -118,7 +126,9 @@ def test_the_loss_is_perceptual_plus_mean_square(generator, clip):
     perceptual, pixel = pyramid_distance(drawn, target).item(), (drawn - target).square().mean().item()
     (record,) = seen
     assert (record["frame"], record["step"], record["steps"], record["lr"]) == (0, 0, 1, 0.05)
-    assert record["perceptual"] == pytest.approx(perceptual, rel=1e-5) and record["pixel"] == pytest.approx(pixel, rel=1e-5)
+    assert record["perceptual"] == pytest.approx(perceptual, rel=1e-5) and record["pixel"] == pytest.approx(
+        pixel, rel=1e-5
+    )
     assert record["loss"] == pytest.approx(perceptual + 3 * pixel, rel=1e-5)
 
 
@@ -141,8 +151,17 @@ def test_frames_do_not_feel_their_batch_mates(generator, clip):
 
 def test_hybrid_does_not_depend_on_the_batch(generator, encoder, clip):
     one, many = ({}, {})
-    alone, together = (run(clip, generator, "hybrid", encoder, batch=batch, on_record=lambda record: counts.update({record["frame"]: record["steps"]}))
-                       for batch, counts in ((1, one), (4, many)))
+    alone, together = (
+        run(
+            clip,
+            generator,
+            "hybrid",
+            encoder,
+            batch=batch,
+            on_record=lambda record: counts.update({record["frame"]: record["steps"]}),
+        )
+        for batch, counts in ((1, one), (4, many))
+    )
     assert np.array_equal(alone, together) and one == many == {0: 6, 1: 4, 2: 4, 3: 4}
 
 
@@ -164,17 +183,28 @@ def test_hybrid_starts_at_the_code_moved_as_the_frame_before_was(generator, enco
 @pytest.mark.parametrize("method", ["optimise", "sequential", "hybrid"])
 def test_steps_are_as_planned(generator, encoder, clip, method):
     counts = {}
-    run(clip, generator, method, encoder, batch=2, on_record=lambda record: counts.update({record["frame"]: record["step"] + 1}))
+    run(
+        clip,
+        generator,
+        method,
+        encoder,
+        batch=2,
+        on_record=lambda record: counts.update({record["frame"]: record["step"] + 1}),
+    )
     planned = planned_steps(method, 8, 4, 6)
     assert counts == {frame: planned(frame) for frame in range(4)}
-    assert list(counts.values()) == {"optimise": [8, 8, 8, 8], "sequential": [8, 4, 4, 4], "hybrid": [6, 4, 4, 4]}[method]
+    assert (
+        list(counts.values()) == {"optimise": [8, 8, 8, 8], "sequential": [8, 4, 4, 4], "hybrid": [6, 4, 4, 4]}[method]
+    )
 
 
 def test_same_seed_same_latents(generator, clip):
     first, second, other = (run(clip[:1], generator, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first, second)
     assert not np.allclose(first, other)  # two runs of Algorithm 1 land in different places (Fig. 3.7)
-    assert np.array_equal(run(clip[:1], generator, seed=3, exploration=0), run(clip[:1], generator, seed=4, exploration=0))
+    assert np.array_equal(
+        run(clip[:1], generator, seed=3, exploration=0), run(clip[:1], generator, seed=4, exploration=0)
+    )
 
 
 def test_global_random_state_is_left_alone(generator, clip):
@@ -247,8 +277,14 @@ def converging(clip, generator, monkeypatch, **options):
     """Latents, and every frame's records, where twice five steps tell whether a loss still falls."""
     monkeypatch.setattr(training, "WINDOW", 5)
     records = {}
-    latents = run(clip, generator, steps=400, exploration=0, on_record=lambda record: records.setdefault(record["frame"], []).append(record),
-                  **options)
+    latents = run(
+        clip,
+        generator,
+        steps=400,
+        exploration=0,
+        on_record=lambda record: records.setdefault(record["frame"], []).append(record),
+        **options,
+    )
     return latents, records
 
 
@@ -258,7 +294,11 @@ def test_a_converged_frame_lands_early(generator, clip, monkeypatch):
     assert 40 < taken < 300 and taken == records[0][-1]["steps"]
     # The first steps at which five gained less than a twentieth, counted by hand, are three quarters of all.
     # The rate rises over the first twenty, which tell nothing.
-    settled = next(k for k in range(30, taken) if sum(losses[k - 10:k - 5]) - sum(losses[k - 5:k]) <= 0.05 * sum(losses[k - 10:k - 5]))
+    settled = next(
+        k
+        for k in range(30, taken)
+        if sum(losses[k - 10 : k - 5]) - sum(losses[k - 5 : k]) <= 0.05 * sum(losses[k - 10 : k - 5])
+    )
     assert taken == -(-settled * 4 // 3)
     rates = [record["lr"] for record in records[0]]
     assert rates[settled - 1] == 0.05 and rates[settled:] == sorted(rates[settled:], reverse=True) and rates[-1] < 0.01
@@ -271,9 +311,14 @@ def test_each_frame_converges_by_itself(generator, clip, monkeypatch):
     together, records = converging(mates, generator, monkeypatch, tolerance=0.05, batch=3)
     assert len({len(seen) for seen in records.values()}) > 1  # not all at once
     for k in range(3):
-        alone, (seen,) = (lambda found: (found[0], list(found[1].values())))(converging(mates[k:k + 1], generator, monkeypatch, tolerance=0.05))
+        alone, (seen,) = (lambda found: (found[0], list(found[1].values())))(
+            converging(mates[k : k + 1], generator, monkeypatch, tolerance=0.05)
+        )
         assert abs(len(seen) - len(records[k])) <= 2
-        assert np.abs(error(alone, generator, mates[k:k + 1]) - error(together[k:k + 1], generator, mates[k:k + 1])) < 1e-3
+        assert (
+            np.abs(error(alone, generator, mates[k : k + 1]) - error(together[k : k + 1], generator, mates[k : k + 1]))
+            < 1e-3
+        )
 
 
 def test_bfloat16_is_near(generator, clip):
@@ -285,7 +330,14 @@ def test_bfloat16_is_near(generator, clip):
 # ---- a run that is stopped ----
 
 
-STOPPED = [("optimise", 2, "w+"), ("optimise", 3, "z"), ("sequential", 4, "w+"), ("sequential", 1, "w"), ("sequential", 1, "z"), ("hybrid", 2, "w+")]
+STOPPED = [
+    ("optimise", 2, "w+"),
+    ("optimise", 3, "z"),
+    ("sequential", 4, "w+"),
+    ("sequential", 1, "w"),
+    ("sequential", 1, "z"),
+    ("hybrid", 2, "w+"),
+]
 
 
 @pytest.mark.parametrize("method, batch, space", STOPPED)
@@ -303,7 +355,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, generator, encoder, cl
     assert np.array_equal(resumed, whole)
     assert min(seen, default=4) >= done - done % (batch if method == "optimise" else 1)
     seen.clear()
-    assert np.array_equal(run(clip, generator, partial=part, on_record=lambda record: seen.append(record["frame"]), **options), whole)
+    assert np.array_equal(
+        run(clip, generator, partial=part, on_record=lambda record: seen.append(record["frame"]), **options), whole
+    )
     assert set(seen) <= {3}  # all is there but a last batch that was not full
 
 
@@ -324,9 +378,13 @@ def test_another_run_does_not_go_on(tmp_path, generator, encoder, clip):
     before = part.read_bytes()
     other = copy.deepcopy(generator)
     other.w_avg += 0.01
-    for message, line in {"begun with lr=0.05, now 0.02": {"lr": 0.02}, "begun with method=sequential, now optimise": {"method": "optimise"},
-                          "begun with next_steps=4, now 5": {"next_steps": 5}, "begun with generator": {"generator": other},
-                          "begun with seed=0, now 1": {"seed": 1}}.items():
+    for message, line in {
+        "begun with lr=0.05, now 0.02": {"lr": 0.02},
+        "begun with method=sequential, now optimise": {"method": "optimise"},
+        "begun with next_steps=4, now 5": {"next_steps": 5},
+        "begun with generator": {"generator": other},
+        "begun with seed=0, now 1": {"seed": 1},
+    }.items():
         with pytest.raises(TalkheadError, match=message):
             run(clip, **{"generator": generator, "method": "sequential", "partial": part} | line)
     with pytest.raises(TalkheadError, match="frame 1 was another picture"):
@@ -418,8 +476,16 @@ def test_training_lowers_the_loss_and_leaves_the_generator(tmp_path, generator):
 
 
 def test_training_loss_by_its_parts(tmp_path, generator):
-    _, (record,) = trained(tmp_path / "e.pt", generator, 1, pixel_weight=2.0, perceptual_weight=3.0, latent_weight=5.0,
-                            identity=torch.nn.Flatten(), identity_weight=7.0)
+    _, (record,) = trained(
+        tmp_path / "e.pt",
+        generator,
+        1,
+        pixel_weight=2.0,
+        perceptual_weight=3.0,
+        latent_weight=5.0,
+        identity=torch.nn.Flatten(),
+        identity_weight=7.0,
+    )
     parts = 2 * record["pixel"] + 3 * record["perceptual"] + 5 * record["latent"] + 7 * record["identity"]
     assert record["loss"] == pytest.approx(parts, rel=1e-5)
     # The tiny head draws all but the mean face, and the L2 norm over √N is the root mean square.
@@ -432,10 +498,18 @@ def test_training_loss_by_its_parts(tmp_path, generator):
 def test_psps_loss_by_its_parts(tmp_path, generator, loss_size):
     torch.manual_seed(3)
     encoder = PSPEncoder(4, width=4, input_size=32, w_avg=generator.w_avg)
-    options = {"batch": 2, "perceptual": "pyramid", "latent_weight": 5.0, "identity": torch.nn.Flatten(), "loss_size": loss_size}
+    options = {
+        "batch": 2,
+        "perceptual": "pyramid",
+        "latent_weight": 5.0,
+        "identity": torch.nn.Flatten(),
+        "loss_size": loss_size,
+    }
     before = copy.deepcopy(encoder)
     (record,) = train(Pictures(6, 8), generator, tmp_path / "e.pt", encoder, steps=1, log_every=1, **options)
-    assert record["loss"] == pytest.approx(record["pixel"] + 0.8 * record["perceptual"] + 0.1 * record["identity"] + 5 * record["latent"], rel=1e-5)
+    assert record["loss"] == pytest.approx(
+        record["pixel"] + 0.8 * record["perceptual"] + 0.1 * record["identity"] + 5 * record["latent"], rel=1e-5
+    )
     images = Pictures(6, 8).batch(0, 2)
     with torch.no_grad():
         codes = before.train()(images)
@@ -443,7 +517,9 @@ def test_psps_loss_by_its_parts(tmp_path, generator, loss_size):
         if loss_size:
             images, drawn = (F.interpolate(x, (4, 4), mode="bilinear", antialias=True) for x in (images, drawn))
     assert record["pixel"] == pytest.approx((drawn - images).square().mean().item(), rel=1e-4)
-    assert record["latent"] == pytest.approx(np.mean([np.linalg.norm(code - generator.w_avg) for code in codes]), rel=1e-4)
+    assert record["latent"] == pytest.approx(
+        np.mean([np.linalg.norm(code - generator.w_avg) for code in codes]), rel=1e-4
+    )
     # Adam's first step is its learning rate, whatever the gradient.
     moved = max((new - old).abs().max().item() for new, old in zip(encoder.parameters(), before.parameters()))
     assert moved == pytest.approx(1e-4, rel=0.01)
@@ -454,7 +530,9 @@ def test_training_psp_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, gen
         torch.manual_seed(3)
         encoder = PSPEncoder(4, width=4, input_size=32, w_avg=generator.w_avg)
         options = {"batch": 2, "perceptual": "pyramid", "log_every": 1, "lr": 0.002}
-        return encoder, [record["loss"] for record in train(Pictures(6, 8), generator, out, encoder, steps=steps, **options)]
+        return encoder, [
+            record["loss"] for record in train(Pictures(6, 8), generator, out, encoder, steps=steps, **options)
+        ]
 
     straight, losses = run(tmp_path / "a.pt", 30)
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
@@ -466,13 +544,16 @@ def test_training_psp_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, gen
         assert torch.equal(value, resumed.state_dict()[name])
 
 
-@pytest.mark.parametrize("encoder, resolution, loss_size, wanted", [
-    (PSPEncoder(4, width=4, input_size=256), 1024, None, 256),  # 70,000 pictures are 14 GB, not 220
-    (PSPEncoder(4, width=4, input_size=256), 1024, 512, 512),
-    (PSPEncoder(4, width=4, input_size=64), 128, None, 128),
-    (ResNetEncoder(4, width=4, input_size=256), 1024, None, 1024),
-    (ResNetEncoder(4, width=4, input_size=256), 64, None, 256),
-])
+@pytest.mark.parametrize(
+    "encoder, resolution, loss_size, wanted",
+    [
+        (PSPEncoder(4, width=4, input_size=256), 1024, None, 256),  # 70,000 pictures are 14 GB, not 220
+        (PSPEncoder(4, width=4, input_size=256), 1024, 512, 512),
+        (PSPEncoder(4, width=4, input_size=64), 128, None, 128),
+        (ResNetEncoder(4, width=4, input_size=256), 1024, None, 1024),
+        (ResNetEncoder(4, width=4, input_size=256), 64, None, 256),
+    ],
+)
 def test_pictures_are_held_as_large_as_they_are_looked_at(encoder, resolution, loss_size, wanted):
     assert training_size(argparse.Namespace(resolution=resolution), encoder, loss_size) == wanted
 

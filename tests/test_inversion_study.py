@@ -26,8 +26,16 @@ def apart(a, b):
 
 def test_a_path_by_hand(study):
     numbers = study.path_numbers(np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 8.0]]))
-    assert numbers == pytest.approx({"length": 9, "step": 4.5, "curvature": 3, "bend": 3 / 4.5, "spread": (9 + 73 ** 0.5) / 3,
-                                     "stride": 4.5 / ((9 + 73 ** 0.5) / 3)})
+    assert numbers == pytest.approx(
+        {
+            "length": 9,
+            "step": 4.5,
+            "curvature": 3,
+            "bend": 3 / 4.5,
+            "spread": (9 + 73**0.5) / 3,
+            "stride": 4.5 / ((9 + 73**0.5) / 3),
+        }
+    )
 
 
 def test_bend_knows_the_walks_it_is_named_after(study):
@@ -35,15 +43,15 @@ def test_bend_knows_the_walks_it_is_named_after(study):
     scatter = random.normal(size=(60, 12, 512))
     assert study.path_numbers(np.arange(5.0)[:, None] * [3, 4])["bend"] == pytest.approx(0)
     assert study.path_numbers(np.array([[0.0], [1.0]] * 4))["bend"] == pytest.approx(2)
-    assert study.path_numbers(scatter)["bend"] == pytest.approx(3 ** 0.5, rel=0.01)
+    assert study.path_numbers(scatter)["bend"] == pytest.approx(3**0.5, rel=0.01)
     assert study.path_numbers(scatter)["stride"] == pytest.approx(1, rel=0.01)
-    assert study.path_numbers(scatter.cumsum(0))["bend"] == pytest.approx(2 ** 0.5, rel=0.01)
+    assert study.path_numbers(scatter.cumsum(0))["bend"] == pytest.approx(2**0.5, rel=0.01)
 
 
 def test_two_runs_by_hand(study):
     a = np.array([[0.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
     pair = study.pair_numbers(a, 2 * a + [1, 0])
-    assert pair["between"] == pytest.approx((1 + 5 ** 0.5 + 17 ** 0.5) / 3)
+    assert pair["between"] == pytest.approx((1 + 5**0.5 + 17**0.5) / 3)
     assert pair["within"] == pytest.approx((8 / 3 + 16 / 3) / 2)
     assert pair["ratio"] == pytest.approx(pair["between"] / 4)
 
@@ -61,7 +69,9 @@ def test_following_tells_a_video_from_time(study):
 
 def test_losses_of_frames_that_end_at_different_steps(study, tmp_path):
     records = [(1, 0, 5.0), (0, 0, 3.0), (0, 1, 2.0)]
-    (tmp_path / "run.jsonl").write_text("".join(json.dumps({"frame": f, "step": s, "loss": loss, "pixel": 0.1}) + "\n" for f, s, loss in records))
+    (tmp_path / "run.jsonl").write_text(
+        "".join(json.dumps({"frame": f, "step": s, "loss": loss, "pixel": 0.1}) + "\n" for f, s, loss in records)
+    )
     np.testing.assert_array_equal(study.read_losses(tmp_path / "run.jsonl"), [[3, 2], [5, np.nan]])
 
 
@@ -73,10 +83,21 @@ def made(tmp_path_factory, toy_weights):
     for name, module in (("talkhead", "-m talkhead"), ("python", "")):
         (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (folder / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1",
-                                "FRAMES": "4", "STEPS": "3", "NEXT_STEPS": "2", "HYBRID_STEPS": "2", "PERCEPTUAL": "pyramid",
-                                "GENERATOR": str(toy_weights / "generator.pt"), "ENCODER": str(toy_weights / "encoder.pt")}
-    done = subprocess.run([EXAMPLES / "inversion_study.sh", folder / "out"], env=environment, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(EXAMPLES.parent),
+        "OMP_NUM_THREADS": "1",
+        "FRAMES": "4",
+        "STEPS": "3",
+        "NEXT_STEPS": "2",
+        "HYBRID_STEPS": "2",
+        "PERCEPTUAL": "pyramid",
+        "GENERATOR": str(toy_weights / "generator.pt"),
+        "ENCODER": str(toy_weights / "encoder.pt"),
+    }
+    done = subprocess.run(
+        [EXAMPLES / "inversion_study.sh", folder / "out"], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stderr
 
@@ -104,14 +125,22 @@ def test_the_script_reports_the_loss_that_was_made_small(made):
     out, _ = made
     runs = json.loads((out / "study.json").read_text())["clips"]["puppet"]["runs"]
     first = [record["loss"] for record in map(json.loads, (out / "puppet/hybrid.jsonl").open()) if record["step"] == 0]
-    assert len(first) == 4 and runs["encoder"]["loss_of_frame"][0] == pytest.approx(first[0], rel=0.02)  # hybrid begins at the encoder's code
+    assert len(first) == 4 and runs["encoder"]["loss_of_frame"][0] == pytest.approx(
+        first[0], rel=0.02
+    )  # hybrid begins at the encoder's code
     assert runs["sequential-0"]["steps"] == 3 + 3 * 2 and runs["optimise-0"]["steps"] == 4 * 3
     assert runs["hybrid"]["lpips"] is None or runs["hybrid"]["lpips"] > 0
 
 
 def test_the_script_draws(made):
     out, _ = made
-    for name in ("puppet/spaces.png", "puppet/methods.png", "puppet/paths.png", "puppet/strips.png", "interpolation.png"):
+    for name in (
+        "puppet/spaces.png",
+        "puppet/methods.png",
+        "puppet/paths.png",
+        "puppet/strips.png",
+        "interpolation.png",
+    ):
         with Image.open(out / name) as picture:
             assert min(picture.size) >= 300 and picture.convert("L").getextrema()[0] < 64, name
     table = (out / "study.md").read_text()

@@ -23,6 +23,7 @@ def names(*sources):
 
 # Shards -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 30])
 def test_shards_make_up_the_list(of):
     lines = [f"line {number}" for number in range(23)]
@@ -33,53 +34,78 @@ def test_shards_make_up_the_list(of):
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}
-ARRAY = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "16", "SLURM_ARRAY_TASK_STEP": "2"}
+ARRAY = {
+    "SLURM_ARRAY_TASK_ID": "14",
+    "SLURM_ARRAY_TASK_COUNT": "4",
+    "SLURM_ARRAY_TASK_MIN": "10",
+    "SLURM_ARRAY_TASK_MAX": "16",
+    "SLURM_ARRAY_TASK_STEP": "2",
+}
 STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_NTASKS": "5"}
 
 
-@pytest.mark.parametrize("text, environment, expected", [
-    ("3/4", TORCHRUN | ARRAY | STEP, (3, 4, "--shard")),
-    (None, TORCHRUN | ARRAY | STEP, (1, 3, "RANK and WORLD_SIZE")),
-    (None, ARRAY, (2, 4, "the Slurm array")),
-    (None, STEP, (2, 5, "the Slurm step")),
-    (None, ARRAY | STEP, (2 * 5 + 2, 20, "the Slurm array and the Slurm step")),
-    (None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, (1, 2, "the Slurm array")),
-    (None, {"RANK": "1"}, (0, 1, "")),
-    # A batch script that has not called srun runs once, however many tasks it asked for.
-    (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "5"}, (0, 1, "")),
-    (None, {}, (0, 1, "")),
-])
+@pytest.mark.parametrize(
+    "text, environment, expected",
+    [
+        ("3/4", TORCHRUN | ARRAY | STEP, (3, 4, "--shard")),
+        (None, TORCHRUN | ARRAY | STEP, (1, 3, "RANK and WORLD_SIZE")),
+        (None, ARRAY, (2, 4, "the Slurm array")),
+        (None, STEP, (2, 5, "the Slurm step")),
+        (None, ARRAY | STEP, (2 * 5 + 2, 20, "the Slurm array and the Slurm step")),
+        (None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, (1, 2, "the Slurm array")),
+        (None, {"RANK": "1"}, (0, 1, "")),
+        # A batch script that has not called srun runs once, however many tasks it asked for.
+        (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "5"}, (0, 1, "")),
+        (None, {}, (0, 1, "")),
+    ],
+)
 def test_who_chooses_the_shard(text, environment, expected):
     assert tuple(jobs.shard(text, environment)) == expected
 
 
 def test_processes_of_arrays_and_steps_each_have_a_share():
-    shares = {jobs.shard(None, ARRAY | STEP | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_PROCID": str(process)})[:2]
-              for task in (10, 12, 14, 16) for process in range(5)}
+    shares = {
+        jobs.shard(None, ARRAY | STEP | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_PROCID": str(process)})[:2]
+        for task in (10, 12, 14, 16)
+        for process in range(5)
+    }
     assert shares == {(index, 20) for index in range(20)}
 
 
-@pytest.mark.parametrize("text, environment, message", [
-    ("4/4", {}, "--shard 4/4: no share of a list; shards count from 0"),
-    ("-1/4", {}, "--shard -1/4: no share"),
-    ("0/0", {}, "--shard 0/0: no share"),
-    ("1", {}, "--shard 1: no share"),
-    ("1/2/3", {}, "--shard 1/2/3: no share"),
-    (None, {"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3, WORLD_SIZE=3: no share"),
-    (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "13"}, "SLURM_ARRAY_TASK_ID=13: the numbers of this array are not evenly spaced; pass --shard"),
-    # --array=10,12,16
-    (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "10", "SLURM_ARRAY_TASK_COUNT": "3"}, "not evenly spaced"),
-    (None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "ten"}, "not evenly spaced"),
-])
+@pytest.mark.parametrize(
+    "text, environment, message",
+    [
+        ("4/4", {}, "--shard 4/4: no share of a list; shards count from 0"),
+        ("-1/4", {}, "--shard -1/4: no share"),
+        ("0/0", {}, "--shard 0/0: no share"),
+        ("1", {}, "--shard 1: no share"),
+        ("1/2/3", {}, "--shard 1/2/3: no share"),
+        (None, {"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3, WORLD_SIZE=3: no share"),
+        (
+            None,
+            ARRAY | {"SLURM_ARRAY_TASK_ID": "13"},
+            "SLURM_ARRAY_TASK_ID=13: the numbers of this array are not evenly spaced; pass --shard",
+        ),
+        # --array=10,12,16
+        (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "10", "SLURM_ARRAY_TASK_COUNT": "3"}, "not evenly spaced"),
+        (None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "ten"}, "not evenly spaced"),
+    ],
+)
 def test_bad_shards_are_refused(text, environment, message):
     with pytest.raises(TalkheadError, match=message):
         jobs.shard(text, environment)
 
 
-@pytest.mark.parametrize("name, environment, expected", [
-    ("cuda", {"LOCAL_RANK": "5"}, "cuda:1"), ("cuda", {"SLURM_LOCALID": "2"}, "cuda:2"), ("cuda", {}, "cuda"),
-    ("cuda:3", {"LOCAL_RANK": "1"}, "cuda:3"), ("cpu", {"LOCAL_RANK": "1"}, "cpu"),
-])
+@pytest.mark.parametrize(
+    "name, environment, expected",
+    [
+        ("cuda", {"LOCAL_RANK": "5"}, "cuda:1"),
+        ("cuda", {"SLURM_LOCALID": "2"}, "cuda:2"),
+        ("cuda", {}, "cuda"),
+        ("cuda:3", {"LOCAL_RANK": "1"}, "cuda:3"),
+        ("cpu", {"LOCAL_RANK": "1"}, "cpu"),
+    ],
+)
 def test_each_process_of_a_machine_takes_a_device_in_turn(monkeypatch, name, environment, expected):
     import torch
 
@@ -88,6 +114,7 @@ def test_each_process_of_a_machine_takes_a_device_in_turn(monkeypatch, name, env
 
 
 # Lists ------------------------------------------------------------------------------------------------------------------
+
 
 def test_lines_that_do_not_count():
     assert read("# clips\n\n  \na.mpg\r\nb c.mpg\na.mpg\n#x.mpg") == [("a.mpg", "a.mp4"), ("b c.mpg", "b c.mp4")]
@@ -115,32 +142,49 @@ def test_names_that_are_no_text(tmp_path):
 def test_lists_as_other_systems_write_them(tmp_path, encoding):
     """Notepad writes UTF-8 with a mark, the > of PowerShell UTF-16: the first line is a line like the others."""
     text = "é.png\ta.wav\r\n# remark\r\nb.png\tb.wav\tmy own.mp4\r\n"
-    (tmp_path / "list.txt").write_bytes(text.encode(encoding) if encoding != "utf-16-be" else b"\xfe\xff" + text.encode(encoding))
+    (tmp_path / "list.txt").write_bytes(
+        text.encode(encoding) if encoding != "utf-16-be" else b"\xfe\xff" + text.encode(encoding)
+    )
     items = jobs.read_list(tmp_path / "list.txt", ("identity", "audio"))
-    assert [item.sources["identity"] for item in items] == ["é.png", "b.png"] and [item.name for item in items] == ["é-a.mp4", "my own.mp4"]
+    assert [item.sources["identity"] for item in items] == ["é.png", "b.png"] and [item.name for item in items] == [
+        "é-a.mp4",
+        "my own.mp4",
+    ]
 
 
-@pytest.mark.parametrize("data, message", [
-    ("a.png\n".encode("utf-16-le"), "list.txt, line 1: holds a zero byte, which no name has; write the list as UTF-8 text"),
-    (b"\xff\xfea\0.\0m", "list.txt: not a text file .truncated data.; write it as UTF-8"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (
+            "a.png\n".encode("utf-16-le"),
+            "list.txt, line 1: holds a zero byte, which no name has; write the list as UTF-8 text",
+        ),
+        (b"\xff\xfea\0.\0m", "list.txt: not a text file .truncated data.; write it as UTF-8"),
+    ],
+)
 def test_lists_that_are_no_text(tmp_path, data, message):
     (tmp_path / "list.txt").write_bytes(data)
     with pytest.raises(TalkheadError, match=message):
         jobs.read_list(tmp_path / "list.txt")
 
 
-@pytest.mark.parametrize("sources, expected", [
-    (["grid/s1/bbaf2n.mpg", "grid/s2/lgaz3s.mpg"], ["bbaf2n.mp4", "lgaz3s.mp4"]),
-    (["grid/s1/bbaf2n.mpg", "grid/s2/bbaf2n.mpg", "x/lgaz3s.mpg"], ["s1/bbaf2n.mp4", "s2/bbaf2n.mp4", "x/lgaz3s.mp4"]),
-    (["/d/s1/video/a.mpg", "/d/s2/video/a.mpg"], ["s1/video/a.mp4", "s2/video/a.mp4"]),
-    (["a.mpg", "./s1//a.mpg", "../s2/a.mpg"], ["a.mp4", "s1/a.mp4", "s2/a.mp4"]),
-    (["a.1.mpg", "a.2.mpg", "frames/"], ["a.1.mp4", "a.2.mp4", "frames.mp4"]),
-    (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
-    (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
-    (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
-    (["a.mpg\ts1/../x.mp4", "b.mpg\tx..mp4"], ["x.mp4", "x..mp4"]),
-])
+@pytest.mark.parametrize(
+    "sources, expected",
+    [
+        (["grid/s1/bbaf2n.mpg", "grid/s2/lgaz3s.mpg"], ["bbaf2n.mp4", "lgaz3s.mp4"]),
+        (
+            ["grid/s1/bbaf2n.mpg", "grid/s2/bbaf2n.mpg", "x/lgaz3s.mpg"],
+            ["s1/bbaf2n.mp4", "s2/bbaf2n.mp4", "x/lgaz3s.mp4"],
+        ),
+        (["/d/s1/video/a.mpg", "/d/s2/video/a.mpg"], ["s1/video/a.mp4", "s2/video/a.mp4"]),
+        (["a.mpg", "./s1//a.mpg", "../s2/a.mpg"], ["a.mp4", "s1/a.mp4", "s2/a.mp4"]),
+        (["a.1.mpg", "a.2.mpg", "frames/"], ["a.1.mp4", "a.2.mp4", "frames.mp4"]),
+        (["s1/a.mpg\tone.mp4", "s2/a.mpg"], ["one.mp4", "a.mp4"]),
+        (["s1/a.mpg\t./deep/a.mkv", "s2/a.mpg\t"], ["deep/a.mkv", "a.mp4"]),
+        (["s1/a.mpg\tb.mp4", "s2/b.mpg"], ["b.mp4", "s2/b.mp4"]),
+        (["a.mpg\ts1/../x.mp4", "b.mpg\tx..mp4"], ["x.mp4", "x..mp4"]),
+    ],
+)
 def test_names_of_results(sources, expected):
     assert names(*sources) == expected
     assert names(*reversed(sources)) == expected[::-1]
@@ -151,35 +195,48 @@ def test_names_of_results_of_two_sources():
     assert [item[-1] for item in read("\n".join(lines), "identity", "audio")] == ["anna-a.mp4", "bob-a.mp4", "a.mp4"]
     lines += ["faces/anna.png\ts2/a.wav", "same/a.mp4\tsame/a.wav", "anna.png\ts3/a.wav\tmine.mkv"]
     assert [item[-1] for item in read("\n".join(lines), "identity", "audio")] == [
-        "faces-s1/anna-a.mp4", "faces-s1/bob-a.mp4", "clips-sounds/a.mp4", "faces-s2/anna-a.mp4", "same/a.mp4", "mine.mkv"]
+        "faces-s1/anna-a.mp4",
+        "faces-s1/bob-a.mp4",
+        "clips-sounds/a.mp4",
+        "faces-s2/anna-a.mp4",
+        "same/a.mp4",
+        "mine.mkv",
+    ]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("\n# nothing\n", "holds no line of work; write SOURCE"),
-    ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; name one otherwise, after a tab"),
-    ("s1/a.mpg\tx.mp4\ns2/b.mpg\t./x.mp4", "lines 1 and 2: both would be written to x.mp4"),
-    ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., with tabs between"),
-    ("a.mpg\n\tb.mp4", "line 2: wanted SOURCE"),
-    ("-", "line 1: - has no name to go by"),
-    ("x/..", "has no name to go by"),
-    ("../..", "has no name to go by"),
-    ("a.mpg\nb.mpg\t../../x.mp4", "line 2: the result ../../x.mp4 would lie outside of the output folder; name a file within it"),
-    ("a.mpg\ts1/../../x.mp4", "line 1: the result ../x.mp4 would lie outside"),
-    ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
-    ("a.mpg\t..", "line 1: the result .. would lie outside"),
-    ("a.mpg\tx/..", "line 1: the result . would lie outside"),
-    ("a.mpg\nb.mpg\t.mp4", "line 2: the result .mp4 would be hidden; give it a name without the dot, after a tab"),
-    ("a.mpg\t.x/b.mp4", "line 1: the result .x/b.mp4 would be hidden"),
-    ("a.mpg\t..x.mp4", "line 1: the result ..x.mp4 would be hidden"),
-    ("s1/.a.mpg", "line 1: the result .a.mp4 would be hidden"),
-    ("s1/.mpg", "line 1: the result .mpg.mp4 would be hidden"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("\n# nothing\n", "holds no line of work; write SOURCE"),
+        ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; name one otherwise, after a tab"),
+        ("s1/a.mpg\tx.mp4\ns2/b.mpg\t./x.mp4", "lines 1 and 2: both would be written to x.mp4"),
+        ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., with tabs between"),
+        ("a.mpg\n\tb.mp4", "line 2: wanted SOURCE"),
+        ("-", "line 1: - has no name to go by"),
+        ("x/..", "has no name to go by"),
+        ("../..", "has no name to go by"),
+        (
+            "a.mpg\nb.mpg\t../../x.mp4",
+            "line 2: the result ../../x.mp4 would lie outside of the output folder; name a file within it",
+        ),
+        ("a.mpg\ts1/../../x.mp4", "line 1: the result ../x.mp4 would lie outside"),
+        ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
+        ("a.mpg\t..", "line 1: the result .. would lie outside"),
+        ("a.mpg\tx/..", "line 1: the result . would lie outside"),
+        ("a.mpg\nb.mpg\t.mp4", "line 2: the result .mp4 would be hidden; give it a name without the dot, after a tab"),
+        ("a.mpg\t.x/b.mp4", "line 1: the result .x/b.mp4 would be hidden"),
+        ("a.mpg\t..x.mp4", "line 1: the result ..x.mp4 would be hidden"),
+        ("s1/.a.mpg", "line 1: the result .a.mp4 would be hidden"),
+        ("s1/.mpg", "line 1: the result .mpg.mp4 would be hidden"),
+    ],
+)
 def test_bad_lists_are_refused(text, message):
     with pytest.raises(TalkheadError, match=message):
         read(text)
 
 
 # Work -------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def desk(tmp_path):
@@ -196,7 +253,14 @@ def desk(tmp_path):
         return {"frames": len(source)}
 
     bad = {"2.txt": TalkheadError("2.txt: torn; mend it"), "3.txt": ZeroDivisionError("oh")}  # tests may empty it
-    return types.SimpleNamespace(items=items, work=work, bad=bad, worked=worked, folder=tmp_path / "out", manifest=tmp_path / "out" / "manifest.jsonl")
+    return types.SimpleNamespace(
+        items=items,
+        work=work,
+        bad=bad,
+        worked=worked,
+        folder=tmp_path / "out",
+        manifest=tmp_path / "out" / "manifest.jsonl",
+    )
 
 
 def manifest(path):
@@ -225,9 +289,15 @@ def test_a_name_that_is_too_long_fails_alone(desk):
         with files.atomic(place) as temporary:
             return desk.work(source, temporary)
 
-    items = [jobs.Item({"source": "0.txt"}, "0.out"), jobs.Item({"source": "1.txt"}, "x" * 300 + ".out"), jobs.Item({"source": "4.txt"}, "y" * 300 + "/4.out")]
+    items = [
+        jobs.Item({"source": "0.txt"}, "0.out"),
+        jobs.Item({"source": "1.txt"}, "x" * 300 + ".out"),
+        jobs.Item({"source": "4.txt"}, "y" * 300 + "/4.out"),
+    ]
     records = list(jobs.run(items, work, desk.folder))
-    assert statuses(records) == ["done", "failed", "failed"] and all("the name is too long" in record["reason"] for record in records[1:])
+    assert statuses(records) == ["done", "failed", "failed"] and all(
+        "the name is too long" in record["reason"] for record in records[1:]
+    )
 
 
 def test_what_is_there_is_left_alone_and_keeps_its_record(desk):
@@ -278,7 +348,9 @@ def test_who_is_stopped_goes_on_where_it_was(desk, stop):
         stream.write('{"source": "3.txt", "outp')  # and killed while it wrote
     desk.worked.clear()
     list(jobs.run(desk.items, desk.work, desk.folder))
-    assert desk.worked == ["3.txt", "4.txt"] and [record["source"] for record in manifest(desk.manifest)] == [f"{number}.txt" for number in range(5)]
+    assert desk.worked == ["3.txt", "4.txt"] and [record["source"] for record in manifest(desk.manifest)] == [
+        f"{number}.txt" for number in range(5)
+    ]
 
 
 @pytest.mark.parametrize("moment", ["before the record", "before the result", "between results"])
@@ -300,13 +372,23 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
             patch.setattr(jobs, "_publish", killed)
         else:
             replace = os.replace
-            patch.setattr(os, "replace", lambda one, other: replace(one, other) if other.suffix == ".json" else killed())
+            patch.setattr(
+                os, "replace", lambda one, other: replace(one, other) if other.suffix == ".json" else killed()
+            )
         with pytest.raises(SystemExit):
             list(jobs.run(desk.items[:1], work, desk.folder, beside=[".json"]))
-    assert not (desk.folder / "0/0.out").exists() and (desk.folder / "0/0.json").exists() == (moment == "between results")
+    assert not (desk.folder / "0/0.out").exists() and (desk.folder / "0/0.json").exists() == (
+        moment == "between results"
+    )
     records = list(jobs.run(desk.items, work, desk.folder, beside=[".json"]))
-    assert statuses(records) == ["done"] * 5 and manifest(desk.manifest) == records and [record["frames"] for record in records] == [5] * 5
-    assert sorted(path.name for path in desk.folder.rglob("*.*")) == sorted(["manifest.jsonl", *(f"{n}.{end}" for n in range(5) for end in ("out", "json"))])
+    assert (
+        statuses(records) == ["done"] * 5
+        and manifest(desk.manifest) == records
+        and [record["frames"] for record in records] == [5] * 5
+    )
+    assert sorted(path.name for path in desk.folder.rglob("*.*")) == sorted(
+        ["manifest.jsonl", *(f"{n}.{end}" for n in range(5) for end in ("out", "json"))]
+    )
 
 
 def test_a_folder_is_made_again_by_who_was_killed_with_one_in_hand(desk, monkeypatch):
@@ -326,8 +408,13 @@ def test_a_folder_is_made_again_by_who_was_killed_with_one_in_hand(desk, monkeyp
         list(jobs.run(items, work, desk.folder))
     (desk.folder / "x/0").mkdir()  # and an empty folder is no result of another
     assert statuses(jobs.run(items, work, desk.folder, overwrite=True)) == ["done"]
-    assert sorted(str(path.relative_to(desk.folder)) for path in desk.folder.rglob("*")) == ["manifest.jsonl", "x", "x/0", "x/0/000000.png"]
-    again, = jobs.run(items, work, desk.folder, overwrite=True)
+    assert sorted(str(path.relative_to(desk.folder)) for path in desk.folder.rglob("*")) == [
+        "manifest.jsonl",
+        "x",
+        "x/0",
+        "x/0/000000.png",
+    ]
+    (again,) = jobs.run(items, work, desk.folder, overwrite=True)
     assert again["reason"].startswith(f"{desk.folder}/x/0: ") and "not empty" in again["reason"]
 
 
@@ -339,8 +426,11 @@ def test_what_fails_leaves_nothing_but_what_to_go_on_from(desk):
         raise TalkheadError(f"{place}: no room")
 
     records = list(jobs.run(desk.items[:2], work, desk.folder))
-    part, = (desk.folder / "1").rglob("1.out.part")
-    assert [record["reason"] for record in records] == [f"{desk.folder}/0/0.out: no room", f"{part}: was begun otherwise"]
+    (part,) = (desk.folder / "1").rglob("1.out.part")
+    assert [record["reason"] for record in records] == [
+        f"{desk.folder}/0/0.out: no room",
+        f"{part}: was begun otherwise",
+    ]
     assert not list((desk.folder / "0").iterdir())
 
     def resumed(source, place):
@@ -356,7 +446,10 @@ def test_each_shard_has_a_manifest_of_its_own(desk):
     for index in range(2):
         assert len(list(jobs.run(desk.items, desk.work, desk.folder, jobs.Shard(index, 2)))) == 3 - index
     told = [manifest(desk.folder / f"manifest-{index}-of-2.jsonl") for index in range(2)]
-    assert [[record["source"] for record in records] for records in told] == [["0.txt", "2.txt", "4.txt"], ["1.txt", "3.txt"]]
+    assert [[record["source"] for record in records] for records in told] == [
+        ["0.txt", "2.txt", "4.txt"],
+        ["1.txt", "3.txt"],
+    ]
     assert not desk.manifest.exists()
 
 
@@ -370,7 +463,9 @@ def test_two_processes_do_not_work_on_one_shard(desk):
     pytest.importorskip("fcntl")
     first = jobs.run(desk.items, desk.work, desk.folder)
     next(first)
-    with pytest.raises(TalkheadError, match=r"manifest.jsonl: another process is at work on this shard; give each its own --shard i/n"):
+    with pytest.raises(
+        TalkheadError, match=r"manifest.jsonl: another process is at work on this shard; give each its own --shard i/n"
+    ):
         next(jobs.run(desk.items, desk.work, desk.folder))
     assert len(list(first)) == 4
     assert len(list(jobs.run(desk.items, desk.work, desk.folder))) == 5

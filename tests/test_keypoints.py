@@ -22,7 +22,7 @@ def face():
 
 def test_every_vertex_is_there_once():
     assert len(set(keypoints.VERTICES)) == len(keypoints.VERTICES)
-    assert keypoints.VERTICES[:len(keypoints.LIPS)] == keypoints.LIPS
+    assert keypoints.VERTICES[: len(keypoints.LIPS)] == keypoints.LIPS
 
 
 def test_places_are_indices_of_vertices():
@@ -85,7 +85,10 @@ def test_shut_lips_are_at_rest_and_a_smile_with_teeth_is_brought_there(network):
 @pytest.mark.parametrize("hanging", [-0.1, 0.1])
 def test_a_mouth_at_rest_from_a_smile_is_not_grim(hanging):
     """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung lower there."""
-    network, spots = KeypointNetwork(), {vertex: index for index, vertex in enumerate(np.array(keypoints.VERTICES)[keypoints.MOVED_BY_SPEECH])}
+    network, spots = (
+        KeypointNetwork(),
+        {vertex: index for index, vertex in enumerate(np.array(keypoints.VERTICES)[keypoints.MOVED_BY_SPEECH])},
+    )
     for vertex in (61, 291):
         network.neutral_weights[0, 2 * spots[vertex] + 1] = 0.08
     points = talkhead.load_keypoints().read(talkhead.read_image("examples/face.png")[None])[0].astype(np.float64)

@@ -12,8 +12,18 @@ from conftest import EXAMPLES, example
 
 
 def test_what_was_killed_ends_with_the_same_results(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(EXAMPLES).parent), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, EXAMPLES / "kill_and_resume.py", "--kills", "5"], env=environment, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(EXAMPLES).parent),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "kill_and_resume.py", "--kills", "5"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["kills"] for record in told] == [2, 1, 1, 1] and not any(record["different"] for record in told)
@@ -22,7 +32,10 @@ def test_what_was_killed_ends_with_the_same_results(tmp_path):
 
 def test_differences_are_found_down_to_a_bit(tmp_path):
     script = example("kill_and_resume")
-    one, other = ({"g.pt": {"model": {"w": torch.ones(3), "b": torch.zeros(2)}, "steps": [1, 2]}, "a.npy": b"abc"} for _ in range(2))
+    one, other = (
+        {"g.pt": {"model": {"w": torch.ones(3), "b": torch.zeros(2)}, "steps": [1, 2]}, "a.npy": b"abc"}
+        for _ in range(2)
+    )
     assert script.differences(one, other) == []
     other["g.pt"]["model"]["w"][1] += 1e-7
     other["a.npy"] = b"abd"

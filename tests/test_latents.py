@@ -56,7 +56,11 @@ def test_layers_that_a_generator_grew_are_as_its_last():
     w_plus = torch.randn(3, 4, 512)
     assert grow(w_plus, 4) is w_plus
     larger = grow(w_plus, 6)
-    assert torch.equal(larger[:, :4], w_plus) and torch.equal(larger[:, 4], w_plus[:, 3]) and torch.equal(larger[:, 5], w_plus[:, 3])
+    assert (
+        torch.equal(larger[:, :4], w_plus)
+        and torch.equal(larger[:, 4], w_plus[:, 3])
+        and torch.equal(larger[:, 5], w_plus[:, 3])
+    )
     np.testing.assert_array_equal(grow(w_plus.numpy(), 6), larger.numpy())
 
 
@@ -111,7 +115,9 @@ def test_random_w_of_a_network_made_by_the_same_seed_are_as_all_others():
 
     torch.manual_seed(0)
     generator = Generator(8, [8, 8], mapping_layers=2).requires_grad_(False)
-    w = torch.cat([generator.mapping(torch.randn(1000, 512))[:, 0] for _ in range(40)])  # the numbers after those of the weights
+    w = torch.cat(
+        [generator.mapping(torch.randn(1000, 512))[:, 0] for _ in range(40)]
+    )  # the numbers after those of the weights
     spread = (w - w.mean(0)).norm(dim=1).square().mean().sqrt()
     assert (mean_latent(generator) - w.mean(0)).norm() < 0.015 * spread
     (found,) = random_latents(generator, 1000, 1)
@@ -149,7 +155,9 @@ def test_uneven_chunks_give_the_exact_components(count):
     basis = Basis.fit(iter(x.split(sizes)), 4)
     components, stdev = numpy_components(x, 4)
     assert np.allclose(basis.components, components, rtol=0, atol=1e-4 * np.abs(components).max())
-    assert np.allclose(basis.stdev, stdev, rtol=1e-4) and np.allclose(basis.mean, x.flatten(1).double().mean(0), rtol=1e-6)
+    assert np.allclose(basis.stdev, stdev, rtol=1e-4) and np.allclose(
+        basis.mean, x.flatten(1).double().mean(0), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("count", [1000, 5000])

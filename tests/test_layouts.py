@@ -20,7 +20,11 @@ SMALL = {"z_dim": 6, "w_dim": 6, "channels": (5, 4, 3), "layers": 2}  # of rosin
 
 STATES = {
     "rosinality's generator": (foreign.rosinality_generator(**SMALL), layouts.from_rosinality, layouts.to_rosinality),
-    "rosinality's discriminator": (foreign.rosinality_discriminator(**SMALL), layouts.from_rosinality, layouts.to_rosinality),
+    "rosinality's discriminator": (
+        foreign.rosinality_discriminator(**SMALL),
+        layouts.from_rosinality,
+        layouts.to_rosinality,
+    ),
     "NVIDIA's generator": (foreign.nvidia_generator(**foreign.NVIDIA), layouts.from_nvidia, layouts.to_nvidia),
     "NVIDIA's discriminator": (foreign.nvidia_discriminator(**foreign.NVIDIA), layouts.from_nvidia, layouts.to_nvidia),
 }
@@ -42,7 +46,9 @@ def check(answer, expected):
     """Within 1e-4 of the answer's own size, everywhere."""
     found = foreign.some(answer)
     difference = torch.tensor(found["values"]) - torch.tensor(expected["values"])
-    assert difference.abs().max() <= 1e-4 * expected["scale"] and found["scale"] == pytest.approx(expected["scale"], rel=1e-4)
+    assert difference.abs().max() <= 1e-4 * expected["scale"] and found["scale"] == pytest.approx(
+        expected["scale"], rel=1e-4
+    )
 
 
 @torch.no_grad()
@@ -89,12 +95,20 @@ def test_ours_there_and_back():
             again = back(there(state))
             lost = {"w_avg"} if back is layouts.from_rosinality and "w_avg" in state else set()
             assert set(again) == set(state) - lost
-            assert all(torch.equal(value, state[name]) and value.shape == state[name].shape for name, value in again.items())
+            assert all(
+                torch.equal(value, state[name]) and value.shape == state[name].shape for name, value in again.items()
+            )
 
 
 def test_shapes_alone_say_how_large_a_network_is():
     state = layouts.from_nvidia(foreign.nvidia_generator(24, 32, (7, 6, 5, 4), 5))
-    assert layouts.generator_config(state) == {"resolution": 32, "channels": [7, 6, 5, 4], "z_dim": 24, "w_dim": 32, "mapping_layers": 5}
+    assert layouts.generator_config(state) == {
+        "resolution": 32,
+        "channels": [7, 6, 5, 4],
+        "z_dim": 24,
+        "w_dim": 32,
+        "mapping_layers": 5,
+    }
     state = layouts.from_rosinality(foreign.rosinality_discriminator((7, 6, 5)))
     assert layouts.discriminator_config(state) == {"resolution": 16, "channels": [7, 6, 5]}
 
@@ -106,7 +120,9 @@ def test_widths_of_one_are_told_from_axes_of_length_one():
 
 
 def test_a_file_older_than_its_noise_pictures():
-    state = {name: value for name, value in foreign.rosinality_generator(**SMALL).items() if not name.startswith("noises")}
+    state = {
+        name: value for name, value in foreign.rosinality_generator(**SMALL).items() if not name.startswith("noises")
+    }
     ours = layouts.from_rosinality(state)
     assert not any("noise_const" in name for name in ours) and "convs.4.noise_strength" in ours
 
@@ -120,21 +136,44 @@ CRITIC = foreign.nvidia_discriminator(**foreign.NVIDIA)
 RGBS = [f"synthesis.b{side}.torgb.weight" for side in (4, 8, 16)]
 
 
-@pytest.mark.parametrize("read, state, message", [
-    (layouts.from_nvidia, {"synthesis.input.weight": torch.zeros(4, 4), "synthesis.L0_36_512.weight": torch.zeros(4)}, "alias-free .StyleGAN3. generator"),
-    (layouts.from_nvidia, SYNTHESIS | {"mapping.embed.weight": torch.zeros(4, 4)}, "conditional"),
-    (layouts.from_nvidia, without(SYNTHESIS, *RGBS), "generator of the orig architecture"),
-    (layouts.from_nvidia, without(SYNTHESIS, *RGBS) | {"synthesis.b8.skip.weight": torch.zeros(4)}, "generator of the resnet architecture"),
-    (layouts.from_nvidia, without(CRITIC, *(f"b{side}.skip.weight" for side in (8, 16, 32))), "discriminator of the orig architecture"),
-    (layouts.from_nvidia, CRITIC | {"b4.conv.weight": torch.zeros(32, 32, 3, 3)}, "another minibatch layer"),
-    (layouts.from_nvidia, without(SYNTHESIS, "synthesis.b8.conv0.bias"), "has no synthesis.b8.conv0.bias"),
-    (layouts.from_nvidia, SYNTHESIS | {"extra": torch.zeros(1)}, "has extra, which a StyleGAN2 has not"),
-    (layouts.from_nvidia, SYNTHESIS | {"synthesis.b8.resample_filter": torch.eye(4) / 4}, "another filter than"),
-    (layouts.from_nvidia, {name: value[:1] if "torgb.bias" in name else value for name, value in SYNTHESIS.items()}, "draws 1 colour channels"),
-    (layouts.from_rosinality, STATES["rosinality's generator"][0] | {"conv1.noise.weight": torch.zeros(2)}, r"conv1.noise.weight has the shape \(2,\)"),
-    (layouts.from_rosinality, {"input.input": torch.zeros(1, 4, 4, 4)}, "has no to_rgbs.0"),
-    (layouts.from_rosinality, {}, "has no convs.0.0.weight"),
-])
+@pytest.mark.parametrize(
+    "read, state, message",
+    [
+        (
+            layouts.from_nvidia,
+            {"synthesis.input.weight": torch.zeros(4, 4), "synthesis.L0_36_512.weight": torch.zeros(4)},
+            "alias-free .StyleGAN3. generator",
+        ),
+        (layouts.from_nvidia, SYNTHESIS | {"mapping.embed.weight": torch.zeros(4, 4)}, "conditional"),
+        (layouts.from_nvidia, without(SYNTHESIS, *RGBS), "generator of the orig architecture"),
+        (
+            layouts.from_nvidia,
+            without(SYNTHESIS, *RGBS) | {"synthesis.b8.skip.weight": torch.zeros(4)},
+            "generator of the resnet architecture",
+        ),
+        (
+            layouts.from_nvidia,
+            without(CRITIC, *(f"b{side}.skip.weight" for side in (8, 16, 32))),
+            "discriminator of the orig architecture",
+        ),
+        (layouts.from_nvidia, CRITIC | {"b4.conv.weight": torch.zeros(32, 32, 3, 3)}, "another minibatch layer"),
+        (layouts.from_nvidia, without(SYNTHESIS, "synthesis.b8.conv0.bias"), "has no synthesis.b8.conv0.bias"),
+        (layouts.from_nvidia, SYNTHESIS | {"extra": torch.zeros(1)}, "has extra, which a StyleGAN2 has not"),
+        (layouts.from_nvidia, SYNTHESIS | {"synthesis.b8.resample_filter": torch.eye(4) / 4}, "another filter than"),
+        (
+            layouts.from_nvidia,
+            {name: value[:1] if "torgb.bias" in name else value for name, value in SYNTHESIS.items()},
+            "draws 1 colour channels",
+        ),
+        (
+            layouts.from_rosinality,
+            STATES["rosinality's generator"][0] | {"conv1.noise.weight": torch.zeros(2)},
+            r"conv1.noise.weight has the shape \(2,\)",
+        ),
+        (layouts.from_rosinality, {"input.input": torch.zeros(1, 4, 4, 4)}, "has no to_rgbs.0"),
+        (layouts.from_rosinality, {}, "has no convs.0.0.weight"),
+    ],
+)
 def test_what_is_no_plain_stylegan2_is_refused_by_name(read, state, message):
     with pytest.raises(TalkheadError, match=message) as caught:
         read(state)
@@ -149,22 +188,28 @@ def layer(**attributes):
     return Module("Layer", {}, attributes, {})
 
 
-@pytest.mark.parametrize("network, clamp", [
-    (module(b4=module(conv1=layer(conv_clamp=256, activation="lrelu"), torgb=layer(conv_clamp=256))), 256),
-    (module(b8=module(conv0=layer(conv_clamp=None), skip=layer(conv_clamp=None, activation="linear"))), None),
-    (module(b8=module(conv0=layer(conv_clamp=256), skip=layer(conv_clamp=None, activation="linear"))), 256),
-    (module(mapping=module(fc0=layer(activation="lrelu", bias_gain=0.01))), None),
-])
+@pytest.mark.parametrize(
+    "network, clamp",
+    [
+        (module(b4=module(conv1=layer(conv_clamp=256, activation="lrelu"), torgb=layer(conv_clamp=256))), 256),
+        (module(b8=module(conv0=layer(conv_clamp=None), skip=layer(conv_clamp=None, activation="linear"))), None),
+        (module(b8=module(conv0=layer(conv_clamp=256), skip=layer(conv_clamp=None, activation="linear"))), 256),
+        (module(mapping=module(fc0=layer(activation="lrelu", bias_gain=0.01))), None),
+    ],
+)
 def test_the_limit_of_activations_is_in_the_layers_attributes(network, clamp):
     assert layouts.nvidia_clamp(network) == clamp
 
 
-@pytest.mark.parametrize("network, message", [
-    (module(b4=module(conv1=layer(conv_clamp=256), torgb=layer(conv_clamp=None))), "only one limit"),
-    (module(b4=module(conv1=layer(activation="relu"))), "activation relu"),
-    (module(b4=module(affine=layer(conv_clamp=None))), "b4.affine has the activation lrelu"),
-    (module(mapping=module(fc0=layer(activation="lrelu", bias_gain=1))), "lr_multiplier of 1"),
-])
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (module(b4=module(conv1=layer(conv_clamp=256), torgb=layer(conv_clamp=None))), "only one limit"),
+        (module(b4=module(conv1=layer(activation="relu"))), "activation relu"),
+        (module(b4=module(affine=layer(conv_clamp=None))), "b4.affine has the activation lrelu"),
+        (module(mapping=module(fc0=layer(activation="lrelu", bias_gain=1))), "lr_multiplier of 1"),
+    ],
+)
 def test_attributes_that_are_not_stylegan2s_are_refused(network, message):
     with pytest.raises(TalkheadError, match=message):
         layouts.nvidia_clamp(network)

@@ -14,6 +14,7 @@ def scripts():
     sys.path.insert(0, str(EXAMPLES))
     import evaluate_bundled
     import likeness
+
     yield evaluate_bundled, likeness
     sys.path.remove(str(EXAMPLES))
 
@@ -34,7 +35,9 @@ def test_a_still_clip_does_not_flicker_and_a_moving_mouth_is_no_flicker(scripts)
     assert all(part["variance"] < 0.5 for part in scripts[0].flicker(mouthed).values())
 
 
-@pytest.mark.parametrize("part, rows, columns", [("forehead", slice(22, 34), slice(34, 62)), ("backdrop", slice(0, 32), slice(0, 12))])
+@pytest.mark.parametrize(
+    "part, rows, columns", [("forehead", slice(22, 34), slice(34, 62)), ("backdrop", slice(0, 32), slice(0, 12))]
+)
 def test_flicker_is_seen_where_it_is(scripts, part, rows, columns):
     frames = [frame.copy() for frame in clip()]
     for index, frame in enumerate(frames):
@@ -63,7 +66,7 @@ def test_the_stand_in_says_that_it_is_one_and_forgets_what_all_share(scripts, to
     np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, rtol=1e-5)
     between = scripts[1].distances(seen, seen)
     np.testing.assert_allclose(np.diag(between), 0, atol=1e-5)
-    assert between[~np.eye(6, dtype=bool)].mean() > 0.8        # about the mean, people lie in all directions
+    assert between[~np.eye(6, dtype=bool)].mean() > 0.8  # about the mean, people lie in all directions
     persons = scripts[0].Persons(faces[1:], None, "cpu", encoder)
     figures = persons(faces[0], faces[0])
     assert figures["distance"] < 1e-5 < figures["nearest_other"] <= figures["others"]
@@ -71,8 +74,14 @@ def test_the_stand_in_says_that_it_is_one_and_forgets_what_all_share(scripts, to
 
 def test_no_tone_of_skin_is_hidden_in_the_mean(scripts):
     def record(tone, met, correlation):
-        return {"tone": tone, "closures": {"asked": 4, "fake": met, "projection": 1}, "opening": {"fake": {"correlation": correlation}}}
+        return {
+            "tone": tone,
+            "closures": {"asked": 4, "fake": met, "projection": 1},
+            "opening": {"fake": {"correlation": correlation}},
+        }
 
     groups = scripts[0].by_tone([record("light", 4, 0.9), record("dark", 0, 0.5), record("dark", 1, None)])
-    assert groups == {"dark": {"clips": 2, "correlation": 0.5, "asked": 8, "fake": 1, "projection": 2},
-                      "light": {"clips": 1, "correlation": 0.9, "asked": 4, "fake": 4, "projection": 1}}
+    assert groups == {
+        "dark": {"clips": 2, "correlation": 0.5, "asked": 8, "fake": 1, "projection": 2},
+        "light": {"clips": 1, "correlation": 0.9, "asked": 4, "fake": 4, "projection": 1},
+    }

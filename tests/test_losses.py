@@ -33,8 +33,19 @@ def slow_pyramid(difference):
     while min(level.shape) >= 8:
         height, width = level.shape
         mirror = lambda k, size: abs(k) if k < size else 2 * (size - 1) - k
-        blurred = np.array([[sum(taps[i] * taps[j] * level[mirror(y + i - 2, height), mirror(x + j - 2, width)]
-                                 for i in range(5) for j in range(5)) for x in range(width)] for y in range(height)])
+        blurred = np.array(
+            [
+                [
+                    sum(
+                        taps[i] * taps[j] * level[mirror(y + i - 2, height), mirror(x + j - 2, width)]
+                        for i in range(5)
+                        for j in range(5)
+                    )
+                    for x in range(width)
+                ]
+                for y in range(height)
+            ]
+        )
         total += np.abs(level - blurred).mean()
         level = blurred[::2, ::2]
     return total + np.abs(level).mean()
@@ -50,7 +61,10 @@ def test_ssim_is_what_the_measure_says(no_vgg):
 
 
 def test_ssim_has_gradients_and_wants_pictures_as_large_as_its_window():
-    images, targets = torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1, torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1
+    images, targets = (
+        torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1,
+        torch.rand(1, 3, 12, 12, dtype=torch.float64) * 2 - 1,
+    )
     loss = Perceptual("ssim").toward(targets)
     moved = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(moved).sum(), moved)
@@ -92,7 +106,7 @@ def test_pyramid_is_a_distance_for_each_pair():
     distances = Perceptual("pyramid")(a, b)
     assert distances.shape == (3,)
     for k in range(3):
-        assert torch.allclose(pyramid_distance(a[k:k + 1], b[k:k + 1]), distances[k:k + 1])
+        assert torch.allclose(pyramid_distance(a[k : k + 1], b[k : k + 1]), distances[k : k + 1])
     assert torch.equal(pyramid_distance(a, a), torch.zeros(3))
     assert torch.equal(pyramid_distance(a, b), pyramid_distance(b, a))
 
@@ -112,7 +126,11 @@ def test_missing_vgg_is_named_with_its_place(no_vgg, tmp_path):
     with pytest.raises(TalkheadError) as error:
         Perceptual("lpips")
     message = str(error.value)
-    assert str(tmp_path) in message and "https://download.pytorch.org/models/vgg16-397923af.pth" in message and "\n" not in message
+    assert (
+        str(tmp_path) in message
+        and "https://download.pytorch.org/models/vgg16-397923af.pth" in message
+        and "\n" not in message
+    )
 
 
 def test_unreadable_vgg_is_refused(no_vgg):
@@ -157,7 +175,10 @@ def test_mobilenet_is_lpips_with_every_channel_alike(random_mobilenet):
     a, b = torch.rand(2, 2, 3, 64, 64)
     extract = create_feature_extractor(random_mobilenet, [f"features.{depth}" for depth in (1, 3, 6, 13, 17)])
     with torch.no_grad():
-        seen = [extract(MobileNet_V2_Weights.IMAGENET1K_V1.transforms(crop_size=64, resize_size=64)(images)) for images in (a, b)]
+        seen = [
+            extract(MobileNet_V2_Weights.IMAGENET1K_V1.transforms(crop_size=64, resize_size=64)(images))
+            for images in (a, b)
+        ]
     wanted = 0.0
     for one, other in zip(*(found.values() for found in seen)):
         one, other = (x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (one, other))
@@ -196,7 +217,10 @@ def test_identity_network_comes_from_a_file(tmp_path):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(5)).eval()
     example = torch.rand(2, 3, 8, 8)
     network(example)
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), tmp_path / "faces.pt2")
+    torch.export.save(
+        torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)),
+        tmp_path / "faces.pt2",
+    )
     loaded = identity_network(tmp_path / "faces.pt2")
     a, b = torch.rand(2, 3, 3, 8, 8)
     a.requires_grad_(True)
@@ -212,7 +236,7 @@ def test_identity_network_of_psp_is_known_by_its_content(tmp_path, legacy):
     network = FaceRecognition(width=4, size=6).eval()
     torch.save(network.state_dict(), tmp_path / "anything", _use_new_zipfile_serialization=not legacy)
     loaded = identity_network(tmp_path / "anything")
-    a, b = (torch.rand(2, 2, 3, 16, 16) * 2 - 1)
+    a, b = torch.rand(2, 2, 3, 16, 16) * 2 - 1
     a.requires_grad_(True)
     distance = identity_loss(loaded, a, b)
     assert torch.equal(distance, identity_loss(network, a, b))
@@ -223,7 +247,12 @@ def test_identity_network_of_psp_is_known_by_its_content(tmp_path, legacy):
 
 def test_weights_that_are_no_face_recognition_are_refused(tmp_path):
     network = FaceRecognition(width=4, size=6)
-    for weights in ({"a": torch.zeros(1)}, [1, 2], network, {**network.state_dict(), "input_layer.0.weight": torch.zeros(8, 3, 3, 3)}):
+    for weights in (
+        {"a": torch.zeros(1)},
+        [1, 2],
+        network,
+        {**network.state_dict(), "input_layer.0.weight": torch.zeros(8, 3, 3, 3)},
+    ):
         torch.save(weights, tmp_path / "faces.pth")  # the third is a pickled module, which would run code
         with pytest.raises(TalkheadError, match="not a face recognition network") as error:
             identity_network(tmp_path / "faces.pth")

@@ -25,10 +25,12 @@ CASES = Path(__file__).parents[2] / "shared" / "cases"
 @pytest.fixture
 def case():
     """The path of a small input that once failed; the test skips where there is none."""
+
     def path(name):
         if not (CASES / name).is_file():
             pytest.skip(f"there is no {CASES / name}")
         return CASES / name
+
     return path
 
 
@@ -36,12 +38,24 @@ def tone(seconds, rate=RATE, hertz=440.0):
     return 0.4 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
 
 
-def encode(path, seconds=4.0, video="mpeg4", audio="aac", flash=(25, 50, 75), rate=48000, format=None, options=None, clicks=False, pause=0):
+def encode(
+    path,
+    seconds=4.0,
+    video="mpeg4",
+    audio="aac",
+    flash=(25, 50, 75),
+    rate=48000,
+    format=None,
+    options=None,
+    clicks=False,
+    pause=0,
+):
     """A clip made without the code under test: 25 black pictures a second, white ones at `flash`; a tone of 440 Hz. Returns its path.
 
     clicks   instead, the tone is heard with the white pictures only
     pause    seconds without pictures and sound in the middle
     """
+
     def late(moment):
         return pause if moment >= seconds / 2 else 0
 
@@ -61,12 +75,18 @@ def encode(path, seconds=4.0, video="mpeg4", audio="aac", flash=(25, 50, 75), ra
         if video:
             packets += pictures.encode(None)
         if audio:
-            samples = tone(seconds, rate) * (np.isin(np.arange(round(seconds * rate)) * 25 // rate, flash) if clicks else 1)
+            samples = tone(seconds, rate) * (
+                np.isin(np.arange(round(seconds * rate)) * 25 // rate, flash) if clicks else 1
+            )
             channels = sound.codec_context.channels
             for start in range(0, len(samples), rate // 50):
-                piece = np.repeat((samples[start:start + rate // 50] * 32767).astype(np.int16), channels)
+                piece = np.repeat((samples[start : start + rate // 50] * 32767).astype(np.int16), channels)
                 block = av.AudioFrame.from_ndarray(piece[None], format="s16", layout=sound.codec_context.layout.name)
-                block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), start + round(rate * late(start / rate))
+                block.sample_rate, block.time_base, block.pts = (
+                    rate,
+                    Fraction(1, rate),
+                    start + round(rate * late(start / rate)),
+                )
                 packets += sound.encode(block)
             packets += sound.encode(None)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
@@ -85,7 +105,11 @@ def packets(path, kind):
     """(position in the file, size, moment in seconds) of each packet, as FFmpeg's demuxer tells."""
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
-        return [(packet.pos, packet.size, float(packet.pts * packet.time_base)) for packet in container.demux(stream) if packet.size]
+        return [
+            (packet.pos, packet.size, float(packet.pts * packet.time_base))
+            for packet in container.demux(stream)
+            if packet.size
+        ]
 
 
 def heard(block):
@@ -106,6 +130,7 @@ class OneWay:
 
 # Damage ---------------------------------------------------------------------------------------------------------------
 
+
 def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
     """FFmpeg's AAC decoder fails with several kinds of errors, "operation not permitted" among them."""
     whole = encode(tmp_path / "whole.mp4")
@@ -113,7 +138,7 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
     random = np.random.default_rng(8)
     damaged = [packet for packet in packets(whole, "audio") if 1 < packet[2] < 1.5 or packet[2] > 3.9]
     for position, size, _ in damaged:
-        data[position:position + size] = random.integers(0, 256, size, np.uint8).tobytes()
+        data[position : position + size] = random.integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "damaged.mp4").write_bytes(data)
     with av.open(str(tmp_path / "damaged.mp4")) as container:
         for packet in container.demux(audio=0):
@@ -125,9 +150,9 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
     with pytest.warns(UserWarning, match=r"damaged.mp4, [\d.]+ s: damaged; silence is put there") as said:
         samples = files.read_audio(tmp_path / "damaged.mp4")
     assert len(said) == 1 and len(samples) == 4 * RATE
-    assert heard(samples[RATE // 10:RATE * 9 // 10]) == pytest.approx(0.4, abs=0.01)
+    assert heard(samples[RATE // 10 : RATE * 9 // 10]) == pytest.approx(0.4, abs=0.01)
     # What follows has not moved by a sample: 440 Hz rise by 0.07 in one.
-    np.testing.assert_allclose(samples[RATE * 2:RATE * 3], files.read_audio(whole)[RATE * 2:RATE * 3], atol=0.07)
+    np.testing.assert_allclose(samples[RATE * 2 : RATE * 3], files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07)
     with pytest.warns(UserWarning, match="damaged"), files.read_frames(tmp_path / "damaged.mp4") as reader:
         with files.FrameWriter(tmp_path / "out.mp4", sound=reader.sound) as writer:
             for frame in reader:
@@ -141,7 +166,7 @@ def test_damaged_pictures_are_held(tmp_path, codec):
     data, random = bytearray(whole.read_bytes()), np.random.default_rng(0)
     for position, size, moment in packets(whole, "video"):
         if moment > 3.7 or 1.2 < moment < 1.4:
-            data[position:position + size] = random.integers(0, 256, size, np.uint8).tobytes()
+            data[position : position + size] = random.integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "damaged.mov").write_bytes(data)
     with pytest.warns(UserWarning, match=r"damaged.mov, 1.\d\d s: damaged; the "):
         assert flashes(tmp_path / "damaged.mov") == (100, [25, 50, 75])
@@ -175,11 +200,13 @@ def test_empty_last_page_of_ogg(tmp_path, codec, lacing):
     assert flags & 4
     whole = files.read_audio(path)
     body = last + 27 + data[last + 26]
-    page = ogg_page(serial, sequence, 0, granule, data[last + 27:body], data[body:])
+    page = ogg_page(serial, sequence, 0, granule, data[last + 27 : body], data[body:])
     (tmp_path / "b.ogg").write_bytes(data[:last] + page + ogg_page(serial, sequence + 1, 4, granule, lacing))
     samples = files.read_audio(tmp_path / "b.ogg")
-    assert len(whole) == 4 * RATE and len(samples) == pytest.approx(4 * RATE, abs=0.02 * RATE)  # FFmpeg keeps what Opus fills up with
-    np.testing.assert_array_equal(samples[:RATE * 3], whole[:RATE * 3])
+    assert len(whole) == 4 * RATE and len(samples) == pytest.approx(
+        4 * RATE, abs=0.02 * RATE
+    )  # FFmpeg keeps what Opus fills up with
+    np.testing.assert_array_equal(samples[: RATE * 3], whole[: RATE * 3])
 
 
 @pytest.mark.filterwarnings("error")
@@ -194,7 +221,12 @@ def test_empty_packets_repeat_the_picture_before(tmp_path, case):
             for packet in stream.encode(frame):
                 if index in (5, 6):
                     empty = av.Packet(0)
-                    empty.stream, empty.pts, empty.dts, empty.time_base = stream, packet.pts, packet.dts, packet.time_base
+                    empty.stream, empty.pts, empty.dts, empty.time_base = (
+                        stream,
+                        packet.pts,
+                        packet.dts,
+                        packet.time_base,
+                    )
                     packet = empty
                 container.mux(packet)
     assert flashes(path) == (10, [4, 5, 6])
@@ -204,12 +236,13 @@ def test_empty_packets_repeat_the_picture_before(tmp_path, case):
 
 # Time -----------------------------------------------------------------------------------------------------------------
 
+
 def flv_tags(data):
     """(kind, position) of each tag of an FLV: 8 is sound, 9 is pictures."""
     at = 13
     while at < len(data):
         yield data[at], at
-        at += 15 + int.from_bytes(data[at + 1:at + 4], "big")
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
 
 
 @pytest.mark.parametrize("kind", [8, 9])
@@ -229,7 +262,7 @@ def test_a_pause_stays(tmp_path):
     path = encode(tmp_path / "a.mkv", 1.0, audio="pcm_s16le", pause=60, flash=(5, 20))
     assert flashes(path) == (25 * 61, [5, 20 + 60 * 25])
     samples = files.read_audio(path)
-    assert len(samples) == pytest.approx(61 * RATE, abs=9) and np.abs(samples[RATE:60 * RATE]).max() == 0
+    assert len(samples) == pytest.approx(61 * RATE, abs=9) and np.abs(samples[RATE : 60 * RATE]).max() == 0
 
 
 def test_a_long_pause_needs_no_memory(tmp_path):
@@ -244,7 +277,9 @@ def test_a_long_pause_needs_no_memory(tmp_path):
             assert len(sound.take(1920)) == 1920 and sound._decoded.size <= 48000
 
 
-@pytest.mark.parametrize("suffix, video, audio", [(".ts", "libx264", "mp2"), (".ts", "mpeg2video", "aac"), (".mpg", "mpeg1video", "mp2")])
+@pytest.mark.parametrize(
+    "suffix, video, audio", [(".ts", "libx264", "mp2"), (".ts", "mpeg2video", "aac"), (".mpg", "mpeg1video", "mp2")]
+)
 def test_clock_that_starts_again(tmp_path, suffix, video, audio):
     """`cat a.ts b.ts c.ts`: the pictures of all, and each click with its white picture."""
     parts = [encode(tmp_path / f"{index}{suffix}", 2.0, video, audio, flash=(25,), clicks=True) for index in range(3)]
@@ -309,8 +344,12 @@ def test_avi_case(case):
 @pytest.mark.parametrize("audio", ["aac", None])
 def test_mp4_that_claims_to_be_hours_long(tmp_path, audio, bframes):
     """The number of ticks to a second in the head of its pictures is 1, so that each seems to last for minutes or hours."""
-    with av.open(str(encode(tmp_path / "a.mov", 1.0, "libx264", audio, flash=(5, 20), options={"bf": bframes}))) as source, \
-            av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "frag_every_frame+empty_moov"}) as target:
+    with (
+        av.open(
+            str(encode(tmp_path / "a.mov", 1.0, "libx264", audio, flash=(5, 20), options={"bf": bframes}))
+        ) as source,
+        av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "frag_every_frame+empty_moov"}) as target,
+    ):
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         for packet in source.demux():
             if packet.size:
@@ -349,16 +388,36 @@ def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_p
             for packet in sorted(packets + heard.encode(None), key=lambda packet: packet.dts * packet.time_base):
                 container.mux(packet)
         count, white = flashes(tmp_path / name)
-        assert count == pytest.approx(25 * total, abs=1) and white == list(range(375, 750))[:len(times[1:]) * 375]
+        assert count == pytest.approx(25 * total, abs=1) and white == list(range(375, 750))[: len(times[1:]) * 375]
 
 
 # Cut short ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, video, audio", [
-    ("a.mkv", "ffv1", "pcm_s16le"), ("a.mkv", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mpeg4", "mp2"), ("a.avi", "mjpeg", None),
-    ("a.ts", "libx264", "aac"), ("a.mp3", None, "libmp3lame"), ("a.mka", None, "flac"), ("a.flv", "flv", "libmp3lame"), ("a.m4a", None, "aac"),
-    ("a.mov", "mjpeg", "pcm_s16le"), ("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.oga", None, "flac"), ("a.ogv", "vp8", "vorbis"),
-    ("a.mpg", "mpeg1video", "mp2"), ("a.vob", "mpeg2video", "ac3"), ("a.asf", "mpeg4", "libmp3lame"), ("a.wmv", "wmv2", None)])
+
+@pytest.mark.parametrize(
+    "name, video, audio",
+    [
+        ("a.mkv", "ffv1", "pcm_s16le"),
+        ("a.mkv", "libx264", "aac"),
+        ("a.webm", "libvpx", "libopus"),
+        ("a.avi", "mpeg4", "mp2"),
+        ("a.avi", "mjpeg", None),
+        ("a.ts", "libx264", "aac"),
+        ("a.mp3", None, "libmp3lame"),
+        ("a.mka", None, "flac"),
+        ("a.flv", "flv", "libmp3lame"),
+        ("a.m4a", None, "aac"),
+        ("a.mov", "mjpeg", "pcm_s16le"),
+        ("a.ogg", None, "vorbis"),
+        ("a.opus", None, "libopus"),
+        ("a.oga", None, "flac"),
+        ("a.ogv", "vp8", "vorbis"),
+        ("a.mpg", "mpeg1video", "mp2"),
+        ("a.vob", "mpeg2video", "ac3"),
+        ("a.asf", "mpeg4", "libmp3lame"),
+        ("a.wmv", "wmv2", None),
+    ],
+)
 def test_broken_download(tmp_path, name, video, audio):
     """Where the file tells how long it is, no part of it passes for the whole; a whole one does, by name and through a pipe."""
     path = encode(tmp_path / name, 2.0, video, audio, rate=44100 if audio == "libmp3lame" else 48000, flash=(25,))
@@ -368,11 +427,13 @@ def test_broken_download(tmp_path, name, video, audio):
     for source in [path, *([OneWay(whole)] if piped else [])]:
         if video:
             count, white = read(source)
-            assert count in (49, 50) and white == [25]  # through a pipe FFmpeg does not know how long FLV's last picture lasts
+            assert count in (49, 50) and white == [
+                25
+            ]  # through a pipe FFmpeg does not know how long FLV's last picture lasts
         else:
             assert read(source) == pytest.approx(2, abs=0.06)
     for part in (0.6, 0.9):
-        cut = whole[:int(part * len(whole)) // 188 * 188 + 100]  # bytes of a packet of MPEG-TS
+        cut = whole[: int(part * len(whole)) // 188 * 188 + 100]  # bytes of a packet of MPEG-TS
         (tmp_path / f"cut{name}").write_bytes(cut)
         for function in [read, *([files.read_audio] if audio else [])]:
             for source in [tmp_path / f"cut{name}", *([OneWay(cut)] if piped else [])]:
@@ -384,8 +445,16 @@ def test_broken_download(tmp_path, name, video, audio):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("seconds", [2.0, 30.0])
-@pytest.mark.parametrize("name, video, audio", [("a.ogg", None, "vorbis"), ("a.opus", None, "libopus"), ("a.ogv", "vp8", "vorbis"), ("a.mpg", "mpeg1video", "mp2"),
-                                                ("a.vob", "mpeg2video", "ac3")])
+@pytest.mark.parametrize(
+    "name, video, audio",
+    [
+        ("a.ogg", None, "vorbis"),
+        ("a.opus", None, "libopus"),
+        ("a.ogv", "vp8", "vorbis"),
+        ("a.mpg", "mpeg1video", "mp2"),
+        ("a.vob", "mpeg2video", "ac3"),
+    ],
+)
 def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seconds):
     """Where a page or packet has begun that is not there to its end; also in a file longer than what is looked at."""
     whole = encode(tmp_path / name, seconds, video, audio, options={"b": "500000"} if video else None).read_bytes()
@@ -395,7 +464,7 @@ def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seco
         ends.append(ends[-1] + size(whole, ends[-1]))
     assert ends[-1] == len(whole) and len(ends) > 3
     for gone in [0, *range(1, 40), *range(40, 5000, 97)]:
-        data = whole[:len(whole) - gone][-files.PARTS:]
+        data = whole[: len(whole) - gone][-files.PARTS :]
         _, end = files._last_part(data, mark, size)
         assert (end > len(data)) == (len(whole) - gone not in ends), gone
 
@@ -403,26 +472,36 @@ def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seco
 def test_an_ogg_without_a_last_page(tmp_path):
     """Who records from the air, or was stopped, marks none: what is there is read, and it is said."""
     data = encode(tmp_path / "a.opus", 2.0, None, "libopus").read_bytes()
-    (tmp_path / "b.opus").write_bytes(data[:data.rindex(b"OggS")])
+    (tmp_path / "b.opus").write_bytes(data[: data.rindex(b"OggS")])
     for source in (tmp_path / "b.opus", OneWay((tmp_path / "b.opus").read_bytes())):
-        with pytest.warns(UserWarning, match="its last page is not marked as the last; what comes after it, if anything, is missing"):
+        with pytest.warns(
+            UserWarning, match="its last page is not marked as the last; what comes after it, if anything, is missing"
+        ):
             assert 0.5 < len(files.read_audio(source)) / RATE < 2
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("more", [b"", bytes(3000), b"\0\0\1\xb9", b"\0\0\1\xb9" + bytes(1000), b"\xff" * 700, b"TAG" + bytes(125)])
+@pytest.mark.parametrize(
+    "more", [b"", bytes(3000), b"\0\0\1\xb9", b"\0\0\1\xb9" + bytes(1000), b"\xff" * 700, b"TAG" + bytes(125)]
+)
 def test_mpeg_ps_may_end_in_several_ways(tmp_path, more):
     data = encode(tmp_path / "a.mpg", 2.0, "mpeg1video", "mp2", flash=(25,)).read_bytes()
     (tmp_path / "b.mpg").write_bytes(data + more)
     assert flashes(tmp_path / "b.mpg") == (50, [25])
 
 
-@pytest.mark.parametrize("name, video, audio, at, size", [("a.asf", "mpeg4", "libmp3lame", 16, b"\xff" * 8), ("a.asf", "mpeg4", "libmp3lame", 16, b"\0" * 7 + b"\x70"),
-                                                          ("a.mkv", "mpeg4", "libmp3lame", 4, b"\x01\xff\xff\xff\xff\xff\xff\xfe")])
+@pytest.mark.parametrize(
+    "name, video, audio, at, size",
+    [
+        ("a.asf", "mpeg4", "libmp3lame", 16, b"\xff" * 8),
+        ("a.asf", "mpeg4", "libmp3lame", 16, b"\0" * 7 + b"\x70"),
+        ("a.mkv", "mpeg4", "libmp3lame", 4, b"\x01\xff\xff\xff\xff\xff\xff\xfe"),
+    ],
+)
 def test_a_head_that_claims_to_end_where_no_file_does(tmp_path, name, video, audio, at, size):
     """What comes after it then tells no length; FFmpeg finds the packets all the same."""
     data = bytearray(encode(tmp_path / name, 1.0, video, audio, flash=(5, 20)).read_bytes())
-    data[at:at + len(size)] = size
+    data[at : at + len(size)] = size
     (tmp_path / name).write_bytes(data)
     for source in (tmp_path / name, OneWay(bytes(data))):
         assert flashes(source) == (25, [5, 20])
@@ -430,6 +509,7 @@ def test_a_head_that_claims_to_end_where_no_file_does(tmp_path, name, video, aud
 
 def test_live_matroska_tells_no_length(tmp_path):
     """Who writes to a pipe cannot know it: what was written until then is whole."""
+
     class Pipe(io.RawIOBase):
         data = b""
 
@@ -449,7 +529,7 @@ def test_music_with_a_tag_and_broken_off(tmp_path):
     """A picture in front of the sound is no part of the bytes that the sound's head tells."""
     path = encode(tmp_path / "a.mp3", 2.0, None, "libmp3lame", rate=44100)
     data = path.read_bytes()
-    sound = data[10 + int.from_bytes(data[8:10], "big"):]
+    sound = data[10 + int.from_bytes(data[8:10], "big") :]
     assert data[:3] == b"ID3" and sound[0] == 0xFF
     tagged = b"ID3\x04\0\0" + bytes((0, 2, 0, 0)) + bytes(2 << 14) + sound
     (tmp_path / "whole.mp3").write_bytes(tagged)
@@ -466,6 +546,7 @@ def test_cut_case(case):
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
+
 
 def ways(tmp_path, data, *names):
     """A picture's bytes as one may be given them: files of these names, a stream with a position and one without."""
@@ -487,8 +568,16 @@ def oriented(orientation):
     """(the bytes of a JPEG whose EXIF tells how it lies, the picture as it is to be seen), by the table of the EXIF standard."""
     seen = np.full((48, 32, 3), 90, np.uint8)
     seen[:16, :16], seen[:16, 16:] = [250, 20, 20], [20, 250, 20]  # top left, top right
-    stored = {1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.swapaxes(0, 1), 6: np.rot90(seen, 1),
-              7: seen[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(seen, -1)}[orientation]
+    stored = {
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.swapaxes(0, 1),
+        6: np.rot90(seen, 1),
+        7: seen[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(seen, -1),
+    }[orientation]
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(stream, "JPEG", exif=exif, quality=95, subsampling=0)
@@ -513,7 +602,13 @@ def test_motion_jpeg_is_upright(tmp_path, suffix, orientation):
         stream.pix_fmt = "yuvj444p"
         for index in range(3):
             packet = av.Packet(data)
-            packet.stream, packet.pts, packet.dts, packet.time_base, packet.duration = stream, index, index, Fraction(1, 25), 1
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.duration = (
+                stream,
+                index,
+                index,
+                Fraction(1, 25),
+                1,
+            )
             packet.is_keyframe = True
             container.mux(packet)
     with files.read_frames(tmp_path / f"a{suffix}") as reader:
@@ -588,13 +683,21 @@ def animation(format, **options):
     colours = [(255, 0, 0, 255), (255, 255, 255, 255) if format == "GIF" else (0, 255, 0, 0), (0, 0, 255, 255)]
     pictures = [Image.new("RGBA", (32, 32), colour) for colour in colours]
     stream = io.BytesIO()
-    pictures[0].save(stream, format, save_all=True, append_images=pictures[1:], duration=[80, 120, 40], loop=0, **options)
+    pictures[0].save(
+        stream, format, save_all=True, append_images=pictures[1:], duration=[80, 120, 40], loop=0, **options
+    )
     return stream.getvalue(), [(255, 0, 0)] * 2 + [(255, 255, 255)] * 3 + [(0, 0, 255)]
 
 
-@pytest.mark.parametrize("format, options, names", [
-    ("GIF", {}, ("a.gif", "a")), ("WEBP", {"lossless": True}, ("a.webp", "a")), ("PNG", {"disposal": 1, "blend": 0}, ("a.png", "a.apng", "a")),
-    ("AVIF", {"quality": 100}, ("a.avif", "a"))])
+@pytest.mark.parametrize(
+    "format, options, names",
+    [
+        ("GIF", {}, ("a.gif", "a")),
+        ("WEBP", {"lossless": True}, ("a.webp", "a")),
+        ("PNG", {"disposal": 1, "blend": 0}, ("a.png", "a.apng", "a")),
+        ("AVIF", {"quality": 100}, ("a.avif", "a")),
+    ],
+)
 def test_pictures_that_move(tmp_path, format, options, names):
     if format == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow writes no AVIF")
@@ -612,7 +715,10 @@ def test_pictures_that_move(tmp_path, format, options, names):
             list(files.read_frames(OneWay(data[:cut])))
 
 
-@pytest.mark.parametrize("format, suffix", [("GIF", ".gif"), ("AVIF", ".avif"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("BMP", ".bmp"), ("PPM", ".ppm")])
+@pytest.mark.parametrize(
+    "format, suffix",
+    [("GIF", ".gif"), ("AVIF", ".avif"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("BMP", ".bmp"), ("PPM", ".ppm")],
+)
 def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
     if format == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow writes no AVIF")
@@ -658,6 +764,7 @@ def test_photo_in_tiles_is_put_together(tmp_path, case):
 
 # Two channels ---------------------------------------------------------------------------------------------------------
 
+
 def write_stereo(path, left, right, rate=RATE):
     with wave.open(str(path), "wb") as stream:
         stream.setparams((2, 2, rate, 0, "NONE", ""))
@@ -680,14 +787,21 @@ def test_channels_that_cancel_each_other(tmp_path, rate, loud):
         warnings.simplefilter("error")
         alone = files.read_audio(write_stereo(tmp_path / "b.wav", speech, speech, rate))
     np.testing.assert_allclose(samples, alone, atol=1e-4)
-    assert heard(samples[RATE // 2:RATE * 3 // 2]) == pytest.approx(0.4, abs=0.01)
+    assert heard(samples[RATE // 2 : RATE * 3 // 2]) == pytest.approx(0.4, abs=0.01)
 
 
 @pytest.mark.filterwarnings("error")
 def test_channels_that_differ_are_mixed(tmp_path):
     random = np.random.default_rng(0)
-    for left, right in [(tone(1), 0 * tone(1)), (0 * tone(1), tone(1)), (tone(1), random.normal(size=RATE) / 20), (tone(1), -0.5 * tone(1)),
-                        (0 * tone(1), 0 * tone(1)), (np.where(np.arange(RATE) < 9, 1e-3, tone(1)), np.where(np.arange(RATE) < 9, -1e-3, 0)), tuple(random.normal(size=(2, RATE)) / 20)]:
+    for left, right in [
+        (tone(1), 0 * tone(1)),
+        (0 * tone(1), tone(1)),
+        (tone(1), random.normal(size=RATE) / 20),
+        (tone(1), -0.5 * tone(1)),
+        (0 * tone(1), 0 * tone(1)),
+        (np.where(np.arange(RATE) < 9, 1e-3, tone(1)), np.where(np.arange(RATE) < 9, -1e-3, 0)),
+        tuple(random.normal(size=(2, RATE)) / 20),
+    ]:
         path = write_stereo(tmp_path / "a.wav", left, right)
         with wave.open(str(path)) as stream:
             expected = np.frombuffer(stream.readframes(RATE), "<i2").reshape(-1, 2).mean(axis=1) / 32768
@@ -696,17 +810,22 @@ def test_channels_that_differ_are_mixed(tmp_path):
 
 # Kinds of video -------------------------------------------------------------------------------------------------------
 
+
 def bar(moment):
     """A white bar that moves to the right by 4 pixels in half a frame."""
     picture = np.full((48, 96, 3), 40, np.uint8)
-    picture[:, 4 + 4 * moment:20 + 4 * moment] = 200
+    picture[:, 4 + 4 * moment : 20 + 4 * moment] = 200
     return picture
 
 
 def write_fields(path, count, interlaced=True, options=None):
     """H.264 whose even rows are half a frame later than its odd rows, and flagged so."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "4", **({"x264-params": "bff=1"} if interlaced else {}), **(options or {})})
+        stream = container.add_stream(
+            "libx264",
+            rate=25,
+            options={"crf": "4", **({"x264-params": "bff=1"} if interlaced else {}), **(options or {})},
+        )
         stream.width, stream.height, stream.pix_fmt = 96, 48, "yuv444p"
         for index in range(count):
             picture = bar(2 * index)
@@ -728,7 +847,9 @@ def test_interlaced_video_is_made_whole(tmp_path, suffix):
     assert len(said) == 1 and len(frames) == 8
     for index, frame in enumerate(frames):
         assert np.abs(frame.astype(int) - bar(2 * index)).mean() < 3
-        assert np.abs(bar(2 * index).astype(int) - bar(2 * index + 1)).mean() > 12  # what half of the rows were away from it
+        assert (
+            np.abs(bar(2 * index).astype(int) - bar(2 * index + 1)).mean() > 12
+        )  # what half of the rows were away from it
 
 
 @pytest.mark.filterwarnings("error")
@@ -743,7 +864,9 @@ def test_other_video_is_left_alone(tmp_path):
 @pytest.mark.parametrize("curve, name", [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
 def test_hdr_is_said(tmp_path, curve, name):
     path = write_fields(tmp_path / "a.mp4", 5, interlaced=False, options={"color_trc": curve})
-    with pytest.warns(UserWarning, match=rf"a.mp4: HDR \({name}\) is read as if it were not, and looks flat; convert it first") as said:
+    with pytest.warns(
+        UserWarning, match=rf"a.mp4: HDR \({name}\) is read as if it were not, and looks flat; convert it first"
+    ) as said:
         with files.read_frames(path) as reader:
             assert len(list(reader)) == 5
     assert len(said) == 1
@@ -751,17 +874,19 @@ def test_hdr_is_said(tmp_path, curve, name):
 
 def test_ogg_files_in_a_row(tmp_path):
     """FFmpeg gives the last packet of the first a negative length, which read as it comes is of a day."""
-    (tmp_path / "two.ogg").write_bytes(encode(tmp_path / "one.ogg", seconds=1.01, video=None, audio="vorbis").read_bytes() * 2)
+    (tmp_path / "two.ogg").write_bytes(
+        encode(tmp_path / "one.ogg", seconds=1.01, video=None, audio="vorbis").read_bytes() * 2
+    )
     one, two = files.read_audio(tmp_path / "one.ogg"), files.read_audio(tmp_path / "two.ogg")
     assert len(two) == pytest.approx(2 * len(one), abs=0.03 * RATE)
-    assert heard(two[RATE // 10:RATE * 9 // 10]) == heard(one[RATE // 10:RATE * 9 // 10])
-    assert heard(two[RATE * 12 // 10:RATE * 18 // 10]) == pytest.approx(0.4, abs=0.02)
+    assert heard(two[RATE // 10 : RATE * 9 // 10]) == heard(one[RATE // 10 : RATE * 9 // 10])
+    assert heard(two[RATE * 12 // 10 : RATE * 18 // 10]) == pytest.approx(0.4, abs=0.02)
 
 
 def test_a_rate_of_sound_that_nobody_records(tmp_path):
     data = bytearray(encode(tmp_path / "whole.mkv", seconds=0.4, audio="vorbis").read_bytes())
     head = data.index(b"\x01vorbis")
-    data[head + 12:head + 16] = (1_500_000_000).to_bytes(4, "little")
+    data[head + 12 : head + 16] = (1_500_000_000).to_bytes(4, "little")
     (tmp_path / "a.mkv").write_bytes(data)
     for read in (files.read_audio, files.read_frames):
         with pytest.raises(TalkheadError, match="a.mkv: damaged, its sound has 1500000000 samples a second"):
@@ -770,6 +895,7 @@ def test_a_rate_of_sound_that_nobody_records(tmp_path):
 
 def test_a_png_from_a_pipe_asks_for_no_more_than_there_is(tmp_path):
     """The length of a chunk may say four gigabytes."""
+
     class Pipe(OneWay):
         def read(self, size):
             assert size <= 1 << 20
@@ -779,7 +905,7 @@ def test_a_png_from_a_pipe_asks_for_no_more_than_there_is(tmp_path):
     Image.new("RGB", (9, 9)).save(stream, "PNG")
     data = bytearray(stream.getvalue())
     at = data.index(b"IDAT") - 4
-    data[at:at + 4] = b"\xff" * 4
+    data[at : at + 4] = b"\xff" * 4
     (tmp_path / "a.png").write_bytes(data)
     with files.read_frames(Pipe(bytes(data))) as reader:
         np.testing.assert_array_equal(list(reader), [files.read_image(tmp_path / "a.png")])
@@ -788,10 +914,12 @@ def test_a_png_from_a_pipe_asks_for_no_more_than_there_is(tmp_path):
 @pytest.mark.parametrize("damage", ["tables", "strip"])
 def test_libtiff_keeps_silent(tmp_path, capfd, damage):
     """Its C code would tell of damage on stderr, beside our line."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(
+        tmp_path / "a.tif", compression="tiff_lzw"
+    )
     data = bytearray((tmp_path / "a.tif").read_bytes())
     middle = len(data) // 2
-    data[middle:middle + 200] = bytes(200) if damage == "tables" else b"\xff" * 200
+    data[middle : middle + 200] = bytes(200) if damage == "tables" else b"\xff" * 200
     (tmp_path / "a.tif").write_bytes(data)
     with warnings.catch_warnings(), pytest.raises(TalkheadError, match="a.tif: damaged or cut short"):
         warnings.simplefilter("error")
@@ -806,16 +934,23 @@ def test_pillow_logs_nothing_unasked(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.tif")
     data = bytearray((tmp_path / "a.tif").read_bytes())
     at = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
-    data[at:at + 2] = struct.pack("<H", 1027)
+    data[at : at + 2] = struct.pack("<H", 1027)
     (tmp_path / "a.tif").write_bytes(data)
     code = f"from talkhead import errors, files\ntry: files.read_image({str(tmp_path / 'a.tif')!r})\nexcept errors.TalkheadError as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])},
+    )
     assert done.stdout.endswith("a.tif: not a picture that can be read; pass a PNG or JPEG\n") and done.stderr == ""
 
 
 def test_sound_of_channels_that_nobody_has(tmp_path):
     (tmp_path / "a.au").write_bytes(struct.pack(">4s5I", b".snd", 24, 258 * 200, 3, 48000, 258) + bytes(258 * 200))
-    with pytest.raises(TalkheadError, match="a.au: damaged, its sound of 48000 samples a second, 258 channels, cannot be converted"):
+    with pytest.raises(
+        TalkheadError, match="a.au: damaged, its sound of 48000 samples a second, 258 channels, cannot be converted"
+    ):
         files.read_audio(tmp_path / "a.au")
 
 

@@ -20,7 +20,7 @@ def pictures(seed=0, shape=(40, 52, 3), strength=20):
     """A blotchy picture and a noisy copy of it, as a generator's output is to the truth."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (*[-(-n // 8) for n in shape[:2]], 3))
-    real = coarse.repeat(8, 0).repeat(8, 1)[:shape[0], :shape[1]].astype(np.uint8)
+    real = coarse.repeat(8, 0).repeat(8, 1)[: shape[0], : shape[1]].astype(np.uint8)
     fake = np.clip(real + random.normal(0, strength, shape), 0, 255).astype(np.uint8)
     return real, fake
 
@@ -49,11 +49,12 @@ class Pointing:
 
 # Pictures
 
+
 def test_psnr_of_a_worked_value():
     real = np.full((5, 7, 3), 100, np.uint8)
     fake = real.copy()
     fake[..., 1] += 30  # one channel of three: MSE = 900 / 3
-    assert metrics.psnr(real, fake) == pytest.approx(10 * np.log10(255 ** 2 / 300))
+    assert metrics.psnr(real, fake) == pytest.approx(10 * np.log10(255**2 / 300))
     assert metrics.psnr(fake, real) == metrics.psnr(real, fake)  # uint8 does not wrap
 
 
@@ -66,27 +67,36 @@ def test_psnr_of_equal_pictures_is_infinite():
 def test_psnr_and_ssim_equal_scikit_image(strength):
     reference = pytest.importorskip("skimage.metrics")
     real, fake = pictures(strength=strength)
-    assert metrics.psnr(real, fake) == pytest.approx(reference.peak_signal_noise_ratio(real, fake, data_range=255), abs=1e-9)
-    wanted = reference.structural_similarity(real, fake, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                             channel_axis=-1, data_range=255)
+    assert metrics.psnr(real, fake) == pytest.approx(
+        reference.peak_signal_noise_ratio(real, fake, data_range=255), abs=1e-9
+    )
+    wanted = reference.structural_similarity(
+        real, fake, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1, data_range=255
+    )
     assert metrics.ssim(real, fake) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_ssim_equals_wang_by_the_book():
     """Equation 5.3 patch by patch, with weighted variances taken about the patch's own mean."""
     real, fake = pictures(shape=(13, 12, 3))
-    ramp = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5 ** 2))
+    ramp = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     weights = np.outer(ramp, ramp) / ramp.sum() ** 2
     values = []
     for channel in range(3):
         for row in range(3):
             for column in range(2):
-                x, y = (picture[row:row + 11, column:column + 11, channel].astype(float) for picture in (real, fake))
+                x, y = (
+                    picture[row : row + 11, column : column + 11, channel].astype(float) for picture in (real, fake)
+                )
                 mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
                 covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
                 variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
-                c1, c2 = 0.0001 * 255 ** 2, 0.0009 * 255 ** 2
-                values.append((2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x ** 2 + mean_y ** 2 + c1) * (variances + c2)))
+                c1, c2 = 0.0001 * 255**2, 0.0009 * 255**2
+                values.append(
+                    (2 * mean_x * mean_y + c1)
+                    * (2 * covariance + c2)
+                    / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+                )
     assert metrics.ssim(real, fake) == pytest.approx(np.mean(values), abs=1e-6)
 
 
@@ -116,6 +126,7 @@ def test_ssim_refuses_frames_smaller_than_its_window():
 
 # Landmarks
 
+
 def test_lmd_looks_at_the_mouth_alone():
     real = np.random.default_rng(0).uniform(0, 64, (3, 68, 2))
     fake = real.copy()
@@ -141,7 +152,11 @@ def test_sharpness_is_the_variance_of_the_laplacian():
     points[48:] = (28, 24)
     points[54], points[57] = (40, 34), (34, 40)  # the mouth is 12 wide: 3 pixels more on each side
     box = frame[21:44, 25:44, 0].astype(float)
-    wanted = [box[y - 1, x] + box[y + 1, x] + box[y, x - 1] + box[y, x + 1] - 4 * box[y, x] for y in range(1, 22) for x in range(1, 18)]
+    wanted = [
+        box[y - 1, x] + box[y + 1, x] + box[y, x - 1] + box[y, x + 1] - 4 * box[y, x]
+        for y in range(1, 22)
+        for x in range(1, 18)
+    ]
     assert metrics.sharpness(frame, points) == pytest.approx(np.var(wanted), rel=1e-5)
     assert metrics.sharpness(np.full_like(frame, 90), points) == pytest.approx(0, abs=1e-6)
     assert metrics.sharpness(frame, points + 100) is None
@@ -210,7 +225,13 @@ def test_lips_that_stay_open_are_caught():
     assert reports[0]["closure_luck"] < 0.6 and reports[1]["closure_luck"] == 0
     none = metrics.Lips([], "words")
     none.add(metrics.Pair(None, None, mouth(0.1)[0], None))
-    assert none.report() == {"closures": 0, "closures_from": "words", "closure_rate": None, "real_closure_rate": None, "closure_luck": None}
+    assert none.report() == {
+        "closures": 0,
+        "closures_from": "words",
+        "closure_rate": None,
+        "real_closure_rate": None,
+        "closure_luck": None,
+    }
 
 
 def test_lips_count_as_shut_below_a_share_of_their_way():
@@ -222,11 +243,19 @@ def test_lips_count_as_shut_below_a_share_of_their_way():
 
 # Clips
 
+
 def test_compare_agrees_with_the_single_measures():
     real, fake = clip()
     report = metrics.compare(iter(real), iter(fake))
-    assert report == {"frames": 4, "real_frames": 4, "fake_frames": 4, "size": [40, 52], "psnr": pytest.approx(metrics.psnr(real, fake)),
-                      "identical": 0, "ssim": pytest.approx(metrics.ssim(real, fake))}
+    assert report == {
+        "frames": 4,
+        "real_frames": 4,
+        "fake_frames": 4,
+        "size": [40, 52],
+        "psnr": pytest.approx(metrics.psnr(real, fake)),
+        "identical": 0,
+        "ssim": pytest.approx(metrics.ssim(real, fake)),
+    }
 
 
 def test_compare_cuts_the_longer_clip_and_says_so():
@@ -348,6 +377,7 @@ def test_features_are_kept_and_frames_are_not():
 
 # Mouths and voices
 
+
 def wander(frames=80, seed=0):
     return np.convolve(np.random.default_rng(seed).normal(size=frames + 4), np.ones(5) / 5, "valid")
 
@@ -356,7 +386,7 @@ def wander(frames=80, seed=0):
 def test_lag_finds_an_injected_shift(shift):
     """The fake mouth does at frame t what the real one did at t − shift."""
     long = wander(100)
-    real, fake = long[10:90], long[10 - shift:90 - shift]
+    real, fake = long[10:90], long[10 - shift : 90 - shift]
     found = metrics.correlation_and_lag(real, 3 * fake + 1)
     assert found.lag == shift and found.best == pytest.approx(1)
     assert found.correlation == pytest.approx(np.corrcoef(real, fake)[0, 1])
@@ -399,7 +429,9 @@ def test_closures_are_met_within_the_tolerance():
 def test_closures_of_another_frame_rate_unknown_frames_and_the_clips_ends():
     opening = np.full(60, 0.2)
     opening[0], opening[30] = 0.0, np.nan
-    assert metrics.closures_met(opening, [(0.0, 0.01), (0.5, 0.52), (0.9, 0.92), (9.0, 9.1)], 0.05, fps=60).tolist() == [True, False, False]
+    assert metrics.closures_met(
+        opening, [(0.0, 0.01), (0.5, 0.52), (0.9, 0.92), (9.0, 9.1)], 0.05, fps=60
+    ).tolist() == [True, False, False]
     assert metrics.closure_rate(opening, [], 0.05) is None
 
 
@@ -447,6 +479,7 @@ def test_a_generated_mouth_is_measured_end_to_end():
 
 # Distributions of features ----------------------------------------------------------------------------------------------
 
+
 def clouds(count, width, seed=0):
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(width, width))
@@ -485,7 +518,9 @@ def test_a_cloud_in_pieces_is_the_cloud(count, width):
     for spread, cloud in zip(spreads, (real, fake)):
         for piece in np.split(cloud, [1, 5, len(cloud) // 2]):
             spread.add(piece)
-        np.testing.assert_allclose(spread.root.T @ spread.root / (len(cloud) - 1), np.cov(cloud, rowvar=False), atol=1e-9)
+        np.testing.assert_allclose(
+            spread.root.T @ spread.root / (len(cloud) - 1), np.cov(cloud, rowvar=False), atol=1e-9
+        )
         assert len(spread.root) <= max(width, len(cloud) + 3)
     assert metrics.spread_distance(*spreads) == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-9)
 

@@ -42,7 +42,11 @@ def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypat
     assert features.shape == (3, network.width) and features.dtype == np.float32 and network.name == "mobilenet"
     np.testing.assert_allclose(features, wanted.numpy(), rtol=1e-3, atol=1e-4)
     shapes = []
-    monkeypatch.setattr(network.network, "forward", lambda images, forward=network.network.forward: shapes.append(images.shape) or forward(images))
+    monkeypatch.setattr(
+        network.network,
+        "forward",
+        lambda images, forward=network.network.forward: shapes.append(images.shape) or forward(images),
+    )
     network(frames[:, ::2, ::2])
     assert shapes == [(3, 3, 224, 224)]
     with pytest.warns(UserWarning, match="FID of 3 pictures"):
@@ -51,11 +55,16 @@ def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypat
 
 def test_missing_and_unreadable_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(TalkheadError, match="mobilenet_v2-b0353104.pth: not found; download https://download.pytorch.org/models/mobilenet_v2-b0353104.pth into"):
+    with pytest.raises(
+        TalkheadError,
+        match="mobilenet_v2-b0353104.pth: not found; download https://download.pytorch.org/models/mobilenet_v2-b0353104.pth into",
+    ):
         mobilenet.MobileNet()
     mobilenet.weights_path().parent.mkdir(parents=True)
     for content in ({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, [1], b"half a download"):
-        mobilenet.weights_path().write_bytes(content) if isinstance(content, bytes) else torch.save(content, mobilenet.weights_path())
+        mobilenet.weights_path().write_bytes(content) if isinstance(content, bytes) else torch.save(
+            content, mobilenet.weights_path()
+        )
         with pytest.raises(TalkheadError, match="not MobileNetV2's weights") as error:
             mobilenet.MobileNet()
         assert "\n" not in str(error.value)

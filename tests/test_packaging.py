@@ -25,7 +25,10 @@ def imported(path):
             module = ".".join(["talkhead"] * (node.level > 0) + [node.module] * bool(node.module))
             names |= {f"{module}.{alias.name}" for alias in node.names}
     parts = {tuple(name.split(".")[:2]) for name in names}
-    return {talkhead._ROOM_OF.get(name, name) for package, name in (part for part in parts if part[0] == "talkhead" and len(part) == 2)}
+    return {
+        talkhead._ROOM_OF.get(name, name)
+        for package, name in (part for part in parts if part[0] == "talkhead" and len(part) == 2)
+    }
 
 
 def test_each_file_imports_only_from_those_before_it():

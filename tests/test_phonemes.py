@@ -8,7 +8,7 @@ from puppets import articulation
 from talkhead import phonemes
 from talkhead.errors import TalkheadError
 
-LONG = '''File type = "ooTextFile"
+LONG = """File type = "ooTextFile"
 Object class = "TextGrid"
 
 xmin = 0
@@ -57,8 +57,8 @@ item []:
             xmin = 0.5
             xmax = 9e-1
             text = "M"
-'''
-SHORT = '''File type = "ooTextFile"
+"""
+SHORT = """File type = "ooTextFile"
 Object class = "TextGrid"
 
 0
@@ -79,8 +79,8 @@ Object class = "TextGrid"
 0.4
 0.9
 "one"
-'''
-MLF = '''#!MLF!#
+"""
+MLF = """#!MLF!#
 "/data/volunteers/01M/Clips/straightcam/sa1.rec"
 0 1000000 sil
 1000000 1500000 pcl
@@ -90,7 +90,7 @@ MLF = '''#!MLF!#
 "*/02M/straightcam/sa1.rec"
 0 1000000 m
 .
-'''
+"""
 
 
 def write(folder, name, text, encoding="utf-8"):
@@ -114,7 +114,9 @@ def test_a_textgrid_gives_its_phones(tmp_path, encoding):
 
 def test_a_short_textgrid_of_words_goes_through_the_dictionary(tmp_path):
     found = phonemes.read_closures(write(tmp_path, "a.TextGrid", SHORT))
-    assert found.source == "words" and found.times == times([(0, 0.2 / 3.2)])  # of B AY, the long vowel is 2.2 times as long
+    assert found.source == "words" and found.times == times(
+        [(0, 0.2 / 3.2)]
+    )  # of B AY, the long vowel is 2.2 times as long
 
 
 def test_a_textgrid_whose_tiers_say_nothing_is_refused(tmp_path):
@@ -124,7 +126,9 @@ def test_a_textgrid_whose_tiers_say_nothing_is_refused(tmp_path):
 
 
 def test_an_htk_label_file_of_either_kind(tmp_path):
-    found = phonemes.read_closures(write(tmp_path, "a.lab", "0 1000000 sil\n1000000 2500000 B\n2500000 4000000 IH0 -12.3 bin\n"))
+    found = phonemes.read_closures(
+        write(tmp_path, "a.lab", "0 1000000 sil\n1000000 2500000 B\n2500000 4000000 IH0 -12.3 bin\n")
+    )
     assert found.source == "phonemes" and found.times == times([(0.1, 0.25)])
     found = phonemes.read_closures(write(tmp_path, "b.lab", "0 1000000 sil\n1000000 4000000 bin\n"))
     assert found.source == "words" and found.times == times([(0.1, 0.1 + 0.3 / 3.7)])
@@ -142,7 +146,9 @@ def test_a_master_label_file_gives_the_clips_own_entry(tmp_path):
 
 
 def test_a_grid_align_file(tmp_path):
-    found = phonemes.read_closures(write(tmp_path, "bbaf2n.align", "0 23750 sil\n23750 29500 bin\n29500 34000 blue\n34000 36000 at\n"))
+    found = phonemes.read_closures(
+        write(tmp_path, "bbaf2n.align", "0 23750 sil\n23750 29500 bin\n29500 34000 blue\n34000 36000 at\n")
+    )
     assert found.source == "words"
     # By hand: a vowel is 1.7 times as long as a consonant, a long one 2.2 times, and /l/ 0.8 times: B IH N, B L UW.
     assert found.times == times([(0.95, 0.95 + 0.23 / 3.7), (1.18, 1.18 + 0.18 / 4)])
@@ -169,11 +175,17 @@ def test_real_grid_alignments(shared_data):
     found = [phonemes.read_closures(path) for path in paths]
     assert len(found) >= 100 and all(closures.source == "words" for closures in found)
     assert all(0 <= start < end < 3 for closures in found for start, end in closures.times)
-    assert [closures.times for closures in found] == [phonemes.closures(articulation.transcript(path)[0]) for path in paths]
+    assert [closures.times for closures in found] == [
+        phonemes.closures(articulation.transcript(path)[0]) for path in paths
+    ]
 
 
 def test_a_puppets_sidecar(tmp_path):
-    path = write(tmp_path, "000000.json", json.dumps({"fps": 25, "phonemes": [[0, 0.1, "P"], [0.1, 0.3, "AY1"], [0.3, 0.4, "SIL"]]}))
+    path = write(
+        tmp_path,
+        "000000.json",
+        json.dumps({"fps": 25, "phonemes": [[0, 0.1, "P"], [0.1, 0.3, "AY1"], [0.3, 0.4, "SIL"]]}),
+    )
     assert phonemes.read_closures(path) == ([(0, 0.1)], "phonemes")
 
 
@@ -186,8 +198,23 @@ def test_a_folder_is_searched_by_the_clips_name(tmp_path):
         phonemes.read_closures(tmp_path, "three.mp4")
 
 
-@pytest.mark.parametrize("label, wanted", [("AH0", "AH"), ("bcl", "B"), ("pʰ", "P"), ("mʲ", "M"), ("m̩", "M"), ("b", "B"), ("", "SIL"), ("h#", "SIL"),
-                                           ("spn", "SIL"), ("em", "M"), ("bh", "BH"), ("ix", "IH")])
+@pytest.mark.parametrize(
+    "label, wanted",
+    [
+        ("AH0", "AH"),
+        ("bcl", "B"),
+        ("pʰ", "P"),
+        ("mʲ", "M"),
+        ("m̩", "M"),
+        ("b", "B"),
+        ("", "SIL"),
+        ("h#", "SIL"),
+        ("spn", "SIL"),
+        ("em", "M"),
+        ("bh", "BH"),
+        ("ix", "IH"),
+    ],
+)
 def test_labels_of_other_alphabets(label, wanted):
     assert phonemes.arpabet(label) == wanted
 
@@ -205,14 +232,25 @@ def test_a_dictionary_in_cmudicts_format(tmp_path):
         phonemes.read_closures(align)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("a.TextGrid", "nonsense", "not a TextGrid of Praat, or cut short"),
-    ("a.TextGrid", LONG.replace('"phones"', "7"), "not a TextGrid of Praat, or cut short"), ("a.TextGrid", LONG[:600], "not a TextGrid of Praat, or cut short"),
-    ("a.lab", "0 x sil", "a.lab, line 1: wanted start, end and label"), ("a.align", "\n0 5", "a.align, line 2: wanted"),
-    ("a.mlf", "0 1 sil", "its first line should be #!MLF!#"), ("a.mlf", "#!MLF!#\n0 1 sil", "line 2: belongs to no entry"),
-    ("a.json", "[]x", "holds no phonemes"), ("a.json", '[[0, 1e400, "b"]]', "holds no phonemes"), ("a.json", "[" * 100_000, "holds no phonemes"),
-    ("a.json", f'[[0, {"9" * 400}, "b"]]', "holds no phonemes"), ("a.lab", "0 nan b", "a.lab, line 1: wanted"), ("a.align", "0 1e400 bin", "a.align, line 1: wanted"), ("a.txt", "", "times of an unknown kind"),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.TextGrid", "nonsense", "not a TextGrid of Praat, or cut short"),
+        ("a.TextGrid", LONG.replace('"phones"', "7"), "not a TextGrid of Praat, or cut short"),
+        ("a.TextGrid", LONG[:600], "not a TextGrid of Praat, or cut short"),
+        ("a.lab", "0 x sil", "a.lab, line 1: wanted start, end and label"),
+        ("a.align", "\n0 5", "a.align, line 2: wanted"),
+        ("a.mlf", "0 1 sil", "its first line should be #!MLF!#"),
+        ("a.mlf", "#!MLF!#\n0 1 sil", "line 2: belongs to no entry"),
+        ("a.json", "[]x", "holds no phonemes"),
+        ("a.json", '[[0, 1e400, "b"]]', "holds no phonemes"),
+        ("a.json", "[" * 100_000, "holds no phonemes"),
+        ("a.json", f'[[0, {"9" * 400}, "b"]]', "holds no phonemes"),
+        ("a.lab", "0 nan b", "a.lab, line 1: wanted"),
+        ("a.align", "0 1e400 bin", "a.align, line 1: wanted"),
+        ("a.txt", "", "times of an unknown kind"),
+    ],
+)
 def test_what_is_no_timing_file_is_said_in_one_line(tmp_path, name, text, message):
     with pytest.raises(TalkheadError, match=message) as caught:
         phonemes.read_closures(write(tmp_path, name, text), "clip.mp4")

@@ -29,12 +29,17 @@ PROTOCOLS = (2, 3, 4, 5)
 
 # Stand-ins for NVIDIA's modules ---------------------------------------------------------------------------------------
 
+
 @contextmanager
 def nvidia():
     """NVIDIA's modules, as far as a pickle names them: importable while it is written, and gone when it is read."""
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
-    modules = {"torch_utils": types.ModuleType("torch_utils"), persistence.__name__: persistence,
-               "dnnlib": types.ModuleType("dnnlib"), util.__name__: util}
+    modules = {
+        "torch_utils": types.ModuleType("torch_utils"),
+        persistence.__name__: persistence,
+        "dnnlib": types.ModuleType("dnnlib"),
+        util.__name__: util,
+    }
 
     def _reconstruct_persistent_obj(meta):
         raise AssertionError("ran what the file names")
@@ -65,8 +70,17 @@ class Persistent(torch.nn.Module):
         self._init_args, self._init_kwargs = args, kwargs
 
     def __reduce__(self):
-        state = {**self.__dict__, **{name: self.parts(self.__dict__[name]) for name in ("_parameters", "_buffers", "_modules")}}
-        meta = {"type": "class", "version": 6, "module_src": self.source, "class_name": type(self).__name__, "state": state}
+        state = {
+            **self.__dict__,
+            **{name: self.parts(self.__dict__[name]) for name in ("_parameters", "_buffers", "_modules")},
+        }
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": self.source,
+            "class_name": type(self).__name__,
+            "state": state,
+        }
         return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,), None
 
 
@@ -104,26 +118,47 @@ def canary(tmp_path):
 
 def snapshot(util):
     torch.manual_seed(0)
-    return {"G": Generator(), "D": Layer(2), "G_ema": Generator(), "augment_pipe": None,
-            "training_set_kwargs": util.EasyDict(class_name="training.dataset.ImageFolderDataset", resolution=8, xflip=True)}
+    return {
+        "G": Generator(),
+        "D": Layer(2),
+        "G_ema": Generator(),
+        "augment_pipe": None,
+        "training_set_kwargs": util.EasyDict(
+            class_name="training.dataset.ImageFolderDataset", resolution=8, xflip=True
+        ),
+    }
 
 
 def check_generator(module, network):
     expected = network.state_dict()
     assert list(module.state) == list(expected)
-    assert all(torch.equal(module.state[name], value) and module.state[name].dtype == value.dtype for name, value in expected.items())
+    assert all(
+        torch.equal(module.state[name], value) and module.state[name].dtype == value.dtype
+        for name, value in expected.items()
+    )
     assert not any(value.requires_grad for value in module.state.values())
-    assert module.name == "Generator" and list(module.children) == ["b4", "b8"] and list(module.children["b8"].children) == ["inner"]
+    assert (
+        module.name == "Generator"
+        and list(module.children) == ["b4", "b8"]
+        and list(module.children["b8"].children) == ["inner"]
+    )
     assert list(module.children["b4"].state) == list(network.b4.state_dict())
     attributes = {**module.attributes}
     assert np.array_equal(attributes.pop("out_size"), network.out_size)
-    assert attributes == {"training": True, "z_dim": 3, "img_resolution": 8, "sizes": [4, 8], "init_args": (),
-                          "init_kwargs": {"z_dim": 3, "img_resolution": 8}}
+    assert attributes == {
+        "training": True,
+        "z_dim": 3,
+        "img_resolution": 8,
+        "sizes": [4, 8],
+        "init_args": (),
+        "init_kwargs": {"z_dim": 3, "img_resolution": 8},
+    }
     layer = module.children["b4"].attributes
     assert layer["gain"] == float(network.b4.gain) and type(layer["gain"]) is float and layer["init_args"] == (3,)
 
 
 # What comes back ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_snapshot_of_training_comes_back_as_data(tmp_path, canary, monkeypatch, protocol):
@@ -137,7 +172,10 @@ def test_a_snapshot_of_training_comes_back_as_data(tmp_path, canary, monkeypatch
     (tmp_path / "net.pkl").write_bytes(contents)
     found = pickles.read(tmp_path / "net.pkl")
     assert list(found) == list(networks) and found["augment_pipe"] is None
-    assert found["training_set_kwargs"] == dict(networks["training_set_kwargs"]) and type(found["training_set_kwargs"]) is dict
+    assert (
+        found["training_set_kwargs"] == dict(networks["training_set_kwargs"])
+        and type(found["training_set_kwargs"]) is dict
+    )
     for name in ("G", "G_ema"):
         check_generator(found[name], networks[name])
     assert found["D"].name == "Layer" and torch.equal(found["D"].state["weight"], networks["D"].weight)
@@ -160,13 +198,25 @@ def test_what_python_pickles_of_plain_data_comes_back_equal(tmp_path):
     def plain(depth):
         kind = int(values.integers(10 if depth else 7))
         if kind < 7:
-            return [None, True, int(values.integers(-2**62, 2**62)) >> int(values.integers(64)), float(values.normal()),
-                    "é\ud800\n" * int(values.integers(100)), values.bytes(int(values.integers(400))), 2**63][kind]
+            return [
+                None,
+                True,
+                int(values.integers(-(2**62), 2**62)) >> int(values.integers(64)),
+                float(values.normal()),
+                "é\ud800\n" * int(values.integers(100)),
+                values.bytes(int(values.integers(400))),
+                2**63,
+            ][kind]
         parts = [plain(depth - 1) for _ in range(int(values.integers(5)))]
         return [parts, tuple(parts), {f"k{index}": part for index, part in enumerate(parts)}][kind - 7]
 
     for protocol in PROTOCOLS:
-        value = [plain(4) for _ in range(100)] + [{"a", 1, None, False, b"b"}, set(), {3: b"", -1: ()}, list(range(3000))]
+        value = [plain(4) for _ in range(100)] + [
+            {"a", 1, None, False, b"b"},
+            set(),
+            {3: b"", -1: ()},
+            list(range(3000)),
+        ]
         assert value == pickle.loads(pickle.dumps(value, protocol))
         (tmp_path / "plain.pkl").write_bytes(pickle.dumps(value, protocol))
         assert pickles.read(tmp_path / "plain.pkl") == value
@@ -178,7 +228,9 @@ def test_numpy_becomes_numbers_and_arrays(tmp_path, protocol):
     arrays = [np.arange(6).reshape(2, 3).astype(code) for code in types]
     arrays += [arrays[4].T, np.asfortranarray(arrays[5]), np.zeros((0, 2)), np.array(5.0), np.broadcast_to(3, (2,))]
     path = tmp_path / "numpy.pkl"
-    path.write_bytes(pickle.dumps({"arrays": arrays, "scalars": [array.flat[-1] for array in arrays if array.size]}, protocol))
+    path.write_bytes(
+        pickle.dumps({"arrays": arrays, "scalars": [array.flat[-1] for array in arrays if array.size]}, protocol)
+    )
     found = pickles.read(path)
     for array, expected in zip(found["arrays"], arrays, strict=True):
         assert np.array_equal(array, expected) and array.dtype == expected.dtype.newbyteorder("=")
@@ -191,23 +243,49 @@ def test_numpy_becomes_numbers_and_arrays(tmp_path, protocol):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_that_share_a_storage_still_share_it(tmp_path, zipped):
     numbers = torch.arange(24.0)
-    dtypes = torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool
-    value = {"all": numbers.view(4, 6), "part": numbers.view(4, 6)[1:3, ::2], "turned": numbers.view(4, 6).t(), "empty": torch.zeros(0, 5),
-             "one": torch.tensor(True), "types": [torch.ones(3, dtype=dtype) for dtype in dtypes], "dtype": torch.float16,
-             "size": torch.Size([3, 4]), "device": torch.device("cpu"), "state": torch.nn.Linear(2, 2).state_dict()}
+    dtypes = (
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.bool,
+    )
+    value = {
+        "all": numbers.view(4, 6),
+        "part": numbers.view(4, 6)[1:3, ::2],
+        "turned": numbers.view(4, 6).t(),
+        "empty": torch.zeros(0, 5),
+        "one": torch.tensor(True),
+        "types": [torch.ones(3, dtype=dtype) for dtype in dtypes],
+        "dtype": torch.float16,
+        "size": torch.Size([3, 4]),
+        "device": torch.device("cpu"),
+        "state": torch.nn.Linear(2, 2).state_dict(),
+    }
     torch.save(value, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
     found, expected = pickles.read(tmp_path / "t.pt"), torch.load(tmp_path / "t.pt", weights_only=True)
     for name in ("all", "part", "turned", "empty", "one"):
         assert torch.equal(found[name], expected[name]) and found[name].stride() == expected[name].stride()
     assert found["all"].data_ptr() + 24 == found["part"].data_ptr()
-    assert [(tensor.dtype, tensor.tolist()) for tensor in found["types"]] == [(tensor.dtype, tensor.tolist()) for tensor in value["types"]]
+    assert [(tensor.dtype, tensor.tolist()) for tensor in found["types"]] == [
+        (tensor.dtype, tensor.tolist()) for tensor in value["types"]
+    ]
     assert (found["dtype"], found["size"], found["device"]) == (torch.float16, (3, 4), "cpu")
-    assert type(found["state"]) is dict and all(torch.equal(found["state"][name], value["state"][name]) for name in value["state"])
+    assert type(found["state"]) is dict and all(
+        torch.equal(found["state"][name], value["state"][name]) for name in value["state"]
+    )
 
 
 def test_one_tensor_in_a_plain_pickle_and_a_namespace(tmp_path):
-    value = {"args": argparse.Namespace(size=256, lr=0.002), "tensor": torch.randn(3, 4).t(),
-             "parameter": torch.nn.Parameter(torch.ones(2))}
+    value = {
+        "args": argparse.Namespace(size=256, lr=0.002),
+        "tensor": torch.randn(3, 4).t(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
     (tmp_path / "t.pkl").write_bytes(pickle.dumps(value))
     found = pickles.read(tmp_path / "t.pkl")
     assert found["args"] == {"size": 256, "lr": 0.002} and torch.equal(found["tensor"], value["tensor"])
@@ -215,6 +293,7 @@ def test_one_tensor_in_a_plain_pickle_and_a_namespace(tmp_path):
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
+
 
 def check_refused(path, reason):
     """One line that names the file and says the reason: soon, and without taking memory."""
@@ -230,6 +309,7 @@ def check_refused(path, reason):
 
 
 # A little assembler of pickles: `data` is plain, the others take and give opcodes.
+
 
 def data(value):
     return pickletools.optimize(pickle.dumps(value, 2))[2:-1]
@@ -251,7 +331,9 @@ RECONSTRUCT = name("torch_utils.persistence", "_reconstruct_persistent_obj")
 
 
 def network(**state):
-    return call(RECONSTRUCT, mapping(type=data("class"), version=data(6), class_name=data("Generator"), state=mapping(**state)))
+    return call(
+        RECONSTRUCT, mapping(type=data("class"), version=data(6), class_name=data("Generator"), state=mapping(**state))
+    )
 
 
 def storage(count, key="0", kind="storage", dtype=name("torch", "FloatStorage")):
@@ -259,7 +341,15 @@ def storage(count, key="0", kind="storage", dtype=name("torch", "FloatStorage"))
 
 
 def tensor(sizes, strides, offset=0, store=storage(4)):
-    return call(name("torch._utils", "_rebuild_tensor_v2"), store, data(offset), data(sizes), data(strides), data(False), data({}))
+    return call(
+        name("torch._utils", "_rebuild_tensor_v2"),
+        store,
+        data(offset),
+        data(sizes),
+        data(strides),
+        data(False),
+        data({}),
+    )
 
 
 def program(opcodes):
@@ -278,8 +368,15 @@ def write_zip(path, opcodes, numbers=bytes(16), **options):
 
 
 def legacy(opcodes, numbers=None):
-    head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})]
-    tail = [pickle.dumps([], 2)] if numbers is None else [pickle.dumps(["0"], 2), struct.pack("<q", len(numbers) // 4), numbers]
+    head = [
+        pickle.dumps(part, 2)
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+    ]
+    tail = (
+        [pickle.dumps([], 2)]
+        if numbers is None
+        else [pickle.dumps(["0"], 2), struct.pack("<q", len(numbers) // 4), numbers]
+    )
     return b"".join([*head, program(opcodes), *tail])
 
 
@@ -308,12 +405,24 @@ def _calls(canary):
     yield "exec", call(name("builtins", "exec"), code), "refers to builtins.exec"
     yield "Python 2's eval", b"c__builtin__\neval\n" + code + b"\x85R", "refers to __builtin__.eval"
     yield "import", call(name("builtins", "__import__"), data("os")), "refers to builtins.__import__"
-    yield "getattr", call(name("builtins", "getattr"), name("torch", "Size"), data("__init__")), "refers to builtins.getattr"
+    yield (
+        "getattr",
+        call(name("builtins", "getattr"), name("torch", "Size"), data("__init__")),
+        "refers to builtins.getattr",
+    )
     yield "torch.load", call(name("torch", "load"), data(str(canary))), "refers to torch.load"
     yield "torch.jit", call(name("torch.jit", "load"), data(str(canary))), "refers to torch.jit.load"
     yield "a class", name("subprocess", "Popen") + touch + b"\x85\x81", "refers to subprocess.Popen"
-    yield "copyreg", call(name("copyreg", "_reconstructor"), name("os", "_wrap_close")), "refers to copyreg._reconstructor"
-    yield "dots in a name", call(name("torch", "serialization.os.system"), touch), "refers to torch.serialization.os.system"
+    yield (
+        "copyreg",
+        call(name("copyreg", "_reconstructor"), name("os", "_wrap_close")),
+        "refers to copyreg._reconstructor",
+    )
+    yield (
+        "dots in a name",
+        call(name("torch", "serialization.os.system"), touch),
+        "refers to torch.serialization.os.system",
+    )
     yield "dots after a name", call(name("torch", "Size.__init__"), touch), "refers to torch.Size.__init__"
     yield "lines in a name", name("os\nsystem", "\x1b[2J"), r"refers to os\\nsystem.\\x1b\[2J"
     yield "an endless name", name("os" * 50_000, "system"), r"refers to osos.*\.\.\."
@@ -324,23 +433,42 @@ def _calls(canary):
     yield "call of a text", call(data("os.system"), touch), "calls a str"
     yield "network of a function", call(RECONSTRUCT, name("torch", "Size")), "damaged"
     yield "function as attribute", network(hook=name("torch", "Size")), "holds torch.Size where data should be"
-    yield "function as tensor", network(_parameters=mapping(weight=name("torch", "Size"))), "torch.Size among a module's _parameters"
+    yield (
+        "function as tensor",
+        network(_parameters=mapping(weight=name("torch", "Size"))),
+        "torch.Size among a module's _parameters",
+    )
     yield "function as state", name("torch", "Size") + mapping(make=touch) + b"b", "gives a state to torch.Size"
     yield "state of a network", network() + mapping(__class__=touch) + b"b", "gives a state to a network"
     yield "state of a tuple", b")" + mapping(__dict__=touch) + b"b", "gives a state to a tuple"
     yield "state of numpy's type", call(name("numpy", "dtype"), data("O8")), "numpy values of type O8"
     yield "many arguments", call(name("torch", "device"), *[touch] * 9), "damaged"
     yield "TensorFlow", name("dnnlib.tflib.network", "Network") + b")\x81", "TensorFlow .*; convert it with legacy.py"
-    for opcodes, opcode in [(b"\x82\1", "EXT1"), (b"\x84\1\0\0\0", "EXT4"), (b"(iposix\nsystem\n", "INST"), (b"(No", "OBJ"),
-                            (b"Pposix\n", "PERSID"), (b")}\x92", "NEWOBJ_EX"), (b"\x97", "NEXT_BUFFER"), (b"N0", "POP"),
-                            (b"I1\n", "INT"), (b"\xff", "ff")]:
+    for opcodes, opcode in [
+        (b"\x82\1", "EXT1"),
+        (b"\x84\1\0\0\0", "EXT4"),
+        (b"(iposix\nsystem\n", "INST"),
+        (b"(No", "OBJ"),
+        (b"Pposix\n", "PERSID"),
+        (b")}\x92", "NEWOBJ_EX"),
+        (b"\x97", "NEXT_BUFFER"),
+        (b"N0", "POP"),
+        (b"I1\n", "INT"),
+        (b"\xff", "ff"),
+    ]:
         yield opcode, opcodes, f"uses pickle opcode {opcode},"
 
 
 def _bombs():
-    for opcode, form, count in [("BINBYTES", "<I", 2**32 - 1), ("BINBYTES8", "<Q", 2**40), ("BYTEARRAY8", "<Q", 2**63),
-                                ("BINUNICODE", "<I", 2**32 - 1), ("BINUNICODE8", "<Q", 2**40), ("FRAME", "<Q", 2**62),
-                                ("LONG_BINGET", "<I", 2**31)]:
+    for opcode, form, count in [
+        ("BINBYTES", "<I", 2**32 - 1),
+        ("BINBYTES8", "<Q", 2**40),
+        ("BYTEARRAY8", "<Q", 2**63),
+        ("BINUNICODE", "<I", 2**32 - 1),
+        ("BINUNICODE8", "<Q", 2**40),
+        ("FRAME", "<Q", 2**62),
+        ("LONG_BINGET", "<I", 2**31),
+    ]:
         yield opcode, getattr(pickle, opcode) + struct.pack(form, count) + b"N", "damaged"
     yield "LONG4", b"\x8b" + struct.pack("<I", 30_000) + b"\1" * 30_000, "an integer of 30000 bytes"
     yield "LONG_BINPUT", b"Nr" + struct.pack("<I", 2**31), "memo index 2147483648"
@@ -371,9 +499,11 @@ def _bombs():
     pairs = [b"q%c" % n + network(_modules=mapping(a=b"h%c" % n, b=b"h%c" % n)) for n in range(40)]
     yield "two to the fortieth", network() + b"".join(pairs), "unfolds to more"
     items = b"(" + b"".join(data(n) + b"N" for n in range(3000))
-    for label, start, copy in [("text", data("a" * 3000), call(name("_codecs", "encode"), b"h\0", data("latin1"))),
-                               ("dict", b"}" + items + b"u", b"}h\0b"),
-                               ("set", b"]" + items + b"e", call(name("builtins", "set"), b"h\0"))]:
+    for label, start, copy in [
+        ("text", data("a" * 3000), call(name("_codecs", "encode"), b"h\0", data("latin1"))),
+        ("dict", b"}" + items + b"u", b"}h\0b"),
+        ("set", b"]" + items + b"e", call(name("builtins", "set"), b"h\0")),
+    ]:
         yield f"copies of a {label}", start + b"q\0" + copy * 999, "more memory than it has data"
 
 
@@ -421,32 +551,35 @@ def test_more_opcodes_than_any_network_has(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-@pytest.mark.parametrize("label, opcodes, reason", [
-    ("stride 0", tensor((10**6, 10**6), (0, 0)), "has more numbers than its storage, 4"),
-    ("a little more", tensor((5,), (0,)), "has more numbers than its storage, 4"),
-    ("beyond", tensor((2,), (4,)), "has more numbers than its storage, 4"),
-    ("offset", tensor((1,), (1,), offset=4), "has more numbers than its storage, 4"),
-    ("before", tensor((1,), (1,), offset=-1), "damaged"),
-    ("backwards", tensor((2,), (-1,), offset=1), "damaged"),
-    ("negative", tensor((-1,), (1,)), "damaged"),
-    ("no integer", tensor((2.0,), (1,)), "damaged"),
-    ("two sizes, one stride", tensor((2, 2), (1,)), "damaged"),
-    ("thirty axes", tensor((1,) * 30, (1,) * 30), "damaged"),
-    ("empty of everything", tensor((0, 2**39, 2**39), (1, 1, 1)), "damaged"),
-    ("of a text", tensor((1,), (1,), store=data("abcd")), "damaged"),
-    ("of a tensor", tensor((1,), (1,), store=tensor((4,), (1,))), "damaged"),
-    ("storage lies", tensor((1,), (1,), store=storage(10**12)), "more memory than it has data"),
-    ("storage lies a little", tensor((1,), (1,), store=storage(5)), "damaged"),
-    ("storage of less than nothing", storage(-1), "more memory than it has data"),
-    ("storage of a text", storage(data("4")), "damaged"),
-    ("storage of no type", storage(4, dtype=name("torch", "Size")), "damaged"),
-    ("another storage", storage(4, key="1"), "damaged"),
-    ("two types", b"(" + storage(4) + storage(4, dtype=name("torch", "IntStorage")) + b"t", "damaged"),
-    ("a folder up", storage(4, key="../../0"), "damaged"),
-    ("a list as the key", storage(4, key=[]), "refers to something other than a storage"),
-    ("a class", storage(4, kind="module"), "refers to something other than a storage"),
-    ("no storage", data("0") + b"Q", "damaged"),
-])
+@pytest.mark.parametrize(
+    "label, opcodes, reason",
+    [
+        ("stride 0", tensor((10**6, 10**6), (0, 0)), "has more numbers than its storage, 4"),
+        ("a little more", tensor((5,), (0,)), "has more numbers than its storage, 4"),
+        ("beyond", tensor((2,), (4,)), "has more numbers than its storage, 4"),
+        ("offset", tensor((1,), (1,), offset=4), "has more numbers than its storage, 4"),
+        ("before", tensor((1,), (1,), offset=-1), "damaged"),
+        ("backwards", tensor((2,), (-1,), offset=1), "damaged"),
+        ("negative", tensor((-1,), (1,)), "damaged"),
+        ("no integer", tensor((2.0,), (1,)), "damaged"),
+        ("two sizes, one stride", tensor((2, 2), (1,)), "damaged"),
+        ("thirty axes", tensor((1,) * 30, (1,) * 30), "damaged"),
+        ("empty of everything", tensor((0, 2**39, 2**39), (1, 1, 1)), "damaged"),
+        ("of a text", tensor((1,), (1,), store=data("abcd")), "damaged"),
+        ("of a tensor", tensor((1,), (1,), store=tensor((4,), (1,))), "damaged"),
+        ("storage lies", tensor((1,), (1,), store=storage(10**12)), "more memory than it has data"),
+        ("storage lies a little", tensor((1,), (1,), store=storage(5)), "damaged"),
+        ("storage of less than nothing", storage(-1), "more memory than it has data"),
+        ("storage of a text", storage(data("4")), "damaged"),
+        ("storage of no type", storage(4, dtype=name("torch", "Size")), "damaged"),
+        ("another storage", storage(4, key="1"), "damaged"),
+        ("two types", b"(" + storage(4) + storage(4, dtype=name("torch", "IntStorage")) + b"t", "damaged"),
+        ("a folder up", storage(4, key="../../0"), "damaged"),
+        ("a list as the key", storage(4, key=[]), "refers to something other than a storage"),
+        ("a class", storage(4, kind="module"), "refers to something other than a storage"),
+        ("no storage", data("0") + b"Q", "damaged"),
+    ],
+)
 def test_tensors_that_lie_are_refused(tmp_path, form, label, opcodes, reason):
     WRITERS[form](tmp_path / "evil", opcodes, bytes(16))
     check_refused(tmp_path / "evil", reason)
@@ -476,10 +609,15 @@ def test_what_is_no_pickle_says_so(tmp_path):
     path = tmp_path / "net.pkl"
     with pytest.raises(TalkheadError, match="net.pkl: no such file"):
         pickles.read(path)
-    for contents, reason in [(b"", "empty; copy or download"), (b"\n<!DOCTYPE html><html>Quota exceeded", "a web page"),
-                             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-                             (b"cos\nsystem\n(S'true'\ntR.", "neither a pickle"), (b"\x80\x04", "damaged or cut short"),
-                             (np.random.default_rng(0).bytes(1000), "neither a pickle"), (b"PK\3\4" + bytes(1000), "damaged or cut short")]:
+    for contents, reason in [
+        (b"", "empty; copy or download"),
+        (b"\n<!DOCTYPE html><html>Quota exceeded", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"cos\nsystem\n(S'true'\ntR.", "neither a pickle"),
+        (b"\x80\x04", "damaged or cut short"),
+        (np.random.default_rng(0).bytes(1000), "neither a pickle"),
+        (b"PK\3\4" + bytes(1000), "damaged or cut short"),
+    ]:
         path.write_bytes(contents)
         check_refused(path, reason)
         if not contents.startswith((b"\x80", b"PK")):

@@ -38,12 +38,13 @@ def texts(figure):
 
 # Paths -----------------------------------------------------------------------------------------------------------------
 
+
 def test_a_plane_is_what_the_singular_values_say():
     a, b = np.random.default_rng(1).normal(size=(2, 5, 3, 512)).astype(np.float32)
     (seen_a, seen_b), share = plots.in_plane(a, b)
     points = np.concatenate([a, b]).reshape(10, -1).astype(np.float64)
     left, values, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
-    assert share == pytest.approx((values ** 2 / (values ** 2).sum())[:2], rel=1e-4)
+    assert share == pytest.approx((values**2 / (values**2).sum())[:2], rel=1e-4)
     assert np.abs(np.concatenate([seen_a, seen_b])) == pytest.approx(np.abs(left * values)[:, :2], abs=1e-3)
 
 
@@ -59,12 +60,18 @@ def test_trajectories(tmp_path, plane):
         (dots,) = axes.collections
         points, time = np.asarray(dots.get_offsets()), dots.get_array()
         assert np.asarray(time) == pytest.approx(np.arange(len(path)) / 25) and dots.get_clim() == (0, 8 / 25)
-        assert len(axes.lines) == (3 if plane == "own" else 7) + (axes is panels[0]) * 2  # the ends, twice where their names are told
+        assert (
+            len(axes.lines) == (3 if plane == "own" else 7) + (axes is panels[0]) * 2
+        )  # the ends, twice where their names are told
         # No distance in a plane is longer than the one it shows.
         true = np.linalg.norm((path[0] - path[-1]).ravel())
         assert np.linalg.norm(points[0] - points[-1]) <= true * 1.001
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-        assert (points >= (left, low)).all() and (points <= (right, high)).all() and right - left == pytest.approx(high - low)
+        assert (
+            (points >= (left, low)).all()
+            and (points <= (right, high)).all()
+            and right - left == pytest.approx(high - low)
+        )
     if plane != "shared":
         assert all(abs(np.asarray(axes.collections[0].get_offsets()).mean(0)).max() < 1e-3 for axes in panels)
 
@@ -78,9 +85,14 @@ def test_paths_that_do_not_fit_together():
 
 # Logs ------------------------------------------------------------------------------------------------------------------
 
+
 def inversion(frames=((0, 3), (1, 2), (2, 2))):
     """A log in which frame f is off by f from a loss that halves with every step."""
-    return [{"frame": frame, "step": step, "steps": steps, "loss": 2.0 ** -step + frame} for frame, steps in frames for step in range(steps)]
+    return [
+        {"frame": frame, "step": step, "steps": steps, "loss": 2.0**-step + frame}
+        for frame, steps in frames
+        for step in range(steps)
+    ]
 
 
 def lines(axes):
@@ -91,15 +103,20 @@ def test_losses_of_an_inversion_are_means_over_frames_of_as_many_steps(tmp_path)
     figure = plots.losses({"chain": inversion(), "other": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]})
     drawn(figure, tmp_path / "losses.png")
     (axes,) = figure.axes
-    assert lines(axes) == {"chain, frame 1 of 3 steps": [[0, 1], [1, 0.5], [2, 0.25]], "chain, 2 frames of 2 steps": [[0, 2.5], [1, 2.0]],
-                           "other": [[1, 1.0], [2, 0.5]]}
+    assert lines(axes) == {
+        "chain, frame 1 of 3 steps": [[0, 1], [1, 0.5], [2, 0.25]],
+        "chain, 2 frames of 2 steps": [[0, 2.5], [1, 2.0]],
+        "other": [[1, 1.0], [2, 0.5]],
+    }
     (band,) = axes.collections
-    assert band.get_paths()[0].get_extents().bounds == pytest.approx((0, 1.5, 1, 1.5))  # from 1.5 at the lowest to 3 at the highest
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx(
+        (0, 1.5, 1, 1.5)
+    )  # from 1.5 at the lowest to 3 at the highest
     assert set(lines(axes)) <= texts(figure)
 
 
 def test_curves_that_go_far_have_a_logarithmic_axis_with_plain_numbers(tmp_path):
-    records = [{"step": step, "far": 0.8 ** step, "near": 1 + 0.1 * step, "signed": step - 5.0} for step in range(20)]
+    records = [{"step": step, "far": 0.8**step, "near": 1 + 0.1 * step, "signed": step - 5.0} for step in range(20)]
     figure = plots.losses({"run": records}, keys=("far", "near", "signed"))
     drawn(figure, tmp_path / "losses.png")
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
@@ -120,11 +137,18 @@ def test_no_such_number():
 
 
 def test_dashboard(tmp_path):
-    records = [{"step": 0, "clips": 3}] + [{"step": step, "seconds": 900.0 * step, "images_per_second": 20, "loss": 1 / step, "name": "x", "done": True}
-                                           | ({"val_loss": 2 / step, "val_error": 1.0} if step % 2 == 0 else {}) for step in range(1, 9)]
+    records = [{"step": 0, "clips": 3}] + [
+        {"step": step, "seconds": 900.0 * step, "images_per_second": 20, "loss": 1 / step, "name": "x", "done": True}
+        | ({"val_loss": 2 / step, "val_error": 1.0} if step % 2 == 0 else {})
+        for step in range(1, 9)
+    ]
     figure = plots.dashboard(records, "my run")
     drawn(figure, tmp_path / "dashboard.png")
-    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["loss", "val_error", "images_per_second"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == [
+        "loss",
+        "val_error",
+        "images_per_second",
+    ]
     assert {line.get_label(): len(line.get_xdata()) for line in figure.axes[0].lines} == {"training": 8, "held out": 4}
     assert "my run: step 8, 2.0 h" in texts(figure)
     with pytest.raises(TalkheadError, match="hold nothing but steps"):
@@ -137,9 +161,15 @@ def test_logs_are_read(tmp_path):
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
     path.write_text('{"step": 1, "loss": 2}\n\n{"step": 2, "lo')  # a run that was killed as it wrote
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
-    for text, message in (("", "holds no records"), ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"), ("x\n{}\n", "line 1: wanted"),
-                          ('{"step": 1}\n{"step": {}}\n', "line 2: wanted"), ('{"step": 1e400}\n', "line 1: wanted"), ('{"step": 1, "steps": []}\n', "line 1: wanted"),
-                          (f'{{"step": 1, "loss": {10 ** 20}}}\n', "line 1: wanted")):
+    for text, message in (
+        ("", "holds no records"),
+        ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"),
+        ("x\n{}\n", "line 1: wanted"),
+        ('{"step": 1}\n{"step": {}}\n', "line 2: wanted"),
+        ('{"step": 1e400}\n', "line 1: wanted"),
+        ('{"step": 1, "steps": []}\n', "line 1: wanted"),
+        (f'{{"step": 1, "loss": {10**20}}}\n', "line 1: wanted"),
+    ):
         path.write_text(text)
         with pytest.raises(TalkheadError, match=message):
             plots.read_log(path)
@@ -147,16 +177,22 @@ def test_logs_are_read(tmp_path):
 
 # Sheets of frames --------------------------------------------------------------------------------------------------------
 
+
 def test_a_sheet_has_each_picture_in_its_place(tmp_path):
     greys = np.arange(40, 100, 10, dtype=np.uint8).reshape(2, 3)
-    rows = {label: [np.full((20, 20, 3), grey, np.uint8) for grey in line] for label, line in zip(("real", "a very long name indeed of a clip"), greys)}
+    rows = {
+        label: [np.full((20, 20, 3), grey, np.uint8) for grey in line]
+        for label, line in zip(("real", "a very long name indeed of a clip"), greys)
+    }
     figure = plots.sheet(rows, ["p", "b", "m"])
     picture = drawn(figure, tmp_path / "sheet.png")
     assert {"p", "b", "m", "real", "a very long name indeed of a\nclip"} <= texts(figure)
     places = {grey: np.argwhere((picture == grey).all(-1)).mean(0) for grey in greys.ravel()}
-    assert all(sum((picture == grey).all(-1).ravel()) > 100 ** 2 for grey in greys.ravel())
+    assert all(sum((picture == grey).all(-1).ravel()) > 100**2 for grey in greys.ravel())
     for row in greys:
-        assert [places[grey][1] for grey in row] == sorted(places[grey][1] for grey in row) and np.ptp([places[grey][0] for grey in row]) < 1
+        assert [places[grey][1] for grey in row] == sorted(places[grey][1] for grey in row) and np.ptp(
+            [places[grey][0] for grey in row]
+        ) < 1
     assert places[70][0] > places[40][0] + 100
 
 
@@ -178,7 +214,9 @@ def test_moments_are_the_middles_of_frames():
 def test_frames_at_moments(puppet):
     every = list(files.read_frames(puppet / "clip.mp4"))  # 8 frames
     seen = plots.frames_at(files.read_frames(puppet / "clip.mp4"), [0.02, 0.1, 0.22, 0.38])
-    assert all(np.array_equal(frame, every[index]) for frame, index in zip(seen, (0, 2, 5, 7)))  # the last stays for two frames
+    assert all(
+        np.array_equal(frame, every[index]) for frame, index in zip(seen, (0, 2, 5, 7))
+    )  # the last stays for two frames
     with pytest.raises(TalkheadError, match="clip.mp4: ends before 0.50 s"):
         plots.frames_at(files.read_frames(puppet / "clip.mp4"), [0.5])
 
@@ -197,7 +235,9 @@ def test_ways_end_at_their_ends(generator):
     for pictures in rows.values():
         assert np.abs(pictures[[0, 4]].astype(int) - wanted[[0, 2]]).max() <= 1
     assert np.abs(rows["W+, lerp"][2].astype(int) - wanted[1]).max() <= 1
-    with pytest.raises(TalkheadError, match="its mapping network has hardly been trained .*; pass latents of two faces"):
+    with pytest.raises(
+        TalkheadError, match="its mapping network has hardly been trained .*; pass latents of two faces"
+    ):
         plots.interpolation(generator, columns=3)
     trained = copy.deepcopy(generator)
     trained.w_avg.copy_(latents.mean_latent(trained))
@@ -219,9 +259,9 @@ def test_components_move_the_mean_along_singular_vectors(generator):
     flat = codes.reshape(7, -1).astype(np.float64)
     mean = flat.mean(0)
     _, values, vectors = np.linalg.svd(flat - mean, full_matrices=False)
-    assert list(rows) == [f"component {k + 1}, {values[k] ** 2 / (values ** 2).sum():.1%}" for k in range(2)]
+    assert list(rows) == [f"component {k + 1}, {values[k] ** 2 / (values**2).sum():.1%}" for k in range(2)]
     for k, pictures in enumerate(rows.values()):
-        moved = np.stack([mean + move * values[k] / 6 ** 0.5 * vectors[k] for move in (-2, 0, 2)]).reshape(3, -1, 512)
+        moved = np.stack([mean + move * values[k] / 6**0.5 * vectors[k] for move in (-2, 0, 2)]).reshape(3, -1, 512)
         with torch.no_grad():
             wanted = training.to_frames(generator.synthesis(torch.from_numpy(moved).float())).astype(int)
         found = pictures[[0, 2, 4]].astype(int)  # the sign of a component is free
@@ -230,10 +270,13 @@ def test_components_move_the_mean_along_singular_vectors(generator):
 
 # Mouths ----------------------------------------------------------------------------------------------------------------
 
+
 def test_mouths(tmp_path):
     opening = np.array([0.1, 0.2, np.nan, 0.0, 0.1])
     phonemes = [(0.0, 0.04, "SIL"), (0.04, 0.08, "B"), (0.08, 0.2, "AA1")]
-    figure = plots.mouths({"real": opening, "made": opening / 2}, np.sin(np.arange(3200) / 9).astype(np.float32), phonemes)
+    figure = plots.mouths(
+        {"real": opening, "made": opening / 2}, np.sin(np.arange(3200) / 9).astype(np.float32), phonemes
+    )
     drawn(figure, tmp_path / "mouths.png")
     curves, sound = figure.axes
     assert [line.get_label() for line in curves.lines] == ["real", "made"]
@@ -248,23 +291,40 @@ def test_mouths(tmp_path):
 
 # Studies ---------------------------------------------------------------------------------------------------------------
 
+
 def test_preferences(tmp_path):
     def record(question, others, counts):
         shares = {outcome: count / sum(counts) for outcome, count in zip(example("study").OUTCOMES, counts)}
-        return {"question": question, "ours": "ours", "others": others, "answers": sum(counts), "shares": shares, "confidence": 0.9,
-                "intervals": {outcome: [max(share - 0.1, 0), share + 0.1] for outcome, share in shares.items()}}
+        return {
+            "question": question,
+            "ours": "ours",
+            "others": others,
+            "answers": sum(counts),
+            "shares": shares,
+            "confidence": 0.9,
+            "intervals": {outcome: [max(share - 0.1, 0), share + 0.1] for outcome, share in shares.items()},
+        }
 
-    figure = plots.preferences([record("realism", "theirs", (5, 2, 1, 2)), record("realism", "others", (9, 0, 0, 1)), record("sync", "theirs", (0, 99, 1, 0))])
+    figure = plots.preferences(
+        [
+            record("realism", "theirs", (5, 2, 1, 2)),
+            record("realism", "others", (9, 0, 0, 1)),
+            record("sync", "theirs", (0, 99, 1, 0)),
+        ]
+    )
     drawn(figure, tmp_path / "shares.png")
     bars = [(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in figure.axes[0].patches]
     assert bars == [(0, 0.5), (0.5, 0.2), (0.7, 0.1), (0.8, 0.2), (0, 0.9), (0.9, 0), (0.9, 0), (0.9, 0.1)]
     assert [line.get_xdata() for line in figure.axes[0].lines] == [pytest.approx([0.4, 0.6]), pytest.approx([0.8, 1.0])]
-    assert {"50%", "20%", "99%", "90% interval of ours", "ours against\nothers (n = 10)"} <= texts(figure) and "1%" not in texts(figure)  # no room for it
+    assert {"50%", "20%", "99%", "90% interval of ours", "ours against\nothers (n = 10)"} <= texts(
+        figure
+    ) and "1%" not in texts(figure)  # no room for it
     with pytest.raises(TalkheadError, match="no answers are left to draw"):
         plots.preferences([])
 
 
 # Files and commands -------------------------------------------------------------------------------------------------------
+
 
 def test_the_same_figure_is_the_same_file(tmp_path):
     for kind, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
@@ -302,13 +362,21 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("line", [
-    "trajectory a.npy b.npy -o x.png --plane own", "losses log.jsonl -o x.svg --smooth 2 --labels mine", "dashboard log.jsonl -o x.pdf",
-    "strip clip.mp4 clip.mp4 --labels real,made --phonemes said.json --columns 3 -o x.png", "interpolate a.npy b.npy -o x.png --columns 3",
-    "interpolate -o x.png --columns 3 --generator trained.pt", "components a.npy b.npy -o x.png --components 2 --columns 3",
-    "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg", "mouth points.npy --audio clip.mp4 --phonemes clip.align -o x.svg",
-    "strip clip.mp4 --phonemes . -o x.png --columns 3",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trajectory a.npy b.npy -o x.png --plane own",
+        "losses log.jsonl -o x.svg --smooth 2 --labels mine",
+        "dashboard log.jsonl -o x.pdf",
+        "strip clip.mp4 clip.mp4 --labels real,made --phonemes said.json --columns 3 -o x.png",
+        "interpolate a.npy b.npy -o x.png --columns 3",
+        "interpolate -o x.png --columns 3 --generator trained.pt",
+        "components a.npy b.npy -o x.png --components 2 --columns 3",
+        "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg",
+        "mouth points.npy --audio clip.mp4 --phonemes clip.align -o x.svg",
+        "strip clip.mp4 --phonemes . -o x.png --columns 3",
+    ],
+)
 def test_each_command_draws(material, line):
     result = run("plot", *line.split())
     assert result.exit_code == 0 and result.stdout == "" and result.stderr == "", result.output
@@ -320,9 +388,15 @@ def test_each_command_draws(material, line):
         assert made.stat().st_size > 3000
 
 
-@pytest.mark.parametrize("line, marked", [
-    ("interpolate a.npy b.npy --columns 2", True), ("components a.npy --components 1 --columns 2", True),
-    ("strip clip.mp4 made.mkv --columns 2", True), ("strip clip.mp4 --columns 2", False)])
+@pytest.mark.parametrize(
+    "line, marked",
+    [
+        ("interpolate a.npy b.npy --columns 2", True),
+        ("components a.npy --components 1 --columns 2", True),
+        ("strip clip.mp4 made.mkv --columns 2", True),
+        ("strip clip.mp4 --columns 2", False),
+    ],
+)
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
     with files.FrameWriter("made.mkv", synthetic=True) as writer:
@@ -348,33 +422,45 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
     assert re.search(r"<text[^>]*>clip</text>", (material / "x.svg").read_text())
 
 
-@pytest.mark.parametrize("line, status, message", [
-    ("trajectory a.npy -o x.gif", 2, "end the name in .png, .svg or .pdf"),
-    ("trajectory a.npy -o nowhere/x.png", 1, "nowhere/x.png: its folder does not exist"),
-    ("trajectory a.npy b.npy --labels one -o x.png", 2, "--labels: 2 files need as many different labels"),
-    ("trajectory a.npy tall.npy -o x.png", 1, "latents of 6 and 10 layers"),
-    ("losses a.npy -o x.png", 1, "a.npy, line 1: wanted a JSON object with a step"),
-    ("losses log.jsonl --keys nonsense -o x.png", 1, "nonsense: no log has such a number"),
-    ("strip clip.mp4 --start 9 -o x.png", 1, "the clip ends at 0.32 s"),
-    ("strip clip.mp4 none.mp4 -o x.png", 1, "none.mp4: no such file"),
-    ("mouth a.npy -o x.png", 1, "a.npy: holds float32 (6, 6, 512), wanted landmarks"),
-    ("interpolate -o x.png", 1, "random z are no faces to it; pass latents of two faces, the ends of the way"),
-    ("interpolate a.npy -o x.png", 2, "pass two files of latents"),
-    ("interpolate a.npy tall.npy -o x.png", 1, "tall.npy: latents of 10 layers, this generator has 6"),
-    ("components foreign.npy -o x.png", 1, "foreign.npy: latents of generator somebody"),
-    ("components a.npy --components 6 -o x.png", 1, "6 codes allow 1 to 5; lower --components, or give more clips or frames"),
-    ("trajectory two.npy -o x.png", 1, "latents of 2 frames: a plane takes three; draw longer paths"),
-])
+@pytest.mark.parametrize(
+    "line, status, message",
+    [
+        ("trajectory a.npy -o x.gif", 2, "end the name in .png, .svg or .pdf"),
+        ("trajectory a.npy -o nowhere/x.png", 1, "nowhere/x.png: its folder does not exist"),
+        ("trajectory a.npy b.npy --labels one -o x.png", 2, "--labels: 2 files need as many different labels"),
+        ("trajectory a.npy tall.npy -o x.png", 1, "latents of 6 and 10 layers"),
+        ("losses a.npy -o x.png", 1, "a.npy, line 1: wanted a JSON object with a step"),
+        ("losses log.jsonl --keys nonsense -o x.png", 1, "nonsense: no log has such a number"),
+        ("strip clip.mp4 --start 9 -o x.png", 1, "the clip ends at 0.32 s"),
+        ("strip clip.mp4 none.mp4 -o x.png", 1, "none.mp4: no such file"),
+        ("mouth a.npy -o x.png", 1, "a.npy: holds float32 (6, 6, 512), wanted landmarks"),
+        ("interpolate -o x.png", 1, "random z are no faces to it; pass latents of two faces, the ends of the way"),
+        ("interpolate a.npy -o x.png", 2, "pass two files of latents"),
+        ("interpolate a.npy tall.npy -o x.png", 1, "tall.npy: latents of 10 layers, this generator has 6"),
+        ("components foreign.npy -o x.png", 1, "foreign.npy: latents of generator somebody"),
+        (
+            "components a.npy --components 6 -o x.png",
+            1,
+            "6 codes allow 1 to 5; lower --components, or give more clips or frames",
+        ),
+        ("trajectory two.npy -o x.png", 1, "latents of 2 frames: a plane takes three; draw longer paths"),
+    ],
+)
 def test_what_cannot_be_drawn_is_said_in_one_line(material, line, status, message):
     result = run("plot", *line.split())
-    assert result.exit_code == status and message in result.stderr.splitlines()[-1] and result.stdout == "", result.output
+    assert result.exit_code == status and message in result.stderr.splitlines()[-1] and result.stdout == "", (
+        result.output
+    )
     assert not list(material.glob("x.*"))
 
 
 def test_without_matplotlib(material, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     result = run("plot", "losses", "log.jsonl", "-o", "x.png")
-    assert result.exit_code == 1 and result.stderr == "talkhead: matplotlib is not installed; pip install 'talkhead[plot]'\n"
+    assert (
+        result.exit_code == 1
+        and result.stderr == "talkhead: matplotlib is not installed; pip install 'talkhead[plot]'\n"
+    )
     assert run("plot", "losses", "--help").exit_code == 0
     with pytest.raises(TalkheadError, match="matplotlib is not installed"):
         plots.losses({"run": inversion()})

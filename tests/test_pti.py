@@ -21,8 +21,11 @@ def scene():
     torch.manual_seed(0)
     generator = Generator(8, [8, 8])
     generator.fingerprint, generator.lineage = "child", {"child", "parent"}
-    return (generator.eval().requires_grad_(False), torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1,
-            0.5 * torch.randn(6, 4, 512, generator=torch.Generator().manual_seed(1)))
+    return (
+        generator.eval().requires_grad_(False),
+        torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1,
+        0.5 * torch.randn(6, 4, 512, generator=torch.Generator().manual_seed(1)),
+    )
 
 
 @pytest.fixture
@@ -42,7 +45,9 @@ def pivots():
 
 def tuned(generator, images, pivots, **options):
     records = []
-    child = tune(generator, images, pivots, **{"steps": 20, "perceptual": "pyramid", "on_record": records.append} | options)
+    child = tune(
+        generator, images, pivots, **{"steps": 20, "perceptual": "pyramid", "on_record": records.append} | options
+    )
     return child, records
 
 
@@ -139,7 +144,9 @@ def test_locality_keeps_other_faces(generator, images, pivots):
     free, _ = tuned(generator, images[:1], pivots[:1], lr=3e-3, steps=10)
     held, records = tuned(generator, images[:1], pivots[:1], lr=3e-3, steps=10, locality=1.0, locality_radius=10.0)
     assert drift(held) < drift(free)
-    assert records[0]["locality"] < 1e-6  # the child begins as its parent; with gradients and without, a picture rounds differently
+    assert (
+        records[0]["locality"] < 1e-6
+    )  # the child begins as its parent; with gradients and without, a picture rounds differently
 
 
 def test_what_does_not_fit_is_refused(generator, images, pivots):
@@ -160,6 +167,7 @@ def test_a_loss_that_is_not_finite_is_refused(generator, images, pivots):
 
 # In a file --------------------------------------------------------------------------------------------------------------
 
+
 def test_a_file_learns_what_is_learnt_in_memory(generator, images, pivots, tmp_path):
     child, said = tuned(generator, images, pivots, steps=4, batch=2, locality=0.5)
     records = trained(tmp_path / "a.pt", images, generator, pivots)
@@ -178,8 +186,11 @@ def test_a_killed_tuning_resumes_to_the_same_bits(generator, images, pivots, tmp
         "    return step(self, index)\n"
         "pti._Tuner.step = slow\n"
         "generator, images, pivots = scene()\n"
-        "trained(sys.argv[1], images, generator, pivots, steps=9, least_gain=9.0, save_minutes=0)\n")
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed.pt"), os.path.dirname(__file__)], stdout=subprocess.PIPE) as process:
+        "trained(sys.argv[1], images, generator, pivots, steps=9, least_gain=9.0, save_minutes=0)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "killed.pt"), os.path.dirname(__file__)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"at two\n"
         process.kill()
     monkeypatch.setattr(training, "WINDOW", 2)
@@ -210,15 +221,27 @@ def test_the_file_is_a_generator_while_it_is_tuned_and_after(ended, generator, i
     else:
         trained(tmp_path / "a.pt", images, generator, pivots, steps=2)
     told = checkpoints.describe(tmp_path / "a.pt")
-    assert (told["kind"], told["step"], told["perceptual"], told["training_state"], told["optimizer"]) == ("generator", 2, "pyramid", not ended, not ended)
+    assert (told["kind"], told["step"], told["perceptual"], told["training_state"], told["optimizer"]) == (
+        "generator",
+        2,
+        "pyramid",
+        not ended,
+        not ended,
+    )
     child = checkpoints.load_generator(tmp_path / "a.pt")
-    assert child.config == generator.config and child.lineage == {"child", "parent", child.fingerprint} and told["fingerprint"] == child.fingerprint
+    assert (
+        child.config == generator.config
+        and child.lineage == {"child", "parent", child.fingerprint}
+        and told["fingerprint"] == child.fingerprint
+    )
     expected, _ = tuned(generator, images, pivots, steps=2, batch=2, locality=0.5)
     assert not changed(expected.state_dict(), child.state_dict())
     checkpoints.export(tmp_path / "a.pt", tmp_path / "small.pt", half=False)
     assert not changed(child.state_dict(), files.load_weights(tmp_path / "small.pt")["model"])
     assert checkpoints.load_generator(tmp_path / "small.pt").lineage == child.lineage
-    moments = 2 * 4 * sum(value.numel() for name, value in child.named_parameters() if not name.startswith("mapping"))  # Adam's, in bytes
+    moments = (
+        2 * 4 * sum(value.numel() for name, value in child.named_parameters() if not name.startswith("mapping"))
+    )  # Adam's, in bytes
     one, small = ((tmp_path / name).stat().st_size for name in ("a.pt", "small.pt"))
     assert one - small == pytest.approx(0 if ended else moments, rel=0.2, abs=5000) and moments > 50_000
 
@@ -228,13 +251,25 @@ def test_another_tuning_is_refused_in_one_line(generator, images, pivots, tmp_pa
     given = {"images": images, "generator": generator, "pivots": pivots, "steps": 2}
     other = copy.deepcopy(generator)
     other.const.data[0, 0, 0, 0] += 1
-    for change, name in (({"images": images.flip(-1)}, "images"), ({"pivots": pivots.flip(0)}, "pivots"), ({"generator": other}, "generator"),
-                         ({"batch": 3}, "batch"), ({"seed": 1}, "seed"), ({"locality": 0.0}, "locality"), ({"least_gain": 0.1}, "least_gain")):
-        with pytest.raises(TalkheadError, match=rf"a.pt: was trained with tuning.{name}=[\w.]+, now [\w.]+; resume with the same options"):
+    for change, name in (
+        ({"images": images.flip(-1)}, "images"),
+        ({"pivots": pivots.flip(0)}, "pivots"),
+        ({"generator": other}, "generator"),
+        ({"batch": 3}, "batch"),
+        ({"seed": 1}, "seed"),
+        ({"locality": 0.0}, "locality"),
+        ({"least_gain": 0.1}, "least_gain"),
+    ):
+        with pytest.raises(
+            TalkheadError,
+            match=rf"a.pt: was trained with tuning.{name}=[\w.]+, now [\w.]+; resume with the same options",
+        ):
             trained(tmp_path / "a.pt", **given | change)
     # What an encoder says on another machine is the same face.
     with pytest.warns(UserWarning, match="a.pt: is done, at step 2"):
-        assert trained(tmp_path / "a.pt", **given | {"pivots": pivots + 1e-6 * torch.randn(pivots.shape), "lr": 0.1}) == []
+        assert (
+            trained(tmp_path / "a.pt", **given | {"pivots": pivots + 1e-6 * torch.randn(pivots.shape), "lr": 0.1}) == []
+        )
 
 
 def test_the_order_of_pictures_hangs_on_seed_and_step_alone():
@@ -249,13 +284,23 @@ def test_few_images_are_cut_into_equal_turns_or_refused(generator, images, pivot
     whole = trained(tmp_path / "whole.pt", images, generator, pivots, batch=6, lr=1e-6)
     turns = trained(tmp_path / "turns.pt", images, generator, pivots, batch=9, accumulate=3, lr=1e-6)
     for one, other in zip(whole, turns, strict=True):
-        assert all(one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6) for name in ("loss", "perceptual", "pixel", "locality"))
+        assert all(
+            one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6)
+            for name in ("loss", "perceptual", "pixel", "locality")
+        )
     with pytest.raises(TalkheadError, match="3 images, all taken in every step: a batch of 3 .*multiple of 2"):
         trained(tmp_path / "three.pt", images[:3], generator, pivots[:3], batch=4, accumulate=2)
 
 
 def test_a_sheet_shows_images_over_what_is_drawn(generator, images, pivots, tmp_path):
-    trained(tmp_path / "a.pt", images.repeat(3, 1, 1, 1), generator, pivots.repeat(3, 1, 1), steps=1, samples=tmp_path / "sheets")
+    trained(
+        tmp_path / "a.pt",
+        images.repeat(3, 1, 1, 1),
+        generator,
+        pivots.repeat(3, 1, 1),
+        steps=1,
+        samples=tmp_path / "sheets",
+    )
     drawn = files.read_image(tmp_path / "sheets" / "00000001.png")
     assert drawn.shape == (16, 6 * 8, 3)  # every third of eighteen
     assert np.array_equal(drawn[:8, :16], training.sheet(images[[0, 3]]))

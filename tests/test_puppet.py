@@ -41,8 +41,10 @@ def moments(still, track, size=64, seed=0):
 # ---------------------------------------------------------------------------------------------------------------
 # Splines and masks
 
+
 def test_spline_equals_scipy():
     from scipy.interpolate import RBFInterpolator
+
     rng = np.random.default_rng(0)
     points, values = rng.random((30, 2)), rng.normal(size=(30, 3))
     ours = puppet._spline(points, values, 16, smoothing=0)
@@ -60,6 +62,7 @@ def test_inside_is_the_distance_to_a_square():
 
 def test_inverse_of_a_motion_field_undoes_it():
     import torch
+
     nodes = puppet._positions(puppet.GRID)
     bump = torch.exp(-((nodes - 0.5) ** 2).sum(-1) / 0.03)
     shift = 0.04 * torch.stack([bump, -bump])[None]
@@ -71,6 +74,7 @@ def test_inverse_of_a_motion_field_undoes_it():
 
 # ---------------------------------------------------------------------------------------------------------------
 # Stills
+
 
 def test_drawn_faces_are_aligned_shut_and_repeatable(still):
     again = puppet.drawn(3, 64)
@@ -102,7 +106,10 @@ def test_no_pictures_is_an_error(tmp_path):
 def photographed(monkeypatch, still):
     """Makes every picture file a portrait, so that folders can be read without a detector."""
     from dataclasses import replace
-    monkeypatch.setattr(puppet, "_detect_portraits", lambda paths, model, size: [replace(still, names=(path.stem,)) for path in paths])
+
+    monkeypatch.setattr(
+        puppet, "_detect_portraits", lambda paths, model, size: [replace(still, names=(path.stem,)) for path in paths]
+    )
 
 
 def write_album(place):
@@ -110,19 +117,34 @@ def write_album(place):
     for name in ("set/1_shut.jpg", "set/1_open.jpg", "set/2_shut.jpg", "more/1.jpg", "more/3.jpg", "more/4.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
-    (place / "SOURCES.tsv").write_text("file\tperson_id\tITA\nset/1_shut.jpg\tlab:1\t-12\nset/1_open.jpg\tlab:1\t-9.5\nset/2_shut.jpg\tlab:2\t\n")
+    (place / "SOURCES.tsv").write_text(
+        "file\tperson_id\tITA\nset/1_shut.jpg\tlab:1\t-12\nset/1_open.jpg\tlab:1\t-9.5\nset/2_shut.jpg\tlab:2\t\n"
+    )
     return [place / "set", place / "more"]
 
 
 def test_several_folders_and_a_table_tell_who_is_who(tmp_path, photographed):
     stills = puppet.portraits(write_album(tmp_path), cache=tmp_path / "cache.npz")
     told = {still.names[0]: still.people for still in stills}
-    assert told == {"1_open": ("lab:1",), "1_shut": ("lab:1",), "2_shut": ("lab:2",), "1": ("lab:1",), "3": ("3",), "4": ("4",)}
-    assert {still.names[0]: still.tone for still in stills[:2]} == {"1_open": "dark", "1_shut": "dark"} and stills[0].tone_angle == -9.5
+    assert told == {
+        "1_open": ("lab:1",),
+        "1_shut": ("lab:1",),
+        "2_shut": ("lab:2",),
+        "1": ("lab:1",),
+        "3": ("3",),
+        "4": ("4",),
+    }
+    assert {still.names[0]: still.tone for still in stills[:2]} == {"1_open": "dark", "1_shut": "dark"} and stills[
+        0
+    ].tone_angle == -9.5
     assert {still.tone_angle for still in stills[2:]} == {variety.tone_angle(stills[2].image)}
-    again = puppet.portraits([tmp_path / "set", tmp_path / "more"], cache=tmp_path / "cache.npz", exclude=("lab:1", "4"))
+    again = puppet.portraits(
+        [tmp_path / "set", tmp_path / "more"], cache=tmp_path / "cache.npz", exclude=("lab:1", "4")
+    )
     assert [(still.names, still.people) for still in again] == [(("2_shut",), ("lab:2",)), (("3",), ("3",))]
-    alone, = puppet.portraits(tmp_path / "set", exclude=["1"])         # a table beside the folder; an id without its collection
+    (alone,) = puppet.portraits(
+        tmp_path / "set", exclude=["1"]
+    )  # a table beside the folder; an id without its collection
     assert alone.names == ("2_shut",)
 
 
@@ -138,7 +160,11 @@ def test_who_cannot_be_told_is_an_error(tmp_path, photographed):
 
 def crowd(still, *people, **changed):
     from dataclasses import replace
-    return [replace(still, names=(f"{who}-{number}",), people=(who,), looks=np.zeros(6), **changed) for number, who in enumerate(people)]
+
+    return [
+        replace(still, names=(f"{who}-{number}",), people=(who,), looks=np.zeros(6), **changed)
+        for number, who in enumerate(people)
+    ]
 
 
 def test_every_composite_is_of_several_people(still):
@@ -156,11 +182,19 @@ def test_every_composite_is_of_several_people(still):
 
 def test_eyes_nose_and_mouth_are_of_different_people(still, monkeypatch):
     owners, blend = [], puppet._blend_bands
-    monkeypatch.setattr(puppet, "_blend_bands", lambda images, regions, eyes, nose, rng: owners.append((int(eyes), int(nose))) or blend(images, regions, eyes, nose, rng))
+    monkeypatch.setattr(
+        puppet,
+        "_blend_bands",
+        lambda images, regions, eyes, nose, rng: (
+            owners.append((int(eyes), int(nose))) or blend(images, regions, eyes, nose, rng)
+        ),
+    )
     stills = crowd(still, "anna", "ben", "carl", "dora")
     for seed in range(12):
         puppet.composite(stills, seed)
-    assert {owner for pair in owners for owner in pair} == {0, 1, 2} and all(eyes != nose for eyes, nose in owners)      # the mouth is the last's
+    assert {owner for pair in owners for owner in pair} == {0, 1, 2} and all(
+        eyes != nose for eyes, nose in owners
+    )  # the mouth is the last's
     owners.clear()
     stills[0].glasses = True
     puppet.composite(stills[:2] + stills[3:], 0)
@@ -181,7 +215,9 @@ def test_neutral_mouths_are_painted_first(still):
     rng = np.random.default_rng(0)
     last = {puppet.choose(calm + merry, rng)[-1].people for _ in range(60)}
     assert last == {("anna",), ("ben",)}
-    assert puppet.choose(calm[:1] + merry, rng, calm[0])[-1].people != ("anna",)         # nobody calm is left: somebody who smiles, mouth shut
+    assert puppet.choose(calm[:1] + merry, rng, calm[0])[-1].people != (
+        "anna",
+    )  # nobody calm is left: somebody who smiles, mouth shut
 
 
 def test_who_has_two_photos_does_not_come_oftener(still, monkeypatch):
@@ -195,6 +231,7 @@ def test_who_has_two_photos_does_not_come_oftener(still, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------
 # Performance
 
+
 def test_frames_and_landmarks_of_a_performance(still):
     frames, landmarks = moments(still, SHUT_TO_OPEN)
     assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8
@@ -205,8 +242,8 @@ def test_frames_and_landmarks_of_a_performance(still):
 def test_the_mouth_opens_dark_and_shuts_again(still):
     frames, landmarks = moments(still, np.array([[0.2, 0, 0.12], [0, 0, 0]]))
     x, y = landmarks[0, [62, 66]].mean(0).round().astype(int)
-    throat, lip = (frame[y - 1:y + 2, x - 1:x + 2].astype(int) for frame in frames)
-    assert throat.mean((1, 2)).min() < 45 and np.abs(throat - lip).mean() > 15         # its darkest row
+    throat, lip = (frame[y - 1 : y + 2, x - 1 : x + 2].astype(int) for frame in frames)
+    assert throat.mean((1, 2)).min() < 45 and np.abs(throat - lip).mean() > 15  # its darkest row
     upper, lower = landmarks[1, [62, 66], 1]
     assert lower - upper < 0.3
 
@@ -254,12 +291,13 @@ def test_lids_cover_the_eyes(still):
     height = lambda marks: marks[[41, 40, 47, 46], 1] - marks[[37, 38, 43, 44], 1]
     assert (height(shut) < 0.25 * height(points)).all()
     x, y = points[36:42].mean(0).round().astype(int)
-    assert np.abs(awake.astype(int) - asleep)[y - 1:y + 2, x - 2:x + 3].mean() > 10
+    assert np.abs(awake.astype(int) - asleep)[y - 1 : y + 2, x - 2 : x + 3].mean() > 10
     assert np.abs(awake.astype(int) - asleep)[:12].max() == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Clips
+
 
 def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
     records = list(puppet.synth(tmp_path / "all", 3, size=32, frames=3, seed=2))
@@ -291,19 +329,29 @@ def test_sound_only_is_what_the_voices_say_and_no_more(tmp_path):
     text = tmp_path / "lines.txt"
     text.write_text("A brown fox.\n\nFive lazy dogs!\n", encoding="utf-8-sig")
     records = list(puppet.synth(tmp_path / "out", 3, sound_only=True, text=text, voices=("en-us",), seed=5))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n:06d}.{end}" for n in range(3) for end in ("json", "wav")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{n:06d}.{end}" for n in range(3) for end in ("json", "wav")
+    ]
     told = [json.loads((tmp_path / "out" / f"{n:06d}.json").read_text()) for n in range(3)]
     assert [about["text"] for about in told] == ["A brown fox.", "Five lazy dogs!", "A brown fox."]
     assert [about["frames"] for about in told] == [record["frames"] for record in records]
     for n, about in enumerate(told):
         audio = files.read_audio(tmp_path / "out" / f"{n:06d}.wav")
-        assert about["frames"] == -(-len(audio) // 640) and about["phonemes"][-1][1] == pytest.approx(len(audio) / 16000)
+        assert about["frames"] == -(-len(audio) // 640) and about["phonemes"][-1][1] == pytest.approx(
+            len(audio) / 16000
+        )
     again = list(puppet.synth(tmp_path / "out", 3, sound_only=True, text=text, voices=("en-us",), seed=5))
     assert again == records
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"frames": 3}, "leave recordings and frames out"), ({"text": "absent.txt"}, "cannot be read"), ({"text": "empty.txt"}, "no sentences")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"frames": 3}, "leave recordings and frames out"),
+        ({"text": "absent.txt"}, "cannot be read"),
+        ({"text": "empty.txt"}, "no sentences"),
+    ],
+)
 def test_sound_without_words_is_refused(tmp_path, monkeypatch, wrong, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
@@ -322,7 +370,7 @@ def test_synth_leaves_finished_clips_alone(tmp_path):
 
 def test_a_speaking_clip_is_as_long_as_its_sound(tmp_path):
     pytest.importorskip("espeakng_loader")
-    record, = puppet.synth(tmp_path, 1, size=32, seconds=1)
+    (record,) = puppet.synth(tmp_path, 1, size=32, seconds=1)
     assert record["frames"] == 25 and record["speaker"]
     sound = files.read_audio(tmp_path / "000000.mp4")
     assert abs(len(sound) - 16000) <= 640
@@ -332,6 +380,7 @@ def test_a_speaking_clip_is_as_long_as_its_sound(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Composites, judged by others' detectors
+
 
 def test_composites_are_aligned_and_seen_by_yunet(portraits, shared_data):
     cv2 = pytest.importorskip("cv2")
@@ -356,7 +405,7 @@ def test_mediapipe_sees_the_mouth_as_wide_open_as_it_is(portraits, model):
         found = np.stack([detector(frame)[0] for frame in frames])
         opening = faces.mouth_opening(found)
         assert np.corrcoef(opening, faces.mouth_opening(truth))[0, 1] >= 0.9
-        assert np.linalg.norm(found - truth, axis=-1).mean() < 4          # pixels of 256
+        assert np.linalg.norm(found - truth, axis=-1).mean() < 4  # pixels of 256
 
 
 def test_excluded_portraits_are_never_donors(portraits, tmp_path):
@@ -370,6 +419,7 @@ def test_excluded_portraits_are_never_donors(portraits, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Variety on purpose
+
 
 def test_rare_tones_are_chosen_as_often_as_common_ones(still, monkeypatch):
     from dataclasses import replace
@@ -395,5 +445,12 @@ def test_varied_clips_tell_what_was_chosen_and_others_stay_as_they_were(portrait
     assert varied == again and not any("varied" in record for record in plain)
     for record in varied:
         told = json.loads((tmp_path / "varied" / f"{record['step']:06d}.json").read_text())
-        assert told["varied"] == record["varied"] and set(told["varied"]) == {"tone", "tone_angle", "hair", "hair_shade", "light", "backdrop"}
+        assert told["varied"] == record["varied"] and set(told["varied"]) == {
+            "tone",
+            "tone_angle",
+            "hair",
+            "hair_shade",
+            "light",
+            "backdrop",
+        }
     assert len({json.dumps(record["varied"]) for record in varied}) == 6

@@ -87,7 +87,9 @@ def test_slid_windows_may_begin_before_their_frame():
 def test_cepstra_are_those_of_python_speech_features_for_16_bits(block):
     reference = pytest.importorskip("python_speech_features")
     audio = np.random.default_rng(0).integers(-9000, 9000, 33_333).astype(np.int16)
-    ours = np.concatenate(list(speech.cepstra(audio[first : first + block] / 32768 for first in range(0, len(audio), block))))
+    ours = np.concatenate(
+        list(speech.cepstra(audio[first : first + block] / 32768 for first in range(0, len(audio), block)))
+    )
     theirs = reference.mfcc(audio, speech.SAMPLE_RATE, numcep=26)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
@@ -106,7 +108,9 @@ def test_loudness_is_the_log_of_mel_energies_above_the_floor():
     late = level > 0.02  # louder than the level which is assumed at first
     expected = np.log1p(energies / (1e-4 * np.maximum.accumulate(level))[:, None])
     assert late.sum() > 20 and heard.dtype == np.float32 and heard.shape == expected.shape
-    np.testing.assert_allclose(heard[late, 4:], expected[late, 4:], atol=0.1)  # below, the offset is taken out of what we hear
+    np.testing.assert_allclose(
+        heard[late, 4:], expected[late, 4:], atol=0.1
+    )  # below, the offset is taken out of what we hear
     assert not np.concatenate(list(speech.loudness([np.zeros(3000)]))).any()
 
 

@@ -25,10 +25,20 @@ study = example("study")
 def videos(tmp_path_factory, puppet):
     """Folders of videos: ours (a, b), theirs (a, b, c) and others (b), of one speech where the names agree."""
     folder = tmp_path_factory.mktemp("videos")
-    for place, first in (("ours/a", 0), ("ours/b", 1), ("theirs/a", 2), ("theirs/b", 3), ("theirs/c", 0), ("others/b", 1)):
+    for place, first in (
+        ("ours/a", 0),
+        ("ours/b", 1),
+        ("theirs/a", 2),
+        ("theirs/b", 3),
+        ("theirs/c", 0),
+        ("others/b", 1),
+    ):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
-        with files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader, files.FrameWriter(path, sound=reader.sound) as writer:
+        with (
+            files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader,
+            files.FrameWriter(path, sound=reader.sound) as writer,
+        ):
             for frame in reader:
                 writer.write(frame)
     return folder
@@ -45,16 +55,29 @@ def made(videos):
 
 # The page ----------------------------------------------------------------------------------------------------------------
 
+
 def test_the_page_stands_alone_and_tells_nothing(made, videos):
     folder, key, record = made
     page = (folder / "index.html").read_text()
-    assert record == {"page": str(folder / "index.html"), "key": str(videos / "study.key.json"), "pairs": 3, "tasks": 8, "bytes": len(page.encode())}
+    assert record == {
+        "page": str(folder / "index.html"),
+        "key": str(videos / "study.key.json"),
+        "pairs": 3,
+        "tasks": 8,
+        "bytes": len(page.encode()),
+    }
     assert record["bytes"] < 200_000 and "/*STUDY*/" not in page
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", page.replace("href=\"data:,\"", ""))  # nothing comes from elsewhere
-    assert sorted(path.name for path in folder.rglob("*.*")) == sorted(["index.html", *(f"{name}.mp4" for name in key["videos"])])
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(", page.replace('href="data:,"', "")
+    )  # nothing comes from elsewhere
+    assert sorted(path.name for path in folder.rglob("*.*")) == sorted(
+        ["index.html", *(f"{name}.mp4" for name in key["videos"])]
+    )
     for word in ("ours", "theirs", "others"):
         assert word not in json.dumps(_inside(page)["pairs"]) and word not in " ".join(key["videos"])
-    by_pair = collections.Counter(tuple(sorted(key["videos"][name]["method"] for name in pair)) for pair in key["pairs"].values())
+    by_pair = collections.Counter(
+        tuple(sorted(key["videos"][name]["method"] for name in pair)) for pair in key["pairs"].values()
+    )
     assert by_pair == {("ours", "theirs"): 2, ("others", "ours"): 1}
     assert all(len({key["videos"][name]["name"] for name in pair}) == 1 for pair in key["pairs"].values())
 
@@ -69,8 +92,14 @@ def test_videos_of_the_study_are_what_browsers_play(made, videos):
     folder, key, _ = made
     name = next(name for name, about in key["videos"].items() if about == {"method": "theirs", "name": "a"})
     with av.open(str(folder / "videos" / f"{name}.mp4")) as container:
-        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"] and container.streams.video[0].pix_fmt == "yuv420p"
-    before, after = (np.stack(list(files.read_frames(path))).astype(int) for path in (videos / "theirs/a.mp4", folder / "videos" / f"{name}.mp4"))
+        assert [stream.codec_context.name for stream in container.streams] == [
+            "h264",
+            "aac",
+        ] and container.streams.video[0].pix_fmt == "yuv420p"
+    before, after = (
+        np.stack(list(files.read_frames(path))).astype(int)
+        for path in (videos / "theirs/a.mp4", folder / "videos" / f"{name}.mp4")
+    )
     assert before.shape == after.shape and np.abs(before - after).mean() < 3
 
 
@@ -78,7 +107,10 @@ def test_the_same_study_again_writes_no_video_twice(made, videos):
     folder, key, record = made
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
     page = (folder / "index.html").read_bytes()
-    assert list(study.make(study.pairs([videos / name for name in ("ours", "theirs", "others")]), folder, seed=7))[-1] == record
+    assert (
+        list(study.make(study.pairs([videos / name for name in ("ours", "theirs", "others")]), folder, seed=7))[-1]
+        == record
+    )
     assert {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()} == stamps
     assert (folder / "index.html").read_bytes() == page
 
@@ -94,8 +126,12 @@ def test_no_text_ends_the_script(tmp_path, videos):
 
 def test_what_cannot_be_asked(tmp_path, videos, monkeypatch):
     (tmp_path / "empty").mkdir()
-    for folders, message in (([videos / "ours"], "two or more folders"), ([videos / "ours", tmp_path / "empty"], "empty: has no video that is called like"),
-                             ([videos / "ours", tmp_path / "none"], "none: not a folder"), ([videos / "ours", videos / "ours"], "as many different names")):
+    for folders, message in (
+        ([videos / "ours"], "two or more folders"),
+        ([videos / "ours", tmp_path / "empty"], "empty: has no video that is called like"),
+        ([videos / "ours", tmp_path / "none"], "none: not a folder"),
+        ([videos / "ours", videos / "ours"], "as many different names"),
+    ):
         with pytest.raises(TalkheadError, match=message):
             study.pairs(folders)
     pairs = study.pairs([videos / "ours", videos / "theirs"])
@@ -109,27 +145,63 @@ def test_what_cannot_be_asked(tmp_path, videos, monkeypatch):
 
 # Answers -----------------------------------------------------------------------------------------------------------------
 
+
 def answer(key, participant, pair, question, outcome, ours_left=True, expected="", choice=None):
     """A row as the page writes it, of somebody who means `outcome`."""
     ours, others = sorted(key["pairs"][pair], key=lambda name: key["videos"][name]["method"] != "ours")
     left, right = (ours, others) if ours_left else (others, ours)
     said = {"ours": "left" if ours_left else "right", "others": "right" if ours_left else "left"}.get(outcome, outcome)
-    return dict(zip(study.COLUMNS, (key["study"], participant, "1", pair, question, left, right, choice or said, expected, "9.0", "2026-01-01T00:00:00Z")))
+    return dict(
+        zip(
+            study.COLUMNS,
+            (
+                key["study"],
+                participant,
+                "1",
+                pair,
+                question,
+                left,
+                right,
+                choice or said,
+                expected,
+                "9.0",
+                "2026-01-01T00:00:00Z",
+            ),
+        )
+    )
 
 
 def pair_of(key, method):
-    return next(pair for pair, names in key["pairs"].items() if any(key["videos"][name]["method"] == method for name in names))
+    return next(
+        pair for pair, names in key["pairs"].items() if any(key["videos"][name]["method"] == method for name in names)
+    )
 
 
 def test_a_tally_by_hand(made):
     _, key, _ = made
     theirs, others = pair_of(key, "theirs"), pair_of(key, "others")
-    given = [answer(key, f"p{person}", theirs, "sync", outcome, ours_left=person % 2 == 0)
-             for person, outcome in enumerate(["ours", "ours", "ours", "both", "others", "none", "ours", "others"])]
-    given += [answer(key, "p0", others, "realism", "none"), answer(key, "p0", others, "realism", "others", ours_left=False)]  # another mind: the last counts
+    given = [
+        answer(key, f"p{person}", theirs, "sync", outcome, ours_left=person % 2 == 0)
+        for person, outcome in enumerate(["ours", "ours", "ours", "both", "others", "none", "ours", "others"])
+    ]
+    given += [
+        answer(key, "p0", others, "realism", "none"),
+        answer(key, "p0", others, "realism", "others", ours_left=False),
+    ]  # another mind: the last counts
     other, sync, told = study.tally(given, key)
-    assert (sync["question"], sync["ours"], sync["others"], sync["answers"], sync["participants"]) == ("sync", "ours", "theirs", 8, 8)
-    assert sync["counts"] == {"ours": 4, "both": 1, "none": 1, "others": 2} and sync["shares"] == {"ours": 0.5, "both": 0.125, "none": 0.125, "others": 0.25}
+    assert (sync["question"], sync["ours"], sync["others"], sync["answers"], sync["participants"]) == (
+        "sync",
+        "ours",
+        "theirs",
+        8,
+        8,
+    )
+    assert sync["counts"] == {"ours": 4, "both": 1, "none": 1, "others": 2} and sync["shares"] == {
+        "ours": 0.5,
+        "both": 0.125,
+        "none": 0.125,
+        "others": 0.25,
+    }
     assert other["counts"] == {"ours": 0, "both": 0, "none": 0, "others": 1} and other["others"] == "others"
     assert told == {"participants": 8, "left_out": [], "answers": 9}
 
@@ -141,7 +213,9 @@ def test_who_fails_the_checks_does_not_count(made):
     for person, failed in (("careful", 0), ("hasty", 1), ("absent", 2)):
         given.append(answer(key, person, pair, "sync", "ours"))
         for check, expected in enumerate(("both", "none")):
-            given.append(answer(key, person, pair, "check", "", expected=expected, choice="left" if check < failed else expected))
+            given.append(
+                answer(key, person, pair, "check", "", expected=expected, choice="left" if check < failed else expected)
+            )
     for failures, out in ((0, ["absent", "hasty"]), (1, ["absent"]), (2, [])):
         sync, told = study.tally(given, key, failures)
         assert told["left_out"] == out and told["participants"] == 3 and sync["answers"] == 3 - len(out)
@@ -162,7 +236,10 @@ def write_answers(path, rows):
 
 def test_files_put_together_are_read(made, tmp_path):
     _, key, _ = made
-    rows = [answer(key, 'Ann "A", 2', pair_of(key, "theirs"), "sync", "ours"), answer(key, "Bé", pair_of(key, "others"), "sync", "both")]
+    rows = [
+        answer(key, 'Ann "A", 2', pair_of(key, "theirs"), "sync", "ours"),
+        answer(key, "Bé", pair_of(key, "others"), "sync", "both"),
+    ]
     for name, row in zip("ab", rows):
         write_answers(tmp_path / f"{name}.csv", [row])
     (tmp_path / "all.csv").write_bytes((tmp_path / "a.csv").read_bytes() + (tmp_path / "b.csv").read_bytes())
@@ -171,18 +248,31 @@ def test_files_put_together_are_read(made, tmp_path):
 
 def test_tally_on_the_command_line(made, tmp_path, videos):
     _, key, _ = made
-    rows = [answer(key, f"p{person}", pair, question, outcome) for pair in key["pairs"] for question in study.QUESTIONS
-            for person, outcome in enumerate(["ours", "both", "none", "others", "ours"])]
+    rows = [
+        answer(key, f"p{person}", pair, question, outcome)
+        for pair in key["pairs"]
+        for question in study.QUESTIONS
+        for person, outcome in enumerate(["ours", "both", "none", "others", "ours"])
+    ]
     write_answers(tmp_path / "a.csv", rows)
     line = ["study", "tally", tmp_path / "a.csv", "--key", videos / "study.key.json"]
     result = run(*line)
     told = [json.loads(text) for text in result.stdout.splitlines()]
-    assert result.exit_code == 0 and [(record["question"], record["others"], record["answers"]) for record in told[:-1]] == [
-        ("realism", "others", 5), ("realism", "theirs", 10), ("sync", "others", 5), ("sync", "theirs", 10)]
+    assert result.exit_code == 0 and [
+        (record["question"], record["others"], record["answers"]) for record in told[:-1]
+    ] == [("realism", "others", 5), ("realism", "theirs", 10), ("sync", "others", 5), ("sync", "theirs", 10)]
     pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
     assert run(*line, "--plot", tmp_path / "shares.svg").exit_code == 0
     drawn = (tmp_path / "shares.svg").read_text()
-    for text in ("visual quality", "audio-visual synchronisation", "40%", "20%", "ours against", "theirs (n = 10)", "95% interval of ours"):
+    for text in (
+        "visual quality",
+        "audio-visual synchronisation",
+        "40%",
+        "20%",
+        "ours against",
+        "theirs (n = 10)",
+        "95% interval of ours",
+    ):
         assert text in drawn, text
 
 
@@ -194,40 +284,82 @@ def test_wrong_answers_are_refused_in_one_line(made, tmp_path, videos):
     for name, changes in (("study", {"study": "another"}), ("pair", {"pair": "p009"}), ("choice", {"choice": "maybe"})):
         write_answers(tmp_path / f"{name}.csv", [row | changes])
     (tmp_path / "long.csv").write_text(",".join(study.COLUMNS) + "\n" + "x" * 200_000 + "\n")
-    for name, change in (("nobody", {"videos": {name: {} for name in key["videos"]}}), ("single", {"pairs": {"p001": ["a"]}}), ("number", {"pairs": 3})):
+    for name, change in (
+        ("nobody", {"videos": {name: {} for name in key["videos"]}}),
+        ("single", {"pairs": {"p001": ["a"]}}),
+        ("number", {"pairs": 3}),
+    ):
         files.write_json(tmp_path / f"{name}.key.json", key | change)
         with pytest.raises(TalkheadError, match="key: not that of a study"):
             study.tally([row], files.read_json(tmp_path / f"{name}.key.json"))
-    for name, key_file, message in (("long", "study", "long.csv: holds no answers of a study"), ("study", "study", "of study another, the key is of"), ("pair", "study", "pair p009: other videos than the key's"),
-                                    ("choice", "study", "choice.csv, row 2: not an answer"), ("text", "study", "text.csv: holds no answers of a study"),
-                                    ("pair", "bad", "key: not that of a study")):
+    for name, key_file, message in (
+        ("long", "study", "long.csv: holds no answers of a study"),
+        ("study", "study", "of study another, the key is of"),
+        ("pair", "study", "pair p009: other videos than the key's"),
+        ("choice", "study", "choice.csv, row 2: not an answer"),
+        ("text", "study", "text.csv: holds no answers of a study"),
+        ("pair", "bad", "key: not that of a study"),
+    ):
         folder = tmp_path if key_file == "bad" else videos
         result = run("study", "tally", tmp_path / f"{name}.csv", "--key", folder / f"{key_file}.key.json")
-        assert result.exit_code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 1 and message in result.stderr, result.output
+        assert (
+            result.exit_code == 1
+            and result.stdout == ""
+            and len(result.stderr.splitlines()) == 1
+            and message in result.stderr
+        ), result.output
 
 
 def test_make_on_the_command_line(tmp_path, videos):
-    result = run("study", "make", videos / "ours", videos / "theirs", "-o", tmp_path / "s", "--questions", "sync", "--checks", 1, "--labels", "We,They")
+    result = run(
+        "study",
+        "make",
+        videos / "ours",
+        videos / "theirs",
+        "-o",
+        tmp_path / "s",
+        "--questions",
+        "sync",
+        "--checks",
+        1,
+        "--labels",
+        "We,They",
+    )
     record = json.loads(result.stdout)
-    assert result.exit_code == 0 and (record["pairs"], record["tasks"]) == (2, 3) and files.read_json(record["key"])["ours"] == "We"
+    assert (
+        result.exit_code == 0
+        and (record["pairs"], record["tasks"]) == (2, 3)
+        and files.read_json(record["key"])["ours"] == "We"
+    )
     result = run("study", "make", videos / "ours", "-o", tmp_path / "t")
     assert result.exit_code == 1 and "two or more folders" in result.stderr and not (tmp_path / "t").exists()
 
 
 # In a browser ----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def browser():
     if importlib.util.find_spec("selenium") is None:
         pytest.skip("selenium, which drives a browser, is not installed")
-    program, driver = (next(filter(None, map(shutil.which, names)), None) for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)))
+    program, driver = (
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
+    )
     if program is None or driver is None:
         pytest.skip("no Chromium with its chromedriver is installed")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "mute-audio", "autoplay-policy=no-user-gesture-required"):
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "mute-audio",
+        "autoplay-policy=no-user-gesture-required",
+    ):
         options.add_argument(f"--{flag}")
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield started
@@ -308,8 +440,14 @@ def test_a_participant_answers_by_keyboard_and_their_answers_are_counted(address
     page.until("!document.getElementById('end').hidden")
     rows = page.csv()
     assert [(row["pair"], row["question"], row["left"], row["right"], row["choice"]) for row in rows] == wanted
-    assert tuple(rows[0]) == study.COLUMNS and {row["participant"] for row in rows} == {"ann"} and [row["order"] for row in rows] == list("12345678")
-    assert collections.Counter(row["question"] for row in rows) == {"realism": 3, "sync": 3, "check": 2} and all(float(row["seconds"]) > 0 for row in rows)
+    assert (
+        tuple(rows[0]) == study.COLUMNS
+        and {row["participant"] for row in rows} == {"ann"}
+        and [row["order"] for row in rows] == list("12345678")
+    )
+    assert collections.Counter(row["question"] for row in rows) == {"realism": 3, "sync": 3, "check": 2} and all(
+        float(row["seconds"]) > 0 for row in rows
+    )
     # What is downloaded is what is counted.
     page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page["save"].click()
@@ -341,8 +479,15 @@ def test_orders_and_sides_hang_on_seed_and_participant(address, browser):
     assert ann == again != bob and sorted(key for key, _ in ann) == sorted(key for key, _ in bob)
     many = [page.js(f"return plan('p{number}')") for number in range(60)]
     firsts = collections.Counter(tasks[0]["key"] for tasks in many)
-    assert len(firsts) == 6 and not any(key.startswith("check") for key in firsts)  # each task may come first, but a check
-    left = [task["left"] == page.js("return study.pairs.p001[0]") for tasks in many for task in tasks if task["pair"] == "p001"]
+    assert len(firsts) == 6 and not any(
+        key.startswith("check") for key in firsts
+    )  # each task may come first, but a check
+    left = [
+        task["left"] == page.js("return study.pairs.p001[0]")
+        for tasks in many
+        for task in tasks
+        if task["pair"] == "p001"
+    ]
     assert 0.35 < np.mean(left) < 0.65
     assert {task["expected"] for tasks in many for task in tasks} == {"", *study.CHOICES}
 
@@ -381,7 +526,15 @@ def test_answers_are_posted(tmp_path, videos, browser):
         def log_message(self, *_):
             """Say nothing."""
 
-    list(study.make(study.pairs([videos / "ours", videos / "others"]), tmp_path / "s", questions=("sync",), checks=0, post="/answers"))
+    list(
+        study.make(
+            study.pairs([videos / "ours", videos / "others"]),
+            tmp_path / "s",
+            questions=("sync",),
+            checks=0,
+            post="/answers",
+        )
+    )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = Page(browser, f"http://127.0.0.1:{server.server_port}/?participant=zoë")
@@ -402,11 +555,17 @@ def test_answers_are_posted(tmp_path, videos, browser):
 
 @pytest.mark.parametrize("width, height", [(375, 700), (320, 568), (1280, 720)])
 def test_the_page_fits_its_window(address, browser, width, height):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
     try:
         page = Page(browser, address).begin("ann")
         assert page.js("return document.documentElement.scrollWidth") <= width
-        boxes = {name: page.js(f"return document.querySelector('{name}').getBoundingClientRect().toJSON()") for name in ("#left", "#right", "#choices label", "#next")}
+        boxes = {
+            name: page.js(f"return document.querySelector('{name}').getBoundingClientRect().toJSON()")
+            for name in ("#left", "#right", "#choices label", "#next")
+        }
         side_by_side = boxes["#left"]["right"] <= boxes["#right"]["left"]
         assert side_by_side == (width > 640) and (side_by_side or boxes["#left"]["bottom"] <= boxes["#right"]["top"])
         assert boxes["#choices label"]["height"] >= 44 and boxes["#next"]["height"] >= 44  # a finger's width
@@ -420,17 +579,26 @@ def test_everything_on_the_page_has_a_name_and_enough_contrast(address, browser)
     page = Page(browser, address).begin("ann")
     roles = accessible(browser)
     deadline = time.monotonic() + 20
-    while sum(role == "Video" and name in ("Left video", "Right video") for role, name in roles) < 2 and time.monotonic() < deadline:
+    while (
+        sum(role == "Video" and name in ("Left video", "Right video") for role, name in roles) < 2
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)  # a video that is still loading is named "Unable to play media."
         roles = accessible(browser)
     for role, names in {"radio": ["Left 1", "Right 2", "Both 3", "None 4"], "button": ["Back", "Next"]}.items():
         assert [name.strip() for found, name in roles if found == role and name.strip() in names] == names
     assert ("Video", "Left video") in roles and ("Video", "Right video") in roles
-    assert any(role == "group" and name == "Your answer" for role, name in roles) and any(role == "progressbar" and name for role, name in roles)
+    assert any(role == "group" and name == "Your answer" for role, name in roles) and any(
+        role == "progressbar" and name for role, name in roles
+    )
     assert page.js("return document.documentElement.lang") == "en"
     style = re.search(r":root \{(.*?)\}", page.browser.page_source).group(1)
     colours = dict(re.findall(r"--(\w+): (#\w+)", style))
-    assert contrast(colours["ink"], colours["paper"]) > 7 and contrast(colours["accent"], colours["paper"]) > 4.5 and contrast("#595959", "#f4f4f4") > 4.5
+    assert (
+        contrast(colours["ink"], colours["paper"]) > 7
+        and contrast(colours["accent"], colours["paper"]) > 4.5
+        and contrast("#595959", "#f4f4f4") > 4.5
+    )
     assert contrast(colours["line"], colours["paper"]) >= 3
 
 
@@ -442,9 +610,10 @@ def accessible(browser):
 
 def contrast(a, b):
     """The contrast of two colours, as WCAG 2 has it."""
+
     def light(colour):
         digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-        values = np.array([int(digits[k:k + 2], 16) for k in (0, 2, 4)]) / 255
+        values = np.array([int(digits[k : k + 2], 16) for k in (0, 2, 4)]) / 255
         return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
 
     lights = sorted((light(a), light(b)))

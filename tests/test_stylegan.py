@@ -21,20 +21,132 @@ from talkhead.team import Share
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
 FROZEN_IMAGES = [
-    1.12707, -0.31189, 2.77348, -2.15236, -4.11084, -4.02635, -3.5993, -4.82224, -1.19771, -3.58781, -6.72005, -3.58674,
-    -1.27859, -4.01777, -4.09413, -3.78207, 6.25476, 2.53637, 6.90282, 6.03738, 17.74707, 6.70459, 3.54843, 10.81035,
-    1.1137, 5.06534, 2.40041, 1.53153, 2.4952, 5.09473, 11.7854, 2.92452, -2.90323, -3.83716, -2.66933, -2.34611,
-    -3.38352, -3.49885, 3.04191, -2.49229, 1.00143, 3.04202, -0.91466, -0.24168, -0.48162, 1.71474, -0.63944, -1.39616,
-    1.07197, 1.23426, 1.54608, -4.20954, -9.28662, -4.9675, -6.99221, -10.82553, -1.27304, -7.50739, -6.45967, -4.64007,
-    -4.77533, -8.00432, -13.28611, -5.98606, 4.39211, 2.15364, 3.27007, 5.17448, 13.68573, 4.73231, 2.97058, 5.12165,
-    2.52608, 4.05476, 0.83799, -0.79072, 1.32061, 2.80955, 3.76929, 0.4704, -0.38419, -0.56506, 1.84133, -3.5476,
-    0.57035, -4.1157, 2.39326, -2.91545, -0.1248, 1.16899, -0.3029, -2.44408, -0.65187, 0.99337, -0.54873, -3.06605]
+    1.12707,
+    -0.31189,
+    2.77348,
+    -2.15236,
+    -4.11084,
+    -4.02635,
+    -3.5993,
+    -4.82224,
+    -1.19771,
+    -3.58781,
+    -6.72005,
+    -3.58674,
+    -1.27859,
+    -4.01777,
+    -4.09413,
+    -3.78207,
+    6.25476,
+    2.53637,
+    6.90282,
+    6.03738,
+    17.74707,
+    6.70459,
+    3.54843,
+    10.81035,
+    1.1137,
+    5.06534,
+    2.40041,
+    1.53153,
+    2.4952,
+    5.09473,
+    11.7854,
+    2.92452,
+    -2.90323,
+    -3.83716,
+    -2.66933,
+    -2.34611,
+    -3.38352,
+    -3.49885,
+    3.04191,
+    -2.49229,
+    1.00143,
+    3.04202,
+    -0.91466,
+    -0.24168,
+    -0.48162,
+    1.71474,
+    -0.63944,
+    -1.39616,
+    1.07197,
+    1.23426,
+    1.54608,
+    -4.20954,
+    -9.28662,
+    -4.9675,
+    -6.99221,
+    -10.82553,
+    -1.27304,
+    -7.50739,
+    -6.45967,
+    -4.64007,
+    -4.77533,
+    -8.00432,
+    -13.28611,
+    -5.98606,
+    4.39211,
+    2.15364,
+    3.27007,
+    5.17448,
+    13.68573,
+    4.73231,
+    2.97058,
+    5.12165,
+    2.52608,
+    4.05476,
+    0.83799,
+    -0.79072,
+    1.32061,
+    2.80955,
+    3.76929,
+    0.4704,
+    -0.38419,
+    -0.56506,
+    1.84133,
+    -3.5476,
+    0.57035,
+    -4.1157,
+    2.39326,
+    -2.91545,
+    -0.1248,
+    1.16899,
+    -0.3029,
+    -2.44408,
+    -0.65187,
+    0.99337,
+    -0.54873,
+    -3.06605,
+]
 FROZEN_LOGITS = [0.8141340613365173, 0.9768192172050476, 0.8574771881103516, 0.8722364902496338]
 
 # NVlabs/stylegan2-ada-pytorch with conv_clamp=2, on the same weights: every eighth pixel, and the logits.
 CLAMPED_IMAGES = [
-    -0.00196, -0.99243, -1.0577, -1.72652, 2.32262, 0.20107, 3.42555, 4.35647, -0.60629, -0.87614, -0.42452, 0.87246,
-    0.34724, -1.01264, -2.6366, -2.38253, 2.14221, 1.20560, 3.42968, 3.36967, -0.99223, -0.29319, -0.79128, -0.24173]
+    -0.00196,
+    -0.99243,
+    -1.0577,
+    -1.72652,
+    2.32262,
+    0.20107,
+    3.42555,
+    4.35647,
+    -0.60629,
+    -0.87614,
+    -0.42452,
+    0.87246,
+    0.34724,
+    -1.01264,
+    -2.6366,
+    -2.38253,
+    2.14221,
+    1.20560,
+    3.42968,
+    3.36967,
+    -0.99223,
+    -0.29319,
+    -0.79128,
+    -0.24173,
+]
 CLAMPED_LOGITS = [0.642819, 0.650311, 0.644718, 0.647331]
 
 
@@ -49,8 +161,10 @@ def fill(network):
 def toy(resolution=16, width=8):
     torch.manual_seed(0)
     levels = int(math.log2(resolution)) - 1
-    return (Generator(resolution, [width] * levels, z_dim=16, w_dim=16, mapping_layers=2),
-            Discriminator(resolution, [width] * levels))
+    return (
+        Generator(resolution, [width] * levels, z_dim=16, w_dim=16, mapping_layers=2),
+        Discriminator(resolution, [width] * levels),
+    )
 
 
 def test_config_f_widths_and_layer_count():
@@ -115,7 +229,7 @@ def test_styled_conv_equals_the_slow_one(index, up):
     x, w = torch.randn(3, 8, 4 if index < 2 else 8, 4 if index < 2 else 8), torch.randn(3, 16)
     with torch.no_grad():
         fast = layer(x, w, layer.noise("const", 3))
-        slow = torch.cat([slow_styled_conv(layer, x[k:k + 1], w[k], up) for k in range(3)])
+        slow = torch.cat([slow_styled_conv(layer, x[k : k + 1], w[k], up) for k in range(3)])
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
@@ -223,8 +337,10 @@ def test_a_shallow_generator_stops_at_its_side():
 def test_the_kind_of_pictures_is_recorded(tmp_path):
     kinds = []
     for origins in (["film", "film"], ["film", "still"]):
-        images = types.SimpleNamespace(origins=[datasets.Origin("a", 1, 16, kind) for kind in origins],
-                                       batch=lambda step, count, *_: torch.zeros(count, 3, 16, 16))
+        images = types.SimpleNamespace(
+            origins=[datasets.Origin("a", 1, 16, kind) for kind in origins],
+            batch=lambda step, count, *_: torch.zeros(count, 3, 16, 16),
+        )
         list(train(images, tmp_path / f"{origins[1]}.pt", *toy(), steps=1, batch=4))
         kinds.append(files.load_weights(tmp_path / f"{origins[1]}.pt")["learnt_from"])
     assert kinds == ["film", None]
@@ -234,16 +350,21 @@ def test_widths_go_on_by_halves():
     assert stylegan.extended([256, 192, 48], 64) == [256, 192, 48, 24, 16]
     assert stylegan.extended([256, 192, 48], 8) == [256, 192] and stylegan.extended([8, 6], 32) == [8, 6, 6, 6]
     # Those of config F, by the numbers of its table.
-    assert stylegan.extended([512] * 5, 256) == [512, 512, 512, 512, 512, 256, 128] and stylegan.extended([512] * 5, 16) == [512] * 3
+    assert (
+        stylegan.extended([512] * 5, 256) == [512, 512, 512, 512, 512, 256, 128]
+        and stylegan.extended([512] * 5, 16) == [512] * 3
+    )
 
 
 def test_a_larger_generator_inherits_the_smaller_ones_picture():
     torch.manual_seed(0)
-    small, large = (Generator(size, [8, 6, 4][:levels], z_dim=16, w_dim=16, mapping_layers=1) for size, levels in ((8, 2), (16, 3)))
+    small, large = (
+        Generator(size, [8, 6, 4][:levels], z_dim=16, w_dim=16, mapping_layers=1) for size, levels in ((8, 2), (16, 3))
+    )
     inherit(large, small.state_dict())
     w_plus = torch.randn(2, large.num_ws, 16)
     with torch.no_grad():
-        drawn, before = large.synthesis(w_plus), small.synthesis(w_plus[:, :small.num_ws])
+        drawn, before = large.synthesis(w_plus), small.synthesis(w_plus[:, : small.num_ws])
     spread = torch.zeros(2, 3, 19, 19)
     spread[..., 2:-1:2, 2:-1:2] = before
     taps = torch.outer(*[torch.tensor([1.0, 3, 3, 1])] * 2) / 16
@@ -264,7 +385,11 @@ def test_second_derivatives_agree_with_finite_differences():
 
 def test_a_config_is_built_by_its_architecture(tmp_path, monkeypatch):
     generator, _ = toy()
-    assert type(stylegan.build(generator.config)) is type(stylegan.build(generator.config | {"arch": "stylegan2"})) is Generator
+    assert (
+        type(stylegan.build(generator.config))
+        is type(stylegan.build(generator.config | {"arch": "stylegan2"}))
+        is Generator
+    )
     with pytest.raises(TalkheadError, match="architecture 'stylegan9': unknown to this version; take stylegan2"):
         stylegan.build(generator.config | {"arch": "stylegan9"})
 
@@ -275,15 +400,22 @@ def test_a_config_is_built_by_its_architecture(tmp_path, monkeypatch):
 
     monkeypatch.setitem(stylegan.GENERATORS, "other", Other)
     other = Other(**generator.config)
-    torch.save({"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}, tmp_path / "other.pt")
+    torch.save(
+        {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}, tmp_path / "other.pt"
+    )
     loaded = checkpoints.load_generator(tmp_path / "other.pt")
     assert type(loaded) is Other and torch.equal(loaded.const, other.const)
 
 
 def test_bad_sizes_are_refused_in_one_line():
     generator, _ = toy()
-    for call in (lambda: Generator(48), lambda: Generator(16, [8, 8]), lambda: Discriminator(4),
-                 lambda: generator.synthesis(torch.zeros(1, 4, 16)), lambda: generator.synthesis(torch.zeros(1, 6, 16), noise="loud")):
+    for call in (
+        lambda: Generator(48),
+        lambda: Generator(16, [8, 8]),
+        lambda: Discriminator(4),
+        lambda: generator.synthesis(torch.zeros(1, 4, 16)),
+        lambda: generator.synthesis(torch.zeros(1, 6, 16), noise="loud"),
+    ):
         with pytest.raises(TalkheadError) as caught:
             call()
         assert "\n" not in str(caught.value)
@@ -296,8 +428,15 @@ class Pictures:
         return share(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("joint, augment", [(False, {}), (True, {}), (False, {"augment": "ada", "augment_p": 0.5, "augment_images": 200}),
-                                            (True, {"augment": "fixed", "augment_p": 0.5})])
+@pytest.mark.parametrize(
+    "joint, augment",
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"augment": "ada", "augment_p": 0.5, "augment_images": 200}),
+        (True, {"augment": "fixed", "augment_p": 0.5}),
+    ],
+)
 def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
     from talkhead.encoders import ResNetEncoder
 
@@ -305,15 +444,34 @@ def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
         generator, critic = toy()
         options = dict(augment)
         if joint:
-            options |= {"encoder": ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), "reconstruct_only": 1,
-                       "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)), "mouth_weight": 1.0}
-        return list(train(Pictures(), out, generator, critic, steps=steps, batch=4, r1_every=2, path_every=2, log_every=1, **options))
+            options |= {
+                "encoder": ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
+                "reconstruct_only": 1,
+                "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+                "mouth_weight": 1.0,
+            }
+        return list(
+            train(
+                Pictures(),
+                out,
+                generator,
+                critic,
+                steps=steps,
+                batch=4,
+                r1_every=2,
+                path_every=2,
+                log_every=1,
+                **options,
+            )
+        )
 
     whole = run(tmp_path / "whole.pt", 4)
     run(tmp_path / "parts.pt", 2)
     rest = run(tmp_path / "parts.pt", 4)
     for ours, theirs in zip(whole[2:], rest):
-        assert {k: v for k, v in ours.items() if "second" not in k} == {k: v for k, v in theirs.items() if "second" not in k}
+        assert {k: v for k, v in ours.items() if "second" not in k} == {
+            k: v for k, v in theirs.items() if "second" not in k
+        }
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
     assert one["step"] == two["step"] == 4 and one["training"]["scalars"] == two["training"]["scalars"]
     for name, value in one["model"].items():
@@ -327,20 +485,38 @@ def test_ada_moves_its_probability_by_the_signs_of_four_steps(tmp_path):
     records = []
     for steps in (3, 10):
         generator, critic = toy()
-        records += train(Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, log_every=1, r1_every=2,
-                         augment="ada", augment_p=0.5 if steps == 3 else 0.0, augment_target=0.1, augment_images=160)
+        records += train(
+            Pictures(),
+            tmp_path / "g.pt",
+            generator,
+            critic,
+            steps=steps,
+            batch=4,
+            log_every=1,
+            r1_every=2,
+            augment="ada",
+            augment_p=0.5 if steps == 3 else 0.0,
+            augment_target=0.1,
+            augment_images=160,
+        )
     p, signs = 0.5, [record["real_signs"] for record in records]
     for step, record in enumerate(records):
         if step and step % 4 == 0:
-            p = min(max(p + 16 / 160 * np.sign(round(np.mean(signs[step - 4:step]) - 0.1, 6)), 0.0), 1.0)
+            p = min(max(p + 16 / 160 * np.sign(round(np.mean(signs[step - 4 : step]) - 0.1, 6)), 0.0), 1.0)
         assert record["augment"] == pytest.approx(p), step
     weights = torch.load(tmp_path / "g.pt", weights_only=True)
-    assert weights["training"]["scalars"]["augment"] == pytest.approx(p) and weights["training"]["scalars"]["judged"] == 2
-    weights["training"]["scalars"] = {"path_mean": weights["training"]["scalars"]["path_mean"]}  # as an older version wrote it
+    assert (
+        weights["training"]["scalars"]["augment"] == pytest.approx(p) and weights["training"]["scalars"]["judged"] == 2
+    )
+    weights["training"]["scalars"] = {
+        "path_mean": weights["training"]["scalars"]["path_mean"]
+    }  # as an older version wrote it
     torch.save(weights, tmp_path / "g.pt")
     for steps, augment, p in ((11, "ada", 0.25), (12, "fixed", 0.75), (13, "none", None)):
         generator, critic = toy()
-        (record,) = train(Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, augment=augment, augment_p=p or 0.0)
+        (record,) = train(
+            Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, augment=augment, augment_p=p or 0.0
+        )
         assert record.get("augment") == p
 
 
@@ -355,11 +531,28 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
         return {"number": share(torch.arange(1.0, count + 1)[:, None])}
 
     monkeypatch.setattr(stylegan.augmentation, "draw", number)
-    monkeypatch.setattr(stylegan.augmentation, "augment", lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half))
+    monkeypatch.setattr(
+        stylegan.augmentation,
+        "augment",
+        lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half),
+    )
     generator, critic = toy()
     critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()[:, 0, 0, -1].tolist()))
-    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=1, batch=8, accumulate=2, augment="fixed", augment_p=0.25,
-               encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    list(
+        train(
+            Pictures(),
+            tmp_path / "g.pt",
+            generator,
+            critic,
+            steps=1,
+            batch=8,
+            accumulate=2,
+            augment="fixed",
+            augment_p=0.25,
+            encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
+            reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+        )
+    )
     # In two turns: fakes and the real images whose reconstructions are among them, then fakes and real images, then R1.
     parts = [[1, 3, 5, 7], [2, 4, 6, 8]]
     assert seen == [parts[0], parts[0][2:], parts[1], parts[1][2:], parts[0], parts[0], parts[1], parts[1], *parts]
@@ -371,14 +564,41 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
     """From a file as rosinality's training writes it; at another resolution its critic does not fit, and none may be frozen."""
     shape = {"z_dim": 12, "w_dim": 12, "channels": (8, 6, 4), "layers": 2}
     theirs = foreign.rosinality_generator(**shape)
-    torch.save({"g": theirs, "d": foreign.rosinality_discriminator(**shape), "g_ema": theirs, "latent_avg": torch.zeros(12)}, tmp_path / "r.pt")
-    line = ["train-stylegan", str(puppet / "clips"), "--init", str(tmp_path / "r.pt"), "-o", str(tmp_path / "out.pt"), "--steps", "2", "--batch", "4",
-            "--log-every", "1", "--augment", "ada", "--augment-p", "0.3", "--freeze-d", "1"]
+    torch.save(
+        {"g": theirs, "d": foreign.rosinality_discriminator(**shape), "g_ema": theirs, "latent_avg": torch.zeros(12)},
+        tmp_path / "r.pt",
+    )
+    line = [
+        "train-stylegan",
+        str(puppet / "clips"),
+        "--init",
+        str(tmp_path / "r.pt"),
+        "-o",
+        str(tmp_path / "out.pt"),
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--log-every",
+        "1",
+        "--augment",
+        "ada",
+        "--augment-p",
+        "0.3",
+        "--freeze-d",
+        "1",
+    ]
     if resolution == 32:
         line += ["--resolution", "32", "--channels", "8,6,4,4"]
         refused = CliRunner().invoke(cli, line)
-        assert refused.exit_code == 1 and "--freeze-d holds levels" in refused.stderr and not (tmp_path / "out.pt").exists()
-        unlearnt = CliRunner().invoke(cli, ["train-stylegan", "clips", "-o", str(tmp_path / "new.pt"), "--steps", "1", "--freeze-d", "1"])
+        assert (
+            refused.exit_code == 1
+            and "--freeze-d holds levels" in refused.stderr
+            and not (tmp_path / "out.pt").exists()
+        )
+        unlearnt = CliRunner().invoke(
+            cli, ["train-stylegan", "clips", "-o", str(tmp_path / "new.pt"), "--steps", "1", "--freeze-d", "1"]
+        )
         assert unlearnt.exit_code == 2 and "--freeze-d needs --init" in unlearnt.stderr
         line += ["--freeze-d", "0"]
     done = CliRunner().invoke(cli, line)
@@ -387,7 +607,9 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
     critic = torch.load(tmp_path / "out.pt", weights_only=True)["training"]["discriminator"]
     before = checkpoints.read(tmp_path / "r.pt", "generator")["training"]["discriminator"]
     same = {name for name, value in critic.items() if name in before and torch.equal(value, before[name])}
-    assert same == ({name for name in critic if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set())
+    assert same == (
+        {name for name in critic if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set()
+    )
     generator = checkpoints.load_generator(tmp_path / "out.pt")
     assert generator.resolution == resolution
     with torch.no_grad():
@@ -413,9 +635,21 @@ def test_training_lowers_the_reconstruction(tmp_path):
             return share(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1))
 
     generator, critic = toy()
-    records = list(train(OnePicture(), tmp_path / "g.pt", generator, critic, steps=30, batch=4, lr=0.01, log_every=1,
-                         encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), reconstruct_only=30,
-                         reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    records = list(
+        train(
+            OnePicture(),
+            tmp_path / "g.pt",
+            generator,
+            critic,
+            steps=30,
+            batch=4,
+            lr=0.01,
+            log_every=1,
+            encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
+            reconstruct_only=30,
+            reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+        )
+    )
     assert records[-1]["reconstruction"] < 0.5 * records[0]["reconstruction"]
     assert "discriminator" not in records[-1]
 
@@ -428,14 +662,32 @@ def test_all_rates_come_to_rest_over_the_last_share_of_the_steps(tmp_path, monke
 
     def watched(trainer, index):
         record = step(trainer, index)
-        seen.append([optimizer.param_groups[0]["lr"] for optimizer in (trainer.g_optimizer, trainer.d_optimizer, trainer.e_optimizer)])
+        seen.append(
+            [
+                optimizer.param_groups[0]["lr"]
+                for optimizer in (trainer.g_optimizer, trainer.d_optimizer, trainer.e_optimizer)
+            ]
+        )
         return record
 
     monkeypatch.setattr(stylegan._Trainer, "step", watched)
     generator, critic = toy()
-    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=8, batch=4, lr=0.01, path_length=0, cool_down=0.5,
-               encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), encoder_lr=0.002,
-               reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3))))
+    list(
+        train(
+            Pictures(),
+            tmp_path / "g.pt",
+            generator,
+            critic,
+            steps=8,
+            batch=4,
+            lr=0.01,
+            path_length=0,
+            cool_down=0.5,
+            encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
+            encoder_lr=0.002,
+            reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+        )
+    )
     for rates, full in zip(zip(*seen), (0.01, 0.01 * 16 / 17, 0.002)):
         assert rates[:5] == pytest.approx([full] * 5)
         assert rates[5:] == pytest.approx([full * (0.5 - 0.5 * math.cos(math.pi * left / 4)) for left in (3, 2, 1)])
@@ -463,12 +715,29 @@ def test_all_that_learns_sees_the_same_jittered_pictures(tmp_path, monkeypatch):
         encoded.clear(), compared.clear()
         generator, critic = toy()
         torch.manual_seed(5)
-        list(train(Stripes(), out, generator, critic, steps=1, batch=8, accumulate=accumulate, jitter=0.9, reconstruct_only=1, reconstruction=distance,
-                   encoder=Watched(generator.num_ws, width=4, input_size=32, w_dim=16)))
+        list(
+            train(
+                Stripes(),
+                out,
+                generator,
+                critic,
+                steps=1,
+                batch=8,
+                accumulate=accumulate,
+                jitter=0.9,
+                reconstruct_only=1,
+                reconstruction=distance,
+                encoder=Watched(generator.num_ws, width=4, input_size=32, w_dim=16),
+            )
+        )
         return list(encoded[:accumulate]), list(compared)
 
     (seen,), (wanted,) = run(tmp_path / "one.pt", 1)
-    assert torch.equal(seen, wanted) and not torch.equal(seen, Stripes().batch(0, 8)) and len(set(map(float, seen.mean((1, 2, 3))))) > 4
+    assert (
+        torch.equal(seen, wanted)
+        and not torch.equal(seen, Stripes().batch(0, 8))
+        and len(set(map(float, seen.mean((1, 2, 3))))) > 4
+    )
     parts = torch.empty_like(seen)
     parts[::2], parts[1::2] = run(tmp_path / "two.pt", 2)[0]
     assert torch.allclose(parts, seen, atol=1e-6)
@@ -479,9 +748,20 @@ def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
 
     def records(**options):
         generator, critic = toy()
-        return list(train(Pictures(), tmp_path / f"{len(options)}.pt", generator, critic, steps=1, batch=4, reconstruct_only=1,
-                          reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
-                          encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16), **options))[-1]
+        return list(
+            train(
+                Pictures(),
+                tmp_path / f"{len(options)}.pt",
+                generator,
+                critic,
+                steps=1,
+                batch=4,
+                reconstruct_only=1,
+                reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+                encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
+                **options,
+            )
+        )[-1]
 
     assert "lips" not in records()
     assert records(lips=lambda images, targets: (images - targets).abs().amax((1, 2, 3)), lip_weight=3.0)["lips"] > 0
@@ -493,8 +773,20 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
     generator, critic = toy()
     encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=2, batch=4, encoder=encoder, encoder_lr=0.0,
-               reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)), lineage={"0123456789abcdef"}))
+    list(
+        train(
+            Pictures(),
+            tmp_path / "g.pt",
+            generator,
+            critic,
+            steps=2,
+            batch=4,
+            encoder=encoder,
+            encoder_lr=0.0,
+            reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+            lineage={"0123456789abcdef"},
+        )
+    )
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     loaded = checkpoints.load_generator(tmp_path / "g.pt")
     assert loaded.lineage == {"0123456789abcdef", loaded.fingerprint}
@@ -509,6 +801,7 @@ def test_the_blur_knows_its_gradients(gain, padding, stride):
 
 
 # FID while training --------------------------------------------------------------------------------------------------------
+
 
 class Corners:
     """A feature network: the colours of two corners, so wide that some tests have fewer pictures."""
@@ -531,14 +824,23 @@ def noise(tmp_path):
 
 def measured(images, out, steps=6, **options):
     """The records of a short run on noise, with FID measured every second step."""
-    options = {"fid_every": 2, "fid_images": 24, "fid_features": Corners(), "lr": 0.01, "average_images": 1, "log_every": 1} | options
+    options = {
+        "fid_every": 2,
+        "fid_images": 24,
+        "fid_features": Corners(),
+        "lr": 0.01,
+        "average_images": 1,
+        "log_every": 1,
+    } | options
     return list(train(images, out, *toy(), steps=steps, batch=4, r1_every=2, path_every=2, **options))
 
 
 def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
     records = measured(noise, tmp_path / "g.pt", steps=7)
     checked = {record["step"]: record["fid"] for record in records if "fid" in record}
-    assert list(checked) == [2, 4, 6, 7] and all(record["fid_features"] == "corners" for record in records if "kid" in record)
+    assert list(checked) == [2, 4, 6, 7] and all(
+        record["fid_features"] == "corners" for record in records if "kid" in record
+    )
     weights = torch.load(tmp_path / "g.pt", weights_only=True)
     best = min(checked, key=checked.get)
     assert weights["training"]["best_step"] == best and weights["training"]["best_value"] == checked[best]
@@ -568,7 +870,9 @@ def test_measuring_changes_nothing_in_training_and_goes_on_where_it_was(tmp_path
     whole = measured(noise, tmp_path / "whole.pt")
     measured(noise, tmp_path / "parts.pt", steps=4)
     rest = measured(noise, tmp_path / "parts.pt")
-    without = lambda record, *words: {key: value for key, value in record.items() if not any(word in key for word in words)}
+    without = lambda record, *words: {
+        key: value for key, value in record.items() if not any(word in key for word in words)
+    }
     for ours, theirs in zip(bare, whole):
         assert without(ours, "second") == without(theirs, "second", "fid", "kid")
     for ours, theirs in zip(whole[4:], rest):
@@ -582,7 +886,10 @@ def test_what_is_measured_may_not_change_on_the_way(tmp_path, noise):
     measured(noise, tmp_path / "g.pt", steps=2)
     other = Corners()
     other.name = "edges"
-    for change, message in (({"fid_features": other}, "fid_features=corners, now edges"), ({"fid_images": 30}, "fid_images=24, now 30")):
+    for change, message in (
+        ({"fid_features": other}, "fid_features=corners, now edges"),
+        ({"fid_images": 30}, "fid_images=24, now 30"),
+    ):
         with pytest.raises(TalkheadError, match=message):
             measured(noise, tmp_path / "g.pt", steps=4, **change)
 
@@ -591,8 +898,11 @@ def test_an_encoder_that_learns_along_fits_the_model_in_the_file(tmp_path, noise
     from talkhead.encoders import ResNetEncoder
 
     for rate, last in ((0.001, True), (0.0, False)):
-        along = {"encoder": ResNetEncoder(6, width=4, input_size=32, w_dim=16), "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)),
-                 "encoder_lr": rate}
+        along = {
+            "encoder": ResNetEncoder(6, width=4, input_size=32, w_dim=16),
+            "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)),
+            "encoder_lr": rate,
+        }
         assert "fid" in measured(noise, tmp_path / f"{rate}.pt", steps=2, **along)[-1]
         assert ("last" in torch.load(tmp_path / f"{rate}.pt", weights_only=True)["training"]) != last
 
@@ -605,8 +915,10 @@ def test_fid_by_inception(tmp_path, noise, toy_inception):
 
 def test_what_fid_lacks_is_said_before_training(tmp_path, noise, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for options, message in (({"fid_features": "inception"}, "not there.*talkhead weights fetch inception-fid"),
-                             ({"fid_images": 1}, "FID of 1 pictures: it compares two or more")):
+    for options, message in (
+        ({"fid_features": "inception"}, "not there.*talkhead weights fetch inception-fid"),
+        ({"fid_images": 1}, "FID of 1 pictures: it compares two or more"),
+    ):
         with pytest.raises(TalkheadError, match=message):
             measured(noise, tmp_path / "g.pt", **options)
     assert not (tmp_path / "g.pt").exists()

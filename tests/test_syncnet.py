@@ -37,7 +37,9 @@ def test_what_is_seen_and_heard_is_that_of_the_public_code(weights):
     features, frames = syncnet.sound_features(PEER["sound"]()), PEER["frames"]()
     moments = len(FROZEN["seen"])
     with torch.no_grad():
-        heard = network.hear(torch.from_numpy(np.stack([features[t * 4:t * 4 + 20].T for t in range(moments)])[:, None]))
+        heard = network.hear(
+            torch.from_numpy(np.stack([features[t * 4 : t * 4 + 20].T for t in range(moments)])[:, None])
+        )
         seen = network.see(torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float())[:moments]
     for found, wanted in ((seen, FROZEN["seen"]), (heard, FROZEN["heard"])):
         assert np.abs(found[:, :8].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
@@ -50,7 +52,9 @@ def test_what_is_seen_and_heard_is_that_of_the_public_code(weights):
 
 def test_agreement_is_that_of_the_public_code():
     sync, wanted = syncnet.agreement(*PEER["moments"]()), FROZEN["moments"]
-    assert sync.distance == pytest.approx(wanted["lse_d"], rel=1e-5) and sync.confidence == pytest.approx(wanted["lse_c"], rel=1e-4)
+    assert sync.distance == pytest.approx(wanted["lse_d"], rel=1e-5) and sync.confidence == pytest.approx(
+        wanted["lse_c"], rel=1e-4
+    )
     assert sync.offset == wanted["offset"] == -3 and wanted["lse_c"] > 1
 
 
@@ -115,8 +119,12 @@ def test_the_box_is_held_still(toy, monkeypatch):
 
 def test_other_files_are_refused_in_one_line(toy, tmp_path):
     state = torch.load(toy)
-    for name, contents in {"short": {key: value for key, value in state.items() if "netfclip.3" not in key}, "more": state | {"x": torch.zeros(1)},
-                           "list": [1], "empty": {}}.items():
+    for name, contents in {
+        "short": {key: value for key, value in state.items() if "netfclip.3" not in key},
+        "more": state | {"x": torch.zeros(1)},
+        "list": [1],
+        "empty": {},
+    }.items():
         torch.save(contents, tmp_path / name)
         with pytest.raises(TalkheadError, match="not SyncNet's weights; .*weights fetch syncnet") as caught:
             syncnet.load(tmp_path / name)

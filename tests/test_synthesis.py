@@ -60,7 +60,9 @@ def test_batches_do_not_change_the_picture(generator, latents, batch):
 
 @pytest.mark.parametrize("precision, least", [("bfloat16", 30), ("float16", 50)])
 def test_halved_precision_draws_nearly_the_same(generator, latents, precision, least):
-    whole, half = (np.stack(list(synthesis.synthesize(generator, latents, precision=name))) for name in ("float32", precision))
+    whole, half = (
+        np.stack(list(synthesis.synthesize(generator, latents, precision=name))) for name in ("float32", precision)
+    )
     assert metrics.psnr(whole, half) > least
     assert not np.array_equal(whole, half)
 
@@ -103,7 +105,9 @@ def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2la
     frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech))
     assert [frame.shape for frame in frames] == 5 * [face.shape]
     code = synthesis.origin(encoder, face)
-    assert [frame.shape for frame in synthesis.generate(generator, None, audio2latent, code, speech)] == 5 * [(16, 16, 3)]
+    assert [frame.shape for frame in synthesis.generate(generator, None, audio2latent, code, speech)] == 5 * [
+        (16, 16, 3)
+    ]
 
 
 def test_a_photo_blinks_when_the_path_does(generator, encoder, audio2latent):
@@ -112,7 +116,18 @@ def test_a_photo_blinks_when_the_path_does(generator, encoder, audio2latent):
 
     face, speech = talkhead.read_image("examples/face.png"), np.zeros(16000 * 2, np.float32)
     lids = list(islice(expression.blinks(60, 3), 50))
-    frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech, blink=60, seed=3, blink_latent=np.zeros((6, 512), np.float32)))
+    frames = list(
+        synthesis.generate(
+            generator,
+            encoder,
+            audio2latent,
+            face,
+            speech,
+            blink=60,
+            seed=3,
+            blink_latent=np.zeros((6, 512), np.float32),
+        )
+    )
     eyes = [np.abs(frame[180:280].astype(int) - face[180:280]).mean() for frame in frames]
     assert max(lids) > 0.9 and np.corrcoef(lids, eyes)[0, 1] > 0.9
 
@@ -145,7 +160,11 @@ def test_noise_moves_the_mean_code_of_the_pictures(encoder, generator):
         origin = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1).mean(0).numpy()
     path = np.stack(list(synthesis.wander(encoder, mover, faces, 7, 5)))
     np.testing.assert_allclose(path, origin + np.stack(list(motion(mover, origin, 7, 5))), atol=1e-4)
-    np.testing.assert_allclose(np.stack(list(synthesis.wander(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))), 2 * path - origin, atol=1e-4)
+    np.testing.assert_allclose(
+        np.stack(list(synthesis.wander(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))),
+        2 * path - origin,
+        atol=1e-4,
+    )
 
 
 def test_batch_does_not_change_the_path(encoder, audio2latent):
@@ -156,13 +175,13 @@ def test_batch_does_not_change_the_path(encoder, audio2latent):
     np.testing.assert_allclose(one, many, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [37, 640, 5000, 10 ** 6])
+@pytest.mark.parametrize("block", [37, 640, 5000, 10**6])
 def test_path_of_a_stream_is_that_of_the_whole(encoder, audio2latent, block):
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (16, 16, 3), np.uint8)
     speech = rng.normal(size=16001).astype(np.float32) * 0.1
     whole = np.stack(list(synthesis.drive(encoder, audio2latent, face, speech)))
-    blocks = (speech[first:first + block] for first in range(0, len(speech), block))
+    blocks = (speech[first : first + block] for first in range(0, len(speech), block))
     streamed = np.stack(list(synthesis.drive(encoder, audio2latent, face, blocks, batch=1)))
     np.testing.assert_allclose(streamed, whole, atol=1e-5)
 
@@ -186,7 +205,10 @@ def test_code_stands_for_the_picture_it_was_made_from(encoder, audio2latent):
     speech = np.random.default_rng(1).normal(size=4000).astype(np.float32) * 0.1
     code = synthesis.origin(encoder, face)
     assert code.dtype == np.float32 and code.shape == (encoder.num_ws, 512)
-    np.testing.assert_array_equal(list(synthesis.drive(None, audio2latent, code, speech)), list(synthesis.drive(encoder, audio2latent, face, speech)))
+    np.testing.assert_array_equal(
+        list(synthesis.drive(None, audio2latent, code, speech)),
+        list(synthesis.drive(encoder, audio2latent, face, speech)),
+    )
 
 
 def still(encoder):
@@ -206,7 +228,9 @@ def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
     code, speech = still(encoder), np.random.default_rng(1).normal(size=32000).astype(np.float32) * 0.1
     free = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
     for likely, wanted in ((1.0, free), (0.0, None)):
-        monkeypatch.setattr(synthesis.expression.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50)))
+        monkeypatch.setattr(
+            synthesis.expression.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50))
+        )
         path = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=True)))
         if wanted is None:
             assert (path == path[0]).all() and np.abs(path - free).max() > 1e-4
@@ -217,7 +241,10 @@ def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
 @pytest.mark.parametrize("gate", [True, False])
 def test_layers_that_are_not_named_stay(encoder, audio2latent, gate):
     code, speech = still(encoder), np.random.default_rng(1).normal(size=8000).astype(np.float32) * 0.1
-    whole, part = (np.stack(list(synthesis.drive(None, audio2latent, code, speech, layers=layers, gate=gate))) for layers in (None, (2, 3)))
+    whole, part = (
+        np.stack(list(synthesis.drive(None, audio2latent, code, speech, layers=layers, gate=gate)))
+        for layers in (None, (2, 3))
+    )
     np.testing.assert_array_equal(part[:, 2:4], whole[:, 2:4])
     assert (part[:, :2] == code[:2]).all() and (part[:, 4:] == code[4:]).all() and not (whole[:, 4:] == code[4:]).all()
 
@@ -225,17 +252,29 @@ def test_layers_that_are_not_named_stay(encoder, audio2latent, gate):
 def test_blinks_are_added_to_what_speech_moves(encoder, audio2latent):
     code, speech = still(encoder), np.random.default_rng(1).normal(size=160000).astype(np.float32) * 0.1
     latent = np.random.default_rng(2).normal(size=code.shape).astype(np.float32)
-    awake, blinking = (np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3))) for rate in (0, 40))
+    awake, blinking = (
+        np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3)))
+        for rate in (0, 40)
+    )
     lids = np.array([lid for lid, _ in zip(synthesis.expression.blinks(40, 3), awake)], np.float32)
     assert (lids > 0.5).sum() > 4
     np.testing.assert_allclose(blinking, awake + lids[:, None, None] * latent, atol=1e-5)
 
 
-@pytest.mark.parametrize("spoil", [lambda x: np.clip(20 * x, -1, 1), lambda x: 1e-5 * x, lambda x: x + 0.5, lambda x: 0 * x], ids=["clipped", "quiet", "offset", "none"])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda x: np.clip(20 * x, -1, 1), lambda x: 1e-5 * x, lambda x: x + 0.5, lambda x: 0 * x],
+    ids=["clipped", "quiet", "offset", "none"],
+)
 def test_bad_sound_moves_the_face_within_bounds(encoder, audio2latent, spoil):
     face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    speech = (np.random.default_rng(1).normal(size=16000) * np.sin(np.arange(16000) / 800) ** 2 * 0.1).astype(np.float32)
-    good, bad = (np.stack(list(synthesis.drive(encoder, audio2latent, face, sound))) - synthesis.origin(encoder, face) for sound in (speech, spoil(speech)))
+    speech = (np.random.default_rng(1).normal(size=16000) * np.sin(np.arange(16000) / 800) ** 2 * 0.1).astype(
+        np.float32
+    )
+    good, bad = (
+        np.stack(list(synthesis.drive(encoder, audio2latent, face, sound))) - synthesis.origin(encoder, face)
+        for sound in (speech, spoil(speech))
+    )
     assert bad.shape == good.shape and np.isfinite(bad).all()
     assert np.abs(bad).max() <= 3 * np.abs(good).max()
 

@@ -57,13 +57,28 @@ def networks():
     return generator, encoder
 
 
-TOY_FIRST = {"heard": (12, 28), "channels": (2, 2, 3, 3), "lstm": 4, "identity_width": 3, "noise_width": 2, "decoder": 4}
+TOY_FIRST = {
+    "heard": (12, 28),
+    "channels": (2, 2, 3, 3),
+    "lstm": 4,
+    "identity_width": 3,
+    "noise_width": 2,
+    "decoder": 4,
+}
 KINDS = {"first": (FirstModel, TOY_FIRST), "second": (SecondModel, TOY)}
 
 
 def run(clips, networks, out, steps, kind="second", sizes=None, **options):
-    options = {"batch": 2, "frames": 6, "image_frames": 2, "perceptual": "pyramid", "hold_out": 1, "validate_every": 2,
-               "log_every": 1, "lr": 1e-3} | options
+    options = {
+        "batch": 2,
+        "frames": 6,
+        "image_frames": 2,
+        "perceptual": "pyramid",
+        "hold_out": 1,
+        "validate_every": 2,
+        "log_every": 1,
+        "lr": 1e-3,
+    } | options
     torch.manual_seed(1)
     network, toy = KINDS[kind]
     return list(train([clips], *networks, out, network(L, **(toy | (sizes or {}))), steps=steps, **options))
@@ -85,7 +100,9 @@ class Steps:
 def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     records = run(clips, networks, tmp_path / "a.pt", 4)
     assert [record["step"] for record in records] == [0] * 5 + [1, 2, 3, 4]
-    assert {"loss", "latent", "image", "mouth"} <= set(records[5]) and {"val_error", "val_correlation"} <= set(records[6])
+    assert {"loss", "latent", "image", "mouth"} <= set(records[5]) and {"val_error", "val_correlation"} <= set(
+        records[6]
+    )
     json.dumps(records)
     weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
     assert weights["config"]["generator"] == "0123456789abcdef"
@@ -101,14 +118,22 @@ def test_the_first_model_learns_by_default_from_pictures_alone(clips, networks, 
     assert records[-1]["loss"] == pytest.approx(records[-1]["image"]) and records[-1]["latent"] > 0
     weights = files.load_weights(tmp_path / "a.pt", kind="audio2latent")
     told = weights["config"]["training"]
-    assert (told["latent_weight"], told["image_weight"], told["mouth_weight"], told["identity_noise"], told["patience"]) == (0, 1, 0, 0, 10)
+    assert (
+        told["latent_weight"],
+        told["image_weight"],
+        told["mouth_weight"],
+        told["identity_noise"],
+        told["patience"],
+    ) == (0, 1, 0, 0, 10)
     model = build(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
     assert isinstance(model, FirstModel) and model.identity_spread.min() > 0 and model.feature_spread.min() > 0
     assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
 
 
-@pytest.mark.parametrize("kind, more", [("second", {}), ("first", {"noise_draws": 2, "patience": 1, "mouth_weight": 1.0})])
+@pytest.mark.parametrize(
+    "kind, more", [("second", {}), ("first", {"noise_draws": 2, "patience": 1, "mouth_weight": 1.0})]
+)
 def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, kind, more):
     run(clips, networks, tmp_path / "whole.pt", 5, kind, **more)
     run(clips, networks, tmp_path / "parts.pt", 3, kind, **more)
@@ -142,7 +167,9 @@ def test_a_fallen_rate_is_what_adam_takes(clips, networks, tmp_path, monkeypatch
     monkeypatch.setattr(teaching._Plateau, "see", lambda self, error: setattr(self, "falls", self.falls + 1))
     run(clips, networks, tmp_path / "a.pt", 6, "first", patience=1, lr=0.1)
     # Measured after steps 2, 4 and 6: the last two of six steps took a hundredth.
-    assert files.load_weights(tmp_path / "a.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001)
+    assert files.load_weights(tmp_path / "a.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(
+        0.001
+    )
 
 
 def test_the_best_model_is_kept(clips, networks, tmp_path):
@@ -198,10 +225,10 @@ def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
         for seed in range(5):
             chunk = teaching._Chunk(lesson, settings, np.random.default_rng(seed))
             first = round(chunk.times[0])
-            np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first:first + 6])
+            np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first : first + 6])
             plain = Windows(kept, Mfcc())
             heard = chunk.read(kept, plain)[0]  # of the sound from a little before
-            assert np.corrcoef(heard.ravel(), speech.mfcc_windows(sound)[first:first + 6].ravel())[0, 1] > 0.9
+            assert np.corrcoef(heard.ravel(), speech.mfcc_windows(sound)[first : first + 6].ravel())[0, 1] > 0.9
 
 
 def test_a_chunk_longer_than_its_clip_is_filled_up(clips, networks, tmp_path):
@@ -226,7 +253,9 @@ def test_an_identity_is_not_among_the_predicted_frames():
 
 
 def test_features_that_do_not_fit_the_model_are_refused(clips, networks, tmp_path):
-    with pytest.raises(TalkheadError, match=r"features: windows of steps are \(29, 16\), this speech model takes \(12, 28\)"):
+    with pytest.raises(
+        TalkheadError, match=r"features: windows of steps are \(29, 16\), this speech model takes \(12, 28\)"
+    ):
         run(clips, networks, tmp_path / "a.pt", 1, features=Steps())
 
 
@@ -263,8 +292,14 @@ def test_held_out_speakers_are_not_trained_on():
     assert [x.name for x in held] == ["clip2", "clip3"]
 
 
-@pytest.mark.parametrize("hold_out, message", [(2, "would leave nobody"), (["c"], "no speaker, clip or folder is called c"),
-                                               (["a", "b"], "nothing is left to train on")])
+@pytest.mark.parametrize(
+    "hold_out, message",
+    [
+        (2, "would leave nobody"),
+        (["c"], "no speaker, clip or folder is called c"),
+        (["a", "b"], "nothing is left to train on"),
+    ],
+)
 def test_holding_out_too_much_is_refused(hold_out, message):
     with pytest.raises(TalkheadError, match=message):
         split(lessons("a", "b"), hold_out, seed=0)
@@ -285,8 +320,17 @@ def test_a_folder_without_clips_is_refused(networks, tmp_path):
         run(tmp_path, networks, tmp_path / "a.pt", 1)
 
 
-WIDE = {"first": {"channels": (8, 8, 16, 16), "lstm": 32, "identity_width": 8, "decoder": 32},
-        "second": {"channels": (8, 8, 16, 16, 16), "hidden": 64, "features": 32, "lstm": 32, "decoder": 64, "components": 4}}
+WIDE = {
+    "first": {"channels": (8, 8, 16, 16), "lstm": 32, "identity_width": 8, "decoder": 32},
+    "second": {
+        "channels": (8, 8, 16, 16, 16),
+        "hidden": 64,
+        "features": 32,
+        "lstm": 32,
+        "decoder": 64,
+        "components": 4,
+    },
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -298,9 +342,26 @@ def test_training_hears_the_sound(networks, tmp_path, kind):
         write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)
     torch.manual_seed(0)
     network, toy = KINDS[kind]
-    records = list(train([tmp_path / "clips"], *networks, tmp_path / "a.pt", network(L, **(toy | WIDE[kind])), steps=150, batch=8, frames=10,
-                         lr=2e-3, latent_weight=250.0, image_frames=0, mouth_weight=1.0, augment=False, identity_noise=0.3,
-                         hold_out=["voice2"], validate_every=150, average=0.9))
+    records = list(
+        train(
+            [tmp_path / "clips"],
+            *networks,
+            tmp_path / "a.pt",
+            network(L, **(toy | WIDE[kind])),
+            steps=150,
+            batch=8,
+            frames=10,
+            lr=2e-3,
+            latent_weight=250.0,
+            image_frames=0,
+            mouth_weight=1.0,
+            augment=False,
+            identity_noise=0.3,
+            hold_out=["voice2"],
+            validate_every=150,
+            average=0.9,
+        )
+    )
     assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
 
 
@@ -327,4 +388,6 @@ def test_latent_loss_is_the_mean_squared_error():
 
 def test_codes_between_frames_are_on_the_line():
     codes = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
-    np.testing.assert_allclose(teaching._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3])
+    np.testing.assert_allclose(
+        teaching._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3]
+    )

@@ -18,25 +18,181 @@ from talkhead.errors import TalkheadError
 from talkhead.team import Share, Team
 
 STEPS = 5
-NETWORKS = ["--resolution", "16", "--channels", "8,8,8", "--mapping-layers", "2", "--perceptual", "pyramid", "--width", "4", "--input-size", "16"]
+NETWORKS = [
+    "--resolution",
+    "16",
+    "--channels",
+    "8,8,8",
+    "--mapping-layers",
+    "2",
+    "--perceptual",
+    "pyramid",
+    "--width",
+    "4",
+    "--input-size",
+    "16",
+]
 TRAINERS = {
-    "stylegan": ["train-stylegan", "{faces}", "--batch", "8", "--path-every", "2", "--r1-every", "2", "--flip", *NETWORKS],
-    "joint": ["train-stylegan", "{faces}", "--batch", "8", "--path-every", "2", "--r1-every", "2", "--encoder-out", "{folder}/e.pt",
-              "--lr", "2e-4", "--encoder-lr", "1e-5", "--mouth-weight", "1", *NETWORKS],
-    "encoder": ["train-encoder", "{faces}", "--generator", "{weights}/generator.pt", "--batch", "8", "--lr", "1e-5", "--flip", "--perceptual", "pyramid",
-                "--width", "4", "--input-size", "16"],
-    "audio2latent": ["train-audio2latent", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt",
-                     "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--components", "4", "--channels", "4,4,4,4,4",
-                     "--hidden", "8", "--embedding", "8", "--lstm", "8", "--decoder", "8", "--perceptual", "pyramid", "--hold-out", "1"],
-    "video_gan": ["train-video-gan", "{faces}", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "4",
-                  "--frames", "4", "--components", "4", "--noise", "3", "--width", "2", "--r1-every", "2", "--lr", "1e-5", "--contrastive",
-                  "--image-critic"],
-    "first": ["train-audio2latent", "{faces}", "--model", "first", "--features", "mfcc", "--generator", "{weights}/generator.pt",
-              "--encoder", "{weights}/encoder.pt", "--batch", "4", "--frames", "4", "--image-frames", "2", "--lr", "1e-5", "--channels", "4,4,4,4",
-              "--lstm", "8", "--decoder", "8", "--identity-width", "4", "--noise-width", "3", "--noise-draws", "2", "--mouth-weight", "1",
-              "--patience", "1", "--validate-every", "2", "--perceptual", "pyramid", "--hold-out", "1"],
-    "pti": ["pti", "{faces}/000000.mp4", "--generator", "{weights}/generator.pt", "--encoder", "{weights}/encoder.pt", "--batch", "8",
-            "--lr", "1e-5", "--perceptual", "pyramid"],
+    "stylegan": [
+        "train-stylegan",
+        "{faces}",
+        "--batch",
+        "8",
+        "--path-every",
+        "2",
+        "--r1-every",
+        "2",
+        "--flip",
+        *NETWORKS,
+    ],
+    "joint": [
+        "train-stylegan",
+        "{faces}",
+        "--batch",
+        "8",
+        "--path-every",
+        "2",
+        "--r1-every",
+        "2",
+        "--encoder-out",
+        "{folder}/e.pt",
+        "--lr",
+        "2e-4",
+        "--encoder-lr",
+        "1e-5",
+        "--mouth-weight",
+        "1",
+        *NETWORKS,
+    ],
+    "encoder": [
+        "train-encoder",
+        "{faces}",
+        "--generator",
+        "{weights}/generator.pt",
+        "--batch",
+        "8",
+        "--lr",
+        "1e-5",
+        "--flip",
+        "--perceptual",
+        "pyramid",
+        "--width",
+        "4",
+        "--input-size",
+        "16",
+    ],
+    "audio2latent": [
+        "train-audio2latent",
+        "{faces}",
+        "--generator",
+        "{weights}/generator.pt",
+        "--encoder",
+        "{weights}/encoder.pt",
+        "--batch",
+        "4",
+        "--frames",
+        "4",
+        "--image-frames",
+        "2",
+        "--lr",
+        "1e-5",
+        "--components",
+        "4",
+        "--channels",
+        "4,4,4,4,4",
+        "--hidden",
+        "8",
+        "--embedding",
+        "8",
+        "--lstm",
+        "8",
+        "--decoder",
+        "8",
+        "--perceptual",
+        "pyramid",
+        "--hold-out",
+        "1",
+    ],
+    "video_gan": [
+        "train-video-gan",
+        "{faces}",
+        "--generator",
+        "{weights}/generator.pt",
+        "--encoder",
+        "{weights}/encoder.pt",
+        "--batch",
+        "4",
+        "--frames",
+        "4",
+        "--components",
+        "4",
+        "--noise",
+        "3",
+        "--width",
+        "2",
+        "--r1-every",
+        "2",
+        "--lr",
+        "1e-5",
+        "--contrastive",
+        "--image-critic",
+    ],
+    "first": [
+        "train-audio2latent",
+        "{faces}",
+        "--model",
+        "first",
+        "--features",
+        "mfcc",
+        "--generator",
+        "{weights}/generator.pt",
+        "--encoder",
+        "{weights}/encoder.pt",
+        "--batch",
+        "4",
+        "--frames",
+        "4",
+        "--image-frames",
+        "2",
+        "--lr",
+        "1e-5",
+        "--channels",
+        "4,4,4,4",
+        "--lstm",
+        "8",
+        "--decoder",
+        "8",
+        "--identity-width",
+        "4",
+        "--noise-width",
+        "3",
+        "--noise-draws",
+        "2",
+        "--mouth-weight",
+        "1",
+        "--patience",
+        "1",
+        "--validate-every",
+        "2",
+        "--perceptual",
+        "pyramid",
+        "--hold-out",
+        "1",
+    ],
+    "pti": [
+        "pti",
+        "{faces}/000000.mp4",
+        "--generator",
+        "{weights}/generator.pt",
+        "--encoder",
+        "{weights}/encoder.pt",
+        "--batch",
+        "8",
+        "--lr",
+        "1e-5",
+        "--perceptual",
+        "pyramid",
+    ],
 }
 ADA = ["--augment", "ada", "--augment-p", "0.5", "--augment-images", "100"]
 TRAINERS |= {f"{name} augmented": [*TRAINERS[name], *ADA] for name in ("stylegan", "joint")}
@@ -47,12 +203,23 @@ def line(tmp_path, puppet, toy_weights):
     def line(name, *more):
         texts = [*TRAINERS[name], "-o", "{folder}/out.pt", "--log-every", "1", "--steps", str(STEPS), *more]
         return [text.format(folder=tmp_path, faces=puppet / "clips", weights=toy_weights) for text in texts]
+
     return line
 
 
 def torchrun(line, *options, program=("-m", "talkhead")):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options, *program, *line]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *options,
+        *program,
+        *line,
+    ]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -87,12 +254,14 @@ def together(line):
 
 def weights(path):
     """Every tensor that a run keeps, by name."""
+
     def flat(tree, prefix=""):
         for key, value in tree.items():
             if isinstance(value, dict):
                 yield from flat(value, f"{prefix}{key}.")
             elif isinstance(value, torch.Tensor):
                 yield f"{prefix}{key}", value
+
     return dict(flat(files.load_weights(path)))
 
 
@@ -138,8 +307,12 @@ with join(torch.device("cpu")):
 def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
     """Through batch normalisation, in float64: they agree to its last digits."""
     (tmp_path / "script.py").write_text(GRADIENTS)
-    subprocess.run([sys.executable, tmp_path / "script.py", tmp_path / "1"], check=True, cwd=Path(__file__).parents[1],
-                   env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+    subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "1"],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     with torchrun([tmp_path / "2"], program=[tmp_path / "script.py"]) as run:
         _, said = run.communicate()
     assert run.returncode == 0, said
@@ -185,7 +358,9 @@ def test_a_killed_worker_starts_again_from_the_last_checkpoint(line, tmp_path):
     (tmp_path / "out.pt").unlink()
     with torchrun(arguments, "--max-restarts", "1") as run:
         first = "".join(run.stdout.readline() for _ in range(3))
-        workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout.split()
+        workers = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True
+        ).stdout.split()
         os.kill(int(workers[-1]), signal.SIGKILL)
         rest, said = run.communicate()
     assert run.returncode == 0, said
@@ -225,6 +400,7 @@ def test_an_error_of_one_ends_the_other(line, tmp_path):
 
 # In one process ---------------------------------------------------------------------------------------------------------
 
+
 def test_shares_are_strided_and_make_up_the_batch():
     team = Team(batch=8, accumulate=2)
     assert [share(list(range(8))) for share in team.shares] == [[0, 2, 4, 6], [1, 3, 5, 7]]
@@ -237,8 +413,13 @@ def test_shares_are_strided_and_make_up_the_batch():
 
 def test_a_batch_that_cannot_be_cut_is_told_why():
     assert [share(range(8)) for share in Team(8, accumulate=2, whole=4).shares] == [range(0, 8, 2), range(1, 8, 2)]
-    for options, said in (({"whole": 4}, "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the critic compares pictures in groups of 4"),
-                          ({}, "pass --batch as a multiple of 2")):
+    for options, said in (
+        (
+            {"whole": 4},
+            "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the critic compares pictures in groups of 4",
+        ),
+        ({}, "pass --batch as a multiple of 2"),
+    ):
         with pytest.raises(TalkheadError, match=f"{said}$"):
             Team(5, accumulate=2, **options)
 
@@ -264,7 +445,9 @@ def test_gradients_are_of_the_mean_over_turns():
 
     def together(layer, optimizer):
         team = Team(6, accumulate=3)
-        record = team.descend(lambda share: (layer(share(batch)).square().mean(), {"turn": share.turn}), optimizer, longest=0.5)
+        record = team.descend(
+            lambda share: (layer(share(batch)).square().mean(), {"turn": share.turn}), optimizer, longest=0.5
+        )
         assert record == {"turn": 1}
 
     def plainly(layer, optimizer):
@@ -288,8 +471,13 @@ def test_half_precision_learns_nearly_the_same_and_goes_on(name, precision, line
     got += alone(line(name, *more))
     assert [record["step"] for record in got] == list(range(1, STEPS + 1))
     losses = wanted.keys() & {"reconstruction", "discriminator", "perceptual", "latent", "mouth"}
-    assert losses and all(got[0][key] == pytest.approx(wanted[key], rel=0.02) and got[0][key] != wanted[key] for key in losses), {key: (got[0][key], wanted[key]) for key in losses}
-    assert all(value.dtype != torch.float16 and value.dtype != torch.bfloat16 for value in weights(tmp_path / "out.pt").values())
+    assert losses and all(
+        got[0][key] == pytest.approx(wanted[key], rel=0.02) and got[0][key] != wanted[key] for key in losses
+    ), {key: (got[0][key], wanted[key]) for key in losses}
+    assert all(
+        value.dtype != torch.float16 and value.dtype != torch.bfloat16
+        for value in weights(tmp_path / "out.pt").values()
+    )
 
 
 def test_half_precision_scales_its_losses():
@@ -304,8 +492,14 @@ def test_half_precision_scales_its_losses():
     assert weight.item() == before[0] and team.scaler.get_scale() == before[1] / 2
 
 
-@pytest.mark.parametrize("options, message", [({"batch": 6, "accumulate": 4}, "multiple of 4"), ({"precision": "int8"}, "precision 'int8'"),
-                                              ({"batch": 8, "accumulate": 4, "whole": 4}, "multiple of 16")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch": 6, "accumulate": 4}, "multiple of 4"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"batch": 8, "accumulate": 4, "whole": 4}, "multiple of 16"),
+    ],
+)
 def test_bad_teams_are_refused(options, message):
     with pytest.raises(TalkheadError, match=message):
         Team(**options)

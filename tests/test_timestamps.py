@@ -12,15 +12,26 @@ TICK = Fraction(1, 1000)  # seconds
 
 def packet(moment, index=0, lasts=40, shown=None):
     """A packet that is decoded, and shown, at a moment in ticks; None ends the stream."""
-    return SimpleNamespace(stream=SimpleNamespace(index=index), dts=moment, pts=moment if shown is None else shown, duration=lasts,
-                           time_base=TICK, opaque=None)
+    return SimpleNamespace(
+        stream=SimpleNamespace(index=index),
+        dts=moment,
+        pts=moment if shown is None else shown,
+        duration=lasts,
+        time_base=TICK,
+        opaque=None,
+    )
 
 
 def mended(packets, restarts, anchor=None):
     """(index, pts) of the packets as they come out, and what was said."""
     said = []
     indices = {item.stream.index for item in packets}
-    clock = PacketClock(restarts, dict.fromkeys(indices, Fraction(0)), anchor, lambda what, moment: said.append((what.split(";")[0], float(moment))))
+    clock = PacketClock(
+        restarts,
+        dict.fromkeys(indices, Fraction(0)),
+        anchor,
+        lambda what, moment: said.append((what.split(";")[0], float(moment))),
+    )
     return [(item.stream.index, item.pts) for given in packets for item in clock.mend(given)], said
 
 
@@ -35,7 +46,7 @@ def test_nothing_to_mend(restarts):
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-@pytest.mark.parametrize("wrong", [50_000, 10 ** 9, -50_000])
+@pytest.mark.parametrize("wrong", [50_000, 10**9, -50_000])
 def test_a_stamp_alone_is_wrong(restarts, wrong):
     packets = [*frames(3), packet(wrong), *frames(2, 160), packet(None, lasts=None)]
     got, said = mended(packets, restarts)
@@ -48,7 +59,9 @@ def test_a_pause_is_one_where_clocks_do_not_start_again():
     times = [0, 40, 80, 60_000, 60_040, 60_080, None]
     assert mended(packets, False) == ([(0, time) for time in times], [])
     got, said = mended(packets, True)  # as FFmpeg's program: a television recorder that was switched on again
-    assert got == [(0, time) for time in (0, 40, 80, 120, 160, 200, None)] and said == [("its clock starts again", 0.12)]
+    assert got == [(0, time) for time in (0, 40, 80, 120, 160, 200, None)] and said == [
+        ("its clock starts again", 0.12)
+    ]
 
 
 def together(first, second):
@@ -61,20 +74,33 @@ def together(first, second):
 def test_a_long_pause_is_one_where_both_streams_make_it(lead):
     times = [*range(0, 8_000, 40), *range(3_600_000, 3_608_000, 40)]
     shown, sound = ([packet(time, index) for time in times] for index in (0, 1))
-    given = [item for _, _, item in sorted([(item.dts + lead * item.stream.index, item.stream.index, item) for item in shown + sound], key=lambda key: key[:2])]
+    given = [
+        item
+        for _, _, item in sorted(
+            [(item.dts + lead * item.stream.index, item.stream.index, item) for item in shown + sound],
+            key=lambda key: key[:2],
+        )
+    ]
     got, said = mended([*given, packet(None, 0, None), packet(None, 1, None)], False)
-    assert said == [] and [[time for stream, time in got if stream == index] for index in (0, 1)] == [[*times, None]] * 2
+    assert (
+        said == [] and [[time for stream, time in got if stream == index] for index in (0, 1)] == [[*times, None]] * 2
+    )
 
 
 def test_pictures_may_stand_still_while_the_sound_goes_on():
-    got, said = mended(together([packet(0), packet(15_000), packet(50_000)], [packet(40 * index, 1) for index in range(1, 1500)]), False)
+    got, said = mended(
+        together([packet(0), packet(15_000), packet(50_000)], [packet(40 * index, 1) for index in range(1, 1500)]),
+        False,
+    )
     assert said == [] and [time for index, time in got if index == 0][:3] == [0, 15_000, 50_000]
 
 
 @pytest.mark.parametrize("strange", [0, 1])
 def test_a_leap_that_the_other_stream_does_not_make_is_wrong(strange):
     """Twenty seconds of each stream; of one, all stamps after the first second are an hour too late."""
-    packets = together([packet(40 * index, strange) for index in range(500)], [packet(40 * index, 1 - strange) for index in range(500)])
+    packets = together(
+        [packet(40 * index, strange) for index in range(500)], [packet(40 * index, 1 - strange) for index in range(500)]
+    )
     for item in packets:
         if item.stream.index == strange and item.dts is not None and item.dts >= 1000:
             item.dts = item.pts = item.dts + 3_600_000
@@ -96,14 +122,26 @@ def test_packets_that_last_for_minutes_do_not():
 
 
 def test_no_recording_pauses_for_thirty_hours():
-    packets = [*frames(2), *frames(3, 10 ** 9), packet(None, lasts=None)]
+    packets = [*frames(2), *frames(3, 10**9), packet(None, lasts=None)]
     got, said = mended(packets, False)
-    assert got == [(0, 0), (0, 40)] + [(0, None)] * 4 and set(said) == {("a wrong time stamp is left out", at) for at in (0.08, 0.12, 0.16)}
+    assert got == [(0, 0), (0, 40)] + [(0, None)] * 4 and set(said) == {
+        ("a wrong time stamp is left out", at) for at in (0.08, 0.12, 0.16)
+    }
 
 
 def test_both_streams_go_on_from_where_the_pictures_ended():
     """Sound of 30 ms a packet ended at 0.15, pictures at 0.16; both start again at 0, and the sound comes first."""
-    first = [packet(0, 1, 30), packet(0), packet(30, 1, 30), packet(40), packet(60, 1, 30), packet(80), packet(90, 1, 30), packet(120), packet(120, 1, 30)]
+    first = [
+        packet(0, 1, 30),
+        packet(0),
+        packet(30, 1, 30),
+        packet(40),
+        packet(60, 1, 30),
+        packet(80),
+        packet(90, 1, 30),
+        packet(120),
+        packet(120, 1, 30),
+    ]
     again = [packet(item.dts - 100_000, item.stream.index, item.duration) for item in first]
     got, said = mended([*first, *again, packet(None, 0, None), packet(None, 1, None)], True, anchor=0)
     pictures = [time for index, time in got if index == 0]
@@ -114,14 +152,21 @@ def test_both_streams_go_on_from_where_the_pictures_ended():
 
 
 def test_no_picture_is_shown_long_after_it_is_decoded():
-    got, said = mended([packet(0, shown=80), packet(40, shown=10 ** 6), packet(80, shown=120)], False)
+    got, said = mended([packet(0, shown=80), packet(40, shown=10**6), packet(80, shown=120)], False)
     assert got == [(0, 80), (0, None), (0, 120)] and said == [("a wrong time stamp is left out", 0.04)]
 
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_stamp_of_decoding_alone_is_wrong(restarts):
-    got, said = mended([packet(0, shown=80), *(packet(time, shown=time + 80) for time in range(40, 12_000, 40)), packet(0, shown=12_040),
-                        packet(12_040, shown=12_120)], restarts)
+    got, said = mended(
+        [
+            packet(0, shown=80),
+            *(packet(time, shown=time + 80) for time in range(40, 12_000, 40)),
+            packet(0, shown=12_040),
+            packet(12_040, shown=12_120),
+        ],
+        restarts,
+    )
     assert said == [] and [time for _, time in got][-3:] == [12_040, 12_040, 12_120]
 
 

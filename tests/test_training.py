@@ -57,16 +57,31 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
     run = Descent()
 
     def step(index):
-        return run.step(index) | ({"r1": float(index)} if index % 4 == 0 else {}) | ({"path_length": -float(index)} if index % 2 == 0 else {})
+        return (
+            run.step(index)
+            | ({"r1": float(index)} if index % 4 == 0 else {})
+            | ({"path_length": -float(index)} if index % 2 == 0 else {})
+        )
 
-    records = list(training.fit(step, {"model": run.model, "optimizer": run.optimizer}, steps=10, out=tmp_path / "a.pt",
-                                header={"kind": "encoder", "config": {}}, log_every=3))
+    records = list(
+        training.fit(
+            step,
+            {"model": run.model, "optimizer": run.optimizer},
+            steps=10,
+            out=tmp_path / "a.pt",
+            header={"kind": "encoder", "config": {}},
+            log_every=3,
+        )
+    )
     # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
     assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
     assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
 
 
-@pytest.mark.parametrize("threads, load, slow, warned", [(2, 9.0, 0.0, True), (1, 9.0, 0.0, False), (2, 0.5, 0.0, False), (2, 9.0, 99.0, False)])
+@pytest.mark.parametrize(
+    "threads, load, slow, warned",
+    [(2, 9.0, 0.0, True), (1, 9.0, 0.0, False), (2, 0.5, 0.0, False), (2, 9.0, 99.0, False)],
+)
 def test_a_slow_first_step_on_a_busy_machine_names_the_threads(tmp_path, monkeypatch, threads, load, slow, warned):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
@@ -76,7 +91,10 @@ def test_a_slow_first_step_on_a_busy_machine_names_the_threads(tmp_path, monkeyp
         warnings.simplefilter("always")
         Descent().fit(tmp_path / "a.pt", 3)
     told = [str(warning.message) for warning in said]
-    assert [("2 threads, and 9 programs want this machine's 4 processors" in line, "OMP_NUM_THREADS=1" in line) for line in told] == [(True, True)] * warned
+    assert [
+        ("2 threads, and 9 programs want this machine's 4 processors" in line, "OMP_NUM_THREADS=1" in line)
+        for line in told
+    ] == [(True, True)] * warned
 
 
 def resting(out, steps=9, least_gain=2.0, **options):
@@ -84,17 +102,29 @@ def resting(out, steps=9, least_gain=2.0, **options):
     run, rest = Descent(), training.Rest(least_gain)
     state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
     header = {"kind": "encoder", "config": {"width": 1}, "data": {"faces": "a"}} | options.pop("header", {})
-    return run, list(training.fit(run.step, state, steps=steps, out=out, header=header, log_every=4, at_rest=rest, **options))
+    return run, list(
+        training.fit(run.step, state, steps=steps, out=out, header=header, log_every=4, at_rest=rest, **options)
+    )
 
 
 def test_a_run_at_rest_ends_and_keeps_the_model_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "WINDOW", 3)
     wanted = losses(Descent().fit(tmp_path / "whole.pt", 6))
     saved = []
-    run, records = resting(tmp_path / "a.pt", on_save=lambda weights: saved.append(1), draw=lambda: np.zeros((2, 2, 3), np.uint8), samples=tmp_path / "s")
+    run, records = resting(
+        tmp_path / "a.pt",
+        on_save=lambda weights: saved.append(1),
+        draw=lambda: np.zeros((2, 2, 3), np.uint8),
+        samples=tmp_path / "s",
+    )
     assert losses(records) == [wanted[3], wanted[5]] and [record.get("at_rest") for record in records] == [None, True]
     kept = files.load_weights(tmp_path / "a.pt")
-    assert kept["step"] == 6 and kept["at_rest"] is True and "training" not in kept and torch.equal(kept["model"]["weight"], run.model.weight)
+    assert (
+        kept["step"] == 6
+        and kept["at_rest"] is True
+        and "training" not in kept
+        and torch.equal(kept["model"]["weight"], run.model.weight)
+    )
     assert os.listdir(tmp_path / "s") == ["00000006.png"]
     for steps in (9, 99, 2):
         with pytest.warns(UserWarning, match="a.pt: is done, at step 6; there is nothing left to do"):
@@ -111,7 +141,17 @@ def test_rest_is_found_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
     def fit(out, step=None):
         rest = training.Rest(2.0)
         state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
-        return list(training.fit(step or run.step, state, steps=9, out=out, header={"kind": "encoder", "config": {}}, log_every=1, at_rest=rest))
+        return list(
+            training.fit(
+                step or run.step,
+                state,
+                steps=9,
+                out=out,
+                header={"kind": "encoder", "config": {}},
+                log_every=1,
+                at_rest=rest,
+            )
+        )
 
     def stopping(index):
         if index == 3:
@@ -131,7 +171,10 @@ def test_all_steps_taken_is_an_end_too(tmp_path):
     assert files.load_weights(tmp_path / "a.pt")["at_rest"] is False
     with pytest.warns(UserWarning, match="is done, at step 3"):
         assert resting(tmp_path / "a.pt", 2, least_gain=0)[1] == []
-    with pytest.raises(TalkheadError, match="a.pt: ended at step 3 and kept nothing to go on with; pass another --output to take 4 steps"):
+    with pytest.raises(
+        TalkheadError,
+        match="a.pt: ended at step 3 and kept nothing to go on with; pass another --output to take 4 steps",
+    ):
         resting(tmp_path / "a.pt", 4, least_gain=0)
     with pytest.raises(TalkheadError, match="a.pt: was trained with data.faces=a, now b; resume"):
         resting(tmp_path / "a.pt", 3, header={"data": {"faces": "b"}})
@@ -157,7 +200,8 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
         "    if index == 5 and len(sys.argv) > 3: print('at five', flush=True); time.sleep(60)\n"
         "    return step(index)\n"
         "run.step = slow\n"
-        "run.fit(sys.argv[1], 8, save_minutes=0)\n")
+        "run.fit(sys.argv[1], 8, save_minutes=0)\n"
+    )
     here = os.path.dirname(__file__)
     command = [sys.executable, "-c", script, str(tmp_path / "killed.pt"), here]
     with subprocess.Popen([*command, "wait"], stdout=subprocess.PIPE) as process:
@@ -173,7 +217,9 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint(tmp_path, sent, request):
-    request.addfinalizer(functools.partial(signal.signal, sent, signal.signal(sent, signal.SIG_DFL)))  # under nohup it is ignored
+    request.addfinalizer(
+        functools.partial(signal.signal, sent, signal.signal(sent, signal.SIG_DFL))
+    )  # under nohup it is ignored
     run = Descent()
     step = run.step
 
@@ -203,7 +249,9 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path):
     Descent().fit(tmp_path / "a.pt", 1)
     weights = files.load_weights(tmp_path / "a.pt")
     files.save_weights(tmp_path / "c.pt", weights | {"training": {"generator": {}}})
-    with pytest.raises(TalkheadError, match="c.pt: was converted, without its optimisers; pass it as --init, and another --output$"):
+    with pytest.raises(
+        TalkheadError, match="c.pt: was converted, without its optimisers; pass it as --init, and another --output$"
+    ):
         Descent().fit(tmp_path / "c.pt", 2)
 
 
@@ -236,7 +284,9 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
 def test_two_runs_in_one_file_are_refused(tmp_path):
     first, second = Descent(), Descent()
     header = {"kind": "encoder", "config": {"width": 1}}
-    running = training.fit(first.step, {"model": first.model}, steps=2, out=tmp_path / "a.pt", header=header, log_every=1)
+    running = training.fit(
+        first.step, {"model": first.model}, steps=2, out=tmp_path / "a.pt", header=header, log_every=1
+    )
     next(running)
     with pytest.raises(TalkheadError, match="a.pt: another run writes it"):
         second.fit(tmp_path / "a.pt", 2)
@@ -273,8 +323,14 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     assert [files.load_weights(tmp_path / name)["step"] for name in ("a-00000003.pt", "a-00000004.pt")] == [3, 4]
 
 
-@pytest.mark.parametrize("problem", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-                                     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
 def test_too_little_memory_is_said_with_what_to_lower(tmp_path, problem):
     def hungry(index):
         raise problem
@@ -300,7 +356,15 @@ def test_what_a_run_was_trained_without_is_named(tmp_path):
     run = Descent()
     state = {"model": run.model, "optimizer": run.optimizer, "second_optimizer": run.optimizer}
     with pytest.raises(TalkheadError, match="trained without second optimizer"):
-        list(training.fit(run.step, state, steps=2, out=tmp_path / "a.pt", header={"kind": "encoder", "config": {"sizes": {"a": 1, "b": 2}}}))
+        list(
+            training.fit(
+                run.step,
+                state,
+                steps=2,
+                out=tmp_path / "a.pt",
+                header={"kind": "encoder", "config": {"sizes": {"a": 1, "b": 2}}},
+            )
+        )
 
 
 def test_pictures_are_drawn_on_schedule_and_at_the_end(tmp_path):

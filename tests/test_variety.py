@@ -41,7 +41,14 @@ def test_skin_in_blue_light_has_a_tone_too():
 
 
 def test_angles_fall_into_chardons_groups():
-    assert [variety.group(angle, variety.TONES) for angle in (-40, 9.9, 10, 30, 41, 80)] == ["dark", "dark", "tan", "intermediate", "light", "light"]
+    assert [variety.group(angle, variety.TONES) for angle in (-40, 9.9, 10, 30, 41, 80)] == [
+        "dark",
+        "dark",
+        "tan",
+        "intermediate",
+        "light",
+        "light",
+    ]
 
 
 def test_hair_is_as_bright_as_it_is_painted(face):
@@ -54,7 +61,10 @@ def test_hair_is_as_bright_as_it_is_painted(face):
 def test_every_light_and_backdrop_is_drawn_about_as_often():
     rng = np.random.default_rng(0)
     drawn = [variety.draw(rng) for _ in range(600)]
-    for kinds, found in ((variety.LIGHTS, [one["light"]["from"] for one in drawn]), (variety.BACKDROPS, [one["backdrop"]["kind"] for one in drawn])):
+    for kinds, found in (
+        (variety.LIGHTS, [one["light"]["from"] for one in drawn]),
+        (variety.BACKDROPS, [one["backdrop"]["kind"] for one in drawn]),
+    ):
         for kind in kinds:
             assert abs(found.count(kind) - 600 / len(kinds)) < 5 * np.sqrt(600 / len(kinds))
     assert json.loads(json.dumps(drawn)) == drawn
@@ -73,7 +83,9 @@ def test_a_crowded_wall_is_left_alone(face):
     picture[wall] = np.random.default_rng(0).integers(0, 256, (wall.sum(), 3))
     assert variety.backdrop(picture, landmarks) is None
     rng = np.random.default_rng(1)
-    assert all(variety.varied(picture, landmarks, rng)[1]["backdrop"] == {"kind": "own", "colours": []} for _ in range(6))
+    assert all(
+        variety.varied(picture, landmarks, rng)[1]["backdrop"] == {"kind": "own", "colours": []} for _ in range(6)
+    )
 
 
 def drawing(monkeypatch, light, backdrop):
@@ -96,10 +108,14 @@ def test_a_gradient_runs_from_one_colour_to_the_other(face, monkeypatch):
     assert painted[20:30, 2:5].mean() < 40 and painted[20:30, -5:-2].mean() > 160
 
 
-@pytest.mark.parametrize("kind, brighter, darker", [("left", slice(0, 16), slice(26, 42)), ("right", slice(26, 42), slice(0, 16))])
+@pytest.mark.parametrize(
+    "kind, brighter, darker", [("left", slice(0, 16), slice(26, 42)), ("right", slice(26, 42), slice(0, 16))]
+)
 def test_a_lamp_brightens_the_side_that_it_stands_on(face, monkeypatch, kind, brighter, darker):
     picture, landmarks, _ = face
-    drawing(monkeypatch, {"from": kind, "strength": 0.8, "warmth": 0.0, "exposure": 1.0}, {"kind": "own", "colours": []})
+    drawing(
+        monkeypatch, {"from": kind, "strength": 0.8, "warmth": 0.0, "exposure": 1.0}, {"kind": "own", "colours": []}
+    )
     lit, _ = variety.varied(picture, landmarks, None)
     cheeks = slice(50, 62), slice(27, 69)
     change = (lit.astype(int) - picture).mean(-1)[cheeks]
@@ -110,7 +126,11 @@ def test_warm_light_is_redder_than_cool(face, monkeypatch):
     picture, landmarks, _ = face
     redness = []
     for warmth in (-1, 1):
-        drawing(monkeypatch, {"from": "front", "strength": 0.3, "warmth": warmth, "exposure": 1.0}, {"kind": "own", "colours": []})
+        drawing(
+            monkeypatch,
+            {"from": "front", "strength": 0.3, "warmth": warmth, "exposure": 1.0},
+            {"kind": "own", "colours": []},
+        )
         lit = variety.varied(picture, landmarks, None)[0][50:62, 35:60].astype(float)
         redness.append((lit[..., 0] / lit[..., 2]).mean())
     assert redness[0] < 0.95 * redness[1]
@@ -120,7 +140,13 @@ def test_choices_are_counted():
     def one(tone, **light):
         return {"tone": tone, "hair": "long", "hair_shade": "dark", "light": light, "backdrop": {"kind": "plain"}}
 
-    counted = variety.tally([one("dark", **{"from": "own"}), one("tan", **{"from": "left", "warmth": 0.5}), one("dark", **{"from": "left", "warmth": 0.0})])
+    counted = variety.tally(
+        [
+            one("dark", **{"from": "own"}),
+            one("tan", **{"from": "left", "warmth": 0.5}),
+            one("dark", **{"from": "left", "warmth": 0.0}),
+        ]
+    )
     assert counted["tone"] == {"dark": 2, "tan": 1} and counted["light"] == {"own": 1, "left": 2}
     assert counted["warmth"] == {"own": 1, "warm": 1, "neutral": 1} and counted["backdrop"] == {"plain": 3}
     with pytest.raises(TalkheadError, match="--vary"):
@@ -129,13 +155,22 @@ def test_choices_are_counted():
 
 def test_sex_and_age_of_donors_are_counted_where_they_are_told(tmp_path, monkeypatch, capsys):
     script = runpy.run_path(Path(__file__).parents[1] / "examples" / "count_variety.py")
-    (tmp_path / "SOURCES.tsv").write_text("file\tperson_id\tnote\na/1.jpg\tx:1\tneutral age=24 female white\na/2.jpg\tx:2\tyoung adult male\na/3.jpg\tx:3\t\n")
+    (tmp_path / "SOURCES.tsv").write_text(
+        "file\tperson_id\tnote\na/1.jpg\tx:1\tneutral age=24 female white\na/2.jpg\tx:2\tyoung adult male\na/3.jpg\tx:3\t\n"
+    )
     told = {"tone": "dark", "hair": "long", "hair_shade": "dark", "light": {"from": "own"}, "backdrop": {"kind": "own"}}
     for number, donors in enumerate((["1", "2"], ["1", "3", "4"])):
-        (tmp_path / f"{number}.json").write_text(json.dumps({"donors": donors, "people": [f"x:{donor}" for donor in donors], "varied": told}))
+        (tmp_path / f"{number}.json").write_text(
+            json.dumps({"donors": donors, "people": [f"x:{donor}" for donor in donors], "varied": told})
+        )
     monkeypatch.setattr(sys, "argv", ["count_variety.py", str(tmp_path), "--sources", str(tmp_path / "SOURCES.tsv")])
     script["main"]()
     lines = capsys.readouterr().out.splitlines()
-    assert {"| sex of donors | female | 2 | 40% |", "| sex of donors | male | 1 | 20% |", "| sex of donors | not told | 2 | 40% |",
-            "| age of donors | 20 to 29 | 2 | 40% |", "| age of donors | not told | 3 | 60% |"} < set(lines)
+    assert {
+        "| sex of donors | female | 2 | 40% |",
+        "| sex of donors | male | 1 | 20% |",
+        "| sex of donors | not told | 2 | 40% |",
+        "| age of donors | 20 to 29 | 2 | 40% |",
+        "| age of donors | not told | 3 | 60% |",
+    } < set(lines)
     assert lines[-1] == "2 clips, 4 donors, 4 people; the donor used most is in 2 clips."

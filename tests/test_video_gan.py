@@ -25,7 +25,9 @@ THEIRS = video_gan.PRESETS["mocogan-hd"]
 def toy_model(seed=0, components=4, **changes):
     torch.manual_seed(seed)
     layers = 1 if changes.get("space") == "w" else L
-    model = LatentGenerator(L, components, 3, basis=Basis.fit(torch.randn(20, layers, 512), components), **changes).eval()
+    model = LatentGenerator(
+        L, components, 3, basis=Basis.fit(torch.randn(20, layers, 512), components), **changes
+    ).eval()
     model.reach.uniform_(0.5, 2)
     return model
 
@@ -36,7 +38,11 @@ def noise(batch, frames, seed=0):
 
 # The latent generator -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("changes", [{}, {"space": "w"}, {"displace": "previous"}, {"hidden": 5}, {"hidden": 5, "space": "w", "displace": "previous"}])
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"space": "w"}, {"displace": "previous"}, {"hidden": 5}, {"hidden": 5, "space": "w", "displace": "previous"}],
+)
 def test_forward_equals_a_slow_reading_of_the_equations(changes):
     """Frame by frame, the LSTM's gates written out."""
     model, identity = toy_model(**changes), torch.randn(2, L, 512)
@@ -46,11 +52,20 @@ def test_forward_equals_a_slow_reading_of_the_equations(changes):
     h, c = (who @ weights["initial.weight"].T + weights["initial.bias"]).chunk(2, 1)
     place, path = torch.zeros(2, L, 512), []
     for t in range(4):
-        gates = drawn[:, t] @ weights["lstm.weight_ih_l0"].T + weights["lstm.bias_ih_l0"] + h @ weights["lstm.weight_hh_l0"].T + weights["lstm.bias_hh_l0"]
+        gates = (
+            drawn[:, t] @ weights["lstm.weight_ih_l0"].T
+            + weights["lstm.bias_ih_l0"]
+            + h @ weights["lstm.weight_hh_l0"].T
+            + weights["lstm.bias_hh_l0"]
+        )
         into, forget, cell, out = gates.chunk(4, 1)
         c = forget.sigmoid() * c + into.sigmoid() * cell.tanh()
         h = out.sigmoid() * c.tanh()
-        coordinates = h if model.config["hidden"] is None else (h @ weights["output.0.weight"].T + weights["output.0.bias"]).tanh()
+        coordinates = (
+            h
+            if model.config["hidden"] is None
+            else (h @ weights["output.0.weight"].T + weights["output.0.bias"]).tanh()
+        )
         step = ((coordinates * model.reach) @ weights["basis.components"]).unflatten(1, (-1, 512)).expand(2, L, 512)
         place = place + step if model.displace == "previous" else step
         path.append(place)
@@ -72,7 +87,9 @@ def test_motion_is_the_same_however_it_is_cut():
     assert whole.shape == (11, L, 512) and whole.dtype == np.float32
     np.testing.assert_allclose(np.stack(list(motion(model, identity, 7, 11, chunk=3))), whole, atol=1e-5)
     rows = np.random.default_rng(7).standard_normal((11, 3), np.float32)
-    np.testing.assert_allclose(model(torch.from_numpy(rows)[None], identity[None])[0][0].detach().numpy(), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        model(torch.from_numpy(rows)[None], identity[None])[0][0].detach().numpy(), whole, atol=1e-5
+    )
     np.testing.assert_allclose(np.stack(list(motion(model, identity, 7, 11, gain=0.5))), whole / 2, atol=1e-5)
     assert np.abs(np.stack(list(motion(model, identity, 8, 11))) - whole).max() > 0.01
 
@@ -82,8 +99,12 @@ def test_segments_follow_each_other_without_a_seam():
     joined = np.stack(list(motion(model, identity, [(7, 5), (7, 6), (3, 2)])))
     assert len(joined) == 13
     np.testing.assert_allclose(joined[:5], np.stack(list(motion(model, identity, 7, 5))), atol=1e-5)
-    rows = [np.random.default_rng(seed).standard_normal((count, 3), np.float32) for seed, count in ((7, 5), (7, 6), (3, 2))]
-    np.testing.assert_allclose(joined, model(torch.from_numpy(np.concatenate(rows))[None], identity[None])[0][0].detach().numpy(), atol=1e-5)
+    rows = [
+        np.random.default_rng(seed).standard_normal((count, 3), np.float32) for seed, count in ((7, 5), (7, 6), (3, 2))
+    ]
+    np.testing.assert_allclose(
+        joined, model(torch.from_numpy(np.concatenate(rows))[None], identity[None])[0][0].detach().numpy(), atol=1e-5
+    )
 
 
 def test_endless_motion_stays_near_the_identity_unless_the_frame_before_is_displaced():
@@ -102,7 +123,10 @@ def test_an_identity_of_another_generator_is_refused():
         next(motion(toy_model(), torch.randn(8, 512)))
 
 
-@pytest.mark.parametrize("options, message", [({"space": "z"}, "space 'z': unknown; take w_plus or w"), ({"displace": "all"}, "displace 'all': unknown")])
+@pytest.mark.parametrize(
+    "options, message",
+    [({"space": "z"}, "space 'z': unknown; take w_plus or w"), ({"displace": "all"}, "displace 'all': unknown")],
+)
 def test_unknown_words_are_refused(options, message):
     with pytest.raises(TalkheadError, match=message):
         LatentGenerator(L, 4, 3, **options)
@@ -110,13 +134,20 @@ def test_unknown_words_are_refused(options, message):
 
 # The critics ----------------------------------------------------------------------------------------------------------
 
+
 def test_shapes_of_table_3_2():
     critic, shapes = VideoDiscriminator(), []
     for layer in critic.scales[0]:
         layer.register_forward_hook(lambda _, __, made: shapes.append(tuple(made.shape[1:])))
     with torch.device("meta"):
         logits = critic.to("meta")(torch.zeros(1, 16, 3, 256, 256), torch.zeros(1, 3, 256, 256))
-    assert [(shape[0], *shape[2:]) for shape in shapes] == [(64, 129, 129), (128, 65, 65), (256, 33, 33), (512, 34, 34), (1, 35, 35)]
+    assert [(shape[0], *shape[2:]) for shape in shapes] == [
+        (64, 129, 129),
+        (128, 65, 65),
+        (256, 33, 33),
+        (512, 34, 34),
+        (1, 35, 35),
+    ]
     assert [tuple(scale.shape) for scale in logits] == [(1, 1, 5, 35, 35), (1, 1, 5, 19, 19)]
 
 
@@ -125,12 +156,16 @@ def test_critic_equals_a_slow_reading(norm, conditional, frames):
     torch.manual_seed(0)
     critic = VideoDiscriminator(2, 2, norm, conditional)
     video, face = torch.randn(2, frames, 3, 16, 16), torch.randn(2, 3, 16, 16)
-    x = torch.stack([torch.cat([face, 10 * (frame - face)], 1) if conditional else frame for frame in video.unbind(1)], 2)
+    x = torch.stack(
+        [torch.cat([face, 10 * (frame - face)], 1) if conditional else frame for frame in video.unbind(1)], 2
+    )
     for scale, layers in enumerate(critic.scales):
         y = x
         if scale:
             stride = (1, 2, 2) if frames <= 16 else 2
-            y = F.avg_pool3d(x, 3, stride, 1) / F.avg_pool3d(torch.ones_like(x), 3, stride, 1)  # pixels that are not there do not count
+            y = F.avg_pool3d(x, 3, stride, 1) / F.avg_pool3d(
+                torch.ones_like(x), 3, stride, 1
+            )  # pixels that are not there do not count
         for k, (layer, stride) in enumerate(zip(layers, (2, 2, 2, 1, 1))):
             y = F.conv3d(y, layer.weight, layer.bias, stride, 2)
             if norm == "instance" and 1 <= k <= 3:
@@ -144,7 +179,9 @@ def test_critic_equals_a_slow_reading(norm, conditional, frames):
 def test_adversarial_losses_by_hand():
     fake, real = [torch.tensor([0.0, 2.0]), torch.tensor([1.0])], [torch.tensor([1.0, 3.0]), torch.tensor([-1.0])]
     generator, critic = video_gan.ADVERSARIAL["log"]
-    assert generator(fake, real).item() == pytest.approx((math.log(2) + math.log(1 + math.exp(-2))) / 2 + math.log(1 + math.exp(-1)))
+    assert generator(fake, real).item() == pytest.approx(
+        (math.log(2) + math.log(1 + math.exp(-2))) / 2 + math.log(1 + math.exp(-1))
+    )
     wanted = (math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
     assert critic(fake, real).item() == pytest.approx(wanted + 2 * math.log(1 + math.exp(1)))
     generator, critic = video_gan.ADVERSARIAL["relativistic"]
@@ -236,11 +273,24 @@ def preset(**changes):
 def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     records = run(clips, networks, tmp_path / "a.pt", 3, samples=tmp_path / "sheets")
     json.dumps(records)
-    told = {"generator", "discriminator", "information", "real_logits", "fake_logits", "motion", "speed", "variety", "clips_per_second"}
+    told = {
+        "generator",
+        "discriminator",
+        "information",
+        "real_logits",
+        "fake_logits",
+        "motion",
+        "speed",
+        "variety",
+        "clips_per_second",
+    }
     assert [record["step"] for record in records] == [1, 2, 3] and told <= records[0].keys()
     assert "r1" in records[0] and "r1" not in records[1]
     weights = files.load_weights(tmp_path / "a.pt", kind="video_gan")
-    assert weights["config"]["generator"] == networks[0].fingerprint and weights["config"]["encoder"] == networks[1].fingerprint
+    assert (
+        weights["config"]["generator"] == networks[0].fingerprint
+        and weights["config"]["encoder"] == networks[1].fingerprint
+    )
     assert weights["config"]["training"]["real"] == "projected"
     model = LatentGenerator(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
@@ -255,14 +305,18 @@ def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
     model.load_state_dict(files.load_weights(tmp_path / "a.pt")["model"])
     with video_gan.Codes(tmp_path / "a.codes", networks[1], sound=False) as codes:
         paths = [torch.from_numpy(codes.read(codes.learn(clip, "cpu"))[0]) for clip in video_gan.find([clips])]
-    plain = torch.linalg.svd((torch.cat(paths) - torch.cat(paths).mean(0)).flatten(1).double(), full_matrices=False)[2][:4].float()
+    plain = torch.linalg.svd((torch.cat(paths) - torch.cat(paths).mean(0)).flatten(1).double(), full_matrices=False)[2][
+        :4
+    ].float()
     rows = model.basis.components
     torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(rows.T @ (rows @ plain.T), plain.T, atol=1e-3, rtol=0)
     moved = torch.cat([model.project(path - path.mean(0)) for path in paths]).double()
     spread = moved.square().mean(0).sqrt()
     torch.testing.assert_close(model.reach.double(), 3 * spread, rtol=1e-3, atol=1e-9)
-    torch.testing.assert_close(moved.T @ moved / len(moved) / spread / spread[:, None], torch.eye(4).double(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        moved.T @ moved / len(moved) / spread / spread[:, None], torch.eye(4).double(), atol=1e-2, rtol=0
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"real": "video", "precision": "bfloat16"}, preset()])
@@ -279,7 +333,9 @@ def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, option
     assert whole["training"]["watch"] == parts["training"]["watch"]
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"accumulate": 2, "real": "video", "contrastive": True, "image_critic": True}])
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2}, {"accumulate": 2, "real": "video", "contrastive": True, "image_critic": True}]
+)
 def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
     whole = run(clips, networks, tmp_path / "whole.pt", 2, batch=4, lr=1e-5, **options | {"accumulate": 1})
     parts = run(clips, networks, tmp_path / "parts.pt", 2, batch=4, lr=1e-5, **options)
@@ -289,7 +345,9 @@ def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
 
 
 def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips, networks, tmp_path):
-    with pytest.warns(UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --start encode"):
+    with pytest.warns(
+        UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --start encode"
+    ):
         run(clips, networks, tmp_path / "a.pt", 1, start="sample")
     trained = copy.deepcopy(networks[0])
     trained.w_avg.copy_(mean_latent(trained))
@@ -298,15 +356,31 @@ def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips,
         run(clips, (trained, networks[1]), tmp_path / "b.pt", 1, start="sample")
 
 
-@pytest.mark.parametrize("changes, named", [
-    ({"space": "w"}, {}), ({"start": "sample"}, {}), ({"displace": "previous"}, {}),
-    ({"contrastive": True}, {"contrast", "alike"}), ({"image_critic": True}, {"image_generator", "image_discriminator"}),
-    ({"adversarial": "relativistic"}, {}), ({"interpolation": 10.0}, {}), ({"norm": "instance"}, {}), ({"conditional": False}, {}),
-    ({"critic_size": 8, "shallow": True}, {}), ({"r1": 0.0}, {})])
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"space": "w"}, {}),
+        ({"start": "sample"}, {}),
+        ({"displace": "previous"}, {}),
+        ({"contrastive": True}, {"contrast", "alike"}),
+        ({"image_critic": True}, {"image_generator", "image_discriminator"}),
+        ({"adversarial": "relativistic"}, {}),
+        ({"interpolation": 10.0}, {}),
+        ({"norm": "instance"}, {}),
+        ({"conditional": False}, {}),
+        ({"critic_size": 8, "shallow": True}, {}),
+        ({"r1": 0.0}, {}),
+    ],
+)
 def test_each_switch_trains(clips, networks, tmp_path, changes, named):
     parts = {"network": {}, "critic": {}}
     for name, value in changes.items():
-        {"space": parts["network"], "displace": parts["network"], "norm": parts["critic"], "conditional": parts["critic"]}.get(name, parts)[name] = value
+        {
+            "space": parts["network"],
+            "displace": parts["network"],
+            "norm": parts["critic"],
+            "conditional": parts["critic"],
+        }.get(name, parts)[name] = value
     before = run(clips, networks, tmp_path / "plain.pt", 2)
     after = run(clips, networks, tmp_path / "a.pt", 2, **parts)
     assert set(named) <= after[-1].keys()
@@ -341,7 +415,20 @@ def test_real_video_is_the_clip_and_projected_video_its_picture_from_codes(clips
     def shown(real):
         seen.clear()
         torch.manual_seed(1)
-        list(train([clips], *networks, tmp_path / f"{real}.pt", LatentGenerator(L, **NETWORK), Spy(2), steps=1, batch=2, frames=4, real=real, r1=0.0))
+        list(
+            train(
+                [clips],
+                *networks,
+                tmp_path / f"{real}.pt",
+                LatentGenerator(L, **NETWORK),
+                Spy(2),
+                steps=1,
+                batch=2,
+                frames=4,
+                real=real,
+                r1=0.0,
+            )
+        )
         return seen["videos"][2]  # after the fake in both losses
 
     video, face = shown("video")
@@ -359,18 +446,33 @@ def test_real_video_is_the_clip_and_projected_video_its_picture_from_codes(clips
 
 # Collapse -------------------------------------------------------------------------------------------------------------
 
-STEADY = {"motion": 1.0, "speed": 1.0, "variety": 1.0, "real_motion": 1.0, "real_speed": 1.0, "real_variety": 1.0, "discriminator": 2.0}
+STEADY = {
+    "motion": 1.0,
+    "speed": 1.0,
+    "variety": 1.0,
+    "real_motion": 1.0,
+    "real_speed": 1.0,
+    "real_variety": 1.0,
+    "discriminator": 2.0,
+}
 
 
-@pytest.mark.parametrize("collapsed, message", [({"motion": 0.01}, r"faces move 0.0\d+ of what they do in the clips"),
-                                                ({"variety": 1e-4}, "all noise makes the same motion"),
-                                                ({"discriminator": 1e-4}, "the critic is never wrong")])
+@pytest.mark.parametrize(
+    "collapsed, message",
+    [
+        ({"motion": 0.01}, r"faces move 0.0\d+ of what they do in the clips"),
+        ({"variety": 1e-4}, "all noise makes the same motion"),
+        ({"discriminator": 1e-4}, "the critic is never wrong"),
+    ],
+)
 def test_a_collapse_is_told(collapsed, message):
     watch = video_gan._Watch(Team(1), "a.pt")
     for _ in range(300):
         told = watch(dict(STEADY))
     assert told == pytest.approx({"motion": 1.0, "speed": 1.0, "variety": 1.0})
-    with pytest.raises(TalkheadError, match=f"training has collapsed: {message}.*a.pt, if it is there, holds the last checkpoint"):
+    with pytest.raises(
+        TalkheadError, match=f"training has collapsed: {message}.*a.pt, if it is there, holds the last checkpoint"
+    ):
         for _ in range(600):
             watch(STEADY | collapsed)
 
@@ -394,14 +496,28 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
 
 # Bad input ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options, message", [
-    ({"frames": 11}, r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower --frames"),
-    ({"frames": 1}, "motion takes two at least"), ({"critic_size": 32}, "critic_size 32: the generator draws 16x16; pass no more"),
-    ({"critic_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
-    ({"real": "video", "shallow": True}, "shallow: only projected video"),
-    ({"real": "any"}, "real 'any': unknown; take auto, video or projected"), ({"start": "any"}, "start 'any'"),
-    ({"adversarial": "any"}, "adversarial 'any'"), ({"network": {"components": 400}}, "basis of 400 components: 40 codes allow 1 to 39; lower --components, or give more clips"),
-    ({"batch": 3, "accumulate": 2}, "pass --batch as a multiple of 2")])
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"frames": 11},
+            r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower --frames",
+        ),
+        ({"frames": 1}, "motion takes two at least"),
+        ({"critic_size": 32}, "critic_size 32: the generator draws 16x16; pass no more"),
+        ({"critic_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
+        ({"real": "video", "shallow": True}, "shallow: only projected video"),
+        ({"real": "any"}, "real 'any': unknown; take auto, video or projected"),
+        ({"start": "any"}, "start 'any'"),
+        ({"adversarial": "any"}, "adversarial 'any'"),
+        (
+            {"network": {"components": 400}},
+            "basis of 400 components: 40 codes allow 1 to 39; lower --components, or give more clips",
+        ),
+        ({"batch": 3, "accumulate": 2}, "pass --batch as a multiple of 2"),
+    ],
+)
 def test_what_cannot_be_trained_is_told(clips, networks, tmp_path, options, message):
     with pytest.raises(TalkheadError, match=message):
         run(clips, networks, tmp_path / "a.pt", 1, **options)
@@ -415,7 +531,9 @@ def test_clips_that_cannot_be_used_are_told(networks, tmp_path):
     with pytest.raises(TalkheadError, match="clips: no clips"):
         attempt()
     write_clip(tmp_path / "clips", "a", 0)
-    with pytest.raises(TalkheadError, match="a.mp4: is the only clip of 4 frames or more, which a critic would learn by heart"):
+    with pytest.raises(
+        TalkheadError, match="a.mp4: is the only clip of 4 frames or more, which a critic would learn by heart"
+    ):
         attempt()
     write_clip(tmp_path / "clips", "b", 1, frames=3)
     with pytest.raises(TalkheadError, match="a.mp4: is the only clip"):

@@ -22,7 +22,12 @@ def study():
 def test_features_of_a_face_by_hand(study):
     marks = np.zeros((3, 68, 2))
     marks[:, 36:42], marks[:, 42:48], marks[:, 30] = (0, 0), (10, 0), (6, 4)
-    marks[:, [37, 38], 1], marks[:, [41, 40], 1], marks[:, [43, 44], 1], marks[:, [47, 46], 1] = -1, 1, -1, 1  # lids two apart
+    marks[:, [37, 38], 1], marks[:, [41, 40], 1], marks[:, [43, 44], 1], marks[:, [47, 46], 1] = (
+        -1,
+        1,
+        -1,
+        1,
+    )  # lids two apart
     marks[1:] = marks[1:] @ np.array([[0, 2], [-2, 0]]) + 3  # twice the size, turned by a quarter
     marks[2, 30] += (0, 4)  # the nose goes along the eyes
     found = study.described(marks)
@@ -91,17 +96,44 @@ def test_the_script_measures_and_draws(tmp_path, toy_weights):
     for name, module in (("talkhead", "-m talkhead"), ("python", "")):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (tmp_path / name).chmod(0o755)
-    small = {"RUNS": "w", "STEPS": 1, "COMPONENTS": 4, "NOISE": 3, "WIDTH": 2, "CRITIC_SIZE": 16, "SEEDS": 2, "IDENTITIES": 2, "SECONDS_EACH": 1, "LONG": 4}
-    environment = os.environ | {name: str(value) for name, value in small.items()} | {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1",
-        "GENERATOR": str(toy_weights / "generator.pt"), "ENCODER": str(toy_weights / "encoder.pt"), "VIDEO_GAN": str(toy_weights / "video_gan.pt")}
-    done = subprocess.run([EXAMPLES / "video_gan_study.sh", tmp_path / "out", tmp_path / "train", tmp_path / "held"],
-                          env=environment, capture_output=True, text=True, timeout=600)
+    small = {
+        "RUNS": "w",
+        "STEPS": 1,
+        "COMPONENTS": 4,
+        "NOISE": 3,
+        "WIDTH": 2,
+        "CRITIC_SIZE": 16,
+        "SEEDS": 2,
+        "IDENTITIES": 2,
+        "SECONDS_EACH": 1,
+        "LONG": 4,
+    }
+    environment = (
+        os.environ
+        | {name: str(value) for name, value in small.items()}
+        | {
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(EXAMPLES.parent),
+            "OMP_NUM_THREADS": "1",
+            "GENERATOR": str(toy_weights / "generator.pt"),
+            "ENCODER": str(toy_weights / "encoder.pt"),
+            "VIDEO_GAN": str(toy_weights / "video_gan.pt"),
+        }
+    )
+    done = subprocess.run(
+        [EXAMPLES / "video_gan_study.sh", tmp_path / "out", tmp_path / "train", tmp_path / "held"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "study.json").read_text())
     assert list(found["runs"]) == ["thesis", "w", "given"] and found["clips"] == {"training": 2, "held_out": 2}
     for figures in found["runs"].values():
-        assert figures["diversity"] > 0 and figures["motion"] > 0 and figures["drift"]["minutes"] == pytest.approx(4 / 60)
+        assert (
+            figures["diversity"] > 0 and figures["motion"] > 0 and figures["drift"]["minutes"] == pytest.approx(4 / 60)
+        )
     assert "| thesis |" in (tmp_path / "out" / "study.md").read_text()
     assert files.read_image(tmp_path / "out" / "given.png").shape == (4 * 16, 10 * 16, 3)
     assert torch.load(tmp_path / "out" / "w.pt", weights_only=True)["config"]["network"]["space"] == "w"

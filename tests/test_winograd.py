@@ -13,7 +13,9 @@ def numbers(*shape, seed=0):
 
 
 @pytest.mark.parametrize("edge", [True, False])
-@pytest.mark.parametrize("count, inputs, outputs, height, width", [(1, 3, 5, 8, 12), (2, 4, 2, 7, 4), (1, 1, 1, 3, 8), (3, 2, 7, 9, 16)])
+@pytest.mark.parametrize(
+    "count, inputs, outputs, height, width", [(1, 3, 5, 8, 12), (2, 4, 2, 7, 4), (1, 1, 1, 3, 8), (3, 2, 7, 9, 16)]
+)
 def test_a_convolution_is_what_the_definition_gives(count, inputs, outputs, height, width, edge):
     x, weight = numbers(count, inputs, height, width), numbers(outputs, inputs, 3, 3, seed=1)
     wanted = F.conv2d(x.double(), weight.double(), padding=(int(edge), 1))
@@ -37,7 +39,11 @@ def test_it_is_used_where_it_pays():
     with torch.no_grad():
         assert winograd.pays(x, weight)
         assert not winograd.pays(x[:, :64], weight[:, :64]) and not winograd.pays(x, weight[:64])
-        assert not winograd.pays(x, weight[..., 1:2, 1:2]) and not winograd.pays(x[..., :16], weight) and not winograd.pays(numbers(1, 128, 4, 34), weight)
+        assert (
+            not winograd.pays(x, weight[..., 1:2, 1:2])
+            and not winograd.pays(x[..., :16], weight)
+            and not winograd.pays(numbers(1, 128, 4, 34), weight)
+        )
         assert not winograd.pays(x.double(), weight.double()) and not winograd.pays(x.bfloat16(), weight.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
             assert not winograd.pays(x, weight)

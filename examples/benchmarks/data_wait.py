@@ -57,19 +57,48 @@ def feeding(source, resolution, batch, seconds=2):
 
 def trial(form, source, resolution, options, folder):
     started = time.monotonic()
-    last = python("-m", "talkhead", "train-stylegan", source, "-o", folder / f"{form}.pt", "--resolution", resolution, "--channels", CHANNELS[resolution],
-                    "--batch", options.batch, "--steps", options.steps, "--flip", "--device", options.device)
+    last = python(
+        "-m",
+        "talkhead",
+        "train-stylegan",
+        source,
+        "-o",
+        folder / f"{form}.pt",
+        "--resolution",
+        resolution,
+        "--channels",
+        CHANNELS[resolution],
+        "--batch",
+        options.batch,
+        "--steps",
+        options.steps,
+        "--flip",
+        "--device",
+        options.device,
+    )
     startup, wait = time.monotonic() - started - last["seconds"], last["data_seconds"] / last["seconds"]
-    return {"source": form, "resolution": resolution, "batch": options.batch, "steps": last["step"],
-            "images_per_second": last["images_per_second"], "feed_images_per_second": round(feeding(source, resolution, options.batch)),
-            "data_seconds": last["data_seconds"], "seconds": last["seconds"], "wait": round(wait, 4), "most_wait": MOST_WAIT,
-            "startup_s": round(startup, 2), "met": wait <= MOST_WAIT}
+    return {
+        "source": form,
+        "resolution": resolution,
+        "batch": options.batch,
+        "steps": last["step"],
+        "images_per_second": last["images_per_second"],
+        "feed_images_per_second": round(feeding(source, resolution, options.batch)),
+        "data_seconds": last["data_seconds"],
+        "seconds": last["seconds"],
+        "wait": round(wait, 4),
+        "most_wait": MOST_WAIT,
+        "startup_s": round(startup, 2),
+        "met": wait <= MOST_WAIT,
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolutions", type=int, nargs="+", choices=CHANNELS, default=[64, 128])
-    parser.add_argument("--size", type=int, help="side of the stored frames, resized when read; that of training if left out")
+    parser.add_argument(
+        "--size", type=int, help="side of the stored frames, resized when read; that of training if left out"
+    )
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=25, help="of each clip")
     parser.add_argument("--batch", type=int, default=8)
@@ -78,7 +107,7 @@ def main():
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     os.environ["OMP_NUM_THREADS"] = str(options.cores)
     with tempfile.TemporaryDirectory() as folder:
         for resolution in options.resolutions:

@@ -73,11 +73,17 @@ def random_weights(size, folder):
     generator = Generator(size)
     components, values = 2500, generator.num_ws * 512
     basis = Basis(torch.zeros(values), torch.randn(components, values) / values**0.5, torch.ones(components))
-    networks = {"generator": generator, "encoder": ResNetEncoder(generator.num_ws), "audio2latent": SecondModel(generator.num_ws, components, basis=basis)}
+    networks = {
+        "generator": generator,
+        "encoder": ResNetEncoder(generator.num_ws),
+        "audio2latent": SecondModel(generator.num_ws, components, basis=basis),
+    }
     owner = {"generator": checkpoints.fingerprint(generator.state_dict())}
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | owner
-        files.save_weights(Path(folder) / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()})
+        files.save_weights(
+            Path(folder) / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
+        )
 
 
 def weights(options, folder):
@@ -85,7 +91,10 @@ def weights(options, folder):
     if options.size:
         code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import generate_speed; generate_speed.random_weights({options.size}, {str(folder)!r})"
         measure([sys.executable, "-c", code])
-    named = {kind: folder / f"{kind}.pt" if options.size else getattr(options, kind) for kind in ("generator", "encoder", "audio2latent")}
+    named = {
+        kind: folder / f"{kind}.pt" if options.size else getattr(options, kind)
+        for kind in ("generator", "encoder", "audio2latent")
+    }
     return {kind: str(path) for kind, path in named.items() if path}
 
 
@@ -95,13 +104,33 @@ def flags(named, *kinds):
 
 def trial(options, named, seconds, folder):
     audio, video = spoken(options.audio, seconds, str(folder / f"{seconds}.wav")), str(folder / f"{seconds}.mp4")
-    command = [sys.executable, "-m", "talkhead", "generate", "--identity", str(options.identity), "--audio", audio, "-o", video,
-               "--device", options.device, *flags(named, "generator", "encoder", "audio2latent"),
-               *(["--size", str(options.frame)] if options.frame else ["--no-detail"])]
+    command = [
+        sys.executable,
+        "-m",
+        "talkhead",
+        "generate",
+        "--identity",
+        str(options.identity),
+        "--audio",
+        audio,
+        "-o",
+        video,
+        "--device",
+        options.device,
+        *flags(named, "generator", "encoder", "audio2latent"),
+        *(["--size", str(options.frame)] if options.frame else ["--no-detail"]),
+    ]
     wall, peak = measure(command)
     with files.read_frames(video) as reader:
         frames, size = sum(1 for _ in reader), list(reader.size)
-    record = {"speech_s": seconds, "frames": frames, "size": size, "device": options.device, "wall_s": round(wall, 2), "peak_mb": round(peak)}
+    record = {
+        "speech_s": seconds,
+        "frames": frames,
+        "size": size,
+        "device": options.device,
+        "wall_s": round(wall, 2),
+        "peak_mb": round(peak),
+    }
     print(json.dumps(record), flush=True)
     return record
 
@@ -110,15 +139,33 @@ def tuning(options, named, folder):
     """Seconds of `talkhead pti` on one picture, start-up left out: two runs, and what more steps cost."""
     walls, taken = [], []
     for steps in (2, options.pti_steps):
-        command = [sys.executable, "-m", "talkhead", "pti", str(options.identity), "--aligned", "--steps", str(steps), "-o", str(folder / f"tuned-{steps}.pt"),
-                   "--device", options.device, *flags(named, "generator", "encoder")]
+        command = [
+            sys.executable,
+            "-m",
+            "talkhead",
+            "pti",
+            str(options.identity),
+            "--aligned",
+            "--steps",
+            str(steps),
+            "-o",
+            str(folder / f"tuned-{steps}.pt"),
+            "--device",
+            options.device,
+            *flags(named, "generator", "encoder"),
+        ]
         with open(folder / "pti.jsonl", "w") as log:
             walls.append(measure(command, log)[0])
         taken.append(json.loads((folder / "pti.jsonl").read_text().splitlines()[-1])["step"])
     each = (walls[1] - walls[0]) / (taken[1] - taken[0])
     size = options.size or "bundled"
-    return {"pti_steps": taken[1], "pti_step_s": round(each, 3), "pti_350_steps_s": round(350 * each, 1), "pti_startup_s": round(walls[0] - taken[0] * each, 1),
-            "most_s": MOST_PTI.get(size) if options.device != "cpu" else None}
+    return {
+        "pti_steps": taken[1],
+        "pti_step_s": round(each, 3),
+        "pti_350_steps_s": round(350 * each, 1),
+        "pti_startup_s": round(walls[0] - taken[0] * each, 1),
+        "most_s": MOST_PTI.get(size) if options.device != "cpu" else None,
+    }
 
 
 def summary(short, long, frame):
@@ -126,16 +173,28 @@ def summary(short, long, frame):
     rate = (long["frames"] - short["frames"]) / (long["wall_s"] - short["wall_s"])
     cpu = long["device"] == "cpu"
     least = (LEAST_WITH_DETAIL.get(frame) if cpu else 100.0) if frame else LEAST_RATE["cpu" if cpu else "cuda"]
-    return {"frames_per_s": round(rate, 1), "least": least, "ratio": round(rate / least, 2) if least else None, "most_startup_s": MOST_STARTUP if frame else None,
-            "startup_s": round(short["wall_s"] - short["frames"] / rate, 1),
-            "peak_mb": max(short["peak_mb"], long["peak_mb"]), "most_mb": MOST_MEMORY if long["device"] == "cpu" else None,
-            "peak_growth": round(long["peak_mb"] / short["peak_mb"], 3), "most_growth": MOST_GROWTH}
+    return {
+        "frames_per_s": round(rate, 1),
+        "least": least,
+        "ratio": round(rate / least, 2) if least else None,
+        "most_startup_s": MOST_STARTUP if frame else None,
+        "startup_s": round(short["wall_s"] - short["frames"] / rate, 1),
+        "peak_mb": max(short["peak_mb"], long["peak_mb"]),
+        "most_mb": MOST_MEMORY if long["device"] == "cpu" else None,
+        "peak_growth": round(long["peak_mb"] / short["peak_mb"], 3),
+        "most_growth": MOST_GROWTH,
+    }
 
 
 def met(figures):
-    light = figures["most_mb"] is None or figures["peak_mb"] <= figures["most_mb"]      # a GPU's libraries alone weigh more
+    light = figures["most_mb"] is None or figures["peak_mb"] <= figures["most_mb"]  # a GPU's libraries alone weigh more
     quick = figures["most_startup_s"] is None or figures["startup_s"] <= figures["most_startup_s"]
-    return {"met": figures["frames_per_s"] >= (figures["least"] or 0) and quick and light and figures["peak_growth"] <= MOST_GROWTH}
+    return {
+        "met": figures["frames_per_s"] >= (figures["least"] or 0)
+        and quick
+        and light
+        and figures["peak_growth"] <= MOST_GROWTH
+    }
 
 
 def main():
@@ -146,8 +205,12 @@ def main():
     parser.add_argument("--long", type=float, default=120.0, help="seconds of speech")
     parser.add_argument("--cores", type=int, default=2, help="0 for all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
-    parser.add_argument("--size", type=int, help="random weights of full size for faces of so many pixels, a power of two")
-    parser.add_argument("--frame", type=int, default=0, help="side of the frames, with detail; 0 for the generator's own")
+    parser.add_argument(
+        "--size", type=int, help="random weights of full size for faces of so many pixels, a power of two"
+    )
+    parser.add_argument(
+        "--frame", type=int, default=0, help="side of the frames, with detail; 0 for the generator's own"
+    )
     parser.add_argument("--pti", action="store_true", help="time the tuning on one picture too")
     parser.add_argument("--pti-steps", type=int, default=350)
     for kind in ("generator", "encoder", "audio2latent"):
@@ -155,7 +218,7 @@ def main():
     options = parser.parse_args()
     if options.cores:
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
         os.environ["OMP_NUM_THREADS"] = str(options.cores)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

@@ -87,7 +87,11 @@ def our_steps(generator, frame, count):
         times.append(time.perf_counter())
         values.append(record["loss"])
 
-    list(talkhead.invert([frame], generator, "optimise", steps=count, exploration=0.0, perceptual="lpips", on_record=on_record))
+    list(
+        talkhead.invert(
+            [frame], generator, "optimise", steps=count, exploration=0.0, perceptual="lpips", on_record=on_record
+        )
+    )
     return np.diff(times).tolist(), values
 
 
@@ -108,10 +112,17 @@ def step(options):
                 first[name] = values[0]
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     ratios = {name: round(medians[name] / medians["ours"], 2) for name in ("projector", "frozen")}
-    return {"resolution": RESOLUTION, "vgg": weights, "steps": len(taken["ours"])} | {f"{name}_s": round(value, 3) for name, value in medians.items()} | {
-        "first_loss_difference": abs(first["ours"] - first["frozen"]) / first["frozen"],
-        "ratio_projector": ratios["projector"], "ratio_frozen": ratios["frozen"], "least_ratio": LEAST_STEP_RATIO,
-        "met": ratios["frozen"] >= LEAST_STEP_RATIO}
+    return (
+        {"resolution": RESOLUTION, "vgg": weights, "steps": len(taken["ours"])}
+        | {f"{name}_s": round(value, 3) for name, value in medians.items()}
+        | {
+            "first_loss_difference": abs(first["ours"] - first["frozen"]) / first["frozen"],
+            "ratio_projector": ratios["projector"],
+            "ratio_frozen": ratios["frozen"],
+            "least_ratio": LEAST_STEP_RATIO,
+            "met": ratios["frozen"] >= LEAST_STEP_RATIO,
+        }
+    )
 
 
 # ---- hybrid ----
@@ -125,18 +136,32 @@ class Run:
         self.codes = np.stack(list(talkhead.invert(frames, generator, method, perceptual=perceptual, **options)))
         self.seconds = time.perf_counter() - began
         with torch.no_grad():
-            self.loss = float(np.mean([self._loss(generator, perceptual, code, frame) for code, frame in zip(torch.from_numpy(self.codes), frames)]))
+            self.loss = float(
+                np.mean(
+                    [
+                        self._loss(generator, perceptual, code, frame)
+                        for code, frame in zip(torch.from_numpy(self.codes), frames)
+                    ]
+                )
+            )
         moves = np.diff(self.codes.reshape(len(frames), -1).astype(np.float64), axis=0)
-        self.path = {"step": float(np.linalg.norm(moves, axis=1).mean()),
-                     "bend": float(np.linalg.norm(np.diff(moves, axis=0), axis=1).mean() / np.linalg.norm(moves, axis=1).mean())}
+        self.path = {
+            "step": float(np.linalg.norm(moves, axis=1).mean()),
+            "bend": float(np.linalg.norm(np.diff(moves, axis=0), axis=1).mean() / np.linalg.norm(moves, axis=1).mean()),
+        }
 
     @staticmethod
     def _loss(generator, perceptual, code, frame):
-        drawn, target = generator.synthesis(code[None]), training.to_images(training.resize(frame, generator.resolution)[None])
+        drawn, target = (
+            generator.synthesis(code[None]),
+            training.to_images(training.resize(frame, generator.resolution)[None]),
+        )
         return (perceptual(drawn, target) + losses.pixel_loss(drawn, target)).item()
 
     def record(self, name):
-        return {"run": name, "seconds": round(self.seconds, 1), "loss": round(self.loss, 5)} | {key: round(value, 3) for key, value in self.path.items()}
+        return {"run": name, "seconds": round(self.seconds, 1), "loss": round(self.loss, 5)} | {
+            key: round(value, 3) for key, value in self.path.items()
+        }
 
 
 def hybrid(options):
@@ -145,17 +170,34 @@ def hybrid(options):
     perceptual = losses.Perceptual(options.perceptual)
     with files.read_frames(options.clip, limit=options.frames) as reader:
         frames = list(reader)
-    chain = Run(frames, generator, perceptual, "sequential", steps=options.steps, next_steps=options.next_steps, lr=options.lr)
+    chain = Run(
+        frames, generator, perceptual, "sequential", steps=options.steps, next_steps=options.next_steps, lr=options.lr
+    )
     print(json.dumps(chain.record("Algorithm 2")), flush=True)
     for steps in (1, 2, 3, 4, 5, 6, 8, 12, 20, 30, 50, 80, 120, 200):
-        run = Run(frames, generator, perceptual, "hybrid", encoder=encoder, hybrid_steps=10 * steps, next_steps=steps, lr=options.hybrid_lr)
+        run = Run(
+            frames,
+            generator,
+            perceptual,
+            "hybrid",
+            encoder=encoder,
+            hybrid_steps=10 * steps,
+            next_steps=steps,
+            lr=options.hybrid_lr,
+        )
         print(json.dumps(run.record(f"hybrid, {steps} steps")), flush=True)
         if run.loss <= chain.loss:
             break
     share = run.seconds / chain.seconds
-    return {"perceptual": perceptual.name, "frames": len(frames), "share_of_time": round(share, 3), "most": MOST_TIME,
-            "loss_ratio": round(run.loss / chain.loss, 3), "bend_ratio": round(run.path["bend"] / chain.path["bend"], 3),
-            "met": run.loss <= chain.loss and share <= MOST_TIME and run.path["bend"] <= chain.path["bend"]}
+    return {
+        "perceptual": perceptual.name,
+        "frames": len(frames),
+        "share_of_time": round(share, 3),
+        "most": MOST_TIME,
+        "loss_ratio": round(run.loss / chain.loss, 3),
+        "bend_ratio": round(run.path["bend"] / chain.path["bend"], 3),
+        "met": run.loss <= chain.loss and share <= MOST_TIME and run.path["bend"] <= chain.path["bend"],
+    }
 
 
 def main():

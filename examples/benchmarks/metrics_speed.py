@@ -62,17 +62,37 @@ def main():
     protocol = evaluation.Protocol(lmd=False)
     with tempfile.TemporaryDirectory() as folder:
         real, fake = make(Path(folder), options.frames)
-        turns = [(seconds(lambda: decode(real, fake)), seconds(lambda: protocol(real, fake))) for _ in range(options.turns)]
+        turns = [
+            (seconds(lambda: decode(real, fake)), seconds(lambda: protocol(real, fake))) for _ in range(options.turns)
+        ]
         command = [sys.executable, "-m", "talkhead", "metrics", str(real), str(fake), "--no-lmd"]
         whole, _ = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
     (decoding, decode_cpu), (comparing, compare_cpu) = np.array(turns).transpose(1, 2, 0)
-    milliseconds = {name: 1000 * np.median(cpu) / options.frames for name, cpu in (("decode", decode_cpu), ("decode_and_compare", compare_cpu))}
-    print(json.dumps({
-        "frames": options.frames, "size": [SIDE, SIDE],
-        "decode_frames_per_second": {"best": options.frames / decoding.min(), "median": options.frames / np.median(decoding)},
-        "compare_frames_per_second": {"best": options.frames / comparing.min(), "median": options.frames / np.median(comparing)},
-        "compare_to_decode": float(np.median(comparing / decoding)), "cpu_ms_per_pair": milliseconds, "command_seconds": whole,
-        "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}))
+    milliseconds = {
+        name: 1000 * np.median(cpu) / options.frames
+        for name, cpu in (("decode", decode_cpu), ("decode_and_compare", compare_cpu))
+    }
+    print(
+        json.dumps(
+            {
+                "frames": options.frames,
+                "size": [SIDE, SIDE],
+                "decode_frames_per_second": {
+                    "best": options.frames / decoding.min(),
+                    "median": options.frames / np.median(decoding),
+                },
+                "compare_frames_per_second": {
+                    "best": options.frames / comparing.min(),
+                    "median": options.frames / np.median(comparing),
+                },
+                "compare_to_decode": float(np.median(comparing / decoding)),
+                "cpu_ms_per_pair": milliseconds,
+                "command_seconds": whole,
+                "cores": os.cpu_count(),
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

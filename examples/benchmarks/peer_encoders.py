@@ -32,7 +32,11 @@ SIZE = 256
 
 # The options that select each encoder of each project, and the class of its network.
 KINDS = {
-    "psp": ("models.psp", "pSp", ["GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoWPlus", "BackboneEncoderUsingLastLayerIntoW"]),
+    "psp": (
+        "models.psp",
+        "pSp",
+        ["GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoWPlus", "BackboneEncoderUsingLastLayerIntoW"],
+    ),
     "e4e": ("models.psp", "pSp", ["Encoder4Editing", "SingleStyleCodeEncoder"]),
     "restyle": ("models.psp", "pSp", ["BackboneEncoder", "GradualStyleEncoder"]),
     "restyle-e4e": ("models.e4e", "e4e", ["ProgressiveBackboneEncoder"]),
@@ -66,8 +70,10 @@ def fill(state):
 
 def narrower(source, shrink):
     """Their source with fewer channels; the third number of a map2style is a size of its map, and stays."""
+
     def replace(match):
         return f"{512 // shrink}, {512 // shrink}, {match[2]}" if match[1] else str(int(match[0]) // shrink)
+
     return re.sub(r"(512, 512, )(\d+)|\b(?:512|256|128|64)\b", replace, source)
 
 
@@ -114,13 +120,25 @@ def theirs(kind, encoder_type, resolution, shrink):
     room, network, _ = KINDS[kind]
     module = importlib.import_module(room)
     generator = small_generator(resolution, 512 // shrink)
-    opts = argparse.Namespace(encoder_type=encoder_type, output_size=resolution, stylegan_size=resolution, n_styles=generator.num_ws,
-                              input_nc=6 if kind.startswith("restyle") else 3, start_from_latent_avg=True,
-                              learn_in_w=encoder_type.endswith("IntoW"), device="cpu", n_iters_per_batch=5, resize_outputs=True,
-                              dataset_type="ffhq_encode")
+    opts = argparse.Namespace(
+        encoder_type=encoder_type,
+        output_size=resolution,
+        stylegan_size=resolution,
+        n_styles=generator.num_ws,
+        input_nc=6 if kind.startswith("restyle") else 3,
+        start_from_latent_avg=True,
+        learn_in_w=encoder_type.endswith("IntoW"),
+        device="cpu",
+        n_iters_per_batch=5,
+        resize_outputs=True,
+        dataset_type="ffhq_encode",
+    )
     cls = getattr(module, network)
-    with unittest.mock.patch.object(module, "Generator", lambda *_, **__: Decoder(generator)), \
-            unittest.mock.patch.object(cls, "load_weights", lambda self: None), contextlib.redirect_stdout(sys.stderr):
+    with (
+        unittest.mock.patch.object(module, "Generator", lambda *_, **__: Decoder(generator)),
+        unittest.mock.patch.object(cls, "load_weights", lambda self: None),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         net = cls(opts).eval().requires_grad_(False)
     fill(net.encoder.state_dict())
     net.latent_avg = 0.1 * noise((1 if opts.learn_in_w else generator.num_ws, 512 // shrink), 99)
@@ -145,21 +163,34 @@ def compare(kind, encoder_type, resolution, shrink, numbers):
     started = time.monotonic()
     wanted = their_codes(net, opts, images)
     middle = time.monotonic()
-    config, state = encoders.from_psp(net.encoder.state_dict(), net.latent_avg, vars(opts), (generator.config, generator.state_dict()))
+    config, state = encoders.from_psp(
+        net.encoder.state_dict(), net.latent_avg, vars(opts), (generator.config, generator.state_dict())
+    )
     encoder = encoders.build(config, Generator)
     encoder.load_state_dict(state)
     encoder.eval()
     begun = time.monotonic()
     codes = encoder(images)
     ended = time.monotonic()
-    record = {"project": kind, "encoder": encoder_type, "resolution": resolution, "shrink": shrink,
-              "relative_error": ((codes - wanted).abs().max() / (wanted - net.latent_avg).abs().max()).item(),
-              "offset": (wanted - net.latent_avg).square().mean().sqrt().item(),
-              "their_s": round(middle - started, 2), "our_s": round(ended - begun, 2)}
+    record = {
+        "project": kind,
+        "encoder": encoder_type,
+        "resolution": resolution,
+        "shrink": shrink,
+        "relative_error": ((codes - wanted).abs().max() / (wanted - net.latent_avg).abs().max()).item(),
+        "offset": (wanted - net.latent_avg).square().mean().sqrt().item(),
+        "their_s": round(middle - started, 2),
+        "our_s": round(ended - begun, 2),
+    }
     if numbers:
         # A few of each latent: a slip in the order of the layers would show.
-        record |= {"opts": {name: getattr(opts, name) for name in ("encoder_type", "output_size", "input_nc", "start_from_latent_avg", "learn_in_w")},
-                   "codes": [[round(value, 6) for value in row] for row in wanted[0, :, :numbers].tolist()]}
+        record |= {
+            "opts": {
+                name: getattr(opts, name)
+                for name in ("encoder_type", "output_size", "input_nc", "start_from_latent_avg", "learn_in_w")
+            },
+            "codes": [[round(value, 6) for value in row] for row in wanted[0, :, :numbers].tolist()],
+        }
     return record
 
 
@@ -178,8 +209,13 @@ def compare_faces(shrink, numbers):
         with unittest.mock.patch.dict(model_paths, {"ir_se50": file.name}), contextlib.redirect_stdout(sys.stderr):
             wanted = IDLoss().extract_feats(images)
         found = encoders.load_face_recognition(file.name)(images)
-    record = {"project": "psp", "encoder": "IDLoss", "shrink": shrink, "relative_error": ((found - wanted).abs().max() / wanted.abs().max()).item()}
-    return record | ({"codes": [[round(value, 6) for value in wanted[0, :8 * numbers].tolist()]]} if numbers else {})
+    record = {
+        "project": "psp",
+        "encoder": "IDLoss",
+        "shrink": shrink,
+        "relative_error": ((found - wanted).abs().max() / wanted.abs().max()).item(),
+    }
+    return record | ({"codes": [[round(value, 6) for value in wanted[0, : 8 * numbers].tolist()]]} if numbers else {})
 
 
 def main():
@@ -187,7 +223,9 @@ def main():
     for name in ("psp", "e4e", "restyle"):
         parser.add_argument(f"--{name}", type=Path, metavar="CHECKOUT")
     parser.add_argument("--resolution", type=int, default=1024, help="of the generator that the codes are for")
-    parser.add_argument("--shrink", type=int, default=1, help="how many times narrower than published; 4 needs little memory")
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="how many times narrower than published; 4 needs little memory"
+    )
     parser.add_argument("--numbers", type=int, default=0, help="print so many numbers of each of their latents")
     options = parser.parse_args()
     if options.psp:
@@ -197,7 +235,10 @@ def main():
         folder = getattr(options, kind.split("-")[0])
         for encoder_type in types_ if folder else ():
             with checkout(folder, options.shrink):
-                print(json.dumps(compare(kind, encoder_type, options.resolution, options.shrink, options.numbers)), flush=True)
+                print(
+                    json.dumps(compare(kind, encoder_type, options.resolution, options.shrink, options.numbers)),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ def weights(shapes):
         filters = draws.randn(*shape) * np.sqrt(3 / np.prod(shape[1:]))
         state[f"{name}.conv.weight"] = filters - filters.mean((1, 2, 3), keepdims=True)
         state[f"{name}.bn.weight"], state[f"{name}.bn.bias"] = 0.5 + draws.rand(count), 0.2 * draws.randn(count)
-        state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"] = 0.2 * draws.randn(count), 0.5 + draws.rand(count)
+        state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"] = (
+            0.2 * draws.randn(count),
+            0.5 + draws.rand(count),
+        )
     state = {name: torch.from_numpy(value).float() for name, value in state.items()}
     return state | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
@@ -71,14 +74,21 @@ def theirs(module, shrink):
 
     def shapes():
         state = made[0].state_dict()
-        return {name.removesuffix(".conv.weight"): list(value.shape) for name, value in state.items() if name.endswith(".conv.weight")}
+        return {
+            name.removesuffix(".conv.weight"): list(value.shape)
+            for name, value in state.items()
+            if name.endswith(".conv.weight")
+        }
 
     def load(*_, **__):
         counters = {name: value for name, value in made[0].state_dict().items() if name.endswith("num_batches_tracked")}
         return weights(shapes()) | counters
 
-    with unittest.mock.patch.object(room, "BasicConv2d", Narrow), unittest.mock.patch.object(module, "_inception_v3", keep), \
-            unittest.mock.patch.object(module, "load_state_dict_from_url", load):
+    with (
+        unittest.mock.patch.object(room, "BasicConv2d", Narrow),
+        unittest.mock.patch.object(module, "_inception_v3", keep),
+        unittest.mock.patch.object(module, "load_state_dict_from_url", load),
+    ):
         return module.InceptionV3().eval(), shapes()
 
 
@@ -95,9 +105,18 @@ def compare_features(module, shrink, numbers):
     found = ours(pictures)
     ended = time.monotonic()
     if numbers:
-        return {"shrink": shrink, "shapes": shapes, "features": [[round(float(value), 6) for value in row] for row in wanted]}
-    return {"shrink": shrink, "width": wanted.shape[1], "relative_error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
-              "their_s": round(middle - started, 2), "our_s": round(ended - middle, 2)}
+        return {
+            "shrink": shrink,
+            "shapes": shapes,
+            "features": [[round(float(value), 6) for value in row] for row in wanted],
+        }
+    return {
+        "shrink": shrink,
+        "width": wanted.shape[1],
+        "relative_error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
+        "their_s": round(middle - started, 2),
+        "our_s": round(ended - middle, 2),
+    }
 
 
 def compare_distances(module, numbers):
@@ -116,7 +135,10 @@ def main():
     parser.add_argument("--numbers", action="store_true", help="print their numbers instead")
     options = parser.parse_args()
     sys.path.insert(0, str(options.checkout / "src"))
-    print(json.dumps(compare_features(importlib.import_module("pytorch_fid.inception"), options.shrink, options.numbers)), flush=True)
+    print(
+        json.dumps(compare_features(importlib.import_module("pytorch_fid.inception"), options.shrink, options.numbers)),
+        flush=True,
+    )
     print(json.dumps(compare_distances(importlib.import_module("pytorch_fid.fid_score"), options.numbers)), flush=True)
 
 

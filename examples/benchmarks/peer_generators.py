@@ -51,7 +51,10 @@ def random_networks(resolution, device):
 def checkout(folder):
     """A project's folder to import from, without the CUDA code that rosinality compiles on the way: a CPU needs none."""
     before = set(sys.modules)
-    stand_ins = {"requests": types.ModuleType("requests"), "pkg_resources": types.ModuleType("pkg_resources")}  # NVIDIA's; one is for downloads
+    stand_ins = {
+        "requests": types.ModuleType("requests"),
+        "pkg_resources": types.ModuleType("pkg_resources"),
+    }  # NVIDIA's; one is for downloads
     stand_ins["pkg_resources"].parse_version = torch.torch_version.TorchVersion
     stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules |= stand_ins
@@ -76,8 +79,14 @@ def rosinality(generator, critic, device):
     judge = model.Discriminator(generator.resolution, channel_multiplier=multiplier).to(device)
     judge.load_state_dict(layouts.to_rosinality(critic.state_dict()))
     theirs.eval(), judge.eval()
-    return {"generator": theirs, "critic": judge, "mapping": theirs.style, "images": lambda w_plus: theirs([w_plus], input_is_latent=True, randomize_noise=False)[0],
-            "truncated": lambda z: theirs([z], truncation=PSI, truncation_latent=generator.w_avg, randomize_noise=False)[0], "logits": judge}
+    return {
+        "generator": theirs,
+        "critic": judge,
+        "mapping": theirs.style,
+        "images": lambda w_plus: theirs([w_plus], input_is_latent=True, randomize_noise=False)[0],
+        "truncated": lambda z: theirs([z], truncation=PSI, truncation_latent=generator.w_avg, randomize_noise=False)[0],
+        "logits": judge,
+    }
 
 
 def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
@@ -86,21 +95,33 @@ def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
     widths = {"channel_base": channel_base, "channel_max": channel_max, "num_fp16_res": 0, "conv_clamp": None}
     sizes = {"img_resolution": generator.resolution, "img_channels": 3}
     options = widths if flat else {"synthesis_kwargs": widths}
-    theirs = networks.Generator(z_dim=512, c_dim=0, w_dim=512, mapping_kwargs={"num_layers": 8}, **sizes, **options).to(device).eval()
+    theirs = (
+        networks.Generator(z_dim=512, c_dim=0, w_dim=512, mapping_kwargs={"num_layers": 8}, **sizes, **options)
+        .to(device)
+        .eval()
+    )
     theirs.load_state_dict(layouts.to_nvidia(generator.state_dict()))
     judge = networks.Discriminator(c_dim=0, **sizes, **widths).to(device).eval()
     judge.load_state_dict(layouts.to_nvidia(critic.state_dict()))
-    return {"generator": theirs, "critic": judge, "mapping": lambda z: theirs.mapping(z, None)[:, 0], "images": lambda w_plus: theirs.synthesis(w_plus, noise_mode="const"),
-            "truncated": lambda z: theirs(z, None, truncation_psi=PSI, noise_mode="const"), "logits": lambda images: judge(images, None)}
+    return {
+        "generator": theirs,
+        "critic": judge,
+        "mapping": lambda z: theirs.mapping(z, None)[:, 0],
+        "images": lambda w_plus: theirs.synthesis(w_plus, noise_mode="const"),
+        "truncated": lambda z: theirs(z, None, truncation_psi=PSI, noise_mode="const"),
+        "logits": lambda images: judge(images, None),
+    }
 
 
 def _nvidia_networks():
     """Their module, and whether it takes its options flat, as stylegan3's repository does, or nested, as stylegan2-ada's."""
     try:
         from training import networks
+
         return networks, False
     except ImportError:
         from training import networks_stylegan2
+
         return networks_stylegan2, True
 
 
@@ -132,7 +153,12 @@ def compare(project, folder, resolution, repeat, device):
         z = torch.randn(2, 512, device=device)
         w_plus = generator.mapping(z)
         images = torch.randn(4, 3, resolution, resolution, device=device)
-        ours = {"mapping": lambda z: generator.mapping(z)[:, 0], "images": generator.synthesis, "truncated": lambda z: generator(z, PSI), "logits": critic}
+        ours = {
+            "mapping": lambda z: generator.mapping(z)[:, 0],
+            "images": generator.synthesis,
+            "truncated": lambda z: generator(z, PSI),
+            "logits": critic,
+        }
         inputs = {"mapping": z, "images": w_plus, "truncated": z, "logits": images}
         pairs = {name: (ours[name](inputs[name]), theirs[name](inputs[name])) for name in ours}
         errors = {name: relative_error(*pair) for name, pair in pairs.items()}
@@ -141,8 +167,18 @@ def compare(project, folder, resolution, repeat, device):
         their_s, our_s = in_turns(repeat, lambda: theirs["images"](w_plus[:1]), lambda: generator.synthesis(w_plus[:1]))
     least = LEAST_RATIO.get((project, resolution)) if device == "cpu" else None
     met = max(errors.values()) <= LARGEST_ERROR and (least is None or their_s / our_s >= least)
-    return {"project": project, "resolution": resolution, "device": device} | errors | {
-        "grey_levels": grey, "their_s": round(their_s, 4), "our_s": round(our_s, 4), "ratio": round(their_s / our_s, 2), "least_ratio": least, "met": met}
+    return (
+        {"project": project, "resolution": resolution, "device": device}
+        | errors
+        | {
+            "grey_levels": grey,
+            "their_s": round(their_s, 4),
+            "our_s": round(our_s, 4),
+            "ratio": round(their_s / our_s, 2),
+            "least_ratio": least,
+            "met": met,
+        }
+    )
 
 
 def main():
@@ -157,7 +193,12 @@ def main():
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     for project in PROJECTS:
         for resolution in options.resolution if getattr(options, project) else ():
-            print(json.dumps(compare(project, getattr(options, project).resolve(), resolution, options.repeat, options.device)), flush=True)
+            print(
+                json.dumps(
+                    compare(project, getattr(options, project).resolve(), resolution, options.repeat, options.device)
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

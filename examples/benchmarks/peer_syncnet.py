@@ -37,8 +37,13 @@ def weights(narrow=1):
             filters = draws.randn(*shape) * np.sqrt(3 / np.prod(shape[1:]))
             state[name] = filters - filters.mean(tuple(range(1, len(shape))), keepdims=True)
         else:
-            state[name] = 0.2 * draws.randn(*shape) if name.endswith(("bias", "running_mean")) else 0.5 + draws.rand(*shape)
-    return {name: torch.as_tensor(value, dtype=value.dtype if torch.is_tensor(value) else torch.float32) for name, value in state.items()}
+            state[name] = (
+                0.2 * draws.randn(*shape) if name.endswith(("bias", "running_mean")) else 0.5 + draws.rand(*shape)
+            )
+    return {
+        name: torch.as_tensor(value, dtype=value.dtype if torch.is_tensor(value) else torch.float32)
+        for name, value in state.items()
+    }
 
 
 def frames(count=FRAMES):
@@ -72,16 +77,19 @@ def theirs(folder, state):
 
     network = importlib.import_module("SyncNetModel").S().eval()
     network.load_state_dict(state)
-    images = torch.from_numpy(frames()[..., ::-1].astype(float)).float().permute(3, 0, 1, 2)[None]  # BGR, as cv2 reads it
+    images = (
+        torch.from_numpy(frames()[..., ::-1].astype(float)).float().permute(3, 0, 1, 2)[None]
+    )  # BGR, as cv2 reads it
     features = python_speech_features.mfcc((sound() * 32768).astype(np.int16), 16000).T
     features = torch.from_numpy(features).float()[None, None]
     with torch.no_grad():
-        seen = network.forward_lip(torch.cat([images[:, :, t:t + 5] for t in range(FRAMES - 5)]))
-        heard = network.forward_aud(torch.cat([features[..., t * 4:t * 4 + 20] for t in range(FRAMES - 5)]))
+        seen = network.forward_lip(torch.cat([images[:, :, t : t + 5] for t in range(FRAMES - 5)]))
+        heard = network.forward_aud(torch.cat([features[..., t * 4 : t * 4 + 20] for t in range(FRAMES - 5)]))
     distance = importlib.import_module("SyncNetInstance").calc_pdist
     pairs = {"clip": (seen, heard), "moments": tuple(map(torch.from_numpy, moments()))}
-    return {"seen": seen.numpy(), "heard": heard.numpy()} | {name: judged(torch.stack(distance(*pair, vshift=15), 1).mean(1))
-                                                              for name, pair in pairs.items()}
+    return {"seen": seen.numpy(), "heard": heard.numpy()} | {
+        name: judged(torch.stack(distance(*pair, vshift=15), 1).mean(1)) for name, pair in pairs.items()
+    }
 
 
 def ours(state):
@@ -95,9 +103,11 @@ def ours(state):
     features = syncnet.sound_features(sound())
     images = torch.from_numpy(frames()[..., ::-1].copy()).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        seen = network.see(images)[:len(starts)]
-        heard = network.hear(torch.from_numpy(np.stack([features[t * 4:t * 4 + 20].T for t in starts])[:, None]))
-    return {"seen": seen.numpy(), "heard": heard.numpy()} | {name: dict(zip(("lse_d", "lse_c", "offset"), sync)) for name, sync in syncs.items()}
+        seen = network.see(images)[: len(starts)]
+        heard = network.hear(torch.from_numpy(np.stack([features[t * 4 : t * 4 + 20].T for t in starts])[:, None]))
+    return {"seen": seen.numpy(), "heard": heard.numpy()} | {
+        name: dict(zip(("lse_d", "lse_c", "offset"), sync)) for name, sync in syncs.items()
+    }
 
 
 def main():
@@ -108,12 +118,25 @@ def main():
     state = weights()
     wanted = theirs(options.checkout, state)
     if options.numbers:
-        corner = {name: [[round(float(value), 5) for value in row[:8]] for row in wanted[name]] for name in ("seen", "heard")}
+        corner = {
+            name: [[round(float(value), 5) for value in row[:8]] for row in wanted[name]] for name in ("seen", "heard")
+        }
         print(json.dumps(wanted | corner))
         return
     found = ours(state)
-    print(json.dumps({name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in ("seen", "heard")}
-                     | {f"{name} {field}": abs(found[name][field] - wanted[name][field]) for name in ("clip", "moments") for field in wanted[name]}))
+    print(
+        json.dumps(
+            {
+                name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max())
+                for name in ("seen", "heard")
+            }
+            | {
+                f"{name} {field}": abs(found[name][field] - wanted[name][field])
+                for name in ("clip", "moments")
+                for field in wanted[name]
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

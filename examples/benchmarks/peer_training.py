@@ -50,7 +50,9 @@ class Theirs:
         made = nvidia(*networks(resolution), "cpu", channel_base=32 * resolution, channel_max=128)
         self.generator, self.critic, self.batch = made["generator"].train(), made["critic"].train(), batch
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.loss = StyleGAN2Loss(torch.device("cpu"), self.generator.mapping, self.generator.synthesis, self.critic, r1_gamma=r1)
+        self.loss = StyleGAN2Loss(
+            torch.device("cpu"), self.generator.mapping, self.generator.synthesis, self.critic, r1_gamma=r1
+        )
         self.phases = []
         for name, network, every in (("G", self.generator, 4), ("D", self.critic, 16)):
             ratio = every / (every + 1)
@@ -94,7 +96,14 @@ def one_run(options):
     images, times = Pictures(options.resolution), []
     if options.who == "ours":
         with tempfile.TemporaryDirectory() as folder:
-            records = train(images, Path(folder) / "g.pt", *networks(options.resolution), steps=CYCLE * (1 + options.cycles), batch=options.batch, log_every=1)
+            records = train(
+                images,
+                Path(folder) / "g.pt",
+                *networks(options.resolution),
+                steps=CYCLE * (1 + options.cycles),
+                batch=options.batch,
+                log_every=1,
+            )
             for record in records:
                 times.append(record["seconds"])
     else:
@@ -105,7 +114,16 @@ def one_run(options):
                 times.append(time.monotonic() - began)
     rate = options.batch * CYCLE * options.cycles / (times[-1] - times[CYCLE - 1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
-    print(json.dumps({"who": options.who, "resolution": options.resolution, "images_per_s": round(rate, 2), "peak_mb": round(peak)}))
+    print(
+        json.dumps(
+            {
+                "who": options.who,
+                "resolution": options.resolution,
+                "images_per_s": round(rate, 2),
+                "peak_mb": round(peak),
+            }
+        )
+    )
 
 
 def speed(options):
@@ -113,16 +131,44 @@ def speed(options):
         found = {"theirs": [], "ours": []}
         for _ in range(options.repeat):
             for who in found:
-                command = [sys.executable, __file__, "run", "--nvidia", options.nvidia, "--who", who, "--resolution", resolution,
-                           "--batch", options.batch, "--cycles", options.cycles]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "run",
+                    "--nvidia",
+                    options.nvidia,
+                    "--who",
+                    who,
+                    "--resolution",
+                    resolution,
+                    "--batch",
+                    options.batch,
+                    "--cycles",
+                    options.cycles,
+                ]
                 done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
                 found[who].append(json.loads(done.stdout))
                 print(done.stdout.strip(), flush=True)
-        rate, peak = ({who: statistics.median(record[key] for record in records) for who, records in found.items()} for key in ("images_per_s", "peak_mb"))
+        rate, peak = (
+            {who: statistics.median(record[key] for record in records) for who, records in found.items()}
+            for key in ("images_per_s", "peak_mb")
+        )
         ratio, memory = rate["ours"] / rate["theirs"], peak["ours"] / peak["theirs"]
-        print(json.dumps({"resolution": resolution, "batch": options.batch, "threads": torch.get_num_threads(), "ratio": round(ratio, 2),
-                          "least_ratio": LEAST_RATIO, "memory": round(memory, 2), "most_memory": MOST_MEMORY,
-                          "met": ratio >= LEAST_RATIO and memory <= MOST_MEMORY}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "resolution": resolution,
+                    "batch": options.batch,
+                    "threads": torch.get_num_threads(),
+                    "ratio": round(ratio, 2),
+                    "least_ratio": LEAST_RATIO,
+                    "memory": round(memory, 2),
+                    "most_memory": MOST_MEMORY,
+                    "met": ratio >= LEAST_RATIO and memory <= MOST_MEMORY,
+                }
+            ),
+            flush=True,
+        )
 
 
 # ---- quality ----
@@ -141,8 +187,12 @@ def quality(options):
     images = datasets.Images([options.faces], resolution)
     steps, out = options.images // options.batch, Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    see = inception.Inception() if options.features == "inception" else inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder")))
-    wanted = np.concatenate([see(images.frames[start:start + 16]) for start in range(0, len(images), 16)])
+    see = (
+        inception.Inception()
+        if options.features == "inception"
+        else inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder")))
+    )
+    wanted = np.concatenate([see(images.frames[start : start + 16]) for start in range(0, len(images), 16)])
     with checkout(options.nvidia.resolve()):
         theirs, began = Theirs(resolution, options.batch, options.r1), time.monotonic()
         torch.manual_seed(0)
@@ -154,7 +204,9 @@ def quality(options):
         state = layouts.from_nvidia(theirs.average.state_dict())
     began = time.monotonic()
     generator, critic = networks(resolution)
-    for record in train(images, out / "ours.pt", generator, critic, steps=steps, batch=options.batch, r1=options.r1, log_every=50):
+    for record in train(
+        images, out / "ours.pt", generator, critic, steps=steps, batch=options.batch, r1=options.r1, log_every=50
+    ):
         print(f"ours: {record['step']} of {steps}", file=sys.stderr, flush=True)
     spent["ours"] = time.monotonic() - began
     ours = checkpoints.load_generator(out / "ours.pt")
@@ -163,12 +215,31 @@ def quality(options):
     answers = {}
     for who, network in (("theirs", other), ("ours", ours)):
         frames = list(drawn(network, options.draw))
-        files.write_image(out / f"{who}.png", np.concatenate([np.concatenate(list(batch), 1) for batch in frames[:4]]), synthetic=True)
+        files.write_image(
+            out / f"{who}.png", np.concatenate([np.concatenate(list(batch), 1) for batch in frames[:4]]), synthetic=True
+        )
         seen = np.concatenate([see(batch) for batch in frames])
         answers[who] = {"fid": metrics.frechet_distance(wanted, seen), "kid": metrics.kernel_distance(wanted, seen)}
-        print(json.dumps({"who": who, "images": steps * options.batch, "features": see.name, "seconds": round(spent[who], 1)} | answers[who]), flush=True)
+        print(
+            json.dumps(
+                {"who": who, "images": steps * options.batch, "features": see.name, "seconds": round(spent[who], 1)}
+                | answers[who]
+            ),
+            flush=True,
+        )
     ratio = answers["ours"]["fid"] / answers["theirs"]["fid"]
-    print(json.dumps({"resolution": resolution, "features": see.name, "fid_ratio": round(ratio, 3), "most": 1.0, "met": ratio <= 1.0}), flush=True)
+    print(
+        json.dumps(
+            {
+                "resolution": resolution,
+                "features": see.name,
+                "fid_ratio": round(ratio, 3),
+                "most": 1.0,
+                "met": ratio <= 1.0,
+            }
+        ),
+        flush=True,
+    )
 
 
 def main():
@@ -186,7 +257,9 @@ def main():
         commands[name].add_argument("--cycles", type=int, default=1, help=f"of {CYCLE} steps, after the first")
     commands["quality"].add_argument("faces", help="a packed file of pictures")
     commands["quality"].add_argument("--resolution", type=int, nargs=1, default=[64])
-    commands["quality"].add_argument("--images", type=int, default=20_000, help="pictures to learn from, counted each time they are seen")
+    commands["quality"].add_argument(
+        "--images", type=int, default=20_000, help="pictures to learn from, counted each time they are seen"
+    )
     commands["quality"].add_argument("--draw", type=int, default=2048, help="pictures to compare")
     commands["quality"].add_argument("--r1", type=float, default=1.0)
     commands["quality"].add_argument("--features", default="encoder", choices=["encoder", "inception"])

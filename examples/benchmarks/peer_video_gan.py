@@ -81,8 +81,23 @@ def theirs(folder):
 
 def options(size, batch, cross_domain=True):
     """What their command line would say; defaults of options/train_options.py."""
-    return types.SimpleNamespace(cross_domain=cross_domain, nc=3, n_frames_G=FRAMES, norm_D_3d="instance", num_D=2, lr=1e-4, batchSize=batch, q_len=4096,
-                                 l_len=256, moco_m=0.999, moco_t=0.07, w_match=1.0, world_batch_size=batch, video_frame_size=size, style_gan_size=size)
+    return types.SimpleNamespace(
+        cross_domain=cross_domain,
+        nc=3,
+        n_frames_G=FRAMES,
+        norm_D_3d="instance",
+        num_D=2,
+        lr=1e-4,
+        batchSize=batch,
+        q_len=4096,
+        l_len=256,
+        moco_m=0.999,
+        moco_t=0.07,
+        w_match=1.0,
+        world_batch_size=batch,
+        video_frame_size=size,
+        style_gan_size=size,
+    )
 
 
 def their_rnn(folder):
@@ -90,7 +105,10 @@ def their_rnn(folder):
     from models.rnn import RNNModule
 
     random = np.random.default_rng(0)
-    components, stdev = np.linalg.qr(random.standard_normal((512, COMPONENTS)))[0].T.astype(np.float32), random.uniform(0.5, 3, COMPONENTS).astype(np.float32)
+    components, stdev = (
+        np.linalg.qr(random.standard_normal((512, COMPONENTS)))[0].T.astype(np.float32),
+        random.uniform(0.5, 3, COMPONENTS).astype(np.float32),
+    )
     np.save(f"{folder}/comp.npy", components)
     np.save(f"{folder}/stdev.npy", stdev)
     return RNNModule(f"{folder}/comp.npy", f"{folder}/stdev.npy"), torch.from_numpy(components), torch.from_numpy(stdev)
@@ -104,7 +122,10 @@ def our_motion(rnn, components, stdev):
     basis = Basis(torch.zeros(512), components, stdev)
     model = LatentGenerator(1, COMPONENTS, 512, COMPONENTS, "w", "previous", basis)
     model.reach.copy_(rnn.w_residual * stdev)
-    state = {f"lstm.{name}_l0": value for name, value in rnn.cell.state_dict().items()} | {"output.0.weight": rnn.w.T, "output.0.bias": rnn.b}
+    state = {f"lstm.{name}_l0": value for name, value in rnn.cell.state_dict().items()} | {
+        "output.0.weight": rnn.w.T,
+        "output.0.bias": rnn.b,
+    }
     model.load_state_dict(model.state_dict() | state)
     return model
 
@@ -147,11 +168,16 @@ def compare(folder):
         beside = ModelD_3d(options(32, 2, cross_domain=False)).train()
         pair = torch.cat([video[:, :1].expand(-1, FRAMES - 1, -1, -1, -1), video[:, 1:]], 2)
         wanted = [scale[-1] for scale in beside(pair.transpose(1, 2))]
-        errors["logits_beside_identity"] = max(map(relative_error, our_critic(beside, conditional=True)(video[:, 1:], video[:, 0]), wanted))
+        errors["logits_beside_identity"] = max(
+            map(relative_error, our_critic(beside, conditional=True)(video[:, 1:], video[:, 0]), wanted)
+        )
 
         real, fake = judge(video.transpose(1, 2)), judge(other.transpose(1, 2))
         criterion = losses.Relativistic_Average_LSGAN()
-        wanted = {"critic": criterion(real, fake, True) + criterion(fake, real, False), "generator": criterion(fake, real, True) + criterion(real, fake, False)}
+        wanted = {
+            "critic": criterion(real, fake, True) + criterion(fake, real, False),
+            "generator": criterion(fake, real, True) + criterion(real, fake, False),
+        }
         for name, loss in zip(("generator", "critic"), ADVERSARIAL["relativistic"]):
             errors[f"{name}_loss"] = relative_error(loss(critic(other), critic(video)), wanted[name] / 2)
         torch.manual_seed(1)
@@ -160,7 +186,10 @@ def compare(folder):
         trainer = types.SimpleNamespace(settings={"batch": 2}, device=torch.device("cpu"), critic=critic)
         penalty = 10 * _Trainer._interpolation_penalty(trainer, Share(), (video[:, 0], video), (other[:, 0], other))
         errors["gradient_penalty"] = relative_error(penalty, wanted)
-    return {name: float(f"{error:.2g}") for name, error in errors.items()} | {"largest_error": LARGEST_ERROR, "met": max(errors.values()) <= LARGEST_ERROR}
+    return {name: float(f"{error:.2g}") for name, error in errors.items()} | {
+        "largest_error": LARGEST_ERROR,
+        "met": max(errors.values()) <= LARGEST_ERROR,
+    }
 
 
 # ---- speed ----
@@ -222,7 +251,18 @@ def our_seconds(size, batch, steps, preset):
                 for frame in np.random.default_rng(k).integers(0, 256, (64, size, size, 3), np.uint8):
                     writer.write(frame)
         model, judge = LatentGenerator(generator.num_ws, COMPONENTS, **network), VideoDiscriminator(64, **critic)
-        for record in train([folder], generator, encoder, f"{folder}/v.pt", model, judge, steps=steps, batch=batch, log_every=1, **values):
+        for record in train(
+            [folder],
+            generator,
+            encoder,
+            f"{folder}/v.pt",
+            model,
+            judge,
+            steps=steps,
+            batch=batch,
+            log_every=1,
+            **values,
+        ):
             if record["step"] and began is not None:
                 seconds.append(time.process_time() - began)
             began = time.process_time()
@@ -230,8 +270,11 @@ def our_seconds(size, batch, steps, preset):
 
 
 def one_run(args):
-    who = {"theirs": lambda: their_seconds(args.checkout, args.size, args.batch, args.steps), "ours": lambda: our_seconds(args.size, args.batch, args.steps, False),
-           "ours, all their losses": lambda: our_seconds(args.size, args.batch, args.steps, True)}
+    who = {
+        "theirs": lambda: their_seconds(args.checkout, args.size, args.batch, args.steps),
+        "ours": lambda: our_seconds(args.size, args.batch, args.steps, False),
+        "ours, all their losses": lambda: our_seconds(args.size, args.batch, args.steps, True),
+    }
     seconds = who[args.who]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
     rate = args.batch * (len(seconds) - 1) / math.fsum(seconds[1:])  # the first one warms up
@@ -242,20 +285,44 @@ def speed(args):
     found = {"theirs": [], "ours": [], "ours, all their losses": []}
     for _ in range(args.repeat):
         for who, records in found.items():
-            command = [sys.executable, __file__, args.checkout, "--who", who, "--size", args.size, "--batch", args.batch, "--steps", args.steps]
+            command = [
+                sys.executable,
+                __file__,
+                args.checkout,
+                "--who",
+                who,
+                "--size",
+                args.size,
+                "--batch",
+                args.batch,
+                "--steps",
+                args.steps,
+            ]
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
             told = done.stdout.splitlines()[-1]  # their networks print too
             records.append(json.loads(told))
             print(told, flush=True)
     rate = {who: statistics.median(record["clips_per_cpu_s"] for record in records) for who, records in found.items()}
     ratios = {who: round(value / rate["theirs"], 2) for who, value in rate.items() if who != "theirs"}
-    return {"size": args.size, "batch": args.batch, "threads": torch.get_num_threads(), "ratios": ratios, "least_ratio": LEAST_RATIO, "met": ratios["ours"] >= LEAST_RATIO}
+    return {
+        "size": args.size,
+        "batch": args.batch,
+        "threads": torch.get_num_threads(),
+        "ratios": ratios,
+        "least_ratio": LEAST_RATIO,
+        "met": ratios["ours"] >= LEAST_RATIO,
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=lambda text: Path(text).expanduser().resolve())
-    parser.add_argument("--size", type=int, default=32, help="side of the pictures: 32, 64, 128 or 256, which their image critic is made for")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=32,
+        help="side of the pictures: 32, 64, 128 or 256, which their image critic is made for",
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="steps of a run, of which the first is not counted")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each")

@@ -42,11 +42,36 @@ def trained(folder, processes, options):
     """Images a second of a run by so many processes on the same cores, after its first quarter."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "talkhead", "train-stylegan", folder / "faces", "-o", folder / f"{processes}.pt", "--resolution", options.resolution,
-               "--channels", ",".join(map(str, networks(options.resolution)[0].config["channels"])), "--batch", options.batch,
-               "--steps", options.steps, "--log-every", 16, "--device", "cpu"]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "talkhead",
+        "train-stylegan",
+        folder / "faces",
+        "-o",
+        folder / f"{processes}.pt",
+        "--resolution",
+        options.resolution,
+        "--channels",
+        ",".join(map(str, networks(options.resolution)[0].config["channels"])),
+        "--batch",
+        options.batch,
+        "--steps",
+        options.steps,
+        "--log-every",
+        16,
+        "--device",
+        "cpu",
+    ]
     (folder / f"{processes}.pt").unlink(missing_ok=True)
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    done = subprocess.run(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    )
     records = [json.loads(line) for line in done.stdout.splitlines()]
     first, last = records[len(records) // 4 - 1 if len(records) >= 4 else 0], records[-1]
     return (last["step"] - first["step"]) * options.batch / (last["seconds"] - first["seconds"]), last
@@ -69,8 +94,18 @@ def team(options):
     medians = {processes: statistics.median(values) for processes, values in rates.items()}
     ratio = medians[2] / medians[1]
     losses = ("generator", "discriminator")
-    print(json.dumps({"resolution": options.resolution, "batch": options.batch, "ratio": round(ratio, 3), "least_ratio": LEAST_RATIO,
-                      "largest_difference_of_last_losses": max(abs(lasts[1][key] - lasts[2][key]) for key in losses), "met": ratio >= LEAST_RATIO}))
+    print(
+        json.dumps(
+            {
+                "resolution": options.resolution,
+                "batch": options.batch,
+                "ratio": round(ratio, 3),
+                "least_ratio": LEAST_RATIO,
+                "largest_difference_of_last_losses": max(abs(lasts[1][key] - lasts[2][key]) for key in losses),
+                "met": ratio >= LEAST_RATIO,
+            }
+        )
+    )
 
 
 # ---- one process ----
@@ -88,30 +123,75 @@ def one_size(options):
     generator, critic = sizes(options.resolution, options.compact)
     gradients = [sum(p.numel() for p in network.parameters()) for network in (generator, critic)]
     with tempfile.TemporaryDirectory() as folder:
-        records = list(train(Pictures(options.resolution, 64), Path(folder) / "g.pt", generator, critic, steps=7, batch=options.batch, r1_every=2,
-                             path_every=4, precision=options.precision, log_every=1, device=options.device))
+        records = list(
+            train(
+                Pictures(options.resolution, 64),
+                Path(folder) / "g.pt",
+                generator,
+                critic,
+                steps=7,
+                batch=options.batch,
+                r1_every=2,
+                path_every=4,
+                precision=options.precision,
+                log_every=1,
+                device=options.device,
+            )
+        )
     times = [after["seconds"] - before["seconds"] for before, after in zip(records, records[1:])]  # of the steps 1 to 6
     main = min(times[0], times[2], times[4])
     r1 = max(min(times[1], times[5]) - main, 0.0)
     path = max(times[3] - main - r1, 0.0)
     step = main + path / PATH_EVERY + r1 / R1_EVERY
     cuda = options.device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e6
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    )
     sent = 4 * (gradients[0] * (1 + 1 / PATH_EVERY) + gradients[1] * (1 + 1 / R1_EVERY))
     ring = 2 * (DEVICES - 1) / DEVICES * sent
-    print(json.dumps({
-        "resolution": options.resolution, "widths": "compact" if options.compact else "config F", "batch": options.batch, "device": options.device,
-        "precision": options.precision, "main_s": round(main, 3), "path_s": round(path, 3), "r1_s": round(r1, 3),
-        "images_per_s": round(options.batch / step, 2), "peak_mb": round(peak), "sent_mb_per_step": round(sent / 1e6, 1),
-        "thesis_run_days": round(THESIS_IMAGES / options.batch * step / 86400, 1),
-        f"efficiency_of_{DEVICES}": {name: round(step / (step + ring / bandwidth), 3) for name, bandwidth in BANDWIDTHS.items()}}), flush=True)
+    print(
+        json.dumps(
+            {
+                "resolution": options.resolution,
+                "widths": "compact" if options.compact else "config F",
+                "batch": options.batch,
+                "device": options.device,
+                "precision": options.precision,
+                "main_s": round(main, 3),
+                "path_s": round(path, 3),
+                "r1_s": round(r1, 3),
+                "images_per_s": round(options.batch / step, 2),
+                "peak_mb": round(peak),
+                "sent_mb_per_step": round(sent / 1e6, 1),
+                "thesis_run_days": round(THESIS_IMAGES / options.batch * step / 86400, 1),
+                f"efficiency_of_{DEVICES}": {
+                    name: round(step / (step + ring / bandwidth), 3) for name, bandwidth in BANDWIDTHS.items()
+                },
+            }
+        ),
+        flush=True,
+    )
 
 
 def cost(options):
     for resolution in options.resolution:
         for batch in options.batch:
-            command = [sys.executable, __file__, "one", "--resolution", resolution, "--batch", batch, "--device", options.device,
-                       "--precision", options.precision, *(["--compact"] if options.compact else [])]
+            command = [
+                sys.executable,
+                __file__,
+                "one",
+                "--resolution",
+                resolution,
+                "--batch",
+                batch,
+                "--device",
+                options.device,
+                "--precision",
+                options.precision,
+                *(["--compact"] if options.compact else []),
+            ]
             subprocess.run(list(map(str, command)), check=True)
 
 

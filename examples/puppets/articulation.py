@@ -55,37 +55,157 @@ class Utterance:
 # ---------------------------------------------------------------------------------------------------------------
 # What is said: sentences
 
-_GRID = (("bin", "lay", "place", "set"), ("blue", "green", "red", "white"), ("at", "by", "in", "with"),
-         tuple("abcdefghijklmnopqrstuvxyz"),
-         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-         ("again", "now", "please", "soon"))
+_GRID = (
+    ("bin", "lay", "place", "set"),
+    ("blue", "green", "red", "white"),
+    ("at", "by", "in", "with"),
+    tuple("abcdefghijklmnopqrstuvxyz"),
+    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    ("again", "now", "please", "soon"),
+)
 
 _WORDS = {
-    "who": ("my mother", "the old farmer", "our teacher", "a young doctor", "the baby", "your neighbour", "the captain",
-            "a famous painter", "his brother", "the whole family", "their cousin", "every child", "the beekeeper",
-            "that woman", "the piano player", "nobody", "the postman", "a shy visitor", "the judge", "her best friend"),
-    "did": ("bought", "found", "painted", "forgot", "remembered", "wanted", "moved", "brought", "carried", "measured",
-            "opened", "washed", "chose", "pushed", "saved", "watched", "enjoyed", "kept", "borrowed", "dropped"),
-    "how": ("big", "warm", "yellow", "heavy", "pretty", "wooden", "cheap", "broken", "smooth", "purple", "famous",
-            "empty", "brown", "huge", "gentle", "thin", "shiny", "cool", "favourite", "beautiful"),
-    "what": ("boat", "map", "paper lamp", "pumpkin", "shoe", "window", "bridge", "apple pie", "book", "television",
-             "mirror", "blue balloon", "jumper", "garden chair", "bottle of milk", "piece of cheese", "photograph",
-             "umbrella", "whistle", "toy airplane", "violin", "bowl of soup", "thousand feathers", "camera"),
-    "where": ("by the river", "in the kitchen", "near the church", "behind the house", "on the beach", "at the museum",
-              "under the apple tree", "across the bay", "in the middle of town", "above the shop", "on the top shelf",
-              "outside the village", "with both hands", "from the market", "in front of the mayor"),
-    "when": ("yesterday", "this morning", "before lunch", "on Wednesday", "every summer", "after the storm", "at noon",
-             "in February", "twice a week", "long ago", "in the evening", "for the first time", "just now"),
+    "who": (
+        "my mother",
+        "the old farmer",
+        "our teacher",
+        "a young doctor",
+        "the baby",
+        "your neighbour",
+        "the captain",
+        "a famous painter",
+        "his brother",
+        "the whole family",
+        "their cousin",
+        "every child",
+        "the beekeeper",
+        "that woman",
+        "the piano player",
+        "nobody",
+        "the postman",
+        "a shy visitor",
+        "the judge",
+        "her best friend",
+    ),
+    "did": (
+        "bought",
+        "found",
+        "painted",
+        "forgot",
+        "remembered",
+        "wanted",
+        "moved",
+        "brought",
+        "carried",
+        "measured",
+        "opened",
+        "washed",
+        "chose",
+        "pushed",
+        "saved",
+        "watched",
+        "enjoyed",
+        "kept",
+        "borrowed",
+        "dropped",
+    ),
+    "how": (
+        "big",
+        "warm",
+        "yellow",
+        "heavy",
+        "pretty",
+        "wooden",
+        "cheap",
+        "broken",
+        "smooth",
+        "purple",
+        "famous",
+        "empty",
+        "brown",
+        "huge",
+        "gentle",
+        "thin",
+        "shiny",
+        "cool",
+        "favourite",
+        "beautiful",
+    ),
+    "what": (
+        "boat",
+        "map",
+        "paper lamp",
+        "pumpkin",
+        "shoe",
+        "window",
+        "bridge",
+        "apple pie",
+        "book",
+        "television",
+        "mirror",
+        "blue balloon",
+        "jumper",
+        "garden chair",
+        "bottle of milk",
+        "piece of cheese",
+        "photograph",
+        "umbrella",
+        "whistle",
+        "toy airplane",
+        "violin",
+        "bowl of soup",
+        "thousand feathers",
+        "camera",
+    ),
+    "where": (
+        "by the river",
+        "in the kitchen",
+        "near the church",
+        "behind the house",
+        "on the beach",
+        "at the museum",
+        "under the apple tree",
+        "across the bay",
+        "in the middle of town",
+        "above the shop",
+        "on the top shelf",
+        "outside the village",
+        "with both hands",
+        "from the market",
+        "in front of the mayor",
+    ),
+    "when": (
+        "yesterday",
+        "this morning",
+        "before lunch",
+        "on Wednesday",
+        "every summer",
+        "after the storm",
+        "at noon",
+        "in February",
+        "twice a week",
+        "long ago",
+        "in the evening",
+        "for the first time",
+        "just now",
+    ),
     "number": ("two", "three", "four", "five", "seven", "nine", "twelve", "fifteen", "forty", "a hundred", "zero"),
 }
 
 _PATTERNS = (
-    "{who} {did} the {how} {what} {where}.", "{when}, {who} {did} a {how} {what}.", "Please put the {what} {where}.",
-    "Why would {who} keep the {what} {where}?", "There were {number} or {number} of them {where}, {when}.",
-    "{who} never {did} the {what}, but {who} {did} the {how} {what}.", "How much is the {how} {what}?",
-    "If you move the {what}, {who} may come back {when}.", "It was {how}, {how} and very {how}.",
-    "Maybe {who} {did} it {where}; maybe not.", "Some people {did} {number} {how} things {when}.",
-    "{number} plus {number} makes more than {number}.", "I hope {who} will be {where} {when}.",
+    "{who} {did} the {how} {what} {where}.",
+    "{when}, {who} {did} a {how} {what}.",
+    "Please put the {what} {where}.",
+    "Why would {who} keep the {what} {where}?",
+    "There were {number} or {number} of them {where}, {when}.",
+    "{who} never {did} the {what}, but {who} {did} the {how} {what}.",
+    "How much is the {how} {what}?",
+    "If you move the {what}, {who} may come back {when}.",
+    "It was {how}, {how} and very {how}.",
+    "Maybe {who} {did} it {where}; maybe not.",
+    "Some people {did} {number} {how} things {when}.",
+    "{number} plus {number} makes more than {number}.",
+    "I hope {who} will be {where} {when}.",
 )
 
 
@@ -107,10 +227,12 @@ def sentence(rng):
 # ---------------------------------------------------------------------------------------------------------------
 # Phonemes
 
+
 def write_phonemes(destination, phonemes):
     """Write phonemes as a JSON list of [start, end, label], one a line."""
-    rows = ",\n".join(json.dumps([round(float(start), 4), round(float(end), 4), label])
-                      for start, end, label in phonemes)
+    rows = ",\n".join(
+        json.dumps([round(float(start), 4), round(float(end), 4), label]) for start, end, label in phonemes
+    )
     try:
         Path(destination).write_text(f"[\n{rows}\n]\n", encoding="utf-8")
     except OSError as error:
@@ -119,16 +241,96 @@ def write_phonemes(destination, phonemes):
 
 # What espeak-ng writes in IPA, all English accents, as ARPABET. A symbol of several sounds becomes several labels.
 _IPA = {
-    "a": "AE", "aː": "AA", "aa": "AA", "æ": "AE", "ɐ": "AH", "ɑː": "AA", "ɑ": "AA", "ɒ": "AA", "ɔ": "AO", "ɔː": "AO",
-    "o": "OW", "oː": "OW", "oʊ": "OW", "əʊ": "OW", "əu": "OW", "ʌʊ": "OW", "ə": "AH", "ʌ": "AH", "ɜ": "ER",
-    "ɜː": "ER", "ɚ": "ER", "ɝ": "ER", "ɛ": "EH", "e": "EH", "eː": "EY", "eɪ": "EY", "ei": "EY", "əɪ": "AY", "ɪ": "IH",
-    "ᵻ": "IH", "i": "IY", "iː": "IY", "ʊ": "UH", "u": "UW", "uː": "UW", "ʉ": "UW", "ʉː": "UW", "ʌʉ": "AW", "aɪ": "AY",
-    "aʊ": "AW", "æʊ": "AW", "ɔɪ": "OY", "oɪ": "OY", "aɪə": "AY AH", "aɪɚ": "AY ER", "aʊə": "AW AH", "iə": "IH AH",
-    "ɪə": "IH AH", "eə": "EH AH", "ɛə": "EH AH", "ʊə": "UH AH", "oə": "AO AH", "ɔə": "AO AH", "ɑə": "AA AH",
-    "p": "P", "b": "B", "m": "M", "f": "F", "v": "V", "θ": "TH", "ð": "DH", "t": "T", "t̪": "T", "d": "D", "d̪": "D",
-    "ɾ": "D", "ʔ": "T", "n": "N", "n̩": "N", "s": "S", "z": "Z", "ʃ": "SH", "ʒ": "ZH", "tʃ": "CH", "dʒ": "JH",
-    "k": "K", "ɡ": "G", "g": "G", "ŋ": "NG", "x": "K", "h": "HH", "ɦ": "HH", "l": "L", "ɫ": "L", "ɹ": "R", "r": "R",
-    "ɻ": "R", "w": "W", "ʍ": "W", "j": "Y",
+    "a": "AE",
+    "aː": "AA",
+    "aa": "AA",
+    "æ": "AE",
+    "ɐ": "AH",
+    "ɑː": "AA",
+    "ɑ": "AA",
+    "ɒ": "AA",
+    "ɔ": "AO",
+    "ɔː": "AO",
+    "o": "OW",
+    "oː": "OW",
+    "oʊ": "OW",
+    "əʊ": "OW",
+    "əu": "OW",
+    "ʌʊ": "OW",
+    "ə": "AH",
+    "ʌ": "AH",
+    "ɜ": "ER",
+    "ɜː": "ER",
+    "ɚ": "ER",
+    "ɝ": "ER",
+    "ɛ": "EH",
+    "e": "EH",
+    "eː": "EY",
+    "eɪ": "EY",
+    "ei": "EY",
+    "əɪ": "AY",
+    "ɪ": "IH",
+    "ᵻ": "IH",
+    "i": "IY",
+    "iː": "IY",
+    "ʊ": "UH",
+    "u": "UW",
+    "uː": "UW",
+    "ʉ": "UW",
+    "ʉː": "UW",
+    "ʌʉ": "AW",
+    "aɪ": "AY",
+    "aʊ": "AW",
+    "æʊ": "AW",
+    "ɔɪ": "OY",
+    "oɪ": "OY",
+    "aɪə": "AY AH",
+    "aɪɚ": "AY ER",
+    "aʊə": "AW AH",
+    "iə": "IH AH",
+    "ɪə": "IH AH",
+    "eə": "EH AH",
+    "ɛə": "EH AH",
+    "ʊə": "UH AH",
+    "oə": "AO AH",
+    "ɔə": "AO AH",
+    "ɑə": "AA AH",
+    "p": "P",
+    "b": "B",
+    "m": "M",
+    "f": "F",
+    "v": "V",
+    "θ": "TH",
+    "ð": "DH",
+    "t": "T",
+    "t̪": "T",
+    "d": "D",
+    "d̪": "D",
+    "ɾ": "D",
+    "ʔ": "T",
+    "n": "N",
+    "n̩": "N",
+    "s": "S",
+    "z": "Z",
+    "ʃ": "SH",
+    "ʒ": "ZH",
+    "tʃ": "CH",
+    "dʒ": "JH",
+    "k": "K",
+    "ɡ": "G",
+    "g": "G",
+    "ŋ": "NG",
+    "x": "K",
+    "h": "HH",
+    "ɦ": "HH",
+    "l": "L",
+    "ɫ": "L",
+    "ɹ": "R",
+    "r": "R",
+    "ɻ": "R",
+    "w": "W",
+    "ʍ": "W",
+    "j": "Y",
 }
 
 
@@ -140,7 +342,7 @@ def _labels(ipa):
     while text:
         symbol = next((text[:n] for n in (3, 2, 1) if text[:n] in _IPA), "")
         labels += _IPA[symbol].split() if symbol else []
-        text = text[max(len(symbol), 1):]  # a diacritic without a sound of its own is passed over
+        text = text[max(len(symbol), 1) :]  # a diacritic without a sound of its own is passed over
     return [label + stress if label in VOWELS else label for label in labels] if ipa else [SILENCE]
 
 
@@ -149,11 +351,13 @@ def _labels(ipa):
 
 _ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 # Those of espeak-ng's variants that sound like people (no robots, croaks or whispers).
-_VARIANTS = ("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 Alex Alicia Andrea Andy Annie Diogo Gene Gene2 Henrique Hugo "
-             "Jacky Lee Marco Mario Michael Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin "
-             "boris caleb david ed edward edward2 gustave ian iven iven2 john kaukovalta klatt klatt2 klatt3 linda "
-             "marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 steph3 "
-             "travis victor zac").split()
+_VARIANTS = (
+    "f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 Alex Alicia Andrea Andy Annie Diogo Gene Gene2 Henrique Hugo "
+    "Jacky Lee Marco Mario Michael Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin "
+    "boris caleb david ed edward edward2 gustave ian iven iven2 john kaukovalta klatt klatt2 klatt3 linda "
+    "marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 steph3 "
+    "travis victor zac"
+).split()
 
 
 def voices():
@@ -179,9 +383,14 @@ def speak(text, voice=None, seed=0):
     rng = np.random.default_rng([seed, 0x5BEA4])
     pick = str(rng.choice(voices()))
     voice = voice or pick
-    settings = {"voice": voice, "text": text, "seed": int(rng.integers(1, 2 ** 30)),
-                "rate": int(rng.integers(125, 190)), "pitch": int(rng.integers(30, 72)),
-                "range": int(rng.integers(35, 75))}
+    settings = {
+        "voice": voice,
+        "text": text,
+        "seed": int(rng.integers(1, 2**30)),
+        "rate": int(rng.integers(125, 190)),
+        "pitch": int(rng.integers(30, 72)),
+        "range": int(rng.integers(35, 75)),
+    }
     before, after = rng.uniform(0.15, 0.45, 2)  # seconds of silence
     loudness = rng.uniform(0.35, 0.95)
 
@@ -205,9 +414,15 @@ def _espeak(settings):
         raise TalkheadError("speak: espeak-ng is not installed; pip install 'talkhead[synth]'") from None
     request = dict(settings, library=espeakng_loader.get_library_path(), data=espeakng_loader.get_data_path())
     request["voice"] = re.sub(r"^en-gb(?=\+|$)", "en", request["voice"])  # espeak's own name for plain British
-    places = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))  # where this process found talkhead and puppets
-    done = subprocess.run([sys.executable, "-m", "puppets.articulation"], input=json.dumps(request).encode(), capture_output=True,
-                          env=dict(os.environ, PYTHONPATH=places))
+    places = os.pathsep.join(
+        filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")])
+    )  # where this process found talkhead and puppets
+    done = subprocess.run(
+        [sys.executable, "-m", "puppets.articulation"],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        env=dict(os.environ, PYTHONPATH=places),
+    )
     head, _, pcm = done.stdout.partition(b"\n")
     if done.returncode == 3:
         raise TalkheadError(f"voice {settings['voice']!r}: espeak-ng has no such voice; try 'en-us' or 'en-gb+f3'")
@@ -229,7 +444,7 @@ def _phonemes(events, sound, rate):
     for last, this in zip(phonemes, phonemes[1:]):
         if this[2] in ("P", "T", "K", "CH"):
             room = (last[1] - last[0]) / 2
-            tail = loud[round((last[1] - room) * rate):round(last[1] * rate)][::-1]
+            tail = loud[round((last[1] - room) * rate) : round(last[1] * rate)][::-1]
             quiet = (int(tail.argmax()) if tail.any() else len(tail)) / rate
             last[1] = this[0] = last[1] - min(max(quiet, 0.03), 0.1, room)
     return [tuple(phoneme) for phoneme in phonemes]
@@ -255,8 +470,8 @@ def _resample(samples, rate):
     block = rate // np.gcd(rate, SAMPLE_RATE)
     padded = np.pad(samples, (0, -len(samples) % block + block))
     length = len(padded) // block * (SAMPLE_RATE * block // rate)
-    spectrum = np.fft.rfft(padded)[:length // 2 + 1]
-    return np.fft.irfft(spectrum, length)[:round(len(samples) * SAMPLE_RATE / rate)] * (length / len(padded))
+    spectrum = np.fft.rfft(padded)[: length // 2 + 1]
+    return np.fft.irfft(spectrum, length)[: round(len(samples) * SAMPLE_RATE / rate)] * (length / len(padded))
 
 
 def _loudness(audio, frames):
@@ -275,9 +490,16 @@ def _speak_once():
     import ctypes
 
     class Event(ctypes.Structure):
-        _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_uint), ("text", ctypes.c_int), ("length", ctypes.c_int),
-                    ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p),
-                    ("name", ctypes.c_char * 8)]
+        _fields_ = [
+            ("type", ctypes.c_int),
+            ("id", ctypes.c_uint),
+            ("text", ctypes.c_int),
+            ("length", ctypes.c_int),
+            ("milliseconds", ctypes.c_int),
+            ("sample", ctypes.c_int),
+            ("user", ctypes.c_void_p),
+            ("name", ctypes.c_char * 8),
+        ]
 
     request = json.load(sys.stdin.buffer)
     library = ctypes.CDLL(request["library"])
@@ -320,23 +542,49 @@ def _speak_once():
 # each class, then scaled so that the tracks' 95th percentiles and speeds are those of twelve GRID talkers.
 _VISEMES = {
     SILENCE: (0.000, 0.00, 0.000, 3.0),
-    "AA": (0.205, 0.00, 0.170, 1.0), "AE": (0.220, 0.10, 0.175, 1.0), "AH": (0.140, 0.01, 0.080, 0.8),
-    "AO": (0.160, -0.11, 0.180, 1.0), "EH": (0.205, 0.08, 0.145, 1.0), "ER": (0.115, -0.07, 0.105, 0.9),
-    "IH": (0.150, 0.07, 0.065, 0.8), "IY": (0.135, 0.10, 0.065, 1.0), "UH": (0.120, -0.07, 0.085, 0.9),
-    "UW": (0.070, -0.20, 0.085, 1.2), "W": (0.025, -0.24, 0.080, 1.2), "R": (0.095, -0.10, 0.085, 0.7),
-    "P": (0.025, -0.03, 0.050, 0.9), "B": (0.025, -0.03, 0.050, 0.9), "M": (0.025, -0.02, 0.040, 0.9),
-    "F": (0.040, 0.01, 0.040, 0.9), "V": (0.040, 0.01, 0.045, 0.8), "TH": (0.110, 0.00, 0.070, 0.7),
-    "DH": (0.125, 0.05, 0.080, 0.5), "T": (0.120, 0.03, 0.060, 0.5), "D": (0.120, 0.04, 0.060, 0.5),
-    "N": (0.120, 0.04, 0.065, 0.5), "L": (0.145, 0.00, 0.110, 0.6), "S": (0.110, 0.08, 0.020, 0.9),
-    "Z": (0.100, 0.07, 0.025, 0.9), "SH": (0.135, -0.09, 0.025, 1.0), "ZH": (0.135, -0.09, 0.035, 1.0),
-    "CH": (0.125, -0.06, 0.025, 0.9), "JH": (0.135, -0.05, 0.040, 0.9), "K": (0.145, -0.01, 0.105, 0.4),
-    "G": (0.125, 0.00, 0.090, 0.4), "NG": (0.135, 0.00, 0.090, 0.4), "HH": (0.145, 0.04, 0.080, 0.3),
+    "AA": (0.205, 0.00, 0.170, 1.0),
+    "AE": (0.220, 0.10, 0.175, 1.0),
+    "AH": (0.140, 0.01, 0.080, 0.8),
+    "AO": (0.160, -0.11, 0.180, 1.0),
+    "EH": (0.205, 0.08, 0.145, 1.0),
+    "ER": (0.115, -0.07, 0.105, 0.9),
+    "IH": (0.150, 0.07, 0.065, 0.8),
+    "IY": (0.135, 0.10, 0.065, 1.0),
+    "UH": (0.120, -0.07, 0.085, 0.9),
+    "UW": (0.070, -0.20, 0.085, 1.2),
+    "W": (0.025, -0.24, 0.080, 1.2),
+    "R": (0.095, -0.10, 0.085, 0.7),
+    "P": (0.025, -0.03, 0.050, 0.9),
+    "B": (0.025, -0.03, 0.050, 0.9),
+    "M": (0.025, -0.02, 0.040, 0.9),
+    "F": (0.040, 0.01, 0.040, 0.9),
+    "V": (0.040, 0.01, 0.045, 0.8),
+    "TH": (0.110, 0.00, 0.070, 0.7),
+    "DH": (0.125, 0.05, 0.080, 0.5),
+    "T": (0.120, 0.03, 0.060, 0.5),
+    "D": (0.120, 0.04, 0.060, 0.5),
+    "N": (0.120, 0.04, 0.065, 0.5),
+    "L": (0.145, 0.00, 0.110, 0.6),
+    "S": (0.110, 0.08, 0.020, 0.9),
+    "Z": (0.100, 0.07, 0.025, 0.9),
+    "SH": (0.135, -0.09, 0.025, 1.0),
+    "ZH": (0.135, -0.09, 0.035, 1.0),
+    "CH": (0.125, -0.06, 0.025, 0.9),
+    "JH": (0.135, -0.05, 0.040, 0.9),
+    "K": (0.145, -0.01, 0.105, 0.4),
+    "G": (0.125, 0.00, 0.090, 0.4),
+    "NG": (0.135, 0.00, 0.090, 0.4),
+    "HH": (0.145, 0.04, 0.080, 0.3),
     "Y": (0.125, 0.00, 0.080, 0.7),
 }
 # Diphthongs pass from one shape to another: the first half's, the second half's.
-_GLIDES = {"AY": ((0.230, 0.09, 0.195, 1.0), "IH"), "AW": ((0.230, 0.05, 0.195, 1.0), (0.100, -0.13, 0.105, 1.0)),
-           "OY": ("AO", "IH"), "EY": ((0.170, 0.07, 0.145, 1.0), (0.135, 0.09, 0.105, 1.0)),
-           "OW": ((0.140, -0.13, 0.170, 1.0), (0.085, -0.18, 0.115, 1.1))}
+_GLIDES = {
+    "AY": ((0.230, 0.09, 0.195, 1.0), "IH"),
+    "AW": ((0.230, 0.05, 0.195, 1.0), (0.100, -0.13, 0.105, 1.0)),
+    "OY": ("AO", "IH"),
+    "EY": ((0.170, 0.07, 0.145, 1.0), (0.135, 0.09, 0.105, 1.0)),
+    "OW": ((0.140, -0.13, 0.170, 1.0), (0.085, -0.18, 0.115, 1.1)),
+}
 # Sounds that the lips themselves make, whatever surrounds them: what is left of the opening, and for how much of the
 # sound (a stop ends with its burst, when the lips have parted).
 _LIPS = {"P": (0.0, 0.65), "B": (0.0, 0.75), "M": (0.0, 0.80), "F": (0.22, 0.8), "V": (0.30, 0.8), "W": (0.55, 0.6)}
@@ -444,6 +692,7 @@ def _smooth(track, sigma):
 # ---------------------------------------------------------------------------------------------------------------
 # Real talkers
 
+
 def measure(frames, detector):
     """The mouth track of a real talker.
 
@@ -515,8 +764,10 @@ def recorded(path, detector=None, cache=None, speaker=None):
 def _watch(path, detector):
     """A clip -> its sound at 16 kHz and its mouth track, equally long."""
     from talkhead import files  # PyAV, which nothing else here needs
+
     if detector is None:
         from talkhead import faces
+
         detector = faces.detector()
     with files.read_frames(path, fps=FPS) as reader:
         silent = reader.sound is None
@@ -524,7 +775,7 @@ def _watch(path, detector):
     sound = (_beside(path, ".wav", "wav") or path) if silent else path
     audio = np.asarray(files.read_audio(sound, SAMPLE_RATE), np.float32)
     frames = min(len(track), -(-len(audio) // _SAMPLES))
-    return audio[:frames * _SAMPLES], track[:frames]
+    return audio[: frames * _SAMPLES], track[:frames]
 
 
 def _fingerprint(path):
@@ -544,6 +795,7 @@ def _load(stored):
 
 def _save(stored, audio, track):
     from talkhead import files
+
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -574,8 +826,9 @@ def transcript(path):
 
 
 # ARPABET in the order in which StyleTalk numbers it; NSN is a noise that is no speech.
-_SEQUENCE = ("AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG NSN OW OY P R S SH SIL T TH UH UW V W Y "
-             "Z ZH").split()
+_SEQUENCE = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG NSN OW OY P R S SH SIL T TH UH UW V W Y Z ZH"
+).split()
 _SEQUENCE_FPS = 30.0
 
 
@@ -586,8 +839,11 @@ def _read_sequence(path):
     except (OSError, ValueError, TypeError, IndexError):
         raise TalkheadError(f"{path}: not a list of phoneme numbers; take the file away to go without") from None
     edges = [0] + [i for i in range(1, len(names)) if names[i] != names[i - 1]] + [len(names)]
-    return [(a / _SEQUENCE_FPS, b / _SEQUENCE_FPS, SILENCE if names[a] == "NSN" else names[a])
-            for a, b in zip(edges, edges[1:]) if b > a]
+    return [
+        (a / _SEQUENCE_FPS, b / _SEQUENCE_FPS, SILENCE if names[a] == "NSN" else names[a])
+        for a, b in zip(edges, edges[1:])
+        if b > a
+    ]
 
 
 def _synchronise(track, phonemes, most=0.4):

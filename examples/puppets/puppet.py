@@ -28,23 +28,59 @@ from puppets.variety import ramp
 from talkhead import faces, files
 from talkhead.errors import TalkheadError
 
-GRID = 64                   # nodes per side of a motion field
-CHUNK = 16                  # frames rendered together
-FRONTAL = 0.45              # largest |log ratio| of the two half faces that still counts as frontal
-SMALLEST_EYES = 45          # pixels between the eyes that a donor needs
-RIMS = 4.5                  # strength of edges around the eyes from which glasses are suspected
-LONG = 30                   # grey levels between the backdrop and what is beside the jaw, from which hair is long
-SHUT = 0.03                 # largest inner-lip gap / inter-ocular distance of a donor of mouths
-CALM = 0.82                 # a mouth that smiles no more is as good as neutral; see Still.smile
-SMILING = 0.1               # by so much more, it is as bad a match as other skin is
+GRID = 64  # nodes per side of a motion field
+CHUNK = 16  # frames rendered together
+FRONTAL = 0.45  # largest |log ratio| of the two half faces that still counts as frontal
+SMALLEST_EYES = 45  # pixels between the eyes that a donor needs
+RIMS = 4.5  # strength of edges around the eyes from which glasses are suspected
+LONG = 30  # grey levels between the backdrop and what is beside the jaw, from which hair is long
+SHUT = 0.03  # largest inner-lip gap / inter-ocular distance of a donor of mouths
+CALM = 0.82  # a mouth that smiles no more is as good as neutral; see Still.smile
+SMILING = 0.1  # by so much more, it is as bad a match as other skin is
 
 # Vertices of MediaPipe's mesh, left of the picture first.
 UPPER_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
 LOWER_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
 UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
-OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
-        150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
+OVAL = (
+    10,
+    338,
+    297,
+    332,
+    284,
+    251,
+    389,
+    356,
+    454,
+    323,
+    361,
+    288,
+    397,
+    365,
+    379,
+    378,
+    400,
+    377,
+    152,
+    148,
+    176,
+    149,
+    150,
+    136,
+    172,
+    58,
+    132,
+    93,
+    234,
+    127,
+    162,
+    21,
+    54,
+    103,
+    67,
+    109,
+)
 UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (362, 398, 384, 385, 386, 387, 388, 466, 263))
 LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 374, 373, 390, 249, 263))
 BROWS = ((70, 63, 105, 66, 107, 46, 53, 52, 65, 55), (336, 296, 334, 293, 300, 285, 295, 282, 283, 276))
@@ -53,8 +89,26 @@ CHEEKS = (50, 280, 205, 425, 187, 411, 117, 346, 101, 330, 203, 423, 206, 426, 2
 CHIN = (18, 200, 199, 175, 83, 313, 201, 421, 204, 424, 194, 418, 215, 435)
 FOREHEAD = (151, 9, 8, 108, 337, 69, 299, 104, 333)
 IRISES = (468, 469, 470, 471, 472, 473, 474, 475, 476, 477)
-LAYOUT = np.unique(np.concatenate([UPPER_OUTER, LOWER_OUTER, UPPER_INNER, LOWER_INNER, OVAL, *UPPER_LIDS, *LOWER_LIDS,
-                                   *BROWS, NOSE, CHEEKS, CHIN, FOREHEAD, IRISES, faces.MEDIAPIPE_68.ravel()]))
+LAYOUT = np.unique(
+    np.concatenate(
+        [
+            UPPER_OUTER,
+            LOWER_OUTER,
+            UPPER_INNER,
+            LOWER_INNER,
+            OVAL,
+            *UPPER_LIDS,
+            *LOWER_LIDS,
+            *BROWS,
+            NOSE,
+            CHEEKS,
+            CHIN,
+            FOREHEAD,
+            IRISES,
+            faces.MEDIAPIPE_68.ravel(),
+        ]
+    )
+)
 _PLACE = np.full(478, -1)
 _PLACE[LAYOUT] = np.arange(len(LAYOUT))
 
@@ -64,7 +118,7 @@ def _of(*vertices):
     return _PLACE[np.array(vertices).squeeze()]
 
 
-_IN_68 = _PLACE[faces.MEDIAPIPE_68]                       # (68, 2)
+_IN_68 = _PLACE[faces.MEDIAPIPE_68]  # (68, 2)
 _UPPER_LIP = _of(UPPER_OUTER[1:-1] + UPPER_INNER[1:-1])
 _LOWER_LIP = _of(LOWER_OUTER[1:-1] + LOWER_INNER[1:-1])
 
@@ -85,9 +139,9 @@ class Still:
     names: tuple = ()
     people: tuple = ()
     ita: float = None
-    looks: np.ndarray = field(default=None, repr=False)         # of portraits: see _looks
+    looks: np.ndarray = field(default=None, repr=False)  # of portraits: see _looks
     glasses: bool = False
-    varied: dict = None                                         # what was chosen on purpose: see `synth`
+    varied: dict = None  # what was chosen on purpose: see `synth`
 
     @property
     def landmarks(self):
@@ -105,7 +159,9 @@ class Still:
         Of 102 people of the Face Research Lab's London set, the median is 0.74 with a neutral face and 1.02 with a smile.
         """
         corners, middle = self.points[_of(61, 291)], self.points[_of(13, 14)].mean(0)
-        return float((np.linalg.norm(corners[1] - corners[0]) + 2 * (middle[1] - corners[:, 1].mean())) / _iod(self.points))
+        return float(
+            (np.linalg.norm(corners[1] - corners[0]) + 2 * (middle[1] - corners[:, 1].mean())) / _iod(self.points)
+        )
 
     @cached_property
     def tone_angle(self):
@@ -123,9 +179,10 @@ class Still:
 # ---------------------------------------------------------------------------------------------------------------
 # Splines: a smooth displacement through scattered points
 
+
 def _kernel(at, points):
-    square = (at ** 2).sum(1)[:, None] + (points ** 2).sum(1) - 2 * at @ points.T
-    square = np.maximum(square, 1e-12).astype(np.float32)         # the logarithm is what takes the time
+    square = (at**2).sum(1)[:, None] + (points**2).sum(1) - 2 * at @ points.T
+    square = np.maximum(square, 1e-12).astype(np.float32)  # the logarithm is what takes the time
     return square * np.log(square)
 
 
@@ -172,6 +229,7 @@ def _positions(size):
 # ---------------------------------------------------------------------------------------------------------------
 # Portraits: photos of faces, aligned and marked
 
+
 def portraits(folders, model=None, size=256, cache=None, exclude=()):
     """Photos of frontal faces as stills: aligned as `faces.align` does, marked by MediaPipe.
 
@@ -196,13 +254,20 @@ def portraits(folders, model=None, size=256, cache=None, exclude=()):
         found = list(_detect_portraits(paths, model, size))
         if cache is not None and found:
             with files.atomic(cache) as temporary, open(temporary, "wb") as stream:
-                np.savez(stream, images=[still.image for still in found], points=[still.points for still in found],
-                         names=[still.names[0] for still in found], of=_described(paths, size))
+                np.savez(
+                    stream,
+                    images=[still.image for still in found],
+                    points=[still.points for still in found],
+                    names=[still.names[0] for still in found],
+                    of=_described(paths, size),
+                )
     found = [replace(still, **about[still.names[0]]) for still in found]
     found = [still for still in found if not shows(still, exclude)]
     if not found:
-        raise TalkheadError(f"{folders[0]}: no frontal face of at least {SMALLEST_EYES} pixels between the eyes; "
-                            "pass a folder of portrait photos")
+        raise TalkheadError(
+            f"{folders[0]}: no frontal face of at least {SMALLEST_EYES} pixels between the eyes; "
+            "pass a folder of portrait photos"
+        )
     for still in found:
         still.looks = _looks(still)
         still.glasses = _wears_glasses(still)
@@ -227,7 +292,7 @@ def _bare(person):
 
 def _about(folders, paths):
     """Who the pictures show, and the tone of their skin where it is known: {stem: {"people", "ita"}}."""
-    told = {}                                        # {path: (id, ita)}, of all tables
+    told = {}  # {path: (id, ita)}, of all tables
     places = [Path(folder).resolve() for folder in folders]
     for table in sorted({place / "SOURCES.tsv" for folder in places for place in (folder, folder.parent)}):
         if table.is_file():
@@ -245,10 +310,14 @@ def _about(folders, paths):
 def _read_people(table):
     try:
         with open(table, encoding="utf-8", newline="") as stream:
-            return {table.parent / row["file"]: (row["person_id"], float(row["ITA"]) if row.get("ITA") else None)
-                    for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)}
+            return {
+                table.parent / row["file"]: (row["person_id"], float(row["ITA"]) if row.get("ITA") else None)
+                for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            }
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise TalkheadError(f"{table}: not a table of sources ({problem}); it needs columns \"file\" and \"person_id\", with tabs between") from None
+        raise TalkheadError(
+            f'{table}: not a table of sources ({problem}); it needs columns "file" and "person_id", with tabs between'
+        ) from None
 
 
 def _described(paths, size):
@@ -263,8 +332,10 @@ def _read_cache(cache, paths, size):
     with np.load(cache) as kept:
         if list(kept["of"]) != _described(paths, size):
             return None
-        return [Still(image, points, (str(name),))
-                for image, points, name in zip(kept["images"], kept["points"], kept["names"])]
+        return [
+            Still(image, points, (str(name),))
+            for image, points, name in zip(kept["images"], kept["points"], kept["names"])
+        ]
 
 
 def _detect_portraits(paths, model, size):
@@ -302,8 +373,16 @@ def _looks(still):
     backdrop = tone([(0.04, 0.1), (0.96, 0.1), (0.04, 0.25), (0.96, 0.25)])
     hair = min(np.abs(colour - backdrop).max() for colour in beside)
     redness = [(colour[0] - colour[1]) / (colour[0] + colour[1] + 1) for colour in (lips, cheek)]
-    return np.array([level / 14, (cheek[0] - cheek[1]) / 5, (cheek[1] - cheek[2]) / 5, (level - chin.mean()) / 12,
-                     (redness[0] - redness[1]) / 0.05, min(hair, 60) / 15])
+    return np.array(
+        [
+            level / 14,
+            (cheek[0] - cheek[1]) / 5,
+            (cheek[1] - cheek[2]) / 5,
+            (level - chin.mean()) / 12,
+            (redness[0] - redness[1]) / 0.05,
+            min(hair, 60) / 15,
+        ]
+    )
 
 
 def _wears_glasses(still):
@@ -313,16 +392,20 @@ def _wears_glasses(still):
     image = F.avg_pool2d(image, 3, 1, 1)
 
     def steepest(starts, heights):
-        at = starts[:, None] + np.stack([np.zeros_like(heights), heights], -1) * iod          # (K, H, 2)
+        at = starts[:, None] + np.stack([np.zeros_like(heights), heights], -1) * iod  # (K, H, 2)
         values = _sample(image, torch.from_numpy(at[None].astype(np.float32)))[0, 0].numpy()
         return np.median(np.abs(np.diff(values, axis=1)).max(1))
 
     below = np.mean([steepest(points[_of(*lid[2:-2])], np.linspace(0.12, 0.5, 24)) for lid in LOWER_LIDS])
     root = (points[_of(133)] + points[_of(362)]) / 2 + np.linspace(-0.06, 0.06, 5)[:, None] * (iod, 0)
-    sides = [points[_of(eye)] * (1 - t) + points[_of(ear)] * t
-             for eye, ear in ((33, 127), (263, 356)) for t in (0.45, 0.6, 0.75)]
-    edges = np.array([below, steepest(root, np.linspace(-0.28, 0.28, 34)),
-                      steepest(np.array(sides), np.linspace(-0.25, 0.2, 28))])
+    sides = [
+        points[_of(eye)] * (1 - t) + points[_of(ear)] * t
+        for eye, ear in ((33, 127), (263, 356))
+        for t in (0.45, 0.6, 0.75)
+    ]
+    edges = np.array(
+        [below, steepest(root, np.linspace(-0.28, 0.28, 34)), steepest(np.array(sides), np.linspace(-0.25, 0.2, 28))]
+    )
     # Against the medians over many portraits; one very strong edge alone is a fringe or a deep wrinkle.
     level = max(14 * still.looks[0], 110.0)
     return (np.minimum(edges / level / (0.078, 0.031, 0.037), 3) * (1, 1, 0.5)).sum() > RIMS
@@ -361,6 +444,7 @@ _MIRRORED = _mirrored()
 # ---------------------------------------------------------------------------------------------------------------
 # Composites: a face that is nobody's
 
+
 def choose(stills, rng, first=None):
     """Pick three or four portraits of as many people that may be blended, two where there are no more: the first of any kind (or the one given), the last with its mouth shut.
 
@@ -383,10 +467,14 @@ def choose(stills, rng, first=None):
         return list({pool[index].people: pool[index] for index in picked}.values())
 
     if all(still.people == first.people for still in stills):
-        raise TalkheadError(f"portraits: all show one person ({first.people[0]}), and a composite blends two; pass photos of more people")
+        raise TalkheadError(
+            f"portraits: all show one person ({first.people[0]}), and a composite blends two; pass photos of more people"
+        )
     least = sorted(stills, key=lambda still: still.opening)
-    pools = [still for still in stills if still.opening < SHUT], least[:max(2, len(stills) // 8)], least
-    mouth, = alike(next(pool for pool in pools if any(still.people != first.people for still in pool)), 1, mouths=True)
+    pools = [still for still in stills if still.opening < SHUT], least[: max(2, len(stills) // 8)], least
+    (mouth,) = alike(
+        next(pool for pool in pools if any(still.people != first.people for still in pool)), 1, mouths=True
+    )
     bare = [still for still in stills if not still.glasses]
     return [first, *alike(bare, int(rng.integers(1, 3)), mouth), mouth]
 
@@ -400,9 +488,9 @@ def evenly(stills, rng):
     for kind, power in (("tone", 0.0), ("hair", 0.5)):
         kinds = np.array([getattr(still, kind) for still in pool])
         names, counts = np.unique(kinds, return_counts=True)
-        wanted = rng.choice(names, p=counts ** power / (counts ** power).sum())
+        wanted = rng.choice(names, p=counts**power / (counts**power).sum())
         pool = [pool[index] for index in np.flatnonzero(kinds == wanted)]
-    people = {}                                      # who has more photos does not come oftener
+    people = {}  # who has more photos does not come oftener
     for still in pool:
         people.setdefault(still.people, []).append(still)
     photos = list(people.values())[rng.integers(len(people))]
@@ -427,7 +515,7 @@ def composite(stills, seed=0):
     size = len(stills[0].image)
     stills = [mirror(still) if rng.random() < 0.5 else still for still in stills]
     points = _blend_shape(stills, rng)
-    warped = _warp_all(stills, points)                                            # (D, 3, S, S)
+    warped = _warp_all(stills, points)  # (D, 3, S, S)
     regions = _regions(points, size)
     warped = _match_tone(warped, regions["skin"])
     bare = [index for index, still in enumerate(stills[:-1]) if not still.glasses]
@@ -436,8 +524,13 @@ def composite(stills, seed=0):
     nose = rng.choice([index for index in bare if index != eyes] or [len(stills) - 1])
     image = _blend_bands(warped, regions, eyes, nose, rng)
     image = image.clamp(0, 255).permute(1, 2, 0).round().byte().numpy()
-    return Still(image, points, tuple(name for still in stills for name in still.names),
-                 tuple(person for still in stills for person in still.people), looks=stills[0].looks)
+    return Still(
+        image,
+        points,
+        tuple(name for still in stills for name in still.names),
+        tuple(person for still in stills for person in still.people),
+        looks=stills[0].looks,
+    )
 
 
 def _blend_shape(stills, rng):
@@ -469,8 +562,8 @@ def _inside(polygon, size, reach=1.0):
     low = np.clip(((polygon.min(0) - reach) * size).astype(int), 0, size)
     high = np.clip(((polygon.max(0) + reach) * size).astype(int) + 1, 0, size)
     whole = np.full((size, size), -1.0)
-    box = whole[low[1]:high[1], low[0]:high[0]]
-    at = _nodes(size).reshape(size, size, 2)[low[1]:high[1], low[0]:high[0]].reshape(-1, 2)
+    box = whole[low[1] : high[1], low[0] : high[0]]
+    at = _nodes(size).reshape(size, size, 2)[low[1] : high[1], low[0] : high[0]].reshape(-1, 2)
     distance, odd = np.full(len(at), np.inf), np.zeros(len(at), bool)
     for start, stop in zip(polygon, np.roll(polygon, -1, 0)):
         along, there = stop - start, at - start
@@ -495,12 +588,16 @@ def _regions(points, size):
     face = ramp(oval, 0.02, 0.22)
     below_brow = ramp(y, brow - 0.16 * iod, brow - 0.02 * iod)
     lower = ramp(y + 0.25 * np.abs(x - base[0]), base[1], 0.45 * base[1] + 0.55 * lip + 0.02)
-    nose_mask = np.exp(-((x - nose[0]) / (0.28 * iod)) ** 4) * ramp(y, eye, eye + 0.3 * iod) * (1 - lower)
+    nose_mask = np.exp(-(((x - nose[0]) / (0.28 * iod)) ** 4)) * ramp(y, eye, eye + 0.3 * iod) * (1 - lower)
     eyes = face * below_brow * (1 - ramp(y, eye + 0.22 * iod, eye + 0.5 * iod))
     skin = (oval > 0.1) * ramp(y, eye + 0.25 * iod, eye + 0.35 * iod) * (y < nose[1] + 1.0 * iod)
     masks = {"face": face * below_brow, "lower": face * lower, "nose": face * nose_mask, "eyes": eyes, "skin": skin}
-    return {name: F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], size=(size, size),
-                                mode="bilinear")[0, 0] for name, mask in masks.items()}
+    return {
+        name: F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], size=(size, size), mode="bilinear")[
+            0, 0
+        ]
+        for name, mask in masks.items()
+    }
 
 
 _OPPONENT = torch.tensor([[0.299, 0.587, 0.114], [0.701, -0.587, -0.114], [-0.299, -0.587, 0.886]])
@@ -550,6 +647,7 @@ def _blend_bands(images, regions, eyes, nose, rng):
 # ---------------------------------------------------------------------------------------------------------------
 # Drawn faces: no data needed
 
+
 def drawn(seed=0, size=256):
     """Draw a face from nothing but a seed: skin, hair, eyes, brows, nose, lips, clothes and backdrop vary.
 
@@ -586,13 +684,13 @@ def _draw_shape(rng):
     def change(spread):
         return np.exp(rng.normal(0, spread))
 
-    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * change(0.05)                                    # a broad face
+    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * change(0.05)  # a broad face
     low = ramp(points[:, 1], points[_of(2)][1], points[_of(152)][1])
-    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))                 # a broad jaw
-    points[:, 1] += low * rng.normal(0, 0.02)                                                   # a long chin
+    points[:, 0] = 0.5 + (points[:, 0] - 0.5) * (1 + low * rng.normal(0, 0.09))  # a broad jaw
+    points[:, 1] += low * rng.normal(0, 0.02)  # a long chin
     scale, lift = np.array((1.0, change(0.12))), rng.normal(0, 0.01)
     for side in (0, 1):
-        eye = _of(*UPPER_LIDS[side], *LOWER_LIDS[side], *IRISES[5 * side:5 * side + 5])
+        eye = _of(*UPPER_LIDS[side], *LOWER_LIDS[side], *IRISES[5 * side : 5 * side + 5])
         centre = points[eye].mean(0)
         points[eye] = centre + (points[eye] - centre) * scale
         points[_of(*BROWS[side]), 1] += lift
@@ -616,8 +714,16 @@ def _draw_colours(rng):
     irises = np.array([(70, 44, 26), (92, 66, 38), (84, 110, 132), (92, 112, 78)])
     iris = irises[rng.integers(2 if tan > 0.5 else 4)]
     lip = skin * (0.84, 0.66, 0.66) + (rng.uniform(0, 16), 0, 0)
-    return {"skin": skin, "hair": hair, "iris": iris, "lip": lip, "brow": 0.75 * hair + 0.15 * skin,
-            "clothes": rng.uniform(15, 200, 3), "shirt": rng.uniform(120, 245, 3), "back": rng.uniform(40, 220, (2, 3))}
+    return {
+        "skin": skin,
+        "hair": hair,
+        "iris": iris,
+        "lip": lip,
+        "brow": 0.75 * hair + 0.15 * skin,
+        "clothes": rng.uniform(15, 200, 3),
+        "shirt": rng.uniform(120, 245, 3),
+        "back": rng.uniform(40, 220, (2, 3)),
+    }
 
 
 class _Easel:
@@ -645,6 +751,7 @@ class _Easel:
     def noise(self, across, down):
         """Smooth noise of unit variance with these scales, in fractions of the side."""
         from scipy.ndimage import gaussian_filter
+
         grain = gaussian_filter(self.rng.standard_normal((256, 256)), (256 * down, 256 * across), mode="wrap")
         grain = torch.from_numpy(grain / grain.std())[None, None]
         mode = "area" if self.size < 256 else "bilinear"
@@ -661,22 +768,43 @@ def _draw_backdrop(easel, points, colours, rng):
     chin, left, right = points[_of(152)], points[_of(234)], points[_of(454)]
     middle = (left + right) / 2
     half = (right[0] - left[0]) / 2
-    if rng.random() < 0.45:                                                                     # long hair
+    if rng.random() < 0.45:  # long hair
         length = rng.uniform(0.9, 1.7)
-        easel.lay(easel.ellipse(middle + (0, 0.25 * half * length), (1.28 * half, 1.5 * half * length), 0.06),
-                  colours["hair"] * 0.8)
+        easel.lay(
+            easel.ellipse(middle + (0, 0.25 * half * length), (1.28 * half, 1.5 * half * length), 0.06),
+            colours["hair"] * 0.8,
+        )
     throat = chin[1] - 0.5 * half
     neck = [(middle[0] + aside * half, y) for aside, y in ((-0.62, throat), (0.62, throat), (0.75, 1.2), (-0.75, 1.2))]
     easel.lay(easel.shape(neck, 0.02), colours["skin"] * 0.82)
-    easel.shade(easel.ellipse(chin - (0, 0.05), (0.75 * half, 0.12), 0.5), 0.78)                # the chin's shadow
+    easel.shade(easel.ellipse(chin - (0, 0.05), (0.75 * half, 0.12), 0.5), 0.78)  # the chin's shadow
     slope = rng.uniform(0.1, 0.22)
     collar = chin[1] + rng.uniform(0.07, 0.12)
     for sign in (-1, 1):
         neck = middle[0] + sign * 0.6 * half
-        easel.lay(easel.shape([(neck, collar - 0.05), (neck + sign * 0.6, collar + slope), (neck + sign * 0.6, 1.4),
-                               (middle[0] - sign * 0.02, 1.4), (middle[0], collar + 0.16)]), colours["shirt"])
-        easel.lay(easel.shape([(neck + sign * 0.05, collar - 0.02), (neck + sign * 0.6, collar + slope),
-                               (neck + sign * 0.6, 1.4), (middle[0] + sign * 0.04, 1.4)]), colours["clothes"])
+        easel.lay(
+            easel.shape(
+                [
+                    (neck, collar - 0.05),
+                    (neck + sign * 0.6, collar + slope),
+                    (neck + sign * 0.6, 1.4),
+                    (middle[0] - sign * 0.02, 1.4),
+                    (middle[0], collar + 0.16),
+                ]
+            ),
+            colours["shirt"],
+        )
+        easel.lay(
+            easel.shape(
+                [
+                    (neck + sign * 0.05, collar - 0.02),
+                    (neck + sign * 0.6, collar + slope),
+                    (neck + sign * 0.6, 1.4),
+                    (middle[0] + sign * 0.04, 1.4),
+                ]
+            ),
+            colours["clothes"],
+        )
 
 
 def _draw_head(easel, points, colours, rng):
@@ -690,8 +818,9 @@ def _draw_head(easel, points, colours, rng):
     top = oval[:, 1].min()
     skull = middle[1] - (middle[1] - top) * rng.uniform(1.12, 1.3)
     head = easel.ellipse((middle[0], middle[1]), (1.04 * half, middle[1] - skull), 0.03) * (easel.y < middle[1])
-    crown = easel.ellipse((middle[0], middle[1]), (1.13 * half, (middle[1] - skull) * 1.12), 0.05) * \
-        (1 - ramp(easel.y, middle[1] - 0.04, middle[1] + 0.02))
+    crown = easel.ellipse((middle[0], middle[1]), (1.13 * half, (middle[1] - skull) * 1.12), 0.05) * (
+        1 - ramp(easel.y, middle[1] - 0.04, middle[1] + 0.02)
+    )
     bald = rng.random() < 0.12
     if not bald:
         strands = 1 + 0.16 * easel.noise(0.004, 0.06)
@@ -700,11 +829,11 @@ def _draw_head(easel, points, colours, rng):
     easel.lay(face, colours["skin"])
     light = rng.uniform(-0.1, 0.1)
     across, down = (easel.x - middle[0]) / half, (easel.y - middle[1]) / half
-    easel.shade(face, (1.06 - 0.22 * np.clip(across ** 2 + 0.25 * down ** 2, 0, 1.5) + light * across)[..., None])
+    easel.shade(face, (1.06 - 0.22 * np.clip(across**2 + 0.25 * down**2, 0, 1.5) + light * across)[..., None])
     for cheek in _of(50, 280):
         easel.shade(0.5 * easel.ellipse(points[cheek], (0.07, 0.06), 0.9), np.array((1.05, 0.93, 0.93)))
     if not bald:
-        line = top + rng.uniform(0.0, 0.05) + 0.05 * across ** 2 * rng.uniform(-1, 2.5) + 0.006 * easel.noise(0.02, 0.3)
+        line = top + rng.uniform(0.0, 0.05) + 0.05 * across**2 * rng.uniform(-1, 2.5) + 0.006 * easel.noise(0.02, 0.3)
         fringe = crown * (1 - ramp(easel.y, line - 0.008, line + 0.008))
         easel.lay(fringe, colours["hair"] * strands[..., None] * (0.9 + 0.3 * np.clip(down + 1.2, 0, 1))[..., None])
     if rng.random() < 0.25:
@@ -719,7 +848,7 @@ def _draw_eyes(easel, points, colours, rng):
         easel.shade(easel.ellipse(centre - (0, 0.012), (0.085, 0.055), 0.8), 0.9)
         opening = np.concatenate([upper, lower[-2:0:-1]])
         cover = easel.shape(opening, 0.003)
-        iris = points[_of(*IRISES[5 * side:5 * side + 5])]
+        iris = points[_of(*IRISES[5 * side : 5 * side + 5])]
         radius = np.linalg.norm(iris[1:] - iris[0], axis=1).mean()
         easel.lay(cover, (228, 224, 220))
         for part, colour, soft in ((1.0, colours["iris"] * 0.6, 0.1), (0.85, colours["iris"], 0.2), (0.42, PUPIL, 0.2)):
@@ -744,8 +873,10 @@ def _draw_nose(easel, points, colours):
         side = ((bridge[0] + sign * 0.3 * width + tip[0] + sign * 0.5 * width) / 2, (bridge[1] + tip[1]) / 2)
         easel.shade(easel.ellipse(side, (0.2 * width, (tip[1] - bridge[1]) * 0.6), 0.9), 0.93)
         easel.shade(easel.ellipse((tip[0] + sign * 0.47 * width, base[1] - 0.02), (0.1 * width, 0.028), 0.8), 0.82)
-        easel.lay(0.8 * easel.ellipse((tip[0] + sign * 0.24 * width, base[1] - 0.006), (0.13 * width, 0.009), 0.5),
-                  colours["skin"] * 0.35)
+        easel.lay(
+            0.8 * easel.ellipse((tip[0] + sign * 0.24 * width, base[1] - 0.006), (0.13 * width, 0.009), 0.5),
+            colours["skin"] * 0.35,
+        )
     easel.shade(easel.ellipse(base + (0, 0.012), (0.4 * width, 0.016), 0.8), 0.86)
     easel.shade(easel.ellipse(tip - (0, 0.01), (0.16 * width, 0.022), 0.9), 1.09)
     easel.shade(easel.ellipse((bridge + tip) / 2, (0.1 * width, (tip[1] - bridge[1]) * 0.5), 0.9), 1.06)
@@ -766,29 +897,126 @@ def _draw_lips(easel, points, colours):
 # The mean face of 73 frontal portraits with shut mouths, aligned, and of their mirror images: thousandths of the side,
 # the left half of the picture.
 MEAN_HALF = {
-    0: (500, 729), 1: (500, 639), 2: (500, 662), 4: (500, 614), 5: (500, 580), 6: (500, 498), 7: (338, 480),
-    8: (500, 439), 9: (500, 406), 10: (500, 270), 13: (500, 746), 14: (500, 747), 17: (500, 777), 18: (500, 813),
-    21: (236, 380), 33: (329, 474), 37: (468, 722), 39: (439, 726), 40: (417, 730), 45: (477, 613), 46: (286, 435),
-    48: (422, 625), 50: (301, 605), 52: (343, 412), 53: (310, 419), 54: (262, 336), 55: (451, 434), 58: (242, 743),
-    61: (387, 736), 63: (296, 403), 64: (421, 635), 65: (389, 415), 66: (384, 394), 67: (362, 282), 69: (375, 334),
-    70: (271, 423), 75: (445, 645), 78: (396, 737), 80: (428, 740), 81: (448, 742), 82: (472, 744), 83: (466, 812),
-    84: (469, 774), 87: (472, 745), 88: (428, 741), 91: (417, 756), 93: (220, 609), 95: (412, 740), 97: (466, 659),
-    98: (429, 650), 101: (361, 576), 103: (303, 303), 104: (319, 345), 105: (334, 392), 107: (442, 402),
-    108: (434, 333), 109: (426, 272), 117: (291, 540), 127: (216, 489), 129: (415, 622), 132: (227, 675),
-    133: (433, 481), 135: (295, 803), 136: (297, 835), 144: (359, 486), 145: (377, 487), 146: (401, 746),
-    148: (448, 927), 149: (371, 893), 150: (337, 870), 151: (500, 333), 152: (500, 931), 153: (397, 485),
-    154: (415, 483), 155: (427, 482), 157: (410, 464), 158: (390, 457), 159: (370, 456), 160: (352, 460),
-    161: (341, 465), 162: (222, 428), 163: (347, 483), 164: (500, 684), 168: (500, 468), 172: (267, 796),
-    173: (425, 474), 175: (500, 912), 176: (407, 913), 178: (448, 743), 181: (440, 767), 185: (401, 733),
-    187: (279, 662), 191: (412, 739), 194: (418, 830), 195: (500, 552), 197: (500, 527), 199: (500, 883),
-    200: (500, 847), 201: (458, 844), 203: (393, 642), 204: (387, 808), 205: (334, 640), 206: (367, 668),
-    212: (338, 745), 214: (306, 754), 215: (241, 719), 216: (345, 699), 234: (217, 548), 246: (334, 470),
-    468: (375, 470), 469: (399, 469), 470: (375, 448), 471: (351, 470), 472: (375, 491),
+    0: (500, 729),
+    1: (500, 639),
+    2: (500, 662),
+    4: (500, 614),
+    5: (500, 580),
+    6: (500, 498),
+    7: (338, 480),
+    8: (500, 439),
+    9: (500, 406),
+    10: (500, 270),
+    13: (500, 746),
+    14: (500, 747),
+    17: (500, 777),
+    18: (500, 813),
+    21: (236, 380),
+    33: (329, 474),
+    37: (468, 722),
+    39: (439, 726),
+    40: (417, 730),
+    45: (477, 613),
+    46: (286, 435),
+    48: (422, 625),
+    50: (301, 605),
+    52: (343, 412),
+    53: (310, 419),
+    54: (262, 336),
+    55: (451, 434),
+    58: (242, 743),
+    61: (387, 736),
+    63: (296, 403),
+    64: (421, 635),
+    65: (389, 415),
+    66: (384, 394),
+    67: (362, 282),
+    69: (375, 334),
+    70: (271, 423),
+    75: (445, 645),
+    78: (396, 737),
+    80: (428, 740),
+    81: (448, 742),
+    82: (472, 744),
+    83: (466, 812),
+    84: (469, 774),
+    87: (472, 745),
+    88: (428, 741),
+    91: (417, 756),
+    93: (220, 609),
+    95: (412, 740),
+    97: (466, 659),
+    98: (429, 650),
+    101: (361, 576),
+    103: (303, 303),
+    104: (319, 345),
+    105: (334, 392),
+    107: (442, 402),
+    108: (434, 333),
+    109: (426, 272),
+    117: (291, 540),
+    127: (216, 489),
+    129: (415, 622),
+    132: (227, 675),
+    133: (433, 481),
+    135: (295, 803),
+    136: (297, 835),
+    144: (359, 486),
+    145: (377, 487),
+    146: (401, 746),
+    148: (448, 927),
+    149: (371, 893),
+    150: (337, 870),
+    151: (500, 333),
+    152: (500, 931),
+    153: (397, 485),
+    154: (415, 483),
+    155: (427, 482),
+    157: (410, 464),
+    158: (390, 457),
+    159: (370, 456),
+    160: (352, 460),
+    161: (341, 465),
+    162: (222, 428),
+    163: (347, 483),
+    164: (500, 684),
+    168: (500, 468),
+    172: (267, 796),
+    173: (425, 474),
+    175: (500, 912),
+    176: (407, 913),
+    178: (448, 743),
+    181: (440, 767),
+    185: (401, 733),
+    187: (279, 662),
+    191: (412, 739),
+    194: (418, 830),
+    195: (500, 552),
+    197: (500, 527),
+    199: (500, 883),
+    200: (500, 847),
+    201: (458, 844),
+    203: (393, 642),
+    204: (387, 808),
+    205: (334, 640),
+    206: (367, 668),
+    212: (338, 745),
+    214: (306, 754),
+    215: (241, 719),
+    216: (345, 699),
+    234: (217, 548),
+    246: (334, 470),
+    468: (375, 470),
+    469: (399, 469),
+    470: (375, 448),
+    471: (351, 470),
+    472: (375, 491),
 }
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Motion fields
+
 
 def _iod(points):
     """Distance between the eyes' centres, in the units of the points."""
@@ -796,12 +1024,26 @@ def _iod(points):
     return float(np.linalg.norm(landmarks[42:48].mean(0) - landmarks[36:42].mean(0)))
 
 
-FIELDS = ("close", "lower", "upper", "jaw", "width", "round", "brow_left", "brow_right",
-          "yaw", "pitch", "right", "down", "roll", "scale")
-UPPER_SHARE = 0.2           # of an opening that the upper lip makes by rising
-JAW_AT_LIP = 0.92           # of the jaw's drop that reaches the middle of the lower lip
-CORNER_DROP = 0.3           # of the jaw's drop that reaches the mouth's corners
-LID_TRAVEL = 0.92           # of the way to the lower lid that the upper lid goes
+FIELDS = (
+    "close",
+    "lower",
+    "upper",
+    "jaw",
+    "width",
+    "round",
+    "brow_left",
+    "brow_right",
+    "yaw",
+    "pitch",
+    "right",
+    "down",
+    "roll",
+    "scale",
+)
+UPPER_SHARE = 0.2  # of an opening that the upper lip makes by rising
+JAW_AT_LIP = 0.92  # of the jaw's drop that reaches the middle of the lower lip
+CORNER_DROP = 0.3  # of the jaw's drop that reaches the mouth's corners
+LID_TRAVEL = 0.92  # of the way to the lower lid that the upper lid goes
 
 
 class _Rig:
@@ -820,17 +1062,17 @@ class _Rig:
         corners = self.points[_of(78, 308)]
         self.centre = corners.mean(0)
         self.half = np.linalg.norm(corners[1] - corners[0]) / 2
-        self.right = (corners[1] - corners[0]) / (2 * self.half)         # the mouth's own axes
+        self.right = (corners[1] - corners[0]) / (2 * self.half)  # the mouth's own axes
         self.down = np.array((-self.right[1], self.right[0]))
         self._place_controls()
-        moves = self._moves()                                            # (F, N, 2)
+        moves = self._moves()  # (F, N, 2)
         layers = []
         for torn in (_LOWER_LIP, _UPPER_LIP):
             keep = np.setdiff1d(np.arange(len(self.controls)), torn)
             values = moves[:, keep].transpose(1, 0, 2).reshape(len(keep), -1)
             layers.append(_spline(self.controls[keep], values, GRID, smoothing=2e-5))
         self.fields = torch.from_numpy(np.stack(layers)).view(2, len(FIELDS), 2, GRID, GRID)
-        self.at_points = self._at_points()                               # (F, len(LAYOUT), 2)
+        self.at_points = self._at_points()  # (F, len(LAYOUT), 2)
         self._calibrate()
 
     def move(self, weights):
@@ -841,11 +1083,11 @@ class _Rig:
         """Points that hold the fields: the face's, then those of neck, hair and border, with what they follow."""
         chin, iod = self.points[_of(152)], self.iod
         middle = 0.5 * (self.points[_of(234)] + self.points[_of(454)])
-        around = []                                                      # x, y, shares of the head's and jaw's motion
+        around = []  # x, y, shares of the head's and jaw's motion
         for below, head, jaw in ((0.1, 0.75, 0.6), (0.22, 0.5, 0.22), (0.36, 0.25, 0.04), (0.5, 0.08, 0)):
             for aside in (-0.75, -0.4, 0, 0.4, 0.75):
                 place = chin + self.down * below * iod * (1 - 0.5 * abs(aside)) + self.right * aside * iod
-                around.append((*place, head, jaw * np.exp(-(aside / 0.45) ** 2)))
+                around.append((*place, head, jaw * np.exp(-((aside / 0.45) ** 2))))
         for point in self.points[_of(*OVAL)]:
             if (point - middle) @ self.down < 0.1 * iod:
                 around += [(*(middle + (point - middle) * far), head, 0) for far, head in ((1.22, 0.85), (1.5, 0.5))]
@@ -858,7 +1100,7 @@ class _Rig:
         self.follows_head = np.concatenate([np.ones(count), around[:, 2]])
         self.follows_jaw = around[:, 3]
         self.is_face = np.arange(len(self.controls)) < count
-        self.h = (self.controls - self.centre) @ self.right / iod        # from the mouth, in inter-ocular distances
+        self.h = (self.controls - self.centre) @ self.right / iod  # from the mouth, in inter-ocular distances
         self.v = (self.controls - self.centre) @ self.down / iod
 
     def _moves(self):
@@ -879,22 +1121,27 @@ class _Rig:
         The arch is 1 at the middle of the mouth and 0 at its corners.
         """
         across = np.clip(np.abs(self.h) * self.iod / self.half, 0, 1)
-        arch = (1 - across ** 2) ** 0.7
+        arch = (1 - across**2) ** 0.7
         lower, upper, thick = np.zeros((3, len(self.controls)))
         edge = self.v[_of(17)]
         below = self.is_face & (self.v > edge) & (self.v < edge + 0.45)
-        lower[below] = 0.8 * np.exp(-(self.h[below] / 0.3) ** 2 - (self.v[below] - edge) / 0.13)
+        lower[below] = 0.8 * np.exp(-((self.h[below] / 0.3) ** 2) - (self.v[below] - edge) / 0.13)
         upper[_of(164)] = 0.3
-        for target, line, amount in ((lower, LOWER_INNER, 1.0), (lower, LOWER_OUTER, 0.88),
-                                     (upper, UPPER_INNER, 1.0), (upper, UPPER_OUTER, 0.75),
-                                     (thick, UPPER_OUTER, -0.22), (thick, LOWER_OUTER, 0.26)):
+        for target, line, amount in (
+            (lower, LOWER_INNER, 1.0),
+            (lower, LOWER_OUTER, 0.88),
+            (upper, UPPER_INNER, 1.0),
+            (upper, UPPER_OUTER, 0.75),
+            (thick, UPPER_OUTER, -0.22),
+            (thick, LOWER_OUTER, 0.26),
+        ):
             lip = _of(*line[1:-1])
             target[lip] = amount * arch[lip]
         return lower, upper, thick, arch
 
     def _jaw(self, arch):
         """The jaw drops as one piece, hardly at all near the ears; the upper lip stays."""
-        aside = np.exp(-(np.abs(self.h) / 0.62) ** 2.5)
+        aside = np.exp(-((np.abs(self.h) / 0.62) ** 2.5))
         drop = (0.32 + 0.68 * ramp(self.v, 0.0, 0.3)) * aside
         cheeks = 0.32 * np.exp(np.minimum(self.v, 0) / 0.14) * ramp(np.abs(self.h), 0.2, 0.42) * aside
         jaw = np.where(self.v < 0, cheeks, drop)
@@ -909,7 +1156,7 @@ class _Rig:
         """The corners go outwards and a little up; it fades towards cheeks, nose and chin."""
         reach = self.half / self.iod
         outwards = np.clip(self.h, -reach, reach)
-        fade = np.exp(-(np.maximum(np.abs(self.h) - reach, 0) / 0.3) ** 1.5 - (self.v / 0.32) ** 2) * self.is_face
+        fade = np.exp(-((np.maximum(np.abs(self.h) - reach, 0) / 0.3) ** 1.5) - (self.v / 0.32) ** 2) * self.is_face
         fade[_of(*NOSE)] = 0
         amount = (outwards * fade)[:, None] * self.right - 0.12 * np.abs(outwards * fade)[:, None] * self.down
         return amount * self.iod
@@ -930,8 +1177,8 @@ class _Rig:
         aside = (self.controls - brow) @ self.right / self.iod
         below = (self.controls - brow) @ self.down / self.iod
         room = max((eye - brow) @ self.down / self.iod, 0.1)
-        fade = np.where(below < 0, np.exp(-(below / 0.4) ** 2), 1 - ramp(below, 0.03, 0.8 * room))
-        amount = fade * np.exp(-(aside / 0.38) ** 2) * self.is_face
+        fade = np.where(below < 0, np.exp(-((below / 0.4) ** 2)), 1 - ramp(below, 0.03, 0.8 * room))
+        amount = fade * np.exp(-((aside / 0.38) ** 2)) * self.is_face
         return -amount[:, None] * self.down * self.iod
 
     def _head(self):
@@ -945,18 +1192,23 @@ class _Rig:
         depth = 1 - 0.8 * (from_middle @ self.right / half) ** 2 - 0.45 * (from_middle @ self.down / (1.35 * half)) ** 2
         nose = np.exp(-((self.controls - self.points[_of(4)]) ** 2).sum(1) / (0.22 * self.iod) ** 2)
         depth = (np.clip(depth, 0, 1) + 0.55 * nose) * self.is_face
-        arm = self.controls - (self.points[_of(152)] + 0.2 * self.iod * self.down)      # from the neck
+        arm = self.controls - (self.points[_of(152)] + 0.2 * self.iod * self.down)  # from the neck
         head = self.follows_head[:, None]
         turn = (depth[:, None] - 0.75 * head) * self.iod
-        return {"yaw": turn * self.right, "pitch": turn * self.down,
-                "right": head * self.right * self.iod, "down": head * self.down * self.iod,
-                "roll": head * np.stack([-arm[:, 1], arm[:, 0]], 1), "scale": head * from_middle}
+        return {
+            "yaw": turn * self.right,
+            "pitch": turn * self.down,
+            "right": head * self.right * self.iod,
+            "down": head * self.down * self.iod,
+            "roll": head * np.stack([-arm[:, 1], arm[:, 0]], 1),
+            "scale": head * from_middle,
+        }
 
     def _at_points(self):
         """How far each field moves each point: read from the very grids that warp the picture."""
         at = torch.from_numpy(self.points.astype(np.float32))[None, None].expand(2, -1, -1, -1)
         moved = _sample(self.fields.flatten(1, 2), at)[:, :, 0].view(2, len(FIELDS), 2, -1).permute(0, 1, 3, 2).numpy()
-        below = self.v[:len(self.points)] > 0
+        below = self.v[: len(self.points)] > 0
         below[_UPPER_LIP], below[_LOWER_LIP] = False, True
         return np.where(below[None, :, None], moved[1], moved[0])
 
@@ -984,13 +1236,15 @@ def _texture(image, size):
 # ---------------------------------------------------------------------------------------------------------------
 # Motion: what a face does while it speaks
 
+
 def _noise(rng, frames, columns, seconds):
     """Random walks that wander at this pace, of unit variance: (frames, columns)."""
     from scipy.ndimage import gaussian_filter1d
+
     sigma = seconds * files.FPS
     margin = int(4 * sigma) + 1
     walk = gaussian_filter1d(rng.standard_normal((frames + 2 * margin, columns)), sigma, axis=0)
-    return walk[margin:margin + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
+    return walk[margin : margin + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
 
 
 def blinks(rng, frames):
@@ -1044,8 +1298,11 @@ def _motion(rig, track, rng, independent):
     width = np.clip(track[:, 1], -0.35, 0.25)
     jaw = np.clip(track[:, 2], 0, 0.05 + 1.2 * opening)
     gap = np.maximum(opening - rig.rest, 0) * rig.gain
-    head = rng.standard_normal((count, 6)) if independent else _noise(rng, count, 6, 0.45) * 0.8 + \
-        _noise(rng, count, 6, 0.16) * 0.12 + rng.standard_normal(6) * 0.6
+    head = (
+        rng.standard_normal((count, 6))
+        if independent
+        else _noise(rng, count, 6, 0.45) * 0.8 + _noise(rng, count, 6, 0.16) * 0.12 + rng.standard_normal(6) * 0.6
+    )
     brows = rng.standard_normal((count, 2)) if independent else _noise(rng, count, 2, 0.25)
     loud = opening if independent else _smooth(opening, 0.12)
     w = dict.fromkeys(FIELDS, np.zeros(count))
@@ -1058,8 +1315,14 @@ def _motion(rig, track, rng, independent):
     both = np.maximum(brows[:, 0], -0.5) * 0.018 + 0.1 * (loud - loud.mean())
     w["brow_left"], w["brow_right"] = both + 0.005 * brows[:, 1], both - 0.005 * brows[:, 1]
     # Small, but for the turning: alignment takes a head's shift, roll and size out of a real clip too.
-    for name, column, amount in (("yaw", 0, 0.045), ("pitch", 1, 0.03), ("right", 2, 0.008), ("down", 3, 0.006),
-                                 ("roll", 4, 0.009), ("scale", 5, 0.004)):
+    for name, column, amount in (
+        ("yaw", 0, 0.045),
+        ("pitch", 1, 0.03),
+        ("right", 2, 0.008),
+        ("down", 3, 0.006),
+        ("roll", 4, 0.009),
+        ("scale", 5, 0.004),
+    ):
         w[name] = np.clip(head[:, column], -2.2, 2.2) * amount
     w["pitch"] = w["pitch"] + 0.12 * (loud - loud.mean())
     if independent:
@@ -1076,6 +1339,7 @@ def _motion(rig, track, rng, independent):
 
 def _smooth(values, seconds):
     from scipy.ndimage import gaussian_filter1d
+
     return gaussian_filter1d(values, seconds * files.FPS, mode="nearest")
 
 
@@ -1106,6 +1370,7 @@ def _perform(rig, motion):
 # ---------------------------------------------------------------------------------------------------------------
 # Rendering
 
+
 def _moved_points(rig, motion):
     points = rig.move(motion.weights)
     for upper, lower in zip(UPPER_LIDS, LOWER_LIDS):
@@ -1126,7 +1391,7 @@ def _render(rig, motion, points):
         shift = F.interpolate(shift, size=(size, size), mode="bilinear")
     shift = shift.view(count, 2, 2, size, size)
     mouth = _Mouth(rig, motion, points)
-    below = mouth.below()                                                        # (T, S, S)
+    below = mouth.below()  # (T, S, S)
     at = _positions(size) + torch.lerp(shift[:, 0], shift[:, 1], below[:, None]).permute(0, 2, 3, 1)
     for side in (0, 1):
         _look(rig, motion, at, side)
@@ -1160,7 +1425,7 @@ class _Mouth:
     def __init__(self, rig, motion, points):
         self.rig, self.motion = rig, motion
         size = rig.size
-        corners = points[:, _of(78, 308)] * size                                 # (T, 2, 2)
+        corners = points[:, _of(78, 308)] * size  # (T, 2, 2)
         self.centre = corners.mean(1)
         across = corners[:, 1] - corners[:, 0]
         self.half = np.linalg.norm(across, axis=1) / 2
@@ -1219,7 +1484,7 @@ class _Mouth:
     def _inside(self, x, y, upper, lower):
         """Throat, tongue and teeth: (T, 3, h, w). Upper teeth belong to the skull, tongue and lower ones to the jaw."""
         iod = self.iod
-        bite = _column(self._bite())                                              # where the teeth meet, at rest
+        bite = _column(self._bite())  # where the teeth meet, at rest
         jaw = _column(np.maximum(self.motion.jaw, 0.55 * self.motion.opening) * JAW_AT_LIP) * iod
         soft = max(0.9, 0.012 * iod)
 
@@ -1230,8 +1495,11 @@ class _Mouth:
         depth = ((y - upper) / (lower - upper).clamp(min=1)).clamp(0, 1)
         colour = _mix(THROAT, DEEP, depth)
         tongue = bite + 0.85 * jaw + (0.06 - 0.09 * _column(self.motion.tongue) + 0.10 * x2) * iod
-        colour = _over(colour, _mix(TONGUE, TONGUE_FRONT, ramp(y - tongue, 0, 0.10 * iod)),
-                       ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - ramp(x.abs(), 0.5, 0.9)))
+        colour = _over(
+            colour,
+            _mix(TONGUE, TONGUE_FRONT, ramp(y - tongue, 0, 0.10 * iod)),
+            ramp(y - tongue, -0.02 * iod, 0.02 * iod) * (1 - ramp(x.abs(), 0.5, 0.9)),
+        )
         top = bite + jaw + (0.03 - 0.03 * x2) * iod
         lower_teeth = edge(y - top) * (1 - ramp(x.abs(), 0.5, 0.78))
         colour = _over(colour, self._teeth(x, 0.7, 11.0), lower_teeth * 0.9)
@@ -1245,7 +1513,7 @@ class _Mouth:
     def _teeth(self, x, light, count):
         """Ivory with faint lines between the teeth, which narrow towards the sides as an arch does in perspective."""
         angle = torch.asin((x * 0.95).clamp(-0.99, 0.99)) * count / np.pi
-        between = (angle - angle.round()).abs() * 2                              # 0 between, 1 in a tooth's middle
+        between = (angle - angle.round()).abs() * 2  # 0 between, 1 in a tooth's middle
         lines = 0.86 + 0.14 * ramp(between, 0.0, 0.3)
         return TEETH.view(1, 3, 1, 1) * (light * lines)[:, None]
 
@@ -1370,9 +1638,29 @@ def _blink(rig, motion, texture, frames, at, side):
 # ---------------------------------------------------------------------------------------------------------------
 # Clips
 
-def synth(out, count, *, size=256, frames=None, seconds=None, portraits=(), detector_model=None, exclude=(),
-          vary=False, voices=None, recordings=(), recorded_share=0.5, people=None, sound_only=False, text=None, seed=0, start=0,
-          workers=1, shard=None):
+
+def synth(
+    out,
+    count,
+    *,
+    size=256,
+    frames=None,
+    seconds=None,
+    portraits=(),
+    detector_model=None,
+    exclude=(),
+    vary=False,
+    voices=None,
+    recordings=(),
+    recorded_share=0.5,
+    people=None,
+    sound_only=False,
+    text=None,
+    seed=0,
+    start=0,
+    workers=1,
+    shard=None,
+):
     """Write clips of puppets that speak, with their truth; a clip that is there already is left alone.
 
     out              folder, made if absent
@@ -1411,10 +1699,23 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=(), dete
     lines = None if text is None else _lines(text)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    job = {"out": out, "size": size, "frames": frames, "seconds": seconds, "portraits": portraits,
-           "model": detector_model, "exclude": tuple(exclude), "vary": vary, "voices": voices,
-           "recordings": tuple(sorted(map(str, recordings))), "share": recorded_share, "people": people,
-           "sound_only": sound_only, "lines": lines, "seed": seed}
+    job = {
+        "out": out,
+        "size": size,
+        "frames": frames,
+        "seconds": seconds,
+        "portraits": portraits,
+        "model": detector_model,
+        "exclude": tuple(exclude),
+        "vary": vary,
+        "voices": voices,
+        "recordings": tuple(sorted(map(str, recordings))),
+        "share": recorded_share,
+        "people": people,
+        "sound_only": sound_only,
+        "lines": lines,
+        "seed": seed,
+    }
     indices = range(start, start + count)
     indices = indices if shard is None else shard(indices)
     if workers <= 1:
@@ -1422,7 +1723,8 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=(), dete
         yield from map(studio, indices)
         return
     import multiprocessing
-    _Studio(**job).prepare()                                   # detection runs once, here
+
+    _Studio(**job).prepare()  # detection runs once, here
     with multiprocessing.get_context("spawn").Pool(workers, _open_studio, (job,)) as pool:
         yield from pool.imap(_in_studio, indices, chunksize=4)
 
@@ -1430,8 +1732,24 @@ def synth(out, count, *, size=256, frames=None, seconds=None, portraits=(), dete
 class _Studio:
     """Makes the clips of one call of `synth`."""
 
-    def __init__(self, out, size, frames, seconds, portraits, model, exclude, vary, voices, recordings, share, people, sound_only,
-                 lines, seed):
+    def __init__(
+        self,
+        out,
+        size,
+        frames,
+        seconds,
+        portraits,
+        model,
+        exclude,
+        vary,
+        voices,
+        recordings,
+        share,
+        people,
+        sound_only,
+        lines,
+        seed,
+    ):
         self.out, self.size, self.frames, self.seconds = out, size, frames, seconds
         self.portraits, self.model, self.exclude, self.vary = portraits, model, exclude, vary
         self.voices, self.recordings, self.share, self.seed = voices, recordings, share, seed
@@ -1449,8 +1767,14 @@ class _Studio:
         if about.is_file():
             told = json.loads(about.read_text())
             frames = told["frames"] if self.sound_only else len(told["blink"])
-            return {**record, "frames": frames, "speaker": told["speaker"], "donors": told["donors"], "people": told.get("people", []),
-                    **_varied(told.get("varied"))}
+            return {
+                **record,
+                "frames": frames,
+                "speaker": told["speaker"],
+                "donors": told["donors"],
+                "people": told.get("people", []),
+                **_varied(told.get("varied")),
+            }
         self.prepare()
         rng = np.random.default_rng([self.seed, index])
         if self.sound_only:
@@ -1462,21 +1786,27 @@ class _Studio:
         rig = _Rig(still, self.size)
         motion = _motion(rig, speech.track, rng, independent=self.frames is not None)
         self._write(name, rig, motion, speech, still)
-        return {**record, "frames": len(speech.track), "speaker": speech.speaker, "donors": list(still.names), "people": list(still.people),
-                **_varied(still.varied)}
+        return {
+            **record,
+            "frames": len(speech.track),
+            "speaker": speech.speaker,
+            "donors": list(still.names),
+            "people": list(still.people),
+            **_varied(still.varied),
+        }
 
     def _face(self, rng):
         if not self.portraits:
-            return drawn(int(rng.integers(2 ** 31)), self.size)
+            return drawn(int(rng.integers(2**31)), self.size)
         if not self.vary:
-            return composite(choose(self._stills, rng), int(rng.integers(2 ** 31)))
-        return relit(composite(choose(self._stills, rng, evenly(self._stills, rng)), int(rng.integers(2 ** 31))), rng)
+            return composite(choose(self._stills, rng), int(rng.integers(2**31)))
+        return relit(composite(choose(self._stills, rng, evenly(self._stills, rng)), int(rng.integers(2**31))), rng)
 
     def _speech(self, rng, index):
         if self.frames is not None:
             return articulation.Utterance(np.zeros(0, np.float32), _moments(rng, self.frames), [], "", "", "moments")
         real = self.recordings and (self.voices == () or rng.random() < self.share)
-        seed = int(rng.integers(2 ** 31))
+        seed = int(rng.integers(2**31))
         if real:
             path = self.recordings[rng.integers(len(self.recordings))]
             if self._detector is None:
@@ -1491,30 +1821,52 @@ class _Studio:
     def _write(self, name, rig, motion, speech, still):
         sound = (speech.audio, articulation.SAMPLE_RATE) if self.frames is None else None
         landmarks = []
-        with files.FrameWriter(name.with_suffix(".mp4"), fps=files.FPS, sound=sound, lossless=True, synthetic=True,
-                               metadata={"talkhead_aligned": str(self.size)}) as writer:
+        with files.FrameWriter(
+            name.with_suffix(".mp4"),
+            fps=files.FPS,
+            sound=sound,
+            lossless=True,
+            synthetic=True,
+            metadata={"talkhead_aligned": str(self.size)},
+        ) as writer:
             for frame, points in _perform(rig, motion):
                 writer.write(frame)
                 landmarks.append(points)
         files.write_array(name.with_suffix(".landmarks.npy"), np.stack(landmarks))
         files.write_array(name.with_suffix(".track.npy"), np.asarray(speech.track, np.float32))
-        files.write_json(name.with_suffix(".json"), self._told(speech) | {
-            "donors": list(still.names), "people": list(still.people), "blink": [round(float(lid), 3) for lid in motion.lids]} | _varied(still.varied))
+        files.write_json(
+            name.with_suffix(".json"),
+            self._told(speech)
+            | {
+                "donors": list(still.names),
+                "people": list(still.people),
+                "blink": [round(float(lid), 3) for lid in motion.lids],
+            }
+            | _varied(still.varied),
+        )
 
     def _write_sound(self, name, speech):
         files.write_audio(name.with_suffix(".wav"), speech.audio, articulation.SAMPLE_RATE)
-        files.write_json(name.with_suffix(".json"), self._told(speech) | {"donors": [], "people": [], "frames": len(speech.track)})
+        files.write_json(
+            name.with_suffix(".json"), self._told(speech) | {"donors": [], "people": [], "frames": len(speech.track)}
+        )
 
     def _told(self, speech):
-        return {"fps": files.FPS, "phonemes": [list(phoneme) for phoneme in speech.phonemes], "text": speech.text,
-                "speaker": speech.speaker, "seed": self.seed, "source": speech.source}
+        return {
+            "fps": files.FPS,
+            "phonemes": [list(phoneme) for phoneme in speech.phonemes],
+            "text": speech.text,
+            "speaker": speech.speaker,
+            "seed": self.seed,
+            "source": speech.source,
+        }
 
 
 def _varied(chosen):
     return {} if chosen is None else {"varied": chosen}
 
 
-_studio = None              # of a worker process
+_studio = None  # of a worker process
 
 
 def _open_studio(job):
@@ -1532,7 +1884,9 @@ def _lines(text):
     try:
         lines = [line.strip() for line in files.decoded(Path(text).read_bytes()).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise TalkheadError(f"{text}: cannot be read as text ({problem}); give a file of sentences, one a line") from None
+        raise TalkheadError(
+            f"{text}: cannot be read as text ({problem}); give a file of sentences, one a line"
+        ) from None
     if not lines:
         raise TalkheadError(f"{text}: no sentences in it; write one a line")
     return lines
@@ -1552,5 +1906,9 @@ def _trim(speech, seconds):
     frames = max(int(seconds * files.FPS), 1)
     end = frames / files.FPS
     phonemes = [(begin, min(stop, end), label) for begin, stop, label in speech.phonemes if begin < end]
-    return replace(speech, audio=speech.audio[:int(end * articulation.SAMPLE_RATE)], track=speech.track[:frames],
-                   phonemes=phonemes)
+    return replace(
+        speech,
+        audio=speech.audio[: int(end * articulation.SAMPLE_RATE)],
+        track=speech.track[:frames],
+        phonemes=phonemes,
+    )

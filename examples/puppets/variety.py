@@ -13,12 +13,18 @@ import numpy as np
 
 from talkhead.errors import TalkheadError
 
-TONES = {"dark": -90, "tan": 10, "intermediate": 28, "light": 41}      # least individual typology angle, degrees
-SHADES = {"black": 0, "dark": 45, "medium": 90, "bright": 140}          # least grey level of hair
-CHEEKS = [(0.34, 0.60), (0.66, 0.60)]                                   # of an aligned picture's side, x and y
-LIGHTS = {"own": None, "front": (0.0, 0.0), "left": (-1.0, -0.3), "right": (1.0, -0.3), "above": (0.0, -1.0)}     # where it comes from, x and y
+TONES = {"dark": -90, "tan": 10, "intermediate": 28, "light": 41}  # least individual typology angle, degrees
+SHADES = {"black": 0, "dark": 45, "medium": 90, "bright": 140}  # least grey level of hair
+CHEEKS = [(0.34, 0.60), (0.66, 0.60)]  # of an aligned picture's side, x and y
+LIGHTS = {
+    "own": None,
+    "front": (0.0, 0.0),
+    "left": (-1.0, -0.3),
+    "right": (1.0, -0.3),
+    "above": (0.0, -1.0),
+}  # where it comes from, x and y
 BACKDROPS = ("own", "plain", "gradient")
-PLAIN = 14          # grey levels: a backdrop that strays more from a smooth colour is not taken out
+PLAIN = 14  # grey levels: a backdrop that strays more from a smooth colour is not taken out
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -31,6 +37,7 @@ def ramp(x, low, high):
 # ---------------------------------------------------------------------------------------------------------------
 # Measured
 
+
 def tone_angle(face):
     """Individual typology angle of the cheeks, degrees: arctan((L* - 50) / b*), below 10 dark, above 41 light.
 
@@ -40,7 +47,11 @@ def tone_angle(face):
     """
     colour = np.median(np.concatenate([_patch(face, x, y).reshape(-1, 3) for x, y in CHEEKS]), 0) / 255
     linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1.0, 1.089]
+    xyz = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ linear
+        / [0.9505, 1.0, 1.089]
+    )
     _, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return float(np.degrees(np.arctan2(116 * y - 66, max(200 * (y - z), 1e-6))))
 
@@ -67,13 +78,17 @@ def _patch(face, x, y, half=0.03):
 # ---------------------------------------------------------------------------------------------------------------
 # Drawn
 
+
 def draw(rng):
     """Light and backdrop by chance, each kind as often as any other: a dict that JSON can hold."""
     kind = str(rng.choice(list(LIGHTS)))
     light = {"from": kind}
     if kind != "own":
-        light |= {"strength": round(float(rng.uniform(0.3, 1.0)), 3), "warmth": round(float(rng.uniform(-1, 1)), 3),
-                  "exposure": round(float(np.exp(rng.normal(0, 0.1))), 3)}
+        light |= {
+            "strength": round(float(rng.uniform(0.3, 1.0)), 3),
+            "warmth": round(float(rng.uniform(-1, 1)), 3),
+            "exposure": round(float(np.exp(rng.normal(0, 0.1))), 3),
+        }
     kind = str(rng.choice(BACKDROPS))
     colours = {"own": 0, "plain": 1, "gradient": 2}[kind]
     backdrop = {"kind": kind, "colours": [_colour(rng) for _ in range(colours)]}
@@ -84,7 +99,9 @@ def draw(rng):
 
 def _colour(rng):
     """A wall's colour: of any hue, seldom a strong one."""
-    return [round(255 * part) for part in colorsys.hsv_to_rgb(rng.random(), rng.beta(1.2, 3.5), rng.uniform(0.15, 0.95))]
+    return [
+        round(255 * part) for part in colorsys.hsv_to_rgb(rng.random(), rng.beta(1.2, 3.5), rng.uniform(0.15, 0.95))
+    ]
 
 
 def varied(face, landmarks, rng):
@@ -103,7 +120,11 @@ def varied(face, landmarks, rng):
         chosen["backdrop"] = {"kind": "own", "colours": []}
     person = 1.0 if behind is None else 1 - behind[1][..., None]
     if chosen["light"]["from"] != "own":
-        lit = _lit(picture, landmarks, **{"towards" if name == "from" else name: value for name, value in chosen["light"].items()})
+        lit = _lit(
+            picture,
+            landmarks,
+            **{"towards" if name == "from" else name: value for name, value in chosen["light"].items()},
+        )
         picture = picture + person * (lit - picture)
     if chosen["backdrop"]["kind"] != "own":
         colour, share = behind
@@ -122,10 +143,10 @@ def backdrop(face, landmarks):
     size = len(face)
     picture = face.astype(np.float32)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
-    terms = np.stack([np.ones_like(x), x - 0.5, y, (x - 0.5) ** 2, (x - 0.5) * y, y ** 2], -1).astype(np.float32)
+    terms = np.stack([np.ones_like(x), x - 0.5, y, (x - 0.5) ** 2, (x - 0.5) * y, y**2], -1).astype(np.float32)
     beside = ((x < 0.12) | (x > 0.88)) & (y < 0.4) | (y < 0.05)
     wall = beside
-    for _ in range(4):                      # from beside the head down to the shoulders
+    for _ in range(4):  # from beside the head down to the shoulders
         colour, keep, stray = _fitted(terms, picture, wall)
         if keep < 0.6 or stray > PLAIN:
             return None
@@ -144,7 +165,9 @@ def _fitted(terms, picture, wall):
     wanted, known = picture[wall], terms[wall]
     keep = np.ones(len(known), bool)
     for _ in range(4):
-        fit = np.linalg.solve(known[keep].T @ known[keep] + 1e-3 * np.eye(known.shape[1], dtype=np.float32), known[keep].T @ wanted[keep])
+        fit = np.linalg.solve(
+            known[keep].T @ known[keep] + 1e-3 * np.eye(known.shape[1], dtype=np.float32), known[keep].T @ wanted[keep]
+        )
         away = np.abs(known @ fit - wanted).max(1)
         keep = away <= max(2.5 * np.median(away), 4)
     return np.clip(terms @ fit, 0, 255), keep.mean(), float(away[keep].std() + away[keep].mean())
@@ -171,7 +194,11 @@ def _lit(picture, landmarks, towards, strength, warmth, exposure):
     lamp = np.array([*LIGHTS[towards], 0.7])
     facing = np.tensordot(lamp / np.linalg.norm(lamp), normal, 1)
     facing = ndimage.gaussian_filter(facing - facing[radius < 0.8].mean(), 0.04 * size)
-    gain = exposure * np.clip(1 + 1.6 * strength * facing, 0.2, 2.2)[..., None] * (1 + 0.12 * warmth, 1.0, 1 - 0.12 * warmth)
+    gain = (
+        exposure
+        * np.clip(1 + 1.6 * strength * facing, 0.2, 2.2)[..., None]
+        * (1 + 0.12 * warmth, 1.0, 1 - 0.12 * warmth)
+    )
     linear = (picture / 255) ** 2.2 * gain
     # Bright skin would burn out: what comes near to white is bent down to it.
     linear = np.where(linear > 0.6, 0.6 + 0.4 * np.tanh((linear - 0.6) / 0.4), linear)
@@ -190,6 +217,7 @@ def _painted(size, kind, colours, angle=0.0):
 # ---------------------------------------------------------------------------------------------------------------
 # Counted
 
+
 def tally(choices):
     """How often each kind was chosen, from the "varied" parts of clips' JSON files: {"tone": {"dark": 3, …}, …}.
 
@@ -198,9 +226,20 @@ def tally(choices):
     counted = {}
     for chosen in choices:
         warmth = chosen["light"].get("warmth")
-        kinds = {"tone": chosen["tone"], "hair": chosen["hair"], "hair shade": chosen["hair_shade"], "light": chosen["light"]["from"],
-                 "warmth": "own" if warmth is None else "cool" if warmth < -1 / 3 else "warm" if warmth > 1 / 3 else "neutral",
-                 "backdrop": chosen["backdrop"]["kind"]}
+        kinds = {
+            "tone": chosen["tone"],
+            "hair": chosen["hair"],
+            "hair shade": chosen["hair_shade"],
+            "light": chosen["light"]["from"],
+            "warmth": "own"
+            if warmth is None
+            else "cool"
+            if warmth < -1 / 3
+            else "warm"
+            if warmth > 1 / 3
+            else "neutral",
+            "backdrop": chosen["backdrop"]["kind"],
+        }
         for what, kind in kinds.items():
             counts = counted.setdefault(what, {})
             counts[kind] = counts.get(kind, 0) + 1

@@ -48,7 +48,9 @@ def speech_model(name, taught, hold_out, components):
         raise TalkheadError(f"stage {name}: {problem}") from None
     frames = sum(lesson.frames for lesson in rest)
     if components >= frames:
-        raise TalkheadError(f"stage {name}: {components} components take more than the {frames} frames of {len(rest)} clips; give more clips")
+        raise TalkheadError(
+            f"stage {name}: {components} components take more than the {frames} frames of {len(rest)} clips; give more clips"
+        )
 
 
 def networks(generator, encoder, size):
@@ -79,7 +81,12 @@ def main():
         speech_model("first", found["taught"], options.hold_out_first.split(","), first)
         if not options.small:
             told = options.hold_out_second
-            speech_model("second", found["taught"], int(told) if told.isdigit() else told.split(","), audio2latent.SecondModel(num_ws=4).components)
+            speech_model(
+                "second",
+                found["taught"],
+                int(told) if told.isdigit() else told.split(","),
+                audio2latent.SecondModel(num_ws=4).components,
+            )
         networks(options.generator, options.encoder, options.size)
         faces.detector("auto", options.detector_model)
         plots.installed()

@@ -24,8 +24,10 @@ PUBLISHED = {
 }
 # Table 5.2: trainable parameters in millions, frames a second on a V100, size of the frames.
 SPEED = {
-    "Vougioukas et al. 2018": ("55.28", "441", "96x128"), "Chen et al. 2019": ("88.43", "15.57", "128x128"),
-    "Zhou et al. 2020": ("36.40", "10.32", "256x256"), "Prajwal et al. 2020": ("36.30", "16", "256x256"),
+    "Vougioukas et al. 2018": ("55.28", "441", "96x128"),
+    "Chen et al. 2019": ("88.43", "15.57", "128x128"),
+    "Zhou et al. 2020": ("36.40", "10.32", "256x256"),
+    "Prajwal et al. 2020": ("36.30", "16", "256x256"),
     "thesis, second model": ("29.68", "35", "1024x1024"),
 }
 COLUMNS = ("psnr", "ssim", "fid", "lmd", "opening_correlation", "opening_lag", "closure_rate", "real_closure_rate")
@@ -46,8 +48,18 @@ def measured(path):
 def perceptual_losses(out):
     """By which perceptual loss each network was trained, as its file says: {network: name}. None is where a network needs none."""
     tuned = next(iter(sorted((out / "tuned").glob("*.pt"))), None)
-    places = {"generator B": out / "generator-b.pt", "its encoder": out / "encoder-b.pt", "first model": out / "first.pt", "second model": out / "second.pt", "tuned generators": tuned}
-    return {name: files.load_weights(path, mapped=True).get("perceptual") for name, path in places.items() if path is not None and path.exists()}
+    places = {
+        "generator B": out / "generator-b.pt",
+        "its encoder": out / "encoder-b.pt",
+        "first model": out / "first.pt",
+        "second model": out / "second.pt",
+        "tuned generators": tuned,
+    }
+    return {
+        name: files.load_weights(path, mapped=True).get("perceptual")
+        for name, path in places.items()
+        if path is not None and path.exists()
+    }
 
 
 def figure(value, digits=2):
@@ -57,12 +69,19 @@ def figure(value, digits=2):
 def quality(corpus, first, second):
     """Table 5.1, and what else was measured of ours."""
     published = 0 if corpus == "tcd-timit" else 1
-    lines = ["| | PSNR, dB | SSIM | FID | LMD, px | mouth's opening, correlation | lag, frames | /p b m/ shut | of the real | clips | size |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | PSNR, dB | SSIM | FID | LMD, px | mouth's opening, correlation | lag, frames | /p b m/ shut | of the real | clips | size |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for name, values in PUBLISHED.items():
         lines.append(f"| {name} | {' | '.join(figure(value) for value in values[published])} | | | | | | |")
-    for name, summary, clip in ((f"ours, {which} model", made[-1], made[0]) for which, made in (("first", first), ("second", second))):
+    for name, summary, clip in (
+        (f"ours, {which} model", made[-1], made[0]) for which, made in (("first", first), ("second", second))
+    ):
         cells = [figure(summary.get(key)) for key in COLUMNS]
-        lines.append(f"| **{name}** | {' | '.join(cells)} | {summary['pairs'] - summary['failed']} | {clip.get('size', ['–'])[0]} |")
+        lines.append(
+            f"| **{name}** | {' | '.join(cells)} | {summary['pairs'] - summary['failed']} | {clip.get('size', ['–'])[0]} |"
+        )
     return "\n".join(lines)
 
 
@@ -70,7 +89,12 @@ def speed(network):
     lines = ["| | trainable parameters, millions | frames a second | size |", "|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(row)} |" for name, row in SPEED.items()]
     trained, size = network["parameters"]["audio2latent"] / 1e6, "x".join(map(str, network["size"]))
-    return "\n".join([*lines, f"| **ours, second model** | {trained:.2f} | {network['frames_per_second']:.1f} ({network['device']}, {network['threads']} threads) | {size} |"])
+    return "\n".join(
+        [
+            *lines,
+            f"| **ours, second model** | {trained:.2f} | {network['frames_per_second']:.1f} ({network['device']}, {network['threads']} threads) | {size} |",
+        ]
+    )
 
 
 def draw(*arguments):
@@ -80,21 +104,34 @@ def draw(*arguments):
 def figures(report, which, measured):
     """Strips of two clips, the median and the worst by the mouth's correlation; {file: caption}."""
     made = {}
-    clips = sorted((record for record in measured[:-1] if record.get("opening_correlation") is not None), key=lambda record: record["opening_correlation"])
+    clips = sorted(
+        (record for record in measured[:-1] if record.get("opening_correlation") is not None),
+        key=lambda record: record["opening_correlation"],
+    )
     for place, record in {"median": clips[len(clips) // 2], "worst": clips[0]}.items() if clips else ():
         real, fake = Path(record["real"]), Path(record["fake"])
         picture = report / f"{which}-{place}.png"
         draw("strip", real, fake, "--columns", 10, "--labels", f"real,{which} model", "-o", picture)
-        made[picture.name] = f"{which} model, the {place} clip by the mouth's opening (correlation {record['opening_correlation']:.2f}, {real.stem}): real above, generated below"
+        made[picture.name] = (
+            f"{which} model, the {place} clip by the mouth's opening (correlation {record['opening_correlation']:.2f}, {real.stem}): real above, generated below"
+        )
     return made
 
 
 def protocol(measured):
     told = measured[-1]["protocol"]
     settings, rules = told["settings"], told["rules"]
-    return "\n".join([f"- landmarks: {settings['detector']}, frames enlarged {settings['enlarge']} times for it", f"- length: {rules['length']}",
-                      f"- PSNR: {rules['psnr']}", f"- SSIM: {rules['ssim']}", f"- LMD: {rules['lmd']}", f"- of a set: {rules['means'].removeprefix('of a set: ')}",
-                      f"- versions: {', '.join(f'{name} {found}' for name, found in told['versions'].items())}"])
+    return "\n".join(
+        [
+            f"- landmarks: {settings['detector']}, frames enlarged {settings['enlarge']} times for it",
+            f"- length: {rules['length']}",
+            f"- PSNR: {rules['psnr']}",
+            f"- SSIM: {rules['ssim']}",
+            f"- LMD: {rules['lmd']}",
+            f"- of a set: {rules['means'].removeprefix('of a set: ')}",
+            f"- versions: {', '.join(f'{name} {found}' for name, found in told['versions'].items())}",
+        ]
+    )
 
 
 def main():
@@ -112,12 +149,22 @@ def main():
     losses = "; ".join(f"{name}: {loss or 'none'}" for name, loss in perceptual_losses(options.out).items())
     made = figures(report, "first", first) | figures(report, "second", second)
     failed = [record for record in first + second if "error" in record]
-    text = [f"# The thesis's tables on {options.corpus}", options.told, losses and f"Perceptual losses that were minimised (the thesis: lpips) - {losses}.", "## Table 5.1",
-            "The published rows are the thesis's own, on test clips, crops and a landmark detector (FAN) that are not ours: they stand here for orientation, "
-            "not as a contest. LMD grows with the size of the frames: at half the size it is half. Ours were measured so:", protocol(second), quality(options.corpus, first, second),
-            *(f"- left out: {record['fake']}: {record['error']}" for record in failed), "## Table 5.2", speed(records(options.networks)[-1]), "## Figures",
-            "Frames of GRID (Cooke, Barker, Cunningham and Shao 2006)." if options.corpus.startswith("grid") else "",
-            *(f"![{caption}]({name})\n\n{caption[0].upper()}{caption[1:]}." for name, caption in made.items())]
+    text = [
+        f"# The thesis's tables on {options.corpus}",
+        options.told,
+        losses and f"Perceptual losses that were minimised (the thesis: lpips) - {losses}.",
+        "## Table 5.1",
+        "The published rows are the thesis's own, on test clips, crops and a landmark detector (FAN) that are not ours: they stand here for orientation, "
+        "not as a contest. LMD grows with the size of the frames: at half the size it is half. Ours were measured so:",
+        protocol(second),
+        quality(options.corpus, first, second),
+        *(f"- left out: {record['fake']}: {record['error']}" for record in failed),
+        "## Table 5.2",
+        speed(records(options.networks)[-1]),
+        "## Figures",
+        "Frames of GRID (Cooke, Barker, Cunningham and Shao 2006)." if options.corpus.startswith("grid") else "",
+        *(f"![{caption}]({name})\n\n{caption[0].upper()}{caption[1:]}." for name, caption in made.items()),
+    ]
     (report / "README.md").write_text("\n\n".join(part for part in text if part) + "\n")
 
 

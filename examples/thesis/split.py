@@ -23,8 +23,11 @@ def speaker(corpus, path):
     if corpus == "grid-s1":
         return "s1"
     parts = Path(path).parts
-    return next(part for part in reversed(parts[:-1]) if part[0] == "s" and part[1:].isdigit()) if corpus == "grid" \
+    return (
+        next(part for part in reversed(parts[:-1]) if part[0] == "s" and part[1:].isdigit())
+        if corpus == "grid"
         else parts[parts.index("Clips") - 1]
+    )
 
 
 def main(corpus, folder):
