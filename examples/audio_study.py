@@ -23,7 +23,7 @@ import torch
 import talkhead
 from contact_sheet import sheet
 from puppets import articulation
-from talkhead import checkpoints, codes, files, inversion, metrics, pti, synthesis, training
+from talkhead import checkpoints, files, inversion, latent_cache, metrics, pti, synthesis, training
 from talkhead.audio2latent import heard_by
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
@@ -78,7 +78,7 @@ class Eye:
 
     def __init__(self, encoder, clips, kept):
         self.encoder = encoder
-        with codes.Codes(kept, encoder) as known:
+        with latent_cache.Codes(kept, encoder) as known:
             lessons = [known.learn(path, "cpu") for path in clips]
             means = [known.read(lesson)[0].mean(0) for lesson in lessons]
             tracked = [lesson for lesson in lessons if lesson.opening is not None][:: max(1, len(lessons) // READ_FROM)]
@@ -337,7 +337,7 @@ def study(
     """Measure the models in `out`, and write study.md, study.json and the strips there."""
     second = networks(generator, encoder)
     first = networks(first_generator, first_encoder) if first_generator or first_encoder else second
-    eye = Eye(second[1], codes.find([clips]), out / "all.codes")
+    eye = Eye(second[1], latent_cache.find([clips]), out / "all.codes")
     speakers = {
         f"{model}, {name}": Speaker(
             out / f"{model}-{name}.pt", *(first if model == "first" else second), features_model
@@ -349,7 +349,9 @@ def study(
     for model in MODELS:
         if not any(name.startswith(model) for name in speakers):
             raise TalkheadError(f"{out}: holds no {model}-{features[0]}.pt; train it, or name its features")
-    known, strangers = ([read(path) for path in islice(codes.find([folder]), limit)] for folder in (seen, unseen))
+    known, strangers = (
+        [read(path) for path in islice(latent_cache.find([folder]), limit)] for folder in (seen, unseen)
+    )
     found, rows = {}, {}
     others = [
         next((other for other in known[k + 1 :] + known[:k] if other.person != clip.person), strangers[0])

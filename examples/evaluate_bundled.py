@@ -24,7 +24,7 @@ import talkhead
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 from puppets import articulation, variety
-from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, pti, speech, synthesis, training
+from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, mfcc, pti, synthesis, training
 from talkhead.errors import TalkheadError
 
 ENLARGE = 4
@@ -254,7 +254,7 @@ def recording(path, face, model, eye):
     if path.suffix in FILMED:
         with files.read_frames(path) as reader:
             mouths["own"] = openings(reader, eye.detector)
-    envelope = metrics.envelope(audio, speech.num_frames(audio))
+    envelope = metrics.envelope(audio, mfcc.num_frames(audio))
     quiet = metrics.pauses(envelope)
     record = {"part": "recordings", "recording": path.name, "frames": len(fake), "pause_frames": int(quiet.sum())}
     for name, opening in mouths.items():
@@ -615,7 +615,7 @@ def main():
     recordings = sounds(options.speech)[: options.limit]
     portraits = files.find(options.portraits, {".jpg"})[::53][:10][: options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]
-    sentence = files.read_audio(recordings[0] if recordings else clips[0])[: 5 * speech.SAMPLE_RATE]
+    sentence = files.read_audio(recordings[0] if recordings else clips[0])[: 5 * mfcc.SAMPLE_RATE]
     persons = (
         Persons(
             photos(files.find(options.portraits, {".jpg"})[::11], eye, model.size), options.identity_model, model.device

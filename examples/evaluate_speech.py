@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import train_speech
-from talkhead import acoustics, audio_features, files, speech
+from talkhead import audio_features, files, mfcc, speech_models
 
 LETTERS = {letter.upper(): letter for letter in "bdfklmnprstvwz"}  # consonants that are spelled as they are heard
 
@@ -26,9 +26,9 @@ def lags(lesson, logits):
     for start, end, name in lesson.phonemes:
         middle = (start + end) / 2
         times = [
-            (step + 0.5) / acoustics.RATE - middle
+            (step + 0.5) / speech_models.RATE - middle
             for step in starts
-            if best[step] == acoustics.LABELS.find(LETTERS.get(name, "?"))
+            if best[step] == speech_models.LABELS.find(LETTERS.get(name, "?"))
         ]
         found += [1000 * lag for lag in sorted(times, key=abs)[:1] if abs(lag) < 0.3]
     return found
@@ -42,11 +42,11 @@ def measure(model, folder):
         began = time.process_time()
         logits = np.concatenate(list(model.steps([audio])))
         spent += time.process_time() - began
-        heard = acoustics.read_out(logits)
+        heard = speech_models.read_out(logits)
         wrong, letters, seconds = (
             wrong + train_speech.edits(lesson.text, heard),
             letters + len(lesson.text),
-            seconds + len(audio) / speech.SAMPLE_RATE,
+            seconds + len(audio) / mfcc.SAMPLE_RATE,
         )
         late += lags(lesson, logits)
         if number < 3:
@@ -63,6 +63,6 @@ def measure(model, folder):
 
 if __name__ == "__main__":
     path = audio_features.BUNDLED if sys.argv[1] == "bundled" else sys.argv[1]
-    network = acoustics.load(path)
+    network = speech_models.load(path)
     for place in sys.argv[2:]:
         print(json.dumps(measure(network, place)))

@@ -58,7 +58,6 @@ import kill_and_resume
 import study
 import talkhead
 from talkhead import (
-    acoustics,
     audio2latent,
     checkpoints,
     cli,
@@ -69,6 +68,7 @@ from talkhead import (
     inversion,
     latents,
     losses,
+    speech_models,
     stylegan,
     video_gan,
 )
@@ -329,7 +329,7 @@ def kit(folder):
             count, 4, channels=(2,) * 5, hidden=4, features=4, lstm=4, decoder=4, basis=basis
         ),
         "video_gan": video_gan.LatentGenerator(count, 4, 3, basis=basis),
-        "speech": acoustics.CharacterModel(4, 4, 1),
+        "speech": speech_models.CharacterModel(4, 4, 1),
     }
     owner = checkpoints.fingerprint(generator.state_dict())
     for kind, network in networks.items():

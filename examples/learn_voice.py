@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import expression, files, metrics, speech
+from talkhead import files, metrics, mfcc, vad
 
-RATE = speech.SAMPLE_RATE
+RATE = mfcc.SAMPLE_RATE
 TWICE = 4  # speeches are few: so often each is taken, in other mixtures
 EDGE = 2  # frames beside the start and the end of words that the test leaves out
 
@@ -132,7 +132,7 @@ def puppets(folder):
             yield (
                 audio,
                 within(
-                    [(start, end) for start, end, name in about["phonemes"] if name != "SIL"], speech.num_frames(audio)
+                    [(start, end) for start, end, name in about["phonemes"] if name != "SIL"], mfcc.num_frames(audio)
                 ),
             )
 
@@ -148,7 +148,7 @@ def recordings(folder, aligns):
                 audio,
                 within(
                     [(int(row[0]) / 25000, int(row[1]) / 25000) for row in rows if row[2] not in ("sil", "sp")],
-                    speech.num_frames(audio),
+                    mfcc.num_frames(audio),
                 ),
             )
 
@@ -161,19 +161,19 @@ def speeches(folder, seconds=4):
             piece = audio[start : start + seconds * RATE]
             yield (
                 piece,
-                (~metrics.pauses(metrics.envelope(piece, speech.num_frames(piece)), margin=0)).astype(np.float32),
+                (~metrics.pauses(metrics.envelope(piece, mfcc.num_frames(piece)), margin=0)).astype(np.float32),
             )
 
 
 def within(spans, frames):
     spoken = np.zeros(frames, np.float32)
     for start, end in spans:
-        spoken[int(start * speech.FPS) : int(np.ceil(end * speech.FPS))] = 1
+        spoken[int(start * mfcc.FPS) : int(np.ceil(end * mfcc.FPS))] = 1
     return spoken
 
 
 def loudness(audio, spoken):
-    chosen = np.repeat(spoken > 0, RATE // speech.FPS)[: len(audio)]
+    chosen = np.repeat(spoken > 0, RATE // mfcc.FPS)[: len(audio)]
     return np.sqrt(np.mean(audio[: len(chosen)][chosen] ** 2) + 1e-9) if chosen.any() else 0.1
 
 
@@ -198,8 +198,8 @@ def lessons(pairs, rng):
     features, spoken = [], []
 
     def hear(audio, truth):
-        audio = speech.disturb(audio, rng) if rng.random() < 0.7 else audio
-        found = expression.hearing(audio)
+        audio = mfcc.disturb(audio, rng) if rng.random() < 0.7 else audio
+        found = vad.hearing(audio)
         features.append(found[: len(truth)].astype(np.float16))
         spoken.append(truth[: len(found)])
 
@@ -217,7 +217,7 @@ def lessons(pairs, rng):
             there = np.ones(length)
             if rng.random() < 0.5:  # somebody begins in the middle
                 there[: rng.integers(0, length)] = 0
-            middles = np.minimum((np.arange(len(truth)) + 0.5) * RATE / speech.FPS, length - 1).astype(int)
+            middles = np.minimum((np.arange(len(truth)) + 0.5) * RATE / mfcc.FPS, length - 1).astype(int)
             hear(audio * there + bed, truth * there[middles].astype(np.float32))
         if index % 2:
             hear(10 ** rng.uniform(-3, -0.7) * noise(rng, length), 0 * truth)
@@ -269,7 +269,7 @@ def conditions(rng):
 
 
 def measure(voice, pairs):
-    half = 1 / (1 + expression.TRUST)  # the chance of speech at which a mouth is half free
+    half = 1 / (1 + vad.TRUST)  # the chance of speech at which a mouth is half free
     for name, change, speaks in conditions(np.random.default_rng(5)):
         hits, falses = [], []
         for audio, truth in pairs:
@@ -302,7 +302,7 @@ def main():
         pairs = [pair for _, pair in zip(range(options.limit), puppets(options.puppets))] + filmed[options.first :]
         pairs += TWICE * list(speeches(options.speeches)) if options.speeches else []
         files.write_array(options.output, learn(*lessons(pairs, np.random.default_rng(1)), options.steps))
-    for record in measure(expression.Voice(files.read_array(options.output)), filmed[: options.first]):
+    for record in measure(vad.Voice(files.read_array(options.output)), filmed[: options.first]):
         print(json.dumps(record), flush=True)
 
 

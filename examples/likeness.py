@@ -6,7 +6,7 @@ A module of evaluate_bundled.py and nearest_donors.py; it does nothing by itself
 import numpy as np
 import torch
 
-from talkhead import checkpoints, inception, losses
+from talkhead import checkpoints, fid, losses
 from talkhead.training import to_images
 
 
@@ -30,7 +30,7 @@ class Likeness:
                 lambda face: network(to_images(face[None]).to(device)).cpu().numpy(),
             )
         else:
-            features = inception.FaceFeatures(
+            features = fid.FaceFeatures(
                 encoder or checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device)
             )
             self.name, self._see = f"stand-in {features.name}, no face recognition", lambda face: features(face[None])

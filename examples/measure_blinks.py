@@ -1,4 +1,4 @@
-"""Measure how people blink in real clips: how often, how long, how far. Where the constants of talkhead/expression.py come from.
+"""Measure how people blink in real clips: how often, how long, how far. Where the constants of talkhead/vad.py come from.
 
     python examples/measure_blinks.py grid/s1/ --model face_landmarker_v2_with_blendshapes.task
 

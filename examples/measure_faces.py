@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from contact_sheet import captioned, sheet
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet, variety
-from talkhead import checkpoints, datasets, faces, files, inception, inversion, metrics, synthesis, training
+from talkhead import checkpoints, datasets, faces, fid, files, inversion, metrics, synthesis, training
 from talkhead.errors import TalkheadError
 
 COLUMNS = 12  # pictures in a row of a sheet
@@ -171,7 +171,7 @@ def main():
     )
     composites = datasets.Images([options.composites], generator.resolution).frames if options.composites else None
     if composites is not None:
-        network = inception.named("mobilenet")
+        network = fid.named("mobilenet")
         real = clouds(network, composites)
         drawn = clouds(network, random_faces(generator, options.count, options.psi, options.seed))
         print(

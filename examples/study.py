@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import click
 
-from talkhead import files, options, shell
+from talkhead import cli_io, cli_options, files
 from talkhead.errors import TalkheadError
 
 # The thesis's two questions (§5.4), word for word but for the grammar.
@@ -338,7 +338,7 @@ def wilson(count, total, confidence=0.95):
 # The commands
 
 
-@click.group(cls=shell.Shell)
+@click.group(cls=cli_io.Shell)
 def main():
     """Ask people which of two videos is better: a page for their browsers, and the count of their answers."""
 
@@ -352,15 +352,15 @@ def main():
     required=True,
     help="Where to write index.html and its videos; the key to who made them goes beside it.",
 )
-@options.labels
-@options.names("--questions", "Which to ask: realism, sync.", ("realism", "sync"))
-@options.number("--checks", 2, "Tasks that check whether people read them.")
+@cli_options.labels
+@cli_options.names("--questions", "Which to ask: realism, sync.", ("realism", "sync"))
+@cli_options.number("--checks", 2, "Tasks that check whether people read them.")
 @click.option("--title", default="Which video is better?", show_default=True, help="Title of the page.")
 @click.option(
     "--welcome", metavar="TEXT", help="First words on the page.  [default: what is to be done, and how long it takes]"
 )
 @click.option("--post", metavar="URL", help="Where the page posts the answers.  [default: people download them]")
-@options.seed
+@cli_options.seed
 def make_command(folders, output, labels, welcome, **options):
     """Make a page that shows videos in pairs, ours with each other method's: those of one name in folders of videos, ours first.
 
@@ -370,15 +370,15 @@ def make_command(folders, output, labels, welcome, **options):
     asked = pairs(folders, labels)
     options |= {"welcome": welcome} if welcome else {}
     records = make(asked, output, **options)
-    for record in shell.progress(records, len({path for pair in asked for path in (pair.ours, pair.others)}), "video"):
+    for record in cli_io.progress(records, len({path for pair in asked for path in (pair.ours, pair.others)}), "video"):
         last = record
-    shell.print_records([last])
+    cli_io.print_records([last])
 
 
 @main.command("tally")
-@options.sources
+@cli_options.sources
 @click.option("--key", metavar="FILE", required=True, help="The key that make wrote beside the page.")
-@options.number("--failures", 0, "Attention checks that one may fail; who fails more does not count.")
+@cli_options.number("--failures", 0, "Attention checks that one may fail; who fails more does not count.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -386,7 +386,7 @@ def make_command(folders, output, labels, welcome, **options):
     show_default=True,
     help="Of the intervals.",
 )
-@click.option("--plot", metavar="FILE", callback=options.drawable, help="Draw the shares here (.png, .svg, .pdf).")
+@click.option("--plot", metavar="FILE", callback=cli_options.drawable, help="Draw the shares here (.png, .svg, .pdf).")
 def tally_command(sources, key, failures, confidence, plot):
     """Count the answers (.csv) that a page gave: shares with Wilson intervals, as JSON.
 
@@ -399,7 +399,7 @@ def tally_command(sources, key, failures, confidence, plot):
         from talkhead import plots
 
         plots.save(plots.preferences(records[:-1]), plot)
-    shell.print_records(records)
+    cli_io.print_records(records)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 import click
 
 from puppets import puppet
-from talkhead import datasets, options, shell
+from talkhead import cli_io, cli_options, datasets
 
 
-@click.command(cls=shell.Script)
+@click.command(cls=cli_io.Script)
 @click.option(
     "-o", "--output", metavar="FOLDER", required=True, help="Where to write the clips; those that are there are kept."
 )
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many clips.")
-@options.number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
-@options.number("--size", 256, "Side of the frames in pixels.", least=1)
+@cli_options.number("--start", 0, "Number of the first clip; its face and speech depend on it and on --seed alone.")
+@cli_options.number("--size", 256, "Side of the frames in pixels.", least=1)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Cut the speech after so long.")
 @click.option("--frames", type=click.IntRange(min=1), help="No speech: so many unconnected moments of each face.")
 @click.option(
@@ -21,18 +21,18 @@ from talkhead import datasets, options, shell
     multiple=True,
     help="Blend faces of several people out of these photos; may be repeated.  [default: drawn faces]",
 )
-@options.names("--exclude", "Portraits never to use, by file name without its ending or by person.", default=())
+@cli_options.names("--exclude", "Portraits never to use, by file name without its ending or by person.", default=())
 @click.option(
     "--vary", is_flag=True, help="Take the portraits evenly by tone of skin and hair, and draw light and backdrop."
 )
-@options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
+@cli_options.names("--voices", 'Voices of espeak-ng; "none" for recordings alone.  [default: all]', default=None)
 @click.option(
     "--recordings",
     metavar="PATH",
     multiple=True,
     help="Real talking clips, or folders of them, to drive some puppets; may be repeated.",
 )
-@options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
+@cli_options.number("--recorded-share", 0.5, "Share of the clips that recordings drive, where there are any.")
 @click.option(
     "--people",
     type=click.IntRange(min=1),
@@ -41,9 +41,9 @@ from talkhead import datasets, options, shell
 @click.option("--sound-only", is_flag=True, help="Only what voices say, as .wav, and no faces: to train_speech.py on.")
 @click.option("--text", metavar="FILE", help="Say the lines of this file.  [default: made-up sentences]")
 @click.option("--detector-model", metavar="FILE", help="MediaPipe's face landmarker, for portraits and recordings.")
-@options.number("--workers", 1, "Processes.", least=1)
-@options.shard
-@options.seed
+@cli_options.number("--workers", 1, "Processes.", least=1)
+@cli_options.shard
+@cli_options.seed
 def main(output, count, recordings, shard, **options):
     """Make clips of talking puppets, with their truth.
 
@@ -52,11 +52,11 @@ def main(output, count, recordings, shard, **options):
       python examples/synth.py -o puppets/ --count 10000 --shard 0/4
     """
     clips = datasets.clips(recordings)
-    shard = shell.share(shard)
+    shard = cli_io.share(shard)
     if shard.why:
-        shell.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
+        cli_io.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
     records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
-    shell.print_records(shell.progress(records, len(shard(range(count))), "clip"))
+    cli_io.print_records(cli_io.progress(records, len(shard(range(count))), "clip"))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from puppets import articulation
-from talkhead import acoustics, files, options, shell, speech, training
+from talkhead import cli_io, cli_options, files, mfcc, speech_models, training
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_phonemes
-from talkhead.team import Team
 
 PHONEMES = (
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH SIL T TH UH UW V W Y Z ZH"
@@ -151,7 +151,7 @@ class _Trainer:
         targets = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
         counts = [len(example.labels) for example in examples]
         ctc = F.ctc_loss(
-            logits.log_softmax(-1).transpose(0, 1), targets, lengths, counts, acoustics.BLANK, zero_infinity=True
+            logits.log_softmax(-1).transpose(0, 1), targets, lengths, counts, speech_models.BLANK, zero_infinity=True
         )
         phonemes = nn.utils.rnn.pad_sequence([torch.from_numpy(example.phonemes) for example in examples], True, -1)
         told = F.cross_entropy(sounds.transpose(1, 2), phonemes.to(device), ignore_index=-1, reduction="none")
@@ -191,10 +191,10 @@ class _Trainer:
         audio, speed = files.read_audio(lesson.path), 1.0
         if self.settings["augment"]:
             speed = rng.uniform(7 / 8, 9 / 8)
-            audio = speech.hasten(audio, speed)
-            audio = speech.echo(audio, rng) if rng.random() < 0.5 else audio
-            audio = speech.disturb(audio, rng)
-        return _Example(np.concatenate(list(speech.loudness([audio]))), lesson, speed)
+            audio = mfcc.hasten(audio, speed)
+            audio = mfcc.echo(audio, rng) if rng.random() < 0.5 else audio
+            audio = mfcc.disturb(audio, rng)
+        return _Example(np.concatenate(list(mfcc.loudness([audio]))), lesson, speed)
 
     @torch.no_grad()
     def validate(self):
@@ -207,16 +207,18 @@ class _Example:
 
     def __init__(self, features, lesson, speed):
         features = np.pad(features, ((0, len(features) % 2), (0, 0)))
-        self.features, self.labels = features, [acoustics.LABELS.index(letter) for letter in lesson.text]
+        self.features, self.labels = features, [speech_models.LABELS.index(letter) for letter in lesson.text]
         self.phonemes = np.full(len(features) // 2, -1)
         for start, end, name in lesson.phonemes:
-            first, last = (round(acoustics.RATE * time / speed) for time in (start, end))
+            first, last = (round(speech_models.RATE * time / speed) for time in (start, end))
             self.phonemes[first:last] = PHONEMES.index(name.rstrip("012"))
 
 
 def error_rate(model, lessons):
     """Edits a character that make of what a model reads what was said, over all of some `recordings`."""
-    wrong = sum(edits(lesson.text, acoustics.transcribe(model, files.read_audio(lesson.path))) for lesson in lessons)
+    wrong = sum(
+        edits(lesson.text, speech_models.transcribe(model, files.read_audio(lesson.path))) for lesson in lessons
+    )
     return wrong / sum(len(lesson.text) for lesson in lessons)
 
 
@@ -297,25 +299,25 @@ def _text(path):
 # The command -------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=shell.Script)
-@options.sources
-@options.trained("the character model")
-@options.number("--channels", 192, "Channels of its three convolutions.", least=1)
-@options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
-@options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
-@options.training_steps
-@options.batch(16)
-@options.lr(1e-3)
-@options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
+@click.command(cls=cli_io.Script)
+@cli_options.sources
+@cli_options.trained("the character model")
+@cli_options.number("--channels", 192, "Channels of its three convolutions.", least=1)
+@cli_options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
+@cli_options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
+@cli_options.training_steps
+@cli_options.batch(16)
+@cli_options.lr(1e-3)
+@cli_options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
 @click.option(
     "--augment/--no-augment",
     default=True,
     show_default=True,
     help="Vary loudness, speed, noise, room and microphone of the speech.",
 )
-@options.validation
-@options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
-@options.run
+@cli_options.validation
+@cli_options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
+@cli_options.run
 def main(sources, output, channels, hidden, delay, tensorboard, device, **options):
     """Train the character model, which spells speech, on recordings with transcripts.
 
@@ -323,10 +325,10 @@ def main(sources, output, channels, hidden, delay, tensorboard, device, **option
       python examples/synth.py --sound-only -o spoken/ --count 6000
       python examples/train_speech.py spoken/ -o speech.pt --steps 5000
     """
-    device = shell.join(device)
+    device = cli_io.join(device)
     torch.manual_seed(options["seed"])
-    model = acoustics.CharacterModel(channels, hidden, delay)
-    shell.watch(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+    model = speech_models.CharacterModel(channels, hidden, delay)
+    cli_io.watch(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import checkpoints, codes, faces, files, inception, metrics, synthesis, training
+from talkhead import checkpoints, faces, fid, files, latent_cache, metrics, synthesis, training
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
 from talkhead.training import to_images
@@ -139,7 +139,7 @@ class Stage:
         self.generator, self.encoder, self.look, self.reader = (
             generator,
             encoder,
-            inception.FaceFeatures(encoder),
+            fid.FaceFeatures(encoder),
             reader,
         )
 
@@ -158,7 +158,7 @@ class Stage:
 def known(folder, keep):
     """Clips with landmarks: [(codes (T, L, 512), features (T, 5)), …]."""
     found = []
-    for clip in codes.find([folder]):
+    for clip in latent_cache.find([folder]):
         marks = clip.with_suffix(".landmarks.npy")
         if not marks.exists():
             raise TalkheadError(f"{marks}: not there; the study reads motion by landmarks of the clips")
@@ -293,7 +293,7 @@ def main():
     generator = checkpoints.load_generator(options.generator)
     encoder = checkpoints.load_encoder(options.encoder, generator)
     stage = Stage(generator, encoder)
-    with codes.Codes(options.out / "study.codes", encoder, sound=False) as keep:
+    with latent_cache.Codes(options.out / "study.codes", encoder, sound=False) as keep:
         learnt, held_out = known(options.training, keep), known(options.held_out, keep)
     stage.reader = Reader(learnt)
     identities = [path[0] for path, _ in held_out[: options.identities]]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from talkhead import acoustics, speech, training
+from talkhead import mfcc, speech_models, training
 from talkhead.errors import TalkheadError
 
 BUNDLED = Path(__file__).parent / "weights" / "speech.pt"
@@ -28,7 +28,7 @@ class AudioFeatures:
     per_frame  steps in one video frame
     """
 
-    before, per_frame = None, speech.STEPS_PER_FRAME
+    before, per_frame = None, mfcc.STEPS_PER_FRAME
 
     def steps(self, blocks):
         """Blocks of sound, float (n,) at 16 kHz, to the next steps, float32 (m, C), as soon as each can be known; zero in silence."""
@@ -44,9 +44,9 @@ class AudioFeatures:
             raise TalkheadError(
                 f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono"
             )
-        return speech.windows(
+        return mfcc.windows(
             np.concatenate(list(self.steps([samples]))),
-            speech.num_frames(samples),
+            mfcc.num_frames(samples),
             self.shape[1],
             self.before,
             self.per_frame,
@@ -54,8 +54,8 @@ class AudioFeatures:
 
     def stream(self, blocks):
         """The same windows, float32 (C, S), from an iterator of blocks of the sound, each as soon as it can be known."""
-        heard = speech.Heard(blocks)
-        return speech.slide(self.steps(heard), heard.frames, self.shape[1], self.before, self.per_frame)
+        heard = mfcc.Heard(blocks)
+        return mfcc.slide(self.steps(heard), heard.frames, self.shape[1], self.before, self.per_frame)
 
 
 class Mfcc(AudioFeatures):
@@ -66,10 +66,10 @@ class Mfcc(AudioFeatures):
 
     name = "mfcc"
     identity = {"name": "mfcc"}
-    shape = (speech.COEFFICIENTS, speech.WINDOW)
+    shape = (mfcc.COEFFICIENTS, mfcc.WINDOW)
 
     def steps(self, blocks):
-        return speech.stream_mfcc(blocks)
+        return mfcc.stream_mfcc(blocks)
 
 
 class Characters(AudioFeatures):
@@ -86,7 +86,7 @@ class Characters(AudioFeatures):
     """
 
     WINDOW = 16  # steps: 320 ms
-    before, per_frame = 6, acoustics.RATE // speech.FPS
+    before, per_frame = 6, speech_models.RATE // mfcc.FPS
 
     def __init__(self, model):
         self.model, self.name, self.shape = model, model.name, (model.width, self.WINDOW)
@@ -102,7 +102,7 @@ class Characters(AudioFeatures):
     @cached_property
     def silence(self):
         """What the model says in the middle of two seconds of digital silence: float32 (C,)."""
-        steps = np.concatenate(list(self.model.steps([np.zeros(2 * speech.SAMPLE_RATE, np.float32)])))
+        steps = np.concatenate(list(self.model.steps([np.zeros(2 * mfcc.SAMPLE_RATE, np.float32)])))
         return steps[len(steps) // 2]
 
     def steps(self, blocks):
@@ -112,7 +112,7 @@ class Characters(AudioFeatures):
 def _bundled(path, device):
     if path is None and not BUNDLED.exists():
         raise TalkheadError(f"{BUNDLED}: the bundled character model is not installed; pass --features-model FILE")
-    return Characters(acoustics.load(path or BUNDLED, device))
+    return Characters(speech_models.load(path or BUNDLED, device))
 
 
 class Kind(NamedTuple):
@@ -129,13 +129,14 @@ FEATURES = {
     "mfcc": Kind(lambda path, device: Mfcc(), ""),
     "bundled": Kind(_bundled, None),
     "deepspeech": Kind(
-        lambda path, device: Characters(acoustics.read_deepspeech(path, device)), "output_graph.pb of DeepSpeech 0.1.0"
+        lambda path, device: Characters(speech_models.read_deepspeech(path, device)),
+        "output_graph.pb of DeepSpeech 0.1.0",
     ),
     "wav2vec2": Kind(
-        lambda path, device: Characters(acoustics.Hidden("wav2vec2", path, device)), "a network of transformers"
+        lambda path, device: Characters(speech_models.Hidden("wav2vec2", path, device)), "a network of transformers"
     ),
     "hubert": Kind(
-        lambda path, device: Characters(acoustics.Hidden("hubert", path, device)), "a network of transformers"
+        lambda path, device: Characters(speech_models.Hidden("hubert", path, device)), "a network of transformers"
     ),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import encoders, files, latents, layouts, pickles, safetensors
+from talkhead import encoders, files, latents, safe_pickle, safetensors, state_dicts
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator, build
 
@@ -310,7 +310,7 @@ class _File:
             raise TalkheadError("holds a discriminator in the generator's place")
         record = _record(self.contents.get("talkhead"))
         own = {key: value for key, value in _record(record.get("config")).items() if key in _OWN_CONFIG}
-        config = layouts.generator_config(model) | ({} if clamp is None else {"clamp": clamp}) | own
+        config = state_dicts.generator_config(model) | ({} if clamp is None else {"clamp": clamp}) | own
         if w_avg is not None:
             model["w_avg"] = w_avg
         missing = _complete(model, config)
@@ -339,7 +339,7 @@ def _check_ours(path, contents):
         wrong = ["model"]
     if not wrong and contents["kind"] == "generator":
         try:
-            found = layouts.generator_config(contents["model"])
+            found = state_dicts.generator_config(contents["model"])
         except TalkheadError as problem:
             raise TalkheadError(f"{path}: {problem}; the file is damaged") from problem
         wrong = [key for key in found if _plain(contents["config"]).get(key) != found[key]]
@@ -354,24 +354,24 @@ def _contents(path):
     with files.reading(path) as stream:
         if safetensors.is_safetensors(stream.read(9)):
             return files.load_weights(path)
-    if pickles.sniff(path) == "zip":
+    if safe_pickle.sniff(path) == "zip":
         try:
             return files.load_weights(path, mapped=True)
         except files.NotPlainWeights:
             pass  # a network of NVIDIA's, saved whole; or what must be refused, by name
-    return pickles.read(path)
+    return safe_pickle.read(path)
 
 
 def _recognise(contents):
     """The project that wrote a file, and the contents in that project's usual arrangement; None if nobody known."""
-    if isinstance(contents, pickles.Module):
+    if isinstance(contents, safe_pickle.Module):
         return "nvidia", {"G_ema": contents}
     if not isinstance(contents, dict):
         return None, contents
     if "kind" in contents and "model" in contents and "config" in contents:
         return "talkhead", contents
     for format, keys in (("nvidia", ("G_ema", "G")), ("rosinality", ("g_ema", "g"))):
-        if any(isinstance(contents.get(key), (dict, pickles.Module)) for key in keys):
+        if any(isinstance(contents.get(key), (dict, safe_pickle.Module)) for key in keys):
             return format, contents
     state = _state(contents.get("state_dict", contents))
     # A flat file, as .safetensors are, has it among the rest.
@@ -412,7 +412,7 @@ def _stranger(contents):
 
 def _state(value):
     """The tensors of a state dict, or of a NVIDIA module, by name; what DataParallel and torch.compile put into names is taken out."""
-    state = value.state if isinstance(value, pickles.Module) else value
+    state = value.state if isinstance(value, safe_pickle.Module) else value
     state = (
         {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
         if isinstance(state, dict)
@@ -434,21 +434,21 @@ def _record(value):
 def _rosinality(file, training):
     contents = file.contents
     parts = [
-        (name, lambda key=key: layouts.from_rosinality(_state(contents[key])))
+        (name, lambda key=key: state_dicts.from_rosinality(_state(contents[key])))
         for name, key in (("generator", "g"), ("discriminator", "d"))
         if training and key in contents
     ]
-    model = layouts.from_rosinality(_state(contents.get("g_ema", contents.get("g"))))
+    model = state_dicts.from_rosinality(_state(contents.get("g_ema", contents.get("g"))))
     return file.generator(model, parts, _one_latent(contents.get("latent_avg")))
 
 
 def _nvidia(file, training):
     contents = file.contents
     main = contents.get("G_ema", contents.get("G"))
-    model, clamp = layouts.from_nvidia(_state(main)), _clamp(main)
+    model, clamp = state_dicts.from_nvidia(_state(main)), _clamp(main)
 
     def part(key):
-        state = layouts.from_nvidia(_state(contents[key]))
+        state = state_dicts.from_nvidia(_state(contents[key]))
         if _clamp(contents[key]) != clamp:
             raise TalkheadError(f"limits its activations to {_clamp(contents[key])}, the generator in use to {clamp}")
         group = _group(contents[key])
@@ -467,12 +467,12 @@ def _nvidia(file, training):
 
 
 def _clamp(network):
-    return layouts.nvidia_clamp(network) if isinstance(network, pickles.Module) else None
+    return state_dicts.nvidia_clamp(network) if isinstance(network, safe_pickle.Module) else None
 
 
 def _group(network):
     """How many pictures its minibatch layer compares."""
-    last = network.children.get("b4") if isinstance(network, pickles.Module) else None
+    last = network.children.get("b4") if isinstance(network, safe_pickle.Module) else None
     layer = last and last.children.get("mbstd")
     return layer.attributes.get("group_size", 4) if layer else 4
 
@@ -481,7 +481,7 @@ _PREFIXES = {"generator": "decoder.", "encoder": "encoder."}
 
 
 def _psp_generator(file, training):
-    model = layouts.from_rosinality(_within(file.contents["state_dict"], "decoder."))
+    model = state_dicts.from_rosinality(_within(file.contents["state_dict"], "decoder."))
     return file.generator(model, (), _one_latent(file.contents.get("latent_avg")))
 
 
@@ -576,9 +576,9 @@ def _to_rosinality(weights):
             f"rosinality's code makes no generator of the channels {channels}; change its table to load this file",
             stacklevel=1,
         )
-    contents = {"g_ema": layouts.to_rosinality(model), "latent_avg": model["w_avg"]}
+    contents = {"g_ema": state_dicts.to_rosinality(model), "latent_avg": model["w_avg"]}
     contents |= {
-        key: layouts.to_rosinality(training[name])
+        key: state_dicts.to_rosinality(training[name])
         for name, key in (("generator", "g"), ("discriminator", "d"))
         if name in training
     }
@@ -590,9 +590,9 @@ def _to_rosinality(weights):
 
 def _to_nvidia(weights):
     model, training, config = weights["model"], weights.get("training", {}), weights["config"]
-    contents = {"G_ema": layouts.to_nvidia(model)}
+    contents = {"G_ema": state_dicts.to_nvidia(model)}
     contents |= {
-        key: layouts.to_nvidia(training[name])
+        key: state_dicts.to_nvidia(training[name])
         for name, key in (("generator", "G"), ("discriminator", "D"))
         if name in training
     }
@@ -608,7 +608,7 @@ def _to_nvidia(weights):
         }
     }
     if "D" in contents:
-        kwargs["D"] = sizes | _nvidia_widths(layouts.discriminator_config(training["discriminator"]))
+        kwargs["D"] = sizes | _nvidia_widths(state_dicts.discriminator_config(training["discriminator"]))
         kwargs["D"] |= {"num_fp16_res": 0, "conv_clamp": config.get("clamp")}
     return contents | {"kwargs": kwargs, "talkhead": _own_record(weights)}
 
@@ -733,14 +733,14 @@ def _parameters(path, kind, config):
 
 def _network(kind, config):
     """An untrained network of a kind."""
-    from talkhead import acoustics, audio2latent, keypoints, video_gan
+    from talkhead import audio2latent, keypoints, speech_models, video_gan
 
     make = {
         "generator": lambda: build(config),
         "encoder": lambda: encoders.build(config, _generator),
         "audio2latent": lambda: audio2latent.build(**config),
         "video_gan": lambda: video_gan.LatentGenerator(**config),
-        "speech": lambda: acoustics.CharacterModel(**config),
+        "speech": lambda: speech_models.CharacterModel(**config),
         "keypoints": lambda: keypoints.KeypointNetwork(**config),
     }
     return make[kind]()

@@ -11,7 +11,7 @@ from collections import Counter
 import click
 from click.core import ParameterSource
 
-from talkhead import __version__, options, shell
+from talkhead import __version__, cli_io, cli_options
 from talkhead.errors import TalkheadError
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ def _perceptual(name, device):
 
     perceptual = Perceptual(name).to(device)
     if name == "auto":
-        shell.say(
+        cli_io.say(
             f"perceptual loss: {perceptual.name}"
             + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips")
         )
@@ -68,20 +68,20 @@ def _each(work, listing, folder, shard, overwrite, fields=("source",), suffix=".
     """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
     from talkhead import jobs
 
-    shard = shell.share(shard)
+    shard = cli_io.share(shard)
     if listing == "-" and shard.of > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
     items = jobs.read_list(listing, fields, suffix)
     if shard.why:
-        shell.say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
+        cli_io.say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
     records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
     counts, manifest = Counter(), jobs.manifest_path(folder, shard)
     try:
         _watch_list(records, fields, len(shard(items)), counts)
     except (KeyboardInterrupt, SystemExit):
-        shell.say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
+        cli_io.say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
         raise
-    shell.say(f"{_told(counts)}; see {manifest}")
+    cli_io.say(f"{_told(counts)}; see {manifest}")
     jobs.meet()
     click.get_current_context().exit(int(counts["failed"] > 0))
 
@@ -95,7 +95,7 @@ def _noted(work, *arguments):
     meta = click.get_current_context().meta
     notes = meta["talkhead.notes"] = []
     try:
-        with shell.memory():
+        with cli_io.memory():
             return {"frames": work(*arguments)} | ({"notes": notes} if notes else {})
     finally:
         del meta["talkhead.notes"]
@@ -103,7 +103,7 @@ def _noted(work, *arguments):
 
 def _watch_list(records, fields, total, counts):
     """Count records by status, and say at once what failed."""
-    with shell.progress(None, total, "clip") as bar:
+    with cli_io.progress(None, total, "clip") as bar:
         for record in records:
             bar.update()
             counts[record["status"]] += 1
@@ -111,7 +111,7 @@ def _watch_list(records, fields, total, counts):
                 bar.clear()
                 sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
                 named = any(source in reason for source in sources)
-                shell.say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
+                cli_io.say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
 
 
 def _device(name, listing):
@@ -140,11 +140,11 @@ def _followed(reader, aligned, face, find, on_missing="fail"):
         height, width = reader.size
         if height != width:
             raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
-        shell.say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
+        cli_io.say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
         return ((frame, None, index) for index, frame in enumerate(reader))
     from talkhead import faces
 
-    shell.say(f"{reader.name}: aligning the face that {find().name} finds")
+    cli_io.say(f"{reader.name}: aligning the face that {find().name} finds")
     return faces.follow(reader, find(), on_missing=on_missing, face=face)
 
 
@@ -163,7 +163,7 @@ def _lessons(name, generator, encoder, frames, device):
 
     side = len(frames[0])
     if side < generator.resolution:
-        shell.say(
+        cli_io.say(
             f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
             f"or align it with --size {generator.resolution}"
         )
@@ -182,9 +182,9 @@ def _images(sources, size, every, limit):
 
 def _left_out(problems, frames):
     for problem in problems:
-        shell.say(f"left out: {problem}")
+        cli_io.say(f"left out: {problem}")
     if problems:
-        shell.say(
+        cli_io.say(
             f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
         )
 
@@ -218,7 +218,7 @@ def _networks(init, critic_channels, freeze_d, **sizes):
             f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes"
         )
     else:
-        shell.say(f"{init}: no critic of these sizes; a new one learns from the start")
+        cli_io.say(f"{init}: no critic of these sizes; a new one learns from the start")
     return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
@@ -279,7 +279,7 @@ def _openings(path, find):
     if path.endswith(".npy"):
         return faces.mouth_opening(faces.read_landmarks(path))
     with files.read_frames(path) as reader:
-        seen = [find()(frame) for frame in shell.progress(reader, reader.count)]
+        seen = [find()(frame) for frame in cli_io.progress(reader, reader.count)]
     return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])
 
 
@@ -287,7 +287,7 @@ def _openings(path, find):
 # Commands
 
 
-@click.group(cls=shell.Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=cli_io.Shell, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="talkhead")
 def cli():
     """A photo and a speech recording become a talking-head video.
@@ -301,18 +301,18 @@ def cli():
 
 
 @cli.command()
-@options.source
-@options.output("Aligned clip, picture, or folder of pictures.")
-@options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
-@options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
-@options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
-@options.face
-@options.output(
+@cli_options.source
+@cli_options.output("Aligned clip, picture, or folder of pictures.")
+@cli_options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
+@cli_options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
+@cli_options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
+@cli_options.face
+@cli_options.output(
     "Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None
 )
-@options.listed("the path of a clip")
-@options.detection
-@options.device
+@cli_options.listed("the path of a clip")
+@cli_options.detection
+@cli_options.device
 def align(source, output, quads, listing, shard, overwrite, detector, detector_model, device, **options):
     """Crop a clip or picture to its face, the way FFHQ does.
 
@@ -338,18 +338,18 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
         # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
         about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
-            shell.say(f"{reader.name}: aligned already, only resized")
+            cli_io.say(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
             about |= {"size": height, "smoothing": 0.0}
             crops = ((resize(frame, size), faces.whole_quad(frame), index) for index, frame in enumerate(reader))
         else:
-            shell.say(f"{reader.name}: landmarks by {find().name}")
+            cli_io.say(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
         corners = []
         with files.FrameWriter(
             output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}
         ) as writer:
-            for crop, quad, index in shell.progress(crops):
+            for crop, quad, index in cli_io.progress(crops):
                 writer.write(crop)
                 corners += [np.full((4, 2), np.nan)] * (index - len(corners)) + [quad]
     if quads:
@@ -360,23 +360,23 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
 
 
 @cli.command()
-@options.source
+@cli_options.source
 @click.option(
     "--into",
     metavar="FILE",
     required=True,
-    callback=options.from_stdin,
+    callback=cli_options.from_stdin,
     help="The clip that was aligned, or a photo, which then stands still behind the face.",
 )
 @click.option(
     "--quads",
     metavar="FILE",
     required=True,
-    callback=options.from_stdin,
+    callback=cli_options.from_stdin,
     help="Where the face was cut out: what align --quads wrote.",
 )
-@options.output("Video, picture, folder of pictures, or a pipe.")
-@options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
+@cli_options.output("Video, picture, folder of pictures, or a pipe.")
+@cli_options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
 @click.option(
     "--match-colour/--no-match-colour",
     default=True,
@@ -404,50 +404,52 @@ def paste(source, into, quads, output, feather, match_colour):
         tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
         frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
         with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
-            for frame in shell.progress(frames, head.count):
+            for frame in cli_io.progress(frames, head.count):
                 writer.write(frame)
 
 
 @cli.command()
-@options.source
-@options.output("Latents (.npy, float32, frames × layers × 512).")
-@options.weights_in("generator")
-@options.weights_in("encoder")
-@options.one_of(
+@cli_options.source
+@cli_options.output("Latents (.npy, float32, frames × layers × 512).")
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
+@cli_options.one_of(
     "--method",
     ["encoder", "optimise", "sequential", "hybrid"],
     "encoder",
     "One pass of the encoder; or optimise every frame alone (Algorithm 1), each from the one before (2), or from the encoder's code.",
 )
-@options.one_of(
+@cli_options.one_of(
     "--space", ["w+", "w", "z"], "w+", "A latent for every layer, one for all, or what the mapping network is fed."
 )
-@options.steps(5000)
+@cli_options.steps(5000)
 @click.option(
     "--next-steps",
     type=click.IntRange(min=1),
     help="Steps for each frame of a clip after the first.  [default: 500 sequential, 100 hybrid]",
 )
-@options.number("--hybrid-steps", 500, "Steps for a photo, or a clip's first frame, from the encoder's code.", least=1)
-@options.lr(0.01)
-@options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
-@options.perceptual
-@options.number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
-@options.number(
+@cli_options.number(
+    "--hybrid-steps", 500, "Steps for a photo, or a clip's first frame, from the encoder's code.", least=1
+)
+@cli_options.lr(0.01)
+@cli_options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
+@cli_options.perceptual
+@cli_options.number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@cli_options.number(
     "--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps."
 )
-@options.precision
-@options.batch(4)
+@cli_options.precision
+@cli_options.batch(4)
 @click.option(
     "--log",
     metavar="FILE",
-    callback=options.writable,
+    callback=cli_options.writable,
     help="Write the loss of every frame's steps here, as JSON lines.",
 )
-@options.number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
-@options.listed("the path of a clip")
-@options.seed
-@options.device
+@cli_options.number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
+@cli_options.listed("the path of a clip")
+@cli_options.seed
+@cli_options.device
 def invert(
     source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options
 ):
@@ -464,7 +466,13 @@ def invert(
     device, generator, *encoder = _load(_device(device, listing), **networks)
     perceptual = None if method == "encoder" else _perceptual(perceptual, device)
     work = functools.partial(
-        _invert, generator=generator, encoder=encoder, method=method, perceptual=perceptual, device=device, **options
+        _invert,
+        generator=generator,
+        encoder=encoder,
+        method=method,
+        perceptual=perceptual,
+        device=device,
+        **options,
     )
     if listing is not None:
         return _each(work, listing, output, shard, overwrite, suffix=".npy", beside=[".json"])
@@ -478,10 +486,10 @@ def _invert(source, output, generator, encoder, method, perceptual, device, log=
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
     with files.read_frames(source) as reader:
         if not reader.aligned:
-            shell.say(f"{reader.name}: not marked as aligned; taken as it is")
+            cli_io.say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
             latents = inversion.invert(
-                shell.progress(reader, reader.count), generator, method, *encoder, device=device, **options
+                cli_io.progress(reader, reader.count), generator, method, *encoder, device=device, **options
             )
             return files.write_latents(output, latents, about)
         return _optimised(
@@ -493,13 +501,15 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
     from talkhead import files, inversion
 
-    planned = inversion.planned_steps(method, options["steps"], options["next_steps"], options["hybrid_steps"])
+    planned = inversion.planned_steps(
+        method, options["steps"], options["next_steps"], options["hybrid_steps"]
+    )
     total = None if reader.count is None else sum(map(planned, range(reader.count)))
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)
     if resumed:
-        shell.say(f"{partial}: going on from what was done")
-    with shell.DescentLog(total, log, log_every, resumed) as watch:
+        cli_io.say(f"{partial}: going on from what was done")
+    with cli_io.DescentLog(total, log, log_every, resumed) as watch:
         latents = inversion.invert(
             reader,
             generator,
@@ -512,7 +522,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
         )
         count = files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
     if options["tolerance"]:
-        shell.say(
+        cli_io.say(
             f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all"
         )
     if partial is not None and os.path.exists(partial):
@@ -521,40 +531,40 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 
 
 @cli.command()
-@options.input_option(
+@cli_options.input_option(
     "--identity",
     "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
     "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).",
 )
-@options.input_option(
+@cli_options.input_option(
     "--audio",
     "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.",
 )
 @click.option(
     "--noise-seed",
     metavar="N,N,…",
-    callback=options.whole_numbers,
+    callback=cli_options.whole_numbers,
     help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]"
 )
-@options.input_option(
+@cli_options.input_option(
     "--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write)."
 )
-@options.output("Video, folder of pictures, or a pipe.")
-@options.output("Write the latents here too (.npy).", "--latents-out", default=None)
-@options.weights_in("generator")
-@options.weights_in("encoder")
-@options.weights_in("audio2latent")
+@cli_options.output("Video, folder of pictures, or a pipe.")
+@cli_options.output("Write the latents here too (.npy).", "--latents-out", default=None)
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
+@cli_options.weights_in("audio2latent")
 @click.option(
     "--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]"
 )
-@options.heard
+@cli_options.heard
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
-@options.weights_in("video_gan")
-@options.alignment
-@options.one_of(
+@cli_options.weights_in("video_gan")
+@cli_options.alignment
+@cli_options.one_of(
     "--on-missing",
     ["fail", "hold", "skip"],
     "fail",
@@ -577,20 +587,20 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     help="Bring a mouth that is open in the photo to rest first.",
 )
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
-@options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
-@options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
+@cli_options.number("--pti-steps", 350, "Steps of that tuning.", least=1)
+@cli_options.number("--pti-frames", 125, "Frames of an identity clip to tune on.", least=1)
 @click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
-@options.motion
-@options.one_of(
+@cli_options.motion
+@cli_options.one_of(
     "--precision",
     ["float32", "bfloat16", "float16"],
     "float32",
     "Arithmetic of the drawing; a GPU is faster at the halves.",
 )
-@options.batch(8)
-@options.listed("identity, tab, audio; with --noise-seed, identity")
-@options.seed
-@options.device
+@cli_options.batch(8)
+@cli_options.listed("identity, tab, audio; with --noise-seed, identity")
+@cli_options.seed
+@cli_options.device
 def generate(
     identity,
     audio,
@@ -748,7 +758,7 @@ def _sound(source):
     from talkhead import files
 
     return files.read_sound(
-        source, keep=True, on_wait=lambda: shell.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
+        source, keep=True, on_wait=lambda: cli_io.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
     )
 
 
@@ -816,7 +826,7 @@ def _draw(
         if labelled:
             pictures = synthesis.label(pictures)
         writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
-        for picture in shell.progress(pictures, frames):
+        for picture in cli_io.progress(pictures, frames):
             writer.write(picture)
     return writer.count
 
@@ -926,7 +936,7 @@ def _identity(
             ]
     if pti:
         images, pivots = _lessons(reader.name, generator, *seer, frames, device)
-        with shell.progress(None, pti_steps, "step") as bar:
+        with cli_io.progress(None, pti_steps, "step") as bar:
             generator = tune(
                 generator,
                 images,
@@ -953,7 +963,7 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
-        shell.say(
+        cli_io.say(
             f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better"
         )
     look = synthesis.identity_of(
@@ -994,21 +1004,21 @@ def _prepared_identity(source, generator, told, drives, device, detail, neutral)
 
 
 @cli.command()
-@options.source
-@options.trained("the tuned generator")
-@options.weights_in("generator")
-@options.weights_in("encoder")
-@options.alignment
-@options.number("--steps", 350, "Most optimiser steps; a resumed run goes on to here.", least=1)
-@options.batch(4)
-@options.lr(3e-4)
-@options.perceptual
-@options.number(
+@cli_options.source
+@cli_options.trained("the tuned generator")
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
+@cli_options.alignment
+@cli_options.number("--steps", 350, "Most optimiser steps; a resumed run goes on to here.", least=1)
+@cli_options.batch(4)
+@cli_options.lr(3e-4)
+@cli_options.perceptual
+@cli_options.number(
     "--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps."
 )
-@options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
-@options.sheets
-@options.run
+@cli_options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
+@cli_options.sheets
+@cli_options.run
 def pti(
     source,
     output,
@@ -1033,7 +1043,7 @@ def pti(
     from talkhead import files, pti, synthesis
     from talkhead.detail import native_side
 
-    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
     with files.read_frames(source, limit=limit) as reader:
         followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
         frame, quad, _ = next(followed)
@@ -1044,23 +1054,23 @@ def pti(
     records = pti.train(
         images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options
     )
-    shell.watch(records, options["steps"], tensorboard)
+    cli_io.watch(records, options["steps"], tensorboard)
 
 
 @cli.command()
-@click.argument("pairs", metavar="REAL FAKE [REAL FAKE]...", nargs=-1, callback=options.pairs)
-@options.records
+@click.argument("pairs", metavar="REAL FAKE [REAL FAKE]...", nargs=-1, callback=cli_options.pairs)
+@cli_options.records
 @click.option(
     "--list",
     "listing",
     metavar="FILE",
     is_eager=True,
-    callback=options.from_stdin,
+    callback=cli_options.from_stdin,
     help="Compare the pairs that lines of a file name: REAL, tab, FAKE.",
 )
-@options.shard
+@cli_options.shard
 @click.option("--overwrite", is_flag=True, help="Measure again what is in the output file already.")
-@options.number("--workers", 1, "Processes.", least=1)
+@cli_options.number("--workers", 1, "Processes.", least=1)
 @click.option("--table", is_flag=True, help="Print a table for people instead of JSON.")
 @click.option(
     "--protocol",
@@ -1097,7 +1107,7 @@ def pti(
     show_default=True,
     help="Enlarge frames so many times for the detector.",
 )
-@options.number("--max-lag", 5, "Frames by which the mouth may be late or early.")
+@cli_options.number("--max-lag", 5, "Frames by which the mouth may be late or early.")
 @click.option(
     "--phonemes",
     metavar="PATH",
@@ -1109,16 +1119,16 @@ def pti(
     metavar="FILE",
     help="Pronunciations in CMUdict's format, where words are timed.  [default: GRID's words]",
 )
-@options.number(
+@cli_options.number(
     "--shut-below", 0.25, "Lips are shut below this share of the way from the true mouth's rest to its widest."
 )
-@options.number("--closure-tolerance", 1, "Frames by which lips may shut too early or too late.")
+@cli_options.number("--closure-tolerance", 1, "Frames by which lips may shut too early or too late.")
 @click.option(
     "--fid",
     is_flag=True,
     help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.",
 )
-@options.fid_features
+@cli_options.fid_features
 @click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
 @click.option(
     "--identity-network",
@@ -1130,11 +1140,11 @@ def pti(
 @click.option(
     "--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips."
 )
-@options.weights_in("generator")
-@options.weights_in("encoder")
-@options.weights_in("audio2latent")
-@options.detection
-@options.device
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
+@cli_options.weights_in("audio2latent")
+@cli_options.detection
+@cli_options.device
 def metrics(
     pairs,
     output,
@@ -1180,7 +1190,7 @@ def metrics(
             table,
             overwrite=overwrite,
             workers=workers,
-            shard=shell.share(shard),
+            shard=cli_io.share(shard),
         )
         if clips
         else []
@@ -1190,7 +1200,7 @@ def metrics(
     elif not clips and output != "-":
         files.write_json(output, speed[0])
     else:
-        shell.print_records(speed)
+        cli_io.print_records(speed)
     click.get_current_context().exit(int(any("error" in record for record in records)))
 
 
@@ -1206,7 +1216,7 @@ def _pairs(places, listing, networks):
         raise click.UsageError("name REAL and FAKE, or a --list of such pairs")
     pairs, alone = evaluation.match(places)
     if alone:
-        shell.say(
+        cli_io.say(
             f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
         )
     return pairs
@@ -1232,34 +1242,34 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 
     records = []
     if len(pairs) == 1 and output is None:
-        found = evaluation.evaluate(pairs, protocol, watch=shell.progress)
+        found = evaluation.evaluate(pairs, protocol, watch=cli_io.progress)
     else:
-        found = shell.progress(
+        found = cli_io.progress(
             evaluation.evaluate(pairs, protocol, output, shard=shard, **options),
             len(shard(pairs)) + (len(pairs) > 1),
             "pair",
         )
     for record in found:
         if "error" in record:
-            shell.say(f"failed: {' '.join(record['error'].split())}")
+            cli_io.say(f"failed: {' '.join(record['error'].split())}")
         if output is None and not quiet:
-            shell.print_records([record])
+            cli_io.print_records([record])
         records.append(record)
     return records
 
 
 @cli.command()
-@options.sources
+@cli_options.sources
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     required=True,
-    callback=options.writable,
+    callback=cli_options.writable,
     help="The packed file (.npy); the .json beside it tells what came from where.",
 )
-@options.number("--size", 256, "Side of the frames in pixels.", least=1)
-@options.data
+@cli_options.number("--size", 256, "Side of the frames in pixels.", least=1)
+@cli_options.data
 def pack(sources, output, size, every, limit):
     """Decode clips and pictures once, into one file that the trainers read at random: data sets larger than memory.
 
@@ -1270,105 +1280,109 @@ def pack(sources, output, size, every, limit):
     from talkhead import datasets
 
     paths = datasets.clips(sources)
-    records = list(shell.progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
+    records = list(cli_io.progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
     problems, frames = (
         [record["left_out"] for record in records if "left_out" in record],
         sum(record.get("frames", 0) for record in records),
     )
     _left_out(problems, frames)
-    shell.print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
+    cli_io.print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
 
 
 @cli.command("train-stylegan")
-@options.sources
-@options.trained("the generator")
+@cli_options.sources
+@cli_options.trained("the generator")
 @click.option(
     "--resolution",
     type=click.IntRange(min=8),
     help="Side of the pictures, a power of two.  [default: 256, or that of --init]",
 )
-@options.widths(
+@cli_options.widths(
     "Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]"
 )
-@options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
+@cli_options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
 @click.option(
     "--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]"
 )
-@options.init_option(
+@cli_options.init_option(
     "Start from the generator in this file; it may be of a lower resolution, with the same channels where both have levels."
 )
-@options.training_steps
-@options.batch(16)
-@options.lr(0.002)
-@options.number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
-@options.number("--r1", 10.0, "Weight of the R1 penalty.")
-@options.number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
-@options.number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
-@options.number("--path-every", 4, "Steps between two path-length penalties.", least=1)
-@options.number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
-@options.number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
+@cli_options.training_steps
+@cli_options.batch(16)
+@cli_options.lr(0.002)
+@cli_options.number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
+@cli_options.number("--r1", 10.0, "Weight of the R1 penalty.")
+@cli_options.number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
+@cli_options.number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
+@cli_options.number("--path-every", 4, "Steps between two path-length penalties.", least=1)
+@cli_options.number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
+@cli_options.number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@options.number(
+@cli_options.number(
     "--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards."
 )
-@options.one_of(
+@cli_options.one_of(
     "--augment",
     ["none", "ada", "fixed"],
     "none",
     "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.",
 )
-@options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
-@options.number("--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at.")
-@options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
-@options.number(
+@cli_options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
+@cli_options.number(
+    "--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at."
+)
+@cli_options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
+@cli_options.number(
     "--jitter",
     0.0,
     "Probability with which a training picture is moved, bent and recoloured a little before anything learns from it.",
 )
-@options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing.")
+@cli_options.number(
+    "--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing."
+)
 @click.option(
     "--encoder-out",
     metavar="FILE",
-    callback=options.writable,
+    callback=cli_options.writable,
     help="Train an encoder along, by reconstruction, and write it here (.pt).",
 )
 @click.option(
     "--encoder-init", metavar="FILE", help="Start it from these weights, made for --init.  [default: a new one]"
 )
-@options.encoder_shape
-@options.number(
+@cli_options.encoder_shape
+@cli_options.number(
     "--encoder-lr",
     0.001,
     "The encoder's learning rate; 0 holds it still, and what was trained for --init fits the result.",
 )
-@options.number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
-@options.number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
-@options.number(
+@cli_options.number("--reconstruction-weight", 10.0, "Weight of the reconstruction.")
+@cli_options.number("--mouth-weight", 0.0, "Weight of the mouth's own reconstruction.")
+@cli_options.number(
     "--lip-weight",
     0.0,
     "Weight of where the lips are, as the bundled keypoint network reads them in picture and reconstruction.",
 )
-@options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
-@options.number(
+@cli_options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
+@cli_options.number(
     "--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder."
 )
-@options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
-@options.number(
+@cli_options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
+@cli_options.number(
     "--fid-every",
     0,
     "Steps between two measurements of FID and KID against the training pictures, where the best is kept; 0 for none.",
 )
-@options.number(
+@cli_options.number(
     "--fid-images",
     10_000,
     "Pictures drawn for that, and training pictures taken; fewer than features make FID too large.",
     least=2,
 )
-@options.fid_features
-@options.perceptual
-@options.data
-@options.sheets
-@options.run
+@cli_options.fid_features
+@cli_options.perceptual
+@cli_options.data
+@cli_options.sheets
+@cli_options.run
 def train_stylegan(
     sources,
     output,
@@ -1401,7 +1415,7 @@ def train_stylegan(
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
-    device = shell.join(device)
+    device = cli_io.join(device)
     if options["fid_every"]:
         options["fid_features"] = _features(options["fid_features"], device)
     torch.manual_seed(options["seed"])
@@ -1424,18 +1438,18 @@ def train_stylegan(
     images = _images(sources, generator.resolution, every, limit)
     images.warn_of_mixture()
     records = stylegan.train(images, output, generator, critic, device=device, **options)
-    shell.watch(records, options["steps"], tensorboard)
+    cli_io.watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-encoder")
-@options.sources
-@options.trained("the encoder")
-@options.weights_in("generator")
-@options.one_of(
+@cli_options.sources
+@cli_options.trained("the encoder")
+@cli_options.weights_in("generator")
+@cli_options.one_of(
     "--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's IR-SE-50 with a feature pyramid."
 )
-@options.encoder_shape
-@options.one_of(
+@cli_options.encoder_shape
+@cli_options.one_of(
     "--head",
     ["pyramid", "last", "w+", "w"],
     "pyramid",
@@ -1443,35 +1457,35 @@ def train_stylegan(
 )
 @click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
 @click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
-@options.init_option("Start from these weights of an encoder; architecture, sizes and all.")
-@options.training_steps
-@options.batch(8)
-@options.number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
+@cli_options.init_option("Start from these weights of an encoder; architecture, sizes and all.")
+@cli_options.training_steps
+@cli_options.batch(8)
+@cli_options.number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
 @click.option(
     "--pixel",
     type=click.Choice(["rms", "mse"]),
     help="Pixel loss: root mean square or mean square.  [default: rms, psp mse]",
 )
-@options.number("--pixel-weight", 1.0, "Weight of the pixel loss.")
-@options.number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
-@options.number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
+@cli_options.number("--pixel-weight", 1.0, "Weight of the pixel loss.")
+@cli_options.number("--perceptual-weight", None, "Weight of the perceptual loss.  [default: 1, psp 0.8]")
+@cli_options.number("--latent-weight", 0.0, "Weight of staying near the mean latent.")
 @click.option(
     "--identity-network",
     metavar="FILE",
     help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.",
 )
-@options.number("--identity-weight", 0.1, "Weight of the identity loss.")
+@cli_options.number("--identity-weight", 0.1, "Weight of the identity loss.")
 @click.option(
     "--loss-size",
     type=click.IntRange(min=8),
     help="Compare larger pictures at this size.  [default: the generator's, psp 256]",
 )
-@options.perceptual
+@cli_options.perceptual
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
-@options.validation
-@options.data
-@options.sheets
-@options.run
+@cli_options.validation
+@cli_options.data
+@cli_options.sheets
+@cli_options.run
 def train_encoder(
     sources,
     output,
@@ -1509,7 +1523,7 @@ def train_encoder(
         raise click.UsageError(
             "--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp"
         )
-    device, generator = _load(shell.join(device), generator=generator)
+    device, generator = _load(cli_io.join(device), generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
@@ -1531,42 +1545,42 @@ def train_encoder(
         device=device,
         **options,
     )
-    shell.watch(records, options["steps"], tensorboard)
+    cli_io.watch(records, options["steps"], tensorboard)
 
 
 @cli.command("train-audio2latent")
-@options.sources
-@options.trained("the speech model")
-@options.weights_in("generator")
-@options.weights_in("encoder")
-@options.one_of(
+@cli_options.sources
+@cli_options.trained("the speech model")
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
+@cli_options.one_of(
     "--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody."
 )
-@options.heard
-@options.widths(
+@cli_options.heard
+@cli_options.widths(
     "Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]"
 )
-@options.width("--lstm", "Width of its three LSTM layers.  [default: 64 in the first model, 256 in the second]")
-@options.width("--decoder", "Width of its decoder.  [default: 256 in the first model, 512 in the second]")
-@options.width(
+@cli_options.width("--lstm", "Width of its three LSTM layers.  [default: 64 in the first model, 256 in the second]")
+@cli_options.width("--decoder", "Width of its decoder.  [default: 256 in the first model, 512 in the second]")
+@cli_options.width(
     "--components", "Second model: principal components of the latents that it moves along.  [default: 2500]"
 )
-@options.width("--hidden", "Second model: width of the wide layer after the convolutions.  [default: 2048]")
-@options.width("--embedding", "Second model: width of the layer after that.  [default: 256]")
-@options.width("--identity-width", "First model: numbers that say whose face it is.  [default: 128]")
-@options.width("--noise-width", "First model: numbers of noise for each frame.  [default: 10]")
+@cli_options.width("--hidden", "Second model: width of the wide layer after the convolutions.  [default: 2048]")
+@cli_options.width("--embedding", "Second model: width of the layer after that.  [default: 256]")
+@cli_options.width("--identity-width", "First model: numbers that say whose face it is.  [default: 128]")
+@cli_options.width("--noise-width", "First model: numbers of noise for each frame.  [default: 10]")
 @click.option("--deterministic", is_flag=True, help="First model: without noise.")
-@options.training_steps
-@options.batch(16)
-@options.number("--frames", 25, "Video frames of each example.", least=1)
-@options.lr(2e-4)
-@options.number(
+@cli_options.training_steps
+@cli_options.batch(16)
+@cli_options.number("--frames", 25, "Video frames of each example.", least=1)
+@cli_options.lr(2e-4)
+@cli_options.number(
     "--latent-weight", None, "Weight of the loss on latents.  [default: 0 for the first model, 250 for the second]"
 )
-@options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
-@options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
-@options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
-@options.perceptual
+@cli_options.number("--image-weight", 1.0, "Weight of the perceptual loss on pictures.")
+@cli_options.number("--image-frames", 8, "Pictures drawn in a step for that loss; 0 trains on latents alone.")
+@cli_options.number("--mouth-weight", 0.0, "Weight of the loss on the mouth's opening.")
+@cli_options.perceptual
 @click.option(
     "--augment/--no-augment",
     default=True,
@@ -1578,17 +1592,17 @@ def train_encoder(
     metavar="N|NAME,…",
     default="10",
     show_default=True,
-    callback=options.hold_out,
+    callback=cli_options.hold_out,
     help="Speakers, or single clips, kept to measure on: how many, or which.",
 )
-@options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
-@options.number(
+@cli_options.number("--validate-every", 200, "Steps between two measurements; the best model is kept.", least=1)
+@cli_options.number(
     "--identity-noise",
     None,
     "Blur of the identity that the model is shown, so that it learns no face by heart.  "
     "[default: 0 for the first model, 0.3 for the second]",
 )
-@options.number(
+@cli_options.number(
     "--noise-draws",
     1,
     "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.",
@@ -1600,9 +1614,11 @@ def train_encoder(
     help="Lower the learning rate to a tenth after so many measurements without progress; "
     "0 never does.  [default: 10 for the first model, 0 for the second]",
 )
-@options.number("--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing.")
-@options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
-@options.run
+@cli_options.number(
+    "--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing."
+)
+@cli_options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
+@cli_options.run
 def train_audio2latent(
     sources,
     output,
@@ -1634,7 +1650,7 @@ def train_audio2latent(
     """
     import torch
 
-    from talkhead import audio2latent, audio_features, teaching
+    from talkhead import audio2latent, audio_features, train_audio2latent
 
     widths = _widths(
         model,
@@ -1650,7 +1666,7 @@ def train_audio2latent(
         },
     )
 
-    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     features = audio_features.features(
         features or audio2latent.MODELS[model].defaults["features"], features_model, device
@@ -1658,8 +1674,10 @@ def train_audio2latent(
     model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
-    records = teaching.train(sources, generator, encoder, output, model, features=features, device=device, **options)
-    shell.watch(records, options["steps"], tensorboard)
+    records = train_audio2latent.train(
+        sources, generator, encoder, output, model, features=features, device=device, **options
+    )
+    cli_io.watch(records, options["steps"], tensorboard)
 
 
 def _widths(model, told):
@@ -1679,36 +1697,36 @@ def _widths(model, told):
 
 
 @cli.command("train-video-gan")
-@options.sources
-@options.trained("the motion model")
-@options.weights_in("generator")
-@options.weights_in("encoder")
+@cli_options.sources
+@cli_options.trained("the motion model")
+@cli_options.weights_in("generator")
+@cli_options.weights_in("encoder")
 @click.option(
     "--preset",
     type=click.Choice(["mocogan-hd"]),
     is_eager=True,
     expose_value=False,
-    callback=options.preset,
+    callback=cli_options.preset,
     help="Another model's settings, in the place of the defaults below.",
 )
-@options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
-@options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
+@cli_options.number("--components", 384, "Principal components of the latents that it moves along.", least=1)
+@cli_options.number("--noise", 512, "Numbers of noise for each frame.", least=1)
 @click.option(
     "--hidden",
     type=click.IntRange(min=1),
     help="Width of the LSTM, with a layer after it.  [default: that of --components, and none]",
 )
-@options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
-@options.one_of(
+@cli_options.one_of("--space", ["w_plus", "w"], "w_plus", "Whether each layer of latents moves by itself.")
+@cli_options.one_of(
     "--displace",
     ["identity", "previous"],
     "identity",
     "What is displaced: the identity's latents, or the frame before.",
 )
-@options.one_of(
+@cli_options.one_of(
     "--start", ["encode", "sample"], "encode", "What faces it learns to move: those of the clips, or random ones."
 )
-@options.one_of(
+@cli_options.one_of(
     "--real",
     ["auto", "video", "projected"],
     "auto",
@@ -1717,11 +1735,11 @@ def _widths(model, told):
 )
 @click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
 @click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
-@options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
-@options.number("--information-weight", 1.0, "Weight of the information loss.")
-@options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
-@options.number("--scales", 2, "Scales at which it looks.", least=1)
-@options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
+@cli_options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
+@cli_options.number("--information-weight", 1.0, "Weight of the information loss.")
+@cli_options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
+@cli_options.number("--scales", 2, "Scales at which it looks.", least=1)
+@cli_options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
 @click.option(
     "--conditional/--unconditional",
     default=True,
@@ -1732,20 +1750,20 @@ def _widths(model, told):
     "--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]"
 )
 @click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
-@options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
-@options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
-@options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
-@options.training_steps
-@options.batch(8)
-@options.number("--frames", 16, "Video frames of each example.", least=2)
-@options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
-@options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
-@options.lr(1e-4)
-@options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
-@options.number("--beta1", 0.5, "Adam's memory of gradients.")
-@options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
-@options.sheets
-@options.run
+@cli_options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
+@cli_options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
+@cli_options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
+@cli_options.training_steps
+@cli_options.batch(8)
+@cli_options.number("--frames", 16, "Video frames of each example.", least=2)
+@cli_options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
+@cli_options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
+@cli_options.lr(1e-4)
+@cli_options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
+@cli_options.number("--beta1", 0.5, "Adam's memory of gradients.")
+@cli_options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
+@cli_options.sheets
+@cli_options.run
 def train_video_gan(
     sources,
     output,
@@ -1774,12 +1792,12 @@ def train_video_gan(
 
     from talkhead import video_gan
 
-    device, generator, encoder = _load(shell.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
     critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
     records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
-    shell.watch(records, options["steps"], tensorboard)
+    cli_io.watch(records, options["steps"], tensorboard)
 
 
 @cli.group()
@@ -1788,15 +1806,15 @@ def plot():
 
 
 @plot.command("trajectory")
-@options.sources
-@options.figure
-@options.one_of(
+@cli_options.sources
+@cli_options.figure
+@cli_options.one_of(
     "--plane",
     ["shared", "centred", "own"],
     "shared",
     "Components of all paths; of all, each from its own mean; or each path's own.",
 )
-@options.labels
+@cli_options.labels
 def plot_trajectory(sources, output, plane, labels):
     """Draw latents (.npy) in the plane of their first two principal components, colour telling the time.
 
@@ -1810,11 +1828,11 @@ def plot_trajectory(sources, output, plane, labels):
 
 
 @plot.command("losses")
-@options.sources
-@options.figure
-@options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
-@options.number("--smooth", 1, "Mean of so many records.", least=1)
-@options.labels
+@cli_options.sources
+@cli_options.figure
+@cli_options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
+@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
+@cli_options.labels
 def plot_losses(sources, output, keys, smooth, labels):
     """Draw curves from the logs of trainers and of invert --log; several runs together.
 
@@ -1828,9 +1846,9 @@ def plot_losses(sources, output, keys, smooth, labels):
 
 
 @plot.command("dashboard")
-@options.source
-@options.figure
-@options.number("--smooth", 1, "Mean of so many records.", least=1)
+@cli_options.source
+@cli_options.figure
+@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
 def plot_dashboard(source, output, smooth):
     """Draw every number of a training log.
 
@@ -1852,17 +1870,17 @@ def _said(phonemes, clips):
 
 
 @plot.command("strip")
-@options.sources
-@options.figure
-@options.number("--columns", 8, "Frames of each clip.", least=1)
-@options.number("--start", 0.0, "Where to begin, in seconds.")
+@cli_options.sources
+@cli_options.figure
+@cli_options.number("--columns", 8, "Frames of each clip.", least=1)
+@cli_options.number("--start", 0.0, "Where to begin, in seconds.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     help="Stop after so long.  [default: at the end of the first clip]",
 )
-@options.phonemes
-@options.labels
+@cli_options.phonemes
+@cli_options.labels
 def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
     """Draw frames of clips one under the other, at the same moments.
 
@@ -1883,13 +1901,13 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
 
 
 @plot.command("mouth")
-@options.sources
-@options.figure
-@options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
-@options.phonemes
-@options.labels
-@options.detection
-@options.device
+@cli_options.sources
+@cli_options.figure
+@cli_options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
+@cli_options.phonemes
+@cli_options.labels
+@cli_options.detection
+@cli_options.device
 def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
     """Draw how far mouths are open, in clips or by landmarks (.npy), over the sound and its phonemes.
 
@@ -1907,11 +1925,11 @@ def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_mode
 
 @plot.command("interpolate")
 @click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
-@options.figure
-@options.weights_in("generator")
-@options.number("--columns", 7, "Pictures on each way.", least=2)
-@options.seed
-@options.device
+@cli_options.figure
+@cli_options.weights_in("generator")
+@cli_options.number("--columns", 7, "Pictures on each way.", least=2)
+@cli_options.seed
+@cli_options.device
 def plot_interpolate(ends, output, generator, columns, seed, device):
     """Draw the straight and the round way through W+ between two latents (.npy), or through Z and W between random faces.
 
@@ -1936,13 +1954,13 @@ def plot_interpolate(ends, output, generator, columns, seed, device):
 
 
 @plot.command("components")
-@options.sources
-@options.figure
-@options.weights_in("generator")
-@options.number("--components", 5, "How many principal components, the widest first.", least=1)
-@options.number("--columns", 7, "Pictures of each.", least=2)
-@options.number("--reach", 3.0, "How far to go to either side, in standard deviations.")
-@options.device
+@cli_options.sources
+@cli_options.figure
+@cli_options.weights_in("generator")
+@cli_options.number("--components", 5, "How many principal components, the widest first.", least=1)
+@cli_options.number("--columns", 7, "Pictures of each.", least=2)
+@cli_options.number("--reach", 3.0, "How far to go to either side, in standard deviations.")
+@cli_options.device
 def plot_components(sources, output, generator, components, columns, reach, device):
     """Draw what moves along each principal component of some latents (.npy), from their mean.
 
@@ -1975,8 +1993,8 @@ def weights_list():
     from talkhead import checkpoints, downloads
 
     found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
-    shell.print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
-    shell.print_records(downloads.describe(name) for name in downloads.REGISTRY)
+    cli_io.print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
+    cli_io.print_records(downloads.describe(name) for name in downloads.REGISTRY)
     if not found:
         raise TalkheadError(
             f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release"
@@ -1989,7 +2007,7 @@ def weights_list():
     "-o",
     "--output",
     metavar="FILE",
-    callback=options.writable,
+    callback=cli_options.writable,
     help="Where to put the file.  [default: where the library that wants it looks]",
 )
 @click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
@@ -2005,7 +2023,7 @@ def weights_fetch(name, output, accept_licence, url):
 
     from talkhead import downloads
 
-    shell.say(downloads.terms(name))
+    cli_io.say(downloads.terms(name))
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
 
         def on_progress(done, total):
@@ -2015,7 +2033,7 @@ def weights_fetch(name, output, accept_licence, url):
             bar.update(done - bar.n)
 
         record = downloads.fetch(name, output, accept_licence, url, on_progress)
-    shell.print_records([record])
+    cli_io.print_records([record])
 
 
 @weights.command("verify")
@@ -2030,7 +2048,7 @@ def weights_verify(ctx, places):
     from talkhead import downloads
 
     records = [downloads.verify(place) for place in places]
-    shell.print_records(records)
+    cli_io.print_records(records)
     ctx.exit(int(any(record["ok"] is False for record in records)))
 
 
@@ -2044,13 +2062,13 @@ def weights_show(file):
     """
     from talkhead import checkpoints
 
-    shell.print_records([checkpoints.describe(file)])
+    cli_io.print_records([checkpoints.describe(file)])
 
 
 @weights.command("convert")
 @click.argument("source", metavar="SOURCE")
-@options.weights_out("the converted weights")
-@options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
+@cli_options.weights_out("the converted weights")
+@cli_options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
 @click.option(
     "--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them."
 )
@@ -2069,7 +2087,7 @@ def weights_convert(source, output, to, part):
 
 @weights.command("export")
 @click.argument("source", metavar="SOURCE")
-@options.weights_out("the copy")
+@cli_options.weights_out("the copy")
 @click.option("--half/--full", default=True, show_default=True, help="Half precision, or as it is.")
 def weights_export(source, output, half):
     """Copy weights without what only training needs.

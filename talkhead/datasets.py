@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from talkhead import files
+from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
-from talkhead.team import Share
 from talkhead.training import resize, to_images
 
 # Mean difference of two pictures, out of 255, below which they may follow each other in a film. Its frames differ by 1 to 2 (median),

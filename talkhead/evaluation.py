@@ -305,11 +305,11 @@ class Enlarged:
 
 def features(name, device="cpu"):
     """A feature network for FID by name: "inception", "mobilenet", or "encoder", the bundled one's trunk."""
-    from talkhead import checkpoints, inception
+    from talkhead import checkpoints, fid
 
     if name == "encoder":
-        return inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
-    return inception.named(name, device)
+        return fid.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
+    return fid.named(name, device)
 
 
 class _Pictures:
@@ -981,7 +981,7 @@ def network_speed(generator, encoder, audio2latent, seconds=4.0, batch=8):
     import torch
 
     from talkhead import synthesis
-    from talkhead.speech import SAMPLE_RATE
+    from talkhead.mfcc import SAMPLE_RATE
 
     face = next(synthesis.synthesize(generator, generator.w_avg.expand(generator.num_ws, -1)[None].cpu()))
     noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32)

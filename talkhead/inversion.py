@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import files
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.latents import z_stream
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
-from talkhead.team import Team
 from talkhead.training import Feed, digest, fit, settled, sheet, to_images
 
 # The learning rate rises over the first part of a frame's steps and falls over the last; Karras et al. 2020, appendix D.

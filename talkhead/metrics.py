@@ -202,7 +202,7 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
     real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the shorter
     detector        faces.Detector, called on frames for landmarks; None leaves out what needs them
     real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), where the truth is known: then only `fake` is searched
-    features        feature network as in inception.py, for distances of all frames of the clips; None leaves them out. Or two
+    features        feature network as in fid.py, for distances of all frames of the clips; None leaves them out. Or two
                     `Seen`, which are filled: then the distances are left to the caller
     measures        what else to measure: objects whose `add` takes each `Pair` and whose `report` gives a dict
     max_lag         frames by which the mouth may be early or late
@@ -424,7 +424,7 @@ def compare_features(real, fake, network):
     """Both distances of two clouds of features, and whose features they are.
 
     real, fake  float (N, D), as `network` saw them
-    network     feature network as in inception.py
+    network     feature network as in fid.py
     returns     {"fid": `frechet_distance`, "kid": `kernel_distance`, "fid_features": the network's name}. Numbers of two
                 networks, or of two numbers of pictures, may not be compared
     raises      TalkheadError as they do

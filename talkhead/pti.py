@@ -9,9 +9,9 @@ import math
 import numpy as np
 import torch
 
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.losses import Perceptual
-from talkhead.team import Team
 from talkhead.training import Rest, digest, fit, seeded, sheet
 
 SHOWN = 8  # images of a sample sheet

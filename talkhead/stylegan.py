@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from talkhead import augmentation, inception, metrics, winograd
+from talkhead import ada, fid, metrics, winograd
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.latents import z_stream
-from talkhead.team import Team
 from talkhead.training import Feed, fit, sheet, to_frames
 
 STRIP = (
@@ -594,7 +594,7 @@ def train(
                         file's "model" is then the best average by FID, unless an encoder learns along: it fits the last one
     fid_images          pictures that the average draws for it, from z of their own, always the same; and as many of the
                         images, or all. FID of few is too large: only numbers of equally many pictures may be compared
-    fid_features        "inception" or "mobilenet", for the weights in torch's hub cache, or a feature network as in inception.py
+    fid_features        "inception" or "mobilenet", for the weights in torch's hub cache, or a feature network as in fid.py
     accumulate          turns in which a batch is worked on, to fit into memory: the result is the same
     precision           "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and
                         path length are always float32
@@ -664,7 +664,7 @@ class _Fid:
     """How far the pictures of a generator are from training images, as a feature network sees both. Both are looked at as bytes."""
 
     def __init__(self, images, generator, count, network, seed, device):
-        self.network = inception.named(network, device)
+        self.network = fid.named(network, device)
         # A copy remembers an order of the images for itself: the Feed's thread looks up another meanwhile.
         self.images, self.generator, self.count, self.seed, self.device = (
             copy.copy(images),
@@ -731,7 +731,7 @@ class _Trainer:
             raise TalkheadError(
                 f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution"
             )
-        augmentation.check(options["augment"], options["augment_p"], options["jitter"])
+        ada.check(options["augment"], options["augment_p"], options["jitter"])
         self.device = team.device
         self.average = _Average(generator, options["average_images"])
         self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
@@ -821,7 +821,7 @@ class _Trainer:
         start, changed = torch.randint(2**62, ()).item(), []
         for images, share in zip(turns, self.team.shares):
             torch.manual_seed(start)  # every share draws for the whole batch
-            changed.append(augmentation.jitter(images, self.options["jitter"], share))
+            changed.append(ada.jitter(images, self.options["jitter"], share))
         return changed
 
     def _set_rates(self, index):
@@ -841,9 +841,7 @@ class _Trainer:
     def _changes(self, share):
         """Random changes for this share of a batch that the critic is to see."""
         return (
-            None
-            if self.options["augment"] == "none"
-            else augmentation.draw(self.options["batch"], self._probability(), share)
+            None if self.options["augment"] == "none" else ada.draw(self.options["batch"], self._probability(), share)
         )
 
     def _adapt(self, signs):
@@ -853,10 +851,10 @@ class _Trainer:
             self.team.mean(signs).item() * batch
         )  # a whole number, in however many parts it was summed
         values["judged"] += 1
-        if values["judged"] == augmentation.EVERY:
-            values["augment"] = augmentation.adapt(
+        if values["judged"] == ada.EVERY:
+            values["augment"] = ada.adapt(
                 values["augment"],
-                values["signs"] / (augmentation.EVERY * batch),
+                values["signs"] / (ada.EVERY * batch),
                 batch,
                 self.options["augment_target"],
                 self.options["augment_images"],
@@ -961,7 +959,7 @@ class _Trainer:
 
 
 def _changed(images, changes):
-    return images if changes is None else augmentation.augment(images, changes)
+    return images if changes is None else ada.augment(images, changes)
 
 
 def _above(discriminator, frozen):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from talkhead import files
 from talkhead.errors import TalkheadError
-from talkhead.speech import SAMPLE_RATE, mfcc
+from talkhead.mfcc import SAMPLE_RATE, mfcc
 
 FPS = 25  # frames a second: of no other rate does it know
 SIDE = 224  # pixels of a crop

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead import checkpoints, expression, faces, training
+from talkhead import checkpoints, faces, training, vad
 from talkhead.audio2latent import displacements, heard_by
 from talkhead.detail import Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 from talkhead.latents import displace
-from talkhead.speech import SAMPLE_RATE
+from talkhead.mfcc import SAMPLE_RATE
 from talkhead.training import to_frames
 from talkhead.video_gan import motion
 
@@ -118,12 +118,12 @@ def drive(
     )
     if gate:
         *_, rest = displacements(audio2latent, features.windows(SILENCE), start, seed=None)
-        moved = expression.shut(moved, expression.Voice().stream(again), rest)
+        moved = vad.shut(moved, vad.Voice().stream(again), rest)
     else:
         del again  # or all of the sound would be kept for it
     chosen = np.zeros((len(start), 1), np.float32)
     chosen[slice(None) if layers is None else slice(layers[0], layers[1] + 1)] = gain
-    lids = expression.blinks(blink, seed)
+    lids = vad.blinks(blink, seed)
     for displacement, lid in zip(moved, lids):
         displacement = chosen * displacement
         yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
@@ -297,7 +297,7 @@ def with_detail(
     if isinstance(photo, Film):
         yield from dub(photo, frames, rest, batch)
     else:
-        yield from Detail(photo, rest, head=head).stream(frames, expression.blinks(blink, seed), batch)
+        yield from Detail(photo, rest, head=head).stream(frames, vad.blinks(blink, seed), batch)
 
 
 def label(frames, text="synthetic"):

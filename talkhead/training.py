@@ -1,6 +1,6 @@
 """The one loop that every trainer shares: seed, step, average, log, save, resume.
 
-A trainer builds its networks, a `team.Team` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
+A trainer builds its networks, a `distributed.Team` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
 step is drawn from a generator that is reseeded from (seed, step index), so a resumed run needs no saved random state to
 repeat the uninterrupted one bit for bit.
 """
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from talkhead import files
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
-from talkhead.team import Team
 
 WINDOW = 50  # steps: what `settled` averages losses over
 SLOW = 2.0  # seconds of a first step after which other programs may be the reason

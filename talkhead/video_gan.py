@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from talkhead import augmentation, files, training
-from talkhead.codes import Codes, find
+from talkhead import ada, files, training
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.latent_cache import Codes, find
 from talkhead.latents import W_DIM, Basis, grow, random_latents, why_not_random
-from talkhead.team import Team
 
 SPREADS = 3.0  # spreads of real motion at which a hidden output of one lies
 PREVIOUS = 0.2  # spreads of W that MoCoGAN-HD's sampled faces move in a step, at most
@@ -689,7 +689,7 @@ class _Trainer:
         return video[:, int(torch.randint(video.shape[1], ()))]
 
     def _view(self, share, images):
-        return augmentation.augment(images, augmentation.draw(self.settings["batch"], CHANGED, share))
+        return ada.augment(images, ada.draw(self.settings["batch"], CHANGED, share))
 
     def _critic_loss(self, share):
         (face, video), (start, fake) = self.real[share.turn], self.fakes[share.turn]

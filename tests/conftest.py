@@ -210,11 +210,11 @@ def toy_inception(tmp_path, monkeypatch):
 
     import torch
 
-    from talkhead import inception
+    from talkhead import fid
 
     root = Path(__file__).parents[1]
     shapes = json.loads((root / "tests" / "data" / "inception.jsonl").read_text().splitlines()[0])["shapes"]
-    path = tmp_path / "torch" / "hub" / "checkpoints" / inception.WEIGHTS
+    path = tmp_path / "torch" / "hub" / "checkpoints" / fid.WEIGHTS
     path.parent.mkdir(parents=True)
     torch.save(runpy.run_path(root / "examples" / "benchmarks" / "peer_fid.py")["weights"](shapes), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import audio_features, speech
+from talkhead import audio_features, mfcc
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, heard_by
 from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
@@ -171,8 +171,8 @@ class Steps:
         self.matrix = np.random.default_rng(seed).standard_normal((12, 29)).astype(np.float32)
 
     def windows(self, audio):
-        steps = speech.mfcc(audio)[::2] @ self.matrix
-        return speech.windows(steps, speech.num_frames(audio), 16, 6, 2)
+        steps = mfcc.mfcc(audio)[::2] @ self.matrix
+        return mfcc.windows(steps, mfcc.num_frames(audio), 16, 6, 2)
 
 
 def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):

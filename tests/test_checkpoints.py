@@ -8,10 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import test_pickles
 import torch
 
 import foreign
-import test_pickles
 from talkhead import checkpoints, files, latents
 from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder
@@ -753,7 +753,7 @@ def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
 
 def test_weights_list_counts_parameters_as_metrics_does():
     """Of each bundled network; a basis, pictures of noise and statistics are kept with it, and not learnt by descent."""
-    from talkhead import acoustics, evaluation
+    from talkhead import evaluation, speech_models
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
     encoder, second = (
@@ -766,7 +766,7 @@ def test_weights_list_counts_parameters_as_metrics_does():
     for kind, network in (
         ("first", checkpoints.load_audio2latent(checkpoints.bundled("first"))),
         ("video_gan", checkpoints.load_video_gan(checkpoints.bundled("video_gan"))),
-        ("speech", acoustics.load(checkpoints.bundled("speech"))),
+        ("speech", speech_models.load(checkpoints.bundled("speech"))),
     ):
         assert checkpoints.describe(checkpoints.bundled(kind))["parameters"] == sum(
             value.numel() for value in network.parameters()

@@ -1906,7 +1906,7 @@ def test_packed_frames_train_as_their_clips_do(scene, puppet):
 def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatch):
     """What a kill left behind, what macOS puts beside each file, and what lies in hidden folders."""
     from puppets import puppet as room
-    from talkhead import codes, datasets, evaluation
+    from talkhead import datasets, evaluation, latent_cache
 
     hidden = ("._clip.mp4", ".clip.1234abcd.mp4", "._face.png", ".trash/clip.mp4", ".trash/face.png")
     for folder in ("ours", "theirs"):
@@ -1925,7 +1925,7 @@ def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatc
         "size": 16,
         "left_out": 0,
     }
-    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and codes.find([ours]) == [
+    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and latent_cache.find([ours]) == [
         ours / "clip.mp4"
     ]
     assert room._pictures(ours) == [ours / "face.png"]

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import training
+from talkhead.distributed import Share
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps, train, training_size
 from talkhead.stylegan import Generator
-from talkhead.team import Share
 from talkhead.training import to_frames, to_images
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import inception, metrics, mobilenet
+from talkhead import fid, metrics, mobilenet
 from talkhead.errors import TalkheadError
 
 pytest.importorskip("torchvision")
@@ -35,7 +35,7 @@ def test_maps_and_features_are_those_of_torchvision(random_mobilenet):
 
 def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
-    network = inception.named("mobilenet")
+    network = fid.named("mobilenet")
     features = network(frames)
     with torch.no_grad():
         wanted = random_mobilenet.features(normalised(torch.from_numpy(frames).permute(0, 3, 1, 2), 224)).mean((2, 3))

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 import foreign
 from talkhead import checkpoints, datasets, files, latents, metrics, stylegan, training
 from talkhead.cli import cli
+from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
-from talkhead.team import Share
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
 FROZEN_IMAGES = [

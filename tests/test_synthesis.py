@@ -13,7 +13,7 @@ from conftest import toy_second_model
 from talkhead import metrics, synthesis
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.speech import mfcc_windows
+from talkhead.mfcc import mfcc_windows
 from talkhead.stylegan import Generator
 
 
@@ -112,10 +112,10 @@ def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2la
 
 def test_a_photo_blinks_when_the_path_does(generator, encoder, audio2latent):
     import talkhead
-    from talkhead import expression
+    from talkhead import vad
 
     face, speech = talkhead.read_image("examples/face.png"), np.zeros(16000 * 2, np.float32)
-    lids = list(islice(expression.blinks(60, 3), 50))
+    lids = list(islice(vad.blinks(60, 3), 50))
     frames = list(
         synthesis.generate(
             generator,

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from talkhead import files, training
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
-from talkhead.team import Team
 
 
 class Descent:

@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import files, video_gan
+from talkhead.distributed import Share, Team
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, mean_latent
 from talkhead.stylegan import Generator
-from talkhead.team import Share, Team
 from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion, train
 
 L = 6  # of a 16x16 generator

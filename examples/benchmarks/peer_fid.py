@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import inception, metrics
+from talkhead import fid, metrics
 
 
 def random(name):
@@ -98,7 +98,7 @@ def compare_features(module, shrink, numbers):
     pictures = frames()
     with tempfile.TemporaryDirectory() as folder:
         torch.save(weights(shapes), Path(folder) / "weights.pth")
-        ours = inception.Inception(Path(folder) / "weights.pth")
+        ours = fid.Inception(Path(folder) / "weights.pth")
     started = time.monotonic()
     wanted = network(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)[0].flatten(1).numpy()
     middle = time.monotonic()

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.utils.cpp_extension
 
-from talkhead import layouts
+from talkhead import state_dicts
 from talkhead.stylegan import Discriminator, Generator
 
 LARGEST_ERROR = 1e-4
@@ -75,9 +75,9 @@ def rosinality(generator, critic, device):
 
     multiplier = 2  # config F
     theirs = model.Generator(generator.resolution, 512, 8, channel_multiplier=multiplier).to(device)
-    theirs.load_state_dict(layouts.to_rosinality(generator.state_dict()))
+    theirs.load_state_dict(state_dicts.to_rosinality(generator.state_dict()))
     judge = model.Discriminator(generator.resolution, channel_multiplier=multiplier).to(device)
-    judge.load_state_dict(layouts.to_rosinality(critic.state_dict()))
+    judge.load_state_dict(state_dicts.to_rosinality(critic.state_dict()))
     theirs.eval(), judge.eval()
     return {
         "generator": theirs,
@@ -100,9 +100,9 @@ def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
         .to(device)
         .eval()
     )
-    theirs.load_state_dict(layouts.to_nvidia(generator.state_dict()))
+    theirs.load_state_dict(state_dicts.to_nvidia(generator.state_dict()))
     judge = networks.Discriminator(c_dim=0, **sizes, **widths).to(device).eval()
-    judge.load_state_dict(layouts.to_nvidia(critic.state_dict()))
+    judge.load_state_dict(state_dicts.to_nvidia(critic.state_dict()))
     return {
         "generator": theirs,
         "critic": judge,

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from peer_generators import checkout, nvidia
 
-from talkhead import checkpoints, datasets, files, inception, layouts, metrics, training
+from talkhead import checkpoints, datasets, fid, files, metrics, state_dicts, training
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 
 LEAST_RATIO, MOST_MEMORY = 1.5, 1.0  # of theirs
@@ -188,9 +188,9 @@ def quality(options):
     steps, out = options.images // options.batch, Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     see = (
-        inception.Inception()
+        fid.Inception()
         if options.features == "inception"
-        else inception.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder")))
+        else fid.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder")))
     )
     wanted = np.concatenate([see(images.frames[start : start + 16]) for start in range(0, len(images), 16)])
     with checkout(options.nvidia.resolve()):
@@ -201,7 +201,7 @@ def quality(options):
             if index % 50 == 0:
                 print(f"theirs: {index} of {steps}", file=sys.stderr, flush=True)
         spent = {"theirs": time.monotonic() - began}
-        state = layouts.from_nvidia(theirs.average.state_dict())
+        state = state_dicts.from_nvidia(theirs.average.state_dict())
     began = time.monotonic()
     generator, critic = networks(resolution)
     for record in train(

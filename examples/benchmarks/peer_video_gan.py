@@ -34,11 +34,11 @@ import torch.nn.functional as F
 from peer_generators import checkout, relative_error
 from torch import nn
 
-from talkhead import files, layouts
+from talkhead import files, state_dicts
+from talkhead.distributed import Share
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
 from talkhead.stylegan import Generator
-from talkhead.team import Share
 from talkhead.video_gan import ADVERSARIAL, CHANGE, PRESETS, LatentGenerator, VideoDiscriminator, _Trainer, train
 
 LARGEST_ERROR, LEAST_RATIO = 1e-4, 1.5
@@ -211,7 +211,7 @@ def their_seconds(folder, size, batch, steps):
         D_img.concat_all_gather = lambda tensor: tensor
         opt = options(size, batch)
         generator = TheirGenerator(size, 512, 8)
-        generator.load_state_dict(layouts.to_rosinality(generator_of(size).state_dict()), strict=False)
+        generator.load_state_dict(state_dicts.to_rosinality(generator_of(size).state_dict()), strict=False)
         generator.requires_grad_(False).eval()
         rnn, _, _ = their_rnn(scratch)
         rnn.init_optim(opt.lr, 0.5, 0.999)

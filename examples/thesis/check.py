@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import audio2latent, checkpoints, codes, faces, files, inception, losses, plots, stylegan
+from talkhead import audio2latent, checkpoints, faces, fid, files, latent_cache, losses, plots, stylegan
 from talkhead.errors import TalkheadError
 
 FRAMES = 75  # of a clip of GRID; TCD-TIMIT's are longer
@@ -41,9 +41,9 @@ def clips(found):
 
 def speech_model(name, taught, hold_out, components):
     """Of the clips that are taught, some are kept, and the others have as many frames as a basis takes."""
-    lessons = [codes.Lesson(Path(clip).stem, speaker, speaker, clip, FRAMES, None) for speaker, clip in taught]
+    lessons = [latent_cache.Lesson(Path(clip).stem, speaker, speaker, clip, FRAMES, None) for speaker, clip in taught]
     try:
-        rest, _ = codes.split(lessons, hold_out, seed=0)
+        rest, _ = latent_cache.split(lessons, hold_out, seed=0)
     except TalkheadError as problem:
         raise TalkheadError(f"stage {name}: {problem}") from None
     frames = sum(lesson.frames for lesson in rest)
@@ -91,7 +91,7 @@ def main():
         faces.detector("auto", options.detector_model)
         plots.installed()
         if options.fid:
-            inception.named("inception")
+            fid.named("inception")
     except TalkheadError as problem:
         return f"run.sh: {problem}"
     print(f"every stage fits the corpus; perceptual loss: {losses.Perceptual('auto').name}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import files, speech
+from talkhead import files, mfcc
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -61,10 +61,10 @@ def hearing(audio):
 
 
 def _hear(blocks):
-    heard = speech.Heard(blocks)
-    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in speech.loudness(heard))
-    before = PAST + NOW // 2 - speech.STEPS_PER_FRAME // 2
-    for window in speech.slide(bands, heard.frames, PAST + NOW, before):
+    heard = mfcc.Heard(blocks)
+    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in mfcc.loudness(heard))
+    before = PAST + NOW // 2 - mfcc.STEPS_PER_FRAME // 2
+    for window in mfcc.slide(bands, heard.frames, PAST + NOW, before):
         past, now = (
             window[:, :PAST].reshape(BANDS, -1, PAST_POOL).mean(-1),
             window[:, PAST:].reshape(BANDS, -1, NOW_POOL).mean(-1),
@@ -107,7 +107,7 @@ def blinks(rate, seed=0):
     rng = np.random.default_rng([seed, 0xB11D])
     start, under_way, frame = _wait(rng, rate), [], 0
     while True:
-        time = frame / speech.FPS
+        time = frame / mfcc.FPS
         while start <= time:
             under_way.append((start, _draw(rng, CLOSE), _draw(rng, OPEN)))
             start += _wait(rng, rate)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import files, speech
+from talkhead import files, mfcc
 from talkhead.errors import TalkheadError
 
 LABELS = " abcdefghijklmnopqrstuvwxyz'"  # and then blank
@@ -44,7 +44,7 @@ class CharacterModel(nn.Module):
         self.delay = delay
         self.convolutions = nn.ModuleList(
             [
-                nn.Conv1d(speech.FILTERS, channels, 6, stride=2),
+                nn.Conv1d(mfcc.FILTERS, channels, 6, stride=2),
                 nn.Conv1d(channels, channels, 5),
                 nn.Conv1d(channels, channels, 5),
             ]
@@ -84,8 +84,8 @@ class CharacterModel(nn.Module):
                  can be known: a video frame waits for two, and two at once cost hardly more than one
         """
         device = next(self.parameters()).device
-        held, state, heard = np.empty((0, speech.FILTERS), np.float32), None, 0
-        for piece in chain(speech.loudness(blocks), [None]):
+        held, state, heard = np.empty((0, mfcc.FILTERS), np.float32), None, 0
+        for piece in chain(mfcc.loudness(blocks), [None]):
             # After the end it hears the silence that it has waited for.
             held = (
                 np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0)))
@@ -199,7 +199,7 @@ class DeepSpeech(nn.Module):
         blocks   iterator of float (n,), the next samples at 16 kHz
         yields   float32 (m, 29), the next steps
         """
-        pieces = list(speech.cepstra(blocks))
+        pieces = list(mfcc.cepstra(blocks))
         if pieces:
             features = torch.from_numpy(np.concatenate(pieces)[::2].copy()).to(next(self.parameters()).device)
             yield from (logits.cpu().numpy() for logits in self(features))
@@ -422,15 +422,15 @@ class Hidden:
         blocks = [np.asarray(block, np.float32) for block in blocks if len(block)]
         if blocks:
             audio = np.nan_to_num(np.concatenate(blocks), posinf=1.0, neginf=-1.0)
-            audio = self.prepare(audio, sampling_rate=speech.SAMPLE_RATE, return_tensors="np")["input_values"][0]
+            audio = self.prepare(audio, sampling_rate=mfcc.SAMPLE_RATE, return_tensors="np")["input_values"][0]
             states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.least - len(audio), 0))))))
-            count = -(-len(states) * self.stride * RATE // speech.SAMPLE_RATE)
-            yield _between(states, np.arange(count) * speech.SAMPLE_RATE / (RATE * self.stride))
+            count = -(-len(states) * self.stride * RATE // mfcc.SAMPLE_RATE)
+            yield _between(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
 
     def _states(self, audio):
         """The states of blocks, float32 (m, width), each heard with what is around it."""
         stride, total = self.stride, (len(audio) - self.least) // self.stride + 1
-        size, margin = (int(seconds * speech.SAMPLE_RATE) // stride for seconds in (self.BLOCK, self.MARGIN))
+        size, margin = (int(seconds * mfcc.SAMPLE_RATE) // stride for seconds in (self.BLOCK, self.MARGIN))
         for first in range(0, total, size):
             begin, end = max(first - margin, 0), min(first + size + margin, total)
             heard = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.least])[None].to(

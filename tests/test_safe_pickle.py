@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import pickles
+from talkhead import safe_pickle
 from talkhead.errors import TalkheadError
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -170,7 +170,7 @@ def test_a_snapshot_of_training_comes_back_as_data(tmp_path, canary, monkeypatch
     if protocol == 3:
         contents = contents.replace(b"cnumpy._core.", b"cnumpy.core.")  # its name before numpy 2
     (tmp_path / "net.pkl").write_bytes(contents)
-    found = pickles.read(tmp_path / "net.pkl")
+    found = safe_pickle.read(tmp_path / "net.pkl")
     assert list(found) == list(networks) and found["augment_pipe"] is None
     assert (
         found["training_set_kwargs"] == dict(networks["training_set_kwargs"])
@@ -179,7 +179,7 @@ def test_a_snapshot_of_training_comes_back_as_data(tmp_path, canary, monkeypatch
     for name in ("G", "G_ema"):
         check_generator(found[name], networks[name])
     assert found["D"].name == "Layer" and torch.equal(found["D"].state["weight"], networks["D"].weight)
-    assert pickles.sniff(tmp_path / "net.pkl") == "pickle" and "torch_utils" not in sys.modules
+    assert safe_pickle.sniff(tmp_path / "net.pkl") == "pickle" and "torch_utils" not in sys.modules
 
 
 @pytest.mark.parametrize("form, zipped", [("zip", True), ("legacy", False)])
@@ -188,8 +188,8 @@ def test_a_tuned_generator_saved_whole_by_torch_comes_back(tmp_path, canary, for
     with nvidia():
         network = Generator()
         torch.save(network, tmp_path / "model.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    check_generator(pickles.read(tmp_path / "model.pt"), network)
-    assert pickles.sniff(tmp_path / "model.pt") == form
+    check_generator(safe_pickle.read(tmp_path / "model.pt"), network)
+    assert safe_pickle.sniff(tmp_path / "model.pt") == form
 
 
 def test_what_python_pickles_of_plain_data_comes_back_equal(tmp_path):
@@ -219,7 +219,7 @@ def test_what_python_pickles_of_plain_data_comes_back_equal(tmp_path):
         ]
         assert value == pickle.loads(pickle.dumps(value, protocol))
         (tmp_path / "plain.pkl").write_bytes(pickle.dumps(value, protocol))
-        assert pickles.read(tmp_path / "plain.pkl") == value
+        assert safe_pickle.read(tmp_path / "plain.pkl") == value
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -231,7 +231,7 @@ def test_numpy_becomes_numbers_and_arrays(tmp_path, protocol):
     path.write_bytes(
         pickle.dumps({"arrays": arrays, "scalars": [array.flat[-1] for array in arrays if array.size]}, protocol)
     )
-    found = pickles.read(path)
+    found = safe_pickle.read(path)
     for array, expected in zip(found["arrays"], arrays, strict=True):
         assert np.array_equal(array, expected) and array.dtype == expected.dtype.newbyteorder("=")
     assert found["scalars"] == [array.flat[-1].item() for array in arrays if array.size]
@@ -267,7 +267,7 @@ def test_tensors_that_share_a_storage_still_share_it(tmp_path, zipped):
         "state": torch.nn.Linear(2, 2).state_dict(),
     }
     torch.save(value, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
-    found, expected = pickles.read(tmp_path / "t.pt"), torch.load(tmp_path / "t.pt", weights_only=True)
+    found, expected = safe_pickle.read(tmp_path / "t.pt"), torch.load(tmp_path / "t.pt", weights_only=True)
     for name in ("all", "part", "turned", "empty", "one"):
         assert torch.equal(found[name], expected[name]) and found[name].stride() == expected[name].stride()
     assert found["all"].data_ptr() + 24 == found["part"].data_ptr()
@@ -287,7 +287,7 @@ def test_one_tensor_in_a_plain_pickle_and_a_namespace(tmp_path):
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     (tmp_path / "t.pkl").write_bytes(pickle.dumps(value))
-    found = pickles.read(tmp_path / "t.pkl")
+    found = safe_pickle.read(tmp_path / "t.pkl")
     assert found["args"] == {"size": 256, "lr": 0.002} and torch.equal(found["tensor"], value["tensor"])
     assert torch.equal(found["parameter"], torch.ones(2)) and type(found["parameter"]) is torch.Tensor
 
@@ -300,7 +300,7 @@ def check_refused(path, reason):
     tracemalloc.start()
     began = time.process_time()
     with pytest.raises(TalkheadError, match=reason) as caught:
-        pickles.read(path)
+        safe_pickle.read(path)
     took, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     line = str(caught.value)
@@ -545,7 +545,7 @@ def test_objects_that_reduce_to_calls_are_refused(tmp_path, canary):
 
 
 def test_more_opcodes_than_any_network_has(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles, "OPCODES", 1000)
+    monkeypatch.setattr(safe_pickle, "OPCODES", 1000)
     write_pickle(tmp_path / "evil", b"N" * 1001)
     check_refused(tmp_path / "evil", "more than 1000 opcodes")
 
@@ -608,7 +608,7 @@ def test_storages_of_plain_pickles_only_are_made_of_bytes(tmp_path):
 def test_what_is_no_pickle_says_so(tmp_path):
     path = tmp_path / "net.pkl"
     with pytest.raises(TalkheadError, match="net.pkl: no such file"):
-        pickles.read(path)
+        safe_pickle.read(path)
     for contents, reason in [
         (b"", "empty; copy or download"),
         (b"\n<!DOCTYPE html><html>Quota exceeded", "a web page"),
@@ -622,14 +622,14 @@ def test_what_is_no_pickle_says_so(tmp_path):
         check_refused(path, reason)
         if not contents.startswith((b"\x80", b"PK")):
             with pytest.raises(TalkheadError, match=reason):
-                pickles.sniff(path)
+                safe_pickle.sniff(path)
 
 
 def test_a_pipe_and_a_folder_are_told_apart_from_damage(tmp_path):
     reader, writer = os.pipe()
     for path, reason in [(f"/dev/fd/{reader}", "name another file"), (tmp_path, "is a folder; name a file")]:
         with pytest.raises(TalkheadError, match=reason):
-            pickles.read(path)
+            safe_pickle.read(path)
     os.close(reader), os.close(writer)
 
 
@@ -641,7 +641,7 @@ def test_archives_that_torch_save_did_not_write(tmp_path):
     np.savez(path.with_suffix(".npz"), a=np.zeros(3))
     check_refused(path.with_suffix(".npz"), "torch.save did not write")
     write_zip(path, tensor((4,), (1,)), np.arange(4, dtype=np.float32).tobytes())
-    assert pickles.read(path).tolist() == [0, 1, 2, 3]
+    assert safe_pickle.read(path).tolist() == [0, 1, 2, 3]
     write_zip(path, tensor((4,), (1,)), compression=zipfile.ZIP_DEFLATED)
     check_refused(path, "damaged")
     write_zip(path, storage(10**8), bytes(4 * 10**8), compression=zipfile.ZIP_DEFLATED)  # a bomb
@@ -670,7 +670,7 @@ def test_cut_short_or_damaged_anywhere_is_one_line_at_most(tmp_path, canary, for
     for length in chance.integers(1, len(whole), 50):
         path.write_bytes(whole[:length])
         with pytest.raises(TalkheadError) as caught:
-            pickles.read(path)
+            safe_pickle.read(path)
         assert str(caught.value).isprintable()
     refused = 0
     for _ in range(200):
@@ -679,7 +679,7 @@ def test_cut_short_or_damaged_anywhere_is_one_line_at_most(tmp_path, canary, for
             damaged[place] = chance.integers(256)
         path.write_bytes(damaged)
         try:
-            pickles.read(path)
+            safe_pickle.read(path)
         except TalkheadError as error:
             refused += 1
             assert str(error).isprintable()
@@ -690,6 +690,6 @@ def test_torch_is_left_as_it_was(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "t.pt")
     before = torch.serialization.get_safe_globals(), torch.get_default_dtype(), torch.random.get_rng_state()
     with torch.device("meta"):
-        assert pickles.read(tmp_path / "t.pt")["a"].device.type == "cpu"
+        assert safe_pickle.read(tmp_path / "t.pt")["a"].device.type == "cpu"
     assert before[:2] == (torch.serialization.get_safe_globals(), torch.get_default_dtype())
     assert torch.equal(before[2], torch.random.get_rng_state())

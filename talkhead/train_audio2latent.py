@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import speech, training
+from talkhead import mfcc, training
 from talkhead.audio2latent import displacements
 from talkhead.audio_features import Mfcc
-from talkhead.codes import SAMPLES_PER_FRAME, Codes, Windows, find, split
+from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.latent_cache import SAMPLES_PER_FRAME, Codes, Windows, find, split
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
-from talkhead.team import Team
 
 LEAD = 25  # frames of speech before a training chunk, at most, from which the features learn how loud it is
 LAG = 8  # frames of speech after a chunk, more than its last window sees
@@ -399,7 +399,7 @@ class _Chunk:
         if self.augment or not windows.kept:
             heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
             if self.augment:
-                heard = speech.disturb(speech.hasten(heard, self.speed), self.rng)
+                heard = mfcc.disturb(mfcc.hasten(heard, self.speed), self.rng)
             seen = windows.features.windows(heard)[self.skip :]
         else:
             seen = windows.read(self.lesson)[self.first + self.skip :]

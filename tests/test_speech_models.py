@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import example
-from talkhead import acoustics, checkpoints, files, speech
+from talkhead import checkpoints, files, mfcc, speech_models
 from talkhead.audio_features import Characters, features
 from talkhead.errors import TalkheadError
 
@@ -19,7 +19,7 @@ WIDTHS = {"h1": (494, 7), "h2": (7, 6), "h3": (6, 9), "h5": (10, 8), "h6": (8, 2
 def voice(seconds, seed=0):
     """Buzzing and hissing in syllables: float32 (N,)"""
     rng = np.random.default_rng(seed)
-    time = np.arange(int(seconds * speech.SAMPLE_RATE)) / speech.SAMPLE_RATE
+    time = np.arange(int(seconds * mfcc.SAMPLE_RATE)) / mfcc.SAMPLE_RATE
     buzz = sum(np.sin(2 * np.pi * 120 * k * time) / k for k in range(1, 30))
     return (0.2 * np.maximum(np.sin(2 * np.pi * 3.1 * time), 0) * (buzz + 0.3 * rng.standard_normal(len(time)))).astype(
         np.float32
@@ -37,7 +37,7 @@ def whole(model, audio, size=10**9):
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    return acoustics.CharacterModel(channels=8, hidden=12).eval()
+    return speech_models.CharacterModel(channels=8, hidden=12).eval()
 
 
 # DeepSpeech -----------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def numbers(seed=0):
 
 def write_graph(path, constants, inputs=(-1, -1, 494)):
     """A frozen TensorFlow graph: its constants, what reads them, and the placeholder for the input."""
-    graph = acoustics.graph_messages()["GraphDef"]()
+    graph = speech_models.graph_messages()["GraphDef"]()
     node = graph.node.add(name="input_node", op="Placeholder")
     node.attr["dtype"].type = 1
     for size in inputs:
@@ -108,7 +108,7 @@ def mozilla(constants, audio):
 @pytest.mark.parametrize("seconds, block", [(0.02, 2000), (0.1, 2000), (1.0, 2000), (1.0, 11), (0.7, 1)])
 def test_deepspeech_equals_its_equations_in_numpy(tmp_path, monkeypatch, seconds, block):
     constants = numbers()
-    model = acoustics.read_deepspeech(write_graph(tmp_path / "output_graph.pb", constants))
+    model = speech_models.read_deepspeech(write_graph(tmp_path / "output_graph.pb", constants))
     monkeypatch.setattr(model, "block", block)
     audio = np.round(voice(seconds, 3) * 32768).clip(-32768, 32767) / 32768
     expected = mozilla(constants, audio)
@@ -118,7 +118,7 @@ def test_deepspeech_equals_its_equations_in_numpy(tmp_path, monkeypatch, seconds
 
 
 def test_widths_of_deepspeech_come_from_the_file(tmp_path):
-    model = acoustics.read_deepspeech(write_graph(tmp_path / "output_graph.pb", numbers()))
+    model = speech_models.read_deepspeech(write_graph(tmp_path / "output_graph.pb", numbers()))
     assert model.config == {"widths": [7, 6, 9, 5, 8], "labels": 29}
 
 
@@ -145,20 +145,20 @@ def without(constants, *parts):
 def test_other_graphs_are_refused_by_name(tmp_path, change, inputs, words):
     path = write_graph(tmp_path / "other.pb", change(numbers()), inputs)
     with pytest.raises(TalkheadError, match=words) as problem:
-        acoustics.read_deepspeech(path)
+        speech_models.read_deepspeech(path)
     assert str(problem.value).startswith(f"{path}: ") and "\n" not in str(problem.value)
 
 
 def test_what_is_no_graph_is_refused(tmp_path):
     path = tmp_path / "output_graph.pb"
     with pytest.raises(TalkheadError, match="output_graph.pb"):
-        acoustics.read_deepspeech(path)
+        speech_models.read_deepspeech(path)
     path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(100))
     with pytest.raises(TalkheadError, match="no TensorFlow graph"):
-        acoustics.read_deepspeech(path)
+        speech_models.read_deepspeech(path)
     path.write_bytes(write_graph(tmp_path / "whole.pb", numbers()).read_bytes()[:-100])
     with pytest.raises(TalkheadError, match="no TensorFlow graph"):
-        acoustics.read_deepspeech(path)
+        speech_models.read_deepspeech(path)
 
 
 # The character model --------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_the_character_model_streams_what_it_says_of_the_whole(small, length, bl
     audio = voice(2)[:length]
     expected = whole(small, audio)
     heard = whole(small, audio, block)
-    assert heard.shape == expected.shape == (-(-len(speech.mfcc(audio)) // 2), 29)
+    assert heard.shape == expected.shape == (-(-len(mfcc.mfcc(audio)) // 2), 29)
     np.testing.assert_allclose(heard, expected, atol=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_two_steps_are_told_155_ms_after_them_and_each_hears_that_much(small):
 def test_the_character_model_equals_a_slow_loop(small):
     """Every step by itself, out of all that lies before it: nothing but dot products."""
     audio, layers = voice(0.4), {name: value.double().numpy() for name, value in small.state_dict().items()}
-    heard = np.concatenate(list(speech.loudness([audio]))).astype(float) / 4
+    heard = np.concatenate(list(mfcc.loudness([audio]))).astype(float) / 4
     rows = np.pad(heard, ((0, len(heard) % 2 + 2 * small.delay), (0, 0)))
     for k, (size, stride) in enumerate([(6, 2), (5, 1), (5, 1)]):
         padded = np.pad(rows, ((size - stride, 0), (0, 0)))
@@ -268,7 +268,7 @@ def hidden_network(folder, kind):
 def test_windows_are_eight_frames_of_which_the_frame_is_the_fourth(heard, length):
     audio = voice(2)[:length]
     windows = heard.windows(audio)
-    assert windows.dtype == np.float32 and windows.shape == (speech.num_frames(audio), *heard.shape)
+    assert windows.dtype == np.float32 and windows.shape == (mfcc.num_frames(audio), *heard.shape)
     steps = whole(heard.model, audio) - heard.silence
     for frame in range(len(windows)):
         for column in range(16):
@@ -282,7 +282,7 @@ def test_windows_are_eight_frames_of_which_the_frame_is_the_fourth(heard, length
 def test_windows_of_a_stream_are_those_of_the_whole(heard, length, block):
     audio = voice(2)[:length]
     streamed = list(heard.stream(in_blocks(audio, block)))
-    assert len(streamed) == speech.num_frames(audio) and streamed[0].dtype == np.float32
+    assert len(streamed) == mfcc.num_frames(audio) and streamed[0].dtype == np.float32
     np.testing.assert_allclose(streamed, heard.windows(audio), atol=1e-5)
 
 
@@ -294,7 +294,7 @@ def test_windows_come_315_ms_after_their_frame(small):
 
 def test_silence_is_zero_when_it_has_lasted(small):
     heard = Characters(small)
-    windows = heard.windows(np.zeros(4 * speech.SAMPLE_RATE, np.float32))
+    windows = heard.windows(np.zeros(4 * mfcc.SAMPLE_RATE, np.float32))
     assert np.abs(windows[60:90]).max() < 1e-3 < np.abs(heard.silence).max()
 
 
@@ -306,7 +306,7 @@ def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
     checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
     run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
     assert run.identity == half.identity == Characters(small).identity and json.dumps(run.identity)
-    other = Characters(acoustics.CharacterModel(8, 12))
+    other = Characters(speech_models.CharacterModel(8, 12))
     assert other.identity["name"] == "bundled" and other.identity != run.identity
     assert (
         checkpoints.describe(tmp_path / "half.pt")["kind"] == "speech"
@@ -344,7 +344,7 @@ def test_weights_of_another_kind_are_no_character_model(toy_weights):
 def test_hidden_states_are_those_of_the_network(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     folder, audio = hidden_network(tmp_path, kind), voice(1.01)
-    hidden = acoustics.Hidden(kind, str(folder))
+    hidden = speech_models.Hidden(kind, str(folder))
     network = transformers.AutoModel.from_pretrained(folder).eval()
     normal = (audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)
     with torch.no_grad():
@@ -354,12 +354,12 @@ def test_hidden_states_are_those_of_the_network(tmp_path, kind):
     assert whole(hidden, audio).shape == expected.shape
     other = {"wav2vec2": "hubert", "hubert": "wav2vec2"}[kind]
     with pytest.raises(TalkheadError, match=f"of the kind {kind}, wanted {other}"):
-        acoustics.Hidden(other, folder)
+        speech_models.Hidden(other, folder)
 
 
 def test_rows_between_rows():
     rows = np.array([[0.0], [2.0], [6.0]], np.float32)
-    np.testing.assert_allclose(acoustics._between(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
+    np.testing.assert_allclose(speech_models._between(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_spelled(text, expected):
 
 def test_read_out_drops_repeats_and_blanks():
     labels = [28, 8, 8, 28, 5, 12, 12, 28, 12, 15, 0, 0, 27, 28]
-    assert acoustics.read_out(np.eye(29)[labels]) == "hello '"
+    assert speech_models.read_out(np.eye(29)[labels]) == "hello '"
 
 
 def levenshtein(a, b):
@@ -462,7 +462,7 @@ def spoken(tmp_path_factory):
 
 def learn(spoken, out, steps, **options):
     torch.manual_seed(0)
-    model = acoustics.CharacterModel(channels=16, hidden=32, delay=2)
+    model = speech_models.CharacterModel(channels=16, hidden=32, delay=2)
     options = {"batch": 8, "lr": 0.005, "log_every": 1, "average": 0.9} | options
     return list(train_speech.train([spoken], out, model, steps=steps, **options))
 

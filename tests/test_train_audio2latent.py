@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import codes, files, speech, teaching
+from talkhead import files, latent_cache, mfcc, train_audio2latent
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.audio_features import Mfcc
-from talkhead.codes import Codes, Lesson, Windows, split
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
+from talkhead.latent_cache import Codes, Lesson, Windows, split
 from talkhead.stylegan import Generator
-from talkhead.teaching import train
+from talkhead.train_audio2latent import train
 from test_audio2latent import TOY, L, toy_model
 
 
@@ -94,7 +94,7 @@ class Steps:
 
     def windows(self, audio):
         self.asked += 1
-        return speech.windows(speech.mfcc(audio)[::2] @ self.matrix, speech.num_frames(audio), 16, 6, 2)
+        return mfcc.windows(mfcc.mfcc(audio)[::2] @ self.matrix, mfcc.num_frames(audio), 16, 6, 2)
 
 
 def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
@@ -154,17 +154,17 @@ def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
 
 
 def test_the_rate_falls_where_measurements_bring_nothing_better():
-    plateau = teaching._Plateau(2)
+    plateau = train_audio2latent._Plateau(2)
     for error, falls in [(1.0, 0), (0.5, 0), (0.6, 0), (0.5, 1), (0.7, 1), (0.4, 1), (0.4, 1), (0.4, 2)]:
         plateau.see(error)
         assert plateau.falls == falls, error
-    again = teaching._Plateau(2)
+    again = train_audio2latent._Plateau(2)
     again.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
     assert vars(again) == vars(plateau)
 
 
 def test_a_fallen_rate_is_what_adam_takes(clips, networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(teaching._Plateau, "see", lambda self, error: setattr(self, "falls", self.falls + 1))
+    monkeypatch.setattr(train_audio2latent._Plateau, "see", lambda self, error: setattr(self, "falls", self.falls + 1))
     run(clips, networks, tmp_path / "a.pt", 6, "first", patience=1, lr=0.1)
     # Measured after steps 2, 4 and 6: the last two of six steps took a hundredth.
     assert files.load_weights(tmp_path / "a.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(
@@ -180,7 +180,7 @@ def test_the_best_model_is_kept(clips, networks, tmp_path):
 
 def test_codes_are_computed_once(clips, networks, tmp_path, monkeypatch):
     run(clips, networks, tmp_path / "a.pt", 1)
-    monkeypatch.setattr(codes, "encode", None)
+    monkeypatch.setattr(latent_cache, "encode", None)
     run(clips, networks, tmp_path / "a.pt", 2)
 
 
@@ -188,7 +188,7 @@ def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
     clip = clips / "000002.mp4"
     with Codes(tmp_path / "a.codes", networks[1]) as kept:
         held, audio = kept.read(kept.learn(clip, "cpu"))
-    fresh = np.stack(list(codes.encode(networks[1], files.read_frames(clip))))
+    fresh = np.stack(list(latent_cache.encode(networks[1], files.read_frames(clip))))
     assert np.abs(held - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
     assert len(held) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
 
@@ -223,19 +223,19 @@ def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
         np.testing.assert_allclose(windows.read(lesson), whole[:FRAMES], rtol=1e-3, atol=1e-3 * np.abs(whole).max())
         settings = {"frames": 6, "augment": False}
         for seed in range(5):
-            chunk = teaching._Chunk(lesson, settings, np.random.default_rng(seed))
+            chunk = train_audio2latent._Chunk(lesson, settings, np.random.default_rng(seed))
             first = round(chunk.times[0])
             np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first : first + 6])
             plain = Windows(kept, Mfcc())
             heard = chunk.read(kept, plain)[0]  # of the sound from a little before
-            assert np.corrcoef(heard.ravel(), speech.mfcc_windows(sound)[first : first + 6].ravel())[0, 1] > 0.9
+            assert np.corrcoef(heard.ravel(), mfcc.mfcc_windows(sound)[first : first + 6].ravel())[0, 1] > 0.9
 
 
 def test_a_chunk_longer_than_its_clip_is_filled_up(clips, networks, tmp_path):
     with Codes(tmp_path / "a.codes", networks[1]) as kept:
         lesson = kept.learn(clips / "000002.mp4", "cpu")
         for augment in (False, True):
-            chunk = teaching._Chunk(lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0))
+            chunk = train_audio2latent._Chunk(lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0))
             windows, identity, target, there = chunk.read(kept, Windows(kept, Mfcc()))
             assert windows.shape == (14, 12, 28) and target.shape == (14, L, 512) and identity.shape == (L, 512)
             assert there[0] and not there[-1] and not windows[-1].any()
@@ -245,7 +245,7 @@ def test_an_identity_is_not_among_the_predicted_frames():
     lesson = Lesson("clip", "folder", "voice", "", 20, None)
     latents, seen = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((1, L, 512), np.float32), set()
     for seed in range(200):
-        chunk = teaching._Chunk(lesson, {"frames": 8, "augment": seed % 2 == 0}, np.random.default_rng(seed))
+        chunk = train_audio2latent._Chunk(lesson, {"frames": 8, "augment": seed % 2 == 0}, np.random.default_rng(seed))
         frame = chunk._identity(latents)[0, 0]
         assert np.abs(chunk.times - frame).min() > 0.4
         seen.add(frame)
@@ -369,25 +369,25 @@ def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
     rng = np.random.default_rng(0)
     motion, opening = rng.standard_normal((500, 3)) * [3, 1, 0.1], rng.standard_normal(500)
     motion[:, 1] += opening
-    tracked, moments = teaching._Moments(), teaching._Moments()
+    tracked, moments = train_audio2latent._Moments(), train_audio2latent._Moments()
     tracked.add(np.column_stack([motion, opening]))
     moments.add(motion)
-    reading = teaching._read_tracks(tracked, moments.spread())
+    reading = train_audio2latent._read_tracks(tracked, moments.spread())
     fitted = np.linalg.lstsq(motion / moments.spread(), opening / np.sqrt(np.mean(opening**2)), rcond=None)[0]
     np.testing.assert_allclose(reading, fitted, atol=0.01)
-    widest = motion / moments.spread() @ teaching._widest(moments)
+    widest = motion / moments.spread() @ train_audio2latent._widest(moments)
     assert abs(np.corrcoef(widest, motion[:, 0])[0, 1]) > 0.99 and widest.std() == pytest.approx(1, abs=0.02)
 
 
 def test_latent_loss_is_the_mean_squared_error():
     basis, wanted = toy_model().basis, torch.randn(7, L, 512)
     predicted = torch.randn(7, 4)
-    loss = teaching._Trainer._latent_loss(predicted, basis.project(wanted, centre=False), wanted)
+    loss = train_audio2latent._Trainer._latent_loss(predicted, basis.project(wanted, centre=False), wanted)
     torch.testing.assert_close(loss, F.mse_loss(basis.expand(predicted), wanted), rtol=1e-4, atol=0)
 
 
 def test_codes_between_frames_are_on_the_line():
     codes = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
     np.testing.assert_allclose(
-        teaching._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3]
+        train_audio2latent._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3]
     )

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from talkhead import files
 from talkhead.cli import cli
+from talkhead.distributed import Share, Team
 from talkhead.errors import TalkheadError
-from talkhead.team import Share, Team
 
 STEPS = 5
 NETWORKS = [
@@ -291,7 +291,7 @@ def test_two_processes_learn_what_one_learns(name, line, tmp_path):
 GRADIENTS = """
 import sys, torch
 from talkhead.encoders import ResNetEncoder
-from talkhead.team import Team, join
+from talkhead.distributed import Team, join
 torch.manual_seed(0)
 with join(torch.device("cpu")):
     encoder, images = ResNetEncoder(6, width=4, input_size=32).double(), torch.randn(8, 3, 32, 32, dtype=torch.float64)
@@ -324,7 +324,7 @@ def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
 LAST_STEP = """
 import sys, torch
 from torch import distributed
-from talkhead.team import Team, join
+from talkhead.distributed import Team, join
 with join(torch.device("cpu")):
     weight, team = torch.nn.Parameter(torch.ones(3)), Team(batch=8)
     team.descend(lambda share: (weight.sum(), {}), torch.optim.SGD([weight], lr=0.1))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import downloads, inception
+from talkhead import downloads, fid
 from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.inception import FaceFeatures, Inception
+from talkhead.fid import FaceFeatures, Inception
 
 ROOT = Path(__file__).parents[1]
 PEER = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_fid.py")
@@ -73,10 +73,10 @@ def test_missing_weights_and_unknown_networks_are_said(tmp_path, monkeypatch):
         TalkheadError,
         match=r"hub.checkpoints.pt_inception-2015-12-05-6726825d.pth: not there.*talkhead weights fetch inception-fid",
     ):
-        inception.named("inception")
+        fid.named("inception")
     with pytest.raises(TalkheadError, match="features 'vgg': unknown"):
-        inception.named("vgg")
-    assert inception.named(np.mean) is np.mean
+        fid.named("vgg")
+    assert fid.named(np.mean) is np.mean
 
 
 def test_face_features_are_the_last_map_averaged():

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import datasets, files, speech, training
+from talkhead import datasets, files, mfcc, training
 from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
 
-SAMPLES_PER_FRAME = speech.SAMPLE_RATE // speech.FPS
+SAMPLES_PER_FRAME = mfcc.SAMPLE_RATE // mfcc.FPS
 STILLS = {".png", ".jpg", ".jpeg"}
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from talkhead import augmentation
-from talkhead.augmentation import adapt, augment, draw
+from talkhead import ada
+from talkhead.ada import adapt, augment, draw
+from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
-from talkhead.team import Share
 
 
 def only(count=1, **changes):
@@ -36,7 +36,7 @@ def smooth(side):
 
 
 def test_the_wavelet_gives_back_what_was_there_and_stops_the_finest_stripes():
-    up, down = (np.array([*taps[:0:-1], *taps]) for taps in (augmentation.UP, augmentation.DOWN))
+    up, down = (np.array([*taps[:0:-1], *taps]) for taps in (ada.UP, ada.DOWN))
     both = np.convolve(up, down)
     assert both[len(both) // 2] == pytest.approx(1) and np.abs(both[len(both) // 2 % 2 :: 2]).sum() == pytest.approx(1)
     stripes = (-1.0) ** np.arange(17)
@@ -212,8 +212,8 @@ def test_each_change_happens_with_its_probability_and_spread(p):
         near((drawn["quarter_turns"] == quarter).double().mean().item(), p / 4)
     if p < 1:
         for matrix, chance in (
-            (augmentation.geometry(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
-            (augmentation.colours(drawn), (1 - p / 2) * (1 - p) ** 4),
+            (ada.geometry(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
+            (ada.colours(drawn), (1 - p / 2) * (1 - p) ** 4),
         ):
             near((matrix == torch.eye(matrix.shape[-1])).flatten(1).all(1).double().mean().item(), chance)
             flipped = torch.linalg.det(matrix) < 0
@@ -279,17 +279,17 @@ def test_the_probability_follows_the_critic():
 )
 def test_what_makes_no_sense_is_refused(augment, p, message):
     with pytest.raises(TalkheadError, match=message):
-        augmentation.check(augment, p)
+        ada.check(augment, p)
 
 
 def test_jitter_changes_as_many_as_asked_and_keeps_them_pictures():
     torch.manual_seed(0)
     picture = torch.rand(1, 3, 32, 32) * 1.6 - 0.8
-    images = augmentation.jitter(picture.expand(400, -1, -1, -1), 0.5)
+    images = ada.jitter(picture.expand(400, -1, -1, -1), 0.5)
     assert images.shape == (400, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
     same = (images == picture).flatten(1).all(1).float().mean()
     assert same == pytest.approx(0.25, abs=0.06)  # neither moved nor recoloured
-    assert torch.equal(augmentation.jitter(picture, 0.0), picture)
+    assert torch.equal(ada.jitter(picture, 0.0), picture)
 
 
 def test_jitter_moves_little():
@@ -297,7 +297,7 @@ def test_jitter_moves_little():
     torch.manual_seed(1)
     spot = torch.full((200, 3, 64, 64), -1.0)
     spot[:, :, 31:33, 31:33] = 1.0
-    light = augmentation.jitter(spot, 1.0).mean(1) + 1
+    light = ada.jitter(spot, 1.0).mean(1) + 1
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     weight = light.clamp_min(0.2) - 0.2
     across, down = ((weight * axis).sum((1, 2)) / weight.sum((1, 2)) - 31.5 for axis in (x, y))
@@ -307,14 +307,12 @@ def test_jitter_moves_little():
 def test_jitter_of_a_share_is_its_part_of_the_whole():
     images = torch.rand(6, 3, 16, 16)
     torch.manual_seed(3)
-    whole = augmentation.jitter(images, 0.8)
+    whole = ada.jitter(images, 0.8)
     for first in range(2):
         torch.manual_seed(3)
-        assert torch.allclose(
-            augmentation.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6
-        )
+        assert torch.allclose(ada.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6)
 
 
 def test_a_jitter_that_is_no_probability_is_refused():
     with pytest.raises(TalkheadError, match="jitter 1.5: is a probability"):
-        augmentation.check("none", 0.0, 1.5)
+        ada.check("none", 0.0, 1.5)

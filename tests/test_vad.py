@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from talkhead import expression, files, speech
+from talkhead import files, mfcc, vad
 from talkhead.audio_features import Mfcc
 
 
@@ -27,8 +27,8 @@ def pieces(audio, size):
 def test_what_a_voice_takes_equals_a_slow_loop():
     """Bands of two filters each; of the second before, means of eight steps, and of the frame's window, means of two."""
     audio = syllables(2)
-    levels = np.concatenate(list(speech.loudness([audio])))
-    heard = expression.hearing(audio)
+    levels = np.concatenate(list(mfcc.loudness([audio])))
+    heard = vad.hearing(audio)
     assert heard.shape == (50, 13 * (12 + 14)) and heard.dtype == np.float32
 
     def mean(band, first, count):
@@ -54,16 +54,16 @@ def test_a_voice_by_hand():
     audio = syllables(0.5)
     weights = np.zeros((341, 1), np.float32)
     weights[:338], weights[338], weights[339], weights[340] = 0.01, -1.0, 2.0, 0.5
-    wanted = 1 / (1 + np.exp(-(2 * np.maximum(0.01 * expression.hearing(audio).sum(1) - 1, 0) + 0.5)))
-    np.testing.assert_allclose(list(expression.Voice(weights).stream([audio])), wanted, rtol=1e-4)
+    wanted = 1 / (1 + np.exp(-(2 * np.maximum(0.01 * vad.hearing(audio).sum(1) - 1, 0) + 0.5)))
+    np.testing.assert_allclose(list(vad.Voice(weights).stream([audio])), wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("block", [37, 640, 7000])
 def test_a_stream_is_heard_as_the_whole(block):
     audio = syllables(2.013)
-    voice = expression.Voice()
+    voice = vad.Voice()
     whole = list(voice.stream([audio]))
-    assert len(whole) == speech.num_frames(audio)
+    assert len(whole) == mfcc.num_frames(audio)
     np.testing.assert_allclose(list(voice.stream(pieces(audio, block))), whole, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_voice_is_heard_no_later_than_mfcc():
             yield piece
 
     heard = []
-    for stream in (expression.Voice().stream(blocks()), Mfcc().stream(blocks())):
+    for stream in (vad.Voice().stream(blocks()), Mfcc().stream(blocks())):
         taken.clear()
         heard.append([next(stream) is not None and sum(taken) for _ in range(40)])
     assert heard[0] == heard[1]
@@ -93,7 +93,7 @@ def test_a_voice_is_heard_no_later_than_mfcc():
     ids=["silence", "offset", "noise", "tone"],
 )
 def test_nobody_speaks(sound):
-    assert np.mean(list(expression.Voice().stream([sound]))) < 0.2
+    assert np.mean(list(vad.Voice().stream([sound]))) < 0.2
 
 
 def test_real_words_are_heard(shared_data):
@@ -102,7 +102,7 @@ def test_real_words_are_heard(shared_data):
     spoken = slice(26, 52)  # frames, from bbaf2n.align: 0.95 to 2.12 s, less the edges
     hiss = np.random.default_rng(0).normal(size=len(audio)) * np.std(audio[16000:32000]) / 10
     for sound in (audio, audio + hiss):
-        likely = np.array(list(expression.Voice().stream([sound])))
+        likely = np.array(list(vad.Voice().stream([sound])))
         assert np.mean(likely[spoken] > 0.5) > 0.8 and np.mean(np.delete(likely, np.r_[20:58]) > 0.5) < 0.1
 
 
@@ -112,18 +112,18 @@ def test_real_words_are_heard(shared_data):
 def test_a_mouth_comes_to_rest_and_opens_again():
     rest, moved = np.float32([[1.0, 2.0]]), np.float32([[3.0, 2.0]])
     speaking = [0.0] * 3 + [1.0] * 8 + [0.0] * 12
-    path = np.array(list(expression.shut([moved] * 23, speaking, rest)))[:, 0]
+    path = np.array(list(vad.shut([moved] * 23, speaking, rest)))[:, 0]
     np.testing.assert_array_equal(path[:3, 0], 1)
     part = (path[:, 0] - 1) / 2  # of the way
-    assert part[3] == pytest.approx(expression.OPENING) and part[4] == pytest.approx(1 - (1 - expression.OPENING) ** 2)
+    assert part[3] == pytest.approx(vad.OPENING) and part[4] == pytest.approx(1 - (1 - vad.OPENING) ** 2)
     assert part[10] > 0.99 and (np.diff(part[10:]) < 0).all() and part[-1] < 0.01
     assert (path[:, 1] == 2).all()
 
 
 def test_a_doubt_opens_the_mouth():
     moved, rest = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
-    *_, last = expression.shut([moved] * 50, [0.5] * 50, rest)
-    assert last == pytest.approx(expression.TRUST / (1 + expression.TRUST), abs=1e-3)
+    *_, last = vad.shut([moved] * 50, [0.5] * 50, rest)
+    assert last == pytest.approx(vad.TRUST / (1 + vad.TRUST), abs=1e-3)
 
 
 # Eyes -------------------------------------------------------------------------------------------------------------------
@@ -138,32 +138,32 @@ def falls(lids):
 @pytest.mark.parametrize("rate", [6, 17, 40])
 def test_eyes_blink_as_often_as_they_are_told_to(rate):
     minutes = 300
-    lids = np.array(list(islice(expression.blinks(rate), minutes * 60 * 25)))
+    lids = np.array(list(islice(vad.blinks(rate), minutes * 60 * 25)))
     assert lids.min() == 0 and 0.9 < lids.max() <= 1
     waits = np.diff(falls(lids)) / 25
     # Two that fall within a frame or two of each other are seen as one.
     assert len(waits) / minutes == pytest.approx(rate, rel=0.15)
-    share = expression.AGAIN + (1 - expression.AGAIN) * (
-        1 - np.exp(-0.6 * (1 - expression.AGAIN) * rate / 60)
+    share = vad.AGAIN + (1 - vad.AGAIN) * (
+        1 - np.exp(-0.6 * (1 - vad.AGAIN) * rate / 60)
     )  # some follow at once by chance
     assert np.mean(waits < 0.6) == pytest.approx(share, abs=0.05)
 
 
 def test_a_blink_is_drawn_as_it_was_measured(monkeypatch):
     """What it takes from a tenth to the top, and back to a tenth; seen between frames as by a faster camera."""
-    monkeypatch.setattr(expression.speech, "FPS", 1000)
-    monkeypatch.setattr(expression, "AGAIN", 0.0)
-    lids = np.array(list(islice(expression.blinks(6), 200_000)))
+    monkeypatch.setattr(vad.speech, "FPS", 1000)
+    monkeypatch.setattr(vad, "AGAIN", 0.0)
+    lids = np.array(list(islice(vad.blinks(6), 200_000)))
     edges = np.flatnonzero(np.diff((lids > 0.1).astype(int))).reshape(-1, 2)
     tops = [first + np.argmax(lids[first : last + 1]) for first, last in edges]
-    assert np.median(tops - edges[:, 0]) == pytest.approx(1000 * 0.804 * expression.CLOSE[0], rel=0.3)
-    assert np.median(edges[:, 1] - tops) == pytest.approx(1000 * 0.684 * expression.OPEN[0], rel=0.3)
+    assert np.median(tops - edges[:, 0]) == pytest.approx(1000 * 0.804 * vad.CLOSE[0], rel=0.3)
+    assert np.median(edges[:, 1] - tops) == pytest.approx(1000 * 0.684 * vad.OPEN[0], rel=0.3)
 
 
 def test_blinks_hang_on_the_seed():
-    first, again, other = ([*islice(expression.blinks(17, seed), 2000)] for seed in (1, 1, 2))
+    first, again, other = ([*islice(vad.blinks(17, seed), 2000)] for seed in (1, 1, 2))
     assert first == again and first != other
 
 
 def test_who_is_not_to_blink_does_not():
-    assert not any(islice(expression.blinks(0), 1000))
+    assert not any(islice(vad.blinks(0), 1000))

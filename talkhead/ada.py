@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
-from talkhead.team import Share
 
 EVERY = 4  # steps from one move of the probability to the next
 TURNS = (
