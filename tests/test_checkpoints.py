@@ -8,10 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import test_pickles
 import torch
 
 import foreign
+import test_safe_pickle
 from talkhead import checkpoints, files, latents
 from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder
@@ -252,7 +252,7 @@ def rosinality_contents(**more):
     return contents | more
 
 
-class Network(test_pickles.Persistent):
+class Network(test_safe_pickle.Persistent):
     """Stands for a NVIDIA network of any state: its parts have the attributes that say what their tensors do not."""
 
     def __init__(self, state, clamp=None, name=""):
@@ -278,7 +278,7 @@ class Network(test_pickles.Persistent):
 
 def write_nvidia(path, contents):
     """Pickle it; dicts of tensors become modules."""
-    with test_pickles.nvidia():
+    with test_safe_pickle.nvidia():
         contents = {
             key: Network(value, clamp=256) if key in ("G", "D", "G_ema") else value for key, value in contents.items()
         }
@@ -393,7 +393,7 @@ def test_nvidias_pickle_and_the_tuned_generator_of_pti(tmp_path):
             "training_set_kwargs": {"path": "ffhq.zip"},
         },
     )
-    with test_pickles.nvidia():
+    with test_safe_pickle.nvidia():
         torch.save(Network(main, clamp=256), tmp_path / "tuned.pt")
     network, tuned = checkpoints.load_generator(tmp_path / "net.pkl"), checkpoints.load_generator(tmp_path / "tuned.pt")
     assert (

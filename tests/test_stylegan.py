@@ -530,9 +530,9 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
         told.append(p)
         return {"number": share(torch.arange(1.0, count + 1)[:, None])}
 
-    monkeypatch.setattr(stylegan.augmentation, "draw", number)
+    monkeypatch.setattr(stylegan.ada, "draw", number)
     monkeypatch.setattr(
-        stylegan.augmentation,
+        stylegan.ada,
         "augment",
         lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half),
     )

@@ -229,7 +229,7 @@ def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
     free = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
     for likely, wanted in ((1.0, free), (0.0, None)):
         monkeypatch.setattr(
-            synthesis.expression.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50))
+            synthesis.vad.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50))
         )
         path = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=True)))
         if wanted is None:
@@ -256,7 +256,7 @@ def test_blinks_are_added_to_what_speech_moves(encoder, audio2latent):
         np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3)))
         for rate in (0, 40)
     )
-    lids = np.array([lid for lid, _ in zip(synthesis.expression.blinks(40, 3), awake)], np.float32)
+    lids = np.array([lid for lid, _ in zip(synthesis.vad.blinks(40, 3), awake)], np.float32)
     assert (lids > 0.5).sum() > 4
     np.testing.assert_allclose(blinking, awake + lids[:, None, None] * latent, atol=1e-5)
 

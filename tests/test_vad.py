@@ -151,7 +151,7 @@ def test_eyes_blink_as_often_as_they_are_told_to(rate):
 
 def test_a_blink_is_drawn_as_it_was_measured(monkeypatch):
     """What it takes from a tenth to the top, and back to a tenth; seen between frames as by a faster camera."""
-    monkeypatch.setattr(vad.speech, "FPS", 1000)
+    monkeypatch.setattr(vad.mfcc, "FPS", 1000)
     monkeypatch.setattr(vad, "AGAIN", 0.0)
     lids = np.array(list(islice(vad.blinks(6), 200_000)))
     edges = np.flatnonzero(np.diff((lids > 0.1).astype(int))).reshape(-1, 2)
