@@ -23,9 +23,10 @@ import torch
 import talkhead
 from contact_sheet import sheet
 from puppets import articulation
-from talkhead import checkpoints, files, inversion, latent_cache, metrics, pti, synthesis, training
+from talkhead import checkpoints, files, inversion, latent_cache, metrics, pti, synthesis
 from talkhead.audio2latent import heard_by
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_images
 from talkhead.latents import Basis
 
 MODELS = ("first", "second")
@@ -198,11 +199,11 @@ def tuning(eye, speaker, clips, frames, steps):
     """Untuned, tuned on one frame, on a clip's beginning: how near the clip's end is drawn, and whether the mouth still moves."""
     numbers, rows = {}, []
     for clip in clips:
-        small = [training.resize(frame, speaker.generator.resolution) for frame in clip.frames]
+        small = [resize(frame, speaker.generator.resolution) for frame in clip.frames]
         pivots, count = np.stack(list(inversion.encode(speaker.encoder, clip.frames))), min(frames, len(small) // 2)
         true, shown = eye.look(clip.frames), [small]
         for name, some in (("not tuned", 0), ("one frame", 1), (f"{count} frames", count)):
-            images = training.to_images(np.stack(small[:some])) if some else None
+            images = to_images(np.stack(small[:some])) if some else None
             tuned = pti.tune(speaker.generator, images, pivots[:some], steps=steps) if some else speaker.generator
             drawn = list(synthesis.synthesize(tuned, pivots[count:]))
             spoken = speaker.speak(clip.frames[0], clip.audio, tuned)

@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from talkhead import files
-from talkhead.training import resize
+from talkhead.images import resize
 
 LINE = 14  # pixels of a line of caption
 

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 import talkhead
-from talkhead import checkpoints, detail, faces, inversion, keypoints, metrics, synthesis, training
+from talkhead import checkpoints, detail, faces, inversion, keypoints, metrics, synthesis
+from talkhead.images import resize
 
 VERTICES = np.array(keypoints.VERTICES)
 SIZE = 256
@@ -112,9 +113,7 @@ def linear_map(paths, detector, networks):
         frames = list(talkhead.read_frames(path))[::3]
         if len(frames[0]) != len(frames[0][0]):
             frames = [crop for crop, _, _ in faces.align_frames(iter(frames), detector, SIZE)]
-        codes = np.stack(
-            list(inversion.encode(encoder, [training.resize(frame, generator.resolution) for frame in frames]))
-        )
+        codes = np.stack(list(inversion.encode(encoder, [resize(frame, generator.resolution) for frame in frames])))
         meshes = [
             detector.meshes(cv2.resize(frame, (512, 512), interpolation=cv2.INTER_CUBIC))
             for frame in synthesis.synthesize(generator, codes)
@@ -131,7 +130,7 @@ def linear_map(paths, detector, networks):
 def measure(clip, frames, raw):
     """The figures of one result beside the film."""
     marks = clip.marks(frames, 2 if len(frames[0]) == SIZE else 4)
-    frames = np.stack([training.resize(frame, SIZE) for frame in frames])
+    frames = np.stack([resize(frame, SIZE) for frame in frames])
     true, found, own = (faces.from_mesh(points) * SIZE - 0.5 for points in (clip.truth, marks, raw))
     seen = ~np.isnan(found).any((1, 2))
     openings = [faces.mouth_opening(points[seen]) for points in (true, found, own)]
@@ -248,7 +247,7 @@ def write_sheet(path, clip, results):
     shown = [clip.film, *results.values()]
     talkhead.write_image(
         str(path),
-        np.vstack([np.hstack([training.resize(frames[moment], SIZE) for moment in moments]) for frames in shown]),
+        np.vstack([np.hstack([resize(frames[moment], SIZE) for moment in moments]) for frames in shown]),
     )
 
 

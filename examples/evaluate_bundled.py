@@ -24,8 +24,20 @@ import talkhead
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 from puppets import articulation, variety
-from talkhead import checkpoints, evaluation, faces, files, inversion, metrics, mfcc, pti, synthesis, training
+from talkhead import (
+    checkpoints,
+    distributed,
+    evaluation,
+    faces,
+    files,
+    inversion,
+    metrics,
+    mfcc,
+    pti,
+    synthesis,
+)
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_images
 
 ENLARGE = 4
 LOUDNESS = 0.6  # exponent from sound amplitude to how loud it is heard (Stevens)
@@ -89,7 +101,7 @@ class Model:
     """The three networks, and what is asked of them here."""
 
     def __init__(self, device, generator=None, encoder=None, audio2latent=None, gate=False):
-        self.device, self.gate = training.pick_device(device), gate
+        self.device, self.gate = distributed.pick_device(device), gate
         self.generator = checkpoints.load_generator(generator or checkpoints.bundled("generator"), self.device)
         self.encoder = checkpoints.load_encoder(encoder or checkpoints.bundled("encoder"), self.generator, self.device)
         self.audio2latent = checkpoints.load_audio2latent(
@@ -109,7 +121,7 @@ class Model:
 
     def tune(self, face, steps):
         pivots = np.stack(list(inversion.encode(self.encoder, [face], device=self.device)))
-        return pti.tune(self.generator, training.to_images(training.resize(face, self.size)[None]), pivots, steps=steps)
+        return pti.tune(self.generator, to_images(resize(face, self.size)[None]), pivots, steps=steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -123,7 +135,7 @@ def puppet(path, model, eye):
     with files.read_frames(path) as reader:
         large = list(reader)
     clips = {
-        "truth": [training.resize(frame, model.size) for frame in large],
+        "truth": [resize(frame, model.size) for frame in large],
         "projection": model.project(large),
         "fake": model.speak(large[0], files.read_audio(path)),
     }
@@ -409,7 +421,7 @@ def portrait(path, audio, model, eye, steps, persons):
     if not found:
         return {"part": "portraits", "portrait": path.name, "faces": 0}, []
     face = faces.align(image, found[0], 256)
-    small = training.resize(face, model.size)
+    small = resize(face, model.size)
     clips = {"untuned": model.speak(face, audio), "tuned": model.speak(face, audio, model.tune(face, steps))}
     record = {"part": "portraits", "portrait": path.name, "faces": len(found), "identity_by": persons.likeness.name}
     for name, frames in clips.items():
@@ -565,9 +577,7 @@ def sounds(paths):
 def photos(paths, eye, size):
     """The faces of portraits, aligned as `portrait` does; those without a face are left out."""
     images = map(files.read_image, paths)
-    return [
-        training.resize(faces.align(image, found[0], 256), size) for image in images if (found := eye.detector(image))
-    ]
+    return [resize(faces.align(image, found[0], 256), size) for image in images if (found := eye.detector(image))]
 
 
 def first_frame(clip):

@@ -65,6 +65,7 @@ from talkhead import (
     encoders,
     faces,
     files,
+    fingerprints,
     inversion,
     latents,
     losses,
@@ -331,14 +332,14 @@ def kit(folder):
         "video_gan": video_gan.LatentGenerator(count, 4, 3, basis=basis),
         "speech": speech_models.CharacterModel(4, 4, 1),
     }
-    owner = checkpoints.fingerprint(generator.state_dict())
+    owner = fingerprints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
         if kind in ("video_gan", "speech"):
             config = {
                 "network": network.config,
                 "generator": owner,
-                "encoder": checkpoints.fingerprint(networks["encoder"].state_dict()),
+                "encoder": fingerprints.fingerprint(networks["encoder"].state_dict()),
             }
         files.save_weights(
             folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
@@ -459,7 +460,9 @@ def seeds(folder, also=()):
 
 def _arrays(folder, networks):
     codes = np.load(folder / "latents.npy")
-    owner = json.dumps({"generator": checkpoints.fingerprint(networks["generator"].state_dict()), "fps": 25.0}).encode()
+    owner = json.dumps(
+        {"generator": fingerprints.fingerprint(networks["generator"].state_dict()), "fps": 25.0}
+    ).encode()
     frames = np.stack([picture[:TOY, :TOY] for picture in pictures()])
     origin = asdict(datasets.Origin("a.mp4", FRAMES, TOY, "unknown"))
     packed = json.dumps({"frames": FRAMES, "size": TOY, "sources": [origin], "left_out": []}).encode()

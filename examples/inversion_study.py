@@ -24,8 +24,9 @@ import torch
 from PIL import Image
 
 import talkhead
-from talkhead import checkpoints, files, inversion, latents, losses, metrics, plots, synthesis, training
+from talkhead import checkpoints, files, inversion, latents, losses, metrics, plots, synthesis
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_images
 
 # Every run: what it is called, and its colour and line (Okabe and Ito's colours, which every kind of eye can tell apart).
 RUNS = {
@@ -117,7 +118,7 @@ class Judge:
         }, pictures
 
     def distances(self, code, frame):
-        drawn, target = self.generator.synthesis(code[None]), training.to_images(frame[None])
+        drawn, target = self.generator.synthesis(code[None]), to_images(frame[None])
         perceptual, pixel = self.perceptual(drawn, target).item(), losses.pixel_loss(drawn, target).item()
         return {
             "loss": perceptual + pixel,
@@ -142,7 +143,7 @@ class Clip:
     def __init__(self, folder, judge):
         self.name, self.folder = folder.name, folder
         with files.read_frames(folder / "clip.mp4") as reader:
-            self.frames = np.stack([training.resize(frame, judge.generator.resolution) for frame in reader])
+            self.frames = np.stack([resize(frame, judge.generator.resolution) for frame in reader])
         self.codes = {run: files.read_latents(folder / f"{run}.npy") for run in RUNS}
         self.losses = {run: read_losses(folder / f"{run}.jsonl") for run in RUNS if run != "encoder"}
         self.pictures, self.numbers = {}, {}
@@ -303,7 +304,7 @@ def interpolation(generator, encoder, frame, perceptual, path, columns=6):
     rows = random | plots.interpolation(generator, ends, columns)
     numbers = {}
     for way, pictures in rows.items():
-        images = training.to_images(pictures)
+        images = to_images(pictures)
         steps, whole = perceptual(images[1:], images[:-1]), perceptual(images[:1], images[-1:])
         numbers[way] = {"detour": (steps.sum() / whole).item(), "jump": (steps.max() / steps.mean()).item()}
     save(plots.sheet(rows), path)

@@ -31,7 +31,7 @@ import torch._dynamo  # which optimisers would load in every run
 
 import talkhead
 from puppets import puppet
-from talkhead import checkpoints, cli, encoders, faces, files, stylegan
+from talkhead import cli, encoders, faces, files, fingerprints, stylegan
 
 SIZE = 16  # pixels: the generator's pictures
 FRAMES = 4  # of each clip
@@ -108,7 +108,7 @@ def make(folder):
     torch.manual_seed(0)
     generator = stylegan.Generator(SIZE, channels=[8, 8, 8], mapping_layers=2)
     encoder = encoders.ResNetEncoder(generator.num_ws, width=8, input_size=SIZE)
-    owner = {"generator": checkpoints.fingerprint(generator.state_dict())}
+    owner = {"generator": fingerprints.fingerprint(generator.state_dict())}
     for kind, network, more in (("generator", generator, {}), ("encoder", encoder, owner)):
         files.save_weights(
             folder / f"{kind}.pt",

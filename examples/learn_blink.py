@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from contact_sheet import sheet
-from talkhead import checkpoints, files, inversion, synthesis, training
+from talkhead import checkpoints, files, inversion, synthesis
+from talkhead.images import resize, to_images
 
 SHUT, AWAKE = 0.9, 0.1  # closures between which a pair is taken
 NEAR = 6  # frames between its two
@@ -109,8 +110,8 @@ def main():
     found = latent.detach()[0]
     rows = [
         [
-            training.resize(awake[k], generator.resolution),
-            training.resize(shut[k], generator.resolution),
+            resize(awake[k], generator.resolution),
+            resize(shut[k], generator.resolution),
             *synthesis.synthesize(generator, [codes[k] + part * found for part in (0, 0.5, 1)]),
         ]
         for k in left
@@ -119,7 +120,7 @@ def main():
 
 
 def difference(frames, size):
-    return training.to_images(np.stack([training.resize(frame, size) for frame in frames]))
+    return to_images(np.stack([resize(frame, size) for frame in frames]))
 
 
 if __name__ == "__main__":

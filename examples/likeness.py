@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from talkhead import checkpoints, fid, losses
-from talkhead.training import to_images
+from talkhead.images import to_images
 
 
 class Likeness:

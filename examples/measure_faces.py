@@ -25,23 +25,24 @@ from torch.nn import functional as F
 from contact_sheet import captioned, sheet
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet, variety
-from talkhead import checkpoints, datasets, faces, fid, files, inversion, metrics, synthesis, training
+from talkhead import checkpoints, datasets, faces, fid, files, inversion, metrics, synthesis
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_images
 
 COLUMNS = 12  # pictures in a row of a sheet
 
 
 def detail(frame):
     """How much lies in the finest octave: the standard deviation of what a 3x3 mean takes away. uint8 (S, S, 3) to float."""
-    image = training.to_images(frame[None])
+    image = to_images(frame[None])
     return (image - F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), 3, 1)).std().item()
 
 
 def inverted(stills, generator, encoder, size):
     """What the encoder's codes of portraits draw: (photo, drawing), each uint8 (size, size, 3)."""
-    photos = [training.resize(still.image, size) for still in stills]
+    photos = [resize(still.image, size) for still in stills]
     drawn = synthesis.synthesize(generator, inversion.encode(encoder, photos))
-    return [(photo, training.resize(frame, size)) for photo, frame in zip(photos, drawn)]
+    return [(photo, resize(frame, size)) for photo, frame in zip(photos, drawn)]
 
 
 def inversion_record(group, pairs):

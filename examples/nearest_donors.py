@@ -23,8 +23,9 @@ import torch
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 from puppets import puppet
-from talkhead import checkpoints, files, inversion, synthesis, training
+from talkhead import checkpoints, distributed, files, inversion, synthesis
 from talkhead.errors import TalkheadError
+from talkhead.images import resize
 
 NEAREST = 3  # donors shown beside a face
 LEAST_MIXED = 200  # composites whose codes are mixed
@@ -94,13 +95,13 @@ def main():
     options = parser.parse_args()
     if options.by != "z" and not options.clips:
         parser.error("--clips: needed to draw by codes or mix")
-    options.device = training.pick_device(options.device)
+    options.device = distributed.pick_device(options.device)
     options.output.mkdir(parents=True, exist_ok=True)
     generator = checkpoints.load_generator(options.generator or checkpoints.bundled("generator"), options.device)
     encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator, options.device)
     faces = drawn(options, generator, encoder)
     donors = puppet.portraits(options.donors, options.detector_model, cache=options.output / "portraits.npz")
-    photos = [training.resize(donor.image, generator.resolution) for donor in donors]
+    photos = [resize(donor.image, generator.resolution) for donor in donors]
     likeness = Likeness(photos, options.identity_model, options.device)
     known = likeness.embed(photos)
     between = distances(known, known)

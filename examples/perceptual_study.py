@@ -18,7 +18,8 @@ import torch
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, faces, files, losses, metrics, mobilenet, synthesis, training
+from talkhead import checkpoints, faces, files, losses, metrics, mobilenet, synthesis
+from talkhead.images import resize, to_images
 
 
 class Nothing:
@@ -130,7 +131,7 @@ def candidates(encoder):
 
 def detail(frames):
     """How much lies in the finest octave: the standard deviation of what a 3x3 mean takes away."""
-    images = training.to_images(frames)
+    images = to_images(frames)
     return (images - F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)).std().item()
 
 
@@ -156,7 +157,7 @@ def main():
     frames = []
     for clip in options.clips:
         with files.read_frames(clip) as reader:
-            seen = [training.resize(frame, generator.resolution) for frame in reader]
+            seen = [resize(frame, generator.resolution) for frame in reader]
         frames += seen[:: max(1, len(seen) // options.frames)][: options.frames]
     frames = np.stack(frames)
     true, rows = landmarks(find, frames), [frames]

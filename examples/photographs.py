@@ -27,7 +27,7 @@ from contact_sheet import sheet
 from puppets import variety
 from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis
 from talkhead.errors import TalkheadError
-from talkhead.training import resize, to_images
+from talkhead.images import resize, to_images
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 EXIF_ORIENTATION = 0x0112

@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 import talkhead
-from talkhead import faces, files, inversion, keypoints, synthesis, training
+from talkhead import faces, files, inversion, keypoints, synthesis
+from talkhead.images import resize
 
 VERTICES = np.array(keypoints.VERTICES)
 STABLE = keypoints.NOT_MOVED_BY_SPEECH
@@ -67,12 +68,12 @@ class Labels:
         """Mark a picture that is aligned already; whether a face was found."""
         meshes = self.detector.meshes(picture)
         if meshes:
-            self._keep(training.resize(picture, 256), (meshes[0] + 0.5) / len(picture), name)
+            self._keep(resize(picture, 256), (meshes[0] + 0.5) / len(picture), name)
         return bool(meshes)
 
     def same(self, picture):
         """Another picture in which everything lies where it does in the last one."""
-        self.images.append(training.resize(picture, 256))
+        self.images.append(resize(picture, 256))
         self.points.append(self.points[-1])
         self.names.append(self.names[-1])
 
@@ -124,7 +125,7 @@ def _render(labels, paths):
         frames = np.stack(list(talkhead.read_frames(path)))
         for frame in frames[np.sort(labels.rng.choice(len(frames), min(12, len(frames)), replace=False))]:
             if labels.aligned(frame, path):
-                code = next(iter(inversion.encode(encoder, [training.resize(frame, generator.resolution)])))
+                code = next(iter(inversion.encode(encoder, [resize(frame, generator.resolution)])))
                 labels.same(next(iter(synthesis.synthesize(generator, code[None]))))
 
 

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import checkpoints, faces, fid, files, latent_cache, metrics, synthesis, training
+from talkhead import checkpoints, faces, fid, files, latent_cache, metrics, synthesis
 from talkhead.errors import TalkheadError
+from talkhead.images import sheet, to_images
 from talkhead.latents import Basis
-from talkhead.training import to_images
 from talkhead.video_gan import motion
 
 FEATURES = ("mouth", "eyes", "turn", "nod", "tilt")
@@ -303,13 +303,13 @@ def main():
         results[run], strips = measure(model, stage, identities, real, options)
         files.write_image(
             options.out / f"{run}.png",
-            training.sheet(*(to_images(stage.show(strip)) for strip in strips)),
+            sheet(*(to_images(stage.show(strip)) for strip in strips)),
             synthetic=True,
         )
     real_strips = [path[np.linspace(0, len(path) - 1, SHOWN).astype(int)] for path, _ in held_out[:3]]
     files.write_image(
         options.out / "real.png",
-        training.sheet(*(to_images(stage.show(strip)) for strip in real_strips)),
+        sheet(*(to_images(stage.show(strip)) for strip in real_strips)),
         synthetic=True,
     )
     reads = stage.reader.judged(held_out)

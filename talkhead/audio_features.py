@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from talkhead import mfcc, speech_models, training
+from talkhead import fingerprints, mfcc, speech_models
 from talkhead.errors import TalkheadError
 
 BUNDLED = Path(__file__).parent / "weights" / "speech.pt"
@@ -97,7 +97,7 @@ class Characters(AudioFeatures):
             name: value.half() if value.is_floating_point() else value
             for name, value in self.model.state_dict().items()
         }
-        return {"name": self.name, "fingerprint": training.digest(rounded)}
+        return {"name": self.name, "fingerprint": fingerprints.digest(rounded)}
 
     @cached_property
     def silence(self):

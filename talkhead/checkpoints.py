@@ -7,7 +7,6 @@ parent did not have move as its last one. Other projects' encoders record no gen
 """
 
 import argparse
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 
 from talkhead import encoders, files, latents, safe_pickle, safetensors, state_dicts
 from talkhead.errors import TalkheadError
+from talkhead.fingerprints import fingerprint
 from talkhead.stylegan import Generator, build
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -34,18 +34,6 @@ def bundled(kind):
         }.get(kind, (kind, files.option(kind)))
         raise TalkheadError(f"{path}: the bundled {what} is not installed; pass {option} FILE")
     return path
-
-
-def fingerprint(state):
-    """16 hex digits that name a generator by its numbers, rounded to half precision so that export keeps the name.
-
-    state    state dict of tensors, in our layout
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 # From a file to a network ---------------------------------------------------------------------------------------------

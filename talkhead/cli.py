@@ -41,7 +41,7 @@ def _features(name, device):
 def _load(device, **paths):
     """The networks at `paths` (None: the bundled ones), on their device, and fitting each other."""
     from talkhead import checkpoints
-    from talkhead.training import pick_device
+    from talkhead.distributed import pick_device
 
     device = pick_device(device)
     found = {kind: path or checkpoints.bundled(kind) for kind, path in paths.items()}
@@ -117,7 +117,7 @@ def _watch_list(records, fields, total, counts):
 def _device(name, listing):
     """Where to compute: for a list, a device of this process's own."""
     from talkhead import jobs
-    from talkhead.training import pick_device
+    from talkhead.distributed import pick_device
 
     return pick_device(name) if listing is None else jobs.own_device(pick_device(name))
 
@@ -159,7 +159,8 @@ def _lessons(name, generator, encoder, frames, device):
     """What a generator is tuned on: frames as images of its size, and their pivots, the codes that the encoder gives them."""
     import numpy as np
 
-    from talkhead import inversion, training
+    from talkhead import inversion
+    from talkhead.images import resize, to_images
 
     side = len(frames[0])
     if side < generator.resolution:
@@ -168,7 +169,7 @@ def _lessons(name, generator, encoder, frames, device):
             f"or align it with --size {generator.resolution}"
         )
     pivots = np.stack(list(inversion.encode(encoder, frames, device=device)))
-    return training.to_images(np.stack([training.resize(frame, generator.resolution) for frame in frames])), pivots
+    return to_images(np.stack([resize(frame, generator.resolution) for frame in frames])), pivots
 
 
 def _images(sources, size, every, limit):
@@ -191,7 +192,7 @@ def _left_out(problems, frames):
 
 def _networks(init, critic_channels, freeze_d, **sizes):
     """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
-    from talkhead import checkpoints, stylegan
+    from talkhead import checkpoints, fingerprints, stylegan
 
     weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
@@ -219,7 +220,7 @@ def _networks(init, critic_channels, freeze_d, **sizes):
         )
     else:
         cli_io.say(f"{init}: no critic of these sizes; a new one learns from the start")
-    return generator, critic, {checkpoints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
+    return generator, critic, {fingerprints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
 def _encoder(init, num_ws, shape):
@@ -253,9 +254,9 @@ def _new_encoder(arch, generator, imagenet, irse, **shape):
 
 def _save_encoder(path, encoder, weights):
     """Write an encoder that was trained along with a generator, of which these weights were saved."""
-    from talkhead import checkpoints, files
+    from talkhead import files, fingerprints
 
-    config = encoder.config | {"generator": checkpoints.fingerprint(weights["model"])}
+    config = encoder.config | {"generator": fingerprints.fingerprint(weights["model"])}
     header = {"kind": "encoder", "config": config, "step": weights["step"], "perceptual": weights["perceptual"]}
     files.save_weights(path, header | {"model": encoder.state_dict()})
 
@@ -332,7 +333,7 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
     import numpy as np
 
     from talkhead import faces, files
-    from talkhead.training import resize
+    from talkhead.images import resize
 
     with files.read_frames(source) as reader:
         # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
@@ -501,9 +502,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     """Latents by optimisation, written: what is shown, logged and kept on the way is settled here; how many they are."""
     from talkhead import files, inversion
 
-    planned = inversion.planned_steps(
-        method, options["steps"], options["next_steps"], options["hybrid_steps"]
-    )
+    planned = inversion.planned_steps(method, options["steps"], options["next_steps"], options["hybrid_steps"])
     total = None if reader.count is None else sum(map(planned, range(reader.count)))
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)

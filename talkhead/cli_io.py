@@ -138,9 +138,9 @@ def _who():
 
 def join(device):
     """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
-    from talkhead import distributed, training
+    from talkhead import distributed
 
-    return click.get_current_context().with_resource(distributed.join(training.pick_device(device)))
+    return click.get_current_context().with_resource(distributed.join(distributed.pick_device(device)))
 
 
 def share(shard):

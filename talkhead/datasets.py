@@ -16,7 +16,7 @@ import numpy as np
 from talkhead import files
 from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
-from talkhead.training import resize, to_images
+from talkhead.images import resize, to_images
 
 # Mean difference of two pictures, out of 255, below which they may follow each other in a film. Its frames differ by 1 to 2 (median),
 # a second apart by 3 to 11; portraits of different people by 52, and the most alike of 200 by 26.

@@ -276,3 +276,22 @@ class _Gather(torch.autograd.Function):
         with _others_there():
             distributed.all_reduce(gradient)
         return gradient[distributed.get_rank()]
+
+
+def pick_device(name="auto"):
+    """The torch device that `name` stands for.
+
+    name     "auto" (cuda, then mps, then cpu), "cpu", "cuda", "cuda:1", "mps"
+    raises   TalkheadError if the device is not there
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise TalkheadError(f"--device {name}: not usable here ({reason}); pass --device cpu") from problem
+    return device

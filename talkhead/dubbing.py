@@ -12,9 +12,10 @@ from itertools import islice, tee
 
 import numpy as np
 
-from talkhead import faces, training
+from talkhead import faces
 from talkhead.detail import Detail, Frame, Inside, Photo, draw, follow, locate, transfer
 from talkhead.errors import TalkheadError
+from talkhead.images import resize
 from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, places
 
 AT_REST = 0.15  # part of a film's frames, those with the smallest opening, in which the mouth counts as being at rest
@@ -44,7 +45,7 @@ class Film:
         tracked = ((frame, quad) for frame, quad, _ in tracked)
         if size is not None:
             tracked = (
-                (training.resize(frame, size) if quad is None else faces.crop(frame, quad, size), None)
+                (resize(frame, size) if quad is None else faces.crop(frame, quad, size), None)
                 for frame, quad in tracked
             )
         while chunk := list(islice(tracked, BATCH)):
@@ -78,11 +79,7 @@ class Film:
     def crop(self, index, size):
         """The aligned face of one frame as it is: uint8 (size, size, 3)."""
         picture = self.picture(index)
-        return (
-            training.resize(picture, size)
-            if self.quads[index] is None
-            else faces.crop(picture, self.quads[index], size)
-        )
+        return resize(picture, size) if self.quads[index] is None else faces.crop(picture, self.quads[index], size)
 
     @property
     def resting(self):

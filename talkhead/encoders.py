@@ -15,15 +15,10 @@ from torch.nn import functional as F
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+from talkhead.images import resize_images
 
 # What ResNet18 calls its stem and its first four residual blocks, two in each layer.
 IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
-
-
-def _resized(images, size):
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 # ---- ResNet18 ----
@@ -119,7 +114,7 @@ class ResNetEncoder(nn.Module):
 
     def features(self, images):
         """The trunk: float (N, 3, H, W) in [-1, 1] to pooled features, float (N, 8·width·pool_size²)."""
-        images = _resized(images, self.input_size)
+        images = resize_images(images, self.input_size)
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
@@ -296,7 +291,7 @@ class FaceRecognition(IRSE50):
     def forward(self, images):
         """float (N, 3, H, H) in [-1, 1], aligned as FFHQ, any size, to float (N, size) of length 1."""
         top, bottom, left, right = RECOGNISED
-        images = _resized(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
+        images = resize_images(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
         return self.embed(F.adaptive_avg_pool2d(images, RECOGNISED_SIZE))
 
 
@@ -414,7 +409,7 @@ class PSPEncoder(IRSE50):
 
     def offset(self, images):
         """What `forward` adds to the mean latent, float (N, L, w_dim)."""
-        fine, middle, coarse = self.maps(_resized(images, self.input_size))
+        fine, middle, coarse = self.maps(resize_images(images, self.input_size))
         if self.head == "w":
             return self.linear(coarse.mean((2, 3)))[:, None].expand(-1, self.num_ws, -1)
         if self.head == "w+":
@@ -478,7 +473,7 @@ class ReStyle(nn.Module):
 
     def forward(self, images):
         """float (N, 3, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
-        images = _resized(images, self.input_size)
+        images = resize_images(images, self.input_size)
         codes = self.w_avg.expand(len(images), -1, -1)
         drawn = self._draw(self.w_avg[None]).expand_as(images)
         for index in range(self.iterations):

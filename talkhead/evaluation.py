@@ -179,7 +179,7 @@ class Protocol:
 
     def _device(self, name):
         """Where to compute. torch takes seconds to load, so that nobody asks who does without."""
-        from talkhead.training import pick_device
+        from talkhead.distributed import pick_device
 
         self.packages += [] if "torch" in self.packages else ["torch"]
         return pick_device(name)
@@ -340,7 +340,7 @@ class _Pictures:
     def _look(self):
         import torch
 
-        from talkhead.training import to_images
+        from talkhead.images import to_images
 
         if self.waiting:
             with torch.no_grad():
@@ -404,7 +404,7 @@ def _sized(reader, size):
     if size is None:
         yield from reader
         return
-    from talkhead.training import resize
+    from talkhead.images import resize
 
     height, width = reader.size
     if height != width:

@@ -13,7 +13,8 @@ from talkhead import files, mobilenet
 from talkhead.downloads import REGISTRY
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.training import digest, to_images
+from talkhead.fingerprints import digest
+from talkhead.images import to_images
 
 WEIGHTS = REGISTRY["inception-fid"].file
 CLASSES = 1008  # of the network from 2015; later ones of the same layers have 1000

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from talkhead import files
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.fingerprints import digest
+from talkhead.images import resize_images, sheet, to_images
 from talkhead.latents import z_stream
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
-from talkhead.training import Feed, digest, fit, settled, sheet, to_images
+from talkhead.training import Feed, fit, settled
 
 # The learning rate rises over the first part of a frame's steps and falls over the last; Karras et al. 2020, appendix D.
 RISE, FALL = 0.05, 0.25
@@ -173,12 +174,6 @@ def _batches(frames, batch):
                     f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; give frames of one size"
                 )
         yield torch.cat([to_images(frame[None]) for _, frame in group])
-
-
-def _resized(images, size):
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 # ---- optimisation ----
@@ -352,7 +347,7 @@ class _Search:
 
     def __call__(self, images, descents):
         """The codes where the descents end. Each frame's loss has its own terms only."""
-        targets = _resized(images.to(self.device), self.generator.resolution)
+        targets = resize_images(images.to(self.device), self.generator.resolution)
         going = None
         while left := [k for k, descent in enumerate(descents) if descent.taken < descent.steps]:
             if left != going:
@@ -576,7 +571,7 @@ def train(
 
     @torch.no_grad()
     def draw():
-        return sheet(_resized(shown, generator.resolution), generator.synthesis(encoder.eval()(shown.to(device))))
+        return sheet(resize_images(shown, generator.resolution), generator.synthesis(encoder.eval()(shown.to(device))))
 
     header = {
         "kind": "encoder",
@@ -630,8 +625,8 @@ class _Reconstruction:
     def __call__(self, images, precision=nullcontext()):
         with precision:
             codes = self.encoder(images)
-            targets = _resized(images, self.size)
-            drawn = _resized(self.generator.synthesis(codes).float(), self.size)
+            targets = resize_images(images, self.size)
+            drawn = resize_images(self.generator.synthesis(codes).float(), self.size)
             square = pixel_loss(drawn, targets)
             # The root's slope is endless at zero.
             parts = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import datasets, files, mfcc, training
+from talkhead import datasets, files, fingerprints, mfcc
 from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
@@ -40,7 +40,7 @@ class Codes:
     """
 
     def __init__(self, path, encoder, sound=True):
-        self.path, self.encoder, self.fingerprint, self.sound = path, encoder, training.digest(encoder), sound
+        self.path, self.encoder, self.fingerprint, self.sound = path, encoder, fingerprints.digest(encoder), sound
 
     def __enter__(self):
         if not self.path.parent.is_dir():

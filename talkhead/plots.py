@@ -15,9 +15,9 @@ import torch
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+from talkhead.images import to_frames
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
 from talkhead.phonemes import closures
-from talkhead.training import to_frames
 
 KINDS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

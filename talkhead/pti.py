@@ -11,8 +11,10 @@ import torch
 
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.fingerprints import digest
+from talkhead.images import sheet
 from talkhead.losses import Perceptual
-from talkhead.training import Rest, digest, fit, seeded, sheet
+from talkhead.training import Rest, fit, seeded
 
 SHOWN = 8  # images of a sample sheet
 

@@ -21,8 +21,9 @@ from torch import nn
 from talkhead import ada, fid, metrics, winograd
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.images import sheet, to_frames
 from talkhead.latents import z_stream
-from talkhead.training import Feed, fit, sheet, to_frames
+from talkhead.training import Feed, fit
 
 STRIP = (
     2**23

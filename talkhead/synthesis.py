@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead import checkpoints, faces, training, vad
+from talkhead import blinking, checkpoints, faces, vad
 from talkhead.audio2latent import displacements, heard_by
 from talkhead.detail import Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_frames
 from talkhead.inversion import encode
 from talkhead.latents import displace
 from talkhead.mfcc import SAMPLE_RATE
-from talkhead.training import to_frames
 from talkhead.video_gan import motion
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -123,7 +123,7 @@ def drive(
         del again  # or all of the sound would be kept for it
     chosen = np.zeros((len(start), 1), np.float32)
     chosen[slice(None) if layers is None else slice(layers[0], layers[1] + 1)] = gain
-    lids = vad.blinks(blink, seed)
+    lids = blinking.blinks(blink, seed)
     for displacement, lid in zip(moved, lids):
         displacement = chosen * displacement
         yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
@@ -244,7 +244,7 @@ def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=
         raise TalkheadError(f"{name}: {problem}") from problem
     if whole:
         return photo
-    cut = training.resize(frame, side) if quad is None else faces.crop(frame, quad, side)
+    cut = resize(frame, side) if quad is None else faces.crop(frame, quad, side)
     return Photo(
         cut,
         network,
@@ -297,7 +297,7 @@ def with_detail(
     if isinstance(photo, Film):
         yield from dub(photo, frames, rest, batch)
     else:
-        yield from Detail(photo, rest, head=head).stream(frames, vad.blinks(blink, seed), batch)
+        yield from Detail(photo, rest, head=head).stream(frames, blinking.blinks(blink, seed), batch)
 
 
 def label(frames, text="synthetic"):

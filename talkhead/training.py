@@ -6,7 +6,6 @@ repeat the uninterrupted one bit for bit.
 """
 
 import copy
-import hashlib
 import math
 import os
 import shutil
@@ -18,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from talkhead import files
@@ -27,46 +25,6 @@ from talkhead.errors import TalkheadError
 
 WINDOW = 50  # steps: what `settled` averages losses over
 SLOW = 2.0  # seconds of a first step after which other programs may be the reason
-
-
-def pick_device(name="auto"):
-    """The torch device that `name` stands for.
-
-    name     "auto" (cuda, then mps, then cpu), "cpu", "cuda", "cuda:1", "mps"
-    raises   TalkheadError if the device is not there
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise TalkheadError(f"--device {name}: not usable here ({reason}); pass --device cpu") from problem
-    return device
-
-
-def to_images(frames):
-    """uint8 frames (N, H, W, 3), numpy or torch -> float32 images (N, 3, H, W) in [-1, 1]."""
-    frames = torch.from_numpy(np.require(frames, requirements=["C", "W"])) if isinstance(frames, np.ndarray) else frames
-    return frames.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
-def to_frames(images):
-    """float images (N, 3, H, W) in [-1, 1] -> uint8 numpy frames (N, H, W, 3), rounded and clipped."""
-    frames = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return frames.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
-
-
-def resize(frame, size):
-    """A square uint8 frame (H, H, 3) at another size; area-averaged when it shrinks."""
-    if frame.shape[:2] == (size, size):
-        return frame
-    image = to_images(frame[None])
-    image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return to_frames(image)[0]
 
 
 class Feed:
@@ -87,19 +45,6 @@ class Feed:
         self.seconds += time.monotonic() - began
         self._ahead = {index + 1: self._thread.submit(self._make, index + 1)}
         return made
-
-
-def sheet(*rows):
-    """Images in rows, one below the other: float (N, 3, H, W) each -> uint8 (rows · H, N · W, 3)."""
-    return np.concatenate([np.concatenate(list(to_frames(row)), 1) for row in rows])
-
-
-def digest(network):
-    """16 hex digits that name a network, or tensors in a dict, by their numbers, to the last bit."""
-    numbers = hashlib.sha256()
-    for name, value in sorted((network if isinstance(network, dict) else network.state_dict()).items()):
-        numbers.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return numbers.hexdigest()[:16]
 
 
 def settled(history, least_gain):

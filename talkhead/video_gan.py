@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from talkhead import ada, files, training
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, sheet, to_images
 from talkhead.latent_cache import Codes, find
 from talkhead.latents import W_DIM, Basis, grow, random_latents, why_not_random
 
@@ -592,7 +593,7 @@ class _Trainer:
         if self.settings["real"] == "projected":
             return window
         with files.read_frames(lesson.path, limit=int(max(last, who + 1))) as reader:
-            film = np.stack([training.resize(frame, self.settings["critic_size"]) for frame in reader])
+            film = np.stack([resize(frame, self.settings["critic_size"]) for frame in reader])
         return *window, film[who], film[first:last]
 
     def step(self, index):
@@ -619,7 +620,7 @@ class _Trainer:
     def _real(self, identity, window, face=None, film=None):
         """What is taken for real, small enough for the critics: a picture of each identity (b, 3, S, S), and a video (b, T, 3, S, S)."""
         if film is not None:
-            return training.to_images(face), training.to_images(film.flatten(0, 1)).unflatten(0, film.shape[:2])
+            return to_images(face), to_images(film.flatten(0, 1)).unflatten(0, film.shape[:2])
         with torch.no_grad():
             drawn = self._draw(torch.cat([identity[:, None], window], 1))
         return drawn[:, 0], drawn[:, 1:]
@@ -753,7 +754,7 @@ class _Trainer:
             moved = [np.stack(list(motion(self.average, path[0], seed, 32)))[::4] for seed in (1, 2)]
             strips = [path[[min(time, len(path) - 1) for time in times]], *(path[0] + away for away in moved)]
             rows += [self.generator.synthesis(torch.from_numpy(strip).to(self.device)) for strip in strips]
-        return training.sheet(*rows)
+        return sheet(*rows)
 
 
 def _mean(logits):

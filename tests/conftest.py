@@ -51,7 +51,7 @@ def toy_weights(tmp_path_factory):
     """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other, and the bundled keypoints.pt."""
     import torch
 
-    from talkhead import checkpoints, files
+    from talkhead import checkpoints, files, fingerprints
     from talkhead.encoders import ResNetEncoder
     from talkhead.stylegan import Generator
 
@@ -65,14 +65,14 @@ def toy_weights(tmp_path_factory):
         "video_gan": toy_motion_model(generator.num_ws),
     }
     shutil.copy(checkpoints.bundled("keypoints"), folder)
-    owner = checkpoints.fingerprint(generator.state_dict())
+    owner = fingerprints.fingerprint(generator.state_dict())
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | {"generator": owner}
         if kind == "video_gan":
             config = {
                 "network": network.config,
                 "generator": owner,
-                "encoder": checkpoints.fingerprint(networks["encoder"].state_dict()),
+                "encoder": fingerprints.fingerprint(networks["encoder"].state_dict()),
             }
         files.save_weights(
             folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}

@@ -20,9 +20,10 @@ from click.testing import CliRunner
 
 import talkhead
 from conftest import example, toy_motion_model
-from talkhead import checkpoints, faces, files, inversion, training
+from talkhead import checkpoints, faces, files, fingerprints, inversion
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -813,7 +814,7 @@ def fine(tmp_path):
     torch.manual_seed(0)
     generator = Generator(512, [1] * 8, mapping_layers=1)
     encoder = ResNetEncoder(generator.num_ws, width=2, input_size=16)
-    owner, motion = {"generator": checkpoints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
+    owner, motion = {"generator": fingerprints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
     for kind, network, config in (
         ("generator", generator, generator.config),
         ("encoder", encoder, encoder.config | owner),
@@ -827,14 +828,14 @@ def fine(tmp_path):
 
 def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_path, monkeypatch, stub):
     """Against the crop of 512 pixels made by hand; one of 256 pixels, enlarged, is another picture."""
-    from talkhead import pti, training
+    from talkhead import pti
 
     seen = []
     monkeypatch.setattr(pti, "train", lambda images, *_, **__: seen.append(images) or [])
     monkeypatch.setattr(talkhead, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
     assert run("pti", puppet / "photo.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine).exit_code == 0
     photo, points = files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
-    wanted = training.to_images(faces.align(photo, points, 512)[None])
+    wanted = to_images(faces.align(photo, points, 512)[None])
     assert seen[0].shape == wanted.shape and (seen[0] - wanted).abs().max() < 2 / 127.5
     moving = ["--noise-seed", 1, "--seconds", 0.04, "--pti", "--video-gan", tmp_path / "fine-video_gan.pt"]
     result = run(
@@ -1309,7 +1310,7 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
     )
     assert result.exit_code == 0 and f"{number}" in result.stderr, result.output
     seen = files.read_image(scene / "sheets/00000001.png")[:16]
-    assert np.abs(seen.astype(int) - training.resize(wanted, 16)).mean() < 4
+    assert np.abs(seen.astype(int) - resize(wanted, 16)).mean() < 4
     result = run(
         "generate",
         "--identity",

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import datasets, files, training
+from talkhead import datasets, files
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_frames
 
 
 def pictures(folder, count=5, size=8):
@@ -28,7 +29,7 @@ def test_images_hold_every_frame_and_show_each_once_an_epoch(tmp_path):
     images = datasets.Images([tmp_path / "faces"], 8)
     assert len(images) == 5 and np.array_equal(images.frames, frames)
     batches = [images.batch(step, 2, seed=3) for step in range(5)]
-    shown = training.to_frames(torch.cat(batches))
+    shown = to_frames(torch.cat(batches))
     for epoch in (shown[:5], shown[5:]):
         assert sorted(frame.tobytes() for frame in epoch) == sorted(frame.tobytes() for frame in frames)
     assert torch.equal(images.batch(4, 2, seed=3), batches[4])
@@ -121,8 +122,8 @@ def test_packed_frames_among_clips_and_packed_again(films, tmp_path):
 def test_packed_frames_of_another_size_are_resized(tmp_path):
     frames = clip(tmp_path / "films" / "a.mp4")
     images = datasets.Images([packed([tmp_path / "films"], tmp_path / "p.npy", 16)], 8)
-    assert images.frames.shape == (6, 8, 8, 3) and np.array_equal(images.frames[-1], training.resize(frames[-1], 8))
-    assert np.array_equal(images.frames[[3, 0]], [training.resize(frames[3], 8), training.resize(frames[0], 8)])
+    assert images.frames.shape == (6, 8, 8, 3) and np.array_equal(images.frames[-1], resize(frames[-1], 8))
+    assert np.array_equal(images.frames[[3, 0]], [resize(frames[3], 8), resize(frames[0], 8)])
     with pytest.raises(IndexError):
         images.frames[6]
 

@@ -216,7 +216,7 @@ def test_injected_errors_are_found_in_puppets(tmp_path, speaking, monkeypatch, s
 def test_lpips_is_that_of_the_lpips_package(tmp_path, random_vgg):
     import lpips
 
-    from talkhead.training import to_images
+    from talkhead.images import to_images
 
     clip = frames(18)
     real, fake = write(tmp_path / "r.mp4", clip), write(tmp_path / "f.mp4", noisy(clip))
@@ -253,7 +253,7 @@ def recognition(tmp_path):
 
 def test_identity_is_the_cosine_of_whole_aligned_frames(tmp_path, recognition):
     from talkhead.encoders import load_face_recognition
-    from talkhead.training import to_images
+    from talkhead.images import to_images
 
     clip, other = frames(18, size=64), frames(18, 5, size=64)
     real, fake = (

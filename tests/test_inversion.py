@@ -12,9 +12,9 @@ from talkhead import training
 from talkhead.distributed import Share
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
+from talkhead.images import to_frames, to_images
 from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps, train, training_size
 from talkhead.stylegan import Generator
-from talkhead.training import to_frames, to_images
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import talkhead
-from talkhead import metrics, training
+from talkhead import metrics
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
+from talkhead.images import resize, to_frames, to_images
 from talkhead.keypoints import places
 from talkhead.losses import (
     LipDistance,
@@ -18,7 +19,6 @@ from talkhead.losses import (
     pyramid_distance,
     vgg_weights,
 )
-from talkhead.training import to_images
 
 
 @pytest.fixture
@@ -275,12 +275,12 @@ def lips():
 
 @pytest.fixture(scope="module")
 def face():
-    return to_images(training.resize(talkhead.read_image("examples/face.png"), 256)[None])
+    return to_images(resize(talkhead.read_image("examples/face.png"), 256)[None])
 
 
 def test_lips_that_moved_are_as_far_away_as_they_moved(lips, face):
     """By three pixels across, in widths of the mouth, as the keypoint network itself reads it."""
-    points = lips.keypoints.read(training.to_frames(face))[0]
+    points = lips.keypoints.read(to_frames(face))[0]
     width = np.linalg.norm(points[places(61)] - points[places(291)])
     assert lips(face, face).item() == 0
     assert lips(face.roll(3, 3), face).item() == pytest.approx(3 / 256 / width, rel=0.25)

@@ -12,7 +12,12 @@ import pytest
 import talkhead
 
 ROOT = Path(__file__).parents[1]
-COMMAND = ("cli_io", "cli_options", "cli", "__main__")  # the rooms of the command line, after all that Python users import
+COMMAND = (
+    "cli_io",
+    "cli_options",
+    "cli",
+    "__main__",
+)  # the rooms of the command line, after all that Python users import
 
 
 def imported(path):

@@ -12,7 +12,8 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
-from talkhead import TalkheadError, checkpoints, faces, files, latents, plots, training  # noqa: E402
+from talkhead import TalkheadError, checkpoints, faces, files, latents, plots
+from talkhead.images import to_frames  # noqa: E402
 from test_cli import run  # noqa: E402
 
 
@@ -231,7 +232,7 @@ def test_ways_end_at_their_ends(generator):
     rows = plots.interpolation(generator, ends, columns=5)
     assert list(rows) == ["W+, lerp", "W+, slerp"]
     with torch.no_grad():
-        wanted = training.to_frames(generator.synthesis(torch.from_numpy(np.stack([ends[0], ends.mean(0), ends[1]]))))
+        wanted = to_frames(generator.synthesis(torch.from_numpy(np.stack([ends[0], ends.mean(0), ends[1]]))))
     for pictures in rows.values():
         assert np.abs(pictures[[0, 4]].astype(int) - wanted[[0, 2]]).max() <= 1
     assert np.abs(rows["W+, lerp"][2].astype(int) - wanted[1]).max() <= 1
@@ -263,7 +264,7 @@ def test_components_move_the_mean_along_singular_vectors(generator):
     for k, pictures in enumerate(rows.values()):
         moved = np.stack([mean + move * values[k] / 6**0.5 * vectors[k] for move in (-2, 0, 2)]).reshape(3, -1, 512)
         with torch.no_grad():
-            wanted = training.to_frames(generator.synthesis(torch.from_numpy(moved).float())).astype(int)
+            wanted = to_frames(generator.synthesis(torch.from_numpy(moved).float())).astype(int)
         found = pictures[[0, 2, 4]].astype(int)  # the sign of a component is free
         assert min(np.abs(found - wanted).max(), np.abs(found[::-1] - wanted).max()) <= 1
 

@@ -11,6 +11,7 @@ import torch
 
 from talkhead import checkpoints, files, pti, training
 from talkhead.errors import TalkheadError
+from talkhead.images import sheet
 from talkhead.losses import pyramid_distance
 from talkhead.pti import tune
 from talkhead.stylegan import Generator
@@ -303,4 +304,4 @@ def test_a_sheet_shows_images_over_what_is_drawn(generator, images, pivots, tmp_
     )
     drawn = files.read_image(tmp_path / "sheets" / "00000001.png")
     assert drawn.shape == (16, 6 * 8, 3)  # every third of eighteen
-    assert np.array_equal(drawn[:8, :16], training.sheet(images[[0, 3]]))
+    assert np.array_equal(drawn[:8, :16], sheet(images[[0, 3]]))

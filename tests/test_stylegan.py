@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import foreign
-from talkhead import checkpoints, datasets, files, latents, metrics, stylegan, training
+from talkhead import checkpoints, datasets, files, latents, metrics, stylegan
 from talkhead.cli import cli
 from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
+from talkhead.images import to_frames, to_images
 from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
@@ -854,7 +855,7 @@ def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
             z = torch.randn(16, 16, generator=random)
             with torch.no_grad():
                 drawn.append(generator(z, noise=lambda side: torch.randn(16, 1, side, side, generator=random)))
-        fake = Corners()(training.to_frames(torch.cat(drawn)[:24]))
+        fake = Corners()(to_frames(torch.cat(drawn)[:24]))
         record = next(record for record in records if record["step"] == step)
         assert record["fid"] == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-6)
         assert record["kid"] == pytest.approx(metrics.kernel_distance(real, fake), rel=1e-6)
@@ -926,6 +927,6 @@ def test_what_fid_lacks_is_said_before_training(tmp_path, noise, monkeypatch):
 
 def test_images_cross_the_pixel_range_and_back():
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
-    images = training.to_images(frames)
+    images = to_images(frames)
     assert images.shape == (2, 3, 4, 4) and images.min() >= -1 and images.max() <= 1
-    assert np.array_equal(training.to_frames(images), frames)
+    assert np.array_equal(to_frames(images), frames)

@@ -112,10 +112,10 @@ def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2la
 
 def test_a_photo_blinks_when_the_path_does(generator, encoder, audio2latent):
     import talkhead
-    from talkhead import vad
+    from talkhead import blinking
 
     face, speech = talkhead.read_image("examples/face.png"), np.zeros(16000 * 2, np.float32)
-    lids = list(islice(vad.blinks(60, 3), 50))
+    lids = list(islice(blinking.blinks(60, 3), 50))
     frames = list(
         synthesis.generate(
             generator,
@@ -256,7 +256,7 @@ def test_blinks_are_added_to_what_speech_moves(encoder, audio2latent):
         np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3)))
         for rate in (0, 40)
     )
-    lids = np.array([lid for lid, _ in zip(synthesis.vad.blinks(40, 3), awake)], np.float32)
+    lids = np.array([lid for lid, _ in zip(synthesis.blinking.blinks(40, 3), awake)], np.float32)
     assert (lids > 0.5).sum() > 4
     np.testing.assert_allclose(blinking, awake + lids[:, None, None] * latent, atol=1e-5)
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import files, training
+from talkhead import distributed, files, training
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
+from talkhead.images import sheet, to_frames
 
 
 class Descent:
@@ -401,8 +402,8 @@ def test_a_feed_works_ahead_and_counts_what_steps_wait(tmp_path):
 
 def test_a_sheet_is_rows_of_images():
     images = torch.linspace(-1, 1, 4 * 3 * 2 * 2).view(4, 3, 2, 2)
-    drawn = training.sheet(images[:2], images[2:])
-    assert drawn.shape == (4, 4, 3) and np.array_equal(drawn[2:, :2], training.to_frames(images[2:3])[0])
+    drawn = sheet(images[:2], images[2:])
+    assert drawn.shape == (4, 4, 3) and np.array_equal(drawn[2:, :2], to_frames(images[2:3])[0])
 
 
 def test_best_by_validation_is_what_the_file_holds(tmp_path):
@@ -428,7 +429,7 @@ def test_best_by_validation_is_what_the_file_holds(tmp_path):
 
 
 def test_devices():
-    assert training.pick_device("cpu").type == "cpu"
-    assert training.pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert distributed.pick_device("cpu").type == "cpu"
+    assert distributed.pick_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(TalkheadError, match="--device abacus"):
-        training.pick_device("abacus")
+        distributed.pick_device("abacus")

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from talkhead import files, mfcc, vad
+from talkhead import blinking, files, mfcc, vad
 from talkhead.audio_features import Mfcc
 
 
@@ -138,13 +138,13 @@ def falls(lids):
 @pytest.mark.parametrize("rate", [6, 17, 40])
 def test_eyes_blink_as_often_as_they_are_told_to(rate):
     minutes = 300
-    lids = np.array(list(islice(vad.blinks(rate), minutes * 60 * 25)))
+    lids = np.array(list(islice(blinking.blinks(rate), minutes * 60 * 25)))
     assert lids.min() == 0 and 0.9 < lids.max() <= 1
     waits = np.diff(falls(lids)) / 25
     # Two that fall within a frame or two of each other are seen as one.
     assert len(waits) / minutes == pytest.approx(rate, rel=0.15)
-    share = vad.AGAIN + (1 - vad.AGAIN) * (
-        1 - np.exp(-0.6 * (1 - vad.AGAIN) * rate / 60)
+    share = blinking.AGAIN + (1 - blinking.AGAIN) * (
+        1 - np.exp(-0.6 * (1 - blinking.AGAIN) * rate / 60)
     )  # some follow at once by chance
     assert np.mean(waits < 0.6) == pytest.approx(share, abs=0.05)
 
@@ -152,18 +152,18 @@ def test_eyes_blink_as_often_as_they_are_told_to(rate):
 def test_a_blink_is_drawn_as_it_was_measured(monkeypatch):
     """What it takes from a tenth to the top, and back to a tenth; seen between frames as by a faster camera."""
     monkeypatch.setattr(vad.mfcc, "FPS", 1000)
-    monkeypatch.setattr(vad, "AGAIN", 0.0)
-    lids = np.array(list(islice(vad.blinks(6), 200_000)))
+    monkeypatch.setattr(blinking, "AGAIN", 0.0)
+    lids = np.array(list(islice(blinking.blinks(6), 200_000)))
     edges = np.flatnonzero(np.diff((lids > 0.1).astype(int))).reshape(-1, 2)
     tops = [first + np.argmax(lids[first : last + 1]) for first, last in edges]
-    assert np.median(tops - edges[:, 0]) == pytest.approx(1000 * 0.804 * vad.CLOSE[0], rel=0.3)
-    assert np.median(edges[:, 1] - tops) == pytest.approx(1000 * 0.684 * vad.OPEN[0], rel=0.3)
+    assert np.median(tops - edges[:, 0]) == pytest.approx(1000 * 0.804 * blinking.CLOSE[0], rel=0.3)
+    assert np.median(edges[:, 1] - tops) == pytest.approx(1000 * 0.684 * blinking.OPEN[0], rel=0.3)
 
 
 def test_blinks_hang_on_the_seed():
-    first, again, other = ([*islice(vad.blinks(17, seed), 2000)] for seed in (1, 1, 2))
+    first, again, other = ([*islice(blinking.blinks(17, seed), 2000)] for seed in (1, 1, 2))
     assert first == again and first != other
 
 
 def test_who_is_not_to_blink_does_not():
-    assert not any(islice(vad.blinks(0), 1000))
+    assert not any(islice(blinking.blinks(0), 1000))

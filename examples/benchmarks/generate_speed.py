@@ -63,7 +63,7 @@ def random_weights(size, folder):
     """Write untrained networks of full size that fit each other: generator.pt, encoder.pt, audio2latent.pt."""
     import torch
 
-    from talkhead import checkpoints
+    from talkhead import fingerprints
     from talkhead.audio2latent import SecondModel
     from talkhead.encoders import ResNetEncoder
     from talkhead.latents import Basis
@@ -78,7 +78,7 @@ def random_weights(size, folder):
         "encoder": ResNetEncoder(generator.num_ws),
         "audio2latent": SecondModel(generator.num_ws, components, basis=basis),
     }
-    owner = {"generator": checkpoints.fingerprint(generator.state_dict())}
+    owner = {"generator": fingerprints.fingerprint(generator.state_dict())}
     for kind, network in networks.items():
         config = network.config if kind == "generator" else network.config | owner
         files.save_weights(

@@ -31,7 +31,8 @@ from peer_generators import checkout, random_networks, rosinality
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, files, losses, training
+from talkhead import checkpoints, files, losses
+from talkhead.images import resize, to_images
 
 LEAST_STEP_RATIO = 1.5
 MOST_TIME = 0.1  # of Algorithm 2's
@@ -98,7 +99,7 @@ def our_steps(generator, frame, count):
 def step(options):
     generator, critic = random_networks(RESOLUTION, "cpu")
     frame = np.random.default_rng(0).integers(0, 256, (RESOLUTION, RESOLUTION, 3), np.uint8)
-    target = training.to_images(frame[None])
+    target = to_images(frame[None])
     with vgg() as weights, checkout(options.rosinality.resolve()):
         theirs, mean = rosinality(generator, critic, "cpu"), generator.w_avg.expand(generator.num_ws, -1)
         taken, first = {"projector": [], "frozen": [], "ours": []}, {}
@@ -154,7 +155,7 @@ class Run:
     def _loss(generator, perceptual, code, frame):
         drawn, target = (
             generator.synthesis(code[None]),
-            training.to_images(training.resize(frame, generator.resolution)[None]),
+            to_images(resize(frame, generator.resolution)[None]),
         )
         return (perceptual(drawn, target) + losses.pixel_loss(drawn, target)).item()
 

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from peer_generators import checkout, nvidia
 
-from talkhead import checkpoints, datasets, fid, files, metrics, state_dicts, training
+from talkhead import checkpoints, datasets, fid, files, metrics, state_dicts
+from talkhead.images import to_frames
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 
 LEAST_RATIO, MOST_MEMORY = 1.5, 1.0  # of theirs
@@ -179,7 +180,7 @@ def drawn(generator, count):
     """So many pictures of one z after another, the same for both, uint8 (16, R, R, 3) at a time."""
     random = torch.Generator().manual_seed(7)
     for start in range(0, count, 16):
-        yield training.to_frames(generator(torch.randn(min(16, count - start), 512, generator=random)))
+        yield to_frames(generator(torch.randn(min(16, count - start), 512, generator=random)))
 
 
 def quality(options):
