@@ -23,7 +23,18 @@ import torch
 import talkhead
 from contact_sheet import sheet
 from puppets import articulation
-from talkhead import checkpoints, files, inversion, latent_cache, metrics, pti, synthesis
+from talkhead import (
+    audio_files,
+    checkpoints,
+    files,
+    image_files,
+    inversion,
+    latent_cache,
+    metrics,
+    pti,
+    synthesis,
+    video_files,
+)
 from talkhead.audio2latent import heard_by
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
@@ -62,13 +73,13 @@ def person(path):
 def read(path):
     about = files.read_json(path.with_suffix(".json"))
     track = files.read_array(path.with_suffix(".track.npy"))[:, articulation.TRACK.index("opening")]
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         frames = list(reader)
     return Clip(
         path,
         person(path),
         frames,
-        files.read_audio(path),
+        audio_files.read_audio(path),
         track[: len(frames)],
         articulation.closures(about.get("phonemes", [])),
     )
@@ -371,7 +382,7 @@ def study(
     found["claims"] = claims(found)
     found |= {"people": len(eye.people), "generator": second[0].fingerprint, "first_generator": first[0].fingerprint}
     for name, shown in rows.items():
-        files.write_image(out / f"{name}.png", sheet(shown, COLUMNS, SIZE), synthetic=True)
+        image_files.write_image(out / f"{name}.png", sheet(shown, COLUMNS, SIZE), synthetic=True)
     files.write_json(out / "study.json", found)
     (out / "study.md").write_text(text(found))
 

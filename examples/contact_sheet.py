@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from talkhead import files
+from talkhead import image_files, video_files
 from talkhead.images import resize
 
 LINE = 14  # pixels of a line of caption
@@ -57,9 +57,9 @@ def main():
     options = parser.parse_args()
     rows = []
     for clip in options.clips:
-        with files.read_frames(clip) as frames:
+        with video_files.read_frames(clip) as frames:
             rows.append([resize(frame, options.size) for frame in frames])
-    files.write_image(options.output, captioned(sheet(rows, options.columns, options.size), *options.caption))
+    image_files.write_image(options.output, captioned(sheet(rows, options.columns, options.size), *options.caption))
 
 
 if __name__ == "__main__":

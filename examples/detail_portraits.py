@@ -18,7 +18,7 @@ from tqdm import tqdm
 import talkhead
 from face_descriptor import WEIGHTS, Descriptor, chip
 from puppets import variety
-from talkhead import checkpoints, detail, faces, files, keypoints, metrics, phonemes, synthesis
+from talkhead import checkpoints, detail, faces, files, image_files, keypoints, metrics, phonemes, synthesis
 
 TOOTHY = 0.06  # gap of the lips in widths of the mouth from which a photo counts as smiling with teeth
 
@@ -124,7 +124,7 @@ def main(photos, output, audio, timing, detector_model, limit):
     paths = [
         str(path)
         for place in photos
-        for path in (sorted(files.find(place, files.PICTURES)) if Path(place).is_dir() else [Path(place)])
+        for path in (sorted(files.find(place, image_files.PICTURES)) if Path(place).is_dir() else [Path(place)])
     ][:limit]
     rows, shown = [], []
     for path in tqdm(paths):

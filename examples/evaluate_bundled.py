@@ -25,16 +25,19 @@ from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 from puppets import articulation, variety
 from talkhead import (
+    audio_files,
     checkpoints,
     distributed,
     evaluation,
     faces,
     files,
+    image_files,
     inversion,
     metrics,
     mfcc,
     pti,
     synthesis,
+    video_files,
 )
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
@@ -132,12 +135,12 @@ def puppet(path, model, eye):
     """One held-out clip, spoken again from its first frame and its sound: (record, rows for the sheet)."""
     about = json.loads(path.with_suffix(".json").read_text())
     track = files.read_array(path.with_suffix(".track.npy"))[:, articulation.TRACK.index("opening")]
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         large = list(reader)
     clips = {
         "truth": [resize(frame, model.size) for frame in large],
         "projection": model.project(large),
-        "fake": model.speak(large[0], files.read_audio(path)),
+        "fake": model.speak(large[0], audio_files.read_audio(path)),
     }
     seen = {name: openings(frames, eye) for name, frames in clips.items()}
     record = {
@@ -260,11 +263,11 @@ def puppet_rows(s, size, least):
 
 def recording(path, face, model, eye):
     """One recording spoken by a held-out face; where it was filmed, the speaker's own mouth is measured too."""
-    audio = files.read_audio(path)
+    audio = audio_files.read_audio(path)
     fake = model.speak(face, audio)
     mouths = {"fake": openings(fake, eye)}
     if path.suffix in FILMED:
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             mouths["own"] = openings(reader, eye.detector)
     envelope = metrics.envelope(audio, mfcc.num_frames(audio))
     quiet = metrics.pauses(envelope)
@@ -369,10 +372,10 @@ def coded(frames):
     """Frames as a file for people gives them back: float32 (T, H, W, 3)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        with files.FrameWriter(path) as writer:
+        with video_files.FrameWriter(path) as writer:
             for frame in frames:
                 writer.write(frame)
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             return np.stack(list(reader)).astype(np.float32)
 
 
@@ -416,7 +419,7 @@ class Persons:
 
 def portrait(path, audio, model, eye, steps, persons):
     """One photo, tuned on and made to speak: (record, rows for the sheet); a photo without a face is only counted."""
-    image = files.read_image(path)
+    image = image_files.read_image(path)
     found = eye.detector(image)
     if not found:
         return {"part": "portraits", "portrait": path.name, "faces": 0}, []
@@ -548,14 +551,14 @@ def run(part, jobs, summarise, log, pictures):
         records.append(record)
         if clips and len(records) <= ON_SHEET:
             rows += clips
-            files.write_image(
+            image_files.write_image(
                 pictures / f"{part}-{len(records):02d}.png", captioned(sheet(clips, 8, 128), *caption(record))
             )
         say(record, log)
     summary = {"summary": part, **summarise(records)}
     say(summary, log)
     if rows:
-        files.write_image(pictures / f"{part}.png", sheet(rows, 12, 128))
+        image_files.write_image(pictures / f"{part}.png", sheet(rows, 12, 128))
     return summary
 
 
@@ -576,12 +579,12 @@ def sounds(paths):
 
 def photos(paths, eye, size):
     """The faces of portraits, aligned as `portrait` does; those without a face are left out."""
-    images = map(files.read_image, paths)
+    images = map(image_files.read_image, paths)
     return [resize(faces.align(image, found[0], 256), size) for image in images if (found := eye.detector(image))]
 
 
 def first_frame(clip):
-    with files.read_frames(clip, limit=1) as reader:
+    with video_files.read_frames(clip, limit=1) as reader:
         return next(iter(reader))
 
 
@@ -625,7 +628,7 @@ def main():
     recordings = sounds(options.speech)[: options.limit]
     portraits = files.find(options.portraits, {".jpg"})[::53][:10][: options.limit] if options.portraits else []
     speakers = [first_frame(clip) for clip in clips[:10]]
-    sentence = files.read_audio(recordings[0] if recordings else clips[0])[: 5 * mfcc.SAMPLE_RATE]
+    sentence = audio_files.read_audio(recordings[0] if recordings else clips[0])[: 5 * mfcc.SAMPLE_RATE]
     persons = (
         Persons(
             photos(files.find(options.portraits, {".jpg"})[::11], eye, model.size), options.identity_model, model.device

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import train_speech
-from talkhead import audio_features, files, mfcc, speech_models
+from talkhead import audio_features, audio_files, mfcc, speech_models
 
 LETTERS = {letter.upper(): letter for letter in "bdfklmnprstvwz"}  # consonants that are spelled as they are heard
 
@@ -38,7 +38,7 @@ def measure(model, folder):
     wrong = letters = seconds = spent = 0
     late = []
     for number, lesson in enumerate(train_speech.recordings([folder])):
-        audio = files.read_audio(lesson.path)
+        audio = audio_files.read_audio(lesson.path)
         began = time.process_time()
         logits = np.concatenate(list(model.steps([audio])))
         spent += time.process_time() - began

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from talkhead import faces, files
+from talkhead import faces, image_files
 from talkhead.errors import TalkheadError
 
 SAME_PERSON = 0.6  # dlib's own threshold
@@ -288,7 +288,7 @@ def main():
     detector = faces.detector("mediapipe", options.detector_model)
     chips = []
     for path in options.photos:
-        image = files.read_image(path)
+        image = image_files.read_image(path)
         found = detector(image)
         if not len(found):
             raise TalkheadError(f"{path}: no face found; leave it out")

@@ -59,6 +59,7 @@ import study
 import talkhead
 from talkhead import (
     audio2latent,
+    audio_files,
     checkpoints,
     cli,
     datasets,
@@ -66,11 +67,13 @@ from talkhead import (
     faces,
     files,
     fingerprints,
+    image_files,
     inversion,
     latents,
     losses,
     speech_models,
     stylegan,
+    video_files,
     video_gan,
 )
 
@@ -348,12 +351,14 @@ def kit(folder):
     files.write_latents(folder / "latents.npy", path)
     files.write_array(folder / "quads.npy", np.tile(np.float32([[8, 4], [8, 28], [32, 28], [32, 4]]), (FRAMES, 1, 1)))
     files.write_array(folder / "landmarks.npy", np.tile(landmarks(), (FRAMES, 1, 1)))
-    files.write_audio(folder / "speech.wav", tone(16000, 1)[:, 0] / 32768)
+    audio_files.write_audio(folder / "speech.wav", tone(16000, 1)[:, 0] / 32768)
     (folder / "face.png").write_bytes(drawn("PNG", {}))
     sound = tone(16000, 1)[:, 0] / np.float32(32768), 16000
     for name in ("clip.mp4", "clips/0.mp4", "clips/1.mp4"):
         (folder / name).parent.mkdir(exist_ok=True)
-        with files.FrameWriter(folder / name, sound=sound, metadata={files.ALIGNED_TAG: "32"}, lossless=True) as writer:
+        with video_files.FrameWriter(
+            folder / name, sound=sound, metadata={files.ALIGNED_TAG: "32"}, lossless=True
+        ) as writer:
             for picture in pictures():
                 writer.write(picture[:32, :32])
     return networks
@@ -445,7 +450,7 @@ def seeds(folder, also=()):
     made += [Seed(name, encoded(name, audio=codec), SOUND) for name, codec in SOUNDS.items()]
     folders = ("align . -o out.mp4 --size 32",)
     made += [
-        Seed(name, drawn(*how), PICTURE + (folders if Path(name).suffix in files.PICTURES else ()))
+        Seed(name, drawn(*how), PICTURE + (folders if Path(name).suffix in image_files.PICTURES else ()))
         for name, how in PICTURES.items()
     ]
     made += [
@@ -473,7 +478,7 @@ def _arrays(folder, networks):
     resumed = "invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator ../kit/generator.pt"
     (folder / "two").mkdir()
     for index, picture in enumerate(pictures(2)):
-        files.write_image(folder / f"two/{index}.png", picture[:TOY, :TOY])
+        image_files.write_image(folder / f"two/{index}.png", picture[:TOY, :TOY])
     return [
         Seed(
             "code.npy",

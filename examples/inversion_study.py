@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import talkhead
-from talkhead import checkpoints, files, inversion, latents, losses, metrics, plots, synthesis
+from talkhead import checkpoints, files, image_files, inversion, latents, losses, metrics, plots, synthesis, video_files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -142,7 +142,7 @@ class Clip:
 
     def __init__(self, folder, judge):
         self.name, self.folder = folder.name, folder
-        with files.read_frames(folder / "clip.mp4") as reader:
+        with video_files.read_frames(folder / "clip.mp4") as reader:
             self.frames = np.stack([resize(frame, judge.generator.resolution) for frame in reader])
         self.codes = {run: files.read_latents(folder / f"{run}.npy") for run in RUNS}
         self.losses = {run: read_losses(folder / f"{run}.jsonl") for run in RUNS if run != "encoder"}
@@ -299,7 +299,7 @@ def interpolation(generator, encoder, frame, perceptual, path, columns=6):
     returns  {row: {"detour", "jump"}}: length of the way / distance of its ends, longest / mean step, both as the eye
              (the perceptual distance) sees them
     """
-    ends = np.stack([*inversion.encode(encoder, [files.read_image(FACE)]), *inversion.encode(encoder, [frame])])
+    ends = np.stack([*inversion.encode(encoder, [image_files.read_image(FACE)]), *inversion.encode(encoder, [frame])])
     random = {} if latents.why_not_random(generator) else plots.interpolation(generator, columns=columns, seed=1)
     rows = random | plots.interpolation(generator, ends, columns)
     numbers = {}
@@ -413,12 +413,12 @@ def report(out, clips, generator=None, encoder=None, perceptual="auto"):
 
 def cut(source, destination, frames):
     """Write the middle of an aligned clip, losslessly."""
-    with files.read_frames(source) as reader:
+    with video_files.read_frames(source) as reader:
         metadata, clip = reader.metadata, list(reader)
     if len(clip) < frames:
         raise TalkheadError(f"{source}: has {len(clip)} frames, wanted {frames}; set FRAMES lower")
     start = (len(clip) - frames) // 2
-    with files.FrameWriter(destination, metadata=metadata, lossless=True) as writer:
+    with video_files.FrameWriter(destination, metadata=metadata, lossless=True) as writer:
         for frame in clip[start : start + frames]:
             writer.write(frame)
 

@@ -31,7 +31,7 @@ import torch._dynamo  # which optimisers would load in every run
 
 import talkhead
 from puppets import puppet
-from talkhead import cli, encoders, faces, files, fingerprints, stylegan
+from talkhead import cli, encoders, faces, files, fingerprints, stylegan, video_files
 
 SIZE = 16  # pixels: the generator's pictures
 FRAMES = 4  # of each clip
@@ -121,10 +121,10 @@ def make(folder):
         shown = list(puppet.perform(puppet.drawn(seed=number, size=64), track, size=64, seed=number))
         sound = np.random.default_rng(number).normal(0, 0.05, 640 * FRAMES).astype(np.float32), 16000
         with (
-            files.FrameWriter(
+            video_files.FrameWriter(
                 folder / f"aligned/{number}.mp4", sound=sound, metadata={files.ALIGNED_TAG: "64"}, lossless=True
             ) as aligned,
-            files.FrameWriter(folder / f"clips/{number}.mp4", sound=sound, lossless=True) as whole,
+            video_files.FrameWriter(folder / f"clips/{number}.mp4", sound=sound, lossless=True) as whole,
         ):
             for frame, _ in shown:
                 aligned.write(frame)

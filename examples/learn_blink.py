@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from contact_sheet import sheet
-from talkhead import checkpoints, files, inversion, synthesis
+from talkhead import checkpoints, files, image_files, inversion, synthesis, video_files
 from talkhead.images import resize, to_images
 
 SHUT, AWAKE = 0.9, 0.1  # closures between which a pair is taken
@@ -42,7 +42,7 @@ def pairs(folder, size):
         if not awake:
             continue
         other = min(awake, key=lambda at: abs(at - shut[0]))
-        with files.read_frames(path.with_suffix(".mp4")) as reader:
+        with video_files.read_frames(path.with_suffix(".mp4")) as reader:
             frames = list(reader)
         points = files.read_array(path.with_suffix(".landmarks.npy"))[other] * size / frames[0].shape[0]
         mask = np.zeros((size, size), np.float32)
@@ -116,7 +116,7 @@ def main():
         ]
         for k in left
     ]
-    files.write_image(options.output.with_suffix(".png"), sheet(rows, 5, generator.resolution), synthetic=True)
+    image_files.write_image(options.output.with_suffix(".png"), sheet(rows, 5, generator.resolution), synthetic=True)
 
 
 def difference(frames, size):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from talkhead import files, metrics, mfcc, vad
+from talkhead import audio_files, files, metrics, mfcc, vad
 
 RATE = mfcc.SAMPLE_RATE
 TWICE = 4  # speeches are few: so often each is taken, in other mixtures
@@ -128,7 +128,7 @@ def puppets(folder):
     for path in files.find(folder, {".json"}):
         about = files.read_json(path)
         if about["source"].startswith("espeak"):
-            audio = files.read_audio(path.with_suffix(".mp4"))
+            audio = audio_files.read_audio(path.with_suffix(".mp4"))
             yield (
                 audio,
                 within(
@@ -143,7 +143,7 @@ def recordings(folder, aligns):
         align = Path(aligns) / f"{path.stem}.align"
         if align.exists():
             rows = [line.split() for line in align.read_text().splitlines() if line.strip()]
-            audio = files.read_audio(path)
+            audio = audio_files.read_audio(path)
             yield (
                 audio,
                 within(
@@ -156,7 +156,7 @@ def recordings(folder, aligns):
 def speeches(folder, seconds=4):
     """(sound, spoken) of pieces of recordings whose words nobody wrote down: their own loudness tells where they pause."""
     for path in sorted(path for path in Path(folder).iterdir() if not files.is_hidden(path.name)):
-        audio = files.read_audio(path)
+        audio = audio_files.read_audio(path)
         for start in range(0, len(audio) - seconds * RATE + 1, seconds * RATE):
             piece = audio[start : start + seconds * RATE]
             yield (

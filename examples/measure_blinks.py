@@ -15,7 +15,7 @@ import mediapipe
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
-from talkhead import datasets, files
+from talkhead import datasets, video_files
 
 AGAIN_WITHIN = 0.6  # seconds from peak to peak: the second of two that belong together
 
@@ -31,7 +31,7 @@ def detector(model):
 def closures(clip, find):
     """(T,): how far the lids are shut, NaN where no face is found; and frames a second."""
     lids = []
-    with files.read_frames(clip) as reader:
+    with video_files.read_frames(clip) as reader:
         for frame in reader:
             found = find.detect(
                 mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from contact_sheet import captioned, sheet
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet, variety
-from talkhead import checkpoints, datasets, faces, fid, files, inversion, metrics, synthesis
+from talkhead import checkpoints, datasets, faces, fid, image_files, inversion, metrics, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -221,7 +221,7 @@ def write_sheet(path, rows, caption):
     """A row of up to COLUMNS pictures each; what is missing of one stays white."""
     if rows := [row for row in rows if row]:
         rows = [row + [np.full_like(row[0], 255)] * (COLUMNS - len(row)) for row in rows]
-        files.write_image(path, captioned(sheet(rows, COLUMNS, 128), caption), synthetic=True)
+        image_files.write_image(path, captioned(sheet(rows, COLUMNS, 128), caption), synthetic=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from contact_sheet import captioned, sheet
 from likeness import Likeness, distances
 from puppets import puppet
-from talkhead import checkpoints, distributed, files, inversion, synthesis
+from talkhead import checkpoints, distributed, files, image_files, inversion, synthesis, video_files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize
 
@@ -37,7 +37,7 @@ def composites(folder, count):
     if not paths:
         raise TalkheadError(f"{folder}: holds no clips; write some with synth.py")
     for index in np.unique(np.linspace(0, len(paths) - 1, count).astype(int)):
-        with files.read_frames(paths[index], limit=1) as reader:
+        with video_files.read_frames(paths[index], limit=1) as reader:
             yield next(iter(reader))
 
 
@@ -142,7 +142,7 @@ def main():
         "as_near_as_the_same_person": int((away.min(1) < limit).sum()),
     }
     print(json.dumps(summary))
-    files.write_image(
+    image_files.write_image(
         options.output / "pairs.png",
         captioned(
             page,

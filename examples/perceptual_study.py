@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, faces, files, losses, metrics, mobilenet, synthesis
+from talkhead import checkpoints, faces, image_files, losses, metrics, mobilenet, synthesis, video_files
 from talkhead.images import resize, to_images
 
 
@@ -156,7 +156,7 @@ def main():
     find = faces.detector("mediapipe", options.detector_model)
     frames = []
     for clip in options.clips:
-        with files.read_frames(clip) as reader:
+        with video_files.read_frames(clip) as reader:
             seen = [resize(frame, generator.resolution) for frame in reader]
         frames += seen[:: max(1, len(seen) // options.frames)][: options.frames]
     frames = np.stack(frames)
@@ -202,7 +202,7 @@ def main():
             flush=True,
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    files.write_image(
+    image_files.write_image(
         options.out / "sheet.png", np.concatenate([np.concatenate(list(row), 1) for row in rows]), synthetic=True
     )
 

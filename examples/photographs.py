@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from contact_sheet import sheet
 from puppets import variety
-from talkhead import checkpoints, faces, files, inversion, metrics, pti, synthesis
+from talkhead import checkpoints, faces, files, image_files, inversion, metrics, pti, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -84,7 +84,7 @@ def attempt(path, detector, generator, encoder, steps, size):
         record[f"{stage}_s"], began = round(time.perf_counter() - began, 3), time.perf_counter()
 
     try:
-        ((photo, _, _),) = faces.align_frames([files.read_image(path)], detector, size)
+        ((photo, _, _),) = faces.align_frames([image_files.read_image(path)], detector, size)
         face = resize(photo, generator.resolution)
         lap("align")
         pivot = np.stack(list(inversion.encode(encoder, [face])))
@@ -175,7 +175,7 @@ def main():
     (options.output / "photographs.md").write_text(report + "\n")
     print(report)
     strips = [sum(rows[first : first + 6], []) for first in range(0, len(rows), 6)]
-    files.write_image(
+    image_files.write_image(
         options.output / "photographs.png",
         sheet([strip + [np.full_like(strip[0], 255)] * (18 - len(strip)) for strip in strips], 18, 96),
     )

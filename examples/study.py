@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import click
 
-from talkhead import cli_io, cli_options, files
+from talkhead import cli_io, cli_options, files, video_files
 from talkhead.errors import TalkheadError
 
 # The thesis's two questions (§5.4), word for word but for the grammar.
@@ -154,9 +154,9 @@ def _opaque(path, told):
 
 def _copy(source, destination):
     if not destination.exists():
-        with files.read_frames(source) as reader:
+        with video_files.read_frames(source) as reader:
             synthetic = files.SYNTHETIC_TYPE in reader.metadata.values()
-            with files.FrameWriter(destination, sound=reader.sound, synthetic=synthetic) as writer:
+            with video_files.FrameWriter(destination, sound=reader.sound, synthetic=synthetic) as writer:
                 for frame in reader:
                     writer.write(frame)
     return destination

@@ -15,7 +15,7 @@ import numpy as np
 
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet
-from talkhead import faces, files
+from talkhead import faces, files, video_files
 from talkhead.errors import TalkheadError
 
 
@@ -23,7 +23,7 @@ def calmest(clip):
     """The frame of a clip whose mouth is shut best, as a chip: uint8 (150, 150, 3)."""
     landmarks = files.read_array(clip.with_suffix(".landmarks.npy"))
     index = int(faces.mouth_opening(landmarks).argmin())
-    with files.read_frames(clip) as reader:
+    with video_files.read_frames(clip) as reader:
         for number, frame in enumerate(reader):
             if number == index:
                 return chip(frame, landmarks[index])

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import talkhead
-from talkhead import faces, files, inversion, keypoints, synthesis
+from talkhead import faces, files, image_files, inversion, keypoints, synthesis
 from talkhead.images import resize
 
 VERTICES = np.array(keypoints.VERTICES)
@@ -103,7 +103,7 @@ class Labels:
 def label(output, detector_model, photos, clips, every, renders, seed):
     """Cut out and mark faces, into one .npz of images and points."""
     labels = Labels(faces.detector("mediapipe", detector_model), seed)
-    for path in tqdm(_files(photos, files.PICTURES)):
+    for path in tqdm(_files(photos, image_files.PICTURES)):
         labels.crops(talkhead.read_image(path), 3, path)
     for path in tqdm(_files(clips, (".mp4", ".mpg"))):
         for index, frame in enumerate(talkhead.read_frames(path)):

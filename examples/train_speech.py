@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from puppets import articulation
-from talkhead import cli_io, cli_options, files, mfcc, speech_models, training
+from talkhead import audio_files, cli_io, cli_options, files, mfcc, speech_models, training
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_phonemes
@@ -188,7 +188,7 @@ class _Trainer:
         return np.concatenate([batches[k] for k in rng.permutation(len(batches))])
 
     def _example(self, lesson, rng):
-        audio, speed = files.read_audio(lesson.path), 1.0
+        audio, speed = audio_files.read_audio(lesson.path), 1.0
         if self.settings["augment"]:
             speed = rng.uniform(7 / 8, 9 / 8)
             audio = mfcc.hasten(audio, speed)
@@ -217,7 +217,7 @@ class _Example:
 def error_rate(model, lessons):
     """Edits a character that make of what a model reads what was said, over all of some `recordings`."""
     wrong = sum(
-        edits(lesson.text, speech_models.transcribe(model, files.read_audio(lesson.path))) for lesson in lessons
+        edits(lesson.text, speech_models.transcribe(model, audio_files.read_audio(lesson.path))) for lesson in lessons
     )
     return wrong / sum(len(lesson.text) for lesson in lessons)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import checkpoints, faces, fid, files, latent_cache, metrics, synthesis
+from talkhead import checkpoints, faces, fid, files, image_files, latent_cache, metrics, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_images
 from talkhead.latents import Basis
@@ -301,13 +301,13 @@ def main():
     for run in options.runs:
         model = checkpoints.load_video_gan(options.out / f"{run}.pt", generator, encoder)
         results[run], strips = measure(model, stage, identities, real, options)
-        files.write_image(
+        image_files.write_image(
             options.out / f"{run}.png",
             sheet(*(to_images(stage.show(strip)) for strip in strips)),
             synthetic=True,
         )
     real_strips = [path[np.linspace(0, len(path) - 1, SHOWN).astype(int)] for path, _ in held_out[:3]]
-    files.write_image(
+    image_files.write_image(
         options.out / "real.png",
         sheet(*(to_images(stage.show(strip)) for strip in real_strips)),
         synthetic=True,

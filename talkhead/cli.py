@@ -275,11 +275,11 @@ def _openings(path, find):
     """How far the mouth is open in each frame of a clip, or in landmarks (.npy); NaN where no face is seen."""
     import numpy as np
 
-    from talkhead import faces, files
+    from talkhead import faces, video_files
 
     if path.endswith(".npy"):
         return faces.mouth_opening(faces.read_landmarks(path))
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         seen = [find()(frame) for frame in cli_io.progress(reader, reader.count)]
     return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])
 
@@ -332,10 +332,10 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
     """Crop one clip; how many frames were written."""
     import numpy as np
 
-    from talkhead import faces, files
+    from talkhead import faces, files, video_files
     from talkhead.images import resize
 
-    with files.read_frames(source) as reader:
+    with video_files.read_frames(source) as reader:
         # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
         about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
@@ -347,7 +347,7 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
             cli_io.say(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
         corners = []
-        with files.FrameWriter(
+        with video_files.FrameWriter(
             output, sound=reader.sound, metadata=reader.metadata | {"talkhead_aligned": str(size)}
         ) as writer:
             for crop, quad, index in cli_io.progress(crops):
@@ -393,10 +393,10 @@ def paste(source, into, quads, output, feather, match_colour):
       talkhead align photo.jpg --quads quads.npy -o face.png
       talkhead generate --identity face.png --audio speech.wav | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
     """
-    from talkhead import faces, files
+    from talkhead import faces, files, video_files
 
     corners, about = files.read_array(quads), files.read_about(quads)
-    with files.read_frames(source) as head, files.read_frames(into) as clip:
+    with video_files.read_frames(source) as head, video_files.read_frames(into) as clip:
         if about.get("frame") not in (None, list(clip.size)):
             height, width = about["frame"]
             raise TalkheadError(
@@ -404,7 +404,7 @@ def paste(source, into, quads, output, feather, match_colour):
             )
         tags = {key: value for key, value in (clip.metadata | head.metadata).items() if key != files.ALIGNED_TAG}
         frames = faces.paste(clip, head, corners, about.get("size"), feather, match_colour)
-        with files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
+        with video_files.FrameWriter(output, sound=head.sound or clip.sound, metadata=tags) as writer:
             for frame in cli_io.progress(frames, head.count):
                 writer.write(frame)
 
@@ -482,10 +482,10 @@ def invert(
 
 def _invert(source, output, generator, encoder, method, perceptual, device, log=None, log_every=1, **options):
     """Find the latents of one clip; how many were written."""
-    from talkhead import files, inversion
+    from talkhead import files, inversion, video_files
 
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
-    with files.read_frames(source) as reader:
+    with video_files.read_frames(source) as reader:
         if not reader.aligned:
             cli_io.say(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
@@ -754,9 +754,9 @@ def _segments(seeds, seconds):
 
 def _sound(source):
     """A sound that is heard as it comes, and goes along with the frames."""
-    from talkhead import files
+    from talkhead import audio_files, files
 
-    return files.read_sound(
+    return audio_files.read_sound(
         source, keep=True, on_wait=lambda: cli_io.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
     )
 
@@ -808,7 +808,7 @@ def _draw(
     labelled,
 ):
     """Draw a path of so many frames as a video, with the detail of a photo or film; how many they are."""
-    from talkhead import files, synthesis
+    from talkhead import files, synthesis, video_files
 
     with contextlib.ExitStack() as stack:
         if latents_out:
@@ -824,7 +824,7 @@ def _draw(
             about = {"talkhead_aligned": str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
             pictures = synthesis.label(pictures)
-        writer = stack.enter_context(files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
+        writer = stack.enter_context(video_files.FrameWriter(output, sound=sound, synthetic=True, metadata=about))
         for picture in cli_io.progress(pictures, frames):
             writer.write(picture)
     return writer.count
@@ -910,12 +910,12 @@ def _identity(
     """
     from itertools import islice
 
-    from talkhead import files, synthesis, tune
+    from talkhead import synthesis, tune, video_files
     from talkhead.dubbing import Film
 
     if _prepared(source):
         return _prepared_identity(source, generator, told, drives, device, detail, places["neutral"])
-    with files.read_frames(source, limit=None if detail and speaks else pti_frames if pti else 1) as reader:
+    with video_files.read_frames(source, limit=None if detail and speaks else pti_frames if pti else 1) as reader:
         if detail:
             look = _look(reader, generator, speaks, **places)
             frames = [look.face(synthesis.aligned_side(generator))]
@@ -952,7 +952,7 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     """The detail of a photo, or of a clip that is to be dubbed with its sound, if it has any: Photo or Film."""
     from itertools import chain, islice
 
-    from talkhead import faces, files, synthesis
+    from talkhead import audio_files, faces, synthesis
     from talkhead.detail import native_side
     from talkhead.dubbing import Film
 
@@ -970,7 +970,7 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     )
     if isinstance(look, Film):
         with contextlib.suppress(TalkheadError):  # no sound track, or a pipe that has been read
-            look.sound = files.read_audio(reader.name)
+            look.sound = audio_files.read_audio(reader.name)
     return look
 
 
@@ -1039,11 +1039,11 @@ def pti(
       talkhead pti face.png -o me.pt
       talkhead generate --identity me.pt --audio speech.wav -o out.mp4
     """
-    from talkhead import files, pti, synthesis
+    from talkhead import pti, synthesis, video_files
     from talkhead.detail import native_side
 
     device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
-    with files.read_frames(source, limit=limit) as reader:
+    with video_files.read_frames(source, limit=limit) as reader:
         followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
         frame, quad, _ = next(followed)
         photo = _cut(frame, quad, None if quad is None else native_side(quad))
@@ -1886,13 +1886,13 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
     \b
       talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
     """
-    from talkhead import files, plots
+    from talkhead import files, plots, video_files
 
     rows, times, synthetic = {}, None, False
     for label, path in _labelled(sources, labels).items():
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             if times is None:
-                count = reader.count or sum(1 for _ in files.read_frames(path))  # some kinds of file do not tell
+                count = reader.count or sum(1 for _ in video_files.read_frames(path))  # some kinds of file do not tell
                 times = plots.moments(count, columns, start, seconds)
             rows[label] = plots.frames_at(reader, times)
             synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
@@ -1913,11 +1913,11 @@ def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_mode
     \b
       talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
     """
-    from talkhead import files, plots
+    from talkhead import audio_files, plots
 
     find = _finder(detector, detector_model, device)
     said = _said(phonemes, sources)
-    sound = None if audio is None else files.read_audio(audio)
+    sound = None if audio is None else audio_files.read_audio(audio)
     curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
     plots.save(plots.mouths(curves, sound, said), output)
 

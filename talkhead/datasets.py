@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import files
+from talkhead import files, image_files, video_files
 from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
@@ -190,7 +190,7 @@ class _Reading:
     def _frames(self, path):
         count = 0
         try:
-            with files.read_frames(path) as reader:
+            with video_files.read_frames(path) as reader:
                 height, width = reader.size
                 if height != width:
                     raise TalkheadError(f"{path}: frames are {width}x{height}, wanted square; run talkhead align first")
@@ -248,7 +248,7 @@ class _Reading:
 
 
 def _kind(path):
-    if path.suffix.lower() in files.PICTURES:
+    if path.suffix.lower() in image_files.PICTURES:
         return "still"
     with suppress(TalkheadError, AttributeError):  # what lies beside it may be somebody else's
         if files.read_about(path).get("source") == "moments":
@@ -273,9 +273,9 @@ def _most_frames(paths, reading, sources):
         3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     )  # each process of torchrun's holds them
     if reading.limit is None or reading.limit > most:
-        films = [path for path in paths if path.suffix.lower() not in files.PICTURES and not _is_packed(path)]
+        films = [path for path in paths if path.suffix.lower() not in image_files.PICTURES and not _is_packed(path)]
         looked = films[:: len(films) // 16 + 1]
-        total = sum(path.suffix.lower() in files.PICTURES for path in paths)
+        total = sum(path.suffix.lower() in image_files.PICTURES for path in paths)
         total += round(sum(map(_told, looked)) / max(len(looked), 1) * len(films) / reading.every)
         if total > most:
             raise _too_many(f"about {total}", most, reading.size, sources)
@@ -285,7 +285,7 @@ def _most_frames(paths, reading, sources):
 def _told(path):
     """How many frames a clip says that it has."""
     try:
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             return reader.count or 0
     except TalkheadError:
         return 0

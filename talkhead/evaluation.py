@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import __version__, downloads, faces, files, jobs, metrics
+from talkhead import __version__, audio_files, downloads, faces, files, image_files, jobs, metrics, video_files
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_closures, read_dictionary
 
@@ -220,7 +220,7 @@ class Protocol:
         known = _landmarks(self.landmarks, real)
         closures = read_closures(self.phonemes, real, self.dictionary) if self.phonemes else None
         with ExitStack() as stack:
-            readers = [stack.enter_context(files.read_frames(place, self.fps)) for place in (real, fake)]
+            readers = [stack.enter_context(video_files.read_frames(place, self.fps)) for place in (real, fake)]
             measures = [*([metrics.Lips(*closures, *self.lips)] if closures else []), *self._measures(readers, sounds)]
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
@@ -416,9 +416,9 @@ def _sized(reader, size):
 
 
 def _sound(place):
-    with files.read_frames(place, limit=1) as reader:
+    with video_files.read_frames(place, limit=1) as reader:
         silent = reader.sound is None
-    return None if silent else files.read_audio(place)
+    return None if silent else audio_files.read_audio(place)
 
 
 def _landmarks(place, clip):
@@ -581,7 +581,7 @@ def _is_set(place):
     suffixes = {
         path.suffix.lower() for path in Path(place).iterdir() if path.is_file() and not files.is_hidden(path.name)
     }
-    return bool(suffixes & MOVING) or not suffixes & files.PICTURES
+    return bool(suffixes & MOVING) or not suffixes & image_files.PICTURES
 
 
 def _clips(folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import datasets, files, fingerprints, mfcc
+from talkhead import audio_files, datasets, files, fingerprints, mfcc, video_files
 from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
@@ -86,8 +86,8 @@ class Codes:
         return Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames), clip)
 
     def _encode(self, clip, device):
-        audio = files.read_audio(clip) if self.sound else np.zeros(0, np.float32)
-        with files.read_frames(clip) as frames:
+        audio = audio_files.read_audio(clip) if self.sound else np.zeros(0, np.float32)
+        with video_files.read_frames(clip) as frames:
             if frames.size[0] != frames.size[1]:
                 raise TalkheadError(
                     f"{clip}: {frames.size[1]}x{frames.size[0]} is not a square face; align it first (talkhead align)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import files
+from talkhead import files, image_files
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
@@ -84,7 +84,7 @@ def save(figure, destination, synthetic=False):
     """Write a figure: the same bytes for the same figure, whole or not at all.
 
     destination  path that ends in .png, .svg or .pdf
-    synthetic    it shows faces that a generator drew: mark it so, as files.write_image does; in an SVG or PDF, as its keywords
+    synthetic    it shows faces that a generator drew: mark it so, as image_files.write_image does; in an SVG or PDF, as its keywords
     raises       TalkheadError if it ends in something else or cannot be written
     """
     kind = Path(destination).suffix.lower()
@@ -93,9 +93,9 @@ def save(figure, destination, synthetic=False):
     tags = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     if synthetic:
         tags |= (
-            files.synthetic_tags()
+            image_files.synthetic_tags()
             if kind == ".png"
-            else {"Keywords": "; ".join(f"{key}: {value}" for key, value in files.synthetic_tags().items())}
+            else {"Keywords": "; ".join(f"{key}: {value}" for key, value in image_files.synthetic_tags().items())}
         )
     with style(), files.atomic(destination) as temporary:
         figure.savefig(temporary, metadata=tags)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import files
+from talkhead import files, image_files
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 
@@ -170,7 +170,7 @@ def fit(
                 since = {}
             if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no picture written"):
-                    files.write_image(
+                    image_files.write_image(
                         folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True
                     )
             last = stopped or ended

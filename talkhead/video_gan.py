@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from talkhead import ada, files, training
+from talkhead import ada, training, video_files
 from talkhead.distributed import Team
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, sheet, to_images
@@ -592,7 +592,7 @@ class _Trainer:
         window = path[who], path[first:last]
         if self.settings["real"] == "projected":
             return window
-        with files.read_frames(lesson.path, limit=int(max(last, who + 1))) as reader:
+        with video_files.read_frames(lesson.path, limit=int(max(last, who + 1))) as reader:
             film = np.stack([resize(frame, self.settings["critic_size"]) for frame in reader])
         return *window, film[who], film[first:last]
 

@@ -159,7 +159,7 @@ def puppet(tmp_path_factory):
     import numpy as np
 
     from puppets import puppet as room
-    from talkhead import files
+    from talkhead import files, video_files
 
     folder = tmp_path_factory.mktemp("puppet")
     still = room.drawn(seed=3, size=64)
@@ -170,7 +170,7 @@ def puppet(tmp_path_factory):
 
     def write(name, frames, seconds=None, seed=0, metadata=None):
         sound = None if seconds is None else (toy_speech(seconds, seed), 16000)
-        with files.FrameWriter(folder / name, sound=sound, metadata=metadata, lossless=True) as writer:
+        with video_files.FrameWriter(folder / name, sound=sound, metadata=metadata, lossless=True) as writer:
             for frame in frames:
                 writer.write(frame)
 

@@ -346,12 +346,12 @@ def test_a_track_is_moved_to_where_the_lips_shut():
 
 
 def test_a_recording_is_measured_once(tmp_path):
-    files = pytest.importorskip("talkhead.files")
+    video_files = pytest.importorskip("talkhead.video_files")
     sound = np.sin(np.arange(16000) / 10).astype(np.float32) / 2
     (tmp_path / "video").mkdir()
     (tmp_path / "align").mkdir()
     clip = tmp_path / "video" / "c.mp4"
-    with files.FrameWriter(clip, sound=(sound, 16000)) as writer:
+    with video_files.FrameWriter(clip, sound=(sound, 16000)) as writer:
         for _ in range(25):
             writer.write(np.zeros((32, 32, 3), np.uint8))
     (tmp_path / "align" / "c.align").write_text("0 10000 sil\n10000 20000 bin\n20000 25000 sil\n")

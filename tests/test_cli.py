@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import talkhead
 from conftest import example, toy_motion_model
-from talkhead import checkpoints, faces, files, fingerprints, inversion
+from talkhead import audio_files, checkpoints, faces, files, fingerprints, image_files, inversion, video_files
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
@@ -275,7 +275,7 @@ def test_the_shell_starts_without_what_is_slow_to_load():
 
 def test_public_names_come_when_asked_for():
     assert talkhead.TalkheadError is TalkheadError
-    assert talkhead.read_frames is files.read_frames
+    assert talkhead.read_frames is video_files.read_frames
     assert talkhead.faces is faces
     assert {"align", "generate", "stylegan", "__version__"} <= set(dir(talkhead))
     with pytest.raises(AttributeError, match="no attribute 'nobody'"):
@@ -645,29 +645,29 @@ def test_generate_makes_a_marked_video_as_long_as_the_speech(scene):
     result = run("generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", out)
     assert result.exit_code == 0 and result.stdout == "", result.output
     assert "face.png: its metadata says it is aligned" in result.stderr
-    samples = len(files.read_audio(scene / "speech.wav"))
-    with files.read_frames(out) as video:
+    samples = len(audio_files.read_audio(scene / "speech.wav"))
+    with video_files.read_frames(out) as video:
         assert files.SYNTHETIC_TYPE in video.metadata.values()
         assert video.fps == video.source_fps == 25 and video.aligned
         assert len(list(video)) == -(-samples * 25 // 16000)
-    assert abs(len(files.read_audio(out)) - samples) <= 640 + 1024  # a frame, and AAC's own padding
+    assert abs(len(audio_files.read_audio(out)) - samples) <= 640 + 1024  # a frame, and AAC's own padding
 
 
 def test_generate_renders_latents_with_sound_and_label(scene):
     for name, more in {"plain.mp4": [], "marked.mp4": ["--label", "--audio", scene / "speech.wav"]}.items():
         result = run("generate", "--latents", scene / "lat.npy", "-o", scene / name, *more)
         assert result.exit_code == 0, result.output
-    plain, marked = ([*files.read_frames(scene / name)] for name in ("plain.mp4", "marked.mp4"))
+    plain, marked = ([*video_files.read_frames(scene / name)] for name in ("plain.mp4", "marked.mp4"))
     assert len(plain) == len(marked) == 3
     assert np.abs(plain[0].astype(int) - marked[0])[-3:].max() > 30
-    assert len(files.read_audio(scene / "marked.mp4")) > 0
+    assert len(audio_files.read_audio(scene / "marked.mp4")) > 0
 
 
 def test_latents_out_renders_the_same_video(scene):
     common = ["generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav", "--no-detail"]
     assert run(*common, "-o", scene / "once", "--latents-out", scene / "path.npy").exit_code == 0
     assert run("generate", "--latents", scene / "path.npy", "-o", scene / "twice").exit_code == 0
-    once, twice = (np.stack(list(files.read_frames(scene / name))) for name in ("once", "twice"))
+    once, twice = (np.stack(list(video_files.read_frames(scene / name))) for name in ("once", "twice"))
     assert np.array_equal(once, twice)
     assert (
         files.read_about(scene / "path.npy")["generator"]
@@ -693,7 +693,7 @@ def test_noise_moves_a_face(scene):
             scene / f"{name}.npy",
         )
         assert result.exit_code == 0 and result.stdout == "", result.output
-        with files.read_frames(scene / f"{name}.mp4") as video:
+        with video_files.read_frames(scene / f"{name}.mp4") as video:
             assert files.SYNTHETIC_TYPE in video.metadata.values() and video.sound is None
             assert len(list(video)) == len(np.load(scene / f"{name}.npy")) == round(25 * seconds)
         return np.load(scene / f"{name}.npy")
@@ -710,7 +710,7 @@ def test_one_noise_moves_a_list_of_faces(scene, monkeypatch):
     (scene / "faces.txt").write_text("face.png\nclip.mp4\n")
     result = run("generate", "--list", "faces.txt", "--noise-seed", 7, "--seconds", 0.2, "-o", "out")
     assert result.exit_code == 0 and "2 done, 0 skipped, 0 failed" in result.stderr, result.output
-    assert [len(list(files.read_frames(scene / "out" / name))) for name in ("face.mp4", "clip.mp4")] == [5, 5]
+    assert [len(list(video_files.read_frames(scene / "out" / name))) for name in ("face.mp4", "clip.mp4")] == [5, 5]
 
 
 def test_a_motion_model_is_trained_and_used(scene, puppet):
@@ -736,7 +736,7 @@ def test_a_motion_model_is_trained_and_used(scene, puppet):
     ]
     result = run(*line, "--samples", scene / "sheets")
     assert [record["step"] for record in records(result)][-2:] == [1, 2], result.output
-    assert files.read_image(scene / "sheets" / "00000002.png").shape == (96, 128, 3)
+    assert image_files.read_image(scene / "sheets" / "00000002.png").shape == (96, 128, 3)
     assert run("weights", "export", scene / "mine.pt", "-o", scene / "small.pt").exit_code == 0
     (told,) = records(run("weights", "show", scene / "small.pt"))
     assert (
@@ -756,7 +756,7 @@ def test_a_motion_model_is_trained_and_used(scene, puppet):
         "-o",
         scene / "out.mp4",
     )
-    assert result.exit_code == 0 and len(list(files.read_frames(scene / "out.mp4"))) == 100, result.output
+    assert result.exit_code == 0 and len(list(video_files.read_frames(scene / "out.mp4"))) == 100, result.output
 
 
 def test_a_preset_sets_defaults_and_no_more():
@@ -782,7 +782,7 @@ def test_gain_of_zero_keeps_still(scene):
         0,
     )
     assert result.exit_code == 0, result.output
-    frames = np.stack(list(files.read_frames(scene / "still")))
+    frames = np.stack(list(video_files.read_frames(scene / "still")))
     assert (frames == frames[0]).all()
 
 
@@ -800,7 +800,7 @@ def test_pti_makes_a_generator_that_the_same_encoder_fits(scene):
     assert run("generate", *mine, "--generator", scene / "me.pt", "-o", scene / "a").exit_code == 0
     # Both at once is the same as one after the other.
     assert run("generate", *mine, "--pti", "--pti-steps", 3, "-o", scene / "b").exit_code == 0
-    a, b = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
+    a, b = (np.stack(list(video_files.read_frames(scene / name))).astype(int) for name in ("a", "b"))
     assert np.abs(a - b).max() <= 1
 
 
@@ -834,7 +834,7 @@ def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_
     monkeypatch.setattr(pti, "train", lambda images, *_, **__: seen.append(images) or [])
     monkeypatch.setattr(talkhead, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
     assert run("pti", puppet / "photo.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine).exit_code == 0
-    photo, points = files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
+    photo, points = image_files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
     wanted = to_images(faces.align(photo, points, 512)[None])
     assert seen[0].shape == wanted.shape and (seen[0] - wanted).abs().max() < 2 / 127.5
     moving = ["--noise-seed", 1, "--seconds", 0.04, "--pti", "--video-gan", tmp_path / "fine-video_gan.pt"]
@@ -860,7 +860,7 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
         "seconds",
         "images_per_second",
     } <= said[0].keys()
-    assert files.read_image(scene / "sheets" / "00000004.png").shape == (32, 8 * 16, 3)
+    assert image_files.read_image(scene / "sheets" / "00000004.png").shape == (32, 8 * 16, 3)
     again = run(*line, "--steps", 4, "--least-gain", 0)
     assert (
         again.exit_code == 0
@@ -908,17 +908,19 @@ def test_identity_prepared_once_speaks_as_the_picture_does(scene, monkeypatch):
     for identity, like in (("me.pt", "a"), ("face.npy", "b")):
         result = run("generate", "--identity", scene / identity, *speech, "--no-detail", "-o", scene / f"{like} again")
         assert result.exit_code == 0, result.output
-        one, other = (np.stack(list(files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like))
+        one, other = (
+            np.stack(list(video_files.read_frames(scene / name))).astype(int) for name in (f"{like} again", like)
+        )
         assert np.abs(one - other).max() <= 1
     result = run("generate", "--identity", scene / "me.pt", *speech, "--generator", scene / "me.pt", "-o", scene / "c")
     assert result.exit_code == 0, result.output
     with (
-        files.read_frames(scene / "c") as frames,
-        files.read_frames(scene / "face.png") as photo,
+        video_files.read_frames(scene / "c") as frames,
+        video_files.read_frames(scene / "face.png") as photo,
     ):  # a tuned generator keeps the photo, latents do not
         assert frames.size == photo.size
     assert run("generate", "--identity", scene / "face.npy", *speech, "-o", scene / "d").exit_code == 0
-    with files.read_frames(scene / "d") as frames:
+    with video_files.read_frames(scene / "d") as frames:
         assert frames.size == (16, 16)
 
 
@@ -935,7 +937,7 @@ def test_latents_of_other_projects_are_drawn_and_speak(scene):
             out = scene / f"{name}{option}.mkv"
             result = run("generate", option, scene / name, *more, "-o", out)
             assert result.exit_code == 0 and result.stderr == "", result.output
-            made.append(np.stack(list(files.read_frames(out))))
+            made.append(np.stack(list(video_files.read_frames(out))))
         assert all(np.array_equal(made[0], other) for other in made[1:])
     result = run(
         "generate", "--identity", scene / "latents.pt", "--audio", scene / "speech.wav", "--pti", "-o", scene / "no.mp4"
@@ -952,7 +954,7 @@ def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
     result = run("generate", "--list", "pairs.txt", "-o", "out")
     assert result.exit_code == 1 and "2 done, 0 skipped, 1 failed" in result.stderr, result.output
     assert run("generate", "--identity", "me.pt", "--audio", "speech.wav", "-o", "a.mkv").exit_code == 0
-    np.testing.assert_array_equal(*(np.stack(list(files.read_frames(name))) for name in ("a.mkv", "out/a.mkv")))
+    np.testing.assert_array_equal(*(np.stack(list(video_files.read_frames(name))) for name in ("a.mkv", "out/a.mkv")))
 
 
 def test_identities_that_do_not_fit(scene, toy):
@@ -1194,7 +1196,7 @@ def test_a_resumed_invert_logs_as_if_it_had_never_stopped(scene):
     line = ["invert", scene / "clip.mp4", "--method", "optimise", "--steps", 3, "--perceptual", "pyramid", "--batch", 2]
     assert run(*line, "-o", scene / "whole.npy", "--log", scene / "whole.jsonl").exit_code == 0
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
-    with files.read_frames(scene / "clip.mp4") as reader:
+    with video_files.read_frames(scene / "clip.mp4") as reader:
         stopped = inversion.invert(
             reader, generator, "optimise", steps=3, perceptual="pyramid", batch=2, partial=scene / "codes.npy.part"
         )
@@ -1258,10 +1260,10 @@ def test_align_cuts_the_face_out_and_says_so(scene, puppet, stub):
     assert result.exit_code == 0, result.output
     assert "photo.png: landmarks by stub" in result.stderr
     assert np.load(scene / "quads.npy").shape == (1, 4, 2)
-    with files.read_frames(scene / "out.png") as picture:
+    with video_files.read_frames(scene / "out.png") as picture:
         assert picture.aligned and picture.size == (64, 64)
         (aligned,) = picture
-    (known,) = files.read_frames(puppet / "face.png")
+    (known,) = video_files.read_frames(puppet / "face.png")
     # The photo holds the aligned puppet, so that cutting it out gives it back.
     assert np.abs(aligned[8:-8, 8:-8].astype(int) - known[8:-8, 8:-8]).mean() < 8
 
@@ -1269,13 +1271,13 @@ def test_align_cuts_the_face_out_and_says_so(scene, puppet, stub):
 @pytest.mark.parametrize("face, taken", [("largest", 1), ("left", 0), ("2", 1)])
 def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, taken):
     """Of a photo with the puppet at the left and, in a mirror, larger at the right."""
-    photo = files.read_image(puppet / "photo.png")
+    photo = image_files.read_image(puppet / "photo.png")
     finder = Stub(np.load(puppet / "landmarks.npy"))
     finder._find = lambda image: (
         [finder.landmarks, (finder.landmarks - (70, 60)) * 1.2 + (230, 60)] if image.shape[1] == 320 else []
     )
     monkeypatch.setattr(faces, "detector", lambda *_: finder)
-    files.write_image(scene / "two.png", np.concatenate([photo, 255 - photo], 1))
+    image_files.write_image(scene / "two.png", np.concatenate([photo, 255 - photo], 1))
     line = [
         "align",
         scene / "two.png",
@@ -1293,7 +1295,7 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
         in result.stderr
     )
     assert (np.load(scene / "q.npy")[0].mean(0)[0] > 160) == taken
-    wanted = files.read_image(scene / "out.png")
+    wanted = image_files.read_image(scene / "out.png")
     result = run(
         "pti",
         scene / "two.png",
@@ -1309,7 +1311,7 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
         scene / "sheets",
     )
     assert result.exit_code == 0 and f"{number}" in result.stderr, result.output
-    seen = files.read_image(scene / "sheets/00000001.png")[:16]
+    seen = image_files.read_image(scene / "sheets/00000001.png")[:16]
     assert np.abs(seen.astype(int) - resize(wanted, 16)).mean() < 4
     result = run(
         "generate",
@@ -1331,7 +1333,7 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
 def test_what_is_aligned_is_not_aligned_again(scene, stub):
     result = run("align", scene / "face.png", "-o", scene / "again.png", "--size", 64)
     assert result.exit_code == 0 and "aligned already" in result.stderr
-    assert np.array_equal(files.read_image(scene / "again.png"), files.read_image(scene / "face.png"))
+    assert np.array_equal(image_files.read_image(scene / "again.png"), image_files.read_image(scene / "face.png"))
 
 
 def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
@@ -1354,14 +1356,14 @@ def test_a_talking_head_goes_back_into_the_photo(scene, puppet, stub):
         "paste", scene / "head.mp4", "--into", puppet / "photo.png", "--quads", scene / "q.npy", "-o", scene / "out.mkv"
     )
     assert result.exit_code == 0 and result.stdout == "", result.output
-    with files.read_frames(scene / "out.mkv") as video:
+    with video_files.read_frames(scene / "out.mkv") as video:
         assert not video.aligned and video.size == (120, 160) and files.SYNTHETIC_TYPE in video.metadata.values()
         frames = list(video)
     assert len(frames) == 13
-    photo = files.read_image(puppet / "photo.png").astype(int)
+    photo = image_files.read_image(puppet / "photo.png").astype(int)
     assert all(np.abs(frame[:20] - photo[:20]).max() < 10 for frame in frames)
     assert np.abs(frames[0].astype(int) - photo)[40:80, 50:90].mean() > 10  # the toy generator draws no faces
-    spoken, given = (files.read_audio(path) for path in (scene / "out.mkv", scene / "speech.wav"))
+    spoken, given = (audio_files.read_audio(path) for path in (scene / "out.mkv", scene / "speech.wav"))
     assert np.corrcoef(spoken[: len(given)], given[: len(spoken)])[0, 1] > 0.9
 
 
@@ -1383,10 +1385,10 @@ def test_a_clip_cut_out_and_put_back_is_the_clip(scene, puppet, stub):
         "--no-match-colour",
     )
     assert result.exit_code == 0 and "crops" not in result.stderr, result.output
-    before, after = (np.stack(list(files.read_frames(path))).astype(float) for path in (puppet / "in.mp4", out))
+    before, after = (np.stack(list(video_files.read_frames(path))).astype(float) for path in (puppet / "in.mp4", out))
     assert before.shape == after.shape and 10 * np.log10(255**2 / np.square(before - after).mean()) > 33
     # The cut pictures are silent: the sound is the clip's.
-    heard, given = files.read_audio(out), files.read_audio(puppet / "in.mp4")
+    heard, given = audio_files.read_audio(out), audio_files.read_audio(puppet / "in.mp4")
     assert np.corrcoef(heard[: len(given)], given[: len(heard)])[0, 1] > 0.9
 
 
@@ -1405,7 +1407,7 @@ def test_quads_of_what_was_aligned_already_are_the_whole_picture(scene, stub):
         "--no-match-colour",
     )
     assert result.exit_code == 0, result.output
-    assert np.array_equal(files.read_image(scene / "back.png"), files.read_image(scene / "face.png"))
+    assert np.array_equal(image_files.read_image(scene / "back.png"), image_files.read_image(scene / "face.png"))
 
 
 @pytest.mark.parametrize("on_missing, frames", [("hold", 6), ("skip", 4)])
@@ -1423,7 +1425,7 @@ def test_align_without_a_face_in_some_frames(scene, puppet, stub, on_missing, fr
         on_missing,
     )
     assert result.exit_code == 0, result.output
-    assert len(list(files.read_frames(scene / "out"))) == frames
+    assert len(list(video_files.read_frames(scene / "out"))) == frames
     quads = np.load(scene / "q.npy")
     assert quads.shape == (6, 4, 2)
     assert np.isnan(quads).any((1, 2)).tolist() == [
@@ -1473,7 +1475,7 @@ def test_other_projects_weights_draw_invert_and_convert(scene, toy):
     for name, path in (("a", scene / "r.pt"), ("b", toy / "generator.pt")):
         result = run("generate", "--latents", scene / "lat.npy", "--generator", path, "-o", scene / name)
         assert result.exit_code == 0 and result.stderr == "", result.output
-    a, b = (np.stack(list(files.read_frames(scene / name))) for name in "ab")
+    a, b = (np.stack(list(video_files.read_frames(scene / name))) for name in "ab")
     assert np.array_equal(a, b)
     result = run(
         "invert", scene / "clip.mp4", "--generator", scene / "r.pt", "-o", scene / "codes.npy"
@@ -1696,7 +1698,7 @@ def test_train_stylegan_and_its_encoder_and_go_on(scene, monkeypatch):
     ]
     assert [record["step"] for record in records(run(*line, "--steps", 2))] == [1, 2]
     assert [record["step"] for record in records(run(*line, "--steps", 3, "--samples", scene / "sheets"))] == [3]
-    assert files.read_image(scene / "sheets" / "00000003.png").shape == (5 * 16, 8 * 16, 3)
+    assert image_files.read_image(scene / "sheets" / "00000003.png").shape == (5 * 16, 8 * 16, 3)
     generator = checkpoints.load_generator(scene / "g.pt")
     checkpoints.load_encoder(scene / "e.pt", generator)  # raises unless they fit
     assert (
@@ -1879,7 +1881,7 @@ def test_a_grown_generator_is_moved_by_what_moved_its_parent(scene, toy):
         moved = path - path[0]
         assert path.shape[1:] == (8, 512) and np.abs(moved).max() > 0
         np.testing.assert_allclose(moved[:, 6:], moved[:, 5:6].repeat(2, 1), atol=1e-5)
-        with files.read_frames(scene / "out.mp4") as frames:
+        with video_files.read_frames(scene / "out.mp4") as frames:
             assert next(iter(frames)).shape == (generator.resolution,) * 2 + (3,)
 
 
@@ -1941,7 +1943,7 @@ def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatc
 
 def test_mixtures_are_said_in_one_line(scene):
     train = ["-o", scene / "x.pt", "--perceptual", "pyramid", *BRIEF]
-    files.write_image(scene / "small.png", np.zeros((8, 8, 3), np.uint8))
+    image_files.write_image(scene / "small.png", np.zeros((8, 8, 3), np.uint8))
     result = run(
         "train-stylegan", scene / "clip.mp4", scene / "small.png", "--resolution", 16, "--channels", "8,8,8", *train
     )
@@ -1989,7 +1991,7 @@ def test_train_encoder(scene):
         1,
     ]
     assert all("validation" in record for record in records(run(*line)))
-    assert files.read_image(scene / "sheets" / "00000001.png").shape == (2 * 16, 8 * 16, 3)
+    assert image_files.read_image(scene / "sheets" / "00000001.png").shape == (2 * 16, 8 * 16, 3)
     assert checkpoints.load_encoder(scene / "e-00000002.pt").num_ws == 6
     onward = [
         "train-encoder",
@@ -2374,13 +2376,13 @@ def test_a_changed_run_is_refused(scene):
 def test_synth_writes_clips_that_say_they_are_aligned(tmp_path):
     (record,) = records(run("synth", "-o", tmp_path / "p", "--count", 1, "--size", 32, "--frames", 3))
     assert record["frames"] == 3
-    with files.read_frames(record["clip"]) as clip:
+    with video_files.read_frames(record["clip"]) as clip:
         assert clip.aligned and clip.size == (32, 32)
 
 
 def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
     """By default the aligned crop at the photo's own resolution; --size another; --whole the photo; --no-detail the generator's."""
-    photo, speech = files.read_image(puppet / "photo.png"), ["--audio", puppet / "speech.wav"]
+    photo, speech = image_files.read_image(puppet / "photo.png"), ["--audio", puppet / "speech.wav"]
     side = talkhead.detail.native_side(faces.quad(np.load(puppet / "landmarks.npy")))
     for options, wanted in (
         ([], (side, side)),
@@ -2398,7 +2400,7 @@ def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
             tmp_path / "-".join(map(str, ["sized", *options])),
         )
         assert result.exit_code == 0, result.output
-        with files.read_frames(tmp_path / "-".join(map(str, ["sized", *options]))) as frames:
+        with video_files.read_frames(tmp_path / "-".join(map(str, ["sized", *options]))) as frames:
             assert frames.size == tuple(wanted)
 
 
@@ -2429,7 +2431,7 @@ def test_python_makes_the_frames_of_the_command(puppet, stub, tmp_path, monkeypa
     look = talkhead.identity_of(tracked, generator, sound=sound, **places)
     frames = list(talkhead.generate(*networks, look, talkhead.read_audio(puppet / "speech.wav")))
     np.testing.assert_allclose(
-        np.array(frames, int), np.array(list(files.read_frames(tmp_path / "frames")), int), atol=1
+        np.array(frames, int), np.array(list(video_files.read_frames(tmp_path / "frames")), int), atol=1
     )
     assert name == "photo.png" or look.gain == 0.5  # 5 frames of sound
 
@@ -2446,11 +2448,11 @@ def test_a_whole_photo_changes_nowhere_but_in_the_face(puppet, stub, tmp_path):
         tmp_path / "whole",
     )
     assert result.exit_code == 0, result.output
-    photo, square = files.read_image(puppet / "photo.png"), faces.quad(np.load(puppet / "landmarks.npy"))
+    photo, square = image_files.read_image(puppet / "photo.png"), faces.quad(np.load(puppet / "landmarks.npy"))
     low, high = np.floor(square.min(0)).astype(int).clip(0), np.ceil(square.max(0)).astype(int)
     outside = np.ones(photo.shape[:2], bool)
     outside[low[1] : high[1] + 1, low[0] : high[0] + 1] = False
-    for frame in files.read_frames(tmp_path / "whole"):
+    for frame in video_files.read_frames(tmp_path / "whole"):
         np.testing.assert_array_equal(frame[outside], photo[outside])
 
 
@@ -2469,7 +2471,7 @@ def test_a_clip_is_dubbed_for_as_long_as_the_sound(scene):
     """Its 8 frames are repeated back and forth; outside the mouth each is the clip's own."""
     result = run("generate", "--identity", scene / "clip.mp4", "--audio", scene / "speech.wav", "-o", scene / "dubbed")
     assert result.exit_code == 0, result.output
-    clip, dubbed = (np.stack(list(files.read_frames(scene / name))) for name in ("clip.mp4", "dubbed"))
+    clip, dubbed = (np.stack(list(video_files.read_frames(scene / name))) for name in ("clip.mp4", "dubbed"))
     order = [0, 1, 2, 3, 4, 5, 6, 7, 6, 5, 4, 3, 2]
     assert len(dubbed) == 13 and len(clip) == 8
     np.testing.assert_array_equal(dubbed[:, :12], clip[order][:, :12])
@@ -2493,5 +2495,5 @@ def test_latents_move_a_photo(scene):
     result = run("generate", "--latents", scene / "path.npy", "--identity", scene / "face.png", "-o", scene / "b")
     assert result.exit_code == 0, result.output
     lower = slice(40, 60)  # of 64: the mouth; with latents the head may move, too
-    for one, other in zip(files.read_frames(scene / "a"), files.read_frames(scene / "b")):
+    for one, other in zip(video_files.read_frames(scene / "a"), video_files.read_frames(scene / "b")):
         assert np.abs(one.astype(int) - other)[lower].mean() < 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import datasets, files
+from talkhead import datasets, files, image_files, video_files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_frames
 
@@ -20,7 +20,7 @@ def pictures(folder, count=5, size=8):
     folder.mkdir()
     frames = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     for index, frame in enumerate(frames):
-        files.write_image(folder / f"{index:02}.png", frame)
+        image_files.write_image(folder / f"{index:02}.png", frame)
     return frames
 
 
@@ -42,7 +42,7 @@ def test_images_refuse_what_cannot_be_trained_on(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TalkheadError, match="no frames"):
         datasets.Images([tmp_path / "empty"], 8)
-    files.write_image(tmp_path / "wide.png", np.zeros((4, 8, 3), np.uint8))
+    image_files.write_image(tmp_path / "wide.png", np.zeros((4, 8, 3), np.uint8))
     with pytest.raises(TalkheadError, match="8x4, wanted square"):
         datasets.Images([tmp_path / "wide.png"], 8)
 
@@ -60,7 +60,7 @@ def clip(path, count=6, size=16, seed=0):
     first = rng.integers(20, 230, (size, size, 3))
     frames = [(first + rng.integers(-3, 4, first.shape)).astype(np.uint8) for _ in range(count)]
     path.parent.mkdir(exist_ok=True)
-    with files.FrameWriter(path, lossless=True) as writer:
+    with video_files.FrameWriter(path, lossless=True) as writer:
         for frame in frames:
             writer.write(frame)
     return frames
@@ -107,7 +107,7 @@ def test_packed_frames_give_the_batches_of_their_clips(films, tmp_path, size):
 def test_packed_frames_among_clips_and_packed_again(films, tmp_path):
     clip(tmp_path / "other" / "e.mp4", seed=3)
     (tmp_path / "faces").mkdir()
-    files.write_image(tmp_path / "faces" / "f.png", np.full((16, 16, 3), 7, np.uint8))
+    image_files.write_image(tmp_path / "faces" / "f.png", np.full((16, 16, 3), 7, np.uint8))
     whole = packed([films], tmp_path / "p.npy", 16)
     clips = datasets.Images([tmp_path / "other", films, tmp_path / "faces"], 16)
     sources = [tmp_path / "other", whole, tmp_path / "faces"]
@@ -243,7 +243,7 @@ def stills(folder, count=4):
     """Pictures of nothing in common."""
     folder.mkdir()
     for index in range(count):
-        files.write_image(
+        image_files.write_image(
             folder / f"{index}.png", np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         )
     return folder
@@ -259,7 +259,7 @@ def moments(folder):
 def extracted(folder):
     """A film as a folder of pictures."""
     clip(folder.with_suffix(".mp4"), seed=8)
-    with files.read_frames(folder.with_suffix(".mp4")) as reader, files.FrameWriter(folder) as writer:
+    with video_files.read_frames(folder.with_suffix(".mp4")) as reader, video_files.FrameWriter(folder) as writer:
         for frame in reader:
             writer.write(frame)
     return folder

@@ -12,7 +12,7 @@ import torch
 
 import talkhead
 from puppets import puppet
-from talkhead import evaluation, files, metrics
+from talkhead import evaluation, files, metrics, video_files
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.evaluation import Protocol
@@ -41,7 +41,7 @@ def pointing(monkeypatch):
 
 def write(path, frames, sound=None, **options):
     path.parent.mkdir(exist_ok=True)
-    with files.FrameWriter(path, sound=sound, lossless=True, **options) as writer:
+    with video_files.FrameWriter(path, sound=sound, lossless=True, **options) as writer:
         for frame in frames:
             writer.write(frame)
     return str(path)
@@ -412,7 +412,7 @@ def test_distances_of_a_set_are_those_of_all_its_frames(sets, monkeypatch):
 
 
 def files_of(path):
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         return np.stack(list(reader))
 
 

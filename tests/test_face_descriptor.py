@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from puppets import puppet
-from talkhead import TalkheadError, faces, files
+from talkhead import TalkheadError, faces, files, image_files, video_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -95,7 +95,7 @@ def test_two_photos_of_one_person_are_near_and_of_two_are_not(face_descriptor, w
     chips = []
     for person in ("001", "012", "033", "044", "063"):
         for mouth in ("neutral", "smiling"):
-            image = files.read_image(shared_data / "images" / "faces" / "london_set" / f"{person}_{mouth}.jpg")
+            image = image_files.read_image(shared_data / "images" / "faces" / "london_set" / f"{person}_{mouth}.jpg")
             chips.append(face_descriptor.chip(image, detector(image)[0]))
     found = face_descriptor.descriptors(np.stack(chips), weights)
     assert found.shape == (10, 128) and found.dtype == np.float32
@@ -120,7 +120,7 @@ def test_clips_of_somebody_are_moved_away(face_descriptor, weights, shared_data,
     for name, face in (("000000", still), ("000001", puppet.drawn(3, 256))):
         frames, landmarks = zip(*puppet.perform(face, np.zeros((2, 3)), 256, 0, independent=True))
         (tmp_path / "clips").mkdir(exist_ok=True)
-        with files.FrameWriter(tmp_path / "clips" / f"{name}.mp4", lossless=True) as writer:
+        with video_files.FrameWriter(tmp_path / "clips" / f"{name}.mp4", lossless=True) as writer:
             for frame in frames:
                 writer.write(frame)
         files.write_array(tmp_path / "clips" / f"{name}.landmarks.npy", np.stack(landmarks))

@@ -694,10 +694,10 @@ def test_portraits_are_read_in_every_turn(mediapipe, shared_data):
 
 
 def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
-    from talkhead import files
+    from talkhead import video_files
 
     def tremble(smoothing):
-        with files.read_frames(shared_data / "grid_s1" / "video" / "bbaf2n.mpg", limit=30) as reader:
+        with video_files.read_frames(shared_data / "grid_s1" / "video" / "bbaf2n.mpg", limit=30) as reader:
             results = list(faces.align_frames(reader, mediapipe, size=16, smoothing=smoothing))
         assert len(results) == 30
         quads = np.array([quad for _, quad, _ in results])
@@ -835,13 +835,13 @@ def test_a_seam_of_another_background_stands_out_no_more_than_the_picture():
 
 @pytest.mark.parametrize("clip", ["videos/hdtf/RD_Radio10_0_clip_0.mp4", "grid_s1/video/bbaf2n.mpg"])
 def test_seams_of_the_bundled_generator_in_real_clips(shared_data, mediapipe, clip):
-    from talkhead import checkpoints, files, inversion, synthesis
+    from talkhead import checkpoints, inversion, synthesis, video_files
 
     if not checkpoints.bundled("generator").is_file():
         pytest.skip("no weights came with this checkout")
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
-    with files.read_frames(shared_data / clip, limit=6) as reader:
+    with video_files.read_frames(shared_data / clip, limit=6) as reader:
         real = list(reader)
     aligned = list(faces.align_frames(iter(real), mediapipe))
     drawn = synthesis.synthesize(generator, inversion.encode(encoder, [crop for crop, _, _ in aligned]))

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talkhead import files
+from talkhead import audio_files, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
 RATE = 16000  # samples per second
@@ -51,21 +51,21 @@ def first_click(samples, rate=RATE):
 def written(frames, **options):
     """The bytes of a pipe that carried these frames."""
     stream = io.BytesIO()
-    with files.FrameWriter(stream, **options) as writer:
+    with video_files.FrameWriter(stream, **options) as writer:
         for frame in frames:
             writer.write(frame)
     return stream.getvalue()
 
 
 def save(path, frames, **options):
-    with files.FrameWriter(path, **options) as writer:
+    with video_files.FrameWriter(path, **options) as writer:
         for frame in frames:
             writer.write(frame)
     return path
 
 
 def read(source, **options):
-    with files.read_frames(source, **options) as reader:
+    with video_files.read_frames(source, **options) as reader:
         return np.stack(list(reader))
 
 
@@ -336,7 +336,7 @@ def one_by_one(place):
 WRITERS = {
     "entries.npy": one_by_one,
     "array.npy": lambda place: files.write_array(place, np.zeros(100_000)),
-    "picture.png": lambda place: files.write_image(place, noise(1, 300, 300)[0]),
+    "picture.png": lambda place: image_files.write_image(place, noise(1, 300, 300)[0]),
     "video.mp4": lambda place: save(place, noise(30, 64, 64), sound=(tone(1), RATE)),
     "video.mkv": lambda place: save(place, noise(30, 64, 64), lossless=True),
     "frame.png": lambda place: save(place, noise(1, 300, 300)),
@@ -428,19 +428,19 @@ def test_weights_that_are_none(tmp_path):
 
 def test_picture_back_and_forth(tmp_path):
     image = noise(1, 20, 31)[0]
-    files.write_image(tmp_path / "a.png", image, {"talkhead_aligned": "20", "author": "Zoë"})
-    np.testing.assert_array_equal(files.read_image(tmp_path / "a.png"), image)
+    image_files.write_image(tmp_path / "a.png", image, {"talkhead_aligned": "20", "author": "Zoë"})
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "a.png"), image)
     assert Image.open(tmp_path / "a.png").text == {"talkhead_aligned": "20", "author": "Zoë"}
-    with files.read_frames(tmp_path / "a.png") as reader:
+    with video_files.read_frames(tmp_path / "a.png") as reader:
         assert (reader.size, reader.aligned, reader.metadata["author"], reader.sound) == ((20, 31), True, "Zoë", None)
         np.testing.assert_array_equal(np.stack(list(reader)), image[None])
-    files.write_image(tmp_path / "b.jpg", image, {"talkhead_aligned": "20"}, synthetic=True)
-    with files.read_frames(tmp_path / "b.jpg") as reader:
+    image_files.write_image(tmp_path / "b.jpg", image, {"talkhead_aligned": "20"}, synthetic=True)
+    with video_files.read_frames(tmp_path / "b.jpg") as reader:
         assert reader.aligned and reader.metadata["digital_source_type"] == files.SYNTHETIC_TYPE
     smooth = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (64, 64, 3))
-    files.write_image(tmp_path / "a.jpg", smooth)
-    assert np.abs(files.read_image(tmp_path / "a.jpg").astype(int) - smooth).max() <= 3
-    np.testing.assert_array_equal(files.read_image(OneWay((tmp_path / "a.png").read_bytes())), image)
+    image_files.write_image(tmp_path / "a.jpg", smooth)
+    assert np.abs(image_files.read_image(tmp_path / "a.jpg").astype(int) - smooth).max() <= 3
+    np.testing.assert_array_equal(image_files.read_image(OneWay((tmp_path / "a.png").read_bytes())), image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -462,7 +462,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
-    np.testing.assert_array_equal(files.read_image(tmp_path / "photo.png"), seen)
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "photo.png"), seen)
 
 
 def test_picture_modes(tmp_path):
@@ -470,30 +470,30 @@ def test_picture_modes(tmp_path):
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("grey", "deep"):
-        np.testing.assert_array_equal(files.read_image(tmp_path / f"{name}.png"), np.stack([grey] * 3, axis=-1))
+        np.testing.assert_array_equal(image_files.read_image(tmp_path / f"{name}.png"), np.stack([grey] * 3, axis=-1))
     half = np.full((4, 6, 4), [0, 100, 200, 128], np.uint8)
     Image.fromarray(half).save(tmp_path / "alpha.png")
-    assert np.abs(files.read_image(tmp_path / "alpha.png").astype(int) - [127, 177, 227]).max() <= 1
+    assert np.abs(image_files.read_image(tmp_path / "alpha.png").astype(int) - [127, 177, 227]).max() <= 1
     palette = Image.fromarray(noise(1, 4, 6)[0]).quantize(4)
     palette.save(tmp_path / "palette.png", transparency=0)
-    image = files.read_image(tmp_path / "palette.png")
+    image = image_files.read_image(tmp_path / "palette.png")
     assert (image[np.asarray(palette) == 0] == 255).all() and image.shape == (4, 6, 3)
     Image.fromarray(noise(1, 8, 8)[0]).convert("CMYK").save(tmp_path / "print.jpg")
-    assert files.read_image(tmp_path / "print.jpg").shape == (8, 8, 3)
+    assert image_files.read_image(tmp_path / "print.jpg").shape == (8, 8, 3)
 
 
 def test_picture_that_is_none(tmp_path):
-    files.write_image(tmp_path / "whole.png", noise(1, 64, 64)[0])
+    image_files.write_image(tmp_path / "whole.png", noise(1, 64, 64)[0])
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "folder.png").mkdir()
     for name in ("cut.png", "empty.png", "text.jpg", "missing.png", "folder.png"):
         with pytest.raises(TalkheadError) as error:
-            files.read_image(tmp_path / name)
+            image_files.read_image(tmp_path / name)
         assert one_line(error).startswith(str(tmp_path / name))
     with pytest.raises(TalkheadError, match="end the name in"):
-        files.write_image(tmp_path / "a.tga", noise(1)[0])
+        image_files.write_image(tmp_path / "a.tga", noise(1)[0])
 
 
 # Frames through a pipe ------------------------------------------------------------------------------------------------
@@ -504,13 +504,13 @@ def test_pipe_is_bit_exact():
     frames = noise(33)
     samples = np.random.default_rng(1).integers(-32768, 32768, (round(33 / 25 * 44100), 2), dtype=np.int16)
     once = written(frames, sound=(samples / np.float32(32768), 44100), metadata={"talkhead_aligned": "17"})
-    with files.read_frames(OneWay(once)) as reader:
+    with video_files.read_frames(OneWay(once)) as reader:
         assert (reader.size, reader.fps, reader.source_fps, reader.aligned) == ((17, 15), 25.0, 25.0, True)
         assert (reader.sound.rate, reader.sound.channels) == (44100, 2)
         twice = written(reader, sound=reader.sound, metadata=reader.metadata)
     for stream in (once, twice):
         np.testing.assert_array_equal(read(OneWay(stream)), frames)
-        with files.read_frames(OneWay(stream)) as reader:
+        with video_files.read_frames(OneWay(stream)) as reader:
             sound = reader.sound
             list(reader)
             np.testing.assert_array_equal(sound.take(10**9, wait=True), samples)
@@ -529,7 +529,7 @@ def test_pipe_needs_no_position():
             return len(data)
 
     stream = Forward()
-    with files.FrameWriter(stream) as writer:
+    with video_files.FrameWriter(stream) as writer:
         for frame in noise(12):
             writer.write(frame)
     np.testing.assert_array_equal(read(OneWay(stream.data)), noise(12))
@@ -539,12 +539,12 @@ def test_pipe_gives_frames_soon():
     """A frame comes out before 25 more, one second, have gone in, and most come sooner."""
     marks = []
     stream = io.BytesIO()
-    with files.FrameWriter(stream, sound=(tone(4), RATE)) as writer:
+    with video_files.FrameWriter(stream, sound=(tone(4), RATE)) as writer:
         for frame in noise(100, 32, 32):
             writer.write(frame)
             marks.append(stream.tell())
     source = OneWay(stream.getvalue())
-    with files.read_frames(source) as reader:
+    with video_files.read_frames(source) as reader:
         ahead = [int(np.searchsorted(marks, source.taken)) - index for index, _ in enumerate(reader)]
     assert len(ahead) == 100 and max(ahead) <= 25 and np.mean(ahead) <= 15
 
@@ -562,7 +562,7 @@ def test_failed_writer_is_noticed_wherever_it_stopped():
     for count in (1, 10, 11, 20, 25):
         stream = io.BytesIO()
         with pytest.raises(RuntimeError, match="upstream"):
-            with files.FrameWriter(stream) as writer:
+            with video_files.FrameWriter(stream) as writer:
                 for frame in noise(count):
                     writer.write(frame)
                 raise RuntimeError("upstream")
@@ -590,7 +590,7 @@ def test_reader_leaves(capfd):
     reader.start()
     with open(writing, "wb", buffering=0) as stream:
         with pytest.raises(BrokenPipeError):
-            with files.FrameWriter(stream, sound=(tone(8), RATE)) as writer:
+            with video_files.FrameWriter(stream, sound=(tone(8), RATE)) as writer:
                 for frame in noise(200, 64, 64):
                     writer.write(frame)
     reader.join()
@@ -611,15 +611,15 @@ def test_standard_streams():
     """ "-" is standard input and output, between processes."""
     frames = noise(15)
     copy = """
-        from talkhead import files
-        with files.read_frames("-") as reader, files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
+        from talkhead import video_files
+        with video_files.read_frames("-") as reader, video_files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
             for frame in reader:
                 writer.write(frame)
         """
     result = run(copy, input=written(frames, sound=(tone(0.6), RATE), metadata={"talkhead_aligned": "17"}))
     assert (result.returncode, result.stderr) == (0, b"")
     np.testing.assert_array_equal(read(OneWay(result.stdout)), frames)
-    sound = files.read_audio(OneWay(result.stdout))
+    sound = audio_files.read_audio(OneWay(result.stdout))
     assert len(sound) == 9600 and np.abs(sound - tone(0.6)).max() < 1e-4
 
 
@@ -636,10 +636,10 @@ def test_memory_is_flat(tmp_path):
             )
     copy = """
         import resource, sys
-        from talkhead import files
+        from talkhead import video_files
         for count in (60, 600):
             with open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0) as source, open("/dev/null", "wb", buffering=0) as target:
-                with files.read_frames(source) as reader, files.FrameWriter(target, sound=reader.sound) as writer:
+                with video_files.read_frames(source) as reader, video_files.FrameWriter(target, sound=reader.sound) as writer:
                     for frame in reader:
                         writer.write(frame)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -672,40 +672,40 @@ def test_frame_rate_as_ffmpeg_does(tmp_path, name, suffix):
         [Fraction(float(time)) for time in times],
         Fraction(1, 1000) if suffix == ".mkv" else Fraction(1, 90000),
     )
-    got = [int(frame[0, 0, 0]) for frame in files.read_frames(path)]
+    got = [int(frame[0, 0, 0]) for frame in video_files.read_frames(path)]
     assert got == (ffmpeg_fps(path) or [0])  # Departure: of a clip shorter than half a frame one frame is left
     if name == "30":
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             assert reader.source_fps == 30
 
 
 def test_thirty_to_twenty_five_by_hand(tmp_path):
     """Frame i of 30 per second belongs to output frame round(i * 25 / 30): of every six one gives way to the next."""
     path = make_video(tmp_path / "clip.mp4", [Fraction(index, 30) for index in range(12)])
-    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path)] == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
-    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path, limit=3)] == [0, 1, 2]
-    assert [int(frame[0, 0, 0]) for frame in files.read_frames(path, fps=30)] == list(range(12))
+    assert [int(frame[0, 0, 0]) for frame in video_files.read_frames(path)] == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
+    assert [int(frame[0, 0, 0]) for frame in video_files.read_frames(path, limit=3)] == [0, 1, 2]
+    assert [int(frame[0, 0, 0]) for frame in video_files.read_frames(path, fps=30)] == list(range(12))
 
 
 def test_readers_say_how_many_frames_are_to_come(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     for name in ("clip.mp4", "folder", "clip.mkv"):
-        with files.FrameWriter(tmp_path / name) as writer:
+        with video_files.FrameWriter(tmp_path / name) as writer:
             for frame in frames:
                 writer.write(frame)
         if name != "clip.mkv":  # Matroska tells the time of the whole file alone
-            with files.read_frames(tmp_path / name) as reader:
+            with video_files.read_frames(tmp_path / name) as reader:
                 assert reader.count == 7 == len(list(reader))
-        with files.read_frames(tmp_path / name, limit=3) as reader:
+        with video_files.read_frames(tmp_path / name, limit=3) as reader:
             assert reader.count in (3, None) and len(list(reader)) == 3
-    with files.read_frames(tmp_path / "clip.mp4", fps=50) as twice:
+    with video_files.read_frames(tmp_path / "clip.mp4", fps=50) as twice:
         assert twice.count == 14
 
 
 def test_repeated_frames_are_arrays_of_their_own(tmp_path):
     path = make_video(tmp_path / "clip.mp4", [Fraction(index, 10) for index in range(3)], rate=10)
     levels = []
-    for frame in files.read_frames(path):
+    for frame in video_files.read_frames(path):
         levels.append(int(frame[0, 0, 0]))
         frame[:] = 99
     assert levels == [0] * 3 + [1] * 2 + [2] * 3  # a tenth of a second is two and a half frames
@@ -735,7 +735,7 @@ def test_rotated_phone_video(tmp_path, matrix, expected):
     struct.pack_into(">9i", data, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     seen = expected(frame)
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         assert reader.size == seen.shape[:2]
         np.testing.assert_array_equal(next(reader), seen)
 
@@ -747,7 +747,7 @@ def test_pixels_that_are_not_square(tmp_path):
         stream.codec_context.sample_aspect_ratio = Fraction(16, 9)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 72, 3), 90, np.uint8), format="rgb24")))
         container.mux(stream.encode(None))
-    with files.read_frames(tmp_path / "wide.mp4") as reader:
+    with video_files.read_frames(tmp_path / "wide.mp4") as reader:
         assert reader.size == next(reader).shape[:2] == (64, 128)
 
 
@@ -775,7 +775,7 @@ def test_folder_of_pictures(tmp_path):
     frames = noise(12)
     save(tmp_path / "frames", frames, metadata={"talkhead_aligned": "17"})
     assert sorted(os.listdir(tmp_path / "frames")) == [f"{index:06}.png" for index in range(12)]
-    with files.read_frames(tmp_path / "frames") as reader:
+    with video_files.read_frames(tmp_path / "frames") as reader:
         assert reader.aligned and reader.size == (17, 15) and reader.sound is None
         np.testing.assert_array_equal(np.stack(list(reader)), frames)
     for index in range(12):  # by number, not by letter
@@ -783,13 +783,13 @@ def test_folder_of_pictures(tmp_path):
     (tmp_path / "frames/.thumbnails.png").touch()
     (tmp_path / "frames/notes.txt").touch()
     np.testing.assert_array_equal(read(tmp_path / "frames", limit=11), frames[:11])
-    files.write_image(tmp_path / "frames/12.png", noise(1, 5, 5)[0])
+    image_files.write_image(tmp_path / "frames/12.png", noise(1, 5, 5)[0])
     with pytest.raises(TalkheadError, match="12.png: is 5x5, the first picture is 15x17") as error:
         read(tmp_path / "frames")
     one_line(error)
     (tmp_path / "none").mkdir()
     with pytest.raises(TalkheadError, match="a folder without pictures") as error:
-        files.read_frames(tmp_path / "none")
+        video_files.read_frames(tmp_path / "none")
     one_line(error)
     with pytest.raises(TalkheadError, match="not an empty folder") as error:
         save(tmp_path / "frames", frames)
@@ -815,7 +815,7 @@ def test_video_that_is_none(tmp_path):
 def test_name_with_a_colon(tmp_path):
     path = save(tmp_path / "12:30 clip.mp4", noise(3), lossless=True)
     np.testing.assert_array_equal(read(path), noise(3))
-    assert files.read_image(save(tmp_path / "a:b.png", noise(1))).shape == (17, 15, 3)
+    assert image_files.read_image(save(tmp_path / "a:b.png", noise(1))).shape == (17, 15, 3)
 
 
 def test_frames_too_large_for_a_video(tmp_path):
@@ -824,7 +824,7 @@ def test_frames_too_large_for_a_video(tmp_path):
             TalkheadError,
             match=r"frames of 16386x2 are too large for a video, which has at most 16384 pixels a side; make them smaller",
         ):
-            with files.FrameWriter(destination) as writer:
+            with video_files.FrameWriter(destination) as writer:
                 writer.write(np.zeros((2, 16386, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 
@@ -832,12 +832,12 @@ def test_frames_too_large_for_a_video(tmp_path):
 def test_grid(shared_data):
     """MPEG-1 of the thesis's corpus: 75 frames, three seconds of sound, in step."""
     for path in sorted((shared_data / "grid_s1" / "video").glob("*.mpg"))[:3]:
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             assert reader.size == (288, 360) and reader.source_fps == 25
             sound, frames = reader.sound, np.stack(list(reader))
             assert (sound.rate, sound.channels) == (44100, 2)
         assert frames.shape == (75, 288, 360, 3)
-        assert len(files.read_audio(path)) == pytest.approx(3 * RATE, abs=0.04 * RATE)
+        assert len(audio_files.read_audio(path)) == pytest.approx(3 * RATE, abs=0.04 * RATE)
 
 
 # Video for people -----------------------------------------------------------------------------------------------------
@@ -887,18 +887,18 @@ def test_odd_sizes_are_padded(tmp_path):
 def test_lossless_by_name(tmp_path):
     path = save(tmp_path / "whole.mp4", noise(9), sound=(tone(9 / 25), RATE), lossless=True)
     np.testing.assert_array_equal(read(path), noise(9))
-    assert np.abs(files.read_audio(path) - tone(9 / 25)).max() < 1e-4
+    assert np.abs(audio_files.read_audio(path) - tone(9 / 25)).max() < 1e-4
 
 
 def test_a_recording_comes_back_to_the_last_of_its_16_bits(tmp_path):
     samples = np.concatenate([tone(0.3), [1.5, -1.5]]).astype(np.float32)
-    files.write_audio(tmp_path / "a.wav", samples)
+    audio_files.write_audio(tmp_path / "a.wav", samples)
     with wave.open(str(tmp_path / "a.wav")) as theirs:
         assert theirs.getparams()[:3] == (1, 2, RATE)
         np.testing.assert_array_equal(
             np.frombuffer(theirs.readframes(RATE), "<i2"), (samples * 32768).round().clip(-32768, 32767)
         )
-    np.testing.assert_allclose(files.read_audio(tmp_path / "a.wav"), samples.clip(-1, 1), atol=2**-15)
+    np.testing.assert_allclose(audio_files.read_audio(tmp_path / "a.wav"), samples.clip(-1, 1), atol=2**-15)
 
 
 @pytest.mark.parametrize("place", ["out.mp4", "frames", "-"])
@@ -921,10 +921,10 @@ def test_synthetic_mark(tmp_path, place):
     assert (
         tags["software"].startswith("talkhead ") and tags["talkhead_aligned"] == "48" and tags.get("encoder") != "other"
     )
-    with files.read_frames(io.BytesIO(stream.getvalue()) if place == "-" else destination) as reader:
+    with video_files.read_frames(io.BytesIO(stream.getvalue()) if place == "-" else destination) as reader:
         assert reader.aligned and files.STREAM_TAG not in reader.metadata
         again = save(tmp_path / "again.mp4", reader, metadata=reader.metadata)
-    with files.read_frames(again) as reader:  # a mark stays on what is made of what bears it
+    with video_files.read_frames(again) as reader:  # a mark stays on what is made of what bears it
         assert reader.metadata["digital_source_type"] == tags["digital_source_type"]
 
 
@@ -939,7 +939,7 @@ def test_one_picture(tmp_path):
 @pytest.mark.parametrize("place", ["out.mp4", "frames", "a.png"])
 def test_nothing_is_left_behind(tmp_path, place):
     with pytest.raises(KeyboardInterrupt):
-        with files.FrameWriter(tmp_path / place, sound=(tone(1), RATE)) as writer:
+        with video_files.FrameWriter(tmp_path / place, sound=(tone(1), RATE)) as writer:
             writer.write(noise(1)[0])
             raise KeyboardInterrupt
     with pytest.raises(TalkheadError, match="no frames") as error:
@@ -982,17 +982,17 @@ def encode_sound(path, samples, rate, codec, layout):
 
 def test_speech_as_it_is(tmp_path):
     samples = tone(1.003)
-    back = files.read_audio(write_wave(tmp_path / "a.wav", samples))
+    back = audio_files.read_audio(write_wave(tmp_path / "a.wav", samples))
     assert back.dtype == np.float32 and back.shape == samples.shape
     np.testing.assert_array_equal(back, ((samples * 32767).astype(np.int16) / np.float32(32768)))
-    np.testing.assert_array_equal(files.read_audio(OneWay((tmp_path / "a.wav").read_bytes())), back)
+    np.testing.assert_array_equal(audio_files.read_audio(OneWay((tmp_path / "a.wav").read_bytes())), back)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_sound_of_any_rate(tmp_path, rate, channels):
     """A tone comes out as the same tone: same length, same phase, same height."""
-    back = files.read_audio(write_wave(tmp_path / "a.wav", tone(1, rate, channels=channels), rate))
+    back = audio_files.read_audio(write_wave(tmp_path / "a.wav", tone(1, rate, channels=channels), rate))
     assert abs(len(back) - RATE) <= 1
     assert np.abs(back[500:-500] - tone(1)[500 : len(back) - 500]).max() < 0.004
 
@@ -1001,13 +1001,13 @@ def test_surround_sound(tmp_path):
     """5.1: the speech in the centre is heard, and nothing clips though all six speak at once."""
     six = np.zeros((48000, 6), np.float32)
     six[:, 2] = tone(1, 48000)
-    centre = files.read_audio(write_wave(tmp_path / "centre.wav", six, 48000))
+    centre = audio_files.read_audio(write_wave(tmp_path / "centre.wav", six, 48000))
     assert (
         len(centre) == RATE
         and np.corrcoef(centre[500:-500], tone(1)[500:-500])[0, 1] > 0.999
         and np.abs(centre).max() > 0.08
     )
-    loud = files.read_audio(
+    loud = audio_files.read_audio(
         write_wave(tmp_path / "loud.wav", np.repeat(tone(1, 48000, channels=1)[:, None] * 2.4, 6, axis=1), 48000)
     )
     assert 0.5 < np.abs(loud).max() <= 1 and np.corrcoef(loud[500:-500], tone(1)[500:-500])[0, 1] > 0.999
@@ -1026,7 +1026,7 @@ def test_sound_of_any_codec(tmp_path, name, codec, rate, layout):
     """A click at half a second stays there: what codecs put before the first sample is dropped."""
     channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
     samples = np.repeat(clicks(2, rate)[:, None], channels, axis=1)
-    back = files.read_audio(encode_sound(tmp_path / name, samples, rate, codec, layout))
+    back = audio_files.read_audio(encode_sound(tmp_path / name, samples, rate, codec, layout))
     assert np.abs(back[: RATE // 3]).max() < 0.1
     assert np.argmax(np.abs(back) > 0.25) / RATE == pytest.approx(0.5, abs=0.004)
     assert len(back) == pytest.approx(2 * RATE, abs=0.06 * RATE)
@@ -1039,18 +1039,18 @@ def test_sound_keeps_step_with_frames(tmp_path):
     ]  # at 0.48 s, 1.48 s, 2.48 s
     sound = np.roll(clicks(3, 48000, every=1.0), -round(0.52 * 48000))
     pipe = written(flashes, sound=(sound, 48000))
-    with files.read_frames(OneWay(pipe)) as reader:
+    with video_files.read_frames(OneWay(pipe)) as reader:
         pipe = written(reader, sound=reader.sound)
     sources = [pipe]
     for suffix in (".mp4", ".mkv", ".mov"):
-        with files.read_frames(OneWay(pipe)) as reader:
+        with video_files.read_frames(OneWay(pipe)) as reader:
             save(tmp_path / f"out{suffix}", reader, sound=reader.sound)
         sources.append(tmp_path / f"out{suffix}")
     for source in sources:
         opened = (lambda: OneWay(source)) if source is pipe else (lambda: source)
         frames = read(opened())
         assert len(frames) == 75 and np.argmax(frames.mean(axis=(1, 2, 3)) > 128) == 12
-        samples = files.read_audio(opened())
+        samples = audio_files.read_audio(opened())
         assert first_click(samples) == pytest.approx(0.48, abs=0.002)
         assert len(samples) == (pytest.approx(3 * RATE, abs=0.04 * RATE) if str(source).endswith(".mkv") else 3 * RATE)
 
@@ -1077,14 +1077,14 @@ def test_sample_zero_is_heard_with_the_first_picture(tmp_path, suffix, video_sta
         packets += video.encode(None) + audio.encode(block) + audio.encode(None)
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
     expected = 2 + audio_start - video_start
-    assert first_click(files.read_audio(path)) == pytest.approx(
+    assert first_click(audio_files.read_audio(path)) == pytest.approx(
         expected, abs=0.025
     )  # AAC in MPEG-TS keeps its priming, 21 ms
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         pipe = written(reader, sound=reader.sound)
     assert len(read(OneWay(pipe))) == 75
     if expected < 3:
-        assert first_click(files.read_audio(OneWay(pipe))) == pytest.approx(expected, abs=0.025)
+        assert first_click(audio_files.read_audio(OneWay(pipe))) == pytest.approx(expected, abs=0.025)
 
 
 def test_sound_ends_with_the_frames(tmp_path):
@@ -1092,7 +1092,7 @@ def test_sound_ends_with_the_frames(tmp_path):
         for place in (tmp_path / "out.mp4", io.BytesIO()):
             save(place, scene(25, 16, 16), sound=(tone(seconds), RATE))
             place = place if isinstance(place, Path) else OneWay(place.getvalue())
-            samples = files.read_audio(place)
+            samples = audio_files.read_audio(place)
             assert len(samples) == pytest.approx(RATE, abs=0.04 * RATE)
             heard = round(min(seconds, 1.0) * RATE) - 400
             assert (
@@ -1103,10 +1103,10 @@ def test_sound_ends_with_the_frames(tmp_path):
 
 def test_limit_cuts_the_sound_too(tmp_path):
     pipe = written(noise(50), sound=(tone(2), RATE))
-    with files.read_frames(OneWay(pipe), limit=10) as reader:
+    with video_files.read_frames(OneWay(pipe), limit=10) as reader:
         part = written(reader, sound=reader.sound)
     np.testing.assert_array_equal(read(OneWay(part)), noise(50)[:10])
-    assert len(files.read_audio(OneWay(part))) == 0.4 * RATE
+    assert len(audio_files.read_audio(OneWay(part))) == 0.4 * RATE
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -1116,9 +1116,9 @@ def test_wave_from_a_pipe(tmp_path, size):
     struct.pack_into("<I", data, 4, size)
     struct.pack_into("<I", data, data.index(b"data") + 4, size)
     (tmp_path / "b.wav").write_bytes(data)
-    assert len(files.read_audio(tmp_path / "b.wav")) == 2 * RATE
+    assert len(audio_files.read_audio(tmp_path / "b.wav")) == 2 * RATE
     if size:  # FFmpeg takes a 0 on a pipe for no sound at all
-        assert len(files.read_audio(OneWay(data))) == 2 * RATE
+        assert len(audio_files.read_audio(OneWay(data))) == 2 * RATE
 
 
 # Sound as it comes ------------------------------------------------------------------------------------------------------
@@ -1182,12 +1182,12 @@ def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec)
     """Through a pipe, in small pieces, it is the sound of the file, and that is the tone that went in."""
     data = wave_bytes(tone(1.2, rate, 300.0, channels), rate, codec)
     (tmp_path / "a.wav").write_bytes(data)
-    with files.read_sound(OneWay(data)) as sound:
+    with audio_files.read_sound(OneWay(data)) as sound:
         blocks = list(sound)
         assert not sound.live and sound.rate == RATE
     assert len(blocks) > 10 and all(block.dtype == np.float32 and block.ndim == 1 for block in blocks)
     back = np.concatenate(blocks)
-    np.testing.assert_allclose(back, files.read_audio(tmp_path / "a.wav"), atol=1e-5)
+    np.testing.assert_allclose(back, audio_files.read_audio(tmp_path / "a.wav"), atol=1e-5)
     assert abs(len(back) - 1.2 * RATE) <= 1
     loss = {"mulaw": 0.05, "u8": 0.02}.get(codec, 2e-3)  # theirs; and ripples of the resampler
     middle = slice(RATE // 10, RATE)  # not its ends
@@ -1222,7 +1222,7 @@ def recorder(tmp_path):
 def test_sound_comes_before_its_end(recorder):
     """All but the last packets of what was written are heard while the writer still lives."""
     data, heard = wave_bytes(tone(4, 44100), 44100, "s16"), threading.Event()
-    with files.read_sound(recorder(data, lambda: heard.wait(10))) as sound:
+    with audio_files.read_sound(recorder(data, lambda: heard.wait(10))) as sound:
         assert sound.live and sound.count is None
         count = 0
         while count < 3.9 * RATE:
@@ -1241,7 +1241,7 @@ def test_who_waits_for_sound_is_told_so(recorder, monkeypatch):
         told.append(True)
         waited.set()
 
-    with files.read_sound(recorder(data[:9000], lambda: waited.wait(10), data[9000:]), on_wait=on_wait) as sound:
+    with audio_files.read_sound(recorder(data[:9000], lambda: waited.wait(10), data[9000:]), on_wait=on_wait) as sound:
         assert sum(map(len, sound)) == RATE
     assert told
 
@@ -1249,14 +1249,14 @@ def test_who_waits_for_sound_is_told_so(recorder, monkeypatch):
 def test_recorder_that_stops_within_a_sample():
     """Where no length was promised, what came is all; where one was, it is cut short."""
     data = wave_bytes(np.stack([tone(0.5)] * 2, 1), RATE, "s16")
-    with files.read_sound(OneWay(data[:-3])) as sound:
+    with audio_files.read_sound(OneWay(data[:-3])) as sound:
         assert sum(map(len, sound)) == 0.5 * RATE - 1
     data = wave_bytes(tone(2), RATE, "s16", size=RATE * 4)
-    with files.read_sound(OneWay(data)) as sound:
+    with audio_files.read_sound(OneWay(data)) as sound:
         assert sum(map(len, sound)) == 2 * RATE
     with (
         pytest.raises(TalkheadError, match="-: cut short; copy it again"),
-        files.read_sound(OneWay(data[:-3])) as sound,
+        audio_files.read_sound(OneWay(data[:-3])) as sound,
     ):
         list(sound)
 
@@ -1272,7 +1272,7 @@ def test_recorder_that_stops_within_a_sample():
     ],
 )
 def test_stream_that_is_no_sound(data, message, capfd):
-    with pytest.raises(TalkheadError) as error, files.read_sound(OneWay(data)) as sound:
+    with pytest.raises(TalkheadError) as error, audio_files.read_sound(OneWay(data)) as sound:
         list(sound)
     assert one_line(error).startswith(message)
     assert capfd.readouterr() == ("", "")
@@ -1282,18 +1282,23 @@ def test_frames_leave_with_their_sound(tmp_path):
     """When a frame has been written, whoever reads the pipe has it, and the sound is that of the file."""
     write_wave(tmp_path / "a.wav", tone(1))
     stream, frames = io.BytesIO(), noise(25, 16, 16)
-    with files.read_sound(tmp_path / "a.wav", keep=True) as sound, files.FrameWriter(stream, sound=sound) as writer:
+    with (
+        audio_files.read_sound(tmp_path / "a.wav", keep=True) as sound,
+        video_files.FrameWriter(stream, sound=sound) as writer,
+    ):
         for index, frame in enumerate(frames):
             writer.write(frame)
             if index in (1, 7, 20):
                 with av.open(io.BytesIO(stream.getvalue())) as container:
                     assert sum(packet.size > 0 for packet in container.demux(video=0)) == index + 1
-    np.testing.assert_array_equal(files.read_audio(OneWay(stream.getvalue())), files.read_audio(tmp_path / "a.wav"))
+    np.testing.assert_array_equal(
+        audio_files.read_audio(OneWay(stream.getvalue())), audio_files.read_audio(tmp_path / "a.wav")
+    )
 
 
 def test_kept_sound_is_what_was_read(tmp_path):
     write_wave(tmp_path / "a.wav", tone(1))
-    with files.read_sound(tmp_path / "a.wav", keep=True) as sound:
+    with audio_files.read_sound(tmp_path / "a.wav", keep=True) as sound:
         first = next(sound)
         early = sound.take(len(first) // 2)
         rest = np.concatenate(list(sound))
@@ -1303,7 +1308,7 @@ def test_kept_sound_is_what_was_read(tmp_path):
 
 
 def test_silence_is_sound(tmp_path):
-    back = files.read_audio(write_wave(tmp_path / "silence.wav", np.zeros(RATE, np.float32)))
+    back = audio_files.read_audio(write_wave(tmp_path / "silence.wav", np.zeros(RATE, np.float32)))
     assert len(back) == RATE and not back.any()
 
 
@@ -1332,16 +1337,16 @@ def test_sound_that_is_none(tmp_path, capfd):
         "missing.wav",
     ):
         with pytest.raises(TalkheadError) as error:
-            files.read_audio(tmp_path / name)
+            audio_files.read_audio(tmp_path / name)
         assert one_line(error).startswith(str(tmp_path / name))
     with pytest.raises(TalkheadError, match="has no sound track"):
-        files.read_audio(tmp_path / "mute.mp4")
+        audio_files.read_audio(tmp_path / "mute.mp4")
     assert capfd.readouterr() == ("", "")
 
 
 def test_real_sound(shared_data):
     for name, seconds in {"jfk.flac": 11.0, "RD_Radio31_000.wav": 8.0, "librispeech_84-121550-0000.flac": 8.44}.items():
-        samples = files.read_audio(shared_data / "audio" / name)
+        samples = audio_files.read_audio(shared_data / "audio" / name)
         assert len(samples) == pytest.approx(seconds * RATE, abs=0.01 * RATE) and 0.05 < np.abs(samples).max() <= 1
 
 

@@ -392,10 +392,10 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
 
 
 def test_a_folder_is_made_again_by_who_was_killed_with_one_in_hand(desk, monkeypatch):
-    from talkhead import files
+    from talkhead import video_files
 
     def work(source, place):
-        with files.FrameWriter(place) as writer:
+        with video_files.FrameWriter(place) as writer:
             writer.write(np.zeros((2, 2, 3), np.uint8))
         return {"frames": 1}
 

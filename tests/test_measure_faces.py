@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from puppets import puppet
-from talkhead import checkpoints, faces, files, metrics
+from talkhead import checkpoints, faces, image_files, metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -106,7 +106,7 @@ def test_every_part_is_measured(script, toy_weights, random_mobilenet, tmp_path,
     faces_record, composites = [record for record in records if record["part"] == "nobody"]
     assert faces_record["count"] == faces_record["found"] == 18 and composites["count"] == 3
     assert (
-        files.read_image(tmp_path / "out" / "inverted.png").ndim
-        == files.read_image(tmp_path / "out" / "drawn.png").ndim
+        image_files.read_image(tmp_path / "out" / "inverted.png").ndim
+        == image_files.read_image(tmp_path / "out" / "drawn.png").ndim
         == 3
     )

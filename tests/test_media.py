@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from talkhead import files
+from talkhead import audio_files, containers, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
 RATE = 16000  # samples per second
@@ -96,7 +96,7 @@ def encode(
 
 def flashes(source, **options):
     """How many frames there are, and which of them are white."""
-    with files.read_frames(source, **options) as reader:
+    with video_files.read_frames(source, **options) as reader:
         light = [frame.mean() for frame in reader]
     return len(light), [index for index, value in enumerate(light) if value > 128]
 
@@ -148,16 +148,18 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
                 kinds.add(type(error))
     assert av.error.PermissionError in kinds
     with pytest.warns(UserWarning, match=r"damaged.mp4, [\d.]+ s: damaged; silence is put there") as said:
-        samples = files.read_audio(tmp_path / "damaged.mp4")
+        samples = audio_files.read_audio(tmp_path / "damaged.mp4")
     assert len(said) == 1 and len(samples) == 4 * RATE
     assert heard(samples[RATE // 10 : RATE * 9 // 10]) == pytest.approx(0.4, abs=0.01)
     # What follows has not moved by a sample: 440 Hz rise by 0.07 in one.
-    np.testing.assert_allclose(samples[RATE * 2 : RATE * 3], files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07)
-    with pytest.warns(UserWarning, match="damaged"), files.read_frames(tmp_path / "damaged.mp4") as reader:
-        with files.FrameWriter(tmp_path / "out.mp4", sound=reader.sound) as writer:
+    np.testing.assert_allclose(
+        samples[RATE * 2 : RATE * 3], audio_files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07
+    )
+    with pytest.warns(UserWarning, match="damaged"), video_files.read_frames(tmp_path / "damaged.mp4") as reader:
+        with video_files.FrameWriter(tmp_path / "out.mp4", sound=reader.sound) as writer:
             for frame in reader:
                 writer.write(frame)
-    assert len(files.read_audio(tmp_path / "out.mp4")) == 4 * RATE
+    assert len(audio_files.read_audio(tmp_path / "out.mp4")) == 4 * RATE
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg", "libx264"])
@@ -174,7 +176,7 @@ def test_damaged_pictures_are_held(tmp_path, codec):
 
 def test_damaged_case(case):
     with pytest.warns(UserWarning, match="corrupt.mp4, .* s: damaged"):
-        assert len(files.read_audio(case("damaged_packet_errors/corrupt.mp4"))) == 4 * RATE
+        assert len(audio_files.read_audio(case("damaged_packet_errors/corrupt.mp4"))) == 4 * RATE
         assert flashes(case("damaged_packet_errors/corrupt.mp4")) == (100, [50, 75])  # as FFmpeg's own program
 
 
@@ -198,11 +200,11 @@ def test_empty_last_page_of_ogg(tmp_path, codec, lacing):
     last = data.rindex(b"OggS")
     _, _, flags, granule, serial, sequence = struct.unpack_from("<4sBBqII", data, last)
     assert flags & 4
-    whole = files.read_audio(path)
+    whole = audio_files.read_audio(path)
     body = last + 27 + data[last + 26]
     page = ogg_page(serial, sequence, 0, granule, data[last + 27 : body], data[body:])
     (tmp_path / "b.ogg").write_bytes(data[:last] + page + ogg_page(serial, sequence + 1, 4, granule, lacing))
-    samples = files.read_audio(tmp_path / "b.ogg")
+    samples = audio_files.read_audio(tmp_path / "b.ogg")
     assert len(whole) == 4 * RATE and len(samples) == pytest.approx(
         4 * RATE, abs=0.02 * RATE
     )  # FFmpeg keeps what Opus fills up with
@@ -231,7 +233,7 @@ def test_empty_packets_repeat_the_picture_before(tmp_path, case):
                 container.mux(packet)
     assert flashes(path) == (10, [4, 5, 6])
     assert flashes(case("ogg_empty_packet/sync.ogv")) == (100, [25, 50, 75])
-    assert len(files.read_audio(case("ogg_empty_packet/sync.ogv"))) == pytest.approx(4 * RATE, abs=8)
+    assert len(audio_files.read_audio(case("ogg_empty_packet/sync.ogv"))) == pytest.approx(4 * RATE, abs=8)
 
 
 # Time -----------------------------------------------------------------------------------------------------------------
@@ -255,22 +257,22 @@ def test_one_wrong_time_stamp(tmp_path, kind, which, byte, value):
     (tmp_path / "b.flv").write_bytes(data)
     with pytest.warns(UserWarning, match=r"b.flv, [\d.]+ s: a wrong time stamp is left out"):
         assert flashes(tmp_path / "b.flv") == (25, [5, 20])
-        np.testing.assert_array_equal(files.read_audio(tmp_path / "b.flv"), files.read_audio(path))
+        np.testing.assert_array_equal(audio_files.read_audio(tmp_path / "b.flv"), audio_files.read_audio(path))
 
 
 def test_a_pause_stays(tmp_path):
     path = encode(tmp_path / "a.mkv", 1.0, audio="pcm_s16le", pause=60, flash=(5, 20))
     assert flashes(path) == (25 * 61, [5, 20 + 60 * 25])
-    samples = files.read_audio(path)
+    samples = audio_files.read_audio(path)
     assert len(samples) == pytest.approx(61 * RATE, abs=9) and np.abs(samples[RATE : 60 * RATE]).max() == 0
 
 
 def test_a_long_pause_needs_no_memory(tmp_path):
     path = encode(tmp_path / "a.mkv", 1.0, audio="pcm_s16le", pause=5 * 3600)
-    with files.read_sound(path) as sound:
+    with audio_files.read_sound(path) as sound:
         sizes = [len(block) for block in sound]
     assert sum(sizes) == pytest.approx((5 * 3600 + 1) * RATE, abs=9) and max(sizes) <= RATE
-    with files.read_frames(path) as reader:
+    with video_files.read_frames(path) as reader:
         sound = reader.sound
         for _ in range(20):
             next(reader)
@@ -289,8 +291,8 @@ def test_clock_that_starts_again(tmp_path, suffix, video, audio):
         assert flashes(path) == (150, [25, 75, 125])
     assert len(said) == 1
     with pytest.warns(UserWarning, match="its clock starts again"):
-        samples = files.read_audio(path)
-    alone = np.flatnonzero(np.abs(files.read_audio(parts[0])) > 0.2)[0]
+        samples = audio_files.read_audio(path)
+    alone = np.flatnonzero(np.abs(audio_files.read_audio(parts[0])) > 0.2)[0]
     loud = np.flatnonzero(np.abs(samples) > 0.2)
     starts = loud[np.diff(loud, prepend=-RATE) > RATE // 2]
     np.testing.assert_allclose(starts, alone + np.arange(3) * 2 * RATE, atol=0.05 * RATE)
@@ -305,7 +307,7 @@ def test_one_clock_through_a_pipe(tmp_path, video, audio):
     assert flashes(path) == (100, [25, 50, 75])
     count, white = flashes(OneWay(path.read_bytes()))
     assert count == 100 and {25, 50, 75} <= set(white) <= {24, 25, 49, 50, 74, 75}
-    np.testing.assert_array_equal(files.read_audio(OneWay(path.read_bytes())), files.read_audio(path))
+    np.testing.assert_array_equal(audio_files.read_audio(OneWay(path.read_bytes())), audio_files.read_audio(path))
 
 
 def test_joined_case(case):
@@ -422,7 +424,7 @@ def test_broken_download(tmp_path, name, video, audio):
     """Where the file tells how long it is, no part of it passes for the whole; a whole one does, by name and through a pipe."""
     path = encode(tmp_path / name, 2.0, video, audio, rate=44100 if audio == "libmp3lame" else 48000, flash=(25,))
     whole = path.read_bytes()
-    read = (lambda source: flashes(source)) if video else (lambda source: len(files.read_audio(source)) / RATE)
+    read = (lambda source: flashes(source)) if video else (lambda source: len(audio_files.read_audio(source)) / RATE)
     piped = name not in ("a.m4a", "a.mov")  # their tables lie at the end
     for source in [path, *([OneWay(whole)] if piped else [])]:
         if video:
@@ -435,7 +437,7 @@ def test_broken_download(tmp_path, name, video, audio):
     for part in (0.6, 0.9):
         cut = whole[: int(part * len(whole)) // 188 * 188 + 100]  # bytes of a packet of MPEG-TS
         (tmp_path / f"cut{name}").write_bytes(cut)
-        for function in [read, *([files.read_audio] if audio else [])]:
+        for function in [read, *([audio_files.read_audio] if audio else [])]:
             for source in [tmp_path / f"cut{name}", *([OneWay(cut)] if piped else [])]:
                 with warnings.catch_warnings(), pytest.raises(TalkheadError, match="cut short|damaged") as error:
                     warnings.simplefilter("ignore")
@@ -458,14 +460,14 @@ def test_broken_download(tmp_path, name, video, audio):
 def test_each_byte_that_is_missing_at_the_end(tmp_path, name, video, audio, seconds):
     """Where a page or packet has begun that is not there to its end; also in a file longer than what is looked at."""
     whole = encode(tmp_path / name, seconds, video, audio, options={"b": "500000"} if video else None).read_bytes()
-    mark, size = files.PARTED["ogg" if whole[:4] == b"OggS" else "mpeg"]
+    mark, size = containers.PARTED["ogg" if whole[:4] == b"OggS" else "mpeg"]
     ends = [0]
     while ends[-1] < len(whole):
         ends.append(ends[-1] + size(whole, ends[-1]))
     assert ends[-1] == len(whole) and len(ends) > 3
     for gone in [0, *range(1, 40), *range(40, 5000, 97)]:
-        data = whole[: len(whole) - gone][-files.PARTS :]
-        _, end = files._last_part(data, mark, size)
+        data = whole[: len(whole) - gone][-containers.PARTS :]
+        _, end = containers._last_part(data, mark, size)
         assert (end > len(data)) == (len(whole) - gone not in ends), gone
 
 
@@ -477,7 +479,7 @@ def test_an_ogg_without_a_last_page(tmp_path):
         with pytest.warns(
             UserWarning, match="its last page is not marked as the last; what comes after it, if anything, is missing"
         ):
-            assert 0.5 < len(files.read_audio(source)) / RATE < 2
+            assert 0.5 < len(audio_files.read_audio(source)) / RATE < 2
 
 
 @pytest.mark.filterwarnings("error")
@@ -534,13 +536,13 @@ def test_music_with_a_tag_and_broken_off(tmp_path):
     tagged = b"ID3\x04\0\0" + bytes((0, 2, 0, 0)) + bytes(2 << 14) + sound
     (tmp_path / "whole.mp3").write_bytes(tagged)
     (tmp_path / "cut.mp3").write_bytes(tagged[:-3000])
-    assert len(files.read_audio(tmp_path / "whole.mp3")) == len(files.read_audio(path))
+    assert len(audio_files.read_audio(tmp_path / "whole.mp3")) == len(audio_files.read_audio(path))
     with pytest.raises(TalkheadError, match="cut short"):
-        files.read_audio(tmp_path / "cut.mp3")
+        audio_files.read_audio(tmp_path / "cut.mp3")
 
 
 def test_cut_case(case):
-    for read in (flashes, files.read_audio):
+    for read in (flashes, audio_files.read_audio):
         with pytest.raises(TalkheadError, match="cut short"):
             read(case("broken_download_silent/trunc.mkv"))
 
@@ -558,7 +560,7 @@ def ways(tmp_path, data, *names):
 
 
 def only_frame(source):
-    with files.read_frames(source) as reader:
+    with video_files.read_frames(source) as reader:
         frames = list(reader)
         assert len(frames) == 1 and reader.size == frames[0].shape[:2]
     return frames[0]
@@ -611,14 +613,14 @@ def test_motion_jpeg_is_upright(tmp_path, suffix, orientation):
             )
             packet.is_keyframe = True
             container.mux(packet)
-    with files.read_frames(tmp_path / f"a{suffix}") as reader:
+    with video_files.read_frames(tmp_path / f"a{suffix}") as reader:
         frames = list(reader)
     assert len(frames) == 3 and np.abs(frames[1] - seen).mean() < 4
 
 
 def test_photo_case(case):
     path = case("exif_sidedata_crash/exif6.jfif")
-    expected = files.read_image(path)
+    expected = image_files.read_image(path)
     assert expected.shape == (800, 640, 3)
     np.testing.assert_array_equal(only_frame(path), expected)
     np.testing.assert_array_equal(only_frame(OneWay(path.read_bytes())), expected)
@@ -631,9 +633,9 @@ def test_picture_keeps_its_mark_and_its_paper_whatever_its_name(tmp_path):
     for source in ways(tmp_path, stream.getvalue(), "a.png", "a"):
         assert np.abs(only_frame(source).astype(int) - [127, 177, 227]).max() <= 1
     for suffix in (".png", ".jpg"):
-        files.write_image(tmp_path / f"aligned{suffix}", clear[..., :3], {"talkhead_aligned": "32"})
+        image_files.write_image(tmp_path / f"aligned{suffix}", clear[..., :3], {"talkhead_aligned": "32"})
         for source in ways(tmp_path, (tmp_path / f"aligned{suffix}").read_bytes(), "aligned"):
-            with files.read_frames(source) as reader:
+            with video_files.read_frames(source) as reader:
                 assert reader.aligned and reader.count == 1 and reader.codec == {".png": "png", ".jpg": "jpeg"}[suffix]
 
 
@@ -642,8 +644,8 @@ def test_large_picture_through_a_real_pipe(tmp_path):
     import threading
 
     image = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)  # 1.5 MB: many times what a pipe holds
-    files.write_image(tmp_path / "a.png", image)
-    for function in (only_frame, files.read_image):
+    image_files.write_image(tmp_path / "a.png", image)
+    for function in (only_frame, image_files.read_image):
         reader, writer = os.pipe()
 
         def feed(writer=writer):
@@ -703,16 +705,16 @@ def test_pictures_that_move(tmp_path, format, options, names):
         pytest.skip("this Pillow writes no AVIF")
     data, expected = animation(format, **options)
     for source in ways(tmp_path, data, *names):
-        with files.read_frames(source) as reader:
+        with video_files.read_frames(source) as reader:
             frames = list(reader)
             assert reader.codec == format.lower() and reader.source_fps == 12.5
         assert len(frames) == 6
         for frame, colour in zip(frames, expected):
             assert np.abs(frame.astype(int) - colour).max() <= 3
-    assert np.abs(files.read_image(tmp_path / names[0]).astype(int) - expected[0]).max() <= 3
+    assert np.abs(image_files.read_image(tmp_path / names[0]).astype(int) - expected[0]).max() <= 3
     for cut in (len(data) // 2, len(data) - 40):
         with pytest.raises(TalkheadError, match="cut short|not a picture"):
-            list(files.read_frames(OneWay(data[:cut])))
+            list(video_files.read_frames(OneWay(data[:cut])))
 
 
 @pytest.mark.parametrize(
@@ -727,7 +729,7 @@ def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
     for source in ways(tmp_path, stream.getvalue(), f"a{suffix}", "a"):
         frame = only_frame(source)
         assert frame.shape == (32, 48, 3) and np.abs(frame.astype(int) - [200, 100, 50]).max() <= 4
-    with files.read_frames(tmp_path / "a") as reader, files.FrameWriter(tmp_path / "face.png") as writer:
+    with video_files.read_frames(tmp_path / "a") as reader, video_files.FrameWriter(tmp_path / "face.png") as writer:
         for frame in reader:
             writer.write(frame)
 
@@ -740,7 +742,7 @@ def test_avif_without_pillow(tmp_path, monkeypatch):
     for source in ways(tmp_path, stream.getvalue(), "a.avif", "a"):
         assert np.abs(only_frame(source).astype(int) - [200, 100, 50]).max() <= 4
     with pytest.raises(TalkheadError, match="damaged or cut short"):
-        files.read_image(io.BytesIO(stream.getvalue()[:200]))
+        image_files.read_image(io.BytesIO(stream.getvalue()[:200]))
 
 
 def test_photo_in_tiles(tmp_path, case, monkeypatch):
@@ -749,7 +751,7 @@ def test_photo_in_tiles(tmp_path, case, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for source in ways(tmp_path, data, "a.heic", "a"):
         with pytest.raises(TalkheadError, match="a HEIC in tiles; pip install pillow-heif, or convert it to JPEG"):
-            files.read_frames(source)
+            video_files.read_frames(source)
 
 
 def test_photo_in_tiles_is_put_together(tmp_path, case):
@@ -781,11 +783,11 @@ def test_channels_that_cancel_each_other(tmp_path, rate, loud):
     channels[loud] = speech
     side = ("left", "right")[loud]
     with pytest.warns(UserWarning, match=f"left and right cancel each other; the {side} channel is taken") as said:
-        samples = files.read_audio(write_stereo(tmp_path / "a.wav", *channels, rate))
+        samples = audio_files.read_audio(write_stereo(tmp_path / "a.wav", *channels, rate))
     assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        alone = files.read_audio(write_stereo(tmp_path / "b.wav", speech, speech, rate))
+        alone = audio_files.read_audio(write_stereo(tmp_path / "b.wav", speech, speech, rate))
     np.testing.assert_allclose(samples, alone, atol=1e-4)
     assert heard(samples[RATE // 2 : RATE * 3 // 2]) == pytest.approx(0.4, abs=0.01)
 
@@ -805,7 +807,7 @@ def test_channels_that_differ_are_mixed(tmp_path):
         path = write_stereo(tmp_path / "a.wav", left, right)
         with wave.open(str(path)) as stream:
             expected = np.frombuffer(stream.readframes(RATE), "<i2").reshape(-1, 2).mean(axis=1) / 32768
-        np.testing.assert_array_equal(files.read_audio(path), expected.astype(np.float32))
+        np.testing.assert_array_equal(audio_files.read_audio(path), expected.astype(np.float32))
 
 
 # Kinds of video -------------------------------------------------------------------------------------------------------
@@ -842,7 +844,7 @@ def write_fields(path, count, interlaced=True, options=None):
 def test_interlaced_video_is_made_whole(tmp_path, suffix):
     """Each frame is the picture at the time of its first field; the rows between are drawn anew."""
     with pytest.warns(UserWarning, match=f"a{suffix}.*: interlaced; deinterlaced by yadif") as said:
-        with files.read_frames(write_fields(tmp_path / f"a{suffix}", 8)) as reader:
+        with video_files.read_frames(write_fields(tmp_path / f"a{suffix}", 8)) as reader:
             frames = list(reader)
     assert len(said) == 1 and len(frames) == 8
     for index, frame in enumerate(frames):
@@ -855,7 +857,7 @@ def test_interlaced_video_is_made_whole(tmp_path, suffix):
 @pytest.mark.filterwarnings("error")
 def test_other_video_is_left_alone(tmp_path):
     path = write_fields(tmp_path / "a.mp4", 8, interlaced=False)
-    with files.read_frames(path) as reader, av.open(str(path)) as container:
+    with video_files.read_frames(path) as reader, av.open(str(path)) as container:
         for index, (frame, raw) in enumerate(zip(reader, container.decode(video=0))):
             assert np.abs(frame.astype(int) - bar(2 * index)).mean() < 2
             assert np.abs(frame.astype(int) - raw.to_ndarray(format="rgb24")).max() <= 2
@@ -867,7 +869,7 @@ def test_hdr_is_said(tmp_path, curve, name):
     with pytest.warns(
         UserWarning, match=rf"a.mp4: HDR \({name}\) is read as if it were not, and looks flat; convert it first"
     ) as said:
-        with files.read_frames(path) as reader:
+        with video_files.read_frames(path) as reader:
             assert len(list(reader)) == 5
     assert len(said) == 1
 
@@ -877,7 +879,7 @@ def test_ogg_files_in_a_row(tmp_path):
     (tmp_path / "two.ogg").write_bytes(
         encode(tmp_path / "one.ogg", seconds=1.01, video=None, audio="vorbis").read_bytes() * 2
     )
-    one, two = files.read_audio(tmp_path / "one.ogg"), files.read_audio(tmp_path / "two.ogg")
+    one, two = audio_files.read_audio(tmp_path / "one.ogg"), audio_files.read_audio(tmp_path / "two.ogg")
     assert len(two) == pytest.approx(2 * len(one), abs=0.03 * RATE)
     assert heard(two[RATE // 10 : RATE * 9 // 10]) == heard(one[RATE // 10 : RATE * 9 // 10])
     assert heard(two[RATE * 12 // 10 : RATE * 18 // 10]) == pytest.approx(0.4, abs=0.02)
@@ -888,7 +890,7 @@ def test_a_rate_of_sound_that_nobody_records(tmp_path):
     head = data.index(b"\x01vorbis")
     data[head + 12 : head + 16] = (1_500_000_000).to_bytes(4, "little")
     (tmp_path / "a.mkv").write_bytes(data)
-    for read in (files.read_audio, files.read_frames):
+    for read in (audio_files.read_audio, video_files.read_frames):
         with pytest.raises(TalkheadError, match="a.mkv: damaged, its sound has 1500000000 samples a second"):
             read(tmp_path / "a.mkv")
 
@@ -907,8 +909,8 @@ def test_a_png_from_a_pipe_asks_for_no_more_than_there_is(tmp_path):
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = b"\xff" * 4
     (tmp_path / "a.png").write_bytes(data)
-    with files.read_frames(Pipe(bytes(data))) as reader:
-        np.testing.assert_array_equal(list(reader), [files.read_image(tmp_path / "a.png")])
+    with video_files.read_frames(Pipe(bytes(data))) as reader:
+        np.testing.assert_array_equal(list(reader), [image_files.read_image(tmp_path / "a.png")])
 
 
 @pytest.mark.parametrize("damage", ["tables", "strip"])
@@ -923,7 +925,7 @@ def test_libtiff_keeps_silent(tmp_path, capfd, damage):
     (tmp_path / "a.tif").write_bytes(data)
     with warnings.catch_warnings(), pytest.raises(TalkheadError, match="a.tif: damaged or cut short"):
         warnings.simplefilter("error")
-        files.read_image(tmp_path / "a.tif")
+        image_files.read_image(tmp_path / "a.tif")
     assert capfd.readouterr().err == ""
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
@@ -936,7 +938,7 @@ def test_pillow_logs_nothing_unasked(tmp_path):
     at = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
     data[at : at + 2] = struct.pack("<H", 1027)
     (tmp_path / "a.tif").write_bytes(data)
-    code = f"from talkhead import errors, files\ntry: files.read_image({str(tmp_path / 'a.tif')!r})\nexcept errors.TalkheadError as error: print(error)"
+    code = f"from talkhead import errors, image_files\ntry: image_files.read_image({str(tmp_path / 'a.tif')!r})\nexcept errors.TalkheadError as error: print(error)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -951,7 +953,7 @@ def test_sound_of_channels_that_nobody_has(tmp_path):
     with pytest.raises(
         TalkheadError, match="a.au: damaged, its sound of 48000 samples a second, 258 channels, cannot be converted"
     ):
-        files.read_audio(tmp_path / "a.au")
+        audio_files.read_audio(tmp_path / "a.au")
 
 
 def test_a_clip_whose_sound_lost_its_head_is_silent(tmp_path):
@@ -960,8 +962,8 @@ def test_a_clip_whose_sound_lost_its_head_is_silent(tmp_path):
     head = data.index(b"\x01vorbis")
     data[head + 11] = 0
     (tmp_path / "a.mkv").write_bytes(data)
-    with files.read_frames(tmp_path / "a.mkv") as reader:
+    with video_files.read_frames(tmp_path / "a.mkv") as reader:
         assert reader.sound is None
     assert flashes(tmp_path / "a.mkv") == (10, [3])
     with pytest.raises(TalkheadError, match="a.mkv: has no sound track"):
-        files.read_audio(tmp_path / "a.mkv")
+        audio_files.read_audio(tmp_path / "a.mkv")

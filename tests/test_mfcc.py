@@ -232,7 +232,7 @@ def test_hasten_shortens_and_raises():
 
 
 def test_real_speech_is_finite_and_pauses_are_small(shared_data):
-    from talkhead.files import read_audio
+    from talkhead.audio_files import read_audio
 
     audio = read_audio(shared_data / "grid_s1" / "video" / "bbaf2n.mpg")
     features = np.abs(mfcc.mfcc(audio)).mean(1)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkhead import checkpoints, files
+from talkhead import audio_files, checkpoints, files, video_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,8 +115,8 @@ def test_there_and_back(room, environment):
     assert b'"frames": 5' in done.stdout and done.stdout.count(b"\n") == 1
     latents = np.load(room / "lat.npy")
     assert latents.shape == (5, 6, 512) and latents.dtype == np.float32
-    assert len(list(files.read_frames(room / "back.mp4"))) == 5
-    with files.read_frames(room / "aligned.mp4") as aligned:
+    assert len(list(video_files.read_frames(room / "back.mp4"))) == 5
+    with video_files.read_frames(room / "aligned.mp4") as aligned:
         assert aligned.aligned and aligned.sound is not None and len(list(aligned)) == 5
     assert left_over(room) == []
 
@@ -184,7 +184,7 @@ def test_identity_and_speech_from_pipes(room, environment):
     )
     assert done.returncode == 0, said(done)
     for name in ("spoken.mp4", "named.mkv"):
-        with files.read_frames(room / name) as video:
+        with video_files.read_frames(room / name) as video:
             assert files.SYNTHETIC_TYPE in video.metadata.values()
             assert len(list(video)) == 13
 
@@ -200,7 +200,7 @@ def test_speech_that_comes_slowly(room, environment):
     )
     assert done.returncode == 0, said(done)
     np.testing.assert_allclose(np.load(room / "slow.npy"), np.load(room / "whole.npy"), atol=1e-5)
-    with files.read_frames(room / "slow.mp4") as video:
+    with video_files.read_frames(room / "slow.mp4") as video:
         assert len(list(video)) == 13
 
 
@@ -665,7 +665,7 @@ def test_readme_python(desk, environment, toy_weights):
         timeout=600,
     )
     assert done.returncode == 0 and done.stdout == b"", said(done)
-    assert len(list(files.read_frames(desk / "out.mp4"))) == 13
+    assert len(list(video_files.read_frames(desk / "out.mp4"))) == 13
 
 
 def test_readme_runs_in_its_first_thirty_lines():
@@ -709,8 +709,8 @@ def test_the_first_thing_a_person_tries(bundled, tmp_path):
         [sys.executable, "-m", "talkhead", *map(str, line)], env=offline, capture_output=True, timeout=600
     )
     assert done.returncode == 0 and done.stdout == b"", said(done)
-    sound = files.read_audio(ROOT / "examples/speech.wav")
-    with files.read_frames(tmp_path / "out.mp4") as video:
+    sound = audio_files.read_audio(ROOT / "examples/speech.wav")
+    with video_files.read_frames(tmp_path / "out.mp4") as video:
         assert files.SYNTHETIC_TYPE in video.metadata.values()
         frames = np.stack(list(video)).astype(float)
     assert len(frames) == -(-len(sound) * 25 // 16000)
@@ -748,5 +748,5 @@ def test_grid_clip_there_and_back(shared_data, tmp_path, toy_weights):
     )
     assert done.returncode == 0, said(done)
     assert np.load(tmp_path / "lat.npy").shape == (75, 6, 512)
-    with files.read_frames(tmp_path / "back.mp4") as video:
+    with video_files.read_frames(tmp_path / "back.mp4") as video:
         assert video.sound is not None and len(list(video)) == 75

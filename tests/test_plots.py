@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
-from talkhead import TalkheadError, checkpoints, faces, files, latents, plots
+from talkhead import TalkheadError, checkpoints, faces, files, image_files, latents, plots, video_files
 from talkhead.images import to_frames  # noqa: E402
 from test_cli import run  # noqa: E402
 
@@ -25,7 +25,7 @@ def walk(frames=6, layers=4, seed=0, at=0.0):
 def drawn(figure, path):
     """Write a figure and read it back, uint8 (H, W, 3); nothing that it shows touches its edge, where it would be cut."""
     plots.save(figure, path)
-    picture = files.read_image(path)
+    picture = image_files.read_image(path)
     for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
         assert (edge == 255).all()
     return picture
@@ -213,13 +213,13 @@ def test_moments_are_the_middles_of_frames():
 
 
 def test_frames_at_moments(puppet):
-    every = list(files.read_frames(puppet / "clip.mp4"))  # 8 frames
-    seen = plots.frames_at(files.read_frames(puppet / "clip.mp4"), [0.02, 0.1, 0.22, 0.38])
+    every = list(video_files.read_frames(puppet / "clip.mp4"))  # 8 frames
+    seen = plots.frames_at(video_files.read_frames(puppet / "clip.mp4"), [0.02, 0.1, 0.22, 0.38])
     assert all(
         np.array_equal(frame, every[index]) for frame, index in zip(seen, (0, 2, 5, 7))
     )  # the last stays for two frames
     with pytest.raises(TalkheadError, match="clip.mp4: ends before 0.50 s"):
-        plots.frames_at(files.read_frames(puppet / "clip.mp4"), [0.5])
+        plots.frames_at(video_files.read_frames(puppet / "clip.mp4"), [0.5])
 
 
 @pytest.fixture(scope="module")
@@ -400,8 +400,8 @@ def test_each_command_draws(material, line):
 )
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
-    with files.FrameWriter("made.mkv", synthetic=True) as writer:
-        for frame in files.read_frames("clip.mp4"):
+    with video_files.FrameWriter("made.mkv", synthetic=True) as writer:
+        for frame in video_files.read_frames("clip.mp4"):
             writer.write(frame)
     result = run("plot", *line.split(), "-o", f"x.{kind}")
     assert result.exit_code == 0, result.output

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import checkpoints, files, pti, training
+from talkhead import checkpoints, files, image_files, pti, training
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet
 from talkhead.losses import pyramid_distance
@@ -302,6 +302,6 @@ def test_a_sheet_shows_images_over_what_is_drawn(generator, images, pivots, tmp_
         steps=1,
         samples=tmp_path / "sheets",
     )
-    drawn = files.read_image(tmp_path / "sheets" / "00000001.png")
+    drawn = image_files.read_image(tmp_path / "sheets" / "00000001.png")
     assert drawn.shape == (16, 6 * 8, 3)  # every third of eighteen
     assert np.array_equal(drawn[:8, :16], sheet(images[[0, 3]]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from puppets import puppet, variety
-from talkhead import TalkheadError, faces, files
+from talkhead import TalkheadError, audio_files, faces, files, video_files
 
 SHUT_TO_OPEN = np.array([[0, 0, 0], [0.04, 0, 0.01], [0.08, 0, 0.03], [0.12, 0, 0.06], [0.16, 0, 0.09], [0.2, 0, 0.12]])
 
@@ -304,9 +304,9 @@ def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
     assert [record["step"] for record in records] == [0, 1, 2]
     assert all(record["frames"] == 3 for record in records)
     list(puppet.synth(tmp_path / "part", 1, size=32, frames=3, seed=2, start=2))
-    frames = [np.stack(list(files.read_frames(tmp_path / folder / "000002.mp4"))) for folder in ("all", "part")]
+    frames = [np.stack(list(video_files.read_frames(tmp_path / folder / "000002.mp4"))) for folder in ("all", "part")]
     np.testing.assert_array_equal(*frames)
-    reader = files.read_frames(tmp_path / "all" / "000000.mp4")
+    reader = video_files.read_frames(tmp_path / "all" / "000000.mp4")
     assert reader.aligned
     reader.close()
     landmarks = files.read_array(tmp_path / "all" / "000001.landmarks.npy")
@@ -319,7 +319,7 @@ def test_synth_writes_clips_that_do_not_depend_on_their_range(tmp_path):
 def test_faces_take_turns(tmp_path):
     """Pictures of one face differ by its motion alone."""
     list(puppet.synth(tmp_path, 4, size=32, frames=2, people=2))
-    faces = [next(iter(files.read_frames(path))).astype(float) for path in sorted(tmp_path.glob("*.mp4"))]
+    faces = [next(iter(video_files.read_frames(path))).astype(float) for path in sorted(tmp_path.glob("*.mp4"))]
     apart = [[np.abs(one - other).mean() for one in faces] for other in faces]
     assert max(apart[0][2], apart[1][3]) < 0.5 * min(apart[0][1], apart[0][3], apart[1][2], apart[2][3])
 
@@ -336,7 +336,7 @@ def test_sound_only_is_what_the_voices_say_and_no_more(tmp_path):
     assert [about["text"] for about in told] == ["A brown fox.", "Five lazy dogs!", "A brown fox."]
     assert [about["frames"] for about in told] == [record["frames"] for record in records]
     for n, about in enumerate(told):
-        audio = files.read_audio(tmp_path / "out" / f"{n:06d}.wav")
+        audio = audio_files.read_audio(tmp_path / "out" / f"{n:06d}.wav")
         assert about["frames"] == -(-len(audio) // 640) and about["phonemes"][-1][1] == pytest.approx(
             len(audio) / 16000
         )
@@ -372,7 +372,7 @@ def test_a_speaking_clip_is_as_long_as_its_sound(tmp_path):
     pytest.importorskip("espeakng_loader")
     (record,) = puppet.synth(tmp_path, 1, size=32, seconds=1)
     assert record["frames"] == 25 and record["speaker"]
-    sound = files.read_audio(tmp_path / "000000.mp4")
+    sound = audio_files.read_audio(tmp_path / "000000.mp4")
     assert abs(len(sound) - 16000) <= 640
     about = json.loads((tmp_path / "000000.json").read_text())
     assert about["phonemes"] and max(end for _, end, _ in about["phonemes"]) <= 1.001

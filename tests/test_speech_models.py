@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import example
-from talkhead import checkpoints, files, mfcc, speech_models
+from talkhead import audio_files, checkpoints, files, mfcc, speech_models
 from talkhead.audio_features import Characters, features
 from talkhead.errors import TalkheadError
 
@@ -411,7 +411,7 @@ def test_recordings_are_found_with_their_words(tmp_path):
         "book/chapter/1-2-3.wav",
         "book/chapter/1-2-4.wav",
     ):
-        files.write_audio(tmp_path / name, np.zeros(100))
+        audio_files.write_audio(tmp_path / name, np.zeros(100))
     (tmp_path / "a.json").write_text(json.dumps({"text": "Ah!", "phonemes": [[0, 0.05, "SIL"], [0.05, 0.1, "AA1"]]}))
     (tmp_path / "b.align").write_text("0 2500 sil\n2500 5000 blue\n")
     (tmp_path / "c.txt").write_text("See you\n")
@@ -455,7 +455,7 @@ def spoken(tmp_path_factory):
             time = np.arange(1920) / 16000
             pieces.append(0.3 * np.sin(2 * np.pi * TONES[letter][0] * time) * np.sin(np.pi * time / 0.12))
             phonemes.append([0.1 + 0.12 * place, 0.22 + 0.12 * place, TONES[letter][1]])
-        files.write_audio(folder / f"{n}.wav", np.concatenate([*pieces, np.zeros(1600)]))
+        audio_files.write_audio(folder / f"{n}.wav", np.concatenate([*pieces, np.zeros(1600)]))
         (folder / f"{n}.json").write_text(json.dumps({"text": word, "phonemes": phonemes}))
     return folder
 

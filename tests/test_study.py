@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 
 from conftest import example
-from talkhead import TalkheadError, files
+from talkhead import TalkheadError, files, video_files
 from test_cli import run
 
 study = example("study")
@@ -36,8 +36,8 @@ def videos(tmp_path_factory, puppet):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
         with (
-            files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader,
-            files.FrameWriter(path, sound=reader.sound) as writer,
+            video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader,
+            video_files.FrameWriter(path, sound=reader.sound) as writer,
         ):
             for frame in reader:
                 writer.write(frame)
@@ -97,7 +97,7 @@ def test_videos_of_the_study_are_what_browsers_play(made, videos):
             "aac",
         ] and container.streams.video[0].pix_fmt == "yuv420p"
     before, after = (
-        np.stack(list(files.read_frames(path))).astype(int)
+        np.stack(list(video_files.read_frames(path))).astype(int)
         for path in (videos / "theirs/a.mp4", folder / "videos" / f"{name}.mp4")
     )
     assert before.shape == after.shape and np.abs(before - after).mean() < 3

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import foreign
-from talkhead import checkpoints, datasets, files, latents, metrics, stylegan
+from talkhead import checkpoints, datasets, files, image_files, latents, metrics, stylegan
 from talkhead.cli import cli
 from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
@@ -819,7 +819,7 @@ def noise(tmp_path):
     folder = tmp_path / "noise"
     folder.mkdir()
     for index, frame in enumerate(np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)):
-        files.write_image(folder / f"{index:02}.png", frame)
+        image_files.write_image(folder / f"{index:02}.png", frame)
     return datasets.Images([folder], 16)
 
 

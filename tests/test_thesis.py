@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLES
-from talkhead import files
+from talkhead import files, video_files
 
 THESIS = EXAMPLES / "thesis"
 
@@ -25,7 +25,7 @@ def script(name):
 
 def corpus(folder, taught, unheard, speakers=1):
     """A split of clips that are the same few frames with sound; the path of split.tsv."""
-    with files.FrameWriter(folder / "clip.mkv", sound=(np.full(3200, 0.1, np.float32), 16000)) as writer:
+    with video_files.FrameWriter(folder / "clip.mkv", sound=(np.full(3200, 0.1, np.float32), 16000)) as writer:
         for _ in range(5):
             writer.write(np.full((16, 16, 3), 99, np.uint8))
     rows = [

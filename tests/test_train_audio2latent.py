@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import files, latent_cache, mfcc, train_audio2latent
+from talkhead import audio_files, files, latent_cache, mfcc, train_audio2latent, video_files
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.audio_features import Mfcc
 from talkhead.encoders import ResNetEncoder
@@ -31,7 +31,9 @@ def write_clip(folder, name, speaker, seed, track=True):
     loud = np.repeat(rng.random(FRAMES // 2 + 1) > 0.5, 2)[:FRAMES]
     sound = np.repeat(loud, 640) * rng.standard_normal(FRAMES * 640) * 0.1
     base = rng.integers(60, 120, (16, 16, 3))
-    with files.FrameWriter(folder / f"{name}.mp4", sound=(sound.astype(np.float32), 16000), lossless=True) as writer:
+    with video_files.FrameWriter(
+        folder / f"{name}.mp4", sound=(sound.astype(np.float32), 16000), lossless=True
+    ) as writer:
         for frame in range(FRAMES):
             writer.write((base + 100 * loud[frame]).astype(np.uint8))
     (folder / f"{name}.json").write_text(json.dumps({"speaker": speaker, "source": "test"}))
@@ -188,9 +190,12 @@ def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
     clip = clips / "000002.mp4"
     with Codes(tmp_path / "a.codes", networks[1]) as kept:
         held, audio = kept.read(kept.learn(clip, "cpu"))
-    fresh = np.stack(list(latent_cache.encode(networks[1], files.read_frames(clip))))
+    fresh = np.stack(list(latent_cache.encode(networks[1], video_files.read_frames(clip))))
     assert np.abs(held - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
-    assert len(held) == FRAMES and np.abs(audio[: FRAMES * 640] - files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
+    assert (
+        len(held) == FRAMES
+        and np.abs(audio[: FRAMES * 640] - audio_files.read_audio(clip)[: FRAMES * 640]).max() < 1e-4
+    )
 
 
 def test_another_encoder_does_not_take_them(clips, networks, tmp_path):

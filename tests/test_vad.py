@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from talkhead import blinking, files, mfcc, vad
+from talkhead import audio_files, blinking, mfcc, vad
 from talkhead.audio_features import Mfcc
 
 
@@ -98,7 +98,7 @@ def test_nobody_speaks(sound):
 
 def test_real_words_are_heard(shared_data):
     """A recording of GRID, clean and in noise 20 dB under it: within its words and without."""
-    audio = files.read_audio(shared_data / "grid_s1" / "video" / "bbaf2n.mpg")
+    audio = audio_files.read_audio(shared_data / "grid_s1" / "video" / "bbaf2n.mpg")
     spoken = slice(26, 52)  # frames, from bbaf2n.align: 0.95 to 2.12 s, less the edges
     hiss = np.random.default_rng(0).normal(size=len(audio)) * np.std(audio[16000:32000]) / 10
     for sound in (audio, audio + hiss):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import files, video_gan
+from talkhead import files, image_files, video_files, video_gan
 from talkhead.distributed import Share, Team
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
@@ -224,7 +224,7 @@ def write_clip(folder, name, seed, frames=FRAMES, size=(16, 16)):
     """A clip without sound, whose picture brightens and darkens."""
     rng = np.random.default_rng(seed)
     light, base = np.cumsum(rng.uniform(-40, 40, frames)), rng.integers(60, 120, (*size, 3))
-    with files.FrameWriter(folder / f"{name}.mp4", lossless=True) as writer:
+    with video_files.FrameWriter(folder / f"{name}.mp4", lossless=True) as writer:
         for level in light:
             writer.write(np.clip(base + level, 0, 255).astype(np.uint8))
 
@@ -295,7 +295,7 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     model = LatentGenerator(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
     assert model.reach.min() > 0 and next(motion(model, torch.zeros(L, 512))).shape == (L, 512)
-    assert files.read_image(tmp_path / "sheets" / "00000003.png").shape == (6 * 16, 8 * 16, 3)
+    assert image_files.read_image(tmp_path / "sheets" / "00000003.png").shape == (6 * 16, 8 * 16, 3)
 
 
 def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
@@ -432,7 +432,7 @@ def test_real_video_is_the_clip_and_projected_video_its_picture_from_codes(clips
         return seen["videos"][2]  # after the fake in both losses
 
     video, face = shown("video")
-    films = [np.stack(list(files.read_frames(clip))) for clip in sorted(clips.glob("*.mp4"))]
+    films = [np.stack(list(video_files.read_frames(clip))) for clip in sorted(clips.glob("*.mp4"))]
     windows = [film[k : k + 4] for film in films for k in range(FRAMES - 3)]
     as_bytes = ((video.permute(0, 1, 3, 4, 2) + 1) * 127.5).round().to(torch.uint8).numpy()
     assert all(any(np.array_equal(window, mine) for window in windows) for mine in as_bytes)

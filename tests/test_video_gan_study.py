@@ -11,7 +11,7 @@ import torch
 
 from conftest import EXAMPLES, example
 from puppets import puppet
-from talkhead import faces, files
+from talkhead import faces, image_files, video_files
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def write_clips(folder, seeds):
     track = np.tile(np.float32([[0.0, 0.0, 0.0], [0.15, 0.0, 0.1]]), (12, 1))
     for seed in seeds:
         made = list(puppet.perform(puppet.drawn(seed=seed, size=32), track, size=32, seed=seed))
-        with files.FrameWriter(folder / f"{seed:06d}.mp4", lossless=True) as writer:
+        with video_files.FrameWriter(folder / f"{seed:06d}.mp4", lossless=True) as writer:
             for frame, _ in made:
                 writer.write(frame)
         np.save(folder / f"{seed:06d}.landmarks.npy", np.stack([marks for _, marks in made]))
@@ -135,5 +135,5 @@ def test_the_script_measures_and_draws(tmp_path, toy_weights):
             figures["diversity"] > 0 and figures["motion"] > 0 and figures["drift"]["minutes"] == pytest.approx(4 / 60)
         )
     assert "| thesis |" in (tmp_path / "out" / "study.md").read_text()
-    assert files.read_image(tmp_path / "out" / "given.png").shape == (4 * 16, 10 * 16, 3)
+    assert image_files.read_image(tmp_path / "out" / "given.png").shape == (4 * 16, 10 * 16, 3)
     assert torch.load(tmp_path / "out" / "w.pt", weights_only=True)["config"]["network"]["space"] == "w"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from talkhead import datasets, files
+from talkhead import datasets, video_files
 
 MOST_WAIT = 0.05  # of the time spent in steps
 SYNTH = Path(__file__).parents[1] / "synth.py"
@@ -38,7 +38,7 @@ def forms(folder, size, count, frames):
     python(SYNTH, "-o", clips, "--count", count, "--frames", frames, "--size", size)
     pngs.mkdir()
     for clip in sorted(clips.glob("*.mp4")):
-        with files.read_frames(clip) as reader, files.FrameWriter(pngs / clip.stem) as writer:
+        with video_files.read_frames(clip) as reader, video_files.FrameWriter(pngs / clip.stem) as writer:
             for frame in reader:
                 writer.write(frame)
     python("-m", "talkhead", "pack", clips, "-o", packed, "--size", size)

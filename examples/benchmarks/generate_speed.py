@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import files
+from talkhead import audio_files, files, video_files
 
 LEAST_RATE = {"cpu": 12.5, "cuda": 350.0}  # frames a second: half of real time; ten times what the thesis had on a V100
 LEAST_WITH_DETAIL = {512: 25.0, 1024: 10.0}  # frames a second on two cores; on a GPU 100 at 1024
@@ -38,7 +38,7 @@ EXAMPLES = Path(__file__).parents[1]
 
 def spoken(source, seconds, path):
     """Repeat a recording until it lasts so long, as WAV."""
-    audio = files.read_audio(source)
+    audio = audio_files.read_audio(source)
     samples = np.resize(audio, round(seconds * 16000))
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 16000, 0, "NONE", ""))
@@ -121,7 +121,7 @@ def trial(options, named, seconds, folder):
         *(["--size", str(options.frame)] if options.frame else ["--no-detail"]),
     ]
     wall, peak = measure(command)
-    with files.read_frames(video) as reader:
+    with video_files.read_frames(video) as reader:
         frames, size = sum(1 for _ in reader), list(reader.size)
     record = {
         "speech_s": seconds,

@@ -31,7 +31,7 @@ from peer_generators import checkout, random_networks, rosinality
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, files, losses
+from talkhead import checkpoints, losses, video_files
 from talkhead.images import resize, to_images
 
 LEAST_STEP_RATIO = 1.5
@@ -169,7 +169,7 @@ def hybrid(options):
     generator = checkpoints.load_generator(options.generator or checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator)
     perceptual = losses.Perceptual(options.perceptual)
-    with files.read_frames(options.clip, limit=options.frames) as reader:
+    with video_files.read_frames(options.clip, limit=options.frames) as reader:
         frames = list(reader)
     chain = Run(
         frames, generator, perceptual, "sequential", steps=options.steps, next_steps=options.next_steps, lr=options.lr

@@ -28,7 +28,7 @@ import av
 import numpy as np
 from generate_speed import EXAMPLES, measure, spoken
 
-from talkhead import files
+from talkhead import audio_files
 
 RATE, FPS = 16000, 25
 STEP = RATE // 100  # samples that a microphone brings at a time
@@ -117,7 +117,7 @@ def pictures_in(boxes):
 
 def through_pipes(options, identity, seconds, live):
     """Feed speech through a pipe, and take frames from one: when samples were written, when frames had come, peak memory in MB."""
-    samples = (np.resize(files.read_audio(options.audio), round(seconds * RATE)) * 32767).astype("<i2")
+    samples = (np.resize(audio_files.read_audio(options.audio), round(seconds * RATE)) * 32767).astype("<i2")
     written = []
     process = subprocess.Popen(
         command(options, identity, "-", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0

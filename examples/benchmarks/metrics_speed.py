@@ -23,7 +23,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))
 
 from puppets import puppet  # noqa: E402
-from talkhead import evaluation, files  # noqa: E402
+from talkhead import evaluation, video_files  # noqa: E402
 
 SIDE, NOISE = 256, 6  # pixels, grey levels
 
@@ -34,7 +34,7 @@ def make(folder, frames):
     opening = 0.08 * (1 + np.sin(12 * time_))
     track = np.stack([opening, 0 * opening, 0.6 * opening], 1).astype(np.float32)
     random = np.random.default_rng(0)
-    with files.FrameWriter(folder / "real.mp4") as real, files.FrameWriter(folder / "fake.mp4") as fake:
+    with video_files.FrameWriter(folder / "real.mp4") as real, video_files.FrameWriter(folder / "fake.mp4") as fake:
         for frame, _ in puppet.perform(puppet.drawn(seed=3, size=SIDE), track, size=SIDE, seed=0):
             real.write(frame)
             fake.write(np.clip(frame + random.normal(0, NOISE, frame.shape), 0, 255).astype(np.uint8))
@@ -42,7 +42,7 @@ def make(folder, frames):
 
 
 def decode(real, fake):
-    with files.read_frames(real) as a, files.read_frames(fake) as b:
+    with video_files.read_frames(real) as a, video_files.read_frames(fake) as b:
         for _ in zip(a, b):
             pass
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from peer_generators import checkout, nvidia
 
-from talkhead import checkpoints, datasets, fid, files, metrics, state_dicts
+from talkhead import checkpoints, datasets, fid, image_files, metrics, state_dicts
 from talkhead.images import to_frames
 from talkhead.stylegan import Discriminator, Generator, channel_widths, train
 
@@ -216,7 +216,7 @@ def quality(options):
     answers = {}
     for who, network in (("theirs", other), ("ours", ours)):
         frames = list(drawn(network, options.draw))
-        files.write_image(
+        image_files.write_image(
             out / f"{who}.png", np.concatenate([np.concatenate(list(batch), 1) for batch in frames[:4]]), synthetic=True
         )
         seen = np.concatenate([see(batch) for batch in frames])

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from peer_generators import checkout, relative_error
 from torch import nn
 
-from talkhead import files, state_dicts
+from talkhead import state_dicts, video_files
 from talkhead.distributed import Share
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
@@ -247,7 +247,7 @@ def our_seconds(size, batch, steps, preset):
     seconds, began = [], None
     with tempfile.TemporaryDirectory() as folder:
         for k in range(8):
-            with files.FrameWriter(f"{folder}/{k}.mp4") as writer:
+            with video_files.FrameWriter(f"{folder}/{k}.mp4") as writer:
                 for frame in np.random.default_rng(k).integers(0, 256, (64, size, size, 3), np.uint8):
                     writer.write(frame)
         model, judge = LatentGenerator(generator.num_ws, COMPONENTS, **network), VideoDiscriminator(64, **critic)

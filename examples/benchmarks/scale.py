@@ -78,12 +78,12 @@ def trained(folder, processes, options):
 
 
 def team(options):
-    from talkhead import files
+    from talkhead import video_files
 
     rates, lasts = {1: [], 2: []}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with files.FrameWriter(folder / "faces") as writer:
+        with video_files.FrameWriter(folder / "faces") as writer:
             for frame in Pictures(options.resolution, 64).frames:
                 writer.write(frame)
         for _ in range(options.repeat):

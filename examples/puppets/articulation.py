@@ -763,17 +763,17 @@ def recorded(path, detector=None, cache=None, speaker=None):
 
 def _watch(path, detector):
     """A clip -> its sound at 16 kHz and its mouth track, equally long."""
-    from talkhead import files  # PyAV, which nothing else here needs
+    from talkhead import audio_files, video_files  # PyAV, which nothing else here needs
 
     if detector is None:
         from talkhead import faces
 
         detector = faces.detector()
-    with files.read_frames(path, fps=FPS) as reader:
+    with video_files.read_frames(path, fps=FPS) as reader:
         silent = reader.sound is None
         track = measure(reader, detector)
     sound = (_beside(path, ".wav", "wav") or path) if silent else path
-    audio = np.asarray(files.read_audio(sound, SAMPLE_RATE), np.float32)
+    audio = np.asarray(audio_files.read_audio(sound, SAMPLE_RATE), np.float32)
     frames = min(len(track), -(-len(audio) // _SAMPLES))
     return audio[: frames * _SAMPLES], track[:frames]
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from puppets import articulation, variety
 from puppets.variety import ramp
-from talkhead import faces, files
+from talkhead import audio_files, faces, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
 GRID = 64  # nodes per side of a motion field
@@ -341,7 +341,7 @@ def _read_cache(cache, paths, size):
 def _detect_portraits(paths, model, size):
     meshes_of = faces.detector("mediapipe", model).meshes
     for path in paths:
-        image = files.read_image(path)
+        image = image_files.read_image(path)
         mesh = max(meshes_of(image), key=lambda found: np.ptp(found, 0).prod(), default=None)
         if mesh is None:
             continue
@@ -1821,7 +1821,7 @@ class _Studio:
     def _write(self, name, rig, motion, speech, still):
         sound = (speech.audio, articulation.SAMPLE_RATE) if self.frames is None else None
         landmarks = []
-        with files.FrameWriter(
+        with video_files.FrameWriter(
             name.with_suffix(".mp4"),
             fps=files.FPS,
             sound=sound,
@@ -1846,7 +1846,7 @@ class _Studio:
         )
 
     def _write_sound(self, name, speech):
-        files.write_audio(name.with_suffix(".wav"), speech.audio, articulation.SAMPLE_RATE)
+        audio_files.write_audio(name.with_suffix(".wav"), speech.audio, articulation.SAMPLE_RATE)
         files.write_json(
             name.with_suffix(".json"), self._told(speech) | {"donors": [], "people": [], "frames": len(speech.track)}
         )

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import torch
 
-from talkhead import audio2latent, checkpoints, faces, fid, files, latent_cache, losses, plots, stylegan
+from talkhead import (
+    audio2latent,
+    audio_files,
+    checkpoints,
+    faces,
+    fid,
+    latent_cache,
+    losses,
+    plots,
+    stylegan,
+    video_files,
+)
 from talkhead.errors import TalkheadError
 
 FRAMES = 75  # of a clip of GRID; TCD-TIMIT's are longer
@@ -33,9 +44,9 @@ def clips(found):
         if len(found[name]) < least:
             raise TalkheadError(f"corpus: {len(found[name])} clips to {use}; it takes {least}")
     for members in filter(None, found.values()):
-        with files.read_frames(members[0][1], limit=1) as reader:
+        with video_files.read_frames(members[0][1], limit=1) as reader:
             next(reader)
-        with files.read_sound(members[0][1]) as sound:
+        with audio_files.read_sound(members[0][1]) as sound:
             next(sound)
 
 

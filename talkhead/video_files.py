@@ -1,0 +1,530 @@
+"""Frames from clips, images, folders of images and pipes, and to them."""
+
+import os
+from collections import deque
+from contextlib import ExitStack, suppress
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from talkhead import image_files
+from talkhead.audio_files import SampleBlocks
+from talkhead.containers import Media, open_source
+from talkhead.errors import TalkheadError
+from talkhead.files import ALIGNED_TAG, FPS, STREAM_TAG, Sink, Source, find, is_path, mendable, name_of, placed, reading
+from talkhead.image_files import (
+    IMAGE_FORMATS,
+    PICTURES,
+    SCALER,
+    image_errors,
+    image_tags,
+    open_picture,
+    read_image,
+    read_with_tags,
+    rgb_of_frame,
+    save_image,
+    text_tags,
+    to_rgb,
+)
+
+VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
+AAC_RATES = (
+    7350,
+    8000,
+    11025,
+    12000,
+    16000,
+    22050,
+    24000,
+    32000,
+    44100,
+    48000,
+    64000,
+    88200,
+    96000,
+)  # samples per second
+LONGEST = 16384  # pixels: x264 refuses a longer side
+KEYFRAMES = 10  # frames from one key frame to the next on a pipe
+
+
+def _is_picture(opened):
+    """Whether what `open_source` gives is a picture for Pillow."""
+    if isinstance(opened, Source):
+        return image_files.is_picture(opened.look)
+    with open(opened, "rb") as stream:
+
+        def look(position, count):
+            stream.seek(position)
+            return stream.read(count)
+
+        return image_files.is_picture(look)
+
+
+def _deinterlaced(timed, tell):
+    """Frames flagged as interlaced made whole by FFmpeg's filter yadif; others as they are.
+
+    timed   iterable of (time, duration, frame)
+    tell    called with a message when the first such frame comes
+    """
+    graph, setup, waiting = None, None, deque()
+
+    def filtered(frame):
+        graph.push(frame)
+        with suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                whole = graph.pull()
+                yield *waiting.popleft(), whole
+
+    for time, lasts, frame in timed:
+        found = frame.width, frame.height, frame.format.name
+        if graph is not None and found != setup:
+            yield from filtered(None)
+            graph = None
+        if graph is None and (not frame.interlaced_frame or min(found[:2]) < 3):  # yadif needs three rows
+            yield time, lasts, frame
+            continue
+        if graph is None:
+            tell("interlaced; deinterlaced by yadif")
+            graph, setup = av.filter.Graph(), found
+            graph.link_nodes(
+                graph.add_buffer(template=frame, time_base=frame.time_base),
+                graph.add("yadif", "deint=interlaced"),
+                graph.add("buffersink"),
+            ).configure()
+        waiting.append((time, lasts))
+        yield from filtered(frame)
+    if graph is not None:
+        yield from filtered(None)
+
+
+def _resample(timed, fps):
+    """Drop and repeat frames so that they come `fps` to the second, as FFmpeg's filter "fps" does.
+
+    timed   iterable of (time, duration, frame), seconds as Fraction, from the first frame
+    fps     Fraction
+    yields  frames: the n-th is the last whose time, rounded to whole output frames, is not after n
+    """
+    held, count, end = None, 0, Fraction(0)
+    for time, duration, frame in timed:
+        due = _round(time * fps)
+        while held is not None and count < due:
+            yield held
+            count += 1
+        held, end = frame, time + duration
+    while held is not None and count < max(_round(end * fps), 1):
+        yield held
+        count += 1
+
+
+def _round(value):
+    return int(value + Fraction(1, 2)) if value >= 0 else -int(Fraction(1, 2) - value)  # half away from zero, as FFmpeg
+
+
+class FrameReader:
+    """The frames of a clip, one after the other: iterate once, and close it (or use `with`).
+
+    name        what the source is called in messages
+    fps         float, frames per second as given here
+    source_fps  float, as found
+    codec       how the pictures are coded: "h264", "mpeg1video", "png"
+    size        (H, W) of every frame
+    count       how many frames there are to be, by what the source says of itself; None where it does not
+    metadata    dict[str, str]: the container's tags, or a PNG's text
+    aligned     bool: talkhead cropped these frames, so that they need not be aligned again
+    sound       Sound or None; ask before the first frame is read, else the sound is not kept
+    yields      uint8 (H, W, 3) RGB
+    """
+
+    def __init__(self, source, fps=FPS, limit=None):
+        self.fps = float(fps)
+        self.name = name_of(source)
+        self._left = limit
+        self._media = None
+        self._stack = ExitStack()
+        self._wants_sound = self._begun = False
+        path = Path(source) if is_path(source) else None
+        if path is not None and path.is_dir():
+            names = sorted(find(path, PICTURES), key=_order)
+            if not names:
+                raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
+            self._open_folder(names)
+        else:
+            with ExitStack() as undo:
+                undo.push(self._stack)
+                opened = self._stack.enter_context(open_source(source))
+                if path is not None and path.suffix.lower() in PICTURES or _is_picture(opened):
+                    self.open_picture(opened)
+                else:
+                    self._open_media(opened)
+                undo.pop_all()
+        self.aligned = ALIGNED_TAG in self.metadata
+        if limit is not None and self.count is not None:
+            self.count = min(self.count, limit)
+
+    def _open_folder(self, names):
+        self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
+        first, self.metadata = read_with_tags(names[0])
+        self.size = first.shape[:2]
+        self._frames = self._pictures(names, first)
+
+    def open_picture(self, opened):
+        with image_errors(self.name):
+            image = open_picture(
+                self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name
+            )
+            timed = image_files.moving(image)
+            first = next(timed)
+            self.metadata, self.size = text_tags(image), to_rgb(image).shape[:2]
+        self.codec = (image.format or "heic").lower()
+        lasts = first[1]
+        self.count, self.source_fps = (None, float(1 / lasts)) if lasts else (1, self.fps)
+        self._frames = self._moving(to_rgb(image), timed, lasts)
+
+    def _moving(self, first, timed, lasts):
+        def seen():
+            yield Fraction(0), lasts, first
+            for time, stays, image in timed:
+                yield time, stays, to_rgb(image)
+
+        with image_errors(self.name):
+            for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
+                yield frame.copy()  # it may be repeated, and the caller may draw on it
+
+    def _pictures(self, names, first):
+        yield first
+        for name in names[1:]:
+            image = read_image(name)
+            if image.shape[:2] != self.size:
+                raise TalkheadError(f"{name}: is {_size(image)}, the first picture is {_size(first)}; make them equal")
+            yield image
+
+    def _open_media(self, opened):
+        media = self._media = self._stack.enter_context(Media(opened, self.name))
+        if media.video is None:
+            raise TalkheadError(f"{self.name}: has no pictures; pass a video")
+        media.begin()
+        timed = _deinterlaced(media.pictures(), media.tell)
+        first = next(timed, None)
+        if first is None:
+            raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
+        self.metadata, self.codec = media.metadata, media.video.codec_context.name
+        self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
+        seconds = media.video.duration and media.video.duration * media.video.time_base
+        self.count = round(seconds * self.fps) if seconds else None
+        self._aspect = media.video.sample_aspect_ratio
+        self._scaler = VideoReformatter()
+        self.size = rgb_of_frame(first[2], self._aspect, self._scaler).shape[:2]
+        self._frames = self._decoded(first, timed)
+
+    def _decoded(self, first, timed):
+        for frame in _resample(chain([first], timed), Fraction(self.fps).limit_denominator(1001)):
+            image = rgb_of_frame(
+                frame, self._aspect, self._scaler
+            )  # of a repeated frame too: the caller may draw on what it gets
+            if image.shape[:2] != self.size:
+                raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
+            yield image
+
+    @property
+    def sound(self):
+        if self._media is None:
+            return None
+        assert self._wants_sound or not self._begun, "ask for the sound before the first frame"
+        self._wants_sound = True
+        return self._media.sound
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._begun = True
+        if self._media is not None and not self._wants_sound:
+            self._media.sound = None  # nobody asked: do not keep it
+        if self._left is not None:
+            if self._left <= 0:
+                raise StopIteration
+            self._left -= 1
+        return next(self._frames)
+
+    def close(self):
+        self._stack.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _order(path):
+    """Frames by number, so that 10.png follows 9.png; others by name."""
+    return (0, int(path.stem), "") if path.stem.isdecimal() else (1, 0, path.name)
+
+
+def _size(image):
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def read_frames(source, fps=FPS, limit=None):
+    """Open a clip for reading.
+
+    source   video file of any kind, folder of pictures in the order of their names, one picture or one that moves, "-" or a
+             binary stream
+    fps      frames per second wanted: frames are dropped or repeated by the time at which they are shown
+    limit    number of frames after which to stop
+    returns  FrameReader
+    warns    where it was mended (the picture before a damaged one stays, a clock that starts again goes on, interlaced pictures are
+             deinterlaced), and of HDR
+    raises   TalkheadError if it is missing, empty, has no pictures or cannot be read; while reading, if it was cut short
+
+    Source: thesis §3.3.1.1 (25 fps by dropping frames).
+    """
+    return FrameReader(source, fps, limit)
+
+
+class FrameWriter:
+    """Writes frames, and a sound track with them; use `with`. Whole when the block ends, gone if it raises.
+
+    destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p and AAC, odd
+                 sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs, 000000.png, …
+    fps          frames per second
+    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), the Sound of a FrameReader, or a SoundReader that
+                 keeps what it read. Cut, or filled up with silence, to end with the frames
+    metadata     dict[str, str], tags of the container or text of the PNGs
+    synthetic    mark it as made by a trained model, as IPTC asks
+    lossless     None: on a pipe only
+    raises       TalkheadError if it cannot be written, gets no frame, or frames of different size; BrokenPipeError if the
+                 reader of a pipe has left
+    """
+
+    def __init__(self, destination, fps=FPS, sound=None, metadata=None, synthetic=False, lossless=None):
+        self.name = name_of(destination)
+        self._destination = destination
+        tags = image_tags(metadata, synthetic)
+        suffix = Path(destination).suffix.lower() if is_path(destination) else None
+        if not is_path(destination):
+            self._output = _VideoOutput(
+                self.name, "mp4", fps, sound, {**tags, STREAM_TAG: "1"}, lossless is not False, piped=True
+            )
+        elif suffix in VIDEO_FORMATS:
+            self._output = _VideoOutput(self.name, VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
+        elif suffix in IMAGE_FORMATS:
+            self._output = _ImageOutput(self.name, IMAGE_FORMATS[suffix], tags)
+        elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
+            self._output = _FolderOutput(tags)
+        else:
+            raise TalkheadError(
+                f"{self.name}: cannot write {suffix}; end the name in .mp4, .png or .jpg, or name a folder"
+            )
+        self.count = 0
+        self._size = None
+        self._stack = ExitStack()
+
+    def __enter__(self):
+        with ExitStack() as stack, mendable(self.name):
+            if is_path(self._destination):
+                place = stack.enter_context(placed(self._destination, self._output.folder))
+            else:
+                place = Sink(self._destination)
+            self._output.open(place)
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame):
+        """Add one frame, uint8 (H, W, 3) RGB, of the first frame's size."""
+        frame = np.asarray(frame)
+        assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
+        self._size = self._size or frame.shape
+        if frame.shape != self._size:
+            raise TalkheadError(
+                f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal"
+            )
+        with mendable(self.name):
+            self._output.write(frame)
+        self.count += 1
+
+    def _finish(self, kind, error, trace):
+        whole = kind is None and self.count > 0
+        with mendable(self.name):
+            self._output.close(whole)
+        if kind is None and not whole:
+            raise TalkheadError(f"{self.name}: no frames to write; check the input")
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+
+class _ImageOutput:
+    """One picture."""
+
+    folder = False
+
+    def __init__(self, name, format, tags):
+        self._name, self._format, self._tags = name, format, tags
+        self._place, self._count = None, 0
+
+    def open(self, place):
+        self._place = place
+        place.touch()  # so that a bad place is known before the work is done
+
+    def write(self, frame):
+        if self._count:
+            raise TalkheadError(f"{self._name}: more than one frame for one picture; name an .mp4 or a folder")
+        with open(self._place, "wb") as stream:
+            save_image(stream, frame, self._format, self._tags)
+        self._count += 1
+
+    def close(self, whole):
+        pass
+
+
+class _FolderOutput:
+    """A folder of numbered PNGs."""
+
+    folder = True
+
+    def __init__(self, tags):
+        self._tags = tags
+        self._place, self._count = None, 0
+
+    def open(self, place):
+        self._place = place
+        place.mkdir()
+
+    def write(self, frame):
+        with open(self._place / f"{self._count:06}.png", "wb") as stream:
+            save_image(stream, frame, "PNG", self._tags)
+        self._count += 1
+
+    def close(self, whole):
+        pass
+
+
+class _VideoOutput:
+    """A container with H.264 pictures, and sound that keeps step with them."""
+
+    folder = False
+
+    def __init__(self, name, format, fps, sound, tags, lossless, piped=False):
+        self._name = name
+        self._format, self._tags, self._lossless, self._piped = format, tags, lossless, piped
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self._sound = SampleBlocks(*sound) if isinstance(sound, tuple) else sound
+        self._count = self._heard = 0  # frames and samples written
+        self._video = self._audio = None
+        self._scaler = VideoReformatter()
+
+    def open(self, place):
+        # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short:
+        # one for each frame, which is written as soon as the frame's sound is there.
+        flags = "empty_moov+default_base_moof" if self._piped else "faststart"
+        options = {"movflags": f"{flags}+use_metadata_tags"} if self._format != "matroska" else {}
+        options |= {"frag_duration": "1", "flush_packets": "1", "max_interleave_delta": "1"} if self._piped else {}
+        self._sink = place if isinstance(place, Sink) else None
+        self._container = av.open(self._sink or f"file:{place}", "w", format=self._format, options=options)
+        self._container.metadata.update(self._tags)
+
+    def _start(self, height, width):
+        if max(height, width) > LONGEST:
+            raise TalkheadError(
+                f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller"
+            )
+        if self._lossless:
+            # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
+            options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}
+            video = self._container.add_stream("libx264rgb", rate=self._fps, options=options)
+            video.pix_fmt = "rgb24"
+            video.codec_context.gop_size = KEYFRAMES
+        else:
+            width, height = width + width % 2, height + height % 2
+            video = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
+            video.pix_fmt = "yuv420p"
+            context = video.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = (
+                1  # BT.709, said aloud: players guess by size
+            )
+            context.color_range = 1  # 16-235
+        video.width, video.height = width, height
+        video.codec_context.time_base = 1 / self._fps
+        self._video = video
+        if self._sound is not None:
+            self._audio = self._add_sound(self._sound.rate, "mono" if self._sound.channels == 1 else "stereo")
+
+    def _add_sound(self, rate, layout):
+        codec = "flac" if self._lossless else "aac"
+        if not self._lossless and rate not in AAC_RATES:
+            rate = min((r for r in AAC_RATES if r > rate), default=max(AAC_RATES))
+        # Level 0 packs few samples at a time: a frame's sound can go with it.
+        audio = self._container.add_stream(
+            codec, rate=rate, options={"compression_level": "0"} if self._lossless else {}
+        )
+        audio.codec_context.layout = layout
+        audio.codec_context.time_base = Fraction(1, rate)
+        if self._lossless:
+            audio.codec_context.format = "s16"
+        else:
+            audio.codec_context.bit_rate = (64_000 if rate <= 24_000 else 96_000) * self._sound.channels
+        return audio
+
+    def write(self, frame):
+        if self._video is None:
+            self._start(*frame.shape[:2])
+        if self._lossless:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        else:
+            odd = [(0, self._video.height - frame.shape[0]), (0, self._video.width - frame.shape[1]), (0, 0)]
+            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
+            picture = self._scaler.reformat(
+                picture, format="yuv420p", dst_colorspace="itu709", dst_color_range=1, interpolation=SCALER, threads=1
+            )
+        picture.pts, picture.time_base = self._count, 1 / self._fps
+        picture.duration = 1
+        self._mux(self._video.encode(picture))
+        self._count += 1
+        self._hear(wait=False)
+
+    def _hear(self, wait):
+        """Write the sound that belongs to the frames written so far; with `wait`, to the last sample."""
+        if self._audio is None:
+            return
+        rate = self._sound.rate
+        wanted = round(self._count / self._fps * rate) - self._heard
+        samples = self._sound.take(wanted, wait)
+        if wait and len(samples) < wanted:
+            silence = np.zeros((wanted - len(samples), self._sound.channels), np.int16)
+            samples = np.concatenate([samples, silence])
+        if len(samples) == 0:
+            return
+        packed = np.ascontiguousarray(samples).reshape(1, -1)
+        block = av.AudioFrame.from_ndarray(
+            packed, format="s16", layout="mono" if self._sound.channels == 1 else "stereo"
+        )
+        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), self._heard
+        self._heard += len(samples)
+        self._mux(self._audio.encode(block))
+
+    def _mux(self, packets):
+        for packet in packets:
+            self._container.mux(packet)
+        if self._sink is not None:
+            self._sink.check()
+
+    def close(self, whole):
+        if not whole:
+            if self._sink is not None:
+                self._sink.cut = True  # the reader is to see that the end is missing
+            with suppress(av.error.FFmpegError, OSError):
+                self._container.close()
+            return
+        self._hear(wait=True)
+        self._mux(self._video.encode(None))
+        if self._audio is not None:
+            self._mux(self._audio.encode(None))
+        self._container.close()
+        if self._sink is not None:
+            self._sink.check()
