@@ -13,7 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 
-from talkhead import image_files
 from talkhead.errors import TalkheadError
 from talkhead.files import FPS, PIPE, STREAM_TAG, TAIL, Source, is_path, mendable
 from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
@@ -466,7 +465,7 @@ class Media:
                 end = _end(packet)
                 if end is not None:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
-                if image_files or packet.stream.index != getattr(self.video, "index", None):
+                if pictures or packet.stream.index != getattr(self.video, "index", None):
                     yield packet
         except (
             av.error.FFmpegError,

@@ -157,7 +157,7 @@ class FrameReader:
                 undo.push(self._stack)
                 opened = self._stack.enter_context(open_source(source))
                 if path is not None and path.suffix.lower() in PICTURES or _is_picture(opened):
-                    self.open_picture(opened)
+                    self._open_image(opened)
                 else:
                     self._open_media(opened)
                 undo.pop_all()
@@ -171,7 +171,7 @@ class FrameReader:
         self.size = first.shape[:2]
         self._frames = self._pictures(names, first)
 
-    def open_picture(self, opened):
+    def _open_image(self, opened):
         with image_errors(self.name):
             image = open_picture(
                 self._stack.enter_context(reading(opened)) if isinstance(opened, Path) else opened, self.name
