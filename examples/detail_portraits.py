@@ -19,11 +19,12 @@ import talkhead
 from face_descriptor import WEIGHTS, Descriptor, chip
 from puppets import variety
 from talkhead import checkpoints, detail, faces, files, image_files, keypoints, metrics, phonemes, synthesis
+from talkhead.landmarks import detector, mouth_opening
 
 TOOTHY = 0.06  # gap of the lips in widths of the mouth from which a photo counts as smiling with teeth
 
 
-def portrait(path, sound, closures, networks, detector, describe, network):
+def portrait(path, sound, closures, networks, find, describe, network):
     """The figures of one photo, and the pictures of its row on the sheet."""
     generator, encoder, speech_model = networks
     photo = talkhead.read_image(path)
@@ -40,7 +41,7 @@ def portrait(path, sound, closures, networks, detector, describe, network):
         for frame, points in list(zip(frames, landmarks))[::6]
         if points is not None
     ]
-    opening = np.array([np.nan if points is None else faces.mouth_opening(points) for points in landmarks])
+    opening = np.array([np.nan if points is None else mouth_opening(points) for points in landmarks])
     moved = np.abs(frames.astype(np.int16) - crop).max((0, 3))
     outside = ~head(face.points, crop.shape[:2])
     gap = np.linalg.norm(face.points[keypoints.places(13)] - face.points[keypoints.places(14)]) / np.linalg.norm(
@@ -109,8 +110,8 @@ def main(photos, output, audio, timing, detector_model, limit):
     """Let portraits speak, and measure them."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    detector, describe, network = (
-        faces.detector("mediapipe", detector_model),
+    find, describe, network = (
+        detector("mediapipe", detector_model),
         Descriptor(WEIGHTS),
         checkpoints.load_keypoints(),
     )
@@ -128,7 +129,7 @@ def main(photos, output, audio, timing, detector_model, limit):
     ][:limit]
     rows, shown = [], []
     for path in tqdm(paths):
-        row, pictures = portrait(path, sound, closures, networks, detector, describe, network)
+        row, pictures = portrait(path, sound, closures, networks, find, describe, network)
         rows.append(row)
         shown.append(
             np.hstack(

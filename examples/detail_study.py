@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import talkhead
-from talkhead import checkpoints, detail, faces, inversion, keypoints, metrics, synthesis
+from talkhead import checkpoints, detail, faces, inversion, keypoints, landmarks, metrics, synthesis
 from talkhead.images import resize
 
 VERTICES = np.array(keypoints.VERTICES)
@@ -131,9 +131,9 @@ def measure(clip, frames, raw):
     """The figures of one result beside the film."""
     marks = clip.marks(frames, 2 if len(frames[0]) == SIZE else 4)
     frames = np.stack([resize(frame, SIZE) for frame in frames])
-    true, found, own = (faces.from_mesh(points) * SIZE - 0.5 for points in (clip.truth, marks, raw))
+    true, found, own = (landmarks.from_mesh(points) * SIZE - 0.5 for points in (clip.truth, marks, raw))
     seen = ~np.isnan(found).any((1, 2))
-    openings = [faces.mouth_opening(points[seen]) for points in (true, found, own)]
+    openings = [landmarks.mouth_opening(points[seen]) for points in (true, found, own)]
     ranges = [np.ptp(np.quantile(opening, (0.05, 0.95))) for opening in openings]
     laplacian = [
         np.mean([cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for frame in film])
@@ -169,7 +169,7 @@ def main(clips, output, detector_model, mouths, only):
     """Measure a photo that moves beside the film that it was taken from."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    detector = faces.detector("mediapipe", detector_model)
+    detector = landmarks.detector("mediapipe", detector_model)
     generator = talkhead.load_generator(talkhead.bundled("generator"))
     networks = (
         generator,

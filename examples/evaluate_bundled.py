@@ -33,6 +33,7 @@ from talkhead import (
     files,
     image_files,
     inversion,
+    landmarks,
     metrics,
     mfcc,
     pti,
@@ -68,7 +69,7 @@ class Eye(evaluation.Enlarged):
 def openings(frames, detector):
     """(T,): mouth opening of each frame, NaN where no face is found."""
     found = map(detector, frames)
-    return np.array([faces.mouth_opening(face[0]) if face else np.nan for face in found])
+    return np.array([landmarks.mouth_opening(face[0]) if face else np.nan for face in found])
 
 
 def spread(opening):
@@ -604,7 +605,7 @@ def parse():
     for kind in ("generator", "encoder", "audio2latent"):
         parser.add_argument(f"--{kind}", help="weights; the bundled ones if left out")
     parser.add_argument("--gate", action="store_true", help="shut the mouth where nobody speaks")
-    parser.add_argument("--detector", default="mediapipe", choices=faces.DETECTORS)
+    parser.add_argument("--detector", default="mediapipe", choices=landmarks.DETECTORS)
     parser.add_argument("--detector-model", help="the detector's model file")
     parser.add_argument(
         "--identity-model",
@@ -621,7 +622,7 @@ def parse():
 def main():
     options = parse()
     model = Model(options.device, options.generator, options.encoder, options.audio2latent, options.gate)
-    eye = Eye(faces.detector(options.detector, options.detector_model))
+    eye = Eye(landmarks.detector(options.detector, options.detector_model))
     clips = files.find(options.clips, {".mp4"})[: options.limit]
     if not clips:
         raise TalkheadError(f"{options.clips}: holds no clips; write some with synth.py")

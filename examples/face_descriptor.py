@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from talkhead import faces, image_files
+from talkhead import image_files, landmarks
 from talkhead.errors import TalkheadError
 
 SAME_PERSON = 0.6  # dlib's own threshold
@@ -285,7 +285,7 @@ def main():
     parser.add_argument("--weights", default=WEIGHTS, help="folder of the face descriptor")
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker")
     options = parser.parse_args()
-    detector = faces.detector("mediapipe", options.detector_model)
+    detector = landmarks.detector("mediapipe", options.detector_model)
     chips = []
     for path in options.photos:
         image = image_files.read_image(path)

@@ -64,11 +64,11 @@ from talkhead import (
     cli,
     datasets,
     encoders,
-    faces,
     files,
     fingerprints,
     image_files,
     inversion,
+    landmarks,
     latents,
     losses,
     speech_models,
@@ -350,7 +350,7 @@ def kit(folder):
     path = np.random.default_rng(0).normal(size=(3, count, 512)).astype(np.float32)
     files.write_latents(folder / "latents.npy", path)
     files.write_array(folder / "quads.npy", np.tile(np.float32([[8, 4], [8, 28], [32, 28], [32, 4]]), (FRAMES, 1, 1)))
-    files.write_array(folder / "landmarks.npy", np.tile(landmarks(), (FRAMES, 1, 1)))
+    files.write_array(folder / "landmarks.npy", np.tile(face_points(), (FRAMES, 1, 1)))
     audio_files.write_audio(folder / "speech.wav", tone(16000, 1)[:, 0] / 32768)
     (folder / "face.png").write_bytes(drawn("PNG", {}))
     sound = tone(16000, 1)[:, 0] / np.float32(32768), 16000
@@ -364,7 +364,7 @@ def kit(folder):
     return networks
 
 
-def landmarks():
+def face_points():
     """68 points, float32 (68, 2): a face in the middle of the pictures."""
     angle = np.linspace(0, 2 * np.pi, 68, endpoint=False)
     points = np.stack([20 + 9 * np.cos(angle), 16 + 9 * np.sin(angle)], 1)
@@ -1033,8 +1033,8 @@ def load():
 
     torch.set_num_threads(1)
     av.logging.set_level(av.logging.PANIC)
-    stub = kill_and_resume.Stub(landmarks())
-    faces.detector = lambda *_, **__: stub
+    stub = kill_and_resume.Stub(face_points())
+    landmarks.detector = lambda *_, **__: stub
 
 
 def main():

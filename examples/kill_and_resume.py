@@ -31,7 +31,7 @@ import torch._dynamo  # which optimisers would load in every run
 
 import talkhead
 from puppets import puppet
-from talkhead import cli, encoders, faces, files, fingerprints, stylegan, video_files
+from talkhead import cli, encoders, files, fingerprints, landmarks, stylegan, video_files
 
 SIZE = 16  # pixels: the generator's pictures
 FRAMES = 4  # of each clip
@@ -134,7 +134,7 @@ def make(folder):
     return shown[-1][1] + np.float32((40, 30))
 
 
-class Stub(faces.Detector):
+class Stub(landmarks.Detector):
     """Stands for a detector, whose files not everybody has: it finds the same face in every frame."""
 
     name = "stub"
@@ -250,7 +250,7 @@ def main():
     root = Path(tempfile.mkdtemp(prefix="kill_and_resume."))
     material = root / "material"
     material.mkdir()
-    faces.detector = functools.partial(lambda found, *_: found, Stub(make(material)))
+    landmarks.detector = functools.partial(lambda found, *_: found, Stub(make(material)))
     random, failed = np.random.default_rng(options.seed), False
     names = options.only or list(JOBS)
     for index, name in enumerate(names):

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from contact_sheet import captioned, sheet
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet, variety
-from talkhead import checkpoints, datasets, faces, fid, image_files, inversion, metrics, synthesis
+from talkhead import checkpoints, datasets, fid, image_files, inversion, landmarks, metrics, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -58,9 +58,9 @@ def inversion_record(group, pairs):
 def random_faces(generator, count, psi, seed):
     """Faces drawn from z, one by one: uint8 (R, R, 3)."""
     rng = np.random.default_rng(seed)
-    for first in range(0, count, metrics.TOGETHER):
+    for first in range(0, count, fid.TOGETHER):
         z = torch.from_numpy(
-            rng.standard_normal((min(metrics.TOGETHER, count - first), generator.z_dim)).astype(np.float32)
+            rng.standard_normal((min(fid.TOGETHER, count - first), generator.z_dim)).astype(np.float32)
         )
         with torch.no_grad():
             yield from synthesis.synthesize(generator, generator.mapping(z, psi).numpy())
@@ -68,7 +68,7 @@ def random_faces(generator, count, psi, seed):
 
 def clouds(network, frames):
     """Features of frames that come one by one: float32 (N, D)."""
-    seen = metrics.Seen(network)
+    seen = fid.Seen(network)
     for frame in frames:
         seen.add(frame)
     return seen.features()
@@ -178,19 +178,19 @@ def main():
         print(
             json.dumps(
                 {"part": "drawn", "count": len(drawn), "composites": len(real)}
-                | metrics.compare_features(real, drawn, network)
+                | fid.compare_features(real, drawn, network)
             ),
             flush=True,
         )
         print(
             json.dumps(
                 {"part": "drawn", "of": "one half of the composites", "count": len(real) // 2}
-                | metrics.compare_features(real[::2], real[1::2], network)
+                | fid.compare_features(real[::2], real[1::2], network)
             ),
             flush=True,
         )
     if stills:
-        find = faces.detector("mediapipe", options.detector_model)
+        find = landmarks.detector("mediapipe", options.detector_model)
         donors = descriptors(np.stack([chip(still.image, still.landmarks) for still in stills]), options.descriptor)
         names = [still.names[0] for still in stills]
         print(

@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional as F
 
 import talkhead
-from talkhead import checkpoints, faces, image_files, losses, metrics, mobilenet, synthesis, video_files
+from talkhead import checkpoints, image_files, losses, metrics, mobilenet, synthesis, video_files
 from talkhead.images import resize, to_images
+from talkhead.landmarks import detector
 
 
 class Nothing:
@@ -153,7 +154,7 @@ def main():
     options = parser.parse_args()
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), generator)
-    find = faces.detector("mediapipe", options.detector_model)
+    find = detector("mediapipe", options.detector_model)
     frames = []
     for clip in options.clips:
         with video_files.read_frames(clip) as reader:

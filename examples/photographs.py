@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from contact_sheet import sheet
 from puppets import variety
-from talkhead import checkpoints, faces, files, image_files, inversion, metrics, pti, synthesis
+from talkhead import checkpoints, faces, files, image_files, inversion, landmarks, metrics, pti, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--detector-model")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    detector = faces.detector("auto", options.detector_model)
+    detector = landmarks.detector("auto", options.detector_model)
     generator = checkpoints.load_generator(options.generator or checkpoints.bundled("generator"))
     encoder = checkpoints.load_encoder(options.encoder or checkpoints.bundled("encoder"), generator)
     originals = chosen(options.folders, options.count)

@@ -15,14 +15,15 @@ import numpy as np
 
 from face_descriptor import WEIGHTS, chip, descriptors, distances
 from puppets import puppet
-from talkhead import faces, files, video_files
+from talkhead import files, video_files
 from talkhead.errors import TalkheadError
+from talkhead.landmarks import mouth_opening
 
 
 def calmest(clip):
     """The frame of a clip whose mouth is shut best, as a chip: uint8 (150, 150, 3)."""
     landmarks = files.read_array(clip.with_suffix(".landmarks.npy"))
-    index = int(faces.mouth_opening(landmarks).argmin())
+    index = int(mouth_opening(landmarks).argmin())
     with video_files.read_frames(clip) as reader:
         for number, frame in enumerate(reader):
             if number == index:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import talkhead
-from talkhead import faces, files, image_files, inversion, keypoints, synthesis
+from talkhead import faces, files, image_files, inversion, keypoints, landmarks, synthesis
 from talkhead.images import resize
 
 VERTICES = np.array(keypoints.VERTICES)
@@ -54,7 +54,7 @@ class Labels:
         if not meshes:
             return
         mesh = max(meshes, key=lambda points: np.prod(np.ptp(points, 0)))
-        square = faces.quad(faces.from_mesh(mesh))
+        square = faces.quad(landmarks.from_mesh(mesh))
         for number in range(count):
             corners = self._moved(square) if number or count == 1 else square
             try:
@@ -102,7 +102,7 @@ class Labels:
 @click.option("--seed", default=0)
 def label(output, detector_model, photos, clips, every, renders, seed):
     """Cut out and mark faces, into one .npz of images and points."""
-    labels = Labels(faces.detector("mediapipe", detector_model), seed)
+    labels = Labels(landmarks.detector("mediapipe", detector_model), seed)
     for path in tqdm(_files(photos, image_files.PICTURES)):
         labels.crops(talkhead.read_image(path), 3, path)
     for path in tqdm(_files(clips, (".mp4", ".mpg"))):

@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import checkpoints, faces, fid, files, image_files, latent_cache, metrics, synthesis
+from talkhead import checkpoints, fid, files, image_files, latent_cache, synthesis
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_images
+from talkhead.landmarks import mouth_opening
 from talkhead.latents import Basis
 from talkhead.video_gan import motion
 
@@ -52,7 +53,13 @@ def described(landmarks):
     along = (nose * across).sum(1) / apart**2
     down = (across[:, 0] * nose[:, 1] - across[:, 1] * nose[:, 0]) / apart**2
     return np.stack(
-        [faces.mouth_opening(landmarks), np.mean(lids, 0) / apart, along, down, np.arctan2(across[:, 1], across[:, 0])],
+        [
+            mouth_opening(landmarks),
+            np.mean(lids, 0) / apart,
+            along,
+            down,
+            np.arctan2(across[:, 1], across[:, 0]),
+        ],
         1,
     )
 
@@ -190,9 +197,9 @@ def measure(model, stage, identities, real, options):
     made = np.concatenate([windows(each) for each in features.values()])
     figures = {
         "diversity": float(np.mean([apart(motions) for motions in same_face])) / real["apart"],
-        "motion": metrics.frechet_distance(real["windows"], made),
+        "motion": fid.frechet_distance(real["windows"], made),
         "motion_floor": real["floor"],
-        "frames": metrics.frechet_distance(real["maps"], np.concatenate(list(maps.values()))),
+        "frames": fid.frechet_distance(real["maps"], np.concatenate(list(maps.values()))),
         "identity": float(np.mean([away(maps[who, seed], starts[who]) for who, seed in maps])),
         "identity_real": real["away"],
         "transfer": transfer(same_noise),
@@ -248,7 +255,7 @@ def reality(stage, held_out):
     return {
         "apart": apart(features),
         "windows": np.concatenate(cut),
-        "floor": metrics.frechet_distance(*halves),
+        "floor": fid.frechet_distance(*halves),
         "maps": np.concatenate(maps),
         "away": float(np.mean([away(each[1:], each[0]) for each in maps])),
         "rates": rates(features),

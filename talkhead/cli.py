@@ -127,9 +127,9 @@ def _finder(detector, detector_model, device):
 
     @functools.cache
     def find():
-        from talkhead import faces
+        from talkhead import landmarks
 
-        return faces.detector(detector, detector_model, device)
+        return landmarks.detector(detector, detector_model, device)
 
     return find
 
@@ -275,13 +275,13 @@ def _openings(path, find):
     """How far the mouth is open in each frame of a clip, or in landmarks (.npy); NaN where no face is seen."""
     import numpy as np
 
-    from talkhead import faces, video_files
+    from talkhead import faces, landmarks, video_files
 
     if path.endswith(".npy"):
-        return faces.mouth_opening(faces.read_landmarks(path))
+        return landmarks.mouth_opening(faces.read_landmarks(path))
     with video_files.read_frames(path) as reader:
         seen = [find()(frame) for frame in cli_io.progress(reader, reader.count)]
-    return np.array([faces.mouth_opening(found[0]) if found else np.nan for found in seen])
+    return np.array([landmarks.mouth_opening(found[0]) if found else np.nan for found in seen])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1410,7 +1410,7 @@ def train_stylegan(
     """
     import torch
 
-    from talkhead import checkpoints, losses, stylegan
+    from talkhead import checkpoints, losses, train_stylegan
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
@@ -1436,7 +1436,7 @@ def train_stylegan(
         )
     images = _images(sources, generator.resolution, every, limit)
     images.warn_of_mixture()
-    records = stylegan.train(images, output, generator, critic, device=device, **options)
+    records = train_stylegan.train(images, output, generator, critic, device=device, **options)
     cli_io.watch(records, options["steps"], tensorboard)
 
 
@@ -1515,7 +1515,7 @@ def train_encoder(
     """
     import torch
 
-    from talkhead import checkpoints, inversion, losses
+    from talkhead import checkpoints, losses, train_encoder
 
     for_resnet, for_psp = imagenet or (stem_stride, pool_size) != (4, 1), irse or head != "pyramid"
     if not init and (for_psp if arch == "resnet" else for_resnet):
@@ -1531,10 +1531,10 @@ def train_encoder(
         encoder = _new_encoder(arch, generator, imagenet, irse, width=width, input_size=input_size, **own)
     if identity_network:
         options["identity"] = losses.identity_network(identity_network, device)
-    size = inversion.training_size(generator, encoder, options["loss_size"])
+    size = train_encoder.training_size(generator, encoder, options["loss_size"])
     images = _images(sources, size, every, limit)
     held_out = _images(validation, size, every, limit) if validation else None
-    records = inversion.train(
+    records = train_encoder.train(
         images,
         generator,
         output,
@@ -1789,13 +1789,13 @@ def train_video_gan(
     """
     import torch
 
-    from talkhead import video_gan
+    from talkhead import train_video_gan, video_gan
 
     device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
     critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
-    records = video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
+    records = train_video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
     cli_io.watch(records, options["steps"], tensorboard)
 
 

@@ -373,7 +373,7 @@ def hold_out(ctx, param, value):
 def preset(ctx, param, value):
     """Let a preset set the defaults of the options beside it."""
     if value is not None:
-        from talkhead.video_gan import PRESETS
+        from talkhead.train_video_gan import PRESETS
 
         ctx.default_map = (ctx.default_map or {}) | PRESETS[value]
     return value

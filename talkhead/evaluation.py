@@ -22,7 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from talkhead import __version__, audio_files, downloads, faces, files, image_files, jobs, metrics, video_files
+from talkhead import (
+    __version__,
+    audio_files,
+    downloads,
+    faces,
+    fid,
+    files,
+    image_files,
+    jobs,
+    landmarks,
+    metrics,
+    video_files,
+)
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_closures, read_dictionary
 
@@ -84,7 +96,7 @@ class Protocol:
     dictionary         pronouncing dictionary in the format of CMUdict, for words that GRID does not have
     landmarks          .npy (T, 68, 2) of the true clip, or a folder with NAME.landmarks.npy: then only the fake clip is searched
     aligned            take all clips as aligned
-    detector, detector_model   as `faces.detector` takes them
+    detector, detector_model   as `landmarks.detector` takes them
     enlarge            factor by which frames are enlarged for the detector, which overlooks small faces
     max_lag            frames by which the mouth may be early or late
     shut_below         lips count as shut below this share of the true mouth's way
@@ -140,7 +152,7 @@ class Protocol:
         self._described = None
 
     def _find(self, name, model, enlarge, device):
-        detector = faces.detector(name, model, "cpu" if name == "mediapipe" else self._device(device))
+        detector = landmarks.detector(name, model, "cpu" if name == "mediapipe" else self._device(device))
         self.weights["detector"] = detector.weights
         self.packages.append(detector.name)
         return Enlarged(detector, enlarge)
@@ -224,7 +236,7 @@ class Protocol:
             measures = [*([metrics.Lips(*closures, *self.lips)] if closures else []), *self._measures(readers, sounds)]
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
-            seen = [metrics.Seen(self.features) for _ in readers] if store else self.features
+            seen = [fid.Seen(self.features) for _ in readers] if store else self.features
             clips = {
                 name: {
                     "codec": reader.codec,
@@ -284,7 +296,7 @@ class Protocol:
 class Enlarged:
     """A detector that sees frames enlarged, because it was made for faces larger than these.
 
-    detector   faces.Detector
+    detector   landmarks.Detector
     factor     whole number; 1 changes nothing
     """
 
@@ -334,7 +346,7 @@ class _Pictures:
                     faces.align(pair.fake, pair.fake_points, self.side),
                 )
             )
-        if len(self.waiting) == metrics.TOGETHER:
+        if len(self.waiting) == fid.TOGETHER:
             self._look()
 
     def _look(self):
@@ -792,17 +804,17 @@ def _set_distance(store, records, network):
         return {"fid": None, "kid": None, "fid_features": network.name, "fid_pictures": counts}
     spreads = [_spread(side, network.width) for side in sides]
     some = [_sample(side, count) for side, count in zip(sides, counts)]
-    metrics.warn_of_few(min(counts), network)
+    fid.warn_of_few(min(counts), network)
     return {
-        "fid": metrics.spread_distance(*spreads),
-        "kid": metrics.kernel_distance(*some),
+        "fid": fid.spread_distance(*spreads),
+        "kid": fid.kernel_distance(*some),
         "fid_features": network.name,
         "fid_pictures": counts,
     }
 
 
 def _spread(clouds, width):
-    spread, waiting = metrics.Spread(width), []
+    spread, waiting = fid.Spread(width), []
     for number, cloud in enumerate(clouds, 1):
         waiting.append(cloud)
         # Many at a time: each triangle costs as much as some thousand pictures.
@@ -814,9 +826,9 @@ def _spread(clouds, width):
 
 def _sample(clouds, count):
     """All features, or as many as the kernel distance takes, by lot."""
-    if count <= metrics.KERNEL_MOST:
+    if count <= fid.KERNEL_MOST:
         return np.concatenate(clouds)
-    chosen = np.sort(np.random.default_rng(0).choice(count, metrics.KERNEL_MOST, replace=False))
+    chosen = np.sort(np.random.default_rng(0).choice(count, fid.KERNEL_MOST, replace=False))
     starts = np.cumsum([0, *map(len, clouds)])
     parts = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))
     return np.concatenate([cloud[part - start] for cloud, part, start in zip(clouds, parts, starts)])

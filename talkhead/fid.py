@@ -4,8 +4,10 @@ A feature network here is a function of uint8 frames (N, H, W, 3) that returns f
 D. Distances by two networks have nothing to do with each other, so the name goes wherever such a number goes.
 """
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -193,3 +195,153 @@ class FaceFeatures:
     def __call__(self, frames):
         seen = self.encoder.features(to_images(frames).to(self.encoder.w_avg.device))
         return seen.unflatten(1, (self.width, -1)).mean(2).cpu().numpy()
+
+
+TOGETHER = 16  # frames that a feature network looks at at once
+KERNEL_MOST = 10_000  # pictures of a set that the kernel distance takes, by lot
+
+
+class Seen:
+    """What a feature network sees in frames that come one by one, without keeping them."""
+
+    def __init__(self, network):
+        # One growing buffer: many small arrays would lie between the network's own and keep the heap from shrinking.
+        self.network, self.waiting, self.numbers = network, [], bytearray()
+
+    def add(self, frame):
+        """Take one frame, uint8 (H, W, 3)."""
+        self.waiting.append(frame)
+        if len(self.waiting) == TOGETHER:
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+
+    def look(self, frames):
+        """Take some frames, uint8 (N, H, W, 3), at once."""
+        self.numbers += self.network(frames).astype(np.float32).tobytes()
+
+    def features(self):
+        """float32 (N, D) of all frames so far."""
+        if self.waiting:
+            self.look(np.stack(self.waiting))
+            self.waiting = []
+        return np.frombuffer(bytes(self.numbers), np.float32).reshape(-1, self.network.width)
+
+
+def compare_features(real, fake, network):
+    """Both distances of two clouds of features, and whose features they are.
+
+    real, fake  float (N, D), as `network` saw them
+    network     feature network as in fid.py
+    returns     {"fid": `frechet_distance`, "kid": `kernel_distance`, "fid_features": the network's name}. Numbers of two
+                networks, or of two numbers of pictures, may not be compared
+    raises      TalkheadError as they do
+    """
+    return {"fid": frechet_distance(real, fake), "kid": kernel_distance(real, fake), "fid_features": network.name}
+
+
+def warn_of_few(count, network):
+    """Warn if so many pictures are fewer than a network's features: FID's covariances are singular then, its bias large."""
+    if count < network.width:
+        warnings.warn(
+            f"FID of {count} pictures by {network.width} features: its covariances are singular, and it comes out too large; "
+            "compare it with nothing but FID of as many pictures, or look at KID, which has no bias",
+            stacklevel=2,
+        )
+
+
+def frechet_distance(real, fake):
+    """Distance of two clouds of features, each taken for a normal distribution: FID, where they are Inception's.
+
+    real, fake  float (N, D), a feature vector for each picture; two at least
+    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), of the means and the covariances over N − 1; the fewer pictures,
+                the larger: its bias goes with 1/N, so that only numbers of one N may be compared
+    raises      TalkheadError if the widths differ, there are too few or one is not finite
+
+    Source: thesis §5.2.1; Heusel et al. 2017.
+    √(S1·S2) is never formed: its trace is the sum of the singular values of the product of the centred clouds, which
+    is exact, and real, also where there are fewer pictures than features and the matrix root fails.
+    """
+    spreads = []
+    for cloud in _clouds(real, fake):
+        spreads.append(Spread(cloud.shape[1]))
+        spreads[-1].add(cloud)
+    return spread_distance(*spreads)
+
+
+class Spread:
+    """Mean and scatter of a cloud of features that comes in pieces: what the Fréchet distance needs, in memory that does not grow.
+
+    `root` is a matrix R with RᵀR = Σ (x − mean)(x − mean)ᵀ: the rows themselves while they are few, then the triangle of their QR
+    decomposition.
+    """
+
+    def __init__(self, width):
+        self.count, self.mean, self.root = 0, np.zeros(width), np.zeros((0, width))
+
+    def add(self, rows):
+        """Take some more features, (n, D)."""
+        rows = np.asarray(rows, np.float64)
+        mean, count = rows.mean(0), self.count + len(rows)
+        # What two groups scatter together is what each does, and one row more for the gap between their means.
+        gap = np.sqrt(self.count * len(rows) / count) * (mean - self.mean)
+        stack = np.concatenate([self.root, rows - mean, gap[None]] if self.count else [rows - mean])
+        self.root = np.linalg.qr(stack, mode="r") if len(stack) > stack.shape[1] else stack
+        self.mean = self.mean + (mean - self.mean) * (len(rows) / count)
+        self.count = count
+
+
+def spread_distance(real, fake):
+    """`frechet_distance` of two clouds of which only the `Spread` is left."""
+    if min(real.count, fake.count) < 2:
+        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+    gap = real.mean - fake.mean
+    real, fake = (cloud.root / np.sqrt(cloud.count - 1) for cloud in (real, fake))
+    root = np.linalg.svd(real @ fake.T, compute_uv=False).sum()
+    return float(gap @ gap + np.square(real).sum() + np.square(fake).sum() - 2 * root)
+
+
+def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
+    """Distance of two clouds of features without taking them for normal: KID, where they are Inception's.
+
+    real, fake  float (N, D)
+    subsets     how many pairs of subsets are compared, of `size` vectors each, or as many as there are
+    returns     float: the mean over pairs of the unbiased squared maximum mean discrepancy for the kernel (x·y / D + 1)³;
+                about 0, and sometimes below, where both come from one distribution
+    raises      TalkheadError if the widths differ, there are too few or one is not finite
+
+    Source: Bińkowski et al. 2018.
+    """
+    real, fake = _clouds(real, fake)
+    random, size = np.random.default_rng(seed), min(size, len(real), len(fake))
+    return float(
+        np.mean(
+            [
+                _discrepancy(*(cloud[random.choice(len(cloud), size, replace=False)] for cloud in (real, fake)))
+                for _ in range(subsets)
+            ]
+        )
+    )
+
+
+def _discrepancy(x, y):
+    count = len(x)
+    within = sum(
+        values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y))
+    )  # no vector is compared with itself
+    return within / (count * (count - 1)) - 2 * _kernel(x, y).mean()
+
+
+def _kernel(x, y):
+    values = x @ y.T / x.shape[1] + 1
+    return values * values * values  # numpy takes some fifty times as long for a power
+
+
+def _clouds(real, fake):
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise TalkheadError(f"features of shapes {real.shape} and {fake.shape}: wanted (N, D) both, of one network")
+    if min(len(real), len(fake)) < 2:
+        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+        raise TalkheadError("features that are not finite: nothing can be said of their distance")
+    return real, fake

@@ -586,7 +586,7 @@ def components(generator, latents, components=5, columns=7, reach=3.0):
 def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
     """How far mouths are open, over the sound and its phonemes; shaded where /p b m/ want the lips shut.
 
-    curves    {label: (T,)}, as `faces.mouth_opening` gives them; NaN where no face was seen
+    curves    {label: (T,)}, as `landmarks.mouth_opening` gives them; NaN where no face was seen
     audio     float32 (N,) in [-1, 1], or None
     phonemes  list of (start, end, label), seconds
     fps, rate of the curves and of the audio

@@ -373,9 +373,11 @@ def test_a_recording_is_measured_once(tmp_path):
 
 def test_a_grid_talker_moves_as_the_model_does(shared_data):
     pytest.importorskip("mediapipe", reason="needs the extra 'mediapipe'")
-    from talkhead import faces
+    from talkhead import landmarks
 
-    detector = faces.detector("mediapipe", shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task")
+    detector = landmarks.detector(
+        "mediapipe", shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task"
+    )
     u = recorded(shared_data / "grid_s1" / "video" / "bbal8p.mpg", detector)
     assert u.text == "bin blue at l eight please" and u.speaker == "grid_s1" and len(u.track) == 75
     assert 0.1 < np.percentile(u.track[:, 0], 95) < 0.3

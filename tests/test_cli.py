@@ -20,7 +20,17 @@ from click.testing import CliRunner
 
 import talkhead
 from conftest import example, toy_motion_model
-from talkhead import audio_files, checkpoints, faces, files, fingerprints, image_files, inversion, video_files
+from talkhead import (
+    audio_files,
+    checkpoints,
+    faces,
+    files,
+    fingerprints,
+    image_files,
+    inversion,
+    landmarks,
+    video_files,
+)
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
@@ -61,42 +71,47 @@ LEAST = {
 
 # Whose signature each option's default repeats, where the command does not merely choose.
 SIGNATURES = {
-    "align": ["faces.align_frames", "faces.detector", "jobs.run"],
+    "align": ["faces.align_frames", "landmarks.detector", "jobs.run"],
     "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
     "generate": [
         "synthesis.drive",
         "synthesis.synthesize",
         "synthesis.generate",
-        "faces.detector",
+        "landmarks.detector",
         "faces.align_frames",
         "jobs.run",
     ],
-    "pti": ["pti.train", "training.fit", "faces.detector", "faces.align_frames"],
+    "pti": ["pti.train", "training.fit", "landmarks.detector", "faces.align_frames"],
     "metrics": ["evaluation.Protocol", "evaluation.evaluate"],
     "synth": ["puppets.puppet.synth"],
     "pack": ["datasets.pack"],
     "train-stylegan": [
-        "stylegan.train",
+        "train_stylegan.train",
         "stylegan.Generator",
         "encoders.ResNetEncoder",
         "losses.Perceptual",
         "training.fit",
     ],
     "train-encoder": [
-        "inversion.train",
+        "train_encoder.train",
         "encoders.ResNetEncoder",
         "encoders.PSPEncoder",
         "datasets.Images",
         "training.fit",
     ],
     "train-audio2latent": ["teaching.train", "audio2latent.SecondModel", "training.fit"],
-    "train-video-gan": ["video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"],
+    "train-video-gan": [
+        "train_video_gan.train",
+        "video_gan.LatentGenerator",
+        "video_gan.VideoDiscriminator",
+        "training.fit",
+    ],
     "train_speech": ["train_speech.train", "acoustics.CharacterModel", "training.fit"],
     "plot trajectory": ["plots.trajectories"],
     "plot losses": ["plots.losses"],
     "plot dashboard": ["plots.dashboard"],
-    "plot mouth": ["faces.detector", "plots.mouths"],
+    "plot mouth": ["landmarks.detector", "plots.mouths"],
     "plot interpolate": ["plots.interpolation"],
     "plot components": ["plots.components"],
     "study make": ["study.make", "study.pairs"],
@@ -765,7 +780,7 @@ def test_a_preset_sets_defaults_and_no_more():
         .make_context("x", ["c", "-o", "x.pt", "--steps", "1", "--warm-up", "5", "--preset", "mocogan-hd"])
         .params
     )
-    theirs = talkhead.video_gan.PRESETS["mocogan-hd"]
+    theirs = talkhead.train_video_gan.PRESETS["mocogan-hd"]
     assert {name: params[name] for name in theirs} == theirs | {"warm_up": 5}
 
 
@@ -1237,7 +1252,7 @@ def test_invert_to_a_pipe_keeps_nothing_beside_it(scene, monkeypatch):
     assert result.exit_code == 0 and result.stdout_bytes.startswith(b"\x93NUMPY") and sorted(scene.iterdir()) == before
 
 
-class Stub(faces.Detector):
+class Stub(landmarks.Detector):
     """Finds the puppet where the fixture pasted it, in every picture that is not blank."""
 
     name = "stub"
@@ -1252,7 +1267,7 @@ class Stub(faces.Detector):
 @pytest.fixture
 def stub(puppet, monkeypatch):
     found = Stub(np.load(puppet / "landmarks.npy"))
-    monkeypatch.setattr(faces, "detector", lambda *_: found)
+    monkeypatch.setattr(landmarks, "detector", lambda *_: found)
 
 
 def test_align_cuts_the_face_out_and_says_so(scene, puppet, stub):
@@ -1276,7 +1291,7 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
     finder._find = lambda image: (
         [finder.landmarks, (finder.landmarks - (70, 60)) * 1.2 + (230, 60)] if image.shape[1] == 320 else []
     )
-    monkeypatch.setattr(faces, "detector", lambda *_: finder)
+    monkeypatch.setattr(landmarks, "detector", lambda *_: finder)
     image_files.write_image(scene / "two.png", np.concatenate([photo, 255 - photo], 1))
     line = [
         "align",
@@ -1547,7 +1562,7 @@ def test_align_a_list(scene, puppet, stub, monkeypatch):
         f"# what there is\n{puppet}/in.mp4\n{scene}/text.mp4\n\n{puppet}/leaves.mp4\n{scene}/face.png\tmine/face.png\n"
     )
     calls = []
-    monkeypatch.setattr(faces, "detector", lambda *_, stub=faces.detector(): calls.append(1) or stub)
+    monkeypatch.setattr(landmarks, "detector", lambda *_, stub=landmarks.detector(): calls.append(1) or stub)
     line = ["align", "--list", scene / "clips.txt", "-o", scene / "out", "--size", 32]
     result = run(*line)
     assert result.exit_code == 1 and result.stdout == "" and calls == [1]
@@ -2427,7 +2442,7 @@ def test_python_makes_the_frames_of_the_command(puppet, stub, tmp_path, monkeypa
         talkhead.load_audio2latent(talkhead.bundled("audio2latent"), generator),
     )
     sound = talkhead.read_audio(puppet / name) if name == "in.mp4" else None
-    tracked = talkhead.follow(talkhead.read_frames(puppet / name), faces.detector())
+    tracked = talkhead.follow(talkhead.read_frames(puppet / name), landmarks.detector())
     look = talkhead.identity_of(tracked, generator, sound=sound, **places)
     frames = list(talkhead.generate(*networks, look, talkhead.read_audio(puppet / "speech.wav")))
     np.testing.assert_allclose(

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from talkhead import downloads, faces, files
+from talkhead import downloads, files, landmarks
 from talkhead.cli import cli
 from talkhead.errors import TalkheadError
 
@@ -175,15 +175,15 @@ def test_every_address_of_a_file_stands_in_the_registry_alone():
     }
     assert elsewhere.pop("downloads.py") and not any(elsewhere.values())
     assert (
-        downloads.REGISTRY["face-landmarker"].urls[0] == faces.MEDIAPIPE_MODEL_URL
-        and "/latest/" not in faces.MEDIAPIPE_MODEL_URL
+        downloads.REGISTRY["face-landmarker"].urls[0] == landmarks.MEDIAPIPE_MODEL_URL
+        and "/latest/" not in landmarks.MEDIAPIPE_MODEL_URL
     )
 
 
 def test_the_registry_has_what_face_alignment_wants():
     pytest.importorskip("face_alignment")
     listed = {url for weights in downloads.REGISTRY.values() for url in weights.urls}
-    assert set(faces._face_alignment_urls()) <= listed
+    assert set(landmarks._face_alignment_urls()) <= listed
 
 
 def test_the_registry_has_what_torchvision_wants():
@@ -747,5 +747,5 @@ def test_a_fetched_detector_is_found(server, shared_data):
         {"body": (shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task").read_bytes()}
     ]
     assert fetch("face-landmarker", url=server.url)["ok"]
-    assert faces.detector().name == "mediapipe"
+    assert landmarks.detector().name == "mediapipe"
     assert files.cache_folder() == downloads.REGISTRY["face-landmarker"].path.parent

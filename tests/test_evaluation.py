@@ -12,7 +12,7 @@ import torch
 
 import talkhead
 from puppets import puppet
-from talkhead import evaluation, files, metrics, video_files
+from talkhead import evaluation, fid, files, metrics, video_files
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
 from talkhead.evaluation import Protocol
@@ -397,15 +397,15 @@ def test_distances_of_a_set_are_those_of_all_its_frames(sets, monkeypatch):
     protocol = Protocol(lmd=False, fid=True, device="cpu")
     clouds = [np.concatenate([files_of(pair[side]).mean((1, 2)) for pair in pairs]) for side in (0, 1)]
     *records, summary = evaluation.evaluate(pairs, protocol, sets / "out.jsonl")
-    assert summary["fid"] == pytest.approx(metrics.frechet_distance(*clouds), rel=1e-4)
-    assert summary["kid"] == pytest.approx(metrics.kernel_distance(*clouds), rel=1e-3)
+    assert summary["fid"] == pytest.approx(fid.frechet_distance(*clouds), rel=1e-4)
+    assert summary["kid"] == pytest.approx(fid.kernel_distance(*clouds), rel=1e-3)
     assert summary["fid_pictures"] == [21, 21] and "fid" not in records[0] and summary["fid_features"] == "colours"
     *_, again = evaluation.evaluate(pairs, protocol, sets / "out.jsonl")  # from what is kept
     assert again == summary
     shutil.rmtree(sets / "out.jsonl.features")
     *_, again = evaluation.evaluate(pairs, protocol, sets / "out.jsonl")
     assert again["fid"] == summary["fid"]
-    monkeypatch.setattr(metrics, "KERNEL_MOST", 10)
+    monkeypatch.setattr(fid, "KERNEL_MOST", 10)
     kept = [np.load(path) for path in sorted((sets / "out.jsonl.features").iterdir())]
     sample = evaluation._sample(kept, sum(map(len, kept)))
     assert len(sample) == 10 and all((sample[i] == np.concatenate(kept)).all(1).any() for i in range(10))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from puppets import puppet
-from talkhead import TalkheadError, faces, files, image_files, video_files
+from talkhead import TalkheadError, files, image_files, landmarks, video_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -89,7 +89,7 @@ def test_chips_of_another_size_are_refused(face_descriptor, weights):
 
 def test_two_photos_of_one_person_are_near_and_of_two_are_not(face_descriptor, weights, shared_data):
     pytest.importorskip("mediapipe")
-    detector = faces.detector(
+    detector = landmarks.detector(
         "mediapipe", shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task"
     )
     chips = []

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from talkhead import TalkheadError, faces
+from talkhead import TalkheadError, faces, landmarks
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def mediapipe_model(shared_data):
 
 @pytest.fixture(scope="session")
 def mediapipe(mediapipe_model):
-    return faces.detector("mediapipe", model=mediapipe_model)
+    return landmarks.detector("mediapipe", model=mediapipe_model)
 
 
 @pytest.fixture
@@ -213,18 +213,20 @@ def test_mouth_opening_by_hand():
     points = marked()  # eyes 6 apart
     points[[61, 62, 63]] = (-1, 4), (0, 4), (1, 4)
     points[[67, 66, 65]] = (-1, 5), (0, 6), (1, 5)  # gaps 1, 2, 1
-    assert faces.mouth_opening(points) == pytest.approx(4 / 3 / 6)
+    assert landmarks.mouth_opening(points) == pytest.approx(4 / 3 / 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(faces.mouth_opening(np.stack([points * 0, points * np.nan])), [np.nan, np.nan])
+        np.testing.assert_array_equal(
+            landmarks.mouth_opening(np.stack([points * 0, points * np.nan])), [np.nan, np.nan]
+        )
     both = np.stack([points, 5 * points + 3])
-    np.testing.assert_allclose(faces.mouth_opening(both), [4 / 18] * 2)
+    np.testing.assert_allclose(landmarks.mouth_opening(both), [4 / 18] * 2)
 
 
 def test_mesh_points_are_symmetric(shared_data):
     lines = (shared_data / "3dmm" / "mediapipe" / "canonical_face_model.obj").read_text().splitlines()
     mesh = np.array([line.split()[1:4] for line in lines if line.startswith("v ")], float)
-    points = faces.from_mesh(mesh[:, :2])
+    points = landmarks.from_mesh(mesh[:, :2])
     mirrored = [
         *range(16, -1, -1),
         *range(26, 16, -1),
@@ -286,7 +288,7 @@ def test_mediapipe_sees_small_faces_largest_first(mediapipe, shared_data):
 
 def test_mediapipe_is_silent(mediapipe_model):
     script = (
-        "import sys, numpy; from talkhead import faces; find = faces.detector('mediapipe', model=sys.argv[1]); "
+        "import sys, numpy; from talkhead import landmarks; find = landmarks.detector('mediapipe', model=sys.argv[1]); "
         "print(find.name, find(numpy.zeros((90, 90, 3), numpy.uint8)))"
     )
     done = subprocess.run(
@@ -303,9 +305,9 @@ def test_mediapipe_refuses_other_files(mediapipe_model, tmp_path):
     wrong = tmp_path / "model.task"
     wrong.write_bytes(b"not a model")
     with pytest.raises(TalkheadError, match="model.task: not a MediaPipe face landmarker.*fetch it again"):
-        faces.detector("mediapipe", model=wrong)
+        landmarks.detector("mediapipe", model=wrong)
     with pytest.raises(TalkheadError, match="absent.task: No such file"):
-        faces.detector("auto", model=tmp_path / "absent.task")
+        landmarks.detector("auto", model=tmp_path / "absent.task")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -314,34 +316,34 @@ def test_mediapipe_refuses_other_files(mediapipe_model, tmp_path):
 
 def test_auto_without_weights_says_what_to_fetch(no_weights):
     with pytest.raises(TalkheadError) as caught:
-        faces.detector()
+        landmarks.detector()
     said = str(caught.value)
     assert "\n" not in said and "face_landmarker.task" in said and str(no_weights) in said
 
 
 @pytest.mark.parametrize("installed, found", [(True, False), (False, True), (False, False)])
 def test_auto_asks_only_for_what_is_missing(no_weights, monkeypatch, installed, found):
-    monkeypatch.setattr(faces, "_installed", lambda package: installed)
+    monkeypatch.setattr(landmarks, "_installed", lambda package: installed)
     if found:
         monkeypatch.setenv("TALKHEAD_MEDIAPIPE_MODEL", str(no_weights / "there.task"))
     with pytest.raises(TalkheadError) as caught:
-        faces.detector()
+        landmarks.detector()
     assert ("pip install mediapipe" in str(caught.value)) == (not installed)
     assert ("talkhead weights fetch face-landmarker" in str(caught.value)) == (not found)
 
 
 def test_unknown_detector():
     with pytest.raises(TalkheadError, match="choose from auto, face-alignment, mediapipe"):
-        faces.detector("dlib")
+        landmarks.detector("dlib")
 
 
 def test_auto_finds_mediapipes_model(no_weights, mediapipe_model, monkeypatch):
     (no_weights / "talkhead").mkdir()
     (no_weights / "talkhead" / "face_landmarker.task").symlink_to(mediapipe_model)
-    assert faces.detector().name == "mediapipe"
+    assert landmarks.detector().name == "mediapipe"
     monkeypatch.setenv("TALKHEAD_MEDIAPIPE_MODEL", str(no_weights / "elsewhere.task"))
     with pytest.raises(TalkheadError, match="elsewhere.task"):
-        faces.detector()
+        landmarks.detector()
 
 
 def test_face_alignment_without_weights_stays_off_the_network(no_weights):
@@ -349,7 +351,7 @@ def test_face_alignment_without_weights_stays_off_the_network(no_weights):
     with pytest.raises(
         TalkheadError, match="lacks face-alignment's weights; put https://.*2DFAN4.* and https://.*s3fd"
     ):
-        faces.detector("face-alignment")
+        landmarks.detector("face-alignment")
     assert os.listdir(no_weights) == []
 
 
@@ -374,7 +376,7 @@ def test_auto_takes_face_alignment_where_its_weights_are(no_weights):
                 weights[name][-1] = 9.0 if name.startswith("conv7_2") else -5.0  # the last class is "face"
         torch.save(weights, folder / Path(url).name)
 
-    find = faces.detector()
+    find = landmarks.detector()
     assert find.name == "face-alignment"
     with pytest.MonkeyPatch.context() as moved:
         moved.setenv("TORCH_HOME", str(no_weights / "elsewhere"))
@@ -385,7 +387,7 @@ def test_auto_takes_face_alignment_where_its_weights_are(no_weights):
 
 
 def test_face_alignments_answers_are_made_uniform():
-    find = faces.FaceAlignment.__new__(faces.FaceAlignment)  # without its weights
+    find = landmarks.FaceAlignment.__new__(landmarks.FaceAlignment)  # without its weights
     small, large = marked(), 9 * marked(at=(8, 8))
 
     class Library:

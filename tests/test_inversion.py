@@ -13,8 +13,9 @@ from talkhead.distributed import Share
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames, to_images
-from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps, train, training_size
+from talkhead.inversion import encode, invert, learning_rate_ramp, planned_steps
 from talkhead.stylegan import Generator
+from talkhead.train_encoder import train, training_size
 
 
 @pytest.fixture

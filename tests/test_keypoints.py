@@ -52,9 +52,11 @@ def test_reading_hardly_depends_on_the_size_of_the_picture(network, face):
 
 
 def test_keypoints_lie_where_mediapipe_finds_them(network, shared_data):
-    from talkhead import faces
+    from talkhead import faces, landmarks
 
-    detector = faces.detector("mediapipe", shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task")
+    detector = landmarks.detector(
+        "mediapipe", shared_data / "weights/mediapipe/face_landmarker_v2_with_blendshapes.task"
+    )
     apart, gaps = [], []
     for path in sorted((shared_data / "images/faces/faker_ai").glob("*.jpg"))[:8]:
         photo = talkhead.read_image(str(path))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from puppets import puppet
-from talkhead import checkpoints, faces, image_files, metrics
+from talkhead import checkpoints, image_files, landmarks, metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -51,7 +51,7 @@ def test_every_part_is_measured(script, toy_weights, random_mobilenet, tmp_path,
     list(puppet.synth(tmp_path / "clips", 3, size=32, frames=2))
     (tmp_path / "people.txt").write_text("# held out\nlab:1\nother:3\nlab:9\n")
     monkeypatch.setattr(puppet, "portraits", lambda *_, **__: stills)
-    monkeypatch.setattr(faces, "detector", lambda *_: lambda frame: [stills[0].landmarks * len(frame) / 64])
+    monkeypatch.setattr(landmarks, "detector", lambda *_: lambda frame: [stills[0].landmarks * len(frame) / 64])
     monkeypatch.setattr(script, "descriptors", lambda chips, weights: chips.mean((1, 2)).astype(np.float32) / 255)
     monkeypatch.setattr(
         sys,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from talkhead import metrics
+from talkhead import fid, metrics
 from talkhead.errors import TalkheadError
 
 ROOT = Path(__file__).parents[1]
@@ -334,9 +334,9 @@ def test_compare_measures_distributions_of_all_frames():
     network = Colours()
     report = metrics.compare(iter(real), iter(fake[:19]), features=network)
     means = real.mean((1, 2)), fake[:19].mean((1, 2))
-    assert report["fid"] == pytest.approx(metrics.frechet_distance(*means), rel=1e-4)
-    assert report["kid"] == pytest.approx(metrics.kernel_distance(*means), rel=1e-4)
-    assert (report["frames"], report["fid_features"], network.most) == (19, "colours", metrics.TOGETHER)
+    assert report["fid"] == pytest.approx(fid.frechet_distance(*means), rel=1e-4)
+    assert report["kid"] == pytest.approx(fid.kernel_distance(*means), rel=1e-4)
+    assert (report["frames"], report["fid_features"], network.most) == (19, "colours", fid.TOGETHER)
     json.dumps(report, allow_nan=False)
     assert "fid" not in metrics.compare(real, fake)
 
@@ -354,7 +354,7 @@ def test_compare_warns_where_frames_are_fewer_than_features():
 
 def test_what_was_seen_can_be_asked_for_on_the_way():
     frames, _ = clip(20)
-    seen = metrics.Seen(Colours())
+    seen = fid.Seen(Colours())
     for count, frame in enumerate(frames, 1):
         seen.add(frame)
         if count in (3, 20):
@@ -467,7 +467,7 @@ def test_pause_opening_is_a_share_of_the_widest():
 
 def test_a_generated_mouth_is_measured_end_to_end():
     """Landmarks → opening → correlation, lag and closures, with the truth one frame earlier."""
-    from talkhead.faces import mouth_opening
+    from talkhead.landmarks import mouth_opening
 
     true = np.abs(wander(60)) * 0.2
     real, fake = (np.concatenate([mouth(value) for value in values]) for values in (true, np.roll(true, 1)))
@@ -493,28 +493,28 @@ def test_frechet_distance_equals_the_matrix_root():
     gap = real.mean(0) - fake.mean(0)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     wanted = gap @ gap + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root)
-    assert metrics.frechet_distance(real, fake) == pytest.approx(wanted, rel=1e-6)
+    assert fid.frechet_distance(real, fake) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_frechet_distance_is_that_of_pytorch_fid():
     frozen = json.loads((ROOT / "tests" / "data" / "inception.jsonl").read_text().splitlines()[1])
     clouds = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "peer_fid.py"))["clouds"]()
-    assert metrics.frechet_distance(*clouds) == pytest.approx(frozen["frechet_distance"], rel=1e-6)
+    assert fid.frechet_distance(*clouds) == pytest.approx(frozen["frechet_distance"], rel=1e-6)
 
 
 def test_frechet_distance_of_known_distributions():
     """Along one axis it is (m1 − m2)² + (s1 − s2)²; axes add up, and a shift alone is its square."""
     real = np.array([[-1.0, 0], [1, 0], [0, -1], [0, 1]]) * np.sqrt(1.5)  # covariance: one, both ways
-    assert metrics.frechet_distance(real, real * [3, 0.5] + [2, 0]) == pytest.approx(4 + 4 + 0.25)
+    assert fid.frechet_distance(real, real * [3, 0.5] + [2, 0]) == pytest.approx(4 + 4 + 0.25)
     few, _ = clouds(5, 50)  # fewer pictures than features
-    assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
-    assert metrics.frechet_distance(few, few + 1) == pytest.approx(50)
+    assert fid.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
+    assert fid.frechet_distance(few, few + 1) == pytest.approx(50)
 
 
 @pytest.mark.parametrize("count, width", [(400, 24), (15, 24)])  # more pictures than features, and fewer
 def test_a_cloud_in_pieces_is_the_cloud(count, width):
     real, fake = clouds(count, width)
-    spreads = [metrics.Spread(width), metrics.Spread(width)]
+    spreads = [fid.Spread(width), fid.Spread(width)]
     for spread, cloud in zip(spreads, (real, fake)):
         for piece in np.split(cloud, [1, 5, len(cloud) // 2]):
             spread.add(piece)
@@ -522,7 +522,7 @@ def test_a_cloud_in_pieces_is_the_cloud(count, width):
             spread.root.T @ spread.root / (len(cloud) - 1), np.cov(cloud, rowvar=False), atol=1e-9
         )
         assert len(spread.root) <= max(width, len(cloud) + 3)
-    assert metrics.spread_distance(*spreads) == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-9)
+    assert fid.spread_distance(*spreads) == pytest.approx(fid.frechet_distance(real, fake), rel=1e-9)
 
 
 def test_kernel_distance_equals_a_slow_loop():
@@ -530,17 +530,17 @@ def test_kernel_distance_equals_a_slow_loop():
     kernel = lambda a, b: (float(a @ b) / 3 + 1) ** 3
     within = lambda cloud: np.mean([kernel(a, b) for i, a in enumerate(cloud) for j, b in enumerate(cloud) if i != j])
     wanted = within(real) + within(fake[:6]) - 2 * np.mean([kernel(a, b) for a in real for b in fake[:6]])
-    assert metrics.kernel_distance(real, fake[:6], subsets=1) == pytest.approx(wanted)
+    assert fid.kernel_distance(real, fake[:6], subsets=1) == pytest.approx(wanted)
 
 
 def test_kernel_distance_of_one_distribution_is_about_nothing():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 2000, 8))
-    assert abs(metrics.kernel_distance(one, other, 20, 500)) < 0.01 < metrics.kernel_distance(one, other + 0.5, 20, 500)
-    assert metrics.kernel_distance(one, other, 5, 100) == metrics.kernel_distance(one, other, 5, 100)
+    assert abs(fid.kernel_distance(one, other, 20, 500)) < 0.01 < fid.kernel_distance(one, other + 0.5, 20, 500)
+    assert fid.kernel_distance(one, other, 5, 100) == fid.kernel_distance(one, other, 5, 100)
 
 
-@pytest.mark.parametrize("distance", [metrics.frechet_distance, metrics.kernel_distance])
+@pytest.mark.parametrize("distance", [fid.frechet_distance, fid.kernel_distance])
 def test_features_that_cannot_be_compared_are_refused(distance):
     with pytest.raises(TalkheadError, match="of one network"):
         distance(np.zeros((4, 3)), np.zeros((4, 2)))

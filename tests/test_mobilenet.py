@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import fid, metrics, mobilenet
+from talkhead import fid, mobilenet
 from talkhead.errors import TalkheadError
 
 pytest.importorskip("torchvision")
@@ -50,7 +50,7 @@ def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypat
     network(frames[:, ::2, ::2])
     assert shapes == [(3, 3, 224, 224)]
     with pytest.warns(UserWarning, match="FID of 3 pictures"):
-        metrics.warn_of_few(3, network)
+        fid.warn_of_few(3, network)
 
 
 def test_missing_and_unreadable_weights_are_refused(tmp_path, monkeypatch):

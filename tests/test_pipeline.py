@@ -37,16 +37,16 @@ from talkhead.cli import cli
 
 def stand_in():
     import numpy
-    from talkhead import checkpoints, faces
+    from talkhead import checkpoints, landmarks
 
-    class Stub(faces.Detector):
+    class Stub(landmarks.Detector):
         name = "stub"
 
         def _find(self, image):
             return [numpy.load({landmarks!r})] if image.std() > 1 else []
 
     checkpoints.WEIGHTS = Path({weights!r})
-    faces.detector = lambda *_: Stub()
+    landmarks.detector = lambda *_: Stub()
 
 
 if not {{"--help", "--version"}} & set(sys.argv):
@@ -293,7 +293,7 @@ def test_standard_streams_that_nobody_reads(room, environment, closed, line, res
 
 
 def test_the_detector_loads_where_no_stream_is_open(room, environment):
-    script = "import os; from talkhead.faces import _quiet\nwith _quiet():\n    os.write(2, b'noise')\nopen('done', 'w').close()"
+    script = "import os; from talkhead.landmarks import _quiet\nwith _quiet():\n    os.write(2, b'noise')\nopen('done', 'w').close()"
     done = shell(f'{sys.executable} -c "{script}" >&- 2>&-', room, environment | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and (room / "done").exists()
 

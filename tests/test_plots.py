@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
-from talkhead import TalkheadError, checkpoints, faces, files, image_files, latents, plots, video_files
+from talkhead import TalkheadError, checkpoints, files, image_files, landmarks, latents, plots, video_files
 from talkhead.images import to_frames  # noqa: E402
 from test_cli import run  # noqa: E402
 
@@ -412,13 +412,13 @@ def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
 
 
 def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
-    class Detector(faces.Detector):
+    class Detector(landmarks.Detector):
         name = "stub"
 
         def _find(self, image):
             return [np.load(puppet / "landmarks.npy")]
 
-    monkeypatch.setattr(faces, "detector", lambda *_: Detector())
+    monkeypatch.setattr(landmarks, "detector", lambda *_: Detector())
     assert run("plot", "mouth", "clip.mp4", "-o", "x.svg").exit_code == 0
     assert re.search(r"<text[^>]*>clip</text>", (material / "x.svg").read_text())
 

@@ -7,6 +7,7 @@ import pytest
 
 from puppets import puppet, variety
 from talkhead import TalkheadError, audio_files, faces, files, video_files
+from talkhead.landmarks import MediaPipe, mouth_opening
 
 SHUT_TO_OPEN = np.array([[0, 0, 0], [0.04, 0, 0.01], [0.08, 0, 0.03], [0.12, 0, 0.06], [0.16, 0, 0.09], [0.2, 0, 0.12]])
 
@@ -236,7 +237,7 @@ def test_frames_and_landmarks_of_a_performance(still):
     frames, landmarks = moments(still, SHUT_TO_OPEN)
     assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8
     assert landmarks.shape == (6, 68, 2) and landmarks.dtype == np.float32
-    np.testing.assert_allclose(faces.mouth_opening(landmarks), SHUT_TO_OPEN[:, 0], atol=0.012)
+    np.testing.assert_allclose(mouth_opening(landmarks), SHUT_TO_OPEN[:, 0], atol=0.012)
 
 
 def test_the_mouth_opens_dark_and_shuts_again(still):
@@ -397,14 +398,14 @@ def test_composites_are_aligned_and_seen_by_yunet(portraits, shared_data):
 
 
 def test_mediapipe_sees_the_mouth_as_wide_open_as_it_is(portraits, model):
-    detector = faces.MediaPipe(model, faces=1)
+    detector = MediaPipe(model, faces=1)
     rng = np.random.default_rng(1)
     for index in range(4):
         still = puppet.composite(puppet.choose(portraits, rng), index)
         frames, truth = moments(still, np.repeat(SHUT_TO_OPEN, 2, 0), 256, index)
         found = np.stack([detector(frame)[0] for frame in frames])
-        opening = faces.mouth_opening(found)
-        assert np.corrcoef(opening, faces.mouth_opening(truth))[0, 1] >= 0.9
+        opening = mouth_opening(found)
+        assert np.corrcoef(opening, mouth_opening(truth))[0, 1] >= 0.9
         assert np.linalg.norm(found - truth, axis=-1).mean() < 4  # pixels of 256
 
 

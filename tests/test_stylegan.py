@@ -13,12 +13,23 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import foreign
-from talkhead import checkpoints, datasets, files, image_files, latents, metrics, stylegan
+from talkhead import (
+    checkpoints,
+    datasets,
+    fid,
+    files,
+    image_files,
+    latents,
+    stylegan,
+    stylegan_ops,
+    train_stylegan,
+)
 from talkhead.cli import cli
 from talkhead.distributed import Share
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames, to_images
-from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit, train
+from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit
+from talkhead.train_stylegan import train
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
 FROZEN_IMAGES = [
@@ -251,7 +262,7 @@ def uneven(clamp=None):
 @pytest.mark.parametrize("noise", ["const", "random", "none"])
 def test_strips_make_the_whole_picture(monkeypatch, noise, clamp, folding, strip):
     generator, w_plus = uneven(clamp)
-    monkeypatch.setattr(stylegan, "FOLDING", folding)
+    monkeypatch.setattr(stylegan_ops, "FOLDING", folding)
     torch.manual_seed(1)
     whole = generator.synthesis(w_plus, noise)  # gradients are possible here, and then it is drawn whole
     monkeypatch.setattr(stylegan, "STRIP", strip)
@@ -267,7 +278,7 @@ def test_folded_blur_is_the_blur(monkeypatch):
     critic = Discriminator(64, [8, 6, 5, 4, 3])
     images = generator.synthesis(w_plus)
     logits = critic(images)
-    monkeypatch.setattr(stylegan, "FOLDING", ("cpu",))
+    monkeypatch.setattr(stylegan_ops, "FOLDING", ("cpu",))
     torch.testing.assert_close(generator.synthesis(w_plus), images, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(critic(images), logits, rtol=1e-4, atol=1e-4)
 
@@ -531,9 +542,9 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
         told.append(p)
         return {"number": share(torch.arange(1.0, count + 1)[:, None])}
 
-    monkeypatch.setattr(stylegan.ada, "draw", number)
+    monkeypatch.setattr(train_stylegan.ada, "draw", number)
     monkeypatch.setattr(
-        stylegan.ada,
+        train_stylegan.ada,
         "augment",
         lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half),
     )
@@ -659,7 +670,7 @@ def test_all_rates_come_to_rest_over_the_last_share_of_the_steps(tmp_path, monke
     from talkhead.encoders import ResNetEncoder
 
     seen = []
-    step = stylegan._Trainer.step
+    step = train_stylegan._Trainer.step
 
     def watched(trainer, index):
         record = step(trainer, index)
@@ -671,7 +682,7 @@ def test_all_rates_come_to_rest_over_the_last_share_of_the_steps(tmp_path, monke
         )
         return record
 
-    monkeypatch.setattr(stylegan._Trainer, "step", watched)
+    monkeypatch.setattr(train_stylegan._Trainer, "step", watched)
     generator, critic = toy()
     list(
         train(
@@ -797,8 +808,8 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
 def test_the_blur_knows_its_gradients(gain, padding, stride):
     """Twice, for R1 and path length differentiate gradients."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: stylegan._Blur.apply(x, gain, padding, stride), x)
-    assert torch.autograd.gradgradcheck(lambda x: stylegan._Blur.apply(x, gain, padding, stride).sin(), x)
+    assert torch.autograd.gradcheck(lambda x: stylegan_ops._Blur.apply(x, gain, padding, stride), x)
+    assert torch.autograd.gradgradcheck(lambda x: stylegan_ops._Blur.apply(x, gain, padding, stride).sin(), x)
 
 
 # FID while training --------------------------------------------------------------------------------------------------------
@@ -857,8 +868,8 @@ def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):
                 drawn.append(generator(z, noise=lambda side: torch.randn(16, 1, side, side, generator=random)))
         fake = Corners()(to_frames(torch.cat(drawn)[:24]))
         record = next(record for record in records if record["step"] == step)
-        assert record["fid"] == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-6)
-        assert record["kid"] == pytest.approx(metrics.kernel_distance(real, fake), rel=1e-6)
+        assert record["fid"] == pytest.approx(fid.frechet_distance(real, fake), rel=1e-6)
+        assert record["kid"] == pytest.approx(fid.kernel_distance(real, fake), rel=1e-6)
 
 
 def test_faces_that_are_measured_and_shown_are_not_of_the_networks_weights(tmp_path, noise, z_among_weights):

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from talkhead import files, image_files, video_files, video_gan
+from talkhead import files, image_files, latent_cache, train_video_gan, video_files
 from talkhead.distributed import Share, Team
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, mean_latent
 from talkhead.stylegan import Generator
-from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion, train
+from talkhead.train_video_gan import train
+from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion
 
 L = 6  # of a 16x16 generator
-THEIRS = video_gan.PRESETS["mocogan-hd"]
+THEIRS = train_video_gan.PRESETS["mocogan-hd"]
 
 
 def toy_model(seed=0, components=4, **changes):
@@ -178,13 +179,13 @@ def test_critic_equals_a_slow_reading(norm, conditional, frames):
 
 def test_adversarial_losses_by_hand():
     fake, real = [torch.tensor([0.0, 2.0]), torch.tensor([1.0])], [torch.tensor([1.0, 3.0]), torch.tensor([-1.0])]
-    generator, critic = video_gan.ADVERSARIAL["log"]
+    generator, critic = train_video_gan.ADVERSARIAL["log"]
     assert generator(fake, real).item() == pytest.approx(
         (math.log(2) + math.log(1 + math.exp(-2))) / 2 + math.log(1 + math.exp(-1))
     )
     wanted = (math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
     assert critic(fake, real).item() == pytest.approx(wanted + 2 * math.log(1 + math.exp(1)))
-    generator, critic = video_gan.ADVERSARIAL["relativistic"]
+    generator, critic = train_video_gan.ADVERSARIAL["relativistic"]
     # Real are 1 and 3 around 2, fake 0 and 2 around 1; then -1 and 1.
     assert critic(fake, real).item() == pytest.approx(0.5 * ((1 + 1) / 2 + (4 + 0) / 2) + 0.5 * (9 + 4))
     assert generator(fake, real).item() == pytest.approx(0.5 * ((9 + 1) / 2 + (0 + 4) / 2) + 0.5 * (1 + 4))
@@ -192,7 +193,7 @@ def test_adversarial_losses_by_hand():
 
 def test_pictures_that_are_alike_cost_less_contrast():
     torch.manual_seed(0)
-    others = video_gan._Others(Team(4), 4)
+    others = train_video_gan._Others(Team(4), 4)
     one, other = (F.normalize(torch.randn(4, 256), dim=1) for _ in range(2))
     by_hand = 0.0
     for view, positive in ((one, other), (other, one)):
@@ -303,8 +304,8 @@ def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
     run(clips, networks, tmp_path / "a.pt", 1)
     model = LatentGenerator(L, **NETWORK)
     model.load_state_dict(files.load_weights(tmp_path / "a.pt")["model"])
-    with video_gan.Codes(tmp_path / "a.codes", networks[1], sound=False) as codes:
-        paths = [torch.from_numpy(codes.read(codes.learn(clip, "cpu"))[0]) for clip in video_gan.find([clips])]
+    with latent_cache.Codes(tmp_path / "a.codes", networks[1], sound=False) as codes:
+        paths = [torch.from_numpy(codes.read(codes.learn(clip, "cpu"))[0]) for clip in latent_cache.find([clips])]
     plain = torch.linalg.svd((torch.cat(paths) - torch.cat(paths).mean(0)).flatten(1).double(), full_matrices=False)[2][
         :4
     ].float()
@@ -466,7 +467,7 @@ STEADY = {
     ],
 )
 def test_a_collapse_is_told(collapsed, message):
-    watch = video_gan._Watch(Team(1), "a.pt")
+    watch = train_video_gan._Watch(Team(1), "a.pt")
     for _ in range(300):
         told = watch(dict(STEADY))
     assert told == pytest.approx({"motion": 1.0, "speed": 1.0, "variety": 1.0})
@@ -478,17 +479,17 @@ def test_a_collapse_is_told(collapsed, message):
 
 
 def test_a_short_collapse_is_none():
-    watch = video_gan._Watch(Team(1), "a.pt")
-    for _ in range(video_gan._Watch.AFTER):
+    watch = train_video_gan._Watch(Team(1), "a.pt")
+    for _ in range(train_video_gan._Watch.AFTER):
         watch(STEADY | {"motion": 0.0})
-    watch = video_gan._Watch(Team(1), "a.pt")
+    watch = train_video_gan._Watch(Team(1), "a.pt")
     for step in range(300):
         watch(STEADY | ({"motion": 0.0} if step % 3 == 0 else {}))
 
 
 def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(video_gan._Watch, "AFTER", 2)
-    monkeypatch.setattr(video_gan, "SPREADS", 1e-3)
+    monkeypatch.setattr(train_video_gan._Watch, "AFTER", 2)
+    monkeypatch.setattr(train_video_gan, "SPREADS", 1e-3)
     with pytest.raises(TalkheadError, match="training has collapsed: faces move 0.000"):
         run(clips, networks, tmp_path / "a.pt", 5, save_minutes=0)
     assert files.load_weights(tmp_path / "a.pt")["step"] == 2

@@ -11,7 +11,7 @@ import torch
 
 from conftest import EXAMPLES, example
 from puppets import puppet
-from talkhead import faces, image_files, video_files
+from talkhead import image_files, landmarks, video_files
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_features_of_a_face_by_hand(study):
     marks[1:] = marks[1:] @ np.array([[0, 2], [-2, 0]]) + 3  # twice the size, turned by a quarter
     marks[2, 30] += (0, 4)  # the nose goes along the eyes
     found = study.described(marks)
-    np.testing.assert_allclose(found[:, 0], faces.mouth_opening(marks))
+    np.testing.assert_allclose(found[:, 0], landmarks.mouth_opening(marks))
     np.testing.assert_allclose(found[:, 1:4], [[0.2, 0.1, 0.4], [0.2, 0.1, 0.4], [0.2, 0.3, 0.4]], atol=1e-9)
     np.testing.assert_allclose(found[:, 4], [0, np.pi / 2, np.pi / 2])
 

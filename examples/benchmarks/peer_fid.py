@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import fid, metrics
+from talkhead import fid
 
 
 def random(name):
@@ -125,7 +125,7 @@ def compare_distances(module, numbers):
     wanted = float(module.calculate_frechet_distance(*statistics))
     if numbers:
         return {"frechet_distance": wanted}
-    return {"features": real.shape[1], "relative_error": abs(metrics.frechet_distance(real, fake) - wanted) / wanted}
+    return {"features": real.shape[1], "relative_error": abs(fid.frechet_distance(real, fake) - wanted) / wanted}
 
 
 def main():

@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from peer_generators import checkout, nvidia
 
-from talkhead import checkpoints, datasets, fid, image_files, metrics, state_dicts
+from talkhead import checkpoints, datasets, fid, image_files, state_dicts
 from talkhead.images import to_frames
-from talkhead.stylegan import Discriminator, Generator, channel_widths, train
+from talkhead.stylegan import Discriminator, Generator, channel_widths
+from talkhead.train_stylegan import train
 
 LEAST_RATIO, MOST_MEMORY = 1.5, 1.0  # of theirs
 CYCLE = 16  # steps, after which every regulariser has had its turns
@@ -220,7 +221,7 @@ def quality(options):
             out / f"{who}.png", np.concatenate([np.concatenate(list(batch), 1) for batch in frames[:4]]), synthetic=True
         )
         seen = np.concatenate([see(batch) for batch in frames])
-        answers[who] = {"fid": metrics.frechet_distance(wanted, seen), "kid": metrics.kernel_distance(wanted, seen)}
+        answers[who] = {"fid": fid.frechet_distance(wanted, seen), "kid": fid.kernel_distance(wanted, seen)}
         print(
             json.dumps(
                 {"who": who, "images": steps * options.batch, "features": see.name, "seconds": round(spent[who], 1)}

@@ -6,7 +6,7 @@ The argument is a checkout of snap-research/MoCoGAN-HD. Prints JSON objects:
 
     compare     largest difference / largest value of: the path of latents that the same LSTM makes of the same noise; the critic's logits at
                 both scales, of plain video and of video beside its first frame; its relativistic loss; the gradient penalty
-    speed       clips a second of one training step, as their functions G_step and D_step take it and as `video_gan.train` takes it,
+    speed       clips a second of one training step, as their functions G_step and D_step take it and as `train_video_gan.train` takes it,
                 each in a fresh process and in turns: once as the thesis has it, and once with all of MoCoGAN-HD's losses (--preset).
                 One step of the motion model for one of the critics; generators of the same config-F widths, critics of width 64
 
@@ -39,7 +39,8 @@ from talkhead.distributed import Share
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
 from talkhead.stylegan import Generator
-from talkhead.video_gan import ADVERSARIAL, CHANGE, PRESETS, LatentGenerator, VideoDiscriminator, _Trainer, train
+from talkhead.train_video_gan import ADVERSARIAL, PRESETS, _Trainer, train
+from talkhead.video_gan import CHANGE, LatentGenerator, VideoDiscriminator
 
 LARGEST_ERROR, LEAST_RATIO = 1e-4, 1.5
 FRAMES, COMPONENTS = 16, 384

@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 from peer_training import Pictures, networks
 
-from talkhead.stylegan import Discriminator, Generator, train
+from talkhead.stylegan import Discriminator, Generator
+from talkhead.train_stylegan import train
 
 LEAST_RATIO = 0.9
 PATH_EVERY, R1_EVERY = 4, 16

@@ -697,7 +697,7 @@ def measure(frames, detector):
     """The mouth track of a real talker.
 
     frames    iterable of uint8 (H, W, 3) RGB, at 25 fps
-    detector  callable, image -> list of (68, 2) landmarks, largest face first (faces.detector)
+    detector  callable, image -> list of (68, 2) landmarks, largest face first (landmarks.detector)
     returns   float32 (T, 3), columns as in TRACK; the opening is 0 where the speaker's lips are as close as they get.
               Gaps without a face are bridged
     raises    TalkheadError if fewer than half of the frames show a face
@@ -736,7 +736,7 @@ def recorded(path, detector=None, cache=None, speaker=None):
     """A recording of a real talker as an Utterance, with the mouth track measured.
 
     path      a clip with sound, such as GRID's .mpg; a silent one may have NAME.wav beside it or in ../wav
-    detector  as for `measure`; None makes faces.detector("auto")
+    detector  as for `measure`; None makes landmarks.detector("auto")
     cache     folder for the results, one .npz per clip, named after the clip's content: detection then runs once
     speaker   who talks; None takes the name of the clip's folder
     returns   Utterance. Phonemes come from NAME.align (GRID's words and their times) beside the clip or in ../align,
@@ -766,9 +766,9 @@ def _watch(path, detector):
     from talkhead import audio_files, video_files  # PyAV, which nothing else here needs
 
     if detector is None:
-        from talkhead import faces
+        from talkhead import landmarks
 
-        detector = faces.detector()
+        detector = landmarks.detector()
     with video_files.read_frames(path, fps=FPS) as reader:
         silent = reader.sound is None
         track = measure(reader, detector)

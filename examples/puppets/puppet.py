@@ -27,6 +27,7 @@ from puppets import articulation, variety
 from puppets.variety import ramp
 from talkhead import audio_files, faces, files, image_files, video_files
 from talkhead.errors import TalkheadError
+from talkhead.landmarks import MEDIAPIPE_68, detector, from_mesh, mouth_opening
 
 GRID = 64  # nodes per side of a motion field
 CHUNK = 16  # frames rendered together
@@ -105,7 +106,7 @@ LAYOUT = np.unique(
             CHIN,
             FOREHEAD,
             IRISES,
-            faces.MEDIAPIPE_68.ravel(),
+            MEDIAPIPE_68.ravel(),
         ]
     )
 )
@@ -118,7 +119,7 @@ def _of(*vertices):
     return _PLACE[np.array(vertices).squeeze()]
 
 
-_IN_68 = _PLACE[faces.MEDIAPIPE_68]  # (68, 2)
+_IN_68 = _PLACE[MEDIAPIPE_68]  # (68, 2)
 _UPPER_LIP = _of(UPPER_OUTER[1:-1] + UPPER_INNER[1:-1])
 _LOWER_LIP = _of(LOWER_OUTER[1:-1] + LOWER_INNER[1:-1])
 
@@ -150,7 +151,7 @@ class Still:
 
     @cached_property
     def opening(self):
-        return float(faces.mouth_opening(self.landmarks))
+        return float(mouth_opening(self.landmarks))
 
     @cached_property
     def smile(self):
@@ -237,7 +238,7 @@ def portraits(folders, model=None, size=256, cache=None, exclude=()):
              its column "file" holds places relative to the table, "person_id" the people, and "ITA", if it is there, the tone of their skin
              in degrees. A picture that no table has shows the person whose id is its name, such as "x:K000378" for K000378.jpg, or else
              somebody of its own
-    model    MediaPipe's face landmarker (.task); None looks for it where `faces.detector` does
+    model    MediaPipe's face landmarker (.task); None looks for it where `landmarks.detector` does
     cache    .npz that keeps the aligned pictures and their points, so that detection runs once
     exclude  who is left out: file stems, or ids of people, with or without what stands before their colon
     returns  list of Still, folder by folder, sorted by name; turned and small faces are left out
@@ -339,13 +340,13 @@ def _read_cache(cache, paths, size):
 
 
 def _detect_portraits(paths, model, size):
-    meshes_of = faces.detector("mediapipe", model).meshes
+    meshes_of = detector("mediapipe", model).meshes
     for path in paths:
         image = image_files.read_image(path)
         mesh = max(meshes_of(image), key=lambda found: np.ptp(found, 0).prod(), default=None)
         if mesh is None:
             continue
-        landmarks = faces.from_mesh(mesh)
+        landmarks = from_mesh(mesh)
         eyes = landmarks[42:48].mean(0) - landmarks[36:42].mean(0)
         halves = [np.linalg.norm(mesh[1] - mesh[side]) for side in (234, 454)]
         if np.hypot(*eyes) < SMALLEST_EYES or abs(np.log(halves[0] / halves[1])) > FRONTAL:
@@ -1218,7 +1219,7 @@ class _Rig:
         weights[:, FIELDS.index("close")] = 1
         weights[1, FIELDS.index("lower")] = 0.1 * (1 - UPPER_SHARE)
         weights[1, FIELDS.index("upper")] = 0.1 * UPPER_SHARE
-        shut, opened = faces.mouth_opening(self.move(weights)[:, _IN_68].mean(2))
+        shut, opened = mouth_opening(self.move(weights)[:, _IN_68].mean(2))
         self.rest, self.gain = shut, 0.1 / (opened - shut)
 
 
@@ -1671,7 +1672,7 @@ def synth(
     seconds          speech is cut after this long; None keeps whole utterances
     portraits        folder of photos to blend, or several, as `portraits` takes them; each face is of two people or more. None at all
                      draws the faces
-    detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `faces.detector` does
+    detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `landmarks.detector` does
     exclude          stems or people of portraits that are never used
     vary             take the portraits evenly by tone of skin and hair, and draw light and backdrop; without it, faces are as common as
                      they are among the portraits, and lit as those
@@ -1810,7 +1811,7 @@ class _Studio:
         if real:
             path = self.recordings[rng.integers(len(self.recordings))]
             if self._detector is None:
-                self._detector = faces.detector("mediapipe", self.model)
+                self._detector = detector("mediapipe", self.model)
             speech = articulation.recorded(path, self._detector, cache=self.out / "recordings")
         else:
             voice = str(rng.choice(self.voices)) if self.voices else None

@@ -15,8 +15,8 @@ from talkhead import (
     audio2latent,
     audio_files,
     checkpoints,
-    faces,
     fid,
+    landmarks,
     latent_cache,
     losses,
     plots,
@@ -99,7 +99,7 @@ def main():
                 audio2latent.SecondModel(num_ws=4).components,
             )
         networks(options.generator, options.encoder, options.size)
-        faces.detector("auto", options.detector_model)
+        landmarks.detector("auto", options.detector_model)
         plots.installed()
         if options.fid:
             fid.named("inception")

@@ -8,6 +8,7 @@ largest result in float32, where a few layers of a generator are seen as hundred
 Source: Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", §4.3 for the three matrices.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -100,3 +101,105 @@ def _bases():
         torch.kron(matrix, matrix)
         for matrix in (torch.tensor(rows, dtype=torch.float32) for rows in (_INPUT, _KERNEL, _OUTPUT))
     ]
+
+
+FOLDING = ("cuda", "mps")  # devices on which the blur is folded into the weights
+GAIN = math.sqrt(2)  # after an activation, so that the variance stays
+
+
+def _taps(like, gain=1.0):
+    """The filter [1, 3, 3, 1] down and across for each channel: (C, 1, 4, 4)."""
+    line = torch.tensor((1.0, 3.0, 3.0, 1.0), device=like.device, dtype=like.dtype) * (math.sqrt(gain) / 8)
+    return torch.outer(line, line).expand(like.shape[1], 1, 4, 4)
+
+
+def _blurred(weight, gain=1.0):
+    """(O, I, k, k) -> (O, I, k+3, k+3): the kernel that convolves and applies the [1, 3, 3, 1] filter at once."""
+    size = weight.shape[-1]
+    spread = torch.zeros(size + 3, size, device=weight.device, dtype=weight.dtype)
+    for tap, value in enumerate((1, 3, 3, 1)):
+        spread.diagonal(-tap).fill_(value * math.sqrt(gain) / 8)
+    both = torch.kron(
+        spread, spread
+    )  # ((k+3)², k²): one small matrix product is far faster than a convolution of kernels
+    return F.linear(weight.flatten(2), both).unflatten(2, (size + 3, size + 3))
+
+
+def _conv(x, weight, edge=True):
+    """Convolution that keeps the size. Without `edge`, the first and last row of x are neighbours that get no result."""
+    if pays(x, weight):
+        return conv3x3(x, weight, edge)
+    reach = weight.shape[-1] // 2
+    return F.conv2d(x, weight, padding=(reach if edge else 0, reach))
+
+
+def _conv_up(x, weight, edge=True):
+    """Convolution of 3x3 that doubles the size, and the blur that smooths it. `edge` as in `_conv`."""
+    weight = weight.transpose(0, 1)
+    if x.device.type in FOLDING:
+        return F.conv_transpose2d(x, _blurred(weight, gain=4), stride=2, padding=(2 if edge else 4, 2))
+    x = F.conv_transpose2d(x, weight, stride=2, padding=(0 if edge else 1, 0))
+    return _Blur.apply(x, 4, (1 if edge else 0, 1))
+
+
+def _conv_down(x, weight):
+    """Blur, and the convolution that halves the size."""
+    reach = weight.shape[-1] // 2
+    if x.device.type in FOLDING:
+        return F.conv2d(x, _blurred(weight), stride=2, padding=1 + reach)
+    if reach == 0:
+        return F.conv2d(_Blur.apply(x, 1, (1, 1), 2), weight)
+    return F.conv2d(_Blur.apply(x, 1, (1 + reach, 1 + reach)), weight, stride=2)
+
+
+class _Blur(torch.autograd.Function):
+    """The filter [1, 3, 3, 1] down and across, times `gain`, with so much padding at either end; every pixel of the result, or every second.
+
+    Its gradient is the same filter again; torch would look for the gradient of the taps too when it differentiates that.
+    """
+
+    @staticmethod
+    def forward(ctx, x, gain, padding, stride=1):
+        ctx.gain, ctx.padding, ctx.stride = gain, padding, stride
+        return F.conv2d(x, _taps(x, gain), stride=stride, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.stride == 1:
+            return _Blur.apply(gradient, ctx.gain, [3 - ends for ends in ctx.padding]), None, None, None
+        return _Spread.apply(gradient, ctx.gain, ctx.padding), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """What carries a gradient back through `_Blur` of stride 2, to a picture of twice the size."""
+
+    @staticmethod
+    def forward(ctx, x, gain, padding):
+        ctx.gain, ctx.padding = gain, padding
+        return F.conv_transpose2d(x, _taps(x, gain), stride=2, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Blur.apply(gradient, ctx.gain, ctx.padding, 2), None, None
+
+
+def _rows(x, top, bottom):
+    """Rows of a picture (N, C, H, W), from top up to bottom; what lies beyond it is zero."""
+    inside = x[:, :, max(top, 0) : bottom]
+    missing = max(-top, 0), max(bottom - x.shape[2], 0)
+    return F.pad(inside, (0, 0, *missing)) if any(missing) else inside
+
+
+def _activate(x, bias, clamp=None, gain=GAIN):
+    """Leaky ReLU 0.2 of x + gain · bias, within ± clamp. x is overwritten, and holds the gain already: in weights it costs less."""
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return _clamped(F.leaky_relu_(x.add_((bias * gain).to(x.dtype).view(shape)), 0.2), clamp)
+
+
+def _clamped(x, clamp):
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+def _wide(x):
+    """Half precision to float32; what is wider stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

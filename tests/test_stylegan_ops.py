@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from talkhead import winograd
+from talkhead import stylegan_ops
 from talkhead.stylegan import Generator
 
 
@@ -20,7 +20,7 @@ def test_a_convolution_is_what_the_definition_gives(count, inputs, outputs, heig
     x, weight = numbers(count, inputs, height, width), numbers(outputs, inputs, 3, 3, seed=1)
     wanted = F.conv2d(x.double(), weight.double(), padding=(int(edge), 1))
     for picture in (x, x.contiguous(memory_format=torch.channels_last)):
-        found = winograd.conv3x3(picture, weight, edge)
+        found = stylegan_ops.conv3x3(picture, weight, edge)
         assert found.shape == wanted.shape and found.dtype == torch.float32
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
@@ -28,25 +28,27 @@ def test_a_convolution_is_what_the_definition_gives(count, inputs, outputs, heig
 def test_parts_make_the_whole(monkeypatch):
     """Kernels and rows of tiles taken a few at a time, as where there are many."""
     x, weight = numbers(2, 6, 20, 8), numbers(10, 6, 3, 3, seed=1)
-    whole = winograd.conv3x3(x, weight)
-    monkeypatch.setattr(winograd, "PART", 36 * 6 * 4)  # two rows of two tiles, and four kernels
-    torch.testing.assert_close(winograd.conv3x3(x, weight), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+    whole = stylegan_ops.conv3x3(x, weight)
+    monkeypatch.setattr(stylegan_ops, "PART", 36 * 6 * 4)  # two rows of two tiles, and four kernels
+    torch.testing.assert_close(stylegan_ops.conv3x3(x, weight), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
 
 
 def test_it_is_used_where_it_pays():
     x, weight = numbers(1, 128, 4, 32), numbers(128, 128, 3, 3)
-    assert not winograd.pays(x, weight)  # there may be gradients
+    assert not stylegan_ops.pays(x, weight)  # there may be gradients
     with torch.no_grad():
-        assert winograd.pays(x, weight)
-        assert not winograd.pays(x[:, :64], weight[:, :64]) and not winograd.pays(x, weight[:64])
+        assert stylegan_ops.pays(x, weight)
+        assert not stylegan_ops.pays(x[:, :64], weight[:, :64]) and not stylegan_ops.pays(x, weight[:64])
         assert (
-            not winograd.pays(x, weight[..., 1:2, 1:2])
-            and not winograd.pays(x[..., :16], weight)
-            and not winograd.pays(numbers(1, 128, 4, 34), weight)
+            not stylegan_ops.pays(x, weight[..., 1:2, 1:2])
+            and not stylegan_ops.pays(x[..., :16], weight)
+            and not stylegan_ops.pays(numbers(1, 128, 4, 34), weight)
         )
-        assert not winograd.pays(x.double(), weight.double()) and not winograd.pays(x.bfloat16(), weight.bfloat16())
+        assert not stylegan_ops.pays(x.double(), weight.double()) and not stylegan_ops.pays(
+            x.bfloat16(), weight.bfloat16()
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            assert not winograd.pays(x, weight)
+            assert not stylegan_ops.pays(x, weight)
 
 
 @pytest.mark.parametrize("count", [1, 2])
