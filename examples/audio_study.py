@@ -35,7 +35,7 @@ from talkhead import (
     synthesis,
     video_files,
 )
-from talkhead.audio2latent import heard_by
+from talkhead.audio2latent import load_features_for
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 from talkhead.latents import Basis
@@ -90,8 +90,8 @@ class Eye:
 
     def __init__(self, encoder, clips, kept):
         self.encoder = encoder
-        with latent_cache.Codes(kept, encoder) as known:
-            lessons = [known.learn(path, "cpu") for path in clips]
+        with latent_cache.LatentCache(kept, encoder) as known:
+            lessons = [known.encode(path, "cpu") for path in clips]
             means = [known.read(lesson)[0].mean(0) for lesson in lessons]
             tracked = [lesson for lesson in lessons if lesson.opening is not None][:: max(1, len(lessons) // READ_FROM)]
             if not tracked:
@@ -136,10 +136,14 @@ class Speaker:
     def __init__(self, path, generator, encoder, features_model):
         self.generator, self.encoder = generator, encoder
         self.model = checkpoints.load_audio2latent(path, generator)
-        self.features = heard_by(self.model, path=features_model if self.model.hears["name"] != "mfcc" else None)
+        self.features = load_features_for(
+            self.model, path=features_model if self.model.feature_id["name"] != "mfcc" else None
+        )
 
     def path(self, face, audio, seed=0):
-        return np.stack(list(synthesis.drive(self.encoder, self.model, face, audio, features=self.features, seed=seed)))
+        return np.stack(
+            list(synthesis.speech_to_latents(self.encoder, self.model, face, audio, features=self.features, seed=seed))
+        )
 
     def speak(self, face, audio, generator=None, seed=0):
         return np.stack(list(synthesis.synthesize(generator or self.generator, self.path(face, audio, seed))))
@@ -153,7 +157,7 @@ def motion(eye, heard, seen, true):
     mine, theirs = eye.opening(seen), eye.opening(true)
     following = metrics.correlation_and_lag(heard.opening, mine)
     rest, wide = np.percentile(theirs, [5, 95])
-    met = metrics.closures_met(mine, heard.closures, rest + SHUT * (wide - rest))
+    met = metrics.met_closures(mine, heard.closures, rest + SHUT * (wide - rest))
     return {
         "correlation": following.correlation,
         "lag": following.lag,
@@ -349,7 +353,7 @@ def study(
     """Measure the models in `out`, and write study.md, study.json and the strips there."""
     second = networks(generator, encoder)
     first = networks(first_generator, first_encoder) if first_generator or first_encoder else second
-    eye = Eye(second[1], latent_cache.find([clips]), out / "all.codes")
+    eye = Eye(second[1], latent_cache.list_clips([clips]), out / "all.codes")
     speakers = {
         f"{model}, {name}": Speaker(
             out / f"{model}-{name}.pt", *(first if model == "first" else second), features_model
@@ -362,7 +366,7 @@ def study(
         if not any(name.startswith(model) for name in speakers):
             raise TalkheadError(f"{out}: holds no {model}-{features[0]}.pt; train it, or name its features")
     known, strangers = (
-        [read(path) for path in islice(latent_cache.find([folder]), limit)] for folder in (seen, unseen)
+        [read(path) for path in islice(latent_cache.list_clips([folder]), limit)] for folder in (seen, unseen)
     )
     found, rows = {}, {}
     others = [

@@ -22,7 +22,7 @@ usage="usage: audio_study.sh CLIPS SEEN UNSEEN OUT"
 clips=${1:?$usage} seen=${2:?$usage} unseen=${3:?$usage} out=${4:?$usage}
 here=$(cd "$(dirname "$0")" && pwd)
 read -ra features <<< "${FEATURES:-mfcc bundled}"
-read -ra common <<< "${TRAIN:---batch 8 --lr 0.001 --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --hold-out 4}"
+read -ra common <<< "${TRAIN:---batch 8 --lr 0.001 --latent-weight 250 --mouth-weight 2 --image-frames 0 --ema-decay 0.99 --lr-decay 0.7 --hold-out 4}"
 read -ra first <<< "${FIRST:-}"
 read -ra second <<< "${SECOND:---components 256 --channels 12,24,48,48,96 --hidden 384 --embedding 128 --lstm 128 --decoder 256}"
 networks=(${GENERATOR:+--generator "$GENERATOR"} ${ENCODER:+--encoder "$ENCODER"})

@@ -32,7 +32,7 @@ def portrait(path, sound, closures, networks, find, describe, network):
     crop = faces.crop(photo, square, detail.native_side(square))
     face = detail.Photo(crop, network)
     code = synthesis.code_of(encoder, face, generator)
-    renders = list(synthesis.synthesize(generator, synthesis.drive(None, speech_model, code, sound)))
+    renders = list(synthesis.synthesize(generator, synthesis.speech_to_latents(None, speech_model, code, sound)))
     frames = np.stack(list(synthesis.with_detail(renders, face, generator, code)))
     landmarks = [next(iter(detector(frame)), None) for frame in frames]
     own = descriptor(crop, detector(crop), describe)
@@ -47,7 +47,11 @@ def portrait(path, sound, closures, networks, find, describe, network):
     gap = np.linalg.norm(face.points[keypoints.places(13)] - face.points[keypoints.places(14)]) / np.linalg.norm(
         face.points[keypoints.places(61)] - face.points[keypoints.places(291)]
     )
-    shut = metrics.closures_met(opening, closures, metrics.shut_below(opening)) if not np.isnan(opening).any() else None
+    shut = (
+        metrics.met_closures(opening, closures, metrics.closed_threshold(opening))
+        if not np.isnan(opening).any()
+        else None
+    )
     row = {
         "photo": Path(path).stem,
         "side": len(crop),

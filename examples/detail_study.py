@@ -49,7 +49,7 @@ class Clip:
             self.film = np.stack([crop for crop, _, _ in faces.align_frames(frames, detector, SIZE)])
         self.photo = detail.Photo(self.film[0], checkpoints.load_keypoints())
         code = synthesis.code_of(encoder, self.photo, generator)
-        self.path = np.stack(list(synthesis.drive(None, speech_model, code, talkhead.read_audio(path))))[
+        self.path = np.stack(list(synthesis.speech_to_latents(None, speech_model, code, talkhead.read_audio(path))))[
             : len(self.film)
         ]
         self.film = self.film[: len(self.path)]

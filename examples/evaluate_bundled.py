@@ -164,10 +164,10 @@ def puppet(path, model, eye):
 
 def shut_lips(seen, closures):
     """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck; the true mouth says what is shut."""
-    shut = metrics.shut_below(seen["truth"])
-    counts = {name: int(metrics.closures_met(opening, closures, shut).sum()) for name, opening in seen.items()}
-    luck = metrics.closures_by_luck(seen["fake"], closures, shut)
-    return counts | {"asked": len(metrics.closures_met(seen["fake"], closures, shut)), "luck": luck}
+    shut = metrics.closed_threshold(seen["truth"])
+    counts = {name: int(metrics.met_closures(opening, closures, shut).sum()) for name, opening in seen.items()}
+    luck = metrics.chance_closures(seen["fake"], closures, shut)
+    return counts | {"asked": len(metrics.met_closures(seen["fake"], closures, shut)), "luck": luck}
 
 
 def summarise_puppets(records):

@@ -42,7 +42,7 @@ def measure(model, folder):
         began = time.process_time()
         logits = np.concatenate(list(model.steps([audio])))
         spent += time.process_time() - began
-        heard = speech_models.read_out(logits)
+        heard = speech_models.greedy_decode(logits)
         wrong, letters, seconds = (
             wrong + train_speech.edits(lesson.text, heard),
             letters + len(lesson.text),

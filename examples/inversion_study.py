@@ -33,7 +33,7 @@ RUNS = {
     "optimise-w": ("Algorithm 1 in W", "#D55E00", "--"),
     "optimise-0": ("Algorithm 1", "#0072B2", "-"),
     "optimise-1": ("Algorithm 1, another seed", "#0072B2", ":"),
-    "optimise-still": ("Algorithm 1, no exploration", "#56B4E9", "-."),
+    "optimise-still": ("Algorithm 1, no w_noise", "#56B4E9", "-."),
     "sequential-0": ("Algorithm 2", "#009E73", "-"),
     "sequential-1": ("Algorithm 2, another seed", "#009E73", ":"),
     "hybrid": ("hybrid", "#E69F00", "-"),
@@ -105,7 +105,7 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, codes, frames):
-        """Numbers of a run, and its pictures, uint8 (T, R, R, 3). The loss is `invert`'s, at λ = 1 and without exploration."""
+        """Numbers of a run, and its pictures, uint8 (T, R, R, 3). The loss is `invert`'s, at λ = 1 and without w_noise."""
         pictures = np.stack(list(synthesis.synthesize(self.generator, codes)))
         rows = [self.distances(code, frame) for code, frame in zip(torch.from_numpy(codes), frames)]
         means = {

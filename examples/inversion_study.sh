@@ -33,7 +33,7 @@ study() {  # FOLDER, with clip.mp4 in it
     invert "$1" clip optimise-w --method optimise --space w
     invert "$1" clip optimise-0 --method optimise
     invert "$1" clip optimise-1 --method optimise --seed 1
-    invert "$1" clip optimise-still --method optimise --exploration 0
+    invert "$1" clip optimise-still --method optimise --w-noise 0
     invert "$1" clip sequential-0 --method sequential
     invert "$1" clip sequential-1 --method sequential --seed 1
     invert "$1" clip hybrid --method hybrid --next-steps "$hybrid_steps"

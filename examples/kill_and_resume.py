@@ -75,7 +75,7 @@ JOBS = {  # name: arguments; what is written is in the folder "out"
         "encoder.pt",
         "--steps",
         "20",
-        "--least-gain",
+        "--min-delta",
         "0",
         *QUICK,
     ],

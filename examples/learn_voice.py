@@ -198,8 +198,8 @@ def lessons(pairs, rng):
     features, spoken = [], []
 
     def hear(audio, truth):
-        audio = mfcc.disturb(audio, rng) if rng.random() < 0.7 else audio
-        found = vad.hearing(audio)
+        audio = mfcc.augment_audio(audio, rng) if rng.random() < 0.7 else audio
+        found = vad.vad_features(audio)
         features.append(found[: len(truth)].astype(np.float16))
         spoken.append(truth[: len(found)])
 
@@ -302,7 +302,7 @@ def main():
         pairs = [pair for _, pair in zip(range(options.limit), puppets(options.puppets))] + filmed[options.first :]
         pairs += TWICE * list(speeches(options.speeches)) if options.speeches else []
         files.write_array(options.output, learn(*lessons(pairs, np.random.default_rng(1)), options.steps))
-    for record in measure(vad.Voice(files.read_array(options.output)), filmed[: options.first]):
+    for record in measure(vad.VoiceActivityDetector(files.read_array(options.output)), filmed[: options.first]):
         print(json.dumps(record), flush=True)
 
 

@@ -68,7 +68,7 @@ def random_faces(generator, count, psi, seed):
 
 def clouds(network, frames):
     """Features of frames that come one by one: float32 (N, D)."""
-    seen = fid.Seen(network)
+    seen = fid.FeatureAccumulator(network)
     for frame in frames:
         seen.add(frame)
     return seen.features()

@@ -122,7 +122,7 @@ def make(
     if not pairs:
         raise TalkheadError("study: no pairs of videos; pass two folders that hold some")
     folder = Path(folder)
-    with files.mendable(folder):
+    with files.os_errors_in_one_line(folder):
         (folder / "videos").mkdir(parents=True, exist_ok=True)
     shown, keys = {}, {}
     for number, pair in enumerate(_shuffled(pairs, seed)):
@@ -338,7 +338,7 @@ def wilson(count, total, confidence=0.95):
 # The commands
 
 
-@click.group(cls=cli_io.Shell)
+@click.group(cls=cli_io.Group)
 def main():
     """Ask people which of two videos is better: a page for their browsers, and the count of their answers."""
 

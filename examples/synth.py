@@ -52,9 +52,9 @@ def main(output, count, recordings, shard, **options):
       python examples/synth.py -o puppets/ --count 10000 --shard 0/4
     """
     clips = datasets.clips(recordings)
-    shard = cli_io.share(shard)
+    shard = cli_io.shard_of(shard)
     if shard.why:
-        cli_io.say(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
+        cli_io.log(f"{len(shard(range(count)))} of {count} clips, by {shard.why}")
     records = puppet.synth(output, count, recordings=clips, shard=shard, **options)
     cli_io.print_records(cli_io.progress(records, len(shard(range(count))), "clip"))
 

@@ -14,7 +14,7 @@
 #   STEPS                  how many times the steps of the 128 pixel recipe [1; 10]
 #   SCALE                  share of all those counts and steps [1]; no fewer than 8 talking clips are made, and of few speakers fewer are held out
 #   VARY                   1: composites evenly over tones of skin, in drawn light and before drawn walls [0; 1]
-#   AUGMENT                for the critic: none, or ada [none; ada]
+#   AUGMENT                for the discriminator: none, or ada [none; ada]
 #   BATCH                  pictures a step [16; 32]
 #   PRECISION, DEVICE      of training [bfloat16, auto]; float32 where the processor has no bfloat16 arithmetic: slower, no worse
 #   WORKERS                processes that make composites [1]
@@ -31,9 +31,9 @@ detector=$data/weights/mediapipe/face_landmarker_v2_with_blendshapes.task
 size=${SIZE:-128}
 case $size in
     128) stills=${STILLS:-3200} clips=${CLIPS:-700} people=${PEOPLE:-960} times=${STEPS:-1} vary=${VARY:-0} augment=${AUGMENT:-none} batch=${BATCH:-16}
-         widths=256,192,128,96,48,24 critic=192,128,96,64,32,16 width=32 hidden=512 ;;
+         widths=256,192,128,96,48,24 discriminator=192,128,96,64,32,16 width=32 hidden=512 ;;
     256) stills=${STILLS:-20000} clips=${CLIPS:-6000} people=${PEOPLE:-4800} times=${STEPS:-10} vary=${VARY:-1} augment=${AUGMENT:-ada} batch=${BATCH:-32}
-         widths=256,192,160,128,96,48,24 critic=256,256,192,128,96,48,24 width=27 hidden=256 ;;
+         widths=256,192,160,128,96,48,24 discriminator=256,256,192,128,96,48,24 width=27 hidden=256 ;;
     *) echo "SIZE=$size: wanted 128 or 256" >&2; exit 2 ;;
 esac
 training=(--device "${DEVICE:-auto}")
@@ -85,9 +85,9 @@ grow() {  # RESOLUTION STEPS LR MOUTH_WEIGHT [OPTION…]
     levels=$(awk -v r="$resolution" 'BEGIN { print int(log(r) / log(2) + 0.5) - 1 }')
     shift 4
     talkhead train-stylegan "$out/stills" -o "$out/generator-$resolution.pt" --encoder-out "$out/encoder-$resolution.pt" \
-        --resolution "$resolution" --channels "$(cut -d, -f "1-$levels" <<< "$widths")" --critic-channels "$(cut -d, -f "1-$levels" <<< "$critic")" \
+        --resolution "$resolution" --channels "$(cut -d, -f "1-$levels" <<< "$widths")" --d-channels "$(cut -d, -f "1-$levels" <<< "$discriminator")" \
         --steps "$steps" --reconstruct-only "$steps" --lr "$lr" --beta1 0.9 --encoder-lr 0.0005 --mouth-weight "$mouth" --batch "$batch" \
-        --path-length 0 --perceptual pyramid --average-images 5000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 "$@" >> "$out/generator-$resolution.jsonl"
+        --pl-weight 0 --perceptual pyramid --ema-half-life 5000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 "$@" >> "$out/generator-$resolution.jsonl"
 }
 grow 32 "$(steps 1400)" 0.005 5 --mapping-layers 4 --width "$width" --input-size "$size" --pool-size 2
 grow 64 "$(steps 1200)" 0.004 5 --init "$out/generator-32.pt" --encoder-init "$out/encoder-32.pt"
@@ -95,24 +95,24 @@ grow 128 "$(steps 2500)" 0.004 12 --init "$out/generator-64.pt" --encoder-init "
 [ "$size" = 128 ] || grow 256 "$(steps 2500)" 0.003 12 --init "$out/generator-128.pt" --encoder-init "$out/encoder-128.pt"
 parent=$out/generator-$size.pt encoder=$out/encoder-$size.pt
 
-# The critic sharpens the pictures around an encoder that is held still, so latents keep their meaning and the speech model,
+# The discriminator sharpens the pictures around an encoder that is held still, so latents keep their meaning and the speech model,
 # which is taught on the codes of whole clips, fits this generator as it fits its parent.
 talkhead train-stylegan "$out/stills" -o "$out/generator.pt" --init "$parent" --encoder-init "$encoder" --encoder-lr 0 \
-    --critic-channels "$critic" --augment "$augment" --steps "$(steps 1300)" --r1 1 --mouth-weight 12 --feature-weight 5 --sample-share 0 --batch "$batch" \
-    --path-length 0 --perceptual pyramid --average-images 3000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 >> "$out/generator.jsonl"
+    --d-channels "$discriminator" --augment "$augment" --steps "$(steps 1300)" --r1 1 --mouth-weight 12 --feature-weight 5 --sample-share 0 --batch "$batch" \
+    --pl-weight 0 --perceptual pyramid --ema-half-life 3000 --precision "${PRECISION:-bfloat16}" "${training[@]}" --log-every 50 >> "$out/generator.jsonl"
 
 # Both speech models hear the characters of the bundled speech.pt (examples/train_speech.sh).
 talkhead train-audio2latent "$out/clips" "$out/people" --features bundled --hold-out "$held_second" --generator "$parent" --encoder "$encoder" -o "$out/audio2latent.pt" \
     --components 256 --channels 12,24,48,48,96 --hidden "$hidden" --embedding 192 --lstm 192 --decoder 256 --steps "$(steps 5000)" --validate-every 250 \
-    --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 "${training[@]}" --log-every 50 >> "$out/audio2latent.jsonl"
+    --batch 8 --lr 0.001 --mouth-weight 2 --image-frames 0 --ema-decay 0.99 --lr-decay 0.7 "${training[@]}" --log-every 50 >> "$out/audio2latent.jsonl"
 
 # The first model and the motion model learn few people who say much. Both hear, or follow, the encoder alone: they fit the generator as its parent.
 python "$here/synth.py" -o "$out/seen" --count "$(scale 40)" --start 4800 --people 48 --seconds 4 --seed 7 --voices "$(voices True)" "${tested[@]}" "${faces[@]}" > "$out/seen.jsonl"
 talkhead train-audio2latent "$out/people" --model first --hold-out "$held_first" --generator "$parent" --encoder "$encoder" \
-    -o "$out/first.pt" --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128 --noise-draws 8 --steps "$(steps 7000)" --batch 8 --lr 0.001 \
-    --latent-weight 250 --mouth-weight 2 --image-frames 0 --average 0.99 --cool-down 0.7 --validate-every 350 "${training[@]}" --log-every 50 >> "$out/first.jsonl"
+    -o "$out/first.pt" --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128 --best-of-n 8 --steps "$(steps 7000)" --batch 8 --lr 0.001 \
+    --latent-weight 250 --mouth-weight 2 --image-frames 0 --ema-decay 0.99 --lr-decay 0.7 --validate-every 350 "${training[@]}" --log-every 50 >> "$out/first.jsonl"
 talkhead train-video-gan "$out/people" --generator "$parent" --encoder "$encoder" -o "$out/video_gan.pt" --real projected \
-    --components 64 --noise 64 --width 16 --critic-size 64 --shallow --steps "$(steps 360)" --batch 2 --lr 0.0005 --critic-lr 0.0005 --average 0.99 \
+    --components 64 --noise 64 --width 16 --d-size 64 --shallow --steps "$(steps 360)" --batch 2 --lr 0.0005 --d-lr 0.0005 --ema-decay 0.99 \
     --samples "$out/motion" --samples-every 200 "${training[@]}" >> "$out/video_gan.jsonl"
 
 mkdir -p "$out/weights"

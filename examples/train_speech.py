@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from puppets import articulation
 from talkhead import audio_files, cli_io, cli_options, files, mfcc, speech_models, training
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_phonemes
 
@@ -60,7 +60,7 @@ def train(
     augment=True,
     validation=(),
     validate_every=500,
-    average=0.995,
+    ema_decay=0.995,
     accumulate=1,
     precision="float32",
     seed=0,
@@ -78,7 +78,7 @@ def train(
                  times: it is learnt faster, and letters are then not put off until more has been heard
     augment      vary the sound: microphone, loudness, noise, room and speed
     validation   more recordings, to measure on
-    average      share that the running average of the weights keeps each step; the average is what is validated
+    ema_decay    share that the running average of the weights keeps each step; the average is what is validated
     accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
     precision    "float32", or "bfloat16" or "float16" for the network's passes under autocast
     run          how training.fit logs and saves
@@ -88,14 +88,14 @@ def train(
     Source: Graves et al. 2006 for the loss; the phonemes' term is ours.
     """
     lessons, held_out = recordings(sources), recordings(validation) if validation else []
-    team = Team(batch, accumulate, precision, device)
-    settings = {"batch": batch, "phoneme_weight": phoneme_weight, "augment": augment, "average": average}
+    team = Distributed(batch, accumulate, precision, device)
+    settings = {"batch": batch, "phoneme_weight": phoneme_weight, "augment": augment, "ema_decay": ema_decay}
     trainer = _Trainer(model.to(device), lessons, held_out, settings, lr, seed, team)
     header = {"kind": "speech", "config": {"network": model.config, "training": settings}}
     checks = (
         {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_cer"} if held_out else {}
     )
-    state = {"model": trainer.average, "live": model, "sounds": trainer.sounds, "optimizer": trainer.adam}
+    state = {"model": trainer.ema, "live": model, "sounds": trainer.sounds, "optimizer": trainer.adam}
     yield from training.fit(
         trainer.step,
         state,
@@ -123,17 +123,17 @@ class _Trainer:
             seed,
             team,
         )
-        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.ema = copy.deepcopy(model).requires_grad_(False)
         self.sounds = nn.Linear(model.config["hidden"], len(PHONEMES)).to(team.device)
         self.adam = torch.optim.Adam([*model.parameters(), *self.sounds.parameters()], lr=lr)
-        self.feed = training.Feed(self._batch)
+        self.feed = training.Prefetcher(self._batch)
 
     def step(self, index):
         examples = self.feed(index)  # for each turn
-        record = self.team.descend(lambda share: self._loss(examples[share.turn]), self.adam, longest=1.0)
-        keep = min(self.settings["average"], (1 + index) / (10 + index))
+        record = self.team.optimizer_step(lambda share: self._loss(examples[share.turn]), self.adam, longest=1.0)
+        keep = min(self.settings["ema_decay"], (1 + index) / (10 + index))
         with torch.no_grad():
-            for slow, fast in zip(self.average.parameters(), self.model.parameters()):
+            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
                 slow.lerp_(fast, 1 - keep)
         return record
 
@@ -145,7 +145,7 @@ class _Trainer:
             [torch.from_numpy(example.features) for example in examples], batch_first=True
         )
         with self.team.autocast():
-            heard, _ = self.model.listen(F.pad(features, (0, 0, 0, 2 * delay)).to(device))
+            heard, _ = self.model.encode(F.pad(features, (0, 0, 0, 2 * delay)).to(device))
             heard = heard[:, delay:]
             logits, sounds = self.model.spell(heard).float(), self.sounds(heard).float()
         targets = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
@@ -191,15 +191,15 @@ class _Trainer:
         audio, speed = audio_files.read_audio(lesson.path), 1.0
         if self.settings["augment"]:
             speed = rng.uniform(7 / 8, 9 / 8)
-            audio = mfcc.hasten(audio, speed)
-            audio = mfcc.echo(audio, rng) if rng.random() < 0.5 else audio
-            audio = mfcc.disturb(audio, rng)
-        return _Example(np.concatenate(list(mfcc.loudness([audio]))), lesson, speed)
+            audio = mfcc.change_speed(audio, speed)
+            audio = mfcc.reverberate(audio, rng) if rng.random() < 0.5 else audio
+            audio = mfcc.augment_audio(audio, rng)
+        return _Example(np.concatenate(list(mfcc.log_mel([audio]))), lesson, speed)
 
     @torch.no_grad()
     def validate(self):
         """The character error rate of the averaged model on the held-out recordings."""
-        return {"val_cer": error_rate(self.average.eval(), self.held_out)}
+        return {"val_cer": error_rate(self.ema.eval(), self.held_out)}
 
 
 class _Example:
@@ -316,7 +316,7 @@ def _text(path):
     help="Vary loudness, speed, noise, room and microphone of the speech.",
 )
 @cli_options.validation
-@cli_options.number("--average", 0.995, "Share that the running average of the weights keeps each step.")
+@cli_options.number("--ema-decay", 0.995, "Share that the running average of the weights keeps each step.")
 @cli_options.run
 def main(sources, output, channels, hidden, delay, tensorboard, device, **options):
     """Train the character model, which spells speech, on recordings with transcripts.
@@ -325,10 +325,10 @@ def main(sources, output, channels, hidden, delay, tensorboard, device, **option
       python examples/synth.py --sound-only -o spoken/ --count 6000
       python examples/train_speech.py spoken/ -o speech.pt --steps 5000
     """
-    device = cli_io.join(device)
+    device = cli_io.init_process_group(device)
     torch.manual_seed(options["seed"])
     model = speech_models.CharacterModel(channels, hidden, delay)
-    cli_io.watch(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+    cli_io.follow_training(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
 
 
 if __name__ == "__main__":

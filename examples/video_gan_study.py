@@ -165,11 +165,11 @@ class Stage:
 def known(folder, keep):
     """Clips with landmarks: [(codes (T, L, 512), features (T, 5)), …]."""
     found = []
-    for clip in latent_cache.find([folder]):
+    for clip in latent_cache.list_clips([folder]):
         marks = clip.with_suffix(".landmarks.npy")
         if not marks.exists():
             raise TalkheadError(f"{marks}: not there; the study reads motion by landmarks of the clips")
-        lesson = keep.learn(clip, "cpu")
+        lesson = keep.encode(clip, "cpu")
         if lesson.frames >= WINDOW:
             features = described(np.asarray(files.read_array(marks), float))
             found.append((keep.read(lesson)[0][: len(features)], features[: lesson.frames]))
@@ -300,7 +300,7 @@ def main():
     generator = checkpoints.load_generator(options.generator)
     encoder = checkpoints.load_encoder(options.encoder, generator)
     stage = Stage(generator, encoder)
-    with latent_cache.Codes(options.out / "study.codes", encoder, sound=False) as keep:
+    with latent_cache.LatentCache(options.out / "study.codes", encoder, sound=False) as keep:
         learnt, held_out = known(options.training, keep), known(options.held_out, keep)
     stage.reader = Reader(learnt)
     identities = [path[0] for path, _ in held_out[: options.identities]]

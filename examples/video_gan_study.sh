@@ -6,7 +6,7 @@
 #
 # Needs bash 5. TRAINING and HELD_OUT are folders of aligned clips of different people, with NNNNNN.landmarks.npy (frames × 68 × 2) beside
 # them, as synth.py makes them. OUT/study.md and study.json hold the numbers, OUT/*.png the strips. A run that was stopped goes on.
-# Set STEPS, BATCH, COMPONENTS, NOISE, WIDTH, CRITIC_SIZE and LR for another scale; SHALLOW=1 to draw projected video no finer than the critic
+# Set STEPS, BATCH, COMPONENTS, NOISE, WIDTH, CRITIC_SIZE and LR for another scale; SHALLOW=1 to draw projected video no finer than the discriminator
 # sees; RUNS for fewer runs ("thesis" is always made); GENERATOR and ENCODER for other weights; SEEDS, IDENTITIES, SECONDS_EACH and LONG for how
 # much is measured; VIDEO_GAN to measure a model that is there too.
 set -euo pipefail
@@ -22,7 +22,7 @@ declare -A differences=(
     [thesis]="--real projected ${SHALLOW:+--shallow}"
     [video]="--real video"
     [w]="--real projected --space w ${SHALLOW:+--shallow}"
-    [previous]="--real projected --displace previous --warm-up 0 ${SHALLOW:+--shallow}"
+    [previous]="--real projected --displace previous --burn-in 0 ${SHALLOW:+--shallow}"
     [mocogan-hd]="--preset mocogan-hd"
 )
 names=()
@@ -31,8 +31,8 @@ for run in thesis ${RUNS-video w previous mocogan-hd}; do
     # The encoder's codes are the same for all of them.
     [ -e "$out/thesis.codes" ] && [ ! -e "$out/$run.codes" ] && cp "$out/thesis.codes" "$out/$run.codes"
     talkhead train-video-gan "$training" -o "$out/$run.pt" "${networks[@]}" "${difference[@]}" --steps "${STEPS:-1500}" --batch "${BATCH:-2}" \
-        --components "${COMPONENTS:-64}" --noise "${NOISE:-64}" --width "${WIDTH:-16}" --critic-size "${CRITIC_SIZE:-64}" \
-        --lr "${LR:-0.001}" --critic-lr "${CRITIC_LR:-0.0005}" --average "${AVERAGE:-0.99}" >> "$out/$run.jsonl" \
+        --components "${COMPONENTS:-64}" --noise "${NOISE:-64}" --width "${WIDTH:-16}" --d-size "${CRITIC_SIZE:-64}" \
+        --lr "${LR:-0.001}" --d-lr "${CRITIC_LR:-0.0005}" --ema-decay "${AVERAGE:-0.99}" >> "$out/$run.jsonl" \
         || echo "video_gan_study.sh: $run did not come to its end; what it had saved is measured" >&2
     if [ -e "$out/$run.pt" ]; then names+=("$run"); fi
 done

@@ -1,8 +1,8 @@
-"""What keeps a critic from learning a small set by heart: random changes of every picture that it sees.
+"""What keeps a discriminator from learning a small set by heart: random changes of every picture that it sees.
 
-A picture is turned, shifted, stretched and recoloured at random before the critic looks at it, real and drawn ones
+A picture is turned, shifted, stretched and recoloured at random before the discriminator looks at it, real and drawn ones
 alike, and gradients pass through. As long as a picture is often enough left alone, the generator learns none of it.
-How often, `adapt` finds out while training: when the critic is too sure of the real pictures, more is changed.
+How often, `update_p` finds out while training: when the discriminator is too sure of the real pictures, more is changed.
 
 Source: Karras et al. 2020, "Training generative adversarial networks with limited data", §2.2, §3.1 and appendix B: the
 pipeline "bgc", that is pixel blitting, geometry and colour.
@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from talkhead.distributed import Share
+from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 
 EVERY = 4  # steps from one move of the probability to the next
@@ -48,7 +48,7 @@ DOWN = (
 )
 
 
-def draw(count, p, share=Share()):
+def sample_params(count, p, share=MicroBatch()):
     """Random changes for some images, each of which happens to an image with probability p.
 
     share    team.Share: changes are drawn for all, and kept for these
@@ -86,18 +86,18 @@ def draw(count, p, share=Share()):
 
 
 def augment(images, drawn):
-    """Change images as `draw` says; those to which nothing happens stay as they are, to the last bit.
+    """Change images as `sample_params` says; those to which nothing happens stay as they are, to the last bit.
 
     images    float (N, 3, H, W) in [-1, 1]; with gradients, and gradients of gradients
     returns   the same in float32 at least; colours may leave [-1, 1]
     """
     with torch.autocast(images.device.type, enabled=False):
         images = images.to(torch.promote_types(images.dtype, torch.float32))
-        images = _where_needed(_moved, images, geometry(drawn, *images.shape[2:]))
-        return _where_needed(_coloured, images, colours(drawn))
+        images = _where_needed(_resampled, images, geometric_matrix(drawn, *images.shape[2:]))
+        return _where_needed(_recolored, images, color_matrix(drawn))
 
 
-def jitter(images, p, share=Share()):
+def jitter(images, p, share=MicroBatch()):
     """Change pictures a little, as other photos of the same kind of face would differ: what learns from few faces is to see more of them.
 
     images    float (N, 3, H, W) in [-1, 1], the pictures of this share
@@ -127,12 +127,12 @@ def jitter(images, p, share=Share()):
     places = F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     images = torch.where(moved[:, None, None, None], places, images).clamp(-1, 1)
     grey = images.mean(1, keepdim=True)
-    colours = ((grey + (images - grey) * saturation) / 2 + 0.5).clamp(0, 1).pow(gamma) * light
-    return torch.where(tinted[:, None, None, None], colours.clamp(0, 1) * 2 - 1, images)
+    color_matrix = ((grey + (images - grey) * saturation) / 2 + 0.5).clamp(0, 1).pow(gamma) * light
+    return torch.where(tinted[:, None, None, None], color_matrix.clamp(0, 1) * 2 - 1, images)
 
 
-def geometry(drawn, height, width):
-    """What `draw` says of places as one matrix: (x, y, 1), in pixels to the right of the image's middle and below it -> where it goes.
+def geometric_matrix(drawn, height, width):
+    """What `sample_params` says of places as one matrix: (x, y, 1), in pixels to the right of the image's middle and below it -> where it goes.
 
     returns   float64 (N, 3, 3)
     """
@@ -152,8 +152,8 @@ def geometry(drawn, height, width):
     return matrix
 
 
-def colours(drawn):
-    """What `draw` says of colours as one matrix: (red, green, blue, 1) -> the new colour.
+def color_matrix(drawn):
+    """What `sample_params` says of colours as one matrix: (red, green, blue, 1) -> the new colour.
 
     returns   float64 (N, 4, 4)
 
@@ -175,15 +175,15 @@ def colours(drawn):
     return matrix
 
 
-def adapt(p, sureness, batch, target=0.6, images=500_000):
-    """The probability for the next `EVERY` steps: more if the critic was too sure of the real pictures in the last, less if not.
+def update_p(p, r_t, batch, target=0.6, images=500_000):
+    """The probability for the next `EVERY` steps: more if the discriminator was too sure of the real pictures in the last, less if not.
 
-    sureness   mean sign of its logits for them: 0 of one that guesses, 1 of one that knows them all
+    r_t   mean sign of its logits for them: 0 of one that guesses, 1 of one that knows them all
     target     where that should stay
     images     so many would take p from 0 to 1
     """
     move = EVERY * batch / images
-    return min(max(p + move * ((sureness > target) - (sureness < target)), 0.0), 1.0)
+    return min(max(p + move * ((r_t > target) - (r_t < target)), 0.0), 1.0)
 
 
 def check(augment, p, jitter=0.0):
@@ -211,12 +211,12 @@ def _like(matrix, images):
     return matrix.to(images.dtype).to(images.device)
 
 
-def _coloured(images, matrices):
+def _recolored(images, matrices):
     matrices = _like(matrices, images)
     return torch.baddbmm(matrices[:, :3, 3:], matrices[:, :3, :3], images.flatten(2)).view_as(images)
 
 
-def _moved(images, matrices):
+def _resampled(images, matrices):
     """Sample images at twice their fineness where their matrices say, and shrink what is found: so, little is aliased."""
     height, width = images.shape[2:]
     margin = len(DOWN) - 1

@@ -12,28 +12,28 @@ from torch import nn
 
 from talkhead import audio_features
 from talkhead.errors import TalkheadError
-from talkhead.latents import W_DIM, Basis, grow
+from talkhead.latents import W_DIM, Basis, extend_layers
 
 SLOPE = 0.02  # of the first model's leaky ReLUs
 WIDEST = 32  # features that the second model's convolutions take as they are
 
 
 class _SpeechModel(nn.Module):
-    """What both models are to those who use them: speech and an identity to displacements of that identity, frame by frame.
+    """What both models are to those identity_coords use them: speech and an identity to displacements of that identity, frame by frame.
 
     num_ws      L, the generator's latent layers
     layers      of the generator that it is used with, if that grew out of its own and has more; None: num_ws
-    heard       (C, S), the windows of features that it takes
-    hears       `identity` of the features that it was trained on
+    window_shape      (C, S), the windows of features that it takes
+    feature_id     `identity` of the features that it was trained on
     config      plain values to rebuild it from, by `build`
     noise_width numbers of noise that it is given for each frame; 0: it takes none
-    components  principal components of latents that `begin` asks for
+    components  principal components of latents that `init_from_pca` asks for
     defaults    what `train` does for this model where nothing is said
 
     A model's own coordinates of a displacement are called motion; `expand` and `project` lead there and back.
     """
 
-    hears = audio_features.Mfcc.identity
+    feature_id = audio_features.Mfcc.identity
     noise_width = 0
     layers = None
 
@@ -44,7 +44,7 @@ class _SpeechModel(nn.Module):
         noise    (B, T, noise_width), normal; None is the mean: zeros
         returns  the displacements, and the state after the last frame
         """
-        motion, state = self.move(windows, self.describe(identity), state, noise)
+        motion, state = self.predict_coords(windows, self.project_identity(identity), state, noise)
         return self.expand(motion), state
 
     def _initialise(self, slope=0.0):
@@ -59,7 +59,7 @@ class FirstModel(_SpeechModel):
     """The first model: characters that are spoken, an identity and noise to displacements.
 
     num_ws          L, the generator's latent layers
-    heard           (C, S) of the windows: the thesis's are 29 characters in 16 steps
+    window_shape          (C, S) of the windows: the thesis's are 29 characters in 16 steps
     channels        of the four convolutions over time
     lstm            width of the three LSTM layers
     identity_width  numbers that say whose face it is
@@ -83,7 +83,7 @@ class FirstModel(_SpeechModel):
     def __init__(
         self,
         num_ws,
-        heard=(29, 16),
+        window_shape=(29, 16),
         channels=(32, 32, 64, 64),
         lstm=64,
         identity_width=128,
@@ -94,21 +94,21 @@ class FirstModel(_SpeechModel):
         self.config = {
             "model": "first",
             "num_ws": num_ws,
-            "heard": list(heard),
+            "window_shape": list(window_shape),
             "channels": list(channels),
             "lstm": lstm,
             "identity_width": identity_width,
             "noise_width": noise_width,
             "decoder": decoder,
         }
-        self.num_ws, self.heard, self.noise_width, self.components = (
+        self.num_ws, self.window_shape, self.noise_width, self.components = (
             num_ws,
-            tuple(heard),
+            tuple(window_shape),
             noise_width,
             max(identity_width, decoder),
         )
         self.length = math.sqrt(num_ws * W_DIM)
-        layers, before, steps = [], heard[0], heard[1]
+        layers, before, steps = [], window_shape[0], window_shape[1]
         for width in channels:
             layers += [nn.Conv1d(before, width, 3, 2, 1), nn.LeakyReLU(SLOPE)]
             before, steps = width, (steps + 1) // 2
@@ -125,14 +125,14 @@ class FirstModel(_SpeechModel):
             nn.LeakyReLU(SLOPE),
         )
         self.out = nn.Linear(decoder, num_ws * W_DIM)
-        self.register_buffer("feature_spread", torch.ones(heard[0]))
+        self.register_buffer("feature_std", torch.ones(window_shape[0]))
         self.register_buffer("identity_mean", torch.zeros(num_ws * W_DIM))
-        self.register_buffer("identity_spread", torch.ones(identity_width))
-        self.register_buffer("motion_spread", torch.ones(decoder))
+        self.register_buffer("identity_std", torch.ones(identity_width))
+        self.register_buffer("motion_std", torch.ones(decoder))
         self._initialise(SLOPE)
         nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))
 
-    def begin(self, basis, motion_spread, feature_spread):
+    def init_from_pca(self, basis, motion_std, feature_std):
         """Start from the principal components of the training codes, and what is spread along them."""
         width, decoder = self.config["identity_width"], self.config["decoder"]
         with torch.no_grad():
@@ -141,29 +141,29 @@ class FirstModel(_SpeechModel):
             self.out.weight.copy_(basis.components[:decoder].T * self.length)
             self.out.bias.zero_()
         self.identity_mean.copy_(basis.mean)
-        self.identity_spread.copy_(_spreads(basis)[:width])
-        self.motion_spread.copy_(motion_spread[:decoder])
-        self.feature_spread.copy_(feature_spread)
+        self.identity_std.copy_(_spreads(basis)[:width])
+        self.motion_std.copy_(motion_std[:decoder])
+        self.feature_std.copy_(feature_std)
 
-    def describe(self, identity):
+    def project_identity(self, identity):
         """Identities (B, L, 512) to the numbers that say whose face it is (B, identity_width), in spreads."""
-        return self.identity((identity.flatten(-2) - self.identity_mean) / self.length) / self.identity_spread
+        return self.identity((identity.flatten(-2) - self.identity_mean) / self.length) / self.identity_std
 
-    def move(self, windows, who, state=None, noise=None):
-        """As calling the model, but from `describe`, and to motion (B, T, L·512)."""
+    def predict_coords(self, windows, identity_coords, state=None, noise=None):
+        """As calling the model, but from `project_identity`, and to motion (B, T, L·512)."""
         batch, frames = windows.shape[:2]
-        heard, murmured = state or (None, None)
-        sound = self.audio((windows / self.feature_spread[:, None]).flatten(0, 1)).unflatten(
+        sound_state, noise_state = state or (None, None)
+        sound = self.audio((windows / self.feature_std[:, None]).flatten(0, 1)).unflatten(
             0, (batch, frames)
         )  # (B, T, 64)
-        sound, heard = self.lstm(sound, heard)
-        parts = [sound, who[:, None].expand(-1, frames, -1)]
+        sound, sound_state = self.lstm(sound, sound_state)
+        parts = [sound, identity_coords[:, None].expand(-1, frames, -1)]
         if self.noise is not None:
             noise = sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise.to(sound.dtype)
-            murmur, murmured = self.noise(noise, murmured)
-            parts.append(murmur)
+            noise_out, noise_state = self.noise(noise, noise_state)
+            parts.append(noise_out)
         hidden = self.decoder(torch.cat(parts, -1))  # from 202 numbers to 256 in the thesis
-        return self.out(hidden * self.motion_spread) / self.length, (heard, murmured)
+        return self.out(hidden * self.motion_std) / self.length, (sound_state, noise_state)
 
     def expand(self, motion):
         return motion.unflatten(-1, (self.num_ws, W_DIM))
@@ -182,7 +182,7 @@ class SecondModel(_SpeechModel):
     lstm        width of the three LSTM layers
     decoder     width of the decoder's two hidden layers
     basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
-    heard       (C, S) of the windows: the thesis's are 12 coefficients in 28 steps
+    window_shape      (C, S) of the windows: the thesis's are 12 coefficients in 28 steps
 
     Source: thesis §4.3.1, Tables 4.3 and 4.4.
     Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their spread over
@@ -208,7 +208,7 @@ class SecondModel(_SpeechModel):
         lstm=256,
         decoder=512,
         basis=None,
-        heard=audio_features.Mfcc.shape,
+        window_shape=audio_features.Mfcc.shape,
     ):
         super().__init__()
         self.config = {
@@ -220,12 +220,12 @@ class SecondModel(_SpeechModel):
             "features": features,
             "lstm": lstm,
             "decoder": decoder,
-            "heard": list(heard),
+            "window_shape": list(window_shape),
         }
-        self.num_ws, self.heard, self.components = num_ws, tuple(heard), components
+        self.num_ws, self.window_shape, self.components = num_ws, tuple(window_shape), components
         first, second, third, fourth, fifth = channels
-        self.narrow = nn.Conv1d(heard[0], WIDEST, 1) if heard[0] > WIDEST else nn.Identity()
-        rows, columns = min(heard[0], WIDEST) - 2, (heard[1] - 3) // 2 + 1
+        self.narrow = nn.Conv1d(window_shape[0], WIDEST, 1) if window_shape[0] > WIDEST else nn.Identity()
+        rows, columns = min(window_shape[0], WIDEST) - 2, (window_shape[1] - 3) // 2 + 1
         cells = ((rows - 3) // 2 + 1) * ((columns - 3) // 2 + 1)
         self.audio = nn.Sequential(
             nn.Conv2d(1, first, 3, padding=1),
@@ -256,29 +256,31 @@ class SecondModel(_SpeechModel):
         )
         zeros = torch.zeros
         self.basis = basis or Basis(zeros(num_ws * W_DIM), zeros(components, num_ws * W_DIM), zeros(components))
-        self.register_buffer("feature_spread", torch.ones(heard[0]))
-        self.register_buffer("motion_spread", torch.ones(components))
+        self.register_buffer("feature_std", torch.ones(window_shape[0]))
+        self.register_buffer("motion_std", torch.ones(components))
         self._initialise()
         nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(decoder))
         self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def begin(self, basis, motion_spread, feature_spread):
+    def init_from_pca(self, basis, motion_std, feature_std):
         """Move along the principal components of the training codes, by what is spread along them."""
         self.basis = basis
-        self.motion_spread.copy_(motion_spread)
-        self.feature_spread.copy_(feature_spread)
+        self.motion_std.copy_(motion_std)
+        self.feature_std.copy_(feature_std)
 
-    def describe(self, identity):
+    def project_identity(self, identity):
         """Identities (B, L, 512) to their coordinates in the basis (B, K), in spreads."""
         return (self.basis.project(identity) / _spreads(self.basis)).clamp(-5, 5)
 
-    def move(self, windows, who, state=None, noise=None):
-        """As calling the model, but from `describe`, and to motion, the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
+    def predict_coords(self, windows, identity_coords, state=None, noise=None):
+        """As calling the model, but from `project_identity`, and to motion, the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
         batch, frames = windows.shape[:2]
-        heard = self.narrow((windows / self.feature_spread[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
+        heard = self.narrow((windows / self.feature_std[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
         heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
         heard, state = self.lstm(heard, state)
-        return self.decoder(torch.cat([who[:, None].expand(-1, frames, -1), heard], -1)) * self.motion_spread, state
+        return self.decoder(
+            torch.cat([identity_coords[:, None].expand(-1, frames, -1), heard], -1)
+        ) * self.motion_std, state
 
     def expand(self, motion):
         return self.basis.expand(motion)
@@ -300,15 +302,15 @@ def _spreads(basis):
     return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
 
 
-def heard_by(model, name=None, path=None, device="cpu"):
+def load_features_for(model, name=None, path=None, device="cpu"):
     """The features that a speech model was trained on; arguments as `audio_features.features` takes them.
 
     raises  TalkheadError if others are named, or the file holds another network
     """
-    found = audio_features.features(name or model.hears["name"], path, device)
-    if found.identity != model.hears:
+    found = audio_features.features(name or model.feature_id["name"], path, device)
+    if found.identity != model.feature_id:
         raise TalkheadError(
-            f"features: this speech model hears {_told(model.hears)}, not {_told(found.identity)}; "
+            f"features: this speech model hears {_told(model.feature_id)}, not {_told(found.identity)}; "
             "pass --features and --features-model as it was trained"
         )
     return found
@@ -345,16 +347,18 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     windows, state, noise = iter(windows), None, None
     rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
     while block := list(islice(windows, chunk)):
-        if block[0].shape != model.heard:
+        if block[0].shape != model.window_shape:
             raise TalkheadError(
-                f"windows: have shape {block[0].shape}, this speech model takes {model.heard} of {_told(model.hears)}; "
+                f"windows: have shape {block[0].shape}, this speech model takes {model.window_shape} of {_told(model.feature_id)}; "
                 "pass the features that it was trained on"
             )
-        heard = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
+        block_windows = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
         if rng is not None:
             noise = torch.as_tensor(
                 rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device
             )
         with torch.no_grad():
-            moved, state = model(heard[None], identity[None, : model.num_ws], state, noise)  # (1, chunk, num_ws, 512)
-        yield from grow(gain * moved[0], layers).cpu().numpy()
+            moved, state = model(
+                block_windows[None], identity[None, : model.num_ws], state, noise
+            )  # (1, chunk, num_ws, 512)
+        yield from extend_layers(gain * moved[0], layers).cpu().numpy()

@@ -54,7 +54,7 @@ class AudioFeatures:
 
     def stream(self, blocks):
         """The same windows, float32 (C, S), from an iterator of blocks of the sound, each as soon as it can be known."""
-        heard = mfcc.Heard(blocks)
+        heard = mfcc.FrameCounter(blocks)
         return mfcc.slide(self.steps(heard), heard.frames, self.shape[1], self.before, self.per_frame)
 
 
@@ -72,7 +72,7 @@ class Mfcc(AudioFeatures):
         return mfcc.stream_mfcc(blocks)
 
 
-class Characters(AudioFeatures):
+class LogitWindows(AudioFeatures):
     """What the first model hears: the steps of an acoustic model, fifty a second.
 
     model     acoustics.CharacterModel, DeepSpeech or Hidden. The identity holds a fingerprint of its weights, which an export in half
@@ -112,7 +112,7 @@ class Characters(AudioFeatures):
 def _bundled(path, device):
     if path is None and not BUNDLED.exists():
         raise TalkheadError(f"{BUNDLED}: the bundled character model is not installed; pass --features-model FILE")
-    return Characters(speech_models.load(path or BUNDLED, device))
+    return LogitWindows(speech_models.load(path or BUNDLED, device))
 
 
 class Kind(NamedTuple):
@@ -129,14 +129,16 @@ FEATURES = {
     "mfcc": Kind(lambda path, device: Mfcc(), ""),
     "bundled": Kind(_bundled, None),
     "deepspeech": Kind(
-        lambda path, device: Characters(speech_models.read_deepspeech(path, device)),
+        lambda path, device: LogitWindows(speech_models.read_deepspeech(path, device)),
         "output_graph.pb of DeepSpeech 0.1.0",
     ),
     "wav2vec2": Kind(
-        lambda path, device: Characters(speech_models.Hidden("wav2vec2", path, device)), "a network of transformers"
+        lambda path, device: LogitWindows(speech_models.TransformersFeatures("wav2vec2", path, device)),
+        "a network of transformers",
     ),
     "hubert": Kind(
-        lambda path, device: Characters(speech_models.Hidden("hubert", path, device)), "a network of transformers"
+        lambda path, device: LogitWindows(speech_models.TransformersFeatures("hubert", path, device)),
+        "a network of transformers",
     ),
 }
 

@@ -174,7 +174,7 @@ def _load_fitted(path, weights, network, generator, device):
         model = _grown(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
     if kind == "audio2latent" and "network" in config:
-        model.hears = config.get("features", model.hears)  # older files hear what they all did
+        model.feature_id = config.get("features", model.feature_id)  # older files hear what they all did
     return model
 
 
@@ -188,7 +188,7 @@ def _grown(path, kind, model, generator):
             f"{path}: an encoder of {model.num_ws} layers, the generator has grown to {generator.num_ws}, and only encoders of "
             "architecture resnet grow along; train one for it (talkhead train-encoder)"
         )
-    return encoders.grown(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
+    return encoders.extend_layers(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
 
 
 def _build(network, config, state, path, device):

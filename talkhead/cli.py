@@ -24,7 +24,7 @@ def _perceptual(name, device):
 
     perceptual = Perceptual(name).to(device)
     if name == "auto":
-        cli_io.say(
+        cli_io.log(
             f"perceptual loss: {perceptual.name}"
             + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips")
         )
@@ -68,21 +68,21 @@ def _each(work, listing, folder, shard, overwrite, fields=("source",), suffix=".
     """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
     from talkhead import jobs
 
-    shard = cli_io.share(shard)
+    shard = cli_io.shard_of(shard)
     if listing == "-" and shard.of > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
     items = jobs.read_list(listing, fields, suffix)
     if shard.why:
-        cli_io.say(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
+        cli_io.log(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
     records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
     counts, manifest = Counter(), jobs.manifest_path(folder, shard)
     try:
         _watch_list(records, fields, len(shard(items)), counts)
     except (KeyboardInterrupt, SystemExit):
-        cli_io.say(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
+        cli_io.log(f"stopped: {_told(counts)} of {len(shard(items))}; see {manifest}")
         raise
-    cli_io.say(f"{_told(counts)}; see {manifest}")
-    jobs.meet()
+    cli_io.log(f"{_told(counts)}; see {manifest}")
+    jobs.barrier()
     click.get_current_context().exit(int(counts["failed"] > 0))
 
 
@@ -111,7 +111,7 @@ def _watch_list(records, fields, total, counts):
                 bar.clear()
                 sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
                 named = any(source in reason for source in sources)
-                cli_io.say("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
+                cli_io.log("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
 
 
 def _device(name, listing):
@@ -140,11 +140,11 @@ def _followed(reader, aligned, face, find, on_missing="fail"):
         height, width = reader.size
         if height != width:
             raise TalkheadError(f"{reader.name}: {width}x{height}, but an aligned face is square; leave --aligned out")
-        cli_io.say(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
+        cli_io.log(f"{reader.name}: " + ("its metadata says it is aligned" if reader.aligned else "taken as aligned"))
         return ((frame, None, index) for index, frame in enumerate(reader))
     from talkhead import faces
 
-    cli_io.say(f"{reader.name}: aligning the face that {find().name} finds")
+    cli_io.log(f"{reader.name}: aligning the face that {find().name} finds")
     return faces.follow(reader, find(), on_missing=on_missing, face=face)
 
 
@@ -164,7 +164,7 @@ def _lessons(name, generator, encoder, frames, device):
 
     side = len(frames[0])
     if side < generator.resolution:
-        cli_io.say(
+        cli_io.log(
             f"{name}: {side}x{side}, enlarged to the generator's {generator.resolution}: it learns the blur too; pass the photo as it was, "
             f"or align it with --size {generator.resolution}"
         )
@@ -183,44 +183,44 @@ def _images(sources, size, every, limit):
 
 def _left_out(problems, frames):
     for problem in problems:
-        cli_io.say(f"left out: {problem}")
+        cli_io.log(f"left out: {problem}")
     if problems:
-        cli_io.say(
+        cli_io.log(
             f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
         )
 
 
-def _networks(init, critic_channels, freeze_d, **sizes):
-    """A generator and its critic, new or grown out of the file `init`, and the fingerprints of that file's generator."""
+def _networks(init, d_channels, freeze_d, **sizes):
+    """A generator and its discriminator, new or grown out of the file `init`, and the fingerprints of that file's generator."""
     from talkhead import checkpoints, fingerprints, stylegan
 
     weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
     if init is not None and sizes["resolution"] not in (None, config["resolution"]):
-        config["channels"] = stylegan.extended(config["channels"], sizes["resolution"])
+        config["channels"] = stylegan.extend_widths(config["channels"], sizes["resolution"])
     config |= {key: value for key, value in sizes.items() if value is not None}
     generator = stylegan.build(config)
-    critic = stylegan.Discriminator(
-        generator.resolution, critic_channels or config.get("channels"), config.get("clamp")
+    discriminator = stylegan.Discriminator(
+        generator.resolution, d_channels or config.get("channels"), config.get("clamp")
     )
     if init is None:
-        return generator, critic, set()
+        return generator, discriminator, set()
     training = weights.get("training", {})
-    stylegan.inherit(
+    stylegan.load_matching_weights(
         generator, {name: value.float() for name, value in training.get("generator", weights["model"]).items()}
     )
     judged = training.get("discriminator", {})
     if {name: value.shape for name, value in judged.items()} == {
-        name: value.shape for name, value in critic.state_dict().items()
+        name: value.shape for name, value in discriminator.state_dict().items()
     }:
-        critic.load_state_dict(judged)
+        discriminator.load_state_dict(judged)
     elif freeze_d:
         raise TalkheadError(
-            f"{init}: no critic of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes"
+            f"{init}: no discriminator of these sizes, and --freeze-d holds levels of one that has learnt; leave it out, or change no sizes"
         )
     else:
-        cli_io.say(f"{init}: no critic of these sizes; a new one learns from the start")
-    return generator, critic, {fingerprints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
+        cli_io.log(f"{init}: no discriminator of these sizes; a new one learns from the start")
+    return generator, discriminator, {fingerprints.fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
 def _encoder(init, num_ws, shape):
@@ -236,7 +236,7 @@ def _encoder(init, num_ws, shape):
         raise TalkheadError(
             f"{init}: an encoder of {smaller.num_ws} layers, the generator has {num_ws}; pass one of a smaller generator"
         )
-    return encoders.grown(smaller, num_ws)
+    return encoders.extend_layers(smaller, num_ws)
 
 
 def _new_encoder(arch, generator, imagenet, irse, **shape):
@@ -288,7 +288,7 @@ def _openings(path, find):
 # Commands
 
 
-@click.group(cls=cli_io.Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=cli_io.Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="talkhead")
 def cli():
     """A photo and a speech recording become a talking-head video.
@@ -339,12 +339,12 @@ def _align(source, output, find, size, smoothing, on_missing, face, quads=None):
         # Of a picture that is reduced before it is cropped, the quad alone does not tell where the crop lies to a pixel.
         about = {"size": size, "frame": list(reader.size), "fps": reader.fps, "smoothing": smoothing}
         if reader.aligned:
-            cli_io.say(f"{reader.name}: aligned already, only resized")
+            cli_io.log(f"{reader.name}: aligned already, only resized")
             height, width = reader.size
             about |= {"size": height, "smoothing": 0.0}
             crops = ((resize(frame, size), faces.whole_quad(frame), index) for index, frame in enumerate(reader))
         else:
-            cli_io.say(f"{reader.name}: landmarks by {find().name}")
+            cli_io.log(f"{reader.name}: landmarks by {find().name}")
             crops = faces.align_frames(reader, find(), size, smoothing=smoothing, on_missing=on_missing, face=face)
         corners = []
         with video_files.FrameWriter(
@@ -435,7 +435,7 @@ def paste(source, into, quads, output, feather, match_colour):
 @cli_options.lr(0.01)
 @cli_options.number("--pixel-weight", 1.0, "Weight of the pixel loss beside the perceptual one.")
 @cli_options.perceptual
-@cli_options.number("--exploration", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
+@cli_options.number("--w-noise", 0.01, "Noise on latents that start at the mean, fading; 0 leaves it out.")
 @cli_options.number(
     "--tolerance", 0.0, "End a frame early when 50 steps lower its loss by less than this part; 0 takes all steps."
 )
@@ -487,7 +487,7 @@ def _invert(source, output, generator, encoder, method, perceptual, device, log=
     about = {"generator": generator.fingerprint, "fps": files.FPS, "method": method, "space": options["space"]}
     with video_files.read_frames(source) as reader:
         if not reader.aligned:
-            cli_io.say(f"{reader.name}: not marked as aligned; taken as it is")
+            cli_io.log(f"{reader.name}: not marked as aligned; taken as it is")
         if method == "encoder":
             latents = inversion.invert(
                 cli_io.progress(reader, reader.count), generator, method, *encoder, device=device, **options
@@ -507,8 +507,8 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
     partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
     resumed = partial is not None and os.path.exists(partial)
     if resumed:
-        cli_io.say(f"{partial}: going on from what was done")
-    with cli_io.DescentLog(total, log, log_every, resumed) as watch:
+        cli_io.log(f"{partial}: going on from what was done")
+    with cli_io.InversionLog(total, log, log_every, resumed) as watch:
         latents = inversion.invert(
             reader,
             generator,
@@ -521,7 +521,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
         )
         count = files.write_latents(output, watch.path(latents, planned), about | {"perceptual": perceptual.name})
     if options["tolerance"]:
-        cli_io.say(
+        cli_io.log(
             f"{watch.early} of {len(watch.taken)} frames converged early; {sum(watch.taken.values())} steps in all"
         )
     if partial is not None and os.path.exists(partial):
@@ -559,7 +559,7 @@ def _optimised(reader, output, generator, method, encoder, perceptual, log, log_
 @click.option(
     "--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]"
 )
-@cli_options.heard
+@cli_options.audio_features
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @cli_options.weights_in("video_gan")
 @cli_options.alignment
@@ -647,7 +647,7 @@ def generate(
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --list pairs.txt -o talking/
     """
-    from talkhead import files, heard_by, synthesis
+    from talkhead import files, load_features_for, synthesis
     from talkhead.dubbing import Film
 
     _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options)
@@ -694,7 +694,7 @@ def generate(
         **options,
     )
     if not noise_seed:
-        features = heard_by(driver, features, features_model, device)
+        features = load_features_for(driver, features, features_model, device)
 
     def speak(identity, audio, output, latents_out=None):
         with opened or _sound(audio) as sound:
@@ -702,7 +702,7 @@ def generate(
             size = 1 if sound.live and _by_default("batch") else batch
             if isinstance(look, Film):
                 synthesis.match_range(look, speaker, driver, code, features)
-            path = synthesis.drive(None, driver, code, sound, size, features=features, **motion)
+            path = synthesis.speech_to_latents(None, driver, code, sound, size, features=features, **motion)
             frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
             return _draw(
                 speaker,
@@ -722,7 +722,7 @@ def generate(
     def wander(identity, output, latents_out=None):
         code, mover, look = face_of(identity)
         segments = _segments(noise_seed, seconds)
-        path = synthesis.wander(None, driver, code, segments, batch=batch, gain=gain)
+        path = synthesis.noise_to_latents(None, driver, code, segments, batch=batch, gain=gain)
         return _draw(
             mover,
             path,
@@ -757,7 +757,7 @@ def _sound(source):
     from talkhead import audio_files, files
 
     return audio_files.read_sound(
-        source, keep=True, on_wait=lambda: cli_io.say(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
+        source, keep=True, on_wait=lambda: cli_io.log(f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting")
     )
 
 
@@ -777,7 +777,7 @@ def _blink(source, generator):
         raise TalkheadError(
             f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent"
         )
-    return latents.grow(latent, generator.num_ws)
+    return latents.extend_layers(latent, generator.num_ws)
 
 
 def _by_default(option):
@@ -813,7 +813,7 @@ def _draw(
     with contextlib.ExitStack() as stack:
         if latents_out:
             path = stack.enter_context(
-                files.latents_along(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
+                files.tee_latents(latents_out, path, {"generator": generator.fingerprint, "fps": files.FPS})
             )
         pictures = synthesis.synthesize(generator, path, batch, precision=precision)
         about = {"talkhead_aligned": str(generator.resolution)}
@@ -945,7 +945,7 @@ def _identity(
                 seed=seed,
                 on_record=lambda record: bar.update(),
             )
-    return synthesis.origin(*seer, frames[0]), generator, look
+    return synthesis.encode_identity(*seer, frames[0]), generator, look
 
 
 def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, size, neutral):
@@ -962,7 +962,7 @@ def _look(reader, generator, speaks, aligned, face, find, on_missing, whole, siz
     frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
-        cli_io.say(
+        cli_io.log(
             f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; a larger photo is drawn better"
         )
     look = synthesis.identity_of(
@@ -1013,7 +1013,7 @@ def _prepared_identity(source, generator, told, drives, device, detail, neutral)
 @cli_options.lr(3e-4)
 @cli_options.perceptual
 @cli_options.number(
-    "--least-gain", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps."
+    "--min-delta", 0.02, "End when 50 steps lower their mean loss by less than this part; 0 takes all steps."
 )
 @cli_options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
 @cli_options.sheets
@@ -1042,7 +1042,7 @@ def pti(
     from talkhead import pti, synthesis, video_files
     from talkhead.detail import native_side
 
-    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
     with video_files.read_frames(source, limit=limit) as reader:
         followed = _followed(reader, aligned, face, _finder(detector, detector_model, device))
         frame, quad, _ = next(followed)
@@ -1053,7 +1053,7 @@ def pti(
     records = pti.train(
         images, generator, pivots, output, photo=photo, perceptual=_perceptual(perceptual, device), **options
     )
-    cli_io.watch(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], tensorboard)
 
 
 @cli.command()
@@ -1189,7 +1189,7 @@ def metrics(
             table,
             overwrite=overwrite,
             workers=workers,
-            shard=cli_io.share(shard),
+            shard=cli_io.shard_of(shard),
         )
         if clips
         else []
@@ -1215,7 +1215,7 @@ def _pairs(places, listing, networks):
         raise click.UsageError("name REAL and FAKE, or a --list of such pairs")
     pairs, alone = evaluation.match(places)
     if alone:
-        cli_io.say(
+        cli_io.log(
             f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
         )
     return pairs
@@ -1250,7 +1250,7 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
         )
     for record in found:
         if "error" in record:
-            cli_io.say(f"failed: {' '.join(record['error'].split())}")
+            cli_io.log(f"failed: {' '.join(record['error'].split())}")
         if output is None and not quiet:
             cli_io.print_records([record])
         records.append(record)
@@ -1299,7 +1299,7 @@ def pack(sources, output, size, every, limit):
 @cli_options.widths(
     "Channels at 4², 8², … up to the resolution.  [default: StyleGAN2's config F, or those of --init, each further level half as wide]"
 )
-@cli_options.widths("The critic's, likewise.  [default: the generator's]", "--critic-channels")
+@cli_options.widths("The discriminator's, likewise.  [default: the generator's]", "--d-channels")
 @click.option(
     "--mapping-layers", type=click.IntRange(min=1), help="Layers from Z to W.  [default: 8, or those of --init]"
 )
@@ -1309,35 +1309,37 @@ def pack(sources, output, size, every, limit):
 @cli_options.training_steps
 @cli_options.batch(16)
 @cli_options.lr(0.002)
-@cli_options.number("--beta1", 0.0, "Adam's memory of gradients; without a critic, 0.9 learns faster.")
+@cli_options.number("--beta1", 0.0, "Adam's memory of gradients; without a discriminator, 0.9 learns faster.")
 @cli_options.number("--r1", 10.0, "Weight of the R1 penalty.")
-@cli_options.number("--r1-every", 16, "Steps between two R1 penalties.", least=1)
-@cli_options.number("--path-length", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
-@cli_options.number("--path-every", 4, "Steps between two path-length penalties.", least=1)
+@cli_options.number("--r1-interval", 16, "Steps between two R1 penalties.", least=1)
+@cli_options.number("--pl-weight", 2.0, "Weight of the path-length penalty; 0 leaves it out.")
+@cli_options.number("--pl-interval", 4, "Steps between two path-length penalties.", least=1)
 @cli_options.number("--style-mixing", 0.9, "Share of pictures that mix two styles.")
-@cli_options.number("--average-images", 10_000, "Half life of the weight average, in pictures.", least=1)
+@cli_options.number("--ema-half-life", 10_000, "Half life of the weight average, in pictures.", least=1)
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures.")
 @cli_options.number(
-    "--freeze-d", 0, "Levels of the critic that stay as they are in --init, from the pictures' own size downwards."
+    "--freeze-d",
+    0,
+    "Levels of the discriminator that stay as they are in --init, from the pictures' own size downwards.",
 )
 @cli_options.one_of(
     "--augment",
     ["none", "ada", "fixed"],
     "none",
-    "Change at random what the critic sees, for small sets: as often as it takes (ada), or always as often.",
+    "Change at random what the discriminator sees, for small sets: as often as it takes (ada), or always as often.",
 )
 @cli_options.number("--augment-p", 0.0, "Probability of each change, if fixed; where ada starts a new run.")
 @cli_options.number(
-    "--augment-target", 0.6, "What ada holds the mean sign of the critic's logits for real pictures at."
+    "--ada-target", 0.6, "What ada holds the mean sign of the discriminator's logits for real pictures at."
 )
-@cli_options.number("--augment-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
+@cli_options.number("--ada-images", 500_000, "Pictures that would take ada's probability from 0 to 1.", least=1)
 @cli_options.number(
     "--jitter",
     0.0,
     "Probability with which a training picture is moved, bent and recoloured a little before anything learns from it.",
 )
 @cli_options.number(
-    "--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing."
+    "--lr-decay", 0.0, "Share of the steps, the last ones, over which the learning rates fall to nothing."
 )
 @click.option(
     "--encoder-out",
@@ -1361,11 +1363,11 @@ def pack(sources, output, size, every, limit):
     0.0,
     "Weight of where the lips are, as the bundled keypoint network reads them in picture and reconstruction.",
 )
-@cli_options.number("--feature-weight", 1.0, "Weight of the reconstruction as the critic sees it.")
+@cli_options.number("--feature-weight", 1.0, "Weight of the reconstruction as the discriminator sees it.")
 @cli_options.number(
     "--sample-share", 0.5, "Share of a fake batch drawn from z; the rest are reconstructions. Needs an encoder."
 )
-@cli_options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a critic.")
+@cli_options.number("--reconstruct-only", 0, "First so many steps reconstruct, without a discriminator.")
 @cli_options.number(
     "--fid-every",
     0,
@@ -1388,7 +1390,7 @@ def train_stylegan(
     init,
     resolution,
     channels,
-    critic_channels,
+    d_channels,
     mapping_layers,
     encoder_out,
     encoder_init,
@@ -1413,13 +1415,13 @@ def train_stylegan(
     from talkhead import checkpoints, losses, train_stylegan
 
     if options["freeze_d"] and not init:
-        raise click.UsageError("--freeze-d needs --init: a new critic has to learn at every level")
-    device = cli_io.join(device)
+        raise click.UsageError("--freeze-d needs --init: a new discriminator has to learn at every level")
+    device = cli_io.init_process_group(device)
     if options["fid_every"]:
         options["fid_features"] = _features(options["fid_features"], device)
     torch.manual_seed(options["seed"])
     sizes = {"resolution": resolution, "channels": channels, "mapping_layers": mapping_layers}
-    generator, critic, lineage = _networks(init, critic_channels, options["freeze_d"], **sizes)
+    generator, discriminator, lineage = _networks(init, d_channels, options["freeze_d"], **sizes)
     if encoder_out or encoder_init:
         shape = {"width": width, "input_size": input_size, "stem_stride": stem_stride, "pool_size": pool_size}
         along = _encoder(encoder_init, generator.num_ws, shape)
@@ -1436,8 +1438,8 @@ def train_stylegan(
         )
     images = _images(sources, generator.resolution, every, limit)
     images.warn_of_mixture()
-    records = train_stylegan.train(images, output, generator, critic, device=device, **options)
-    cli_io.watch(records, options["steps"], tensorboard)
+    records = train_stylegan.train(images, output, generator, discriminator, device=device, **options)
+    cli_io.follow_training(records, options["steps"], tensorboard)
 
 
 @cli.command("train-encoder")
@@ -1522,7 +1524,7 @@ def train_encoder(
         raise click.UsageError(
             "--imagenet, --stem-stride and --pool-size are for --arch resnet, --irse and --head for --arch psp"
         )
-    device, generator = _load(cli_io.join(device), generator=generator)
+    device, generator = _load(cli_io.init_process_group(device), generator=generator)
     torch.manual_seed(options["seed"])
     if init:
         encoder = checkpoints.load_encoder(init)
@@ -1544,7 +1546,7 @@ def train_encoder(
         device=device,
         **options,
     )
-    cli_io.watch(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], tensorboard)
 
 
 @cli.command("train-audio2latent")
@@ -1555,7 +1557,7 @@ def train_encoder(
 @cli_options.one_of(
     "--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second, for anybody."
 )
-@cli_options.heard
+@cli_options.audio_features
 @cli_options.widths(
     "Channels of its convolutions.  [default: 32,32,64,64 in the first model, 64,128,256,256,512 in the second]"
 )
@@ -1602,7 +1604,7 @@ def train_encoder(
     "[default: 0 for the first model, 0.3 for the second]",
 )
 @cli_options.number(
-    "--noise-draws",
+    "--best-of-n",
     1,
     "Draws of the first model's noise, of which it learns from the nearest; of one, it learns to ignore noise.",
     least=1,
@@ -1614,9 +1616,9 @@ def train_encoder(
     "0 never does.  [default: 10 for the first model, 0 for the second]",
 )
 @cli_options.number(
-    "--cool-down", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing."
+    "--lr-decay", 0.0, "Share of the steps, the last ones, over which the learning rate falls to nothing."
 )
-@cli_options.number("--average", 0.998, "Share that the running average of the weights keeps each step.")
+@cli_options.number("--ema-decay", 0.998, "Share that the running average of the weights keeps each step.")
 @cli_options.run
 def train_audio2latent(
     sources,
@@ -1665,18 +1667,18 @@ def train_audio2latent(
         },
     )
 
-    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     features = audio_features.features(
         features or audio2latent.MODELS[model].defaults["features"], features_model, device
     )
-    model = audio2latent.build(model, num_ws=generator.num_ws, heard=features.shape, **widths)
+    model = audio2latent.build(model, num_ws=generator.num_ws, window_shape=features.shape, **widths)
     if options["image_frames"]:
         options["perceptual"] = _perceptual(options["perceptual"], device)
     records = train_audio2latent.train(
         sources, generator, encoder, output, model, features=features, device=device, **options
     )
-    cli_io.watch(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], tensorboard)
 
 
 def _widths(model, told):
@@ -1729,14 +1731,14 @@ def _widths(model, told):
     "--real",
     ["auto", "video", "projected"],
     "auto",
-    "What the critic takes for real: clips (eq. 3.7), or clips as the "
+    "What the discriminator takes for real: clips (eq. 3.7), or clips as the "
     "generator draws them (eq. 3.10); auto asks the generator's file whether it was trained on films.",
 )
 @click.option("--contrastive", is_flag=True, help="Add MoCoGAN-HD's contrastive loss.")
-@click.option("--image-critic", is_flag=True, help="Add a critic of single frames.")
+@click.option("--image-discriminator", is_flag=True, help="Add a discriminator of single frames.")
 @cli_options.one_of("--adversarial", ["log", "relativistic"], "log", "The adversarial loss.")
 @cli_options.number("--information-weight", 1.0, "Weight of the information loss.")
-@cli_options.number("--width", 64, "Channels of the video critic's first layer.", least=1)
+@cli_options.number("--width", 64, "Channels of the video discriminator's first layer.", least=1)
 @cli_options.number("--scales", 2, "Scales at which it looks.", least=1)
 @cli_options.one_of("--norm", ["none", "instance"], "none", "Normalisation inside it.")
 @click.option(
@@ -1746,21 +1748,21 @@ def _widths(model, told):
     help="Whether it sees the identity beside each frame.",
 )
 @click.option(
-    "--critic-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]"
+    "--d-size", type=click.IntRange(min=8), help="Side of the frames that it sees.  [default: the generator's]"
 )
 @click.option("--shallow", is_flag=True, help="Draw no finer than that: faster. Needs projected video.")
 @cli_options.number("--r1", 1.0, "Weight of its gradient penalty on real video.")
-@cli_options.number("--r1-every", 4, "Steps between two such penalties.", least=1)
+@cli_options.number("--r1-interval", 4, "Steps between two such penalties.", least=1)
 @cli_options.number("--interpolation", 0.0, "Weight of a gradient penalty between real and fake video, MoCoGAN-HD's.")
 @cli_options.training_steps
 @cli_options.batch(8)
 @cli_options.number("--frames", 16, "Video frames of each example.", least=2)
-@cli_options.number("--warm-up", 64, "Most frames that pass before an example, in every second step.")
-@cli_options.number("--generator-steps", 1, "Steps for one of the critic.", least=1)
+@cli_options.number("--burn-in", 64, "Most frames that pass before an example, in every second step.")
+@cli_options.number("--generator-steps", 1, "Steps for one of the discriminator.", least=1)
 @cli_options.lr(1e-4)
-@cli_options.number("--critic-lr", None, "The critic's learning rate.  [default: that of --lr]")
+@cli_options.number("--d-lr", None, "The discriminator's learning rate.  [default: that of --lr]")
 @cli_options.number("--beta1", 0.5, "Adam's memory of gradients.")
-@cli_options.number("--average", 0.999, "Share that the running average of the weights keeps each step.")
+@cli_options.number("--ema-decay", 0.999, "Share that the running average of the weights keeps each step.")
 @cli_options.sheets
 @cli_options.run
 def train_video_gan(
@@ -1791,12 +1793,12 @@ def train_video_gan(
 
     from talkhead import train_video_gan, video_gan
 
-    device, generator, encoder = _load(cli_io.join(device), generator=generator, encoder=encoder)
+    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     model = video_gan.LatentGenerator(generator.num_ws, components, noise, hidden, space, displace)
-    critic = video_gan.VideoDiscriminator(width, scales, norm, conditional)
-    records = train_video_gan.train(sources, generator, encoder, output, model, critic, device=device, **options)
-    cli_io.watch(records, options["steps"], tensorboard)
+    discriminator = video_gan.VideoDiscriminator(width, scales, norm, conditional)
+    records = train_video_gan.train(sources, generator, encoder, output, model, discriminator, device=device, **options)
+    cli_io.follow_training(records, options["steps"], tensorboard)
 
 
 @cli.group()
@@ -2022,7 +2024,7 @@ def weights_fetch(name, output, accept_licence, url):
 
     from talkhead import downloads
 
-    cli_io.say(downloads.terms(name))
+    cli_io.log(downloads.terms(name))
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
 
         def on_progress(done, total):

@@ -33,7 +33,7 @@ class Script(click.Command):
     def invoke(self, ctx):
         try:
             with _stoppable(), warnings.catch_warnings(), memory():
-                warnings.showwarning = lambda message, *_: say(" ".join(str(message).split()))
+                warnings.showwarning = lambda message, *_: log(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
             _tell(f"{_who()}: {problem}")
@@ -42,7 +42,7 @@ class Script(click.Command):
             ctx.exit(130)
 
 
-class Shell(Script, click.Group):
+class Group(Script, click.Group):
     """A group of commands that does so for all of them."""
 
     def list_commands(self, ctx):
@@ -66,7 +66,7 @@ def _stdout_failed():
     from talkhead import files
 
     try:
-        with files.mendable("-"):
+        with files.os_errors_in_one_line("-"):
             raise
     except TalkheadError as problem:
         _tell(f"{_who()}: {problem}")
@@ -110,7 +110,7 @@ def memory():
         raise TalkheadError("out of memory; lower --batch, or pass --device cpu") from problem
 
 
-def say(text):
+def log(text):
     if _batch("notes") is not None:
         _batch("notes").append(text)
     elif not _rank():
@@ -136,14 +136,14 @@ def _who():
     return f"talkhead, process {_rank()}" if _rank() else "talkhead"
 
 
-def join(device):
+def init_process_group(device):
     """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
     from talkhead import distributed
 
-    return click.get_current_context().with_resource(distributed.join(distributed.pick_device(device)))
+    return click.get_current_context().with_resource(distributed.init_process_group(distributed.pick_device(device)))
 
 
-def share(shard):
+def shard_of(shard):
     """The share of this process: as told, else by the environment. From now on it speaks for itself."""
     from talkhead import jobs
 
@@ -159,7 +159,7 @@ def progress(items, total=None, unit="frame"):
     return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
 
 
-class DescentLog:
+class InversionLog:
     """Shows how far the descents of `inversion.invert` are, a step at a time, and logs every so many of their steps.
 
     total   steps of all frames together, None if that is not known
@@ -175,7 +175,7 @@ class DescentLog:
     def _open(log, mode):
         from talkhead import files
 
-        with files.mendable(log):
+        with files.os_errors_in_one_line(log):
             return open(log, mode, encoding="utf-8")
 
     def record(self, record):
@@ -219,7 +219,7 @@ def print_records(records):
         click.echo(json.dumps(record))
 
 
-def watch(records, steps, tensorboard):
+def follow_training(records, steps, tensorboard):
     """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
     draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with progress(None, steps, "step") as bar:

@@ -277,7 +277,7 @@ alignment = together(
     face,
     detection,
 )
-heard = together(
+audio_features = together(
     click.option(
         "--features",
         metavar="NAME",

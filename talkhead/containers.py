@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from talkhead.errors import TalkheadError
-from talkhead.files import FPS, PIPE, STREAM_TAG, TAIL, Source, is_path, mendable
+from talkhead.files import FPS, PIPE, STREAM_TAG, TAIL, Source, is_path, os_errors_in_one_line
 from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
 
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
@@ -217,7 +217,7 @@ class Sound:
         return self._decoded.take(count)
 
 
-def _hurry(head):
+def _low_latency_options(head):
     """Options with which FFmpeg hands on what comes through a pipe soon."""
     # A pipe's frames come as they are made: do not wait for twenty of them to guess a rate that each one tells.
     options = {"fpsprobesize": "1"}
@@ -230,7 +230,7 @@ def _hurry(head):
     return options
 
 
-def _promised(read):
+def _declared_length(read):
     """How many bytes a file says that it has; None where it does not know, or is of a kind that does not tell.
 
     read  gives the bytes at a position: read(position, count); fewer, or none, where there are no more or one cannot look so far
@@ -336,7 +336,7 @@ def open_source(source, on_wait=None):
     if not is_path(source):
         yield Source(source, on_wait)
         return
-    with mendable(source):
+    with os_errors_in_one_line(source):
         stream = open(source, "rb", buffering=0)  # Python's error for a folder or a missing file
     with stream:
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -384,10 +384,10 @@ class Media:
         self._source = source if isinstance(source, Source) else None
         place = self._source or f"file:{source}"  # a name may hold a colon
         head = b"" if self._source is None else self._source.look(0, 44)
-        hurry = {} if self._source is None else _hurry(head)
+        hurry = {} if self._source is None else _low_latency_options(head)
         if self._source is not None and head[:4] in (b"OggS", b"\0\0\1\xba"):
             self._source.kept = PARTS
-        self._promised = _promised(self._peek)  # of this, FFmpeg tells nothing
+        self._promised = _declared_length(self._peek)  # of this, FFmpeg tells nothing
         start = self._peek(0, 400)
         self._unit = next(
             (size for size in (188, 192) if start[size - 188 :: size][:2] == b"GG"), None

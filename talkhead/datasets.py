@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from talkhead import files, image_files, video_files
-from talkhead.distributed import Share
+from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
@@ -72,7 +72,7 @@ class Images:
                 stacklevel=2,
             )
 
-    def batch(self, step, count, seed=0, flip=False, share=Share()):
+    def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
         """The images of one step: every frame once an epoch, in an order set by the seed alone.
 
         share    team.Share: which of the `count` to make

@@ -29,7 +29,7 @@ PATIENCE = timedelta(
 
 
 @contextmanager
-def join(device):
+def init_process_group(device):
     """Take part in the run that torchrun started, where it did; yields the device of this process.
 
     device   torch.device; each process of a machine takes a CUDA device of its own
@@ -83,7 +83,7 @@ def _fresh(store, rank, size):
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """Every `of`-th sample of a batch from `first` on: what a process works on in its turn `turn`."""
 
     turn: int = 0
@@ -99,14 +99,14 @@ class Share:
         return self(torch.randn(count, *shape, device=device))
 
 
-class Team:
+class Distributed:
     """The processes of a run, and the optimiser steps that they take together.
 
     batch        samples of a step, of all processes together
     accumulate   turns that a process takes to work on its part of them: less memory, for as much time
     precision    "float32", or "bfloat16" or "float16": arithmetic of the passes inside `autocast`
     device       of this process
-    whole        a part must be a multiple of this, if there are parts: the pictures that the critic compares with each other
+    whole        a part must be a multiple of this, if there are parts: the pictures that the discriminator compares with each other
     raises       TalkheadError if the batch cannot be cut so
     """
 
@@ -119,7 +119,7 @@ class Team:
         parts = self.size * accumulate
         if parts > 1 and batch % (parts * whole):
             why = (
-                f", for each of the {parts} parts must be a multiple of {whole}: the critic compares pictures in groups of {whole}"
+                f", for each of the {parts} parts must be a multiple of {whole}: the discriminator compares pictures in groups of {whole}"
                 if whole > 1
                 else ""
             )
@@ -127,18 +127,18 @@ class Team:
                 f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}{why}"
             )
         # Turn by turn, the processes together hold every `accumulate`-th sample, however many they are.
-        self.shares = [Share(turn, turn + accumulate * self.rank, parts) for turn in range(accumulate)]
+        self.shares = [MicroBatch(turn, turn + accumulate * self.rank, parts) for turn in range(accumulate)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     @property
-    def leads(self):
+    def is_main(self):
         """Whether this is the process that writes and logs."""
         return self.rank == 0
 
     def autocast(self):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "float32")
 
-    def descend(self, loss, *optimizers, scaled=True, longest=None):
+    def optimizer_step(self, loss, *optimizers, scaled=True, longest=None):
         """One step down the gradient of a loss that is a mean over the batch.
 
         loss      function of a Share: the mean loss of its samples, and a dict of numbers for the log
@@ -199,7 +199,7 @@ class Team:
         self._average([value])
         return value
 
-    def agree(self, record, stop):
+    def reduce_record(self, record, stop):
         """The record of a step as floats, averaged over the processes, and whether any of them was told to stop.
 
         record   {name: number or tensor of one number}; what is an int is taken to be the same everywhere
@@ -214,7 +214,7 @@ class Team:
         """What the leader passes, for all: numbers, strings, CPU tensors, and dicts and lists of them."""
         if self.size == 1:
             return thing
-        box = [thing if self.leads else None]
+        box = [thing if self.is_main else None]
         with _others_there():
             distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
@@ -223,11 +223,11 @@ class Team:
         """Until all are here."""
         self.copy(None)
 
-    def share_statistics(self, network):
+    def convert_sync_batchnorm(self, network):
         """Let a network's batch normalisation see what all processes work on, as it would in one."""
         for module in network.modules():
             if self.size > 1 and type(module) is nn.BatchNorm2d:
-                module.__class__ = _SharedNorm  # the same parameters and names; only `forward` differs
+                module.__class__ = _SyncBatchNorm  # the same parameters and names; only `forward` differs
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def _others_there():
         raise TalkheadError("another process of this run has ended; what it said tells why") from problem
 
 
-class _SharedNorm(nn.BatchNorm2d):
+class _SyncBatchNorm(nn.BatchNorm2d):
     """Batch normalisation whose mean and variance are those of all processes' samples. Unlike torch's own, on a CPU too."""
 
     def forward(self, x):
@@ -248,7 +248,9 @@ class _SharedNorm(nn.BatchNorm2d):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             y = x.to(torch.promote_types(x.dtype, torch.float32))
-            moments = _Gather.apply(torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)]))  # (ranks, 2, C)
+            moments = _AllGather.apply(
+                torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)])
+            )  # (ranks, 2, C)
             mean = moments[:, 0].mean(0)
             variance = moments[:, 1].mean(0) + moments[:, 0].var(0, unbiased=False)
             with torch.no_grad():
@@ -260,7 +262,7 @@ class _SharedNorm(nn.BatchNorm2d):
             return ((y - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     """A tensor of each process, stacked; the gradient of a process's tensor is the sum of what all make of it."""
 
     @staticmethod

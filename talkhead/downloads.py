@@ -350,7 +350,7 @@ def _agrees(weights, size, sha256):
 def _measure(path):
     """Size and sha256 of a file."""
     digest, size = hashlib.sha256(), 0
-    with files.mendable(path), open(path, "rb") as stream:
+    with files.os_errors_in_one_line(path), open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
             size += len(block)
@@ -396,7 +396,7 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
         raise TalkheadError(f"{url}: not an address to download from; pass one that begins with https://")
     if destination is None:
         destination = weights.path
-        with files.mendable(destination.parent):
+        with files.os_errors_in_one_line(destination.parent):
             destination.parent.mkdir(parents=True, exist_ok=True)
     destination = Path(destination)
     if destination.is_dir():
@@ -405,7 +405,7 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
     if measured is None or _agrees(weights, *measured) is False:
         part = destination.with_name(destination.name + ".part")
         addresses = (url,) if url else weights.urls
-        with files.mendable(destination), _alone(part):
+        with files.os_errors_in_one_line(destination), _alone(part):
             for address in addresses:
                 try:
                     measured = _download(weights, address, part, on_progress, timeout, retries, pause)

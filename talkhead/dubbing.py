@@ -58,7 +58,7 @@ class Film:
             raise TalkheadError("the clip has no frames to dub; pass one that shows a face")
         self.shape, self.frame = frame.shape, places[-1]
         self.points = np.stack(points)
-        self.starts = at_rest(self.points, network)
+        self.starts = converged(self.points, network)
         self.blur = self.photo(len(points) - 1).blur
 
     def __len__(self):
@@ -97,7 +97,7 @@ def openings(points):
     return gap / np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
 
 
-def at_rest(points, network):
+def converged(points, network):
     """Keypoints of a film with the mouth at rest in every frame.
 
     points   float (T, K, 2)

@@ -136,7 +136,7 @@ class ResNetEncoder(nn.Module):
 
 
 @torch.no_grad()
-def grown(smaller, num_ws):
+def extend_layers(smaller, num_ws):
     """A copy of a ResNetEncoder with so many layers, no fewer: those that it has beyond start as the last of the smaller one's."""
     encoder, state = ResNetEncoder(**smaller.config | {"num_ws": num_ws}), smaller.state_dict()
     for name in ("fc.weight", "fc.bias", "w_avg"):

@@ -86,13 +86,13 @@ class Protocol:
 
     fps                frames a second at which clips are compared
     size               side to which square frames are resized; None compares frames of one size as they are
-    lmd                measure what needs landmarks: `metrics.Mouths`
+    lmd                measure what needs landmarks: `metrics.LandmarkMeasures`
     fid                compare the distributions of all frames: FID and KID
     fid_features       whose features: "inception", "mobilenet", or "encoder", the bundled one
     lpips              measure LPIPS (VGG)
     identity_network   path of a face recognition network, as `losses.identity_network` takes: cosine of what it says of each pair of frames
     syncnet            path of SyncNet's weights: LSE-C and LSE-D of either clip with its own sound; of one without, with the other's
-    phonemes           timing file, or a folder of them by the real clips' names, for `metrics.Lips`
+    phonemes           timing file, or a folder of them by the real clips' names, for `metrics.BilabialClosure`
     dictionary         pronouncing dictionary in the format of CMUdict, for words that GRID does not have
     landmarks          .npy (T, 68, 2) of the true clip, or a folder with NAME.landmarks.npy: then only the fake clip is searched
     aligned            take all clips as aligned
@@ -233,10 +233,13 @@ class Protocol:
         closures = read_closures(self.phonemes, real, self.dictionary) if self.phonemes else None
         with ExitStack() as stack:
             readers = [stack.enter_context(video_files.read_frames(place, self.fps)) for place in (real, fake)]
-            measures = [*([metrics.Lips(*closures, *self.lips)] if closures else []), *self._measures(readers, sounds)]
+            measures = [
+                *([metrics.BilabialClosure(*closures, *self.lips)] if closures else []),
+                *self._measures(readers, sounds),
+            ]
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
-            seen = [fid.Seen(self.features) for _ in readers] if store else self.features
+            seen = [fid.FeatureAccumulator(self.features) for _ in readers] if store else self.features
             clips = {
                 name: {
                     "codec": reader.codec,
@@ -372,16 +375,16 @@ class _Synchrony:
     def __init__(self, network, sounds):
         from talkhead import syncnet
 
-        self.watchers, self.sounds = [syncnet.Watcher(network), syncnet.Watcher(network)], sounds
+        self.watchers, self.sounds = [syncnet.SyncNetEvaluator(network), syncnet.SyncNetEvaluator(network)], sounds
 
     def add(self, pair):
-        for watcher, frame, points in zip(self.watchers, pair[:2], pair[2:]):
-            watcher.add(frame, points)
+        for evaluator, frame, points in zip(self.watchers, pair[:2], pair[2:]):
+            evaluator.add(frame, points)
 
     def report(self):
         found = {}
-        for prefix, watcher, sound in zip(("real_", ""), self.watchers, self.sounds):
-            sync = watcher.listen(sound)
+        for prefix, evaluator, sound in zip(("real_", ""), self.watchers, self.sounds):
+            sync = evaluator.score(sound)
             found |= {
                 prefix + name: value for name, value in zip(("lse_d", "lse_c", "av_offset"), sync or (None, None, None))
             }
@@ -480,7 +483,7 @@ def read_protocol(place):
     """
     if str(place) == "thesis":
         return {"settings": dict(THESIS)}
-    with files.mendable(place):
+    with files.os_errors_in_one_line(place):
         text = files.decoded(Path(place).read_bytes(), "replace")
     try:
         try:
@@ -633,7 +636,7 @@ def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=job
         store = None
         if protocol.features and not alone:
             store = Path(f"{output}.features") if output else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            with files.mendable(store):
+            with files.os_errors_in_one_line(store):
                 store.mkdir(exist_ok=True)
         ledger = stack.enter_context(_Ledger(output, protocol.describe(), shard, overwrite)) if output else None
         known = {pair: record for pair, record in (ledger.known if ledger else {}).items() if _is_kept(store, pair)}
@@ -734,9 +737,9 @@ class _Ledger:
             for other in sorted({base, *base.parent.glob(f"{base.stem}-*-of-*{base.suffix}")} - {self.path}):
                 self._take(self._read(other, protocol))
         self._take(own)
-        with files.mendable(self.path), files.atomic(self.path) as place:
+        with files.os_errors_in_one_line(self.path), files.atomic(self.path) as place:
             Path(place).write_text("".join(json.dumps(record) + "\n" for record in own), encoding="utf-8")
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self._stream = open(self.path, "a", encoding="utf-8")
 
     def _take(self, records):
@@ -747,7 +750,7 @@ class _Ledger:
         """The records of a file that need not be made again."""
         if not path.exists():
             return []
-        with files.mendable(path):
+        with files.os_errors_in_one_line(path):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         records = []
         for number, line in enumerate(lines, 1):
@@ -772,7 +775,7 @@ class _Ledger:
         return records
 
     def add(self, record):
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self._stream.write(json.dumps(record, allow_nan=False) + "\n")
             self._stream.flush()
 
@@ -780,7 +783,7 @@ class _Ledger:
         return self
 
     def __exit__(self, *_):
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self._stream.close()
 
 
@@ -806,7 +809,7 @@ def _set_distance(store, records, network):
     some = [_sample(side, count) for side, count in zip(sides, counts)]
     fid.warn_of_few(min(counts), network)
     return {
-        "fid": fid.spread_distance(*spreads),
+        "fid": fid.statistics_distance(*spreads),
         "kid": fid.kernel_distance(*some),
         "fid_features": network.name,
         "fid_pictures": counts,
@@ -814,7 +817,7 @@ def _set_distance(store, records, network):
 
 
 def _spread(clouds, width):
-    spread, waiting = fid.Spread(width), []
+    spread, waiting = fid.FeatureStatistics(width), []
     for number, cloud in enumerate(clouds, 1):
         waiting.append(cloud)
         # Many at a time: each triangle costs as much as some thousand pictures.

@@ -153,7 +153,7 @@ LOOKED_AT = 1500  # pixels of the longer side that say which way is up; a larger
 SURE = 0.05  # eye distances by which two looks at one face differ where the detector may be trusted
 
 
-def which_way_up(image, detector):
+def upright_rotation(image, detector):
     """How many quarter turns, counterclockwise, set the largest face of a photo upright: 0 to 3.
 
     image     uint8 (H, W, 3)
@@ -176,7 +176,7 @@ def which_way_up(image, detector):
         turned = np.ascontiguousarray(np.rot90(image, turn))
         face = next(iter(detector(turned)), None)
         if face is not None:
-            votes[(turn + _lies(face)) % TURNS] += np.exp(-_doubt(turned, face, detector) / SURE)
+            votes[(turn + _roll_quadrant(face)) % TURNS] += np.exp(-_self_consistency(turned, face, detector) / SURE)
         second, first = np.sort(votes)[-2:]
         if first - second > left:
             break
@@ -184,13 +184,13 @@ def which_way_up(image, detector):
     return best if votes[best] > votes[0] + 1e-6 else 0
 
 
-def _lies(face):
+def _roll_quadrant(face):
     """Quarter turns, counterclockwise, that set a face upright."""
     x, y = face[48:60].mean(0) - face[36:48].mean(0)  # from the eyes down to the mouth
     return int(np.rint(np.arctan2(-x, y) / (np.pi / 2))) % TURNS
 
 
-def _doubt(image, face, detector):
+def _self_consistency(image, face, detector):
     """How far a face lies from where it is seen again in its own aligned crop, in eye distances; 1 where it is not seen."""
     corners = quad(face)
     try:
@@ -250,7 +250,7 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     The face that is chosen in the first frame that has one is followed by overlap; after a leap, to the nearest face that was
     not there before; after a second without it, one is chosen again.
     Frames are kept only for the width of the Gaussian, so memory is flat. A photo, a single frame, may lie on its side or on
-    its head (see `which_way_up`); its crop is upright.
+    its head (see `upright_rotation`); its crop is upright.
 
     Source: thesis §3.2, §3.3.1.1.
     Departure: the quads are smoothed; the thesis crops frame by frame.
@@ -270,7 +270,7 @@ def follow(frames, detector, smoothing=2.0, on_missing="fail", missing=None, fac
         raise TalkheadError(
             f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left"
         )
-    filled = _fill(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
+    filled = _fill_missing(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
     return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing))
 
 
@@ -281,12 +281,14 @@ def _track(frames, detector, which, name):
     frames = iter(frames)
     opening = list(itertools.islice(frames, 2))
     if len(opening) == 1:
-        detector = _Upright(detector, which_way_up(opening[0], detector))
+        detector = _Upright(detector, upright_rotation(opening[0], detector))
     for index, frame in enumerate(itertools.chain(opening, frames)):
         found = detector(frame)
         chosen = last is not None and lost < LOST
         face = (
-            _same(found, last, others) if chosen else _chosen(found, which, f"{name}, frame {index}" if index else name)
+            _match_track(found, last, others)
+            if chosen
+            else _chosen(found, which, f"{name}, frame {index}" if index else name)
         )
         others = [other for other in found if other is not face]
         if face is None:
@@ -317,7 +319,7 @@ def _chosen(found, which, where):
     return found[taken]
 
 
-def _same(found, last, others):
+def _match_track(found, last, others):
     """The face that was `last` a frame ago: what overlaps it most, else the nearest that is none of the `others`."""
     best = max(found, key=lambda face: overlap(face, last), default=None)
     if best is None or overlap(best, last) > 0:
@@ -326,7 +328,7 @@ def _same(found, last, others):
     return min(new, key=lambda face: np.linalg.norm(face.mean(0) - last.mean(0)), default=None)
 
 
-def _fill(track, on_missing, name, missing):
+def _fill_missing(track, on_missing, name, missing):
     """Give each frame of a track a quad, or leave it out, or fail: (index, frame, quad, shot)."""
     leading, held, index = [], None, -1
     for index, frame, corners, shot in track:
@@ -429,7 +431,7 @@ def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
         if crop.shape[0] != crop.shape[1]:
             raise TalkheadError(f"crops: {crop.shape[1]}x{crop.shape[0]}, but a crop is square; pass aligned frames")
         if match_colour and (before is None or np.abs(corners - before).max() > JUMP * _side(before)):
-            tone = _Tone()  # another shot has other light
+            tone = _ColorTransfer()  # another shot has other light
         before = corners
         yield _pasted(frame, crop, corners, size or len(crop), feather, tone)
 
@@ -543,7 +545,7 @@ def _mask(u, v, feather):
     return ramp * ramp * (3 - 2 * ramp)
 
 
-class _Tone:
+class _ColorTransfer:
     """Gives crops the colours that frames have: mean and deviation, of each colour, over the upper half of the face.
 
     The mouth is left out, for it is what differs, and the face would flicker as it opens. What is measured is averaged over

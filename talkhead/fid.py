@@ -201,7 +201,7 @@ TOGETHER = 16  # frames that a feature network looks at at once
 KERNEL_MOST = 10_000  # pictures of a set that the kernel distance takes, by lot
 
 
-class Seen:
+class FeatureAccumulator:
     """What a feature network sees in frames that come one by one, without keeping them."""
 
     def __init__(self, network):
@@ -262,13 +262,13 @@ def frechet_distance(real, fake):
     is exact, and real, also where there are fewer pictures than features and the matrix root fails.
     """
     spreads = []
-    for cloud in _clouds(real, fake):
-        spreads.append(Spread(cloud.shape[1]))
+    for cloud in _features_of(real, fake):
+        spreads.append(FeatureStatistics(cloud.shape[1]))
         spreads[-1].add(cloud)
-    return spread_distance(*spreads)
+    return statistics_distance(*spreads)
 
 
-class Spread:
+class FeatureStatistics:
     """Mean and scatter of a cloud of features that comes in pieces: what the Fréchet distance needs, in memory that does not grow.
 
     `root` is a matrix R with RᵀR = Σ (x − mean)(x − mean)ᵀ: the rows themselves while they are few, then the triangle of their QR
@@ -290,8 +290,8 @@ class Spread:
         self.count = count
 
 
-def spread_distance(real, fake):
-    """`frechet_distance` of two clouds of which only the `Spread` is left."""
+def statistics_distance(real, fake):
+    """`frechet_distance` of two clouds of which only the `FeatureStatistics` is left."""
     if min(real.count, fake.count) < 2:
         raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
     gap = real.mean - fake.mean
@@ -311,7 +311,7 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
 
     Source: Bińkowski et al. 2018.
     """
-    real, fake = _clouds(real, fake)
+    real, fake = _features_of(real, fake)
     random, size = np.random.default_rng(seed), min(size, len(real), len(fake))
     return float(
         np.mean(
@@ -336,7 +336,7 @@ def _kernel(x, y):
     return values * values * values  # numpy takes some fifty times as long for a power
 
 
-def _clouds(real, fake):
+def _features_of(real, fake):
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise TalkheadError(f"features of shapes {real.shape} and {fake.shape}: wanted (N, D) both, of one network")

@@ -25,7 +25,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from talkhead import safetensors
+from talkhead import legacy, safetensors
 from talkhead.errors import TalkheadError
 
 FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
@@ -46,7 +46,7 @@ PIPE = (
 
 # Errors and names -----------------------------------------------------------------------------------------------------
 
-_CURES = {
+_HINTS = {
     errno.ENOENT: "no such file or folder; check the name",
     errno.ENOTDIR: "part of its path is a file; name another folder",
     errno.EISDIR: "is a folder; name a file",
@@ -61,16 +61,16 @@ _CURES = {
 
 
 @contextmanager
-def mendable(name):
+def os_errors_in_one_line(name):
     """Turn the operating system's errors into one line about `name`. A reader that left stays BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
         raise
     except (OSError, av.error.FFmpegError) as error:
-        if not isinstance(error, OSError) and error.errno not in _CURES:
+        if not isinstance(error, OSError) and error.errno not in _HINTS:
             raise  # FFmpeg's own kind of error: we asked it for something wrong
-        reason = _CURES.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
+        reason = _HINTS.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
         raise TalkheadError(f"{name}: {reason}") from error
 
 
@@ -233,7 +233,7 @@ def atomic(path):
     yields  Path with the same suffix, of a file that does not exist yet
     raises  TalkheadError if the folder is missing or cannot be written to, or the disk is full
     """
-    with mendable(path), placed(path) as temporary:
+    with os_errors_in_one_line(path), placed(path) as temporary:
         yield temporary
 
 
@@ -256,7 +256,7 @@ def placed(path, folder=False):
     temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        with mendable(name):
+        with os_errors_in_one_line(name):
             os.replace(temporary, path)
     finally:
         if folder:
@@ -272,7 +272,7 @@ def placed(path, folder=False):
 def reading(source):
     """A binary stream from a path (a file, with a position), from "-" or from a stream (with only `read`); errors in one line."""
     if is_path(source):
-        with mendable(source), open(source, "rb") as stream:
+        with os_errors_in_one_line(source), open(source, "rb") as stream:
             yield stream
     else:
         yield Source(source)
@@ -281,7 +281,7 @@ def reading(source):
 @contextmanager
 def writing(destination):
     """A binary stream to `destination`, which appears only when the block ends well."""
-    with mendable(name_of(destination)), ExitStack() as stack:
+    with os_errors_in_one_line(name_of(destination)), ExitStack() as stack:
         if is_path(destination):
             destination = stack.enter_context(open(stack.enter_context(placed(destination)), "wb"))
         sink = Sink(destination)  # numpy writes to a file itself through C, and then has no reason to give
@@ -298,7 +298,7 @@ def read_array(source):
     """
     name = name_of(source)
     with reading(source) as stream, _whole_array(name):
-        return np.lib.format.read_array(_After(_array_start(name, stream), stream), allow_pickle=False)
+        return np.lib.format.read_array(PushBack(_array_start(name, stream), stream), allow_pickle=False)
 
 
 def map_array(path):
@@ -309,7 +309,7 @@ def map_array(path):
     """
     with reading(path) as stream:
         _array_start(path, stream)
-    with mendable(path), _whole_array(path):
+    with os_errors_in_one_line(path), _whole_array(path):
         return np.lib.format.open_memmap(path, mode="r")
 
 
@@ -338,7 +338,7 @@ def _whole_array(name):
         raise TalkheadError(f"{name}: {what}; write it again") from error
 
 
-class _After:
+class PushBack:
     """A stream whose first bytes were looked at already."""
 
     def __init__(self, start, stream):
@@ -369,7 +369,7 @@ def array_writer(path, shape, dtype=np.uint8):
     yields  an object with `write(entry)`, `count`, and `cut(count)`, which takes back all entries but so many
     raises  TalkheadError if it cannot be written
     """
-    with mendable(path), placed(path) as temporary, open(temporary, "wb") as stream:
+    with os_errors_in_one_line(path), placed(path) as temporary, open(temporary, "wb") as stream:
         if not stream.seekable():
             raise TalkheadError(
                 f"{path}: is a pipe, but how much there is, is written last and comes first; name a file"
@@ -515,7 +515,7 @@ def write_latents(destination, latents, about=None):
 
 
 @contextmanager
-def latents_along(destination, latents, about=None):
+def tee_latents(destination, latents, about=None):
     """Hand latents on as they come, and write them as write_latents does when the block ends well; a named file in flat memory.
 
     destination, about   as in write_latents
@@ -670,7 +670,7 @@ def _of_kind(weights, kind, path):
         if found is None:
             raise TalkheadError(f"{path}: not talkhead weights; convert it first")
         raise TalkheadError(f"{path}: holds {a(found)}, wanted {a(kind)}; pass it as {option(found)}")
-    return weights
+    return legacy.renamed(weights) if found is not None else weights
 
 
 def option(kind):

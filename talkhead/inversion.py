@@ -19,7 +19,7 @@ from talkhead.fingerprints import digest
 from talkhead.images import resize_images, to_images
 from talkhead.latents import z_stream
 from talkhead.losses import Perceptual, pixel_loss
-from talkhead.training import settled
+from talkhead.training import has_converged
 
 # The learning rate rises over the first part of a frame's steps and falls over the last; Karras et al. 2020, appendix D.
 RISE, FALL = 0.05, 0.25
@@ -61,7 +61,7 @@ def invert(
     lr=0.01,
     pixel_weight=1.0,
     perceptual="auto",
-    exploration=0.01,
+    w_noise=0.01,
     tolerance=0.0,
     precision="float32",
     seed=0,
@@ -87,7 +87,7 @@ def invert(
     lr            Adam's peak learning rate
     pixel_weight  λ, the weight of the mean squared error beside the perceptual distance
     perceptual    name of a losses.Perceptual, or such a loss
-    exploration   noise on a latent that starts at the mean, in spreads of its space; fades over three quarters
+    w_noise   noise on a latent that starts at the mean, in spreads of its space; fades over three quarters
                   of its steps. 0 leaves it out, and then the seed has no effect
     tolerance     a frame has converged when 50 steps lower their mean loss by less than this part of it; it then lands in
                   a third as many steps as it has taken. 0: every frame takes all its steps
@@ -106,7 +106,7 @@ def invert(
     Departure: where the thesis steps until convergence, the number of steps is fixed, and the
     learning rate rises over the first 5 % of them and falls along a cosine over the last 25 %, as in
     Karras et al. 2020: the end does not jitter. With a tolerance, what a converged frame has done counts as
-    the first 75 %, and it still lands. The exploration noise is theirs too, at a fifth of
+    the first 75 %, and it still lands. The w_noise noise is theirs too, at a fifth of
     its strength: theirs costs 2 dB where steps are few, and this still sends two seeds to different places (Fig. 3.7).
     In Z there is no mean to start at (z = 0 is no face, nor does it map to w_avg): of 1000 random z
     the start is the one that maps nearest to w_avg.
@@ -122,16 +122,16 @@ def invert(
         return encode(encoder, frames, batch, device)
     if isinstance(perceptual, str):
         perceptual = Perceptual(perceptual)
-    search = _Search(generator, perceptual.to(device), space, lr, pixel_weight, tolerance, precision, on_record)
+    search = _Projector(generator, perceptual.to(device), space, lr, pixel_weight, tolerance, precision, on_record)
     next_steps = next_steps or NEXT_STEPS.get(method)
     plan = {
-        "optimise": lambda: _Independent(search, steps, exploration, seed),
-        "sequential": lambda: _Sequential(search, steps, next_steps, exploration, seed),
+        "optimise": lambda: _Independent(search, steps, w_noise, seed),
+        "sequential": lambda: _Sequential(search, steps, next_steps, w_noise, seed),
         "hybrid": lambda: _Hybrid(search, encoder, hybrid_steps, next_steps),
     }[method]()
     batch = 1 if method in NEXT_STEPS else batch
     options = {"method": method, "batch": batch} | search.options() | plan.options() if partial is not None else {}
-    return _found(frames, search, plan, batch, _Partial(partial, options, search.mean.shape))
+    return _optimised(frames, search, plan, batch, _Partial(partial, options, search.mean.shape))
 
 
 def _check_encoder(encoder, generator, method, space):
@@ -177,7 +177,7 @@ def _batches(frames, batch):
 # ---- optimisation ----
 
 
-def _found(frames, search, plan, batch, partial):
+def _optimised(frames, search, plan, batch, partial):
     """The code of each frame in W+, float32 numpy (L, 512), a batch at a time: from the partial file, else by the plan."""
     index, last = 0, None
     for images in _batches(frames, batch):
@@ -193,12 +193,12 @@ def _found(frames, search, plan, batch, partial):
 class _Independent:
     """Algorithm 1: every frame starts at the mean latent."""
 
-    def __init__(self, search, steps, exploration, seed):
-        self.search, self.steps, self.exploration, self.seed = search, steps, exploration, seed
-        self.scale = exploration * search.spread() if exploration else 0.0
+    def __init__(self, search, steps, w_noise, seed):
+        self.search, self.steps, self.w_noise, self.seed = search, steps, w_noise, seed
+        self.scale = w_noise * search.spread() if w_noise else 0.0
 
     def options(self):
-        return {"steps": self.steps, "exploration": self.exploration, "seed": self.seed}
+        return {"steps": self.steps, "w_noise": self.w_noise, "seed": self.seed}
 
     def begin(self, index, images, last):
         noises = [
@@ -210,9 +210,9 @@ class _Independent:
 class _Sequential:
     """Algorithm 2: the first frame starts as in Algorithm 1, every other one at the code of the frame before."""
 
-    def __init__(self, search, steps, next_steps, exploration, seed):
+    def __init__(self, search, steps, next_steps, w_noise, seed):
         self.search, self.next_steps = search, next_steps
-        self.first = _Independent(search, steps, exploration, seed)
+        self.first = _Independent(search, steps, w_noise, seed)
 
     def options(self):
         return self.first.options() | {"next_steps": self.next_steps}
@@ -220,7 +220,7 @@ class _Sequential:
     def begin(self, index, images, last):
         if last is None:
             return self.first.begin(index, images, last)
-        # No exploration: this start is next to the goal, and the path is to stay smooth.
+        # No w_noise: this start is next to the goal, and the path is to stay smooth.
         return [self.search.descent(index, last[1][-1], self.next_steps)]
 
 
@@ -265,7 +265,7 @@ class _Noise:
         return self.scale * fade * torch.randn(shape, generator=self.random)
 
 
-class _Descent:
+class _FrameOptimization:
     """One frame's way down: its code (L or 1, 512), how many steps it is to take, and Adam."""
 
     def __init__(self, frame, code, steps, lr, tolerance, noise):
@@ -293,13 +293,13 @@ class _Descent:
         self.adam.step()
         self.losses.append(loss)
         # While the rate still rises, slow progress tells nothing.
-        if self.taken < (1 - FALL) * self.steps and settled(
+        if self.taken < (1 - FALL) * self.steps and has_converged(
             self.losses[math.ceil(RISE * self.steps) :], self.tolerance
         ):
             self.steps = math.ceil(self.taken / (1 - FALL))
 
 
-class _Search:
+class _Projector:
     """Descents over latents of one generator, some at a time. A code is (L, 512) in W+, (1, 512) in W and (1, z_dim) in Z."""
 
     def __init__(self, generator, perceptual, space, lr, pixel_weight, tolerance, precision, on_record):
@@ -341,7 +341,7 @@ class _Search:
         return latents.expand(-1, self.generator.num_ws, -1)
 
     def descent(self, frame, code, steps, noise=None):
-        return _Descent(frame, code, steps, self.lr, self.tolerance, noise)
+        return _FrameOptimization(frame, code, steps, self.lr, self.tolerance, noise)
 
     def __call__(self, images, descents):
         """The codes where the descents end. Each frame's loss has its own terms only."""
@@ -452,7 +452,7 @@ class _Partial:
         if self.path is None:
             return
         records = [_picture_digest(image) + code.cpu().numpy().tobytes() for image, code in zip(images, codes)]
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             if not self.path.exists():
                 with files.atomic(self.path) as fresh:
                     fresh.write_bytes(self.head)

@@ -103,7 +103,7 @@ def own_device(device, environment=os.environ):
     return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
-def meet(environment=os.environ):
+def barrier(environment=os.environ):
     """Wait for the other processes that torchrun started: it stops them all as soon as one ends with a failure."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return
@@ -280,7 +280,7 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
 
 def _publish(desk, place):
     """Move a result, and what belongs beside it, to its place; the result last, for with it the work is done."""
-    with files.mendable(place):
+    with files.os_errors_in_one_line(place):
         for made in sorted(desk.iterdir(), key=lambda made: made.name == place.name):
             if not files.is_hidden(made.name):  # as what was half written when a process was killed is
                 os.replace(made, place.with_name(made.name))
@@ -295,7 +295,7 @@ def _worked(work, item, place, desk):
         return {"status": status, "seconds": round(time.monotonic() - began, 3)} | more
 
     try:
-        with files.mendable(place):
+        with files.os_errors_in_one_line(place):
             if place.is_dir():
                 place.rmdir()  # a folder takes the place of an empty one alone
             desk.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ class _Manifest:
         self.path, self.known = Path(path), set()
 
     def __enter__(self):
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(
                 self.path,
@@ -344,7 +344,7 @@ class _Manifest:
         return self
 
     def __exit__(self, *_):
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self._stream.close()
 
     def _hold(self):
@@ -364,7 +364,7 @@ class _Manifest:
 
     def forget(self, names, but):
         """Drop the records of these results, but not where they tell how one was made that is there: so they come once."""
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             lines = [
                 (line, _told(line)) for line in self._stream if line.endswith("\n")
             ]  # a killed process may not have ended its last
@@ -383,7 +383,7 @@ class _Manifest:
         return True
 
     def add(self, record):
-        with files.mendable(self.path):
+        with files.os_errors_in_one_line(self.path):
             self._stream.write(json.dumps(record) + "\n")
             self._stream.flush()
         self.known.add(record["output"])

@@ -18,7 +18,7 @@ STILLS = {".png", ".jpg", ".jpeg"}
 
 
 @dataclass
-class Lesson:
+class EncodedClip:
     """A clip whose codes are known."""
 
     name: str
@@ -30,7 +30,7 @@ class Lesson:
     path: Path | None = None
 
 
-class Codes:
+class LatentCache:
     """What the encoder makes of clips, with their sound, in one file beside the weights, so that it is made once.
 
     A clip is known by its path, size and time of change, and by the encoder. Codes are kept as their mean and the
@@ -64,7 +64,7 @@ class Codes:
                 f"{self.path}: cannot keep codes there ({problem}); free the disk, or delete the file"
             ) from problem
 
-    def learn(self, clip, device):
+    def encode(self, clip, device):
         """Encode a clip unless that was done before: a Lesson."""
         state = clip.stat()
         key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}" + (
@@ -83,7 +83,9 @@ class Codes:
                     [key, row[0], mean.tobytes(), (codes - mean).astype(np.float16).tobytes(), sound.tobytes()],
                 )
         frames = int(row[0].split()[0])
-        return Lesson(clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames), clip)
+        return EncodedClip(
+            clip.stem, clip.resolve().parent.name, _speaker(clip), key, frames, _opening(clip, frames), clip
+        )
 
     def _encode(self, clip, device):
         audio = audio_files.read_audio(clip) if self.sound else np.zeros(0, np.float32)
@@ -124,7 +126,7 @@ class Windows:
                     "create table if not exists windows (key text primary key, shape text, windows blob)"
                 )
 
-    def learn(self, lesson):
+    def encode(self, lesson):
         """Keep the windows of a clip, unless that was done before."""
         if self.kept and self._row("1", lesson) is None:
             made = self._make(lesson)
@@ -154,7 +156,7 @@ class Windows:
             ).fetchone()
 
 
-def find(sources):
+def list_clips(sources):
     """The clips among files and in folders, as datasets.clips finds them. raises TalkheadError if there are none."""
     found = [path for path in datasets.clips(sources) if path.suffix.lower() not in STILLS]
     if not found:

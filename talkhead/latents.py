@@ -25,7 +25,7 @@ def to_w_plus(w, num_ws):
     return w[:, None].expand(-1, num_ws, -1).clone()
 
 
-def grow(w_plus, num_ws):
+def extend_layers(w_plus, num_ws):
     """Latents, or displacements, of a generator's layers for one that grew out of it: the layers beyond are as the last.
 
     w_plus    (..., L, 512), tensor or numpy array; L at most num_ws
@@ -205,7 +205,7 @@ def random_latents(generator, count, times, seed=0):
 
 def _principal(chunks, components):
     """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
-    spread = _Spread()
+    spread = _CovarianceAccumulator()
     for chunk in chunks:
         for rows in (
             torch.as_tensor(chunk).detach().flatten(1).split(1024)
@@ -221,7 +221,7 @@ def _principal(chunks, components):
     return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it
 
 
-class _Spread:
+class _CovarianceAccumulator:
     """How rows (n, D) lie about their mean: the rows themselves while they are at most D, then the sums of their products,
     in two D² arrays at most. By scipy, whose BLAS adds up one triangle alone, and whose LAPACK finds the largest vectors alone.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from talkhead.errors import TalkheadError
-from talkhead.fid import Seen, compare_features, warn_of_few
+from talkhead.fid import FeatureAccumulator, compare_features, warn_of_few
 from talkhead.landmarks import mouth_opening
 
 PEAK = 255.0  # the largest pixel value
@@ -27,7 +27,7 @@ _GAUSSIAN /= _GAUSSIAN.sum()
 _ROWS, _COLUMNS = 24, 16  # blurred in one product of matrices: so few that all stays in the cache, and in one thread
 
 
-class Following(NamedTuple):
+class LagCorrelation(NamedTuple):
     """How one signal follows another, as `correlation_and_lag` found it."""
 
     correlation: float  # Pearson's r of the two as they stand, without any shift
@@ -211,7 +211,7 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
                       psnr         decibels, mean over the frames that differ; null if none does (it would be infinite)
                       identical    how many frames are equal in every pixel: those that `psnr` leaves out
                       ssim         mean over frames
-                      lmd, detector, …            as `Mouths` has them, with a detector
+                      lmd, detector, …            as `LandmarkMeasures` has them, with a detector
                       fid, kid, fid_features      as `compare_features` has them, over all frames, also those of no partner
                     and what `measures` report
     raises          TalkheadError if a clip is empty or the frame sizes differ
@@ -220,9 +220,9 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
     Source: thesis §5.2.1.
     """
     totals = {"psnr": _Mean(), "ssim": _Mean()}
-    mouths = None if detector is None else Mouths(detector.name, max_lag)
+    mouths = None if detector is None else LandmarkMeasures(detector.name, max_lag)
     truth = None if real_landmarks is None else iter(real_landmarks)
-    seen = [Seen(features), Seen(features)] if callable(features) else features or []
+    seen = [FeatureAccumulator(features), FeatureAccumulator(features)] if callable(features) else features or []
     counts, identical, size = [0, 0], 0, None
     for a, b in zip_longest(real, fake):
         for cloud, frame in zip(seen, (a, b)):
@@ -276,7 +276,7 @@ def _face(frame, detector):
     return next(iter(detector(frame)), None)
 
 
-class Mouths:
+class LandmarkMeasures:
     """What the landmarks of two clips tell, as the frames come.
 
     detector   the name of who finds them
@@ -288,7 +288,7 @@ class Mouths:
       real_no_face, fake_no_face  frames in which nobody was seen
       velocity_error, velocity_frames     pixels a frame: how far apart the mouth points' movements from frame to frame are, mean over
                                   points and over the pairs of neighbouring frames with a face in both clips
-      opening_correlation, opening_lag, opening_best   of the mouths' openings, as `Following`; null where the clips are too short for
+      opening_correlation, opening_lag, opening_best   of the mouths' openings, as `LagCorrelation`; null where the clips are too short for
                                   it or a mouth was never seen
       real_jitter, fake_jitter    pixels: mean size of the second difference in time of the landmarks that are not the mouth's
       real_sharpness, fake_sharpness      mean over frames of `sharpness`
@@ -331,12 +331,12 @@ class Mouths:
         return found
 
 
-class Lips:
+class BilabialClosure:
     """Whether two mouths shut for the /p b m/, as the frames come.
 
     times      list of (start, end), seconds: when lips must be shut
     source     how that is known, for the report
-    share      lips count as shut below this share of the true mouth's way, as `shut_below`
+    share      lips count as shut below this share of the true mouth's way, as `closed_threshold`
     fps        frames a second
     tolerance  frames by which they may shut too early or too late
 
@@ -356,9 +356,9 @@ class Lips:
 
     def report(self):
         real, fake = self.openings
-        shut = shut_below(real, self.share)
-        asked = len(closures_met(real, self.times, shut, *self.timing))
-        luck = closures_by_luck(fake, self.times, shut, *self.timing)
+        shut = closed_threshold(real, self.share)
+        asked = len(met_closures(real, self.times, shut, *self.timing))
+        luck = chance_closures(fake, self.times, shut, *self.timing)
         return {
             "closures": asked,
             "closures_from": self.source,
@@ -416,7 +416,7 @@ def correlation_and_lag(real, fake, max_lag=MAX_LAG):
         for shift in shifts
     }
     lag = max(shifts, key=lambda shift: round(found[shift], 9))  # rounding errors decide nothing
-    return Following(found[0], lag, found[lag])
+    return LagCorrelation(found[0], lag, found[lag])
 
 
 def _correlation(a, b):
@@ -430,7 +430,7 @@ def _correlation(a, b):
     return float(a @ b / norm) if norm > 1e-12 * max(1.0, len(a)) else 0.0
 
 
-def closures_met(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
+def met_closures(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
     """Say for each sound made with shut lips whether the lips did shut.
 
     opening    (T,), mouth opening of each frame; NaN where it is not known
@@ -453,17 +453,17 @@ def closures_met(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
 
 
 def closure_rate(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
-    """Say what share of the /p b m/ was made with shut lips; arguments as `closures_met`.
+    """Say what share of the /p b m/ was made with shut lips; arguments as `met_closures`.
 
     returns  float in [0, 1], or None if the clip has no closure
 
     Source: thesis §5.3.
     """
-    met = closures_met(opening, closures, threshold, fps, tolerance)
+    met = met_closures(opening, closures, threshold, fps, tolerance)
     return float(met.mean()) if len(met) else None
 
 
-def shut_below(opening, share=SHUT):
+def closed_threshold(opening, share=SHUT):
     """The opening below which a clip's lips count as shut.
 
     opening  (T,), the true clip's; NaN where it is not known
@@ -478,14 +478,14 @@ def shut_below(opening, share=SHUT):
     return float(rest + share * (wide - rest))
 
 
-def closures_by_luck(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
-    """How many closures the same mouth would meet if it were out of step: mean over shifts of 4 to 10 frames; arguments as `closures_met`.
+def chance_closures(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
+    """How many closures the same mouth would meet if it were out of step: mean over shifts of 4 to 10 frames; arguments as `met_closures`.
 
     A mouth that hardly opens meets them all, and one that moves at random meets some.
     """
     return float(
         np.mean(
-            [closures_met(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]
+            [met_closures(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]
         )
     )
 

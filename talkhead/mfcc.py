@@ -61,7 +61,7 @@ def mfcc(audio, floor=FLOOR):
     return np.concatenate(list(stream_mfcc([samples], floor)))
 
 
-def loudness(blocks):
+def log_mel(blocks):
     """How loud each mel filter is above the floor of `mfcc`, a hundred times a second, as the sound comes.
 
     blocks   iterator of float (n,), the next samples at 16 kHz, mono, in [-1, 1]; NaN counts as silence
@@ -73,10 +73,10 @@ def loudness(blocks):
         yield np.log1p(energies / 10 ** ((level(energies) + FLOOR) / 10)[:, None]).astype(np.float32)
 
 
-def cepstra(blocks):
+def mfcc_26(blocks):
     """All 26 coefficients of python_speech_features for 16-bit samples, a hundred times a second, as the sound comes.
 
-    blocks   as `loudness` takes them
+    blocks   as `log_mel` takes them
     yields   float32 (m, 26), the next steps; the first coefficient is the logarithm of all energy
     """
     for power in _spectra(blocks, centre=False):
@@ -134,7 +134,7 @@ def _cut(steps, size, per_frame, count):
         yield np.ascontiguousarray(steps[per_frame * index :][:size].T)
 
 
-class Heard:
+class FrameCounter:
     """Blocks of samples, handed on; `frames` tells how many video frames have begun in those that were."""
 
     def __init__(self, blocks):
@@ -154,7 +154,7 @@ def mfcc_windows(audio):
     return windows(mfcc(audio), num_frames(audio))
 
 
-def disturb(audio, rng):
+def augment_audio(audio, rng):
     """Make a recording sound as if another microphone, line and room had taken it. For training.
 
     audio    float (N,) at 16 kHz
@@ -181,13 +181,13 @@ def disturb(audio, rng):
     return np.fft.irfft(heard * 10 ** (rng.uniform(-20, 6) / 20), length)[: len(audio)]
 
 
-def hasten(audio, factor):
+def change_speed(audio, factor):
     """Play a recording `factor` times as fast, pitch and all: float (N,) to float64 (N / factor,). For training."""
     times = np.arange(int(len(audio) / factor)) * factor
     return np.interp(times, np.arange(len(audio)), audio)
 
 
-def echo(audio, rng):
+def reverberate(audio, rng):
     """Make a recording sound as if it had been taken in a room, 0.1 to 0.7 s of echo long. For training.
 
     audio    float (N,) at 16 kHz

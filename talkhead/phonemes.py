@@ -228,7 +228,7 @@ def _read(path, clip):
 def _text(path):
     from talkhead import files  # PyAV, which nothing else here needs
 
-    with files.mendable(path):
+    with files.os_errors_in_one_line(path):
         data = Path(path).read_bytes()
     try:
         return files.decoded(data)
@@ -428,7 +428,7 @@ def read_dictionary(path):
     """
     from talkhead import files
 
-    with files.mendable(path):
+    with files.os_errors_in_one_line(path):
         text = files.decoded(Path(path).read_bytes(), "replace")
     words = {}
     for number, line in enumerate(text.splitlines(), 1):

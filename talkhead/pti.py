@@ -9,12 +9,12 @@ import math
 import numpy as np
 import torch
 
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.fingerprints import digest
 from talkhead.images import sheet
 from talkhead.losses import Perceptual
-from talkhead.training import Rest, fit, seeded
+from talkhead.training import EarlyStopping, fit, seeded
 
 SHOWN = 8  # images of a sample sheet
 
@@ -29,7 +29,7 @@ def tune(
     batch=4,
     locality=0.0,
     locality_radius=30.0,
-    least_gain=0.02,
+    min_delta=0.02,
     seed=0,
     on_record=None,
 ):
@@ -43,7 +43,7 @@ def tune(
     perceptual       name of a losses.Perceptual, or such a loss
     batch            images of one step; fewer images are all taken in every step
     locality         weight of the wish that faces `locality_radius` away from the pivots stay as they were; 0 leaves it out
-    least_gain       tuning ends when 50 steps lower their mean loss by less than this part of it; 0 takes all steps
+    min_delta       tuning ends when 50 steps lower their mean loss by less than this part of it; 0 takes all steps
     on_record        called with {"step", "loss", "perceptual", "pixel"…} after every step
     returns          a stylegan.Generator, frozen, in evaluation mode. `lineage` holds the fingerprints of what
                      it came from, so that what was trained for the parent still fits it
@@ -57,14 +57,14 @@ def tune(
     eq. 4.8 prints a norm; the steps end early, because a small generator is done in a few dozen.
     """
     tuner = _Tuner(images, generator, pivots, perceptual, lr, locality, locality_radius, seed, batch=batch)
-    at_rest = Rest(least_gain)
+    converged = EarlyStopping(min_delta)
     for index in range(steps):
         record = {name: float(value) for name, value in seeded(tuner.step, index, seed, tuner.team.device).items()}
         if not math.isfinite(record["loss"]):
             raise TalkheadError(f"tuning, step {index + 1}: the loss is {record['loss']}; lower --lr")
         if on_record is not None:
             on_record({"step": index + 1} | record)
-        if at_rest(record):
+        if converged(record):
             break
     return tuner.child.requires_grad_(False)
 
@@ -82,7 +82,7 @@ def train(
     perceptual="auto",
     locality=0.0,
     locality_radius=30.0,
-    least_gain=0.02,
+    min_delta=0.02,
     accumulate=1,
     precision="float32",
     seed=0,
@@ -94,7 +94,7 @@ def train(
     out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator, and beside it
                  "identity", the mean of the pivots, float32 (L, 512): what the face that was tuned on speaks from
     photo        uint8 (S, S, 3), the aligned face at its own resolution, kept in the file too: `generate` gives the frames its detail
-    steps … least_gain          as in `tune`; fewer images than a batch are a batch
+    steps … min_delta          as in `tune`; fewer images than a batch are a batch
     accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
     precision    "float32", or "bfloat16" or "float16" for the networks' passes under autocast
     run          how training.fit logs and saves; its `samples` are some of the images over what is drawn at their pivots
@@ -116,16 +116,16 @@ def train(
         accumulate=accumulate,
         precision=precision,
     )
-    at_rest, child = Rest(least_gain), tuner.child
+    converged, child = EarlyStopping(min_delta), tuner.child
     about = {
         "generator": digest(generator),
         "images": digest({"images": images}),
-        "pivots": _bearings(tuner.pivots),
+        "pivots": _simhash(tuner.pivots),
         "batch": tuner.team.batch,
         "lr": lr,
         "locality": locality,
         "locality_radius": locality_radius,
-        "least_gain": least_gain,
+        "min_delta": min_delta,
         "seed": seed,
     }
     header = {
@@ -137,13 +137,13 @@ def train(
     } | ({} if photo is None else {"photo": torch.from_numpy(np.ascontiguousarray(photo))})
     yield from fit(
         tuner.step,
-        {"model": child, "optimizer": tuner.adam, "rest": at_rest},
+        {"model": child, "optimizer": tuner.adam, "rest": converged},
         steps=steps,
         out=out,
         header=header,
         team=tuner.team,
         seed=seed,
-        at_rest=at_rest,
+        converged=converged,
         draw=tuner.draw,
         **run,
     )
@@ -178,7 +178,7 @@ def _child(generator):
 def _team(count, batch, **options):
     """Fewer images than a batch are a batch."""
     try:
-        return Team(min(batch, count), **options)
+        return Distributed(min(batch, count), **options)
     except TalkheadError as problem:
         raise (
             problem if batch <= count else TalkheadError(f"{count} images, all taken in every step: {problem}")
@@ -195,7 +195,7 @@ def _picks(index, batch, count, seed):
     return [int(orders[position // count][position % count]) for position in positions]
 
 
-def _bearings(latents):
+def _simhash(latents):
     """16 hex digits that say where latents point, and do not hang on their last bits: another number of threads rounds an
     encoder's codes otherwise, and the run is still the same. Each bit is the side of a random plane that they lie on.
     """
@@ -225,7 +225,7 @@ class _Tuner:
 
     def step(self, index):
         picks = _picks(index, self.team.batch, len(self.images), self.seed)
-        return self.team.descend(lambda share: self._loss(share, share(picks)), self.adam)
+        return self.team.optimizer_step(lambda share: self._loss(share, share(picks)), self.adam)
 
     def _loss(self, share, picks):
         images, pivots = self.images[picks], self.pivots[picks]

@@ -67,15 +67,15 @@ def read(path):
     with files.reading(path) as stream, _refusals(path):
         size = stream.seek(0, io.SEEK_END)
         budget = _Budget(size)
-        source = _Stretch(stream, 0, size)
+        source = _FileSlice(stream, 0, size)
         form = _form(source)
         if form == "zip":
             value = _read_zip(stream, budget)
         elif form == "legacy":
             value = _read_legacy(source, budget)
         else:
-            value = _Machine(source, budget).load()
-        return _Plain(size).of(value)[0]
+            value = _PickleVM(source, budget).load()
+        return _Sanitizer(size).of(value)[0]
 
 
 def sniff(path):
@@ -84,7 +84,7 @@ def sniff(path):
     raises   TalkheadError if it is missing or none of these
     """
     with files.reading(path) as stream, _refusals(path):
-        return _form(_Stretch(stream, 0, stream.seek(0, io.SEEK_END)))
+        return _form(_FileSlice(stream, 0, stream.seek(0, io.SEEK_END)))
 
 
 class _Refusal(Exception):
@@ -114,7 +114,7 @@ def _refusals(path):
         raise TalkheadError(f"{path}: damaged or cut short; copy or download it again") from error
 
 
-def _shown(name):
+def _printable(name):
     """A name out of the file, fit for one line."""
     text = str(name)
     return ascii(text[:77] + "..." if len(text) > 80 else text)[1:-1]
@@ -154,7 +154,7 @@ class _Budget:
             raise _Refusal("asks for more memory than it has data; copy or download it again, from its makers")
 
 
-class _Stretch:
+class _FileSlice:
     """A stretch of a file, read in order and never past its end. What it is asked for is there before memory is taken for it."""
 
     def __init__(self, stream, start, stop):
@@ -168,14 +168,14 @@ class _Stretch:
         return self._stream.read(min(count, len(self)))
 
     def copy(self):
-        return _Stretch(self._stream, self._at, self._stop)
+        return _FileSlice(self._stream, self._at, self._stop)
 
     def skip(self, count):
         """The next `count` bytes as a stretch of their own."""
         if count > len(self):
             raise EOFError
         start, self._at = self._at, self._at + count
-        return _Stretch(self._stream, start, self._at)
+        return _FileSlice(self._stream, start, self._at)
 
     def read(self, count):
         if count > self._stop - self._at:
@@ -221,7 +221,7 @@ _KEYS = (
 )  # a nested tuple's hash would overflow the C stack; a float's can be made to collide
 
 
-class _Machine:
+class _PickleVM:
     """Runs a pickle's opcodes on plain data.
 
     source      _Stretch; what follows the pickle stays unread
@@ -342,8 +342,8 @@ class _Machine:
 
     def _reduce(self):
         maker, arguments = self._pair()
-        if type(maker) is not _Maker or type(arguments) is not tuple:
-            raise _Refusal(f"calls {_called(maker)}, and nothing was run; get it again from its makers")
+        if type(maker) is not _Constructor or type(arguments) is not tuple:
+            raise _Refusal(f"calls {_type_name(maker)}, and nothing was run; get it again from its makers")
         self._stack.append(maker.make(self, *arguments))
 
     def _build(self):
@@ -355,7 +355,7 @@ class _Machine:
         elif type(target) in (_Dtype, _Array):
             target.build(self, state)
         elif type(target) is not OrderedDict:  # its state is a state_dict's _metadata
-            raise _Refusal(f"gives a state to {_called(target)}; get it again from its makers")
+            raise _Refusal(f"gives a state to {_type_name(target)}; get it again from its makers")
 
     def _refer(self):
         reference = self._stack.pop()
@@ -365,44 +365,44 @@ class _Machine:
 
 
 _STEPS = {
-    b"\x80": _Machine._protocol,
-    b"\x95": _Machine._frame,
-    b"(": _Machine._mark,
-    b"t": _Machine._tuple,
+    b"\x80": _PickleVM._protocol,
+    b"\x95": _PickleVM._frame,
+    b"(": _PickleVM._mark,
+    b"t": _PickleVM._tuple,
     b"a": lambda machine: machine._append([machine._stack.pop()]),
     b"e": lambda machine: machine._append(machine._items()),
     b"s": lambda machine: machine._set(machine._pair()),
     b"u": lambda machine: machine._set(machine._items()),
-    b"\x90": _Machine._add,
+    b"\x90": _PickleVM._add,
     b"\x94": lambda machine: machine._put(len(machine._memo)),
     b"c": lambda machine: machine._global(machine.source.readline(), machine.source.readline()),
     b"\x93": lambda machine: machine._global(*machine._pair()),
-    b"R": _Machine._reduce,
-    b"\x81": _Machine._reduce,  # NEWOBJ: what may be called is in the table, either way
-    b"b": _Machine._build,
-    b"Q": _Machine._refer,
+    b"R": _PickleVM._reduce,
+    b"\x81": _PickleVM._reduce,  # NEWOBJ: what may be called is in the table, either way
+    b"b": _PickleVM._build,
+    b"Q": _PickleVM._refer,
 }
 
 
 def _key(key):
-    if type(key) is _Stretch and len(key) <= NAME:
+    if type(key) is _FileSlice and len(key) <= NAME:
         key = key.peek(NAME)
     if type(key) not in _KEYS or type(key) is int and not -(2**63) <= key < 2**63:
-        raise _Refusal(f"has {_called(key)} as a key, which no file of weights needs; get it again from its makers")
+        raise _Refusal(f"has {_type_name(key)} as a key, which no file of weights needs; get it again from its makers")
     return key
 
 
-def _called(value):
+def _type_name(value):
     """A value in an error: never by its contents, which may be without end."""
     kind = type(value).__name__.strip("_").lower()
-    return _shown(value.name) if type(value) is _Maker else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    return _printable(value.name) if type(value) is _Constructor else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _unknown(name):
     if name.startswith("dnnlib.tflib."):
-        return f"a TensorFlow network ({_shown(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
+        return f"a TensorFlow network ({_printable(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
     return (
-        f"refers to {_shown(name)}, which is code, not weights, and nothing was run; "
+        f"refers to {_printable(name)}, which is code, not weights, and nothing was run; "
         "ask its makers for plain weights (a state_dict)"
     )
 
@@ -411,7 +411,7 @@ def _unknown(name):
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _Constructor:
     name: str
     make: object  # function of the machine and of the arguments in the file
 
@@ -431,7 +431,7 @@ class _Dtype:
     def __init__(self, machine, code, *_):
         if not re.fullmatch("b1|[iu][1248]|f[248]", code):
             raise _Refusal(
-                f"holds numpy values of type {_shown(code)}, not numbers; ask its makers for plain weights (a state_dict)"
+                f"holds numpy values of type {_printable(code)}, not numbers; ask its makers for plain weights (a state_dict)"
             )
         self._code, self._order = code, "="
 
@@ -489,7 +489,7 @@ class _Storage:
 
 def _data(machine, value):
     """Bytes out of the file."""
-    if type(value) is _Stretch:
+    if type(value) is _FileSlice:
         machine.budget.take(len(value))
         return value.peek(len(value))
     if type(value) is not bytes:
@@ -554,10 +554,10 @@ def _inner(machine, data):
     """The storage in bytes that torch.save wrote: so a tensor lies in a plain pickle."""
     if machine.inner:
         raise _Refusal("holds torch's files in torch's files; get it again from its makers")
-    source = data.copy() if type(data) is _Stretch else _Stretch(io.BytesIO(_data(machine, data)), 0, len(data))
+    source = data.copy() if type(data) is _FileSlice else _FileSlice(io.BytesIO(_data(machine, data)), 0, len(data))
     storage = _read_legacy(source, machine.budget, inner=True)
     if type(storage) is not _Storage:
-        raise _Refusal(f"holds {_called(storage)} where a storage should be; get it again from its makers")
+        raise _Refusal(f"holds {_type_name(storage)} where a storage should be; get it again from its makers")
     return storage
 
 
@@ -600,7 +600,7 @@ _MAKERS = {
 
 # A storage class is used as nothing but the type of its numbers.
 _GLOBALS = {
-    **{name: _Maker(name, make) for name, make in _MAKERS.items()},
+    **{name: _Constructor(name, make) for name, make in _MAKERS.items()},
     **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
     **{str(dtype): dtype for dtype in _DTYPES.values()},
     "numpy.ndarray": "numpy.ndarray",
@@ -632,7 +632,7 @@ class _Storages:
 def _read_legacy(source, budget, inner=False):
     """torch.save before 1.6, and still the format of a tensor in a plain pickle: pickles one after another, then the numbers."""
     storages = _Storages(budget)
-    machine = _Machine(source, budget, storages, inner)
+    machine = _PickleVM(source, budget, storages, inner)
     if (machine.load(), machine.load(), machine.load()["little_endian"]) != (LEGACY_MAGIC, LEGACY_PROTOCOL, True):
         raise ValueError
     value = machine.load()
@@ -693,13 +693,13 @@ def _read_zip(stream, budget):
             raise _Refusal("written on a machine of the other byte order; save it again on a common one")
         program = load("data.pkl")
         storages = _Storages(budget, lambda key, storage: fill(f"data/{key}", storage.memory))
-        return _Machine(_Stretch(io.BytesIO(program), 0, len(program)), budget, storages).load()
+        return _PickleVM(_FileSlice(io.BytesIO(program), 0, len(program)), budget, storages).load()
 
 
 # What the caller gets -------------------------------------------------------------------------------------------------
 
 
-class _Plain:
+class _Sanitizer:
     """Makes what a machine left into plain values that are safe to walk: no cycles, not too deep, not unfolding without end.
 
     size    bytes of the file: no module holds more numbers
@@ -732,11 +732,13 @@ class _Plain:
             return kind(part[0] for part in parts), *_extent(parts)
         if kind is set:
             return set(value), 1, 1 + len(value)
-        if kind is _Stretch:
+        if kind is _FileSlice:
             return value.peek(len(value)), 1, 1
         if kind in (_Array, _Storage) and value.values is not None:
             return value.values, 1, 1
-        raise _Refusal(f"holds {_called(value)} where data should be; ask its makers for plain weights (a state_dict)")
+        raise _Refusal(
+            f"holds {_type_name(value)} where data should be; ask its makers for plain weights (a state_dict)"
+        )
 
     def _dict(self, value, depth):
         parts = [self.of(part, depth) for part in value.values()]
@@ -786,7 +788,9 @@ def _named(own, key, kind):
     entries = {_word(name): value for name, value in entries.items() if value is not None}
     for value in entries.values():
         if type(value) is not kind:
-            raise _Refusal(f"{_called(value)} among a module's {key}; ask its makers for plain weights (a state_dict)")
+            raise _Refusal(
+                f"{_type_name(value)} among a module's {key}; ask its makers for plain weights (a state_dict)"
+            )
     return entries
 
 

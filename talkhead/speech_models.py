@@ -59,10 +59,10 @@ class CharacterModel(nn.Module):
         state    what a call on the features just before returned; None at the beginning
         returns  the logits, and the state after the last step
         """
-        heard, state = self.listen(features, state)
+        heard, state = self.encode(features, state)
         return self.spell(heard), state
 
-    def listen(self, features, state=None):
+    def encode(self, features, state=None):
         """As calling the model, but what the logits are made of: (B, K, hidden)."""
         heard, tails, state = features / 4, [], state or {}  # so that ordinary speech is about one
         for k, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
@@ -85,7 +85,7 @@ class CharacterModel(nn.Module):
         """
         device = next(self.parameters()).device
         held, state, heard = np.empty((0, mfcc.FILTERS), np.float32), None, 0
-        for piece in chain(mfcc.loudness(blocks), [None]):
+        for piece in chain(mfcc.log_mel(blocks), [None]):
             # After the end it hears the silence that it has waited for.
             held = (
                 np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0)))
@@ -199,7 +199,7 @@ class DeepSpeech(nn.Module):
         blocks   iterator of float (n,), the next samples at 16 kHz
         yields   float32 (m, 29), the next steps
         """
-        pieces = list(mfcc.cepstra(blocks))
+        pieces = list(mfcc.mfcc_26(blocks))
         if pieces:
             features = torch.from_numpy(np.concatenate(pieces)[::2].copy()).to(next(self.parameters()).device)
             yield from (logits.cpu().numpy() for logits in self(features))
@@ -281,7 +281,7 @@ def _read_graph(path):
     from google.protobuf.message import DecodeError
 
     graph = graph_messages(f"{path}: cannot be read")["GraphDef"]()
-    with files.mendable(path):
+    with files.os_errors_in_one_line(path):
         contents = Path(path).read_bytes()
     try:
         graph.ParseFromString(contents)
@@ -371,7 +371,7 @@ def graph_messages(where="graph"):
 # Other people's networks ----------------------------------------------------------------------------------------------
 
 
-class Hidden:
+class TransformersFeatures:
     """The hidden states of a wav2vec 2.0 or HuBERT network of `transformers`: an acoustic model.
 
     name     "wav2vec2" or "hubert"
@@ -464,7 +464,7 @@ def _between(rows, places):
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def read_out(logits):
+def greedy_decode(logits):
     """The text that logits spell, taking the likeliest label of every step.
 
     logits   (K, 29), tensor or array
@@ -477,4 +477,4 @@ def read_out(logits):
 
 def transcribe(model, audio):
     """What a CharacterModel or DeepSpeech reads in a recording, float (N,) at 16 kHz: str."""
-    return read_out(np.concatenate(list(model.steps([audio]))))
+    return greedy_decode(np.concatenate(list(model.steps([audio]))))

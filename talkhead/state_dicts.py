@@ -203,7 +203,7 @@ def _ours(state, names, filters):
     ours = {}
     for name, (theirs, before, after) in names:
         if theirs in rest:
-            ours[name] = _reframe(rest.pop(theirs), -before, -after, theirs)
+            ours[name] = _reshape_unit_axes(rest.pop(theirs), -before, -after, theirs)
         elif not name.endswith(("noise_const", "w_avg")):
             raise TalkheadError(f"has no {theirs}: not a StyleGAN2, or not all of it")
     if rest:
@@ -217,10 +217,10 @@ def _theirs(state, names):
     lacking = next((ours for ours, _ in names if ours not in state), None)
     if lacking:
         raise TalkheadError(f"has no {lacking}; the file is damaged")
-    return {name: _reframe(state[ours], *frame, ours) for ours, (name, *frame) in names}
+    return {name: _reshape_unit_axes(state[ours], *frame, ours) for ours, (name, *frame) in names}
 
 
-def _reframe(value, before, after, name):
+def _reshape_unit_axes(value, before, after, name):
     """Put so many axes of length one in front and behind, or take them away where negative."""
     shape = tuple(value.shape)
     lost = shape[: max(-before, 0)] + shape[len(shape) - max(-after, 0) :]

@@ -1,4 +1,4 @@
-"""StyleGAN2 config-F: the image generator, its critic, and how the two are trained.
+"""StyleGAN2 config-F: the image generator, its discriminator, and how the two are trained.
 
 Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN"; thesis §2.4.1, §3.3.1.
 Plain torch operations only, and some ways to spend them well that do not change the picture:
@@ -31,7 +31,7 @@ def channel_widths(resolution, base=32768, largest=512):
     return [min(base // 2**k, largest) for k in range(2, int(math.log2(resolution)) + 1)]
 
 
-def extended(channels, resolution):
+def extend_widths(channels, resolution):
     """Widths for another resolution than they were made for: the same at the levels that both have.
 
     channels     widths at 4², 8² …
@@ -303,7 +303,7 @@ def build(config):
 
 
 class _DownBlock(nn.Module):
-    """Residual block of the critic: two convolutions, the second of stride 2, beside a strided 1x1."""
+    """Residual block of the discriminator: two convolutions, the second of stride 2, beside a strided 1x1."""
 
     def __init__(self, inputs, outputs, clamp=None):
         super().__init__()
@@ -324,7 +324,7 @@ class _DownBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """StyleGAN2's residual critic with minibatch standard deviation.
+    """StyleGAN2's residual discriminator with minibatch standard deviation.
 
     images (N, 3, R, R) -> logits (N, 1); with `features=True` also the activations of each level. Options as Generator's.
 
@@ -371,7 +371,7 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def inherit(generator, state):
+def load_matching_weights(generator, state):
     """Give a generator what fits of another one's weights; what it has beyond that starts without effect.
 
     generator   Generator of any resolution

@@ -121,7 +121,7 @@ class Sync(NamedTuple):
     offset: int  # frames, as the public code gives it: positive where the sound must be delayed to fit the lips
 
 
-def agreement(seen, heard, shifts=SHIFTS):
+def sync_scores(seen, heard, shifts=SHIFTS):
     """LSE-D, LSE-C and the offset of what was seen and heard.
 
     seen, heard  float (N, 1024) each, of the same moments
@@ -183,7 +183,7 @@ def crop(frame, box):
     return small.round().byte().permute(1, 2, 0).numpy()
 
 
-class Watcher:
+class SyncNetEvaluator:
     """Sees the frames of one clip as they come, and says at the end how well they fit its sound.
 
     network  SyncNet
@@ -218,7 +218,7 @@ class Watcher:
             self._crops = self._crops[1 - FRAMES :]
 
     @torch.no_grad()
-    def listen(self, audio):
+    def score(self, audio):
         """Compare all frames so far with their sound, float (N,) at 16 kHz: Sync, or None of a clip shorter than six frames."""
         while self._waiting:
             self._crop()
@@ -235,4 +235,4 @@ class Watcher:
             self.network.hear(torch.from_numpy(windows[start : start + 64]).to(self.device)).cpu().numpy()
             for start in range(0, count, 64)
         ]
-        return agreement(np.concatenate(self._seen)[:count], np.concatenate(heard))
+        return sync_scores(np.concatenate(self._seen)[:count], np.concatenate(heard))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from talkhead import blinking, checkpoints, faces, vad
-from talkhead.audio2latent import displacements, heard_by
+from talkhead.audio2latent import displacements, load_features_for
 from talkhead.detail import Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
 from talkhead.errors import TalkheadError
@@ -60,7 +60,7 @@ def _checked(latent, generator, index):
     return latent
 
 
-def origin(encoder, identity, batch=8):
+def encode_identity(encoder, identity, batch=8):
     """The code of a face.
 
     encoder   encoders.ResNetEncoder
@@ -73,7 +73,7 @@ def origin(encoder, identity, batch=8):
     return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
 
 
-def drive(
+def speech_to_latents(
     encoder,
     audio2latent,
     identity,
@@ -98,7 +98,7 @@ def drive(
                   latents need, and changes nothing else
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
-    features      what the model hears, as audio2latent.heard_by makes it; None makes it here
+    features      what the model hears, as audio2latent.load_features_for makes it; None makes it here
     gate          shut the mouth where nobody speaks: in pauses, in noise and in music
     layers        (first, last), counted from 0: speech moves only these layers of W+; None moves all
     blink         blinks a minute, at moments that `seed` sets; 0 for none
@@ -111,14 +111,14 @@ def drive(
     Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech moves.
     """
     start = _start(encoder, identity, batch)
-    features = features or heard_by(audio2latent)
+    features = features or load_features_for(audio2latent)
     heard, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
     moved = displacements(
         audio2latent, features.stream(heard), start, chunk=batch, seed=None if deterministic else seed
     )
     if gate:
         *_, rest = displacements(audio2latent, features.windows(SILENCE), start, seed=None)
-        moved = vad.shut(moved, vad.Voice().stream(again), rest)
+        moved = vad.gate_mouth(moved, vad.VoiceActivityDetector().stream(again), rest)
     else:
         del again  # or all of the sound would be kept for it
     chosen = np.zeros((len(start), 1), np.float32)
@@ -129,15 +129,15 @@ def drive(
         yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
 
 
-def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
+def noise_to_latents(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
     """Say where in W+ a face goes by chance.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
     video_gan     video_gan.LatentGenerator
-    identity      as `drive` takes it
+    identity      as `speech_to_latents` takes it
     seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every face alike
     frames        how many; None never ends
-    batch, gain   as `drive` takes them
+    batch, gain   as `speech_to_latents` takes them
     yields        float32 (L, 512)
 
     Source: thesis §3.4.2, eq. 3.5: w_t = w_I + d_t, where d_t is always measured from the identity.
@@ -149,7 +149,7 @@ def wander(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0)
 
 def _start(encoder, identity, batch):
     identity = np.asarray(identity)
-    return identity if identity.dtype.kind == "f" else origin(encoder, identity, batch)
+    return identity if identity.dtype.kind == "f" else encode_identity(encoder, identity, batch)
 
 
 def generate(
@@ -175,7 +175,7 @@ def generate(
     detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does, and so does a code
     neutral     bring a mouth that is open in the photo to rest first
     motion      gain       factor on all movement [1.0]
-                features   what the model hears, as `heard_by` makes it [made here]
+                features   what the model hears, as `load_features_for` makes it [made here]
                 gate       shut the mouth where nobody speaks [False]
                 layers     (first, last) layers of W+ that speech moves, counted from 0 [all]
                 blink, blink_latent        blinks a minute [0], and float32 (L, 512), what shuts the eyes
@@ -198,7 +198,9 @@ def generate(
         )
     if isinstance(photo, Film):
         match_range(photo, generator, audio2latent, code, motion.get("features"))
-    frames = synthesize(generator, drive(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision)
+    frames = synthesize(
+        generator, speech_to_latents(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision
+    )
     return (
         frames
         if photo is None
@@ -267,16 +269,18 @@ def match_range(film, generator, audio2latent, code, features=None):
     film                     dubbing.Film
     generator, audio2latent  as `generate` takes them
     code                     float32 (L, 512), the face in the film
-    features                 as `drive` takes them
+    features                 as `speech_to_latents` takes them
     """
     if film.sound is not None:
-        path = drive(None, audio2latent, code, film.sound[: 10 * SAMPLE_RATE], features=features, deterministic=True)
+        path = speech_to_latents(
+            None, audio2latent, code, film.sound[: 10 * SAMPLE_RATE], features=features, deterministic=True
+        )
         film.gain = own_gain(film, synthesize(generator, path))
 
 
 def code_of(encoder, photo, generator):
     """The code of the face in a detail.Photo or dubbing.Film, at rest: float32 (L, 512)."""
-    return origin(encoder, photo.face(aligned_side(generator)))
+    return encode_identity(encoder, photo.face(aligned_side(generator)))
 
 
 def with_detail(
@@ -288,7 +292,7 @@ def with_detail(
     photo             detail.Photo, or dubbing.Film, whose frames get new lips
     code              float32 (L, 512), the identity, from which the frames' latents were displaced
     noise, precision  as `synthesize` took them
-    blink, seed       as `drive` took them; a film keeps its own blinks
+    blink, seed       as `speech_to_latents` took them; a film keeps its own blinks
     head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does not
     batch             frames drawn together; it changes the speed and the memory, not the picture
     yields            uint8 (H, W, 3), of the photo's size

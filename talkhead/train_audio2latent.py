@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from talkhead import mfcc, training
 from talkhead.audio2latent import displacements
 from talkhead.audio_features import Mfcc
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
-from talkhead.latent_cache import SAMPLES_PER_FRAME, Codes, Windows, find, split
+from talkhead.latent_cache import SAMPLES_PER_FRAME, LatentCache, Windows, list_clips, split
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
 
@@ -45,12 +45,12 @@ def train(
     perceptual="auto",
     augment=True,
     identity_noise=None,
-    noise_draws=1,
+    best_of_n=1,
     patience=None,
-    cool_down=0.0,
+    lr_decay=0.0,
     hold_out=10,
     validate_every=200,
-    average=0.998,
+    ema_decay=0.998,
     accumulate=1,
     precision="float32",
     seed=0,
@@ -76,13 +76,13 @@ def train(
     identity_noise  how far the model sees an identity beside its place, in spreads of the basis: a few hundred faces are
                     soon learned by heart, with every nod and blink that went with them. None: 0.3 for the second model,
                     0 for the first
-    noise_draws     how often the first model's noise is drawn for a chunk; it learns from the draw that comes nearest to the
+    best_of_n     how often the first model's noise is drawn for a chunk; it learns from the draw that comes nearest to the
                     true latents. From one draw alone, which tells nothing, it learns to ignore noise
     patience        measurements that bring nothing better after which the learning rate falls to a tenth; 0 lets it be.
                     None: 10 for the first model, 0 for the second
-    cool_down       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
+    lr_decay       share of the steps, the last ones, over which the learning rate falls to nothing along a cosine
     hold_out        speakers kept for validation: how many, or which; names of clips and of their folders are taken too
-    average         share that the running average of the weights keeps each step; the average is what is validated
+    ema_decay       share that the running average of the weights keeps each step; the average is what is validated
     accumulate      turns in which a batch is worked on, to fit into memory: the result is the same
     precision       "float32", or "bfloat16" or "float16" for the networks' passes under autocast
     run             how training.fit logs and saves
@@ -105,30 +105,30 @@ def train(
             "use networks that were made for each other"
         )
     features = features or Mfcc()
-    if tuple(features.shape) != model.heard:
+    if tuple(features.shape) != model.window_shape:
         raise TalkheadError(
-            f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.heard}; "
+            f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.window_shape}; "
             "build it for these features"
         )
-    model.hears = features.identity
+    model.feature_id = features.identity
     latent_weight, identity_noise, patience = (
         model.defaults[name] if told is None else told
         for name, told in (("latent_weight", latent_weight), ("identity_noise", identity_noise), ("patience", patience))
     )
     if not (latent_weight or mouth_weight or image_weight and image_frames):
         raise TalkheadError("weights: nothing to learn from; give latents, images or the mouth a weight above 0")
-    team = Team(batch, accumulate, precision, device)
-    with Codes(Path(out).with_suffix(".codes"), encoder) as codes:
+    team = Distributed(batch, accumulate, precision, device)
+    with LatentCache(Path(out).with_suffix(".codes"), encoder) as codes:
         lessons = []
-        if not team.leads:
+        if not team.is_main:
             team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
         windows = Windows(codes, features)
-        for clip in find(clips):
-            lessons.append(codes.learn(clip, device))
-            windows.learn(lessons[-1])
-            if team.leads and len(lessons) % run.get("log_every", 10) == 0:
+        for clip in list_clips(clips):
+            lessons.append(codes.encode(clip, device))
+            windows.encode(lessons[-1])
+            if team.is_main and len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
-        if team.leads:
+        if team.is_main:
             team.wait()
         training_set, held_out = split(lessons, hold_out, seed)
         settings = {
@@ -141,16 +141,16 @@ def train(
             "mouth_weight": mouth_weight,
             "augment": augment,
             "identity_noise": identity_noise,
-            "average": average,
+            "ema_decay": ema_decay,
         }
-        if cool_down:
-            settings |= {"cool_down": cool_down, "steps": steps}
+        if lr_decay:
+            settings |= {"lr_decay": lr_decay, "steps": steps}
         if model.noise_width:
-            settings |= {"noise_draws": noise_draws}
+            settings |= {"best_of_n": best_of_n}
         if patience:
             settings |= {"patience": patience, "validate_every": validate_every}
         mouth = _Mouth(model)
-        if team.leads and not Path(out).exists():
+        if team.is_main and not Path(out).exists():
             _measure(model, mouth, training_set, codes, windows)
         if isinstance(perceptual, str) and image_frames:
             perceptual = Perceptual(perceptual).to(device)
@@ -184,7 +184,7 @@ def train(
             else {}
         )
         state = {
-            "model": trainer.average,
+            "model": trainer.ema,
             "live": model,
             "mouth": mouth,
             "optimizer": trainer.adam,
@@ -215,40 +215,42 @@ class _Trainer:
         self.codes, self.windows, self.training_set, self.held_out = codes, windows, training_set, held_out
         self.settings, self.seed, self.team, self.done = settings, seed, team, 0
         self.plateau = _Plateau(settings.get("patience", 0))
-        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.ema = copy.deepcopy(model).requires_grad_(False)
         self.adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
         self.device = team.device
         lengths = np.array([lesson.frames for lesson in training_set])
         self.chances = lengths / lengths.sum()
-        self.feed = training.Feed(self._batch)
+        self.feed = training.Prefetcher(self._batch)
 
     def step(self, index):
         self._set_rate(index)
         chunks = self.feed(index)  # for each turn
-        record = self.team.descend(lambda share: self._loss(share, *chunks[share.turn]), self.adam, longest=1.0)
-        self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
+        record = self.team.optimizer_step(lambda share: self._loss(share, *chunks[share.turn]), self.adam, longest=1.0)
+        self._update_ema(min(self.settings["ema_decay"], (1 + index) / (10 + index)))
         self.done = index + 1
         return record
 
-    def _loss(self, share, windows, identity, target, there, portion, shown):
+    def _loss(self, share, windows, identity, target, valid, portion, shown):
         """The mean loss of a share of the batch, weighed by its portion of the frames that are there.
 
-        windows (B, T, C, S), identity (B, L, 512), target (B, T, L, 512); there (B, T), which frames the clips have;
+        windows (B, T, C, S), identity (B, L, 512), target (B, T, L, 512); valid (B, T), which frames the clips have;
         shown   (2, n), chunk and frame of each picture to be drawn
         """
-        windows, identity, target, there = (part.to(self.device) for part in (windows, identity, target, there))
+        windows, identity, target, valid = (part.to(self.device) for part in (windows, identity, target, valid))
         wanted = target - identity[:, None]
         true = self.model.project(wanted)
         with self.team.autocast():
-            who = self.model.describe(identity).float()
-        who = who + self.settings["identity_noise"] * share.randn(
-            self.settings["batch"], who.shape[1], device=self.device
+            identity_coords = self.model.project_identity(identity).float()
+        identity_coords = identity_coords + self.settings["identity_noise"] * share.randn(
+            self.settings["batch"], identity_coords.shape[1], device=self.device
         )
-        noise = self._noise(share, windows, who, true, there) if self.model.noise_width else None
+        noise = self._noise(share, windows, identity_coords, true, valid) if self.model.noise_width else None
         with self.team.autocast():
-            predicted = self.model.move(windows, who, noise=noise)[0].float()  # (B, T, K or L·512)
-        latent = portion * self._latent_loss(predicted[there], true[there], wanted[there])
-        mouth = portion * F.mse_loss(self.mouth(predicted[there]), self.mouth(true[there]))
+            predicted = self.model.predict_coords(windows, identity_coords, noise=noise)[
+                0
+            ].float()  # (B, T, K or L·512)
+        latent = portion * self._latent_loss(predicted[valid], true[valid], wanted[valid])
+        mouth = portion * F.mse_loss(self.mouth(predicted[valid]), self.mouth(true[valid]))
         loss = self.settings["latent_weight"] * latent + self.settings["mouth_weight"] * mouth
         record = {"latent": latent.detach(), "mouth": mouth.detach()}
         if self.settings["image_frames"]:
@@ -260,19 +262,19 @@ class _Trainer:
         return loss, {"loss": loss.detach()} | record
 
     @torch.no_grad()
-    def _noise(self, share, windows, who, true, there):
+    def _noise(self, share, windows, identity_coords, true, valid):
         """Noise for each chunk (B, T, n): of all that is drawn, what brings the model nearest to the true motion."""
         shape = windows.shape[1], self.model.noise_width
         draws = [
-            share.randn(self.settings["batch"], *shape, device=self.device) for _ in range(self.settings["noise_draws"])
+            share.randn(self.settings["batch"], *shape, device=self.device) for _ in range(self.settings["best_of_n"])
         ]
         if len(draws) == 1:
             return draws[0]
         moved = torch.stack(
-            [self.model.move(windows, who, noise=noise)[0].float() for noise in draws]
+            [self.model.predict_coords(windows, identity_coords, noise=noise)[0].float() for noise in draws]
         )  # (draws, B, T, L·512)
-        missed = ((moved - true).square().mean(-1) * there).sum(-1)
-        return torch.stack(draws)[missed.argmin(0), torch.arange(len(who), device=self.device)]
+        missed = ((moved - true).square().mean(-1) * valid).sum(-1)
+        return torch.stack(draws)[missed.argmin(0), torch.arange(len(identity_coords), device=self.device)]
 
     @staticmethod
     def _latent_loss(predicted, true, wanted):
@@ -293,15 +295,15 @@ class _Trainer:
         if self.plateau.patience and index % self.settings["validate_every"] == 0:
             self.plateau.load_state_dict(self.team.copy(self.plateau.state_dict()))  # the leader alone has measured
         rate = self.settings["lr"] * 0.1**self.plateau.falls
-        if "cool_down" in self.settings:
+        if "lr_decay" in self.settings:
             total = self.settings["steps"]
-            left = min((total - index) / (self.settings["cool_down"] * total), 1.0)
+            left = min((total - index) / (self.settings["lr_decay"] * total), 1.0)
             rate *= 0.5 - 0.5 * math.cos(math.pi * left)
         self.adam.param_groups[0]["lr"] = rate
 
-    def _follow(self, keep):
+    def _update_ema(self, keep):
         with torch.no_grad():
-            for slow, fast in zip(self.average.parameters(), self.model.parameters()):
+            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
                 slow.lerp_(fast, 1 - keep)
 
     def _batch(self, index):
@@ -311,10 +313,10 @@ class _Trainer:
         picks = rng.choice(len(self.training_set), size, p=self.chances)
         # Each chunk has its own randomness, so that no process need make another's.
         chunks = [
-            _Chunk(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k]))
+            _TrainingWindow(self.training_set[pick], self.settings, np.random.default_rng([self.seed, index, k]))
             for k, pick in enumerate(picks)
         ]
-        counts = np.array([chunk.there.sum() for chunk in chunks])
+        counts = np.array([chunk.valid.sum() for chunk in chunks])
         shown = np.stack(
             [np.arange(pictures) % size, (rng.random(pictures) * counts[np.arange(pictures) % size]).astype(int)]
         )
@@ -334,17 +336,17 @@ class _Trainer:
     @torch.no_grad()
     def validate(self):
         """How the averaged model does on whole held-out clips, each driven from the code of its middle frame."""
-        self.average.eval()
+        self.ema.eval()
         missed, spread, correlations, spreads, latent = 0.0, 0.0, [], [], []
         for lesson in self.held_out:
             codes, windows = self.codes.read(lesson)[0], self.windows.read(lesson)
             identity = codes[len(codes) // 2]
-            moved = torch.as_tensor(np.stack(list(displacements(self.average, windows, identity, chunk=100)))).to(
+            moved = torch.as_tensor(np.stack(list(displacements(self.ema, windows, identity, chunk=100)))).to(
                 self.device
             )
             wanted = torch.as_tensor(codes - identity).to(self.device)
             latent.append(F.mse_loss(moved, wanted).item())
-            mine, true = (self.mouth(self.average.project(x)).cpu().numpy() for x in (moved, wanted))
+            mine, true = (self.mouth(self.ema.project(x)).cpu().numpy() for x in (moved, wanted))
             missed, spread = missed + ((mine - true) ** 2).sum(), spread + ((true - true.mean()) ** 2).sum()
             if true.std() > 1e-3 and mine.std() > 0:
                 shown = true if lesson.opening is None else lesson.opening
@@ -376,7 +378,7 @@ class _Plateau:
         self.best, self.idle, self.falls = state["best"], state["idle"], state["falls"]
 
 
-class _Chunk:
+class _TrainingWindow:
     """A part of a clip, heard a little faster or slower than it was, and where its frames lie in the clip."""
 
     def __init__(self, lesson, settings, rng):
@@ -389,7 +391,7 @@ class _Chunk:
         self.end = start + length + LAG
         self.skip = math.ceil((start - self.first) / self.speed)
         self.times = self.first + (self.skip + np.arange(count) + 0.5) * self.speed - 0.5  # in frames of the clip
-        self.there = self.times < lesson.frames - 0.5
+        self.valid = self.times < lesson.frames - 0.5
         # The frames before and after those that are predicted.
         self.before, self.after = math.floor(self.times[0]), min(lesson.frames, math.ceil(self.times[-1]) + 1)
 
@@ -399,13 +401,13 @@ class _Chunk:
         if self.augment or not windows.kept:
             heard = audio[self.first * SAMPLES_PER_FRAME : self.end * SAMPLES_PER_FRAME]
             if self.augment:
-                heard = mfcc.disturb(mfcc.hasten(heard, self.speed), self.rng)
+                heard = mfcc.augment_audio(mfcc.change_speed(heard, self.speed), self.rng)
             seen = windows.features.windows(heard)[self.skip :]
         else:
             seen = windows.read(self.lesson)[self.first + self.skip :]
         seen = seen[: len(self.times)]
         seen = np.pad(seen, ((0, len(self.times) - len(seen)), (0, 0), (0, 0)))
-        return seen, self._identity(latents), _at(latents, self.times), self.there
+        return seen, self._identity(latents), _interpolated(latents, self.times), self.valid
 
     def _identity(self, latents):
         """A random frame's code: of a frame that is not predicted, if there is one."""
@@ -433,9 +435,9 @@ def _measure(model, mouth, lessons, codes, windows):
     # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
     every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * model.components, 3000))
     basis = Basis.fit((codes.read(lesson)[0][::every] for lesson in lessons), model.components)
-    sound, motion, tracked = _Moments(), _Moments(), _Moments()
+    sound, motion, tracked = _RunningMoments(), _RunningMoments(), _RunningMoments()
     for lesson in lessons[:: max(1, len(lessons) // HEARD_AT_FIRST)]:
-        sound.add(windows.read(lesson).swapaxes(1, 2).reshape(-1, model.heard[0]))
+        sound.add(windows.read(lesson).swapaxes(1, 2).reshape(-1, model.window_shape[0]))
     for lesson in lessons:
         latents = codes.read(lesson)[0]
         moved = torch.from_numpy(latents - latents.mean(0))
@@ -446,12 +448,12 @@ def _measure(model, mouth, lessons, codes, windows):
     # Where faces hardly move, a reading would be all the greater, and hear nothing but what a model gets wrong there.
     spread = np.maximum(motion.spread(), 0.05 * motion.spread().max())
     reading = _read_tracks(tracked, spread) / spread if tracked.count else _widest(motion) / motion.spread()
-    model.begin(basis, torch.from_numpy(motion.spread()).float(), torch.from_numpy(sound.spread()).float())
+    model.init_from_pca(basis, torch.from_numpy(motion.spread()).float(), torch.from_numpy(sound.spread()).float())
     # A basis is orthonormal: what reads coordinates, laid out in latents, reads displacements.
     mouth.weights.copy_(model.project(basis.expand(torch.from_numpy(reading).float())))
 
 
-class _Moments:
+class _RunningMoments:
     """Second moments of rows that come in pieces."""
 
     def __init__(self):
@@ -481,7 +483,7 @@ def _widest(motion):
     return vectors[:, -1] * motion.spread() / math.sqrt(max(values[-1], 1e-12))
 
 
-def _at(codes, times):
+def _interpolated(codes, times):
     """Codes between frames: (T, L, 512) at times (n,) in frames, linearly, held at the ends."""
     times = np.clip(times, 0, len(codes) - 1)
     before = np.minimum(times.astype(int), max(len(codes) - 2, 0))

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 
 import torch
 
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.images import resize_images, sheet
 from talkhead.inversion import _check_encoder, _settle
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
-from talkhead.training import Feed, fit
+from talkhead.training import Prefetcher, fit
 
 # What those who published each encoder trained it with, where `train` is not told otherwise.
 RECIPES = {
@@ -91,15 +91,15 @@ def train(
     )
     adam = torch.optim.Adam(encoder.parameters(), lr=recipe["lr"])
 
-    team = Team(batch, accumulate, precision, device)
-    team.share_statistics(encoder)
-    feed = Feed(lambda index: [images.batch(index, batch, seed, flip, share) for share in team.shares])
+    team = Distributed(batch, accumulate, precision, device)
+    team.convert_sync_batchnorm(encoder)
+    feed = Prefetcher(lambda index: [images.batch(index, batch, seed, flip, share) for share in team.shares])
     shown = (validation or images).batch(0, 8, seed)
 
     def step(index):
         encoder.train()
         real = feed(index)
-        return team.descend(lambda share: distance(real[share.turn].to(device), team.autocast()), adam)
+        return team.optimizer_step(lambda share: distance(real[share.turn].to(device), team.autocast()), adam)
 
     @torch.no_grad()
     def validate():

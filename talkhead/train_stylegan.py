@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from talkhead import ada, fid
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_frames
 from talkhead.latents import z_stream
-from talkhead.training import Feed, fit
+from talkhead.training import Prefetcher, fit
 
 MOUTH = (
     0.3125,
@@ -22,7 +22,7 @@ MOUTH = (
 )  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
 
 
-class _Average:
+class _EMA:
     """The slow copy of a generator that is used once training is done."""
 
     def __init__(self, generator, half_life):
@@ -50,11 +50,11 @@ def train(
     lr=0.002,
     beta1=0.0,
     r1=10.0,
-    r1_every=16,
-    path_length=2.0,
-    path_every=4,
+    r1_interval=16,
+    pl_weight=2.0,
+    pl_interval=4,
     style_mixing=0.9,
-    average_images=10_000,
+    ema_half_life=10_000,
     flip=False,
     freeze_d=0,
     encoder=None,
@@ -68,10 +68,10 @@ def train(
     sample_share=0.5,
     augment="none",
     augment_p=0.0,
-    augment_target=0.6,
-    augment_images=500_000,
+    ada_target=0.6,
+    ada_images=500_000,
     jitter=0.0,
-    cool_down=0.0,
+    lr_decay=0.0,
     fid_every=0,
     fid_images=10_000,
     fid_features="inception",
@@ -83,34 +83,34 @@ def train(
     device="cpu",
     **run,
 ):
-    """Train a generator against a critic; yield log records. The file's "model" is the running average.
+    """Train a generator against a discriminator; yield log records. The file's "model" is the running average.
 
     images              datasets.Images
     generator, discriminator   networks of one resolution; what they hold is the start
     beta1               Adam's memory of gradients; StyleGAN2 has none, and reconstruction alone learns faster with 0.9
-    r1, r1_every        weight γ of R1 and how often it is applied (lazily)
-    path_length, path_every    weight of path-length regularisation, 0 to leave it out, and how often
+    r1, r1_interval        weight γ of R1 and how often it is applied (lazily)
+    pl_weight, pl_interval    weight of path-length regularisation, 0 to leave it out, and how often
     style_mixing        chance that an image takes its later layers from a second z
-    average_images      half life of the running average, in images
-    freeze_d            levels of the critic that stay as they are, from the pictures' own downwards: for a start from
+    ema_half_life      half life of the running average, in images
+    freeze_d            levels of the discriminator that stay as they are, from the pictures' own downwards: for a start from
                         weights of many pictures, and few new ones (Mo et al. 2020)
-    augment             whether all that the critic sees is changed at random, so that it cannot learn few images by heart:
+    augment             whether all that the discriminator sees is changed at random, so that it cannot learn few images by heart:
                         "none", "ada" (as often as it takes) or "fixed"
     augment_p           how often: the probability of each change, from 0 to 1, if fixed, and where ada starts a new run
-    augment_target      what ada holds the mean sign of the critic's logits for real images at
-    augment_images      so many would take its probability from 0 to 1
+    ada_target      what ada holds the mean sign of the discriminator's logits for real images at
+    ada_images      so many would take its probability from 0 to 1
     jitter              probability with which a training image is moved and recoloured a little before anything learns from it (augmentation.jitter)
-    cool_down           share of the steps, the last ones, over which all learning rates fall to nothing along a cosine: generator and encoder
+    lr_decay           share of the steps, the last ones, over which all learning rates fall to nothing along a cosine: generator and encoder
                         come to rest together, where the running average is of the generator alone
     encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
-                        the critic judges reconstructions too
+                        the discriminator judges reconstructions too
     sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
     reconstruction      distance of two image batches -> (N,); needed with an encoder
     encoder_lr          its learning rate; 0 holds it still, so that latents keep their meaning while the pictures improve
     mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
     lips, lip_weight    distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
-    feature_weight      weight of the distance between the critic's activations of image and reconstruction
-    reconstruct_only    first so many steps reconstruct and leave the critic alone
+    feature_weight      weight of the distance between the discriminator's activations of image and reconstruction
+    reconstruct_only    first so many steps reconstruct and leave the discriminator alone
     fid_every           steps between two measurements of FID and KID against the images, and one at the end; 0 for none. The
                         file's "model" is then the best average by FID, unless an encoder learns along: it fits the last one
     fid_images          pictures that the average draws for it, from z of their own, always the same; and as many of the
@@ -126,17 +126,17 @@ def train(
     raises              TalkheadError as training.fit does, and at once if Inception's weights are not there
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
-    Departure: the encoder, its reconstruction loss and the critic's feature distance (Larsen et al. 2016) are ours: they
+    Departure: the encoder, its reconstruction loss and the discriminator's feature distance (Larsen et al. 2016) are ours: they
     make a generator out of few images in hours on a CPU, and are off unless an encoder is given. Path lengths are compared
     with their mean before the step, not after it, so that parts of a batch need not wait for each other. Augmentation
     leaves the reconstruction loss alone; the feature distance is between image and reconstruction changed alike.
     """
-    team = Team(batch, accumulate, precision, device, whole=4)
+    team = Distributed(batch, accumulate, precision, device, whole=4)
     trainer = _Trainer(
         images, generator.to(device), discriminator.to(device), encoder and encoder.to(device), team, locals()
     )
     state = {
-        "model": trainer.average.copy,
+        "model": trainer.ema.copy,
         "generator": generator,
         "discriminator": discriminator,
         "generator_optimizer": trainer.g_optimizer,
@@ -153,7 +153,7 @@ def train(
     }
     checks = {}
     if fid_every:
-        fid = _Fid(images, trainer.average.copy, fid_images, fid_features, seed, device)
+        fid = _Fid(images, trainer.ema.copy, fid_images, fid_features, seed, device)
         header |= {"fid_images": fid_images, "fid_features": fid.network.name}
         checks = {
             "validate": fid,
@@ -208,7 +208,7 @@ class _Fid:
         return fid.compare_features(self.real, self._seen(self._drawn(), self.count), self.network)
 
     def _seen(self, batches, count):
-        cloud = fid.Seen(self.network)
+        cloud = fid.FeatureAccumulator(self.network)
         for batch in itertools.islice(batches, math.ceil(count / fid.TOGETHER)):
             cloud.look(to_frames(batch))
         return cloud.features()[:count]
@@ -237,7 +237,7 @@ class _Scalars:
 
 
 class _Trainer:
-    """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, critic, its regulariser."""
+    """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, discriminator, its regulariser."""
 
     def __init__(self, images, generator, discriminator, encoder, team, options):
         self.generator, self.discriminator, self.encoder, self.team = generator, discriminator, encoder, team
@@ -254,9 +254,9 @@ class _Trainer:
             )
         ada.check(options["augment"], options["augment_p"], options["jitter"])
         self.device = team.device
-        self.average = _Average(generator, options["average_images"])
-        self.g_optimizer = _lazy_adam(generator, options, options["path_every"] if options["path_length"] else 0)
-        self.d_optimizer = _lazy_adam(discriminator, options, options["r1_every"])
+        self.ema = _EMA(generator, options["ema_half_life"])
+        self.g_optimizer = _lazy_adam(generator, options, options["pl_interval"] if options["pl_weight"] else 0)
+        self.d_optimizer = _lazy_adam(discriminator, options, options["r1_interval"])
         self.learning = _above(discriminator, options["freeze_d"])
         self.g_optimizers = [self.g_optimizer]
         self.rates = [
@@ -269,8 +269,8 @@ class _Trainer:
         adaptive = (
             {"augment": float(options["augment_p"]), "signs": 0, "judged": 0} if options["augment"] == "ada" else {}
         )
-        self.scalars = _Scalars(path_mean=0.0, **adaptive)
-        self.feed = Feed(
+        self.scalars = _Scalars(pl_mean=0.0, **adaptive)
+        self.feed = Prefetcher(
             lambda index: [
                 images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares
             ]
@@ -284,7 +284,7 @@ class _Trainer:
             self.g_optimizers.append(self.e_optimizer)
             self.rates.append((self.e_optimizer, rate))
         encoder.requires_grad_(rate > 0).train(rate > 0)
-        self.team.share_statistics(encoder)
+        self.team.convert_sync_batchnorm(encoder)
         self.samples = round(self.team.batch * self.options["sample_share"])
         if self.samples % parts:
             raise TalkheadError(
@@ -307,33 +307,35 @@ class _Trainer:
         return self.generator.synthesis(w_plus, lambda side: share.randn(count, 1, side, side, device=self.device))
 
     def step(self, index):
-        options, descend = self.options, self.team.descend
+        options, optimizer_step = self.options, self.team.optimizer_step
         real = self._jittered([batch.to(self.device) for batch in self.feed(index)])
         self._set_rates(index)
         adversarial = self.encoder is None or index >= options["reconstruct_only"]
         record, fakes = {"images": (index + 1) * options["batch"]}, []
         self.drawn = []  # means of W
         self._judge(False)
-        record |= descend(
+        record |= optimizer_step(
             lambda share: self._generator_loss(share, real[share.turn], adversarial, fakes), *self.g_optimizers
         )
         self._judge(True)
         if adversarial:
-            if options["path_length"] and index % options["path_every"] == 0:
-                record |= descend(self._path_loss, self.g_optimizer, scaled=False)
-                self._remember_path(record["path_length"])
-            record |= descend(
+            if options["pl_weight"] and index % options["pl_interval"] == 0:
+                record |= optimizer_step(self._path_loss, self.g_optimizer, scaled=False)
+                self._remember_path(record["pl_weight"])
+            record |= optimizer_step(
                 lambda share: self._critic_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer
             )
-            if index % options["r1_every"] == 0:
-                record |= descend(lambda share: self._r1_loss(share, real[share.turn]), self.d_optimizer, scaled=False)
+            if index % options["r1_interval"] == 0:
+                record |= optimizer_step(
+                    lambda share: self._r1_loss(share, real[share.turn]), self.d_optimizer, scaled=False
+                )
             if options["augment"] != "none":
                 record["augment"] = self._probability()
             if options["augment"] == "ada":
                 self._adapt(record["real_signs"])
         if self.drawn:
             self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
-        self.average.update(self.generator, options["batch"], record["images"])
+        self.ema.update(self.generator, options["batch"], record["images"])
         return record
 
     def _jittered(self, turns):
@@ -346,8 +348,8 @@ class _Trainer:
         return changed
 
     def _set_rates(self, index):
-        if self.options["cool_down"]:
-            left = min((self.options["steps"] - index) / (self.options["cool_down"] * self.options["steps"]), 1.0)
+        if self.options["lr_decay"]:
+            left = min((self.options["steps"] - index) / (self.options["lr_decay"] * self.options["steps"]), 1.0)
             for optimizer, rate in self.rates:
                 optimizer.param_groups[0]["lr"] = rate * (0.5 - 0.5 * math.cos(math.pi * left))
 
@@ -360,9 +362,11 @@ class _Trainer:
         return self.scalars.values["augment"] if self.options["augment"] == "ada" else float(self.options["augment_p"])
 
     def _changes(self, share):
-        """Random changes for this share of a batch that the critic is to see."""
+        """Random changes for this share of a batch that the discriminator is to see."""
         return (
-            None if self.options["augment"] == "none" else ada.draw(self.options["batch"], self._probability(), share)
+            None
+            if self.options["augment"] == "none"
+            else ada.sample_params(self.options["batch"], self._probability(), share)
         )
 
     def _adapt(self, signs):
@@ -373,12 +377,12 @@ class _Trainer:
         )  # a whole number, in however many parts it was summed
         values["judged"] += 1
         if values["judged"] == ada.EVERY:
-            values["augment"] = ada.adapt(
+            values["augment"] = ada.update_p(
                 values["augment"],
                 values["signs"] / (ada.EVERY * batch),
                 batch,
-                self.options["augment_target"],
-                self.options["augment_images"],
+                self.options["ada_target"],
+                self.options["ada_images"],
             )
             values["signs"] = values["judged"] = 0
 
@@ -441,15 +445,13 @@ class _Trainer:
         (grad,) = torch.autograd.grad((images * weights).sum(), w_plus, create_graph=True)
         lengths = grad.square().sum(2).mean(1).sqrt()
         loss = (
-            (lengths - self.scalars.values["path_mean"]).square().mean()
-            * options["path_length"]
-            * options["path_every"]
+            (lengths - self.scalars.values["pl_mean"]).square().mean() * options["pl_weight"] * options["pl_interval"]
         )
-        return loss, {"path_length": lengths.detach().mean()}
+        return loss, {"pl_weight": lengths.detach().mean()}
 
     def _remember_path(self, length):
-        before = self.scalars.values["path_mean"]
-        self.scalars.values["path_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
+        before = self.scalars.values["pl_mean"]
+        self.scalars.values["pl_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
 
     def _critic_loss(self, share, real, fake):
         with self.team.autocast():
@@ -465,12 +467,12 @@ class _Trainer:
             self.discriminator(_changed(real, self._changes(share))).sum(), real, create_graph=True
         )
         penalty = grad.square().sum((1, 2, 3)).mean()
-        return penalty * self.options["r1"] / 2 * self.options["r1_every"], {"r1": penalty.detach()}
+        return penalty * self.options["r1"] / 2 * self.options["r1_interval"], {"r1": penalty.detach()}
 
     @torch.no_grad()
     def draw(self):
         """What the average draws: three rows from z, and with an encoder a row of pictures over their reconstructions."""
-        average, random = self.average.copy, z_stream(self.options["seed"])
+        average, random = self.ema.copy, z_stream(self.options["seed"])
         rows = [average(torch.randn(8, average.z_dim, generator=random).to(self.device)) for _ in range(3)]
         if self.encoder is not None:
             training = self.encoder.training
@@ -484,14 +486,14 @@ def _changed(images, changes):
 
 
 def _above(discriminator, frozen):
-    """The critic's parameters but for those of so many levels from the pictures on; the first holds the colours too."""
+    """The discriminator's parameters but for those of so many levels from the pictures on; the first holds the colours too."""
     levels = [
         [discriminator.from_rgb, discriminator.from_rgb_bias],
         *(list(block.parameters()) for block in discriminator.blocks),
     ]
     if frozen > len(discriminator.blocks):
         raise TalkheadError(
-            f"freeze_d {frozen}: this critic has {len(discriminator.blocks)} levels to freeze; pass fewer"
+            f"freeze_d {frozen}: this discriminator has {len(discriminator.blocks)} levels to freeze; pass fewer"
         )
     still = {id(parameter) for level in levels[: frozen + 1] for parameter in level} if frozen else set()
     return [parameter for parameter in discriminator.parameters() if id(parameter) not in still]

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from talkhead import ada, training, video_files
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, sheet, to_images
-from talkhead.latent_cache import Codes, find
+from talkhead.latent_cache import LatentCache, list_clips
 from talkhead.latents import Basis, random_latents, why_not_random
 from talkhead.video_gan import ImageDiscriminator, _check_choice, motion
 
@@ -29,7 +29,7 @@ PRESETS = {
         "start": "sample",
         "displace": "previous",
         "contrastive": True,
-        "image_critic": True,
+        "image_discriminator": True,
         "real": "video",
         "hidden": 384,
         "adversarial": "relativistic",
@@ -37,7 +37,7 @@ PRESETS = {
         "conditional": False,
         "interpolation": 10.0,
         "r1": 0.0,
-        "warm_up": 0,
+        "burn_in": 0,
         "generator_steps": 5,
     }
 }
@@ -47,15 +47,15 @@ def _log_generator(fake, real):
     return sum(F.softplus(-logits).mean() for logits in fake)
 
 
-def _log_critic(fake, real):
+def _log_discriminator(fake, real):
     return sum(F.softplus(bad).mean() + F.softplus(-good).mean() for bad, good in zip(fake, real))
 
 
 def _relativistic_generator(fake, real):
-    return _relativistic_critic(real, fake)
+    return _relativistic_discriminator(real, fake)
 
 
-def _relativistic_critic(fake, real):
+def _relativistic_discriminator(fake, real):
     """Jolicoeur-Martineau 2018, with squared errors: real is to be one more than the mean of fake, and fake no more than that of real."""
     return sum(
         0.5 * ((good - bad.mean() - 1).square().mean() + (bad - good.mean()).square().mean())
@@ -63,7 +63,10 @@ def _relativistic_critic(fake, real):
     )
 
 
-ADVERSARIAL = {"log": (_log_generator, _log_critic), "relativistic": (_relativistic_generator, _relativistic_critic)}
+ADVERSARIAL = {
+    "log": (_log_generator, _log_discriminator),
+    "relativistic": (_relativistic_generator, _relativistic_discriminator),
+}
 
 
 def train(
@@ -72,61 +75,61 @@ def train(
     encoder,
     out,
     model,
-    critic,
+    discriminator,
     *,
     steps,
     batch=8,
     frames=16,
-    critic_size=None,
+    d_size=None,
     shallow=False,
     real="auto",
     start="encode",
     contrastive=False,
-    image_critic=False,
+    image_discriminator=False,
     adversarial="log",
     information_weight=1.0,
     r1=1.0,
-    r1_every=4,
+    r1_interval=4,
     interpolation=0.0,
-    warm_up=64,
+    burn_in=64,
     generator_steps=1,
     lr=1e-4,
-    critic_lr=None,
+    d_lr=None,
     beta1=0.5,
-    average=0.999,
+    ema_decay=0.999,
     accumulate=1,
     precision="float32",
     seed=0,
     device="cpu",
     **run,
 ):
-    """Train a motion model against a critic of videos, on talking clips; yield log records. The file's "model" is the running average.
+    """Train a motion model against a discriminator of videos, on talking clips; yield log records. The file's "model" is the running average.
 
     clips           clips of aligned faces, or folders of them; shorter ones than `frames` are left out
     generator       stylegan.Generator with `fingerprint`; frozen
     encoder         one of `encoders`; frozen. Its codes are computed once and kept beside `out`, in NAME.codes
     out             path of the .pt; resumed if it exists
     model           LatentGenerator; in a new run its basis is fitted to the codes of the clips
-    critic          VideoDiscriminator
+    discriminator          VideoDiscriminator
     steps           optimiser steps of `batch` windows of `frames` frames
-    critic_size     side of the frames that the critics see; None is the generator's
-    shallow         draw fakes and projected video no finer than `critic_size`, by the lower levels of the generator alone: faster, and
+    d_size     side of the frames that the discriminators see; None is the generator's
+    shallow         draw fakes and projected video no finer than `d_size`, by the lower levels of the generator alone: faster, and
                     real and fake are drawn alike. Needs projected video
-    real            what the critics take for real: "video", the clips themselves (eq. 3.7); "projected", what the generator draws
+    real            what the discriminators take for real: "video", the clips themselves (eq. 3.7); "projected", what the generator draws
                     of their codes (eq. 3.10); "auto", video if the generator says that it has learnt from films, else projected
     start           "encode": a fake video starts from a frame of a clip; "sample": from a random face of the generator
     contrastive     let frames of a fake video look alike, as two views of one picture do and two pictures do not
-    image_critic    let frames of a fake video look like its first, to a critic of pictures
+    image_discriminator    let frames of a fake video look like its first, to a discriminator of pictures
     adversarial     "log", eqs 3.7 and 3.10; or "relativistic", MoCoGAN-HD's
     information_weight   of eq. 3.8
-    r1, r1_every    weight γ of the critic's gradient penalty on real video, and how often it is applied
+    r1, r1_interval    weight γ of the discriminator's gradient penalty on real video, and how often it is applied
     interpolation   weight of a gradient penalty between real and fake video, as in MoCoGAN-HD; 0 leaves it out
-    warm_up         most frames that pass before the window that is judged, in every second step: so later ones are learned too
-    generator_steps steps of the motion model for one of the critic
-    lr, critic_lr   Adam's rates; None is the same for the critic
-    average         share that the running average of the weights keeps each step
+    burn_in         most frames that pass before the window that is judged, in every second step: so later ones are learned too
+    generator_steps steps of the motion model for one of the discriminator
+    lr, d_lr   Adam's rates; None is the same for the discriminator
+    ema_decay       share that the running average of the weights keeps each step
     accumulate      turns in which a batch is worked on, to fit into memory: the result is the same
-    precision       "float32", or "bfloat16" or "float16" for the pictures and critics under autocast
+    precision       "float32", or "bfloat16" or "float16" for the pictures and discriminators under autocast
     run             how training.fit logs and saves; its `samples` are strips of a real clip, and of two faces moved by two noises
     yields          {"step", "seconds", "generator", "discriminator", "information", "real_logits", "fake_logits", …}, and running means of
                     "motion", "speed" and "variety": how much the latents change within a window, from frame to frame, and by other
@@ -148,10 +151,10 @@ def train(
     _check_choice("adversarial", adversarial, tuple(ADVERSARIAL))
     if real == "auto":
         real = "video" if getattr(generator, "learnt_from", None) == "film" else "projected"
-    size = critic_size or generator.resolution
+    size = d_size or generator.resolution
     if size > generator.resolution:
         raise TalkheadError(
-            f"critic_size {size}: the generator draws {generator.resolution}x{generator.resolution}; pass no more"
+            f"d_size {size}: the generator draws {generator.resolution}x{generator.resolution}; pass no more"
         )
     if shallow and real == "video":
         raise TalkheadError(
@@ -163,51 +166,51 @@ def train(
         warnings.warn(
             f"start sample: {why}; pass --start encode, or a generator that was trained on them", stacklevel=1
         )
-    team = Team(batch, accumulate, precision, device)
+    team = Distributed(batch, accumulate, precision, device)
     settings = {
         "batch": batch,
         "frames": frames,
-        "critic_size": size,
+        "d_size": size,
         "shallow": shallow,
         "real": real,
         "start": start,
         "contrastive": contrastive,
-        "image_critic": image_critic,
+        "image_discriminator": image_discriminator,
         "adversarial": adversarial,
         "information_weight": information_weight,
         "r1": r1,
-        "r1_every": r1_every,
+        "r1_interval": r1_interval,
         "interpolation": interpolation,
-        "warm_up": warm_up,
+        "burn_in": burn_in,
         "generator_steps": generator_steps,
         "lr": lr,
         "beta1": beta1,
-        "average": average,
-        "critic": critic.config,
+        "ema_decay": ema_decay,
+        "discriminator": discriminator.config,
     }
-    paths = find(clips)
-    with Codes(Path(out).with_suffix(".codes"), encoder, sound=False) as codes:
+    paths = list_clips(clips)
+    with LatentCache(Path(out).with_suffix(".codes"), encoder, sound=False) as codes:
         lessons = []
-        if not team.leads:
+        if not team.is_main:
             team.wait()  # for the leader to encode the clips: then they are there, if this process sees its disk
         for clip in paths:
-            lessons.append(codes.learn(clip, device))
-            if team.leads and len(lessons) % run.get("log_every", 10) == 0:
+            lessons.append(codes.encode(clip, device))
+            if team.is_main and len(lessons) % run.get("log_every", 10) == 0:
                 yield {"step": 0, "clips": len(lessons)}
-        if team.leads:
+        if team.is_main:
             team.wait()
         lessons = _long_enough(lessons, frames)
-        if team.leads and not Path(out).exists():
+        if team.is_main and not Path(out).exists():
             _measure(model, codes, lessons, generator, start)
         trainer = _Trainer(
             model.to(device),
-            critic.to(device),
+            discriminator.to(device),
             generator,
             drawing,
             codes,
             lessons,
             settings,
-            critic_lr or lr,
+            d_lr or lr,
             seed,
             team,
             out,
@@ -249,7 +252,7 @@ def _long_enough(lessons, frames):
         )
     if len(kept) == 1:
         raise TalkheadError(
-            f"{kept[0].path}: is the only clip of {frames} frames or more, which a critic would learn by heart; pass more clips"
+            f"{kept[0].path}: is the only clip of {frames} frames or more, which a discriminator would learn by heart; pass more clips"
         )
     if short:
         warnings.warn(
@@ -267,7 +270,7 @@ def _measure(model, codes, lessons, generator, start):
         model.basis = Basis(
             basis.mean.repeat(layers), basis.components.repeat(1, layers) / layers**0.5, basis.stdev * layers**0.5
         )
-        model.reach = PREVIOUS * model.basis.stdev if model.displace == "previous" else model.basis.stdev.clone()
+        model.motion_scale = PREVIOUS * model.basis.stdev if model.displace == "previous" else model.basis.stdev.clone()
         return
     # Neighbouring frames are alike, and the decomposition's cost grows with the square of their number.
     every = max(1, sum(lesson.frames for lesson in lessons) // max(4 * components, 3000))
@@ -283,16 +286,16 @@ def _measure(model, codes, lessons, generator, start):
     turn = (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()).T  # rows, of fixed sign
     spread = (turn.square() @ basis.stdev.double().square()).sqrt()
     model.basis = Basis(basis.mean, turn.float() @ basis.components, spread)
-    model.reach = SPREADS * variances.clamp(min=1e-12).sqrt().float()
+    model.motion_scale = SPREADS * variances.clamp(min=1e-12).sqrt().float()
 
 
 class _Trainer:
-    """One optimiser step of the motion model, and one of its critics."""
+    """One optimiser step of the motion model, and one of its discriminators."""
 
-    def __init__(self, model, critic, generator, drawing, codes, lessons, settings, critic_lr, seed, team, out):
-        self.model, self.critic, self.generator, self.drawing, self.codes, self.lessons = (
+    def __init__(self, model, discriminator, generator, drawing, codes, lessons, settings, d_lr, seed, team, out):
+        self.model, self.discriminator, self.generator, self.drawing, self.codes, self.lessons = (
             model,
-            critic,
+            discriminator,
             generator,
             drawing,
             codes,
@@ -300,30 +303,30 @@ class _Trainer:
         )
         self.settings, self.seed, self.team, self.device = settings, seed, team, team.device
         width = model.lstm.hidden_size
-        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.ema = copy.deepcopy(model).requires_grad_(False)
         self.information = nn.Sequential(
             nn.Linear(width, model.noise), nn.ReLU(), nn.Linear(model.noise, model.noise)
         ).to(self.device)
         self.image = (
-            ImageDiscriminator(settings["critic_size"], critic.config["width"]).to(self.device)
+            ImageDiscriminator(settings["d_size"], discriminator.config["width"]).to(self.device)
             if self._sees_images()
             else None
         )
-        self.critics = nn.ModuleList([critic] if self.image is None else [critic, self.image])
+        self.discriminators = nn.ModuleList([discriminator] if self.image is None else [discriminator, self.image])
         betas = settings["beta1"], 0.999
         self.g_adam = torch.optim.Adam(
             [*model.parameters(), *self.information.parameters()], lr=settings["lr"], betas=betas
         )
-        self.d_adam = torch.optim.Adam(self.critics.parameters(), lr=critic_lr, betas=betas)
+        self.d_adam = torch.optim.Adam(self.discriminators.parameters(), lr=d_lr, betas=betas)
         self.watch, self.others = (
-            _Watch(team, out),
-            _Others(team, settings["batch"]) if settings["contrastive"] else None,
+            _CollapseMonitor(team, out),
+            _NegativeQueue(team, settings["batch"]) if settings["contrastive"] else None,
         )
         self.state = {
-            "model": self.average,
+            "model": self.ema,
             "live": model,
             "information": self.information,
-            "critics": self.critics,
+            "discriminators": self.discriminators,
             "generator_optimizer": self.g_adam,
             "discriminator_optimizer": self.d_adam,
             "watch": self.watch,
@@ -332,11 +335,11 @@ class _Trainer:
             self.state["others"] = self.others
         lengths = np.array([lesson.frames for lesson in lessons])
         self.chances = lengths / lengths.sum()
-        self.feed = training.Feed(self._batch)
+        self.feed = training.Prefetcher(self._batch)
         self.losses = ADVERSARIAL[settings["adversarial"]]
 
     def _sees_images(self):
-        return self.settings["contrastive"] or self.settings["image_critic"]
+        return self.settings["contrastive"] or self.settings["image_discriminator"]
 
     def _batch(self, index):
         """For each turn: identities (b, L, 512), windows of codes (b, T, L, 512), and of real video the identities' frames and the windows'."""
@@ -356,32 +359,34 @@ class _Trainer:
         if self.settings["real"] == "projected":
             return window
         with video_files.read_frames(lesson.path, limit=int(max(last, who + 1))) as reader:
-            film = np.stack([resize(frame, self.settings["critic_size"]) for frame in reader])
+            film = np.stack([resize(frame, self.settings["d_size"]) for frame in reader])
         return *window, film[who], film[first:last]
 
     def step(self, index):
         turns = [[part.to(self.device) for part in turn] for turn in self.feed(index)]
         self.real = [self._real(*turn) for turn in turns]  # identities' pictures and videos
-        self.critics.requires_grad_(False)
+        self.discriminators.requires_grad_(False)
         for _ in range(self.settings["generator_steps"]):
             self.fakes = []
-            record = self.team.descend(lambda share: self._generator_loss(share, *turns[share.turn][:2]), self.g_adam)
-        self.critics.requires_grad_(True)
-        record |= self.team.descend(self._critic_loss, self.d_adam)
-        if self.settings["r1"] and index % self.settings["r1_every"] == 0:
-            record |= self.team.descend(self._r1_loss, self.d_adam, scaled=False)
+            record = self.team.optimizer_step(
+                lambda share: self._generator_loss(share, *turns[share.turn][:2]), self.g_adam
+            )
+        self.discriminators.requires_grad_(True)
+        record |= self.team.optimizer_step(self._critic_loss, self.d_adam)
+        if self.settings["r1"] and index % self.settings["r1_interval"] == 0:
+            record |= self.team.optimizer_step(self._r1_loss, self.d_adam, scaled=False)
         if self.others is not None:
             self.others.remember()
-        self._follow(min(self.settings["average"], (1 + index) / (10 + index)))
+        self._update_ema(min(self.settings["ema_decay"], (1 + index) / (10 + index)))
         return record | self.watch(record)
 
-    def _follow(self, keep):
+    def _update_ema(self, keep):
         with torch.no_grad():
-            for slow, fast in zip(self.average.parameters(), self.model.parameters()):
+            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
                 slow.lerp_(fast, 1 - keep)
 
     def _real(self, identity, window, face=None, film=None):
-        """What is taken for real, small enough for the critics: a picture of each identity (b, 3, S, S), and a video (b, T, 3, S, S)."""
+        """What is taken for real, small enough for the discriminators: a picture of each identity (b, 3, S, S), and a video (b, T, 3, S, S)."""
         if film is not None:
             return to_images(face), to_images(film.flatten(0, 1)).unflatten(0, film.shape[:2])
         with torch.no_grad():
@@ -389,10 +394,10 @@ class _Trainer:
         return drawn[:, 0], drawn[:, 1:]
 
     def _draw(self, latents):
-        """Pictures of latents (b, T, L, 512) at the critics' size: (b, T, 3, S, S)."""
+        """Pictures of latents (b, T, L, 512) at the discriminators' size: (b, T, 3, S, S)."""
         with self.team.autocast():
             images = self.drawing.synthesis(latents.flatten(0, 1), noise="const").float()
-        size = (self.settings["critic_size"],) * 2
+        size = (self.settings["d_size"],) * 2
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return images.unflatten(0, latents.shape[:2])
@@ -409,9 +414,11 @@ class _Trainer:
         noise, moved, hidden = self._move(share, identity)
         fake = self._draw(identity[:, None] + self.model.expand(moved))
         with self.team.autocast():
-            judged = self.critic(fake, face)
+            judged = self.discriminator(fake, face)
             opposite = (
-                self.critic(video, self.real[share.turn][0]) if settings["adversarial"] == "relativistic" else None
+                self.discriminator(video, self.real[share.turn][0])
+                if settings["adversarial"] == "relativistic"
+                else None
             )
             realism = self.losses[0](judged, opposite)
         told = F.cosine_similarity(self.information(hidden), noise, dim=-1).mean()  # eq. 3.8
@@ -427,7 +434,7 @@ class _Trainer:
     def _move(self, share, identity):
         """Noise (b, T, noise), and what the model makes of it: coordinates and hidden outputs."""
         settings, state = self.settings, None
-        early = int(torch.randint(settings["warm_up"] + 1, ())) * int(torch.randint(2, ()))
+        early = int(torch.randint(settings["burn_in"] + 1, ())) * int(torch.randint(2, ()))
         noise = share.randn(settings["batch"], early + settings["frames"], self.model.noise).to(self.device)
         if early:
             with torch.no_grad():
@@ -441,7 +448,7 @@ class _Trainer:
         with self.team.autocast():
             (_, first), (logit, later) = map(self.image, views)
         loss = 0.0
-        if self.settings["image_critic"]:
+        if self.settings["image_discriminator"]:
             loss = -logit.float().mean()
             record["image_generator"] = loss.detach()
         if self.settings["contrastive"]:
@@ -453,12 +460,12 @@ class _Trainer:
         return video[:, int(torch.randint(video.shape[1], ()))]
 
     def _view(self, share, images):
-        return ada.augment(images, ada.draw(self.settings["batch"], CHANGED, share))
+        return ada.augment(images, ada.sample_params(self.settings["batch"], CHANGED, share))
 
     def _critic_loss(self, share):
         (face, video), (start, fake) = self.real[share.turn], self.fakes[share.turn]
         with self.team.autocast():
-            bad, good = self.critic(fake, start), self.critic(video, face)
+            bad, good = self.discriminator(fake, start), self.discriminator(video, face)
             loss = self.losses[1](bad, good)
         record = {
             "discriminator": loss.detach(),
@@ -481,7 +488,7 @@ class _Trainer:
                 seen.append([self.image(self._view(share, picture)) for _ in range(2)])
         (good, _), (bad, _) = seen[0][0], seen[1][0]
         loss = 0.0
-        if self.settings["image_critic"]:
+        if self.settings["image_discriminator"]:
             loss = F.relu(1 - good.float()).mean() + F.relu(1 + bad.float()).mean()
             record["image_discriminator"] = loss.detach()
         if self.settings["contrastive"]:
@@ -493,20 +500,20 @@ class _Trainer:
         return loss
 
     def _interpolation_penalty(self, share, real, fake):
-        """How far the critic's slope is from one between real and fake (Gulrajani et al. 2017), over colours as MoCoGAN-HD has it."""
+        """How far the discriminator's slope is from one between real and fake (Gulrajani et al. 2017), over colours as MoCoGAN-HD has it."""
         part = share(torch.rand(self.settings["batch"], 1, 1, 1, 1)).to(self.device)
         video = torch.lerp(fake[1], real[1], part).requires_grad_(True)
-        logits = self.critic(video, torch.lerp(fake[0], real[0], part[:, 0]))
+        logits = self.discriminator(video, torch.lerp(fake[0], real[0], part[:, 0]))
         slopes = [torch.autograd.grad(scale.sum(), video, create_graph=True)[0] for scale in logits]
         return sum((slope.norm(dim=2) - 1).square().mean() for slope in slopes) / len(slopes)
 
     def _r1_loss(self, share):
         face, video = self.real[share.turn]
         video = video.detach().requires_grad_(True)
-        logits = sum(scale.flatten(1).mean(1).sum() for scale in self.critic(video, face))
+        logits = sum(scale.flatten(1).mean(1).sum() for scale in self.discriminator(video, face))
         (slope,) = torch.autograd.grad(logits, video, create_graph=True)
         penalty = slope.square().flatten(1).sum(1).mean()
-        return penalty * self.settings["r1"] / 2 * self.settings["r1_every"], {"r1": penalty.detach()}
+        return penalty * self.settings["r1"] / 2 * self.settings["r1_interval"], {"r1": penalty.detach()}
 
     @torch.no_grad()
     def draw(self):
@@ -514,7 +521,7 @@ class _Trainer:
         rows, times = [], range(0, 32, 4)
         for lesson in (self.lessons[0], self.lessons[-1]):
             path = self.codes.read(lesson)[0]
-            moved = [np.stack(list(motion(self.average, path[0], seed, 32)))[::4] for seed in (1, 2)]
+            moved = [np.stack(list(motion(self.ema, path[0], seed, 32)))[::4] for seed in (1, 2)]
             strips = [path[[min(time, len(path) - 1) for time in times]], *(path[0] + away for away in moved)]
             rows += [self.generator.synthesis(torch.from_numpy(strip).to(self.device)) for strip in strips]
         return sheet(*rows)
@@ -540,10 +547,10 @@ def _change(coordinates):
     return coordinates.var(1, unbiased=False).sum(-1).mean()
 
 
-class _Watch:
-    """Running means of how motion compares with the clips' and of the critic's loss, and when to give up: state of the run.
+class _CollapseMonitor:
+    """Running means of how motion compares with the clips' and of the discriminator's loss, and when to give up: state of the run.
 
-    Collapse is the known failure of such training: the face stands still, moves the same whatever the noise, or the critic tells real from
+    Collapse is the known failure of such training: the face stands still, moves the same whatever the noise, or the discriminator tells real from
     fake so surely that nothing can be learned from it.
     """
 
@@ -572,7 +579,7 @@ class _Watch:
         advice = f"{self.out}, if it is there, holds the last checkpoint; start anew with another --output and "
         if motion < self.STILL:
             raise TalkheadError(
-                f"training has collapsed: faces move {motion:.3f} of what they do in the clips; {advice}a lower --critic-lr or more --r1"
+                f"training has collapsed: faces move {motion:.3f} of what they do in the clips; {advice}a lower --d-lr or more --r1"
             )
         if variety < self.ALIKE:
             raise TalkheadError(
@@ -580,7 +587,7 @@ class _Watch:
             )
         if 0 <= loss < self.SURE:
             raise TalkheadError(
-                f"training has collapsed: the critic is never wrong (loss {loss:.4f}); {advice}a lower --critic-lr or more --r1"
+                f"training has collapsed: the discriminator is never wrong (loss {loss:.4f}); {advice}a lower --d-lr or more --r1"
             )
 
     def state_dict(self):
@@ -590,11 +597,11 @@ class _Watch:
         self.count, self.means = state["count"], list(state["means"])
 
 
-class _Others:
+class _NegativeQueue:
     """What contrastive learning takes for other pictures: features of earlier first frames and of later ones. State of the run.
 
     Departure from MoCoGAN-HD: only earlier steps' pictures, not the others of a batch, so that a batch can be worked on in parts; and
-    as the critic sees them, without a slow copy of it.
+    as the discriminator sees them, without a slow copy of it.
     """
 
     def __init__(self, team, batch, width=256):

@@ -1,6 +1,6 @@
 """The one loop that every trainer shares: seed, step, average, log, save, resume.
 
-A trainer builds its networks, a `distributed.Team` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
+A trainer builds its networks, a `distributed.Distributed` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
 step is drawn from a generator that is reseeded from (seed, step index), so a resumed run needs no saved random state to
 repeat the uninterrupted one bit for bit.
 """
@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 
 from talkhead import files, image_files
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 
-WINDOW = 50  # steps: what `settled` averages losses over
+WINDOW = 50  # steps: what `has_converged` averages losses over
 SLOW = 2.0  # seconds of a first step after which other programs may be the reason
 
 
-class Feed:
+class Prefetcher:
     """What each step learns from, made ready by a thread while the step before is at work.
 
     make   function of the step index; whatever is random in it hangs on the index alone, for it is called ahead of time
@@ -47,27 +47,27 @@ class Feed:
         return made
 
 
-def settled(history, least_gain):
+def has_converged(history, min_delta):
     """Whether a descent has come to rest: the mean loss of its last WINDOW steps is hardly below that of as many before.
 
     history     losses, one a step
-    least_gain  the part of it by which the mean must have fallen to go on; 0: never settled
+    min_delta  the part of it by which the mean must have fallen to go on; 0: never settled
     """
-    if not least_gain or len(history) < 2 * WINDOW:
+    if not min_delta or len(history) < 2 * WINDOW:
         return False
     before, now = sum(history[-2 * WINDOW : -WINDOW]), sum(history[-WINDOW:])
-    return before - now <= least_gain * before
+    return before - now <= min_delta * before
 
 
-class Rest:
-    """Tells, step by step, whether a run has `settled`; the losses that it goes by are state of the run."""
+class EarlyStopping:
+    """Tells, step by step, whether a run has `has_converged`; the losses that it goes by are state of the run."""
 
-    def __init__(self, least_gain):
-        self.least_gain, self.losses = least_gain, []
+    def __init__(self, min_delta):
+        self.min_delta, self.losses = min_delta, []
 
     def __call__(self, record):
         self.losses = [*self.losses, record["loss"]][-2 * WINDOW :]
-        return settled(self.losses, self.least_gain)
+        return has_converged(self.losses, self.min_delta)
 
     def state_dict(self):
         return {"losses": self.losses}
@@ -90,7 +90,7 @@ def fit(
     save_minutes=5.0,
     log_every=10,
     keep=0,
-    at_rest=None,
+    converged=None,
     validate=None,
     validate_every=None,
     keep_best=None,
@@ -113,9 +113,9 @@ def fit(
     save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM or SIGHUP. One that cannot be
                     written, for the disk is full, is a warning, and the one before is kept; only the last one must be
     keep            how many checkpoints to keep beside `out`, in NAME-STEP.pt: the newest ones
-    at_rest         function of a step's record that tells whether there is nothing left to learn: called after every step,
+    converged         function of a step's record that tells whether there is nothing left to learn: called after every step,
                     of all processes alike; what it remembers belongs into `state`. A run that has it is over at its end:
-                    the file then keeps "at_rest", whether it came to rest before all steps, in the place of "training"
+                    the file then keeps "converged", whether it came to rest before all steps, in the place of "training"
     validate        function without arguments that returns a dict of floats, run every `validate_every` steps
     keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
     draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
@@ -123,14 +123,14 @@ def fit(
     on_save         called after each checkpoint with what inference loads of it: {"kind", "config", "step", "model", …}
     yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
                     "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
-                    end; the last one of a run at rest has "at_rest": True
+                    end; the last one of a run at rest has "converged": True
     raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
                     little memory, and when stopped by SIGTERM or SIGHUP
     warns           if the file says that all is done
     """
-    team = team or Team()
-    file = _File(Path(out), header, state, team, keep, on_save, at_rest is not None)
-    folder = draw and samples and team.leads and _folder(samples)
+    team = team or Distributed()
+    file = _CheckpointFile(Path(out), header, state, team, keep, on_save, converged is not None)
+    folder = draw and samples and team.is_main and _folder(samples)
     with file.locked(), _StopSignal() as stop:
         done, ended = file.resume(steps)
         saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
@@ -140,16 +140,16 @@ def fit(
                 break
             count, began = index + 1, time.monotonic()
             with _enough_memory(f"{out}, step {index}"):
-                record, stopped = team.agree(seeded(step, index, seed, team.device), stop.raised)
+                record, stopped = team.reduce_record(seeded(step, index, seed, team.device), stop.raised)
             file.refuse_nan(index, record)
             seconds += time.monotonic() - began
-            if index == done and team.device.type == "cpu" and team.leads:
+            if index == done and team.device.type == "cpu" and team.is_main:
                 _warn_of_crowd(seconds)
-            rested = at_rest is not None and at_rest(record)
+            rested = converged is not None and converged(record)
             ended = rested or count == steps
-            if stopped and not ended and not team.leads:
+            if stopped and not ended and not team.is_main:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
-            if not team.leads:
+            if not team.is_main:
                 continue
             since |= record
             checked = validate is not None and (count % validate_every == 0 or ended)
@@ -165,7 +165,7 @@ def fit(
                     | speed
                     | since
                     | record
-                    | ({"at_rest": True} if rested else {})
+                    | ({"converged": True} if rested else {})
                 )
                 since = {}
             if folder and (count % samples_every == 0 or ended):
@@ -184,7 +184,7 @@ def fit(
                 raise TalkheadError(
                     f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on"
                 )
-    if idle and team.leads:
+    if idle and team.is_main:
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
             on_save(file.weights(done))
@@ -239,7 +239,7 @@ def _enough_memory(where):
         raise TalkheadError(f"{where}: out of memory; raise --accumulate, or lower --batch") from problem
 
 
-class _File:
+class _CheckpointFile:
     """The file of a run: what it resumes, its checkpoints, and that nobody else writes them."""
 
     def __init__(self, path, header, state, team, keep, on_save, ends):
@@ -250,9 +250,9 @@ class _File:
     @contextmanager
     def locked(self):
         """Refuse to write a file that another run writes. The lock goes with its process, however that ends."""
-        if self.team.leads and not self.path.parent.is_dir():
+        if self.team.is_main and not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path}: its folder does not exist; make it first")
-        if not self.team.leads or os.name == "nt":  # Windows has no such locks
+        if not self.team.is_main or os.name == "nt":  # Windows has no such locks
             yield
             return
         import fcntl
@@ -303,7 +303,7 @@ class _File:
                 "best_step": self.best["step"],
             }
         files.save_weights(
-            self.path, weights | ({"at_rest": rested} if self.ends and ended else {"training": training})
+            self.path, weights | ({"converged": rested} if self.ends and ended else {"training": training})
         )
         if self.keep:
             self._snapshot(count)
@@ -324,7 +324,7 @@ class _File:
 
     def resume(self, steps):
         """Load the file if it exists, and give all processes what the leader then holds; returns the steps done, and whether that is all."""
-        done, ended = self._read(steps) if self.team.leads else (0, False)
+        done, ended = self._read(steps) if self.team.is_main else (0, False)
         if self.team.size > 1:
             done, ended, held = self.team.copy(
                 (done, ended, {name: _cpu(part.state_dict()) for name, part in self.state.items()})
@@ -337,7 +337,7 @@ class _File:
         if not self.path.exists():
             return 0, False
         weights = files.load_weights(self.path, kind=self.header["kind"])
-        over = self.ends and "at_rest" in weights
+        over = self.ends and "converged" in weights
         if "training" not in weights and not over:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
@@ -370,7 +370,7 @@ class _File:
 
     def _last(self, weights, steps):
         """Load what is kept of a run that is over; returns its last step."""
-        if not weights["at_rest"] and weights["step"] < steps:
+        if not weights["converged"] and weights["step"] < steps:
             raise TalkheadError(
                 f"{self.path}: ended at step {weights['step']} and kept nothing to go on with; pass another --output to take {steps} steps"
             )

@@ -24,7 +24,7 @@ OPENING, CLOSING = 0.7, 0.5  # share of the way that a mouth goes in a frame
 # Whether anybody speaks -------------------------------------------------------------------------------------------------
 
 
-class Voice:
+class VoiceActivityDetector:
     """Tells speech from silence, noise and music, frame by frame.
 
     weights   (F + 3, H): the first layer of a network (F, H), its biases, the second layer, and that one's bias, H times;
@@ -47,14 +47,14 @@ class Voice:
             yield float(1 / (1 + np.exp(-(hidden @ self._second + self._last).clip(-50, 50))))
 
 
-def hearing(audio):
+def vad_features(audio):
     """What a Voice takes: float32 (T, F), of a recording float (N,) at 16 kHz."""
     return np.stack(list(_hear([audio])))
 
 
 def _hear(blocks):
-    heard = mfcc.Heard(blocks)
-    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in mfcc.loudness(heard))
+    heard = mfcc.FrameCounter(blocks)
+    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in mfcc.log_mel(heard))
     before = PAST + NOW // 2 - mfcc.STEPS_PER_FRAME // 2
     for window in mfcc.slide(bands, heard.frames, PAST + NOW, before):
         past, now = (
@@ -69,7 +69,7 @@ def _bundled(name):
     return files.read_array(WEIGHTS / f"{name}.npy")
 
 
-def shut(displacements, speaking, rest):
+def gate_mouth(displacements, speaking, rest):
     """Let a face come to rest where nobody speaks.
 
     displacements   iterator of float32 (L, 512)

@@ -15,7 +15,19 @@ from talkhead import image_files
 from talkhead.audio_files import SampleBlocks
 from talkhead.containers import Media, open_source
 from talkhead.errors import TalkheadError
-from talkhead.files import ALIGNED_TAG, FPS, STREAM_TAG, Sink, Source, find, is_path, mendable, name_of, placed, reading
+from talkhead.files import (
+    ALIGNED_TAG,
+    FPS,
+    STREAM_TAG,
+    Sink,
+    Source,
+    find,
+    is_path,
+    name_of,
+    os_errors_in_one_line,
+    placed,
+    reading,
+)
 from talkhead.image_files import (
     IMAGE_FORMATS,
     PICTURES,
@@ -325,7 +337,7 @@ class FrameWriter:
         self._stack = ExitStack()
 
     def __enter__(self):
-        with ExitStack() as stack, mendable(self.name):
+        with ExitStack() as stack, os_errors_in_one_line(self.name):
             if is_path(self._destination):
                 place = stack.enter_context(placed(self._destination, self._output.folder))
             else:
@@ -344,13 +356,13 @@ class FrameWriter:
             raise TalkheadError(
                 f"{self.name}, frame {self.count}: the size changes to {_size(frame)}; make all frames equal"
             )
-        with mendable(self.name):
+        with os_errors_in_one_line(self.name):
             self._output.write(frame)
         self.count += 1
 
     def _finish(self, kind, error, trace):
         whole = kind is None and self.count > 0
-        with mendable(self.name):
+        with os_errors_in_one_line(self.name):
             self._output.close(whole)
         if kind is None and not whole:
             raise TalkheadError(f"{self.name}: no frames to write; check the input")

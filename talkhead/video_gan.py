@@ -1,4 +1,4 @@
-"""Noise to displacements: how a face moves when nobody tells it to, learned from a critic that watches videos.
+"""Noise to displacements: how a face moves when nobody tells it to, learned from a discriminator that watches videos.
 
 Source: thesis §3.4; Tian et al. 2021 (MoCoGAN-HD) for what it builds on and is compared with.
 """
@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from talkhead.errors import TalkheadError
-from talkhead.latents import W_DIM, Basis, grow
+from talkhead.latents import W_DIM, Basis, extend_layers
 
-MEMORY, EASE = 2.5, 0.7  # of a new LSTM: forget bias, and size of the weights of the noise
-CHANGE = 10.0  # what brings the pixels' differences from an identity's picture near to one
+FORGET_BIAS, INPUT_GAIN = 2.5, 0.7  # of a new LSTM: forget bias, and size of the weights of the noise
+DIFFERENCE_GAIN = 10.0  # what brings the pixels' differences from an identity's picture near to one
 
 
 class LatentGenerator(nn.Module):
@@ -36,7 +36,7 @@ class LatentGenerator(nn.Module):
 
     Source: thesis §3.4.2, eqs 3.4 and 3.5.
     Departure: the axes of V are turned, within what they span, to the principal axes of motion, and each hidden output is
-    multiplied by `reach`, three spreads of the motion along its axis: the LSTM's outputs are smaller than one, and independent
+    multiplied by `motion_scale`, three spreads of the motion along its axis: the LSTM's outputs are smaller than one, and independent
     outputs are then independent motions of the right size from the first step on. The linear layer that makes h_0 and c_0 reads
     w_I by its coordinates in V, limited to five spreads. A new LSTM has a forget bias, and reads noise gently: it begins by moving
     about as fast as the clips.
@@ -62,13 +62,13 @@ class LatentGenerator(nn.Module):
         self.lstm = nn.LSTM(noise, width, batch_first=True)
         self.output = nn.Sequential(nn.Linear(width, components), nn.Tanh()) if hidden else nn.Identity()
         self.basis = basis or Basis(torch.zeros(size), torch.zeros(components, size), torch.zeros(components))
-        self.register_buffer("reach", torch.ones(components))
-        for weight, size in ((self.lstm.weight_ih_l0, EASE), (self.lstm.weight_hh_l0, 1.0)):
+        self.register_buffer("motion_scale", torch.ones(components))
+        for weight, size in ((self.lstm.weight_ih_l0, INPUT_GAIN), (self.lstm.weight_hh_l0, 1.0)):
             for gate in weight.data.chunk(4):
                 nn.init.orthogonal_(gate, size)
         for bias in (self.lstm.bias_ih_l0, self.lstm.bias_hh_l0):
             nn.init.zeros_(bias)
-        self.lstm.bias_ih_l0.data[width : 2 * width] = MEMORY
+        self.lstm.bias_ih_l0.data[width : 2 * width] = FORGET_BIAS
 
     def forward(self, noise, identity, state=None):
         """Noise (B, T, noise) and identities (B, L, 512) to displacements (B, T, L, 512).
@@ -83,7 +83,7 @@ class LatentGenerator(nn.Module):
         """As calling the model, but the displacements' coordinates (B, T, K) and the LSTM's outputs (B, T, H), h_t of eq. 3.4."""
         *memory, place = self._begin(identity) if state is None else state
         hidden, memory = self.lstm(noise, tuple(memory))
-        moved = self.output(hidden) * self.reach
+        moved = self.output(hidden) * self.motion_scale
         if self.displace == "previous":
             moved = place[:, None] + moved.cumsum(1)
         return moved, hidden, (*memory, moved[:, -1])
@@ -137,7 +137,7 @@ def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
             moved, state = model(
                 torch.as_tensor(np.stack(block), device=device)[None], identity[None, : model.num_ws], state
             )  # (1, chunk, num_ws, 512)
-        yield from grow(gain * moved[0], layers).cpu().numpy()
+        yield from extend_layers(gain * moved[0], layers).cpu().numpy()
 
 
 def _noise(width, seed, frames):
@@ -146,7 +146,7 @@ def _noise(width, seed, frames):
         yield random.standard_normal(width, np.float32)
 
 
-# Critics --------------------------------------------------------------------------------------------------------------
+# Discriminators --------------------------------------------------------------------------------------------------------------
 
 
 class VideoDiscriminator(nn.Module):
@@ -159,7 +159,7 @@ class VideoDiscriminator(nn.Module):
 
     Source: thesis §3.4.3, Table 3.2; the scales after Tian et al. 2021.
     Departure: beside the identity each frame is shown as its difference from it, many times enlarged. The first layer can make
-    one of the other; but a critic that begins with motion before its eyes tells jerky from smooth in 50 steps, where faces drown
+    one of the other; but a discriminator that begins with motion before its eyes tells jerky from smooth in 50 steps, where faces drown
     it otherwise.
     """
 
@@ -186,7 +186,7 @@ class VideoDiscriminator(nn.Module):
         x = video.transpose(1, 2)
         if self.conditional:
             identity = identity[:, :, None].expand_as(x)
-            x = torch.cat([identity, CHANGE * (x - identity)], 1)  # (B, 6, T, S, S)
+            x = torch.cat([identity, DIFFERENCE_GAIN * (x - identity)], 1)  # (B, 6, T, S, S)
         logits, pace = [], 1 if video.shape[1] <= 16 else 2
         # On a CPU, torch 2.14 fills gradients of 3-D convolutions in bfloat16 with whatever was in memory.
         with torch.autocast("cpu", enabled=False):
@@ -213,7 +213,7 @@ class ImageDiscriminator(nn.Module):
     size      side of the pictures
     features  how many numbers
 
-    Departure from MoCoGAN-HD: strided convolutions with spectral normalisation, in the place of BigGAN's residual critic.
+    Departure from MoCoGAN-HD: strided convolutions with spectral normalisation, in the place of BigGAN's residual discriminator.
     """
 
     def __init__(self, size, width=64, features=256):
@@ -237,7 +237,7 @@ class ImageDiscriminator(nn.Module):
         return self.logit(seen)[:, 0], F.normalize(self.features(seen), dim=1)
 
 
-# What the critics say, as losses. Each list has the logits of one scale after the other.
+# What the discriminators say, as losses. Each list has the logits of one scale after the other.
 
 
 def _check_choice(name, value, choices):

@@ -11,14 +11,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from talkhead import ada
-from talkhead.ada import adapt, augment, draw
-from talkhead.distributed import Share
+from talkhead.ada import augment, sample_params, update_p
+from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 
 
 def only(count=1, **changes):
     """The changes of some images of which nothing happens but these."""
-    drawn = draw(count, 0.0)
+    drawn = sample_params(count, 0.0)
     for name, value in changes.items():
         drawn[name] = drawn[name] + torch.as_tensor(value, dtype=torch.float64)
     return drawn
@@ -46,7 +46,7 @@ def test_the_wavelet_gives_back_what_was_there_and_stops_the_finest_stripes():
 
 def test_nothing_happens_at_probability_zero():
     images = noise(3, 3, 8, 8)
-    assert torch.equal(augment(images, draw(3, 0.0)), images)
+    assert torch.equal(augment(images, sample_params(3, 0.0)), images)
 
 
 def test_what_is_left_alone_is_the_same_to_the_last_bit():
@@ -177,7 +177,7 @@ def test_each_change_happens_with_its_probability_and_spread(p):
     """Counted; bounds are five standard deviations of a count wide."""
     torch.manual_seed(0)
     count = 20_000
-    drawn = draw(count, p)
+    drawn = sample_params(count, p)
 
     def near(share, wanted):
         assert abs(share - wanted) <= 5 * math.sqrt(max(wanted * (1 - wanted), 1e-4) / count), (share, wanted)
@@ -212,8 +212,8 @@ def test_each_change_happens_with_its_probability_and_spread(p):
         near((drawn["quarter_turns"] == quarter).double().mean().item(), p / 4)
     if p < 1:
         for matrix, chance in (
-            (ada.geometry(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
-            (ada.colours(drawn), (1 - p / 2) * (1 - p) ** 4),
+            (ada.geometric_matrix(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
+            (ada.color_matrix(drawn), (1 - p / 2) * (1 - p) ** 4),
         ):
             near((matrix == torch.eye(matrix.shape[-1])).flatten(1).all(1).double().mean().item(), chance)
             flipped = torch.linalg.det(matrix) < 0
@@ -223,7 +223,7 @@ def test_each_change_happens_with_its_probability_and_spread(p):
 def test_gradients_agree_with_finite_differences_twice():
     torch.manual_seed(0)
     images = torch.randn(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    drawn = draw(3, 1.0)
+    drawn = sample_params(3, 1.0)
     drawn = {name: torch.where(torch.tensor([[True], [True], [False]]), value, 0.0) for name, value in drawn.items()}
     assert torch.autograd.gradcheck(lambda x: augment(x, drawn), (images,))
     assert torch.autograd.gradgradcheck(lambda x: augment(x, drawn).pow(3), (images,))
@@ -232,16 +232,18 @@ def test_gradients_agree_with_finite_differences_twice():
 def test_shares_see_what_the_whole_batch_sees():
     images = noise(8, 3, 16, 16)
     torch.manual_seed(5)
-    whole = augment(images, draw(8, 0.5))
+    whole = augment(images, sample_params(8, 0.5))
     for first in range(2):
         torch.manual_seed(5)
-        share = Share(0, first, 2)
-        torch.testing.assert_close(augment(share(images), draw(8, 0.5, share)), share(whole), rtol=0, atol=1e-5)
+        share = MicroBatch(0, first, 2)
+        torch.testing.assert_close(
+            augment(share(images), sample_params(8, 0.5, share)), share(whole), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_changes_in_float32(dtype):
-    images, drawn = noise(4, 3, 16, 16), draw(4, 1.0)
+    images, drawn = noise(4, 3, 16, 16), sample_params(4, 1.0)
     exact = augment(images, drawn)
     with torch.autocast("cpu", dtype):
         assert torch.equal(augment(images, drawn), exact)
@@ -252,19 +254,21 @@ def test_half_precision_changes_in_float32(dtype):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_sees_the_same():
-    images, drawn = noise(4, 3, 32, 32), draw(4, 1.0)
+    images, drawn = noise(4, 3, 32, 32), sample_params(4, 1.0)
     torch.testing.assert_close(augment(images.cuda(), drawn).cpu(), augment(images, drawn), rtol=1e-4, atol=1e-4)
 
 
-def test_the_probability_follows_the_critic():
+def test_the_probability_follows_the_discriminator():
     """32 of 500 000 images a step, four steps a move; never outside [0, 1]."""
     move = 4 * 32 / 500_000
-    assert adapt(0.5, 0.7, 32) == 0.5 + move and adapt(0.5, 0.5, 32) == 0.5 - move and adapt(0.5, 0.6, 32) == 0.5
-    assert adapt(0.0, 0.1, 32) == 0.0 and adapt(1.0, 1.0, 32) == 1.0
-    assert adapt(0.2, 0.3, 10, target=0.25, images=400) == pytest.approx(0.3)
+    assert (
+        update_p(0.5, 0.7, 32) == 0.5 + move and update_p(0.5, 0.5, 32) == 0.5 - move and update_p(0.5, 0.6, 32) == 0.5
+    )
+    assert update_p(0.0, 0.1, 32) == 0.0 and update_p(1.0, 1.0, 32) == 1.0
+    assert update_p(0.2, 0.3, 10, target=0.25, images=400) == pytest.approx(0.3)
     p = 0.0
     for _ in range(1000):
-        p = adapt(p, 1.0, 125)
+        p = update_p(p, 1.0, 125)
     assert p == pytest.approx(1)
 
 
@@ -310,7 +314,9 @@ def test_jitter_of_a_share_is_its_part_of_the_whole():
     whole = ada.jitter(images, 0.8)
     for first in range(2):
         torch.manual_seed(3)
-        assert torch.allclose(ada.jitter(images[first::2], 0.8, Share(first, first, 2)), whole[first::2], atol=1e-6)
+        assert torch.allclose(
+            ada.jitter(images[first::2], 0.8, MicroBatch(first, first, 2)), whole[first::2], atol=1e-6
+        )
 
 
 def test_a_jitter_that_is_no_probability_is_refused():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import audio_features, mfcc
-from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, heard_by
+from talkhead.audio2latent import FirstModel, SecondModel, build, displacements, load_features_for
 from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
@@ -23,16 +23,16 @@ def toy_model(seed=0, **changes):
     return SecondModel(L, **(TOY | changes), basis=basis).eval()
 
 
-def toy_first(seed=0, heard=(29, 16), begun=True, **changes):
+def toy_first(seed=0, window_shape=(29, 16), begun=True, **changes):
     """A first model that moves faces: it begins at principal components, as training does."""
     torch.manual_seed(seed)
     model = FirstModel(
         L,
-        heard,
+        window_shape,
         **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes),
     )
     if begun:
-        model.begin(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(heard[0]) + 0.5)
+        model.init_from_pca(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(window_shape[0]) + 0.5)
     return model.eval()
 
 
@@ -84,10 +84,10 @@ def test_parameters_of_the_first_models_tables():
 def test_it_begins_at_the_principal_components():
     """E_L's rows are the first of them, and the last layer is their inverse: it undoes the projection of what they span."""
     model, basis = toy_first(begun=False), Basis.fit(torch.randn(30, L, 512), 8)
-    model.begin(basis, torch.ones(8), torch.ones(29))
+    model.init_from_pca(basis, torch.ones(8), torch.ones(29))
     codes = torch.randn(5, L, 512)
     torch.testing.assert_close(
-        model.describe(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4
+        model.project_identity(codes) * basis.stdev[:4], basis.project(codes)[:, :4], atol=1e-4, rtol=1e-4
     )
     within = basis.expand(torch.randn(5, 8))
     torch.testing.assert_close(
@@ -98,14 +98,14 @@ def test_it_begins_at_the_principal_components():
 def test_the_first_model_equals_a_slow_reading_of_the_tables():
     """One frame at a time, with functions instead of layers."""
     model, identity = toy_first(), torch.randn(1, L, 512)
-    model.identity_spread.uniform_(0.5, 2)
+    model.identity_std.uniform_(0.5, 2)
     windows, noise = heard(3, shape=(29, 16)), torch.randn(1, 3, 3)
     weights = dict(model.state_dict())
     linear = lambda x, name: x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
     leaky = lambda x: torch.where(x > 0, x, 0.02 * x)
     heard_state, noise_state, made = None, None, []
     for t in range(3):
-        x = (windows[0, t] / weights["feature_spread"][:, None])[None]
+        x = (windows[0, t] / weights["feature_std"][:, None])[None]
         for layer in (0, 2, 4, 6):
             x = leaky(
                 F.conv1d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], stride=2, padding=1)
@@ -114,12 +114,12 @@ def test_the_first_model_equals_a_slow_reading_of_the_tables():
         murmur, noise_state = model.noise(noise[:, t : t + 1], noise_state)
         who = (
             linear((identity.flatten() - weights["identity_mean"])[None] / (L * 512) ** 0.5, "identity")
-            / weights["identity_spread"]
+            / weights["identity_std"]
         )
         x = torch.cat([x[0], who, murmur[0]], 1)
         for layer in (0, 2, 4):
             x = leaky(linear(x, f"decoder.{layer}"))
-        made.append(linear(x * weights["motion_spread"], "out") / (L * 512) ** 0.5)
+        made.append(linear(x * weights["motion_std"], "out") / (L * 512) ** 0.5)
     torch.testing.assert_close(
         model(windows, identity, noise=noise)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4
     )
@@ -148,10 +148,10 @@ def test_seeds_of_noise_make_different_motions_and_none_makes_one():
 def test_either_model_hears_any_features(name, shape):
     small = {"channels": (2, 2, 3, 3), "decoder": 4} if name == "first" else TOY
     model = build(
-        name, num_ws=L, heard=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}
+        name, num_ws=L, window_shape=shape, lstm=4, **{key: value for key, value in small.items() if key != "lstm"}
     ).eval()
     assert model(heard(2, shape=shape), torch.randn(1, L, 512))[0].shape == (1, 2, L, 512)
-    assert build(**json.loads(json.dumps(model.config))).heard == shape
+    assert build(**json.loads(json.dumps(model.config))).window_shape == shape
 
 
 def test_windows_of_other_features_are_refused(model):
@@ -177,21 +177,24 @@ class Steps:
 
 def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model = toy_first()
-    assert isinstance(heard_by(toy_model()), Mfcc)
+    assert isinstance(load_features_for(toy_model()), Mfcc)
     asked = []
     monkeypatch.setattr(audio_features, "features", lambda *told: asked.append(told) or Steps())
-    model.hears = Steps().identity
-    assert heard_by(model).identity == model.hears and heard_by(model, path="net.pt").shape == (29, 16)
+    model.feature_id = Steps().identity
+    assert load_features_for(model).identity == model.feature_id and load_features_for(model, path="net.pt").shape == (
+        29,
+        16,
+    )
     assert asked == [("steps", None, "cpu"), ("steps", "net.pt", "cpu")]
-    model.hears = Steps(1).identity
+    model.feature_id = Steps(1).identity
     with pytest.raises(
         TalkheadError,
         match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features",
     ):
-        heard_by(model)
+        load_features_for(model)
     monkeypatch.undo()
     with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
-        heard_by(model, "mfcc")
+        load_features_for(model, "mfcc")
 
 
 # The second model -------------------------------------------------------------------------------------------------------
@@ -244,14 +247,14 @@ def test_displacement_stays_in_the_basis():
 def test_forward_equals_a_slow_reading_of_the_tables():
     """One frame at a time, with functions instead of layers."""
     model, identity = toy_model(), torch.randn(1, L, 512)
-    model.feature_spread.uniform_(0.5, 2)
-    model.motion_spread.uniform_(0.5, 2)
+    model.feature_std.uniform_(0.5, 2)
+    model.motion_std.uniform_(0.5, 2)
     windows = heard(3)
     weights = dict(model.state_dict())
     linear = lambda x, name: x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
     state, made = None, []
     for t in range(3):
-        x = (windows[0, t] / weights["feature_spread"][:, None])[None, None]
+        x = (windows[0, t] / weights["feature_std"][:, None])[None, None]
         for layer in (0, 2, 5, 7, 9):
             x = F.relu(F.conv2d(x, weights[f"audio.{layer}.weight"], weights[f"audio.{layer}.bias"], padding=1))
             x = F.max_pool2d(x, 3, (1, 2)) if layer == 2 else F.max_pool2d(x, 3, 2) if layer == 9 else x
@@ -260,7 +263,7 @@ def test_forward_equals_a_slow_reading_of_the_tables():
         who = (identity.flatten() - weights["basis.mean"]) @ weights["basis.components"].T / weights["basis.stdev"]
         x = torch.cat([who.clamp(-5, 5)[None], x[0]], 1)
         h = linear(F.relu(linear(F.relu(linear(x, "decoder.0")), "decoder.2")), "decoder.4")
-        made.append((h * weights["motion_spread"]) @ weights["basis.components"])
+        made.append((h * weights["motion_std"]) @ weights["basis.components"])
     torch.testing.assert_close(model(windows, identity)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
 
 
@@ -268,7 +271,7 @@ def test_forward_equals_a_slow_reading_of_the_tables():
 
 
 def test_a_batch_equals_its_members(model):
-    identity, windows = torch.randn(3, L, 512), heard(4, 3, shape=model.heard)
+    identity, windows = torch.randn(3, L, 512), heard(4, 3, shape=model.window_shape)
     together, _ = model(windows, identity)
     for k in range(3):
         alone, _ = model(windows[k : k + 1], identity[k : k + 1])
@@ -278,19 +281,19 @@ def test_a_batch_equals_its_members(model):
 def test_config_rebuilds_the_network(model):
     again = build(**json.loads(json.dumps(model.config)))
     again.load_state_dict(model.state_dict())
-    identity, windows = torch.randn(1, L, 512), heard(2, shape=model.heard)
+    identity, windows = torch.randn(1, L, 512), heard(2, shape=model.window_shape)
     assert type(again) is type(model) and torch.equal(again.eval()(windows, identity)[0], model(windows, identity)[0])
 
 
 def test_a_config_from_before_there_were_two_is_the_seconds():
-    config = {key: value for key, value in toy_model().config.items() if key not in ("model", "heard")}
+    config = {key: value for key, value in toy_model().config.items() if key not in ("model", "window_shape")}
     assert build(**config).config == toy_model().config
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_chunks_equal_the_whole(model, chunk):
     """States and noise are carried from chunk to chunk."""
-    identity, windows = torch.randn(L, 512), heard(11, shape=model.heard)
+    identity, windows = torch.randn(L, 512), heard(11, shape=model.window_shape)
     noise = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 11, model.noise_width))).float()
     with torch.no_grad():
         whole = model(windows, identity[None], noise=noise)[0][0].numpy()
@@ -300,7 +303,7 @@ def test_chunks_equal_the_whole(model, chunk):
 
 
 def test_gain_scales_the_motion(model):
-    identity, windows = torch.randn(L, 512), heard(3, shape=model.heard)[0].numpy()
+    identity, windows = torch.randn(L, 512), heard(3, shape=model.window_shape)[0].numpy()
     once, twice = (np.stack(list(displacements(model, windows, identity, gain=gain))) for gain in (1.0, 2.0))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
 

@@ -161,7 +161,7 @@ def test_a_grown_generator_takes_what_was_trained_for_its_parent(toy_weights, tm
     image = torch.rand(1, 3, 32, 32)
     small, large = (checkpoints.load_encoder(toy_weights / "encoder.pt", generator) for generator in (parent, child))
     code = large(image)
-    torch.testing.assert_close(code, latents.grow(small(image), 8))
+    torch.testing.assert_close(code, latents.extend_layers(small(image), 8))
     windows = np.random.default_rng(0).standard_normal((3, 12, 28)).astype(np.float32)
     for model, moved in (
         (checkpoints.load_audio2latent, lambda model, face: displacements(model, windows, face)),
@@ -173,7 +173,7 @@ def test_a_grown_generator_takes_what_was_trained_for_its_parent(toy_weights, tm
             for generator, face in ((parent, code[0, :6]), (child, code[0]))
         )
         assert after.shape == (3, 8, 512) and np.abs(before).max() > 0
-        np.testing.assert_allclose(after, latents.grow(before, 8), atol=1e-6)
+        np.testing.assert_allclose(after, latents.extend_layers(before, 8), atol=1e-6)
         with pytest.raises(TalkheadError, match=r"identity: has shape \(6, 512\), this \w+ model takes \(8, 512\)"):
             next(moved(model(path, child), code[0, :6]))
 
@@ -430,10 +430,10 @@ def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
     networks = [Generator(16, [8, 8, 4], z_dim=6, w_dim=6, mapping_layers=2, clamp=256) for _ in range(2)]
     for network in networks:
         network.w_avg.normal_()
-    critic = Discriminator(16, [8, 8, 4])
+    discriminator = Discriminator(16, [8, 8, 4])
     state, fast, judge = (
         {name: value.half() if half else value for name, value in network.state_dict().items()}
-        for network in (*networks, critic)
+        for network in (*networks, discriminator)
     )
     files.save_weights(
         tmp_path / "0.pt",

@@ -75,7 +75,7 @@ SIGNATURES = {
     "paste": ["faces.paste"],
     "invert": ["inversion.invert", "jobs.run"],
     "generate": [
-        "synthesis.drive",
+        "synthesis.speech_to_latents",
         "synthesis.synthesize",
         "synthesis.generate",
         "landmarks.detector",
@@ -174,7 +174,7 @@ CHOICES_OF_THE_COMMAND = {  # no library default to agree with
         "resolution",
         "channels",
         "encoder_out",
-        "critic_channels",
+        "d_channels",
         "mapping_layers",
         "init",
         "encoder_init",
@@ -777,11 +777,11 @@ def test_a_motion_model_is_trained_and_used(scene, puppet):
 def test_a_preset_sets_defaults_and_no_more():
     params = (
         cli.commands["train-video-gan"]
-        .make_context("x", ["c", "-o", "x.pt", "--steps", "1", "--warm-up", "5", "--preset", "mocogan-hd"])
+        .make_context("x", ["c", "-o", "x.pt", "--steps", "1", "--burn-in", "5", "--preset", "mocogan-hd"])
         .params
     )
     theirs = talkhead.train_video_gan.PRESETS["mocogan-hd"]
-    assert {name: params[name] for name in theirs} == theirs | {"warm_up": 5}
+    assert {name: params[name] for name in theirs} == theirs | {"burn_in": 5}
 
 
 def test_gain_of_zero_keeps_still(scene):
@@ -867,7 +867,7 @@ def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_
 
 def test_pti_tells_how_it_goes_and_goes_on(scene):
     line = ["pti", scene / "clip.mp4", "-o", scene / "me.pt", "--perceptual", "pyramid", "--batch", 4, "--log-every", 2]
-    said = records(run(*line, "--steps", 4, "--least-gain", 0, "--samples", scene / "sheets"))
+    said = records(run(*line, "--steps", 4, "--min-delta", 0, "--samples", scene / "sheets"))
     assert [record["step"] for record in said] == [2, 4] and {
         "loss",
         "perceptual",
@@ -876,15 +876,15 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
         "images_per_second",
     } <= said[0].keys()
     assert image_files.read_image(scene / "sheets" / "00000004.png").shape == (32, 8 * 16, 3)
-    again = run(*line, "--steps", 4, "--least-gain", 0)
+    again = run(*line, "--steps", 4, "--min-delta", 0)
     assert (
         again.exit_code == 0
         and again.stdout == ""
         and "me.pt: is done, at step 4; there is nothing left to do" in again.stderr
     )
-    more = run(*line, "--steps", 5, "--least-gain", 0)
+    more = run(*line, "--steps", 5, "--min-delta", 0)
     assert more.exit_code == 1 and "me.pt: ended at step 4 and kept nothing to go on with" in more.stderr
-    other = run("pti", scene / "face.png", *line[2:], "--steps", 4, "--least-gain", 0)
+    other = run("pti", scene / "face.png", *line[2:], "--steps", 4, "--min-delta", 0)
     assert (
         other.exit_code == 1
         and len(other.stderr.splitlines()) == 2
@@ -1535,7 +1535,7 @@ def test_train_stylegan_starts_from_rosinalitys_weights_but_does_not_go_on_with_
     assert len(records(run(*line))) == 2
     assert run("weights", "convert", scene / "g.pt", "-o", scene / "r.pt", "--to", "rosinality").exit_code == 0
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "h.pt", "--init", scene / "r.pt", *BRIEF)
-    assert len(records(result)) == 2 and "no critic" not in result.stderr
+    assert len(records(result)) == 2 and "no discriminator" not in result.stderr
     assert run("weights", "convert", scene / "r.pt", "-o", scene / "c.pt").exit_code == 0
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "c.pt", "--init", scene / "r.pt", *BRIEF)
     assert result.exit_code == 1 and "was converted, without its optimisers; pass it as --init" in result.stderr
@@ -1819,7 +1819,7 @@ def test_train_stylegan_grows(scene):
         16,
         "--channels",
         "8,6,4",
-        "--critic-channels",
+        "--d-channels",
         "4,4,4",
         "--perceptual",
         "pyramid",
@@ -1828,7 +1828,7 @@ def test_train_stylegan_grows(scene):
         *BRIEF,
     ]
     result = run(*large)
-    assert len(records(result)) == 2 and "8.pt: no critic of these sizes" in result.stderr
+    assert len(records(result)) == 2 and "8.pt: no discriminator of these sizes" in result.stderr
     generator = checkpoints.load_generator(scene / "16.pt")
     assert generator.config["channels"] == [8, 6, 4] and generator.config["mapping_layers"] == 1
     assert checkpoints.load_encoder(scene / "e16.pt", generator).num_ws == 6
@@ -1943,7 +1943,7 @@ def test_hidden_files_are_passed_over_by_every_command(scene, puppet, monkeypatc
         "size": 16,
         "left_out": 0,
     }
-    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and latent_cache.find([ours]) == [
+    assert datasets.clips([ours]) == [ours / "clip.mp4", ours / "face.png"] and latent_cache.list_clips([ours]) == [
         ours / "clip.mp4"
     ]
     assert room._pictures(ours) == [ours / "face.png"]

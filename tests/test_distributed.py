@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from talkhead import files
 from talkhead.cli import cli
-from talkhead.distributed import Share, Team
+from talkhead.distributed import Distributed, MicroBatch
 from talkhead.errors import TalkheadError
 
 STEPS = 5
@@ -38,9 +38,9 @@ TRAINERS = {
         "{faces}",
         "--batch",
         "8",
-        "--path-every",
+        "--pl-interval",
         "2",
-        "--r1-every",
+        "--r1-interval",
         "2",
         "--flip",
         *NETWORKS,
@@ -50,9 +50,9 @@ TRAINERS = {
         "{faces}",
         "--batch",
         "8",
-        "--path-every",
+        "--pl-interval",
         "2",
-        "--r1-every",
+        "--r1-interval",
         "2",
         "--encoder-out",
         "{folder}/e.pt",
@@ -130,12 +130,12 @@ TRAINERS = {
         "3",
         "--width",
         "2",
-        "--r1-every",
+        "--r1-interval",
         "2",
         "--lr",
         "1e-5",
         "--contrastive",
-        "--image-critic",
+        "--image-discriminator",
     ],
     "first": [
         "train-audio2latent",
@@ -166,7 +166,7 @@ TRAINERS = {
         "4",
         "--noise-width",
         "3",
-        "--noise-draws",
+        "--best-of-n",
         "2",
         "--mouth-weight",
         "1",
@@ -194,7 +194,7 @@ TRAINERS = {
         "pyramid",
     ],
 }
-ADA = ["--augment", "ada", "--augment-p", "0.5", "--augment-images", "100"]
+ADA = ["--augment", "ada", "--augment-p", "0.5", "--ada-images", "100"]
 TRAINERS |= {f"{name} augmented": [*TRAINERS[name], *ADA] for name in ("stylegan", "joint")}
 
 
@@ -236,9 +236,11 @@ def alone(line):
 
 def stopped(line, step=2):
     """The records of a run of one process that is told to stop after some steps."""
-    agree, turns = Team.agree, iter(range(1, step + 1))
+    reduce_record, turns = Distributed.reduce_record, iter(range(1, step + 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Team, "agree", lambda self, record, stop: agree(self, record, next(turns) == step))
+        patch.setattr(
+            Distributed, "reduce_record", lambda self, record, stop: reduce_record(self, record, next(turns) == step)
+        )
         done = CliRunner().invoke(cli, line)
     assert done.exit_code == 1 and f"stopped at step {step} of {STEPS}, checkpoint written" in done.stderr, done.output
     return records(done.stdout)
@@ -292,15 +294,15 @@ def test_two_processes_learn_what_one_learns(name, line, tmp_path):
 GRADIENTS = """
 import sys, torch
 from talkhead.encoders import ResNetEncoder
-from talkhead.distributed import Team, join
+from talkhead.distributed import Distributed, init_process_group
 torch.manual_seed(0)
-with join(torch.device("cpu")):
+with init_process_group(torch.device("cpu")):
     encoder, images = ResNetEncoder(6, width=4, input_size=32).double(), torch.randn(8, 3, 32, 32, dtype=torch.float64)
-    team = Team(batch=8)
-    team.share_statistics(encoder.train())
+    team = Distributed(batch=8)
+    team.convert_sync_batchnorm(encoder.train())
     held_still = torch.optim.SGD(encoder.parameters(), lr=0.0)
-    team.descend(lambda share: (encoder(share(images)).sin().mean() * 1e3, {}), held_still)
-    if team.leads:
+    team.optimizer_step(lambda share: (encoder(share(images)).sin().mean() * 1e3, {}), held_still)
+    if team.is_main:
         torch.save({name: value.grad for name, value in encoder.named_parameters()} | dict(encoder.named_buffers()), sys.argv[1])
 """
 
@@ -325,10 +327,10 @@ def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
 LAST_STEP = """
 import sys, torch
 from torch import distributed
-from talkhead.distributed import Team, join
-with join(torch.device("cpu")):
-    weight, team = torch.nn.Parameter(torch.ones(3)), Team(batch=8)
-    team.descend(lambda share: (weight.sum(), {}), torch.optim.SGD([weight], lr=0.1))
+from talkhead.distributed import Distributed, init_process_group
+with init_process_group(torch.device("cpu")):
+    weight, team = torch.nn.Parameter(torch.ones(3)), Distributed(batch=8)
+    team.optimizer_step(lambda share: (weight.sum(), {}), torch.optim.SGD([weight], lr=0.1))
     group = distributed.group.WORLD
 held = sys.getrefcount(group) - 2
 del group
@@ -385,9 +387,9 @@ def test_sigterm_ends_all_with_one_checkpoint(line, tmp_path):
 
 
 def test_two_come_to_rest_together(line, tmp_path):
-    done = together(line("pti", "--steps", "200", "--lr", "0", "--least-gain", "0.5"))
-    assert [record["step"] for record in done] == list(range(1, 101)) and done[-1]["at_rest"]
-    assert files.load_weights(tmp_path / "out.pt")["at_rest"] and os.listdir(tmp_path) == ["out.pt"]
+    done = together(line("pti", "--steps", "200", "--lr", "0", "--min-delta", "0.5"))
+    assert [record["step"] for record in done] == list(range(1, 101)) and done[-1]["converged"]
+    assert files.load_weights(tmp_path / "out.pt")["converged"] and os.listdir(tmp_path) == ["out.pt"]
 
 
 def test_an_error_of_one_ends_the_other(line, tmp_path):
@@ -403,26 +405,29 @@ def test_an_error_of_one_ends_the_other(line, tmp_path):
 
 
 def test_shares_are_strided_and_make_up_the_batch():
-    team = Team(batch=8, accumulate=2)
+    team = Distributed(batch=8, accumulate=2)
     assert [share(list(range(8))) for share in team.shares] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     torch.manual_seed(0)
     whole = torch.randn(6, 2)
     for first in range(3):
         torch.manual_seed(0)
-        assert torch.equal(Share(0, first, 3).randn(6, 2), whole[first::3])
+        assert torch.equal(MicroBatch(0, first, 3).randn(6, 2), whole[first::3])
 
 
 def test_a_batch_that_cannot_be_cut_is_told_why():
-    assert [share(range(8)) for share in Team(8, accumulate=2, whole=4).shares] == [range(0, 8, 2), range(1, 8, 2)]
+    assert [share(range(8)) for share in Distributed(8, accumulate=2, whole=4).shares] == [
+        range(0, 8, 2),
+        range(1, 8, 2),
+    ]
     for options, said in (
         (
             {"whole": 4},
-            "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the critic compares pictures in groups of 4",
+            "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the discriminator compares pictures in groups of 4",
         ),
         ({}, "pass --batch as a multiple of 2"),
     ):
         with pytest.raises(TalkheadError, match=f"{said}$"):
-            Team(5, accumulate=2, **options)
+            Distributed(5, accumulate=2, **options)
 
 
 def test_groups_of_four_stay_whole_in_a_share():
@@ -445,8 +450,8 @@ def test_gradients_are_of_the_mean_over_turns():
         return layer.weight.detach()
 
     def together(layer, optimizer):
-        team = Team(6, accumulate=3)
-        record = team.descend(
+        team = Distributed(6, accumulate=3)
+        record = team.optimizer_step(
             lambda share: (layer(share(batch)).square().mean(), {"turn": share.turn}), optimizer, longest=0.5
         )
         assert record == {"turn": 1}
@@ -485,11 +490,11 @@ def test_half_precision_scales_its_losses():
     """A gradient too small for float16 arrives; one too large skips the step and lowers the scale."""
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    team = Team(precision="float16")
-    team.descend(lambda share: ((weight.half() * 1e-7).float().sum(), {}), optimizer)
+    team = Distributed(precision="float16")
+    team.optimizer_step(lambda share: ((weight.half() * 1e-7).float().sum(), {}), optimizer)
     assert weight.item() == pytest.approx(1 - 1e-7, abs=1e-7)
     before = weight.item(), team.scaler.get_scale()
-    team.descend(lambda share: (weight.sum() * float("inf"), {}), optimizer)
+    team.optimizer_step(lambda share: (weight.sum() * float("inf"), {}), optimizer)
     assert weight.item() == before[0] and team.scaler.get_scale() == before[1] / 2
 
 
@@ -503,10 +508,10 @@ def test_half_precision_scales_its_losses():
 )
 def test_bad_teams_are_refused(options, message):
     with pytest.raises(TalkheadError, match=message):
-        Team(**options)
+        Distributed(**options)
 
 
 def test_what_is_an_int_stays_one():
-    record, stop = Team().agree({"images": 8, "loss": torch.tensor(0.5), "other": 2.0}, False)
+    record, stop = Distributed().reduce_record({"images": 8, "loss": torch.tensor(0.5), "other": 2.0}, False)
     assert record == {"images": 8, "loss": 0.5, "other": 2.0} and isinstance(record["images"], int) and not stop
-    assert Team().agree({}, True)[1]
+    assert Distributed().reduce_record({}, True)[1]

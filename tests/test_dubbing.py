@@ -57,7 +57,7 @@ def test_the_mouth_at_rest_is_shut_in_every_pose(points):
             )
         ]
     )
-    rest = dubbing.at_rest(poses, Read())
+    rest = dubbing.converged(poses, Read())
     for start, (way, shift) in zip(
         rest, ((np.eye(2), 0), (turn, 0.02), (1.1 * np.eye(2), -0.03), (turn, 0.01), (np.eye(2), 0))
     ):

@@ -633,11 +633,11 @@ def confident(image, face, detector):
 
 @pytest.mark.parametrize("turn", range(4))
 def test_a_photo_is_set_upright_however_it_lies(monkeypatch, turn):
-    monkeypatch.setattr(faces, "_doubt", confident)
+    monkeypatch.setattr(faces, "_self_consistency", confident)
     image = smooth_noise(60, 80)
     lying = np.ascontiguousarray(np.rot90(image, turn))
     reader = Reader(image)
-    assert faces.which_way_up(lying, reader) == -turn % 4
+    assert faces.upright_rotation(lying, reader) == -turn % 4
     ((crop, corners, index),) = faces.align_frames([lying], reader, size=16)
     np.testing.assert_allclose(corners, faces.quad(turned_by_hand(UPRIGHT, turn)), atol=1e-6)
     assert np.abs(crop.astype(int) - faces.align(image, UPRIGHT, 16)).max() <= 1 and index == 0
@@ -657,20 +657,22 @@ def test_a_look_that_the_detector_does_not_confirm_has_no_say():
         basis = np.linalg.inv(np.stack([corners[3] - corners[0], corners[1] - corners[0]]))
         return [(UPRIGHT - corners[0]) @ basis * 256 - 0.5] if again else reader(picture)
 
-    assert faces.which_way_up(image, find) == 0
-    assert faces.which_way_up(np.ascontiguousarray(image[::-1, ::-1]), find) == 2
+    assert faces.upright_rotation(image, find) == 0
+    assert faces.upright_rotation(np.ascontiguousarray(image[::-1, ::-1]), find) == 2
 
 
 def test_a_photo_stays_as_it_is_where_nobody_sees_a_face_or_the_looks_disagree():
     image = smooth_noise(60, 80)
-    assert faces.which_way_up(image, lambda _: []) == 0
-    assert faces.which_way_up(image, lambda _: [UPRIGHT]) == 0  # upright in every turn: no reason to choose
+    assert faces.upright_rotation(image, lambda _: []) == 0
+    assert faces.upright_rotation(image, lambda _: [UPRIGHT]) == 0  # upright in every turn: no reason to choose
 
 
 def test_a_vast_photo_is_looked_at_small():
     sides = []
     assert (
-        faces.which_way_up(np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or [])
+        faces.upright_rotation(
+            np.zeros((6400, 4000, 3), np.uint8), lambda picture: sides.append(picture.shape[:2]) or []
+        )
         == 0
     )
     assert sides == [(1600, 1000), (1000, 1600), (1000, 1600), (1600, 1000)]
@@ -687,7 +689,7 @@ def test_portraits_are_read_in_every_turn(mediapipe, shared_data):
         picture = photo(path)
         for turn in range(4):
             lying = np.ascontiguousarray(np.rot90(picture, turn))
-            assert faces.which_way_up(lying, mediapipe) == -turn % 4, (path.name, turn)
+            assert faces.upright_rotation(lying, mediapipe) == -turn % 4, (path.name, turn)
         (upright, _, _), (righted, _, _) = (
             next(faces.align_frames([picture], mediapipe, 64)),
             next(faces.align_frames([lying], mediapipe, 64)),

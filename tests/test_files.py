@@ -267,14 +267,14 @@ def test_latents_of_other_projects(tmp_path):
 def test_latents_written_as_they_go_by(tmp_path, place):
     latents = np.random.default_rng(0).normal(size=(3, 4, 512)).astype(np.float32)
     destination = io.BytesIO() if place is None else tmp_path / place
-    with files.latents_along(destination, iter(latents), {"fps": 25.0}) as path:
+    with files.tee_latents(destination, iter(latents), {"fps": 25.0}) as path:
         assert place is None or not destination.exists()
         np.testing.assert_array_equal(list(path), latents)
     if place is None:
         destination.seek(0)
     np.testing.assert_array_equal(np.load(destination), latents)
     assert place is None or files.read_about(destination) == {"fps": 25.0}
-    with pytest.raises(RuntimeError), files.latents_along(tmp_path / "other.npy", iter(latents)) as path:
+    with pytest.raises(RuntimeError), files.tee_latents(tmp_path / "other.npy", iter(latents)) as path:
         next(path)
         raise RuntimeError
     assert not (tmp_path / "other.npy").exists() and not list(tmp_path.glob(".*"))

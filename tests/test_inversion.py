@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import training
-from talkhead.distributed import Share
+from talkhead.distributed import MicroBatch
 from talkhead.encoders import PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames, to_images
@@ -36,7 +36,7 @@ class Pictures:
     def __len__(self):
         return len(self.frames)
 
-    def batch(self, step, count, seed=0, flip=False, share=Share()):
+    def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
         return share(to_images(self.frames[[(step * count + k) % len(self) for k in range(count)]]))
 
 
@@ -121,7 +121,7 @@ def test_the_loss_is_perceptual_plus_mean_square(generator, clip):
     from talkhead.losses import pyramid_distance
 
     seen = []
-    run(clip[:1], generator, steps=1, exploration=0, pixel_weight=3.0, on_record=seen.append)
+    run(clip[:1], generator, steps=1, w_noise=0, pixel_weight=3.0, on_record=seen.append)
     drawn = generator.synthesis(generator.w_avg.expand(1, 4, -1))
     target = to_images(clip[:1])
     perceptual, pixel = pyramid_distance(drawn, target).item(), (drawn - target).square().mean().item()
@@ -135,7 +135,7 @@ def test_the_loss_is_perceptual_plus_mean_square(generator, clip):
 
 def test_the_first_step_is_adams_from_the_mean(generator, clip):
     # Adam's first step is lr in the direction of the gradient's sign, here halved by nothing: one step is all ramp.
-    latents = run(clip[:1], generator, steps=1, exploration=0, lr=0.01)
+    latents = run(clip[:1], generator, steps=1, w_noise=0, lr=0.01)
     moved = np.abs(latents[0] - generator.w_avg.numpy())
     height = learning_rate_ramp(0, 1)
     assert np.median(moved) == pytest.approx(0.01 * height, rel=0.01)
@@ -203,9 +203,7 @@ def test_same_seed_same_latents(generator, clip):
     first, second, other = (run(clip[:1], generator, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first, second)
     assert not np.allclose(first, other)  # two runs of Algorithm 1 land in different places (Fig. 3.7)
-    assert np.array_equal(
-        run(clip[:1], generator, seed=3, exploration=0), run(clip[:1], generator, seed=4, exploration=0)
-    )
+    assert np.array_equal(run(clip[:1], generator, seed=3, w_noise=0), run(clip[:1], generator, seed=4, w_noise=0))
 
 
 def test_global_random_state_is_left_alone(generator, clip):
@@ -224,8 +222,8 @@ def test_sequential_starts_at_the_code_before(generator, clip):
 
 
 def test_sequential_path_is_smoother_than_independent_ones(generator, clip):
-    independent = run(clip, generator, "optimise", steps=30, exploration=0.075)
-    sequential = run(clip, generator, "sequential", steps=30, next_steps=15, exploration=0.075)
+    independent = run(clip, generator, "optimise", steps=30, w_noise=0.075)
+    sequential = run(clip, generator, "sequential", steps=30, next_steps=15, w_noise=0.075)
     jump = lambda latents: np.linalg.norm(np.diff(latents, axis=0), axis=(1, 2)).mean()
     assert jump(sequential) < 0.5 * jump(independent)  # Fig. 3.8
 
@@ -234,7 +232,7 @@ def test_w_has_one_latent_for_all_layers_and_fits_worse():
     torch.manual_seed(0)
     generator = Generator(16, [8, 8, 8], w_dim=8).eval().requires_grad_(False)  # a W too small to hold a picture
     clip = to_frames(generator.synthesis(torch.randn(2, 6, 8)))
-    w, w_plus = (run(clip, generator, steps=60, space=space, exploration=0) for space in ("w", "w+"))
+    w, w_plus = (run(clip, generator, steps=60, space=space, w_noise=0) for space in ("w", "w+"))
     assert np.array_equal(w, np.broadcast_to(w[:, :1], w.shape))
     assert not np.array_equal(w_plus, np.broadcast_to(w_plus[:, :1], w_plus.shape))
     assert np.all(error(w_plus, generator, clip) < error(w, generator, clip))  # §3.3.1.1
@@ -250,24 +248,24 @@ def test_in_z_the_result_is_what_the_mapping_makes_of_some_z(generator, clip):
     latents = run(clip[:2], generator, space="z", steps=30)
     assert latents.shape == (2, 4, 512)
     assert np.array_equal(latents, np.broadcast_to(latents[:, :1], latents.shape))
-    start = run(clip[:1], generator, space="z", steps=1, exploration=0, lr=1e-9)
+    start = run(clip[:1], generator, space="z", steps=1, w_noise=0, lr=1e-9)
     assert error(latents[:1], generator, clip[:1]) < error(start, generator, clip[:1])
 
 
 def test_in_z_the_start_is_the_one_of_many_that_maps_nearest_to_the_mean(generator, clip):
-    start = run(clip[:1], generator, space="z", steps=1, exploration=0, lr=1e-9)[0, 0]
+    start = run(clip[:1], generator, space="z", steps=1, w_noise=0, lr=1e-9)[0, 0]
     random = np.stack([generator.mapping(torch.randn(1, 512))[0, 0].numpy() for _ in range(100)])
     mean = generator.w_avg.numpy()
     assert np.linalg.norm(start - mean) < np.linalg.norm(random - mean, axis=1).min()
 
 
 def test_the_space_is_not_measured_by_the_weights_of_the_network(generator, clip, z_among_weights):
-    run(clip[:1], generator, steps=1, exploration=0.01)
+    run(clip[:1], generator, steps=1, w_noise=0.01)
     assert z_among_weights(generator) == 0
 
 
 def test_in_z_each_frame_goes_on_from_the_z_before(generator, clip):
-    latents = run(clip, generator, "sequential", space="z", next_steps=1, lr=1e-6, exploration=0)
+    latents = run(clip, generator, "sequential", space="z", next_steps=1, lr=1e-6, w_noise=0)
     assert np.abs(latents - latents[:1]).max() < 1e-4
 
 
@@ -282,7 +280,7 @@ def converging(clip, generator, monkeypatch, **options):
         clip,
         generator,
         steps=400,
-        exploration=0,
+        w_noise=0,
         on_record=lambda record: records.setdefault(record["frame"], []).append(record),
         **options,
     )

@@ -486,4 +486,4 @@ def test_a_folder_that_is_a_file_is_refused(desk):
 
 
 def test_alone_there_is_nobody_to_wait_for():
-    assert jobs.meet({}) is None and jobs.meet({"RANK": "0", "WORLD_SIZE": "2"}) is None
+    assert jobs.barrier({}) is None and jobs.barrier({"RANK": "0", "WORLD_SIZE": "2"}) is None

@@ -11,7 +11,7 @@ from talkhead.latents import (
     Basis,
     displace,
     displacement,
-    grow,
+    extend_layers,
     lerp,
     mean_latent,
     random_latents,
@@ -54,14 +54,14 @@ def test_displace_undoes_displacement():
 
 def test_layers_that_a_generator_grew_are_as_its_last():
     w_plus = torch.randn(3, 4, 512)
-    assert grow(w_plus, 4) is w_plus
-    larger = grow(w_plus, 6)
+    assert extend_layers(w_plus, 4) is w_plus
+    larger = extend_layers(w_plus, 6)
     assert (
         torch.equal(larger[:, :4], w_plus)
         and torch.equal(larger[:, 4], w_plus[:, 3])
         and torch.equal(larger[:, 5], w_plus[:, 3])
     )
-    np.testing.assert_array_equal(grow(w_plus.numpy(), 6), larger.numpy())
+    np.testing.assert_array_equal(extend_layers(w_plus.numpy(), 6), larger.numpy())
 
 
 @pytest.mark.parametrize("call", [displace, lambda a, b: displacement(b, a)])

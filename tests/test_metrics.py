@@ -216,14 +216,14 @@ def test_lips_that_stay_open_are_caught():
     times = [(frame / 25, (frame + 1) / 25) for frame in shut]
     reports = []
     for fake in (opening, held):
-        lips = metrics.Lips(times, tolerance=0)
+        lips = metrics.BilabialClosure(times, tolerance=0)
         for a, b in zip(opening, fake):
             lips.add(metrics.Pair(None, None, mouth(a)[0], mouth(b)[0]))
         reports.append(lips.report())
     assert [report["closure_rate"] for report in reports] == [1, 0]
     assert all(report["real_closure_rate"] == 1 and report["closures"] == 4 for report in reports)
     assert reports[0]["closure_luck"] < 0.6 and reports[1]["closure_luck"] == 0
-    none = metrics.Lips([], "words")
+    none = metrics.BilabialClosure([], "words")
     none.add(metrics.Pair(None, None, mouth(0.1)[0], None))
     assert none.report() == {
         "closures": 0,
@@ -236,9 +236,9 @@ def test_lips_that_stay_open_are_caught():
 
 def test_lips_count_as_shut_below_a_share_of_their_way():
     opening = np.linspace(0.1, 0.3, 101)
-    assert metrics.shut_below(opening, 0.25) == pytest.approx(0.11 + 0.25 * 0.18)
-    assert metrics.shut_below(np.append(opening, [np.nan] * 9), 0.25) == pytest.approx(0.155)
-    assert np.isnan(metrics.shut_below([np.nan, np.nan]))
+    assert metrics.closed_threshold(opening, 0.25) == pytest.approx(0.11 + 0.25 * 0.18)
+    assert metrics.closed_threshold(np.append(opening, [np.nan] * 9), 0.25) == pytest.approx(0.155)
+    assert np.isnan(metrics.closed_threshold([np.nan, np.nan]))
 
 
 # Clips
@@ -354,7 +354,7 @@ def test_compare_warns_where_frames_are_fewer_than_features():
 
 def test_what_was_seen_can_be_asked_for_on_the_way():
     frames, _ = clip(20)
-    seen = fid.Seen(Colours())
+    seen = fid.FeatureAccumulator(Colours())
     for count, frame in enumerate(frames, 1):
         seen.add(frame)
         if count in (3, 20):
@@ -420,8 +420,8 @@ def test_closures_are_met_within_the_tolerance():
         return frame / 25, (frame + 2) / 25  # two frames long
 
     closures = [at(10), at(9), at(8), at(11), at(12)]
-    assert metrics.closures_met(opening, closures, 0.05, tolerance=0).tolist() == [True, True, False, False, False]
-    assert metrics.closures_met(opening, closures, 0.05, tolerance=1).tolist() == [True, True, True, True, False]
+    assert metrics.met_closures(opening, closures, 0.05, tolerance=0).tolist() == [True, True, False, False, False]
+    assert metrics.met_closures(opening, closures, 0.05, tolerance=1).tolist() == [True, True, True, True, False]
     assert metrics.closure_rate(opening, [at(10), at(20), at(30), at(40)], 0.05) == 0.5
     assert metrics.closure_rate(opening, [at(10)], 0.01) == 0.0  # at the threshold is not below it
 
@@ -429,7 +429,7 @@ def test_closures_are_met_within_the_tolerance():
 def test_closures_of_another_frame_rate_unknown_frames_and_the_clips_ends():
     opening = np.full(60, 0.2)
     opening[0], opening[30] = 0.0, np.nan
-    assert metrics.closures_met(
+    assert metrics.met_closures(
         opening, [(0.0, 0.01), (0.5, 0.52), (0.9, 0.92), (9.0, 9.1)], 0.05, fps=60
     ).tolist() == [True, False, False]
     assert metrics.closure_rate(opening, [], 0.05) is None
@@ -514,7 +514,7 @@ def test_frechet_distance_of_known_distributions():
 @pytest.mark.parametrize("count, width", [(400, 24), (15, 24)])  # more pictures than features, and fewer
 def test_a_cloud_in_pieces_is_the_cloud(count, width):
     real, fake = clouds(count, width)
-    spreads = [fid.Spread(width), fid.Spread(width)]
+    spreads = [fid.FeatureStatistics(width), fid.FeatureStatistics(width)]
     for spread, cloud in zip(spreads, (real, fake)):
         for piece in np.split(cloud, [1, 5, len(cloud) // 2]):
             spread.add(piece)
@@ -522,7 +522,7 @@ def test_a_cloud_in_pieces_is_the_cloud(count, width):
             spread.root.T @ spread.root / (len(cloud) - 1), np.cov(cloud, rowvar=False), atol=1e-9
         )
         assert len(spread.root) <= max(width, len(cloud) + 3)
-    assert fid.spread_distance(*spreads) == pytest.approx(fid.frechet_distance(real, fake), rel=1e-9)
+    assert fid.statistics_distance(*spreads) == pytest.approx(fid.frechet_distance(real, fake), rel=1e-9)
 
 
 def test_kernel_distance_equals_a_slow_loop():

@@ -88,12 +88,12 @@ def test_cepstra_are_those_of_python_speech_features_for_16_bits(block):
     reference = pytest.importorskip("python_speech_features")
     audio = np.random.default_rng(0).integers(-9000, 9000, 33_333).astype(np.int16)
     ours = np.concatenate(
-        list(mfcc.cepstra(audio[first : first + block] / 32768 for first in range(0, len(audio), block)))
+        list(mfcc.mfcc_26(audio[first : first + block] / 32768 for first in range(0, len(audio), block)))
     )
     theirs = reference.mfcc(audio, mfcc.SAMPLE_RATE, numcep=26)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert np.isfinite(np.concatenate(list(mfcc.cepstra([np.zeros(3000)])))).all()
+    assert np.isfinite(np.concatenate(list(mfcc.mfcc_26([np.zeros(3000)])))).all()
 
 
 def test_loudness_is_the_log_of_mel_energies_above_the_floor():
@@ -102,7 +102,7 @@ def test_loudness_is_the_log_of_mel_energies_above_the_floor():
     time = np.arange(16000) / 16000
     audio = np.exp(4 * time) * np.random.default_rng(0).standard_normal(16000) / 60
     energies, _ = reference.fbank(audio, 16000)
-    heard = np.concatenate(list(mfcc.loudness([audio[:5000], audio[5000:]])))
+    heard = np.concatenate(list(mfcc.log_mel([audio[:5000], audio[5000:]])))
     mean = energies.mean(1)
     level = np.array([max(mean[max(k - 4, 0) : k + 1].sum() / 5, 0) for k in range(len(mean))])
     late = level > 0.02  # louder than the level which is assumed at first
@@ -111,15 +111,15 @@ def test_loudness_is_the_log_of_mel_energies_above_the_floor():
     np.testing.assert_allclose(
         heard[late, 4:], expected[late, 4:], atol=0.1
     )  # below, the offset is taken out of what we hear
-    assert not np.concatenate(list(mfcc.loudness([np.zeros(3000)]))).any()
+    assert not np.concatenate(list(mfcc.log_mel([np.zeros(3000)]))).any()
 
 
 def test_an_echo_follows_what_comes_straight():
     click = np.zeros(16000)
     click[1000] = 0.5
     for seed in range(20):
-        heard = mfcc.echo(click, np.random.default_rng(seed))
-        np.testing.assert_array_equal(heard, mfcc.echo(click, np.random.default_rng(seed)))
+        heard = mfcc.reverberate(click, np.random.default_rng(seed))
+        np.testing.assert_array_equal(heard, mfcc.reverberate(click, np.random.default_rng(seed)))
         assert len(heard) == len(click) and heard[1000] == pytest.approx(0.5)
         assert np.abs(heard[:1000]).max() < 1e-9 and np.abs(heard[1001:1030]).max() < 1e-9
         tail = heard[1001:]
@@ -212,8 +212,8 @@ def test_what_is_no_recording_is_refused(audio):
 
 def test_disturb_repeats_itself_and_keeps_the_time():
     audio = voice(1)
-    once, again = (mfcc.disturb(audio, np.random.default_rng(5)) for _ in range(2))
-    other = mfcc.disturb(audio, np.random.default_rng(6))
+    once, again = (mfcc.augment_audio(audio, np.random.default_rng(5)) for _ in range(2))
+    other = mfcc.augment_audio(audio, np.random.default_rng(6))
     np.testing.assert_array_equal(once, again)
     assert once.shape == audio.shape and np.isfinite(once).all() and not np.allclose(once, other)
     lag = np.argmax(np.correlate(np.abs(once), np.abs(audio[1000:-1000]), "valid")) - 1000
@@ -221,12 +221,12 @@ def test_disturb_repeats_itself_and_keeps_the_time():
 
 
 def test_disturbed_silence_is_silence():
-    assert np.abs(mfcc.disturb(np.zeros(3000), np.random.default_rng(0))).max() < 1e-9
+    assert np.abs(mfcc.augment_audio(np.zeros(3000), np.random.default_rng(0))).max() < 1e-9
 
 
 def test_hasten_shortens_and_raises():
     tone = np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)
-    fast = mfcc.hasten(tone, 1.25)
+    fast = mfcc.change_speed(tone, 1.25)
     assert len(fast) == 12800
     assert np.argmax(np.abs(np.fft.rfft(fast))) * 16000 / len(fast) == 250
 

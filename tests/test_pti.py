@@ -131,7 +131,7 @@ def test_tuning_ends_when_nothing_is_gained(generator, images, pivots, monkeypat
     for wanted in (images[:1], generator.synthesis(pivots[:1])):  # nothing learnt, and nothing to learn
         _, records = tuned(generator, wanted, pivots[:1], lr=1e-12)
         assert len(records) == 10  # two windows of five are the least to tell
-        _, records = tuned(generator, wanted, pivots[:1], lr=1e-12, least_gain=0)
+        _, records = tuned(generator, wanted, pivots[:1], lr=1e-12, min_delta=0)
         assert len(records) == 20
 
 
@@ -187,7 +187,7 @@ def test_a_killed_tuning_resumes_to_the_same_bits(generator, images, pivots, tmp
         "    return step(self, index)\n"
         "pti._Tuner.step = slow\n"
         "generator, images, pivots = scene()\n"
-        "trained(sys.argv[1], images, generator, pivots, steps=9, least_gain=9.0, save_minutes=0)\n"
+        "trained(sys.argv[1], images, generator, pivots, steps=9, min_delta=9.0, save_minutes=0)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "killed.pt"), os.path.dirname(__file__)], stdout=subprocess.PIPE
@@ -195,12 +195,12 @@ def test_a_killed_tuning_resumes_to_the_same_bits(generator, images, pivots, tmp
         assert process.stdout.readline() == b"at two\n"
         process.kill()
     monkeypatch.setattr(training, "WINDOW", 2)
-    options = {"steps": 9, "least_gain": 9.0}
+    options = {"steps": 9, "min_delta": 9.0}
     kept = files.load_weights(tmp_path / "killed.pt")
     assert kept["step"] == 2 and set(kept["training"]) == {"optimizer", "rest"}
     rest = trained(tmp_path / "killed.pt", images, generator, pivots, **options)
     whole = trained(tmp_path / "whole.pt", images, generator, pivots, **options)
-    assert losses(rest) == losses(whole)[2:] and [record["step"] for record in rest] == [3, 4] and rest[-1]["at_rest"]
+    assert losses(rest) == losses(whole)[2:] and [record["step"] for record in rest] == [3, 4] and rest[-1]["converged"]
     one, two = (files.load_weights(tmp_path / name) for name in ("whole.pt", "killed.pt"))
     assert not changed(one.pop("model"), two.pop("model")) and torch.equal(one.pop("identity"), two.pop("identity"))
     assert one == two and "training" not in one
@@ -214,9 +214,9 @@ def test_the_file_is_a_generator_while_it_is_tuned_and_after(ended, generator, i
         if count == 2:
             raise KeyboardInterrupt
 
-    save = training._File.save
+    save = training._CheckpointFile.save
     if not ended:
-        monkeypatch.setattr(training._File, "save", stop)
+        monkeypatch.setattr(training._CheckpointFile, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "a.pt", images, generator, pivots, save_minutes=0)
     else:
@@ -259,7 +259,7 @@ def test_another_tuning_is_refused_in_one_line(generator, images, pivots, tmp_pa
         ({"batch": 3}, "batch"),
         ({"seed": 1}, "seed"),
         ({"locality": 0.0}, "locality"),
-        ({"least_gain": 0.1}, "least_gain"),
+        ({"min_delta": 0.1}, "min_delta"),
     ):
         with pytest.raises(
             TalkheadError,

@@ -8,7 +8,7 @@ import torch
 
 from conftest import example
 from talkhead import audio_files, checkpoints, files, mfcc, speech_models
-from talkhead.audio_features import Characters, features
+from talkhead.audio_features import LogitWindows, features
 from talkhead.errors import TalkheadError
 
 train_speech = example("train_speech")
@@ -196,7 +196,7 @@ def test_two_steps_are_told_155_ms_after_them_and_each_hears_that_much(small):
 def test_the_character_model_equals_a_slow_loop(small):
     """Every step by itself, out of all that lies before it: nothing but dot products."""
     audio, layers = voice(0.4), {name: value.double().numpy() for name, value in small.state_dict().items()}
-    heard = np.concatenate(list(mfcc.loudness([audio]))).astype(float) / 4
+    heard = np.concatenate(list(mfcc.log_mel([audio]))).astype(float) / 4
     rows = np.pad(heard, ((0, len(heard) % 2 + 2 * small.delay), (0, 0)))
     for k, (size, stride) in enumerate([(6, 2), (5, 1), (5, 1)]):
         padded = np.pad(rows, ((size - stride, 0), (0, 0)))
@@ -232,7 +232,7 @@ def heard(request, small, tmp_path_factory):
     """Each kind of acoustic model, small, as features."""
     folder = tmp_path_factory.mktemp("models")
     if request.param == "bundled":
-        return Characters(small)
+        return LogitWindows(small)
     if request.param == "deepspeech":
         return features("deepspeech", write_graph(folder / "output_graph.pb", numbers()))
     return features("wav2vec2", hidden_network(folder / "network", "wav2vec2"))
@@ -288,12 +288,12 @@ def test_windows_of_a_stream_are_those_of_the_whole(heard, length, block):
 
 def test_windows_come_315_ms_after_their_frame(small):
     given = [0]
-    told = [given[-1] / 16 for _ in Characters(small).stream(live(voice(1), given))]
+    told = [given[-1] / 16 for _ in LogitWindows(small).stream(live(voice(1), given))]
     assert told[:15] == [pytest.approx(40 * (frame + 1) + 315, abs=5) for frame in range(15)]
 
 
 def test_silence_is_zero_when_it_has_lasted(small):
-    heard = Characters(small)
+    heard = LogitWindows(small)
     windows = heard.windows(np.zeros(4 * mfcc.SAMPLE_RATE, np.float32))
     assert np.abs(windows[60:90]).max() < 1e-3 < np.abs(heard.silence).max()
 
@@ -305,8 +305,8 @@ def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
     )
     checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
     run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
-    assert run.identity == half.identity == Characters(small).identity and json.dumps(run.identity)
-    other = Characters(speech_models.CharacterModel(8, 12))
+    assert run.identity == half.identity == LogitWindows(small).identity and json.dumps(run.identity)
+    other = LogitWindows(speech_models.CharacterModel(8, 12))
     assert other.identity["name"] == "bundled" and other.identity != run.identity
     assert (
         checkpoints.describe(tmp_path / "half.pt")["kind"] == "speech"
@@ -344,7 +344,7 @@ def test_weights_of_another_kind_are_no_character_model(toy_weights):
 def test_hidden_states_are_those_of_the_network(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     folder, audio = hidden_network(tmp_path, kind), voice(1.01)
-    hidden = speech_models.Hidden(kind, str(folder))
+    hidden = speech_models.TransformersFeatures(kind, str(folder))
     network = transformers.AutoModel.from_pretrained(folder).eval()
     normal = (audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_hidden_states_are_those_of_the_network(tmp_path, kind):
     assert whole(hidden, audio).shape == expected.shape
     other = {"wav2vec2": "hubert", "hubert": "wav2vec2"}[kind]
     with pytest.raises(TalkheadError, match=f"of the kind {kind}, wanted {other}"):
-        speech_models.Hidden(other, folder)
+        speech_models.TransformersFeatures(other, folder)
 
 
 def test_rows_between_rows():
@@ -381,7 +381,7 @@ def test_spelled(text, expected):
 
 def test_read_out_drops_repeats_and_blanks():
     labels = [28, 8, 8, 28, 5, 12, 12, 28, 12, 15, 0, 0, 27, 28]
-    assert speech_models.read_out(np.eye(29)[labels]) == "hello '"
+    assert speech_models.greedy_decode(np.eye(29)[labels]) == "hello '"
 
 
 def levenshtein(a, b):
@@ -463,7 +463,7 @@ def spoken(tmp_path_factory):
 def learn(spoken, out, steps, **options):
     torch.manual_seed(0)
     model = speech_models.CharacterModel(channels=16, hidden=32, delay=2)
-    options = {"batch": 8, "lr": 0.005, "log_every": 1, "average": 0.9} | options
+    options = {"batch": 8, "lr": 0.005, "log_every": 1, "ema_decay": 0.9} | options
     return list(train_speech.train([spoken], out, model, steps=steps, **options))
 
 

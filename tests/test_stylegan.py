@@ -1,4 +1,4 @@
-"""The generator and critic against a slow reference and against numbers frozen from another implementation."""
+"""The generator and discriminator against a slow reference and against numbers frozen from another implementation."""
 
 import copy
 import json
@@ -25,10 +25,10 @@ from talkhead import (
     train_stylegan,
 )
 from talkhead.cli import cli
-from talkhead.distributed import Share
+from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames, to_images
-from talkhead.stylegan import Discriminator, Generator, channel_widths, inherit
+from talkhead.stylegan import Discriminator, Generator, channel_widths, load_matching_weights
 from talkhead.train_stylegan import train
 
 # rosinality/stylegan2-pytorch, run on the weights of `fill`: every fifth pixel of two 16x16 images, and four logits.
@@ -202,10 +202,10 @@ def test_discriminator_equals_frozen_logits():
 def test_clamped_networks_equal_frozen_numbers():
     z = torch.from_numpy(np.random.RandomState(100).randn(2, 512)).float()
     images = torch.from_numpy(np.random.RandomState(101).randn(4, 3, 16, 16)).float()
-    generator, critic = fill(Generator(16, clamp=2.0)), fill(Discriminator(16, clamp=2.0))
+    generator, discriminator = fill(Generator(16, clamp=2.0)), fill(Discriminator(16, clamp=2.0))
     with torch.no_grad():
         np.testing.assert_allclose(generator(z)[:, :, ::8, ::8].flatten(), CLAMPED_IMAGES, atol=5 * 1e-4)
-        np.testing.assert_allclose(critic(images).flatten(), CLAMPED_LOGITS, rtol=1e-4)
+        np.testing.assert_allclose(discriminator(images).flatten(), CLAMPED_LOGITS, rtol=1e-4)
 
 
 def test_the_config_rebuilds_a_network_and_names_no_clamp_where_there_is_none():
@@ -275,12 +275,12 @@ def test_strips_make_the_whole_picture(monkeypatch, noise, clamp, folding, strip
 
 def test_folded_blur_is_the_blur(monkeypatch):
     generator, w_plus = uneven()
-    critic = Discriminator(64, [8, 6, 5, 4, 3])
+    discriminator = Discriminator(64, [8, 6, 5, 4, 3])
     images = generator.synthesis(w_plus)
-    logits = critic(images)
+    logits = discriminator(images)
     monkeypatch.setattr(stylegan_ops, "FOLDING", ("cpu",))
     torch.testing.assert_close(generator.synthesis(w_plus), images, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(critic(images), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(discriminator(images), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_strips_remember_nothing_of_the_weights(monkeypatch):
@@ -359,12 +359,17 @@ def test_the_kind_of_pictures_is_recorded(tmp_path):
 
 
 def test_widths_go_on_by_halves():
-    assert stylegan.extended([256, 192, 48], 64) == [256, 192, 48, 24, 16]
-    assert stylegan.extended([256, 192, 48], 8) == [256, 192] and stylegan.extended([8, 6], 32) == [8, 6, 6, 6]
+    assert stylegan.extend_widths([256, 192, 48], 64) == [256, 192, 48, 24, 16]
+    assert stylegan.extend_widths([256, 192, 48], 8) == [256, 192] and stylegan.extend_widths([8, 6], 32) == [
+        8,
+        6,
+        6,
+        6,
+    ]
     # Those of config F, by the numbers of its table.
     assert (
-        stylegan.extended([512] * 5, 256) == [512, 512, 512, 512, 512, 256, 128]
-        and stylegan.extended([512] * 5, 16) == [512] * 3
+        stylegan.extend_widths([512] * 5, 256) == [512, 512, 512, 512, 512, 256, 128]
+        and stylegan.extend_widths([512] * 5, 16) == [512] * 3
     )
 
 
@@ -373,7 +378,7 @@ def test_a_larger_generator_inherits_the_smaller_ones_picture():
     small, large = (
         Generator(size, [8, 6, 4][:levels], z_dim=16, w_dim=16, mapping_layers=1) for size, levels in ((8, 2), (16, 3))
     )
-    inherit(large, small.state_dict())
+    load_matching_weights(large, small.state_dict())
     w_plus = torch.randn(2, large.num_ws, 16)
     with torch.no_grad():
         drawn, before = large.synthesis(w_plus), small.synthesis(w_plus[:, : small.num_ws])
@@ -384,15 +389,15 @@ def test_a_larger_generator_inherits_the_smaller_ones_picture():
     torch.testing.assert_close(drawn, larger, rtol=1e-4, atol=1e-5)
     assert torch.equal(large.mapping(torch.ones(1, 16))[:, 0], small.mapping(torch.ones(1, 16))[:, 0])
     with pytest.raises(TalkheadError, match="other channels at 4x4"):
-        inherit(Generator(8, [4, 4], z_dim=16, w_dim=16, mapping_layers=1), small.state_dict())
+        load_matching_weights(Generator(8, [4, 4], z_dim=16, w_dim=16, mapping_layers=1), small.state_dict())
 
 
 def test_second_derivatives_agree_with_finite_differences():
-    generator, critic = toy(8, 4)
-    generator, critic = generator.double(), critic.double()
+    generator, discriminator = toy(8, 4)
+    generator, discriminator = generator.double(), discriminator.double()
     torch.manual_seed(1)
     w_plus = torch.randn(1, generator.num_ws, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda w: critic(generator.synthesis(w)).sum(), (w_plus,), atol=1e-4)
+    assert torch.autograd.gradgradcheck(lambda w: discriminator(generator.synthesis(w)).sum(), (w_plus,), atol=1e-4)
 
 
 def test_a_config_is_built_by_its_architecture(tmp_path, monkeypatch):
@@ -436,7 +441,7 @@ def test_bad_sizes_are_refused_in_one_line():
 class Pictures:
     """Stands in for datasets.Images: noise pictures by step."""
 
-    def batch(self, step, count, seed=0, flip=False, share=Share()):
+    def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
         return share(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(step)).clamp(-1, 1))
 
 
@@ -445,7 +450,7 @@ class Pictures:
     [
         (False, {}),
         (True, {}),
-        (False, {"augment": "ada", "augment_p": 0.5, "augment_images": 200}),
+        (False, {"augment": "ada", "augment_p": 0.5, "ada_images": 200}),
         (True, {"augment": "fixed", "augment_p": 0.5}),
     ],
 )
@@ -453,7 +458,7 @@ def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
     from talkhead.encoders import ResNetEncoder
 
     def run(out, steps):
-        generator, critic = toy()
+        generator, discriminator = toy()
         options = dict(augment)
         if joint:
             options |= {
@@ -467,11 +472,11 @@ def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
                 Pictures(),
                 out,
                 generator,
-                critic,
+                discriminator,
                 steps=steps,
                 batch=4,
-                r1_every=2,
-                path_every=2,
+                r1_interval=2,
+                pl_interval=2,
                 log_every=1,
                 **options,
             )
@@ -496,20 +501,20 @@ def test_ada_moves_its_probability_by_the_signs_of_four_steps(tmp_path):
     """By hand from the log, over two files; what the file says goes before augment_p, and a lost count starts anew."""
     records = []
     for steps in (3, 10):
-        generator, critic = toy()
+        generator, discriminator = toy()
         records += train(
             Pictures(),
             tmp_path / "g.pt",
             generator,
-            critic,
+            discriminator,
             steps=steps,
             batch=4,
             log_every=1,
-            r1_every=2,
+            r1_interval=2,
             augment="ada",
             augment_p=0.5 if steps == 3 else 0.0,
-            augment_target=0.1,
-            augment_images=160,
+            ada_target=0.1,
+            ada_images=160,
         )
     p, signs = 0.5, [record["real_signs"] for record in records]
     for step, record in enumerate(records):
@@ -521,19 +526,26 @@ def test_ada_moves_its_probability_by_the_signs_of_four_steps(tmp_path):
         weights["training"]["scalars"]["augment"] == pytest.approx(p) and weights["training"]["scalars"]["judged"] == 2
     )
     weights["training"]["scalars"] = {
-        "path_mean": weights["training"]["scalars"]["path_mean"]
+        "pl_mean": weights["training"]["scalars"]["pl_mean"]
     }  # as an older version wrote it
     torch.save(weights, tmp_path / "g.pt")
     for steps, augment, p in ((11, "ada", 0.25), (12, "fixed", 0.75), (13, "none", None)):
-        generator, critic = toy()
+        generator, discriminator = toy()
         (record,) = train(
-            Pictures(), tmp_path / "g.pt", generator, critic, steps=steps, batch=4, augment=augment, augment_p=p or 0.0
+            Pictures(),
+            tmp_path / "g.pt",
+            generator,
+            discriminator,
+            steps=steps,
+            batch=4,
+            augment=augment,
+            augment_p=p or 0.0,
         )
         assert record.get("augment") == p
 
 
 def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
-    """Changes that write the place of an image in the batch on its right half: the critic sees no image without it."""
+    """Changes that write the place of an image in the batch on its right half: the discriminator sees no image without it."""
     from talkhead.encoders import ResNetEncoder
 
     half, seen, told = torch.cat([torch.ones(8), torch.zeros(8)]), [], []
@@ -542,20 +554,20 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
         told.append(p)
         return {"number": share(torch.arange(1.0, count + 1)[:, None])}
 
-    monkeypatch.setattr(train_stylegan.ada, "draw", number)
+    monkeypatch.setattr(train_stylegan.ada, "sample_params", number)
     monkeypatch.setattr(
         train_stylegan.ada,
         "augment",
         lambda images, drawn: images * half + drawn["number"][..., None, None] * (1 - half),
     )
-    generator, critic = toy()
-    critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()[:, 0, 0, -1].tolist()))
+    generator, discriminator = toy()
+    discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()[:, 0, 0, -1].tolist()))
     list(
         train(
             Pictures(),
             tmp_path / "g.pt",
             generator,
-            critic,
+            discriminator,
             steps=1,
             batch=8,
             accumulate=2,
@@ -573,7 +585,7 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("resolution", [16, 32])
 def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path, puppet, resolution):
-    """From a file as rosinality's training writes it; at another resolution its critic does not fit, and none may be frozen."""
+    """From a file as rosinality's training writes it; at another resolution its discriminator does not fit, and none may be frozen."""
     shape = {"z_dim": 12, "w_dim": 12, "channels": (8, 6, 4), "layers": 2}
     theirs = foreign.rosinality_generator(**shape)
     torch.save(
@@ -616,11 +628,11 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
     assert [json.loads(text)["augment"] for text in done.stdout.splitlines()] == pytest.approx([0.3, 0.3])
-    critic = torch.load(tmp_path / "out.pt", weights_only=True)["training"]["discriminator"]
+    discriminator = torch.load(tmp_path / "out.pt", weights_only=True)["training"]["discriminator"]
     before = checkpoints.read(tmp_path / "r.pt", "generator")["training"]["discriminator"]
-    same = {name for name, value in critic.items() if name in before and torch.equal(value, before[name])}
+    same = {name for name, value in discriminator.items() if name in before and torch.equal(value, before[name])}
     assert same == (
-        {name for name in critic if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set()
+        {name for name in discriminator if name.startswith(("from_rgb", "blocks.0."))} if resolution == 16 else set()
     )
     generator = checkpoints.load_generator(tmp_path / "out.pt")
     assert generator.resolution == resolution
@@ -629,30 +641,30 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
 
 
 def test_frozen_levels_of_the_critic_stay_as_they_were(tmp_path):
-    generator, critic = toy()
-    before = {name: value.clone() for name, value in critic.state_dict().items()}
-    list(train(Pictures(), tmp_path / "g.pt", generator, critic, steps=2, batch=4, freeze_d=1))
-    for name, value in critic.state_dict().items():
+    generator, discriminator = toy()
+    before = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    list(train(Pictures(), tmp_path / "g.pt", generator, discriminator, steps=2, batch=4, freeze_d=1))
+    for name, value in discriminator.state_dict().items():
         still = name.startswith(("from_rgb", "blocks.0."))
         assert torch.equal(value, before[name]) == still, name
-    with pytest.raises(TalkheadError, match="freeze_d 3: this critic has 2 levels"):
-        next(train(Pictures(), tmp_path / "h.pt", generator, critic, steps=2, batch=4, freeze_d=3))
+    with pytest.raises(TalkheadError, match="freeze_d 3: this discriminator has 2 levels"):
+        next(train(Pictures(), tmp_path / "h.pt", generator, discriminator, steps=2, batch=4, freeze_d=3))
 
 
 def test_training_lowers_the_reconstruction(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
     class OnePicture:
-        def batch(self, step, count, seed=0, flip=False, share=Share()):
+        def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
             return share(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1))
 
-    generator, critic = toy()
+    generator, discriminator = toy()
     records = list(
         train(
             OnePicture(),
             tmp_path / "g.pt",
             generator,
-            critic,
+            discriminator,
             steps=30,
             batch=4,
             lr=0.01,
@@ -683,18 +695,18 @@ def test_all_rates_come_to_rest_over_the_last_share_of_the_steps(tmp_path, monke
         return record
 
     monkeypatch.setattr(train_stylegan._Trainer, "step", watched)
-    generator, critic = toy()
+    generator, discriminator = toy()
     list(
         train(
             Pictures(),
             tmp_path / "g.pt",
             generator,
-            critic,
+            discriminator,
             steps=8,
             batch=4,
             lr=0.01,
-            path_length=0,
-            cool_down=0.5,
+            pl_weight=0,
+            lr_decay=0.5,
             encoder=ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16),
             encoder_lr=0.002,
             reconstruction=lambda a, b: (a - b).abs().mean((1, 2, 3)),
@@ -709,7 +721,7 @@ def test_all_that_learns_sees_the_same_jittered_pictures(tmp_path, monkeypatch):
     from talkhead.encoders import ResNetEncoder
 
     class Stripes:
-        def batch(self, step, count, seed=0, flip=False, share=Share()):
+        def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
             return share(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16).expand(count, -1, -1, -1))
 
     encoded, compared = [], []
@@ -725,14 +737,14 @@ def test_all_that_learns_sees_the_same_jittered_pictures(tmp_path, monkeypatch):
 
     def run(out, accumulate):
         encoded.clear(), compared.clear()
-        generator, critic = toy()
+        generator, discriminator = toy()
         torch.manual_seed(5)
         list(
             train(
                 Stripes(),
                 out,
                 generator,
-                critic,
+                discriminator,
                 steps=1,
                 batch=8,
                 accumulate=accumulate,
@@ -759,13 +771,13 @@ def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
     def records(**options):
-        generator, critic = toy()
+        generator, discriminator = toy()
         return list(
             train(
                 Pictures(),
                 tmp_path / f"{len(options)}.pt",
                 generator,
-                critic,
+                discriminator,
                 steps=1,
                 batch=4,
                 reconstruct_only=1,
@@ -782,7 +794,7 @@ def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
 def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
-    generator, critic = toy()
+    generator, discriminator = toy()
     encoder = ResNetEncoder(generator.num_ws, width=4, input_size=32, w_dim=16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     list(
@@ -790,7 +802,7 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
             Pictures(),
             tmp_path / "g.pt",
             generator,
-            critic,
+            discriminator,
             steps=2,
             batch=4,
             encoder=encoder,
@@ -841,10 +853,10 @@ def measured(images, out, steps=6, **options):
         "fid_images": 24,
         "fid_features": Corners(),
         "lr": 0.01,
-        "average_images": 1,
+        "ema_half_life": 1,
         "log_every": 1,
     } | options
-    return list(train(images, out, *toy(), steps=steps, batch=4, r1_every=2, path_every=2, **options))
+    return list(train(images, out, *toy(), steps=steps, batch=4, r1_interval=2, pl_interval=2, **options))
 
 
 def test_fid_is_that_of_the_average_and_the_best_is_kept(tmp_path, noise):

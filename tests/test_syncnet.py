@@ -43,15 +43,15 @@ def test_what_is_seen_and_heard_is_that_of_the_public_code(weights):
         seen = network.see(torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float())[:moments]
     for found, wanted in ((seen, FROZEN["seen"]), (heard, FROZEN["heard"])):
         assert np.abs(found[:, :8].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
-    watcher = syncnet.Watcher(network)
+    evaluator = syncnet.SyncNetEvaluator(network)
     for frame in frames:
-        watcher.add(frame)
-    sync = watcher.listen(PEER["sound"]())
+        evaluator.add(frame)
+    sync = evaluator.score(PEER["sound"]())
     assert sync.distance == pytest.approx(FROZEN["clip"]["lse_d"], rel=1e-4)
 
 
 def test_agreement_is_that_of_the_public_code():
-    sync, wanted = syncnet.agreement(*PEER["moments"]()), FROZEN["moments"]
+    sync, wanted = syncnet.sync_scores(*PEER["moments"]()), FROZEN["moments"]
     assert sync.distance == pytest.approx(wanted["lse_d"], rel=1e-5) and sync.confidence == pytest.approx(
         wanted["lse_c"], rel=1e-4
     )
@@ -70,27 +70,29 @@ def test_agreement_finds_a_shift():
     """What is heard at moment t is what was seen at t − 3: the sound is three frames late."""
     seen = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
     heard = np.roll(seen, 3, axis=0)
-    sync = syncnet.agreement(seen, heard)
+    sync = syncnet.sync_scores(seen, heard)
     assert sync.offset == -3 and sync.confidence > 5 * sync.distance
-    assert syncnet.agreement(seen, seen).offset == 0 and syncnet.agreement(seen, seen).distance < 1e-3
+    assert syncnet.sync_scores(seen, seen).offset == 0 and syncnet.sync_scores(seen, seen).distance < 1e-3
 
 
 def test_frames_that_come_one_by_one_are_seen_as_all_at_once(toy):
     network, frames = syncnet.load(toy), PEER["frames"](23)
-    watcher = syncnet.Watcher(network)
+    evaluator = syncnet.SyncNetEvaluator(network)
     for frame in frames:
-        watcher.add(frame)
-    assert watcher.listen(PEER["sound"](23)) is not None
+        evaluator.add(frame)
+    assert evaluator.score(PEER["sound"](23)) is not None
     with torch.no_grad():
         wanted = network.see(torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float())
-    np.testing.assert_allclose(np.concatenate(watcher._seen), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    np.testing.assert_allclose(
+        np.concatenate(evaluator._seen), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
+    )
 
 
 def test_too_short_a_clip_has_no_agreement(toy):
-    watcher = syncnet.Watcher(syncnet.load(toy))
+    evaluator = syncnet.SyncNetEvaluator(syncnet.load(toy))
     for frame in PEER["frames"](5):
-        watcher.add(frame)
-    assert watcher.listen(PEER["sound"](5)) is None
+        evaluator.add(frame)
+    assert evaluator.score(PEER["sound"](5)) is None
 
 
 def test_the_crop_leaves_room_at_the_sides_and_below():
@@ -108,12 +110,12 @@ def test_the_crop_leaves_room_at_the_sides_and_below():
 def test_the_box_is_held_still(toy, monkeypatch):
     boxes = []
     monkeypatch.setattr(syncnet, "crop", lambda frame, box: boxes.append(box) or np.zeros((224, 224, 3), np.uint8))
-    watcher = syncnet.Watcher(syncnet.load(toy))
+    evaluator = syncnet.SyncNetEvaluator(syncnet.load(toy))
     points = np.zeros((68, 2))
     points[1] = 40, 50
     for index in range(20):
-        watcher.add(np.zeros((90, 90, 3), np.uint8), None if index in (3, 4) else points + (30 if index == 9 else 0))
-    watcher.listen(np.zeros(16000))
+        evaluator.add(np.zeros((90, 90, 3), np.uint8), None if index in (3, 4) else points + (30 if index == 9 else 0))
+    evaluator.score(np.zeros(16000))
     assert len(boxes) == 20 and all(np.allclose(box, syncnet.face_box(points)) for box in boxes)
 
 

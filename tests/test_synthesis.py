@@ -104,7 +104,7 @@ def test_with_detail_frames_are_of_the_photo_s_size(generator, encoder, audio2la
     speech = np.random.default_rng(0).normal(size=3200).astype(np.float32) * 0.1
     frames = list(synthesis.generate(generator, encoder, audio2latent, face, speech))
     assert [frame.shape for frame in frames] == 5 * [face.shape]
-    code = synthesis.origin(encoder, face)
+    code = synthesis.encode_identity(encoder, face)
     assert [frame.shape for frame in synthesis.generate(generator, None, audio2latent, code, speech)] == 5 * [
         (16, 16, 3)
     ]
@@ -138,13 +138,13 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
     speech = rng.normal(size=4000).astype(np.float32) * 0.1
     with torch.no_grad():
         codes = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
-    path = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech)))
+    path = np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, faces, speech)))
     origin = codes.mean(0)
     with torch.no_grad():
         moved, _ = audio2latent(torch.from_numpy(np.array(mfcc_windows(speech)))[None], origin[None])
     assert path.dtype == np.float32
     np.testing.assert_allclose(path, (origin + moved[0]).numpy(), atol=1e-4)
-    twice = np.stack(list(synthesis.drive(encoder, audio2latent, faces, speech, gain=2.0)))
+    twice = np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, faces, speech, gain=2.0)))
     np.testing.assert_allclose(twice - origin.numpy(), 2 * (path - origin.numpy()), atol=1e-4)
     assert np.abs(path - origin.numpy()).max() > 0.001
 
@@ -158,10 +158,10 @@ def test_noise_moves_the_mean_code_of_the_pictures(encoder, generator):
     mover = toy_motion_model(generator.num_ws)
     with torch.no_grad():
         origin = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1).mean(0).numpy()
-    path = np.stack(list(synthesis.wander(encoder, mover, faces, 7, 5)))
+    path = np.stack(list(synthesis.noise_to_latents(encoder, mover, faces, 7, 5)))
     np.testing.assert_allclose(path, origin + np.stack(list(motion(mover, origin, 7, 5))), atol=1e-4)
     np.testing.assert_allclose(
-        np.stack(list(synthesis.wander(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))),
+        np.stack(list(synthesis.noise_to_latents(encoder, mover, faces, [(7, 5)], batch=2, gain=2.0))),
         2 * path - origin,
         atol=1e-4,
     )
@@ -171,7 +171,9 @@ def test_batch_does_not_change_the_path(encoder, audio2latent):
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (16, 16, 3), np.uint8)
     speech = rng.normal(size=16000).astype(np.float32) * 0.1
-    one, many = (np.stack(list(synthesis.drive(encoder, audio2latent, face, speech, batch))) for batch in (1, 64))
+    one, many = (
+        np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, face, speech, batch))) for batch in (1, 64)
+    )
     np.testing.assert_allclose(one, many, atol=1e-4)
 
 
@@ -180,9 +182,9 @@ def test_path_of_a_stream_is_that_of_the_whole(encoder, audio2latent, block):
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (16, 16, 3), np.uint8)
     speech = rng.normal(size=16001).astype(np.float32) * 0.1
-    whole = np.stack(list(synthesis.drive(encoder, audio2latent, face, speech)))
+    whole = np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, face, speech)))
     blocks = (speech[first : first + block] for first in range(0, len(speech), block))
-    streamed = np.stack(list(synthesis.drive(encoder, audio2latent, face, blocks, batch=1)))
+    streamed = np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, face, blocks, batch=1)))
     np.testing.assert_allclose(streamed, whole, atol=1e-5)
 
 
@@ -194,7 +196,7 @@ def test_sound_is_heard_no_further_than_the_next_frame_needs(encoder, audio2late
             heard.append(160)
             yield np.zeros(160, np.float32)
 
-    path = synthesis.drive(encoder, audio2latent, np.zeros((16, 16, 3), np.uint8), microphone(), batch=1)
+    path = synthesis.speech_to_latents(encoder, audio2latent, np.zeros((16, 16, 3), np.uint8), microphone(), batch=1)
     for frame in range(20):
         next(path)
         assert sum(heard) <= 640 * (frame + 1) + 2160 + 160  # 135 ms after the frame's end, and a block
@@ -203,11 +205,11 @@ def test_sound_is_heard_no_further_than_the_next_frame_needs(encoder, audio2late
 def test_code_stands_for_the_picture_it_was_made_from(encoder, audio2latent):
     face = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     speech = np.random.default_rng(1).normal(size=4000).astype(np.float32) * 0.1
-    code = synthesis.origin(encoder, face)
+    code = synthesis.encode_identity(encoder, face)
     assert code.dtype == np.float32 and code.shape == (encoder.num_ws, 512)
     np.testing.assert_array_equal(
-        list(synthesis.drive(None, audio2latent, code, speech)),
-        list(synthesis.drive(encoder, audio2latent, face, speech)),
+        list(synthesis.speech_to_latents(None, audio2latent, code, speech)),
+        list(synthesis.speech_to_latents(encoder, audio2latent, face, speech)),
     )
 
 
@@ -218,20 +220,22 @@ def still(encoder):
 def test_the_mouth_rests_in_silence_as_the_model_rests(encoder, audio2latent):
     """After speech, and from the first frame on; what the face does in silence is the model's own."""
     code, silence = still(encoder), np.zeros(3 * 16000, np.float32)
-    *_, rest = synthesis.drive(None, audio2latent, code, silence)
-    path = np.stack(list(synthesis.drive(None, audio2latent, code, silence, gate=True)))
+    *_, rest = synthesis.speech_to_latents(None, audio2latent, code, silence)
+    path = np.stack(list(synthesis.speech_to_latents(None, audio2latent, code, silence, gate=True)))
     np.testing.assert_allclose(path, np.broadcast_to(rest, path.shape), atol=1e-3)
 
 
 def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
     """Where a voice is heard, the path is the model's; where none is, it rests."""
     code, speech = still(encoder), np.random.default_rng(1).normal(size=32000).astype(np.float32) * 0.1
-    free = np.stack(list(synthesis.drive(None, audio2latent, code, speech)))
+    free = np.stack(list(synthesis.speech_to_latents(None, audio2latent, code, speech)))
     for likely, wanted in ((1.0, free), (0.0, None)):
         monkeypatch.setattr(
-            synthesis.vad.Voice, "stream", lambda self, blocks, likely=likely: (likely for _ in range(50))
+            synthesis.vad.VoiceActivityDetector,
+            "stream",
+            lambda self, blocks, likely=likely: (likely for _ in range(50)),
         )
-        path = np.stack(list(synthesis.drive(None, audio2latent, code, speech, gate=True)))
+        path = np.stack(list(synthesis.speech_to_latents(None, audio2latent, code, speech, gate=True)))
         if wanted is None:
             assert (path == path[0]).all() and np.abs(path - free).max() > 1e-4
         else:
@@ -242,7 +246,7 @@ def test_the_gate_lets_speech_pass(encoder, audio2latent, monkeypatch):
 def test_layers_that_are_not_named_stay(encoder, audio2latent, gate):
     code, speech = still(encoder), np.random.default_rng(1).normal(size=8000).astype(np.float32) * 0.1
     whole, part = (
-        np.stack(list(synthesis.drive(None, audio2latent, code, speech, layers=layers, gate=gate)))
+        np.stack(list(synthesis.speech_to_latents(None, audio2latent, code, speech, layers=layers, gate=gate)))
         for layers in (None, (2, 3))
     )
     np.testing.assert_array_equal(part[:, 2:4], whole[:, 2:4])
@@ -253,7 +257,9 @@ def test_blinks_are_added_to_what_speech_moves(encoder, audio2latent):
     code, speech = still(encoder), np.random.default_rng(1).normal(size=160000).astype(np.float32) * 0.1
     latent = np.random.default_rng(2).normal(size=code.shape).astype(np.float32)
     awake, blinking = (
-        np.stack(list(synthesis.drive(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3)))
+        np.stack(
+            list(synthesis.speech_to_latents(None, audio2latent, code, speech, blink=rate, blink_latent=latent, seed=3))
+        )
         for rate in (0, 40)
     )
     lids = np.array([lid for lid, _ in zip(synthesis.blinking.blinks(40, 3), awake)], np.float32)
@@ -272,7 +278,8 @@ def test_bad_sound_moves_the_face_within_bounds(encoder, audio2latent, spoil):
         np.float32
     )
     good, bad = (
-        np.stack(list(synthesis.drive(encoder, audio2latent, face, sound))) - synthesis.origin(encoder, face)
+        np.stack(list(synthesis.speech_to_latents(encoder, audio2latent, face, sound)))
+        - synthesis.encode_identity(encoder, face)
         for sound in (speech, spoil(speech))
     )
     assert bad.shape == good.shape and np.isfinite(bad).all()
@@ -303,6 +310,6 @@ def test_label_of_a_frame_smaller_than_a_letter():
 
 def test_what_generate_says_of_its_arguments_is_all_and_public():
     """It hands arguments on to a function that `import talkhead` does not offer, so its own docstring tells them."""
-    told, handed_on = inspect.getdoc(talkhead.generate), inspect.signature(synthesis.drive).parameters
+    told, handed_on = inspect.getdoc(talkhead.generate), inspect.signature(synthesis.speech_to_latents).parameters
     assert set(re.findall(r"`(\w+)`", told)) <= set(dir(talkhead))
     assert [name for name in handed_on if not re.search(rf"\b{name}\b", told)] == []

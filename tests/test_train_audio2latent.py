@@ -12,7 +12,7 @@ from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.audio_features import Mfcc
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
-from talkhead.latent_cache import Codes, Lesson, Windows, split
+from talkhead.latent_cache import EncodedClip, LatentCache, Windows, split
 from talkhead.stylegan import Generator
 from talkhead.train_audio2latent import train
 from test_audio2latent import TOY, L, toy_model
@@ -60,7 +60,7 @@ def networks():
 
 
 TOY_FIRST = {
-    "heard": (12, 28),
+    "window_shape": (12, 28),
     "channels": (2, 2, 3, 3),
     "lstm": 4,
     "identity_width": 3,
@@ -111,7 +111,7 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     assert weights["config"]["features"] == {"name": "mfcc"}
     model = build(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
-    assert model.basis.stdev.min() > 0 and model.motion_spread.min() > 0
+    assert model.basis.stdev.min() > 0 and model.motion_std.min() > 0
     assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
 
 
@@ -129,12 +129,12 @@ def test_the_first_model_learns_by_default_from_pictures_alone(clips, networks, 
     ) == (0, 1, 0, 0, 10)
     model = build(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
-    assert isinstance(model, FirstModel) and model.identity_spread.min() > 0 and model.feature_spread.min() > 0
+    assert isinstance(model, FirstModel) and model.identity_std.min() > 0 and model.feature_std.min() > 0
     assert next(displacements(model, heard(1)[0].numpy(), torch.zeros(L, 512))).shape == (L, 512)
 
 
 @pytest.mark.parametrize(
-    "kind, more", [("second", {}), ("first", {"noise_draws": 2, "patience": 1, "mouth_weight": 1.0})]
+    "kind, more", [("second", {}), ("first", {"best_of_n": 2, "patience": 1, "mouth_weight": 1.0})]
 )
 def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, kind, more):
     run(clips, networks, tmp_path / "whole.pt", 5, kind, **more)
@@ -148,7 +148,7 @@ def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, kind, 
 
 
 def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
-    run(clips, networks, tmp_path / "whole.pt", 4, lr=0.1, cool_down=0.5)
+    run(clips, networks, tmp_path / "whole.pt", 4, lr=0.1, lr_decay=0.5)
     rate = files.load_weights(tmp_path / "whole.pt")["training"]["optimizer"]["param_groups"][0]["lr"]
     assert rate == pytest.approx(0.05)  # the fourth of four steps lies half way down
     run(clips, networks, tmp_path / "even.pt", 4, lr=0.1)
@@ -188,8 +188,8 @@ def test_codes_are_computed_once(clips, networks, tmp_path, monkeypatch):
 
 def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
     clip = clips / "000002.mp4"
-    with Codes(tmp_path / "a.codes", networks[1]) as kept:
-        held, audio = kept.read(kept.learn(clip, "cpu"))
+    with LatentCache(tmp_path / "a.codes", networks[1]) as kept:
+        held, audio = kept.read(kept.encode(clip, "cpu"))
     fresh = np.stack(list(latent_cache.encode(networks[1], video_files.read_frames(clip))))
     assert np.abs(held - fresh).max() < 1e-3 * np.abs(fresh - fresh.mean(0)).max() + 1e-7
     assert (
@@ -200,15 +200,15 @@ def test_kept_codes_are_those_of_the_encoder(clips, networks, tmp_path):
 
 def test_another_encoder_does_not_take_them(clips, networks, tmp_path):
     other = ResNetEncoder(L, width=4, input_size=16)
-    with Codes(tmp_path / "a.codes", networks[1]) as kept:
-        first = kept.learn(clips / "000000.mp4", "cpu").key
-    with Codes(tmp_path / "a.codes", other) as kept:
-        assert kept.learn(clips / "000000.mp4", "cpu").key != first
+    with LatentCache(tmp_path / "a.codes", networks[1]) as kept:
+        first = kept.encode(clips / "000000.mp4", "cpu").key
+    with LatentCache(tmp_path / "a.codes", other) as kept:
+        assert kept.encode(clips / "000000.mp4", "cpu").key != first
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_features_of_a_network_are_made_once_unless_sound_varies(clips, networks, tmp_path, augment):
-    features, sizes = Steps(), {"heard": (29, 16)}
+    features, sizes = Steps(), {"window_shape": (29, 16)}
     run(clips, networks, tmp_path / "a.pt", 2, "first", sizes, features=features, augment=augment)
     assert features.asked == 5 if not augment else features.asked >= 5 + 2 * 2
     again = Steps()
@@ -219,16 +219,16 @@ def test_features_of_a_network_are_made_once_unless_sound_varies(clips, networks
 
 def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
     features = Steps()
-    with Codes(tmp_path / "a.codes", networks[1]) as kept:
-        lesson = kept.learn(clips / "000002.mp4", "cpu")
+    with LatentCache(tmp_path / "a.codes", networks[1]) as kept:
+        lesson = kept.encode(clips / "000002.mp4", "cpu")
         windows = Windows(kept, features)
-        windows.learn(lesson)
+        windows.encode(lesson)
         whole, sound = features.windows(kept.read(lesson)[1]), kept.read(lesson)[1]
         assert windows.read(lesson).shape == (FRAMES, 29, 16)
         np.testing.assert_allclose(windows.read(lesson), whole[:FRAMES], rtol=1e-3, atol=1e-3 * np.abs(whole).max())
         settings = {"frames": 6, "augment": False}
         for seed in range(5):
-            chunk = train_audio2latent._Chunk(lesson, settings, np.random.default_rng(seed))
+            chunk = train_audio2latent._TrainingWindow(lesson, settings, np.random.default_rng(seed))
             first = round(chunk.times[0])
             np.testing.assert_array_equal(chunk.read(kept, windows)[0], windows.read(lesson)[first : first + 6])
             plain = Windows(kept, Mfcc())
@@ -237,20 +237,24 @@ def test_kept_windows_are_those_of_the_sound(clips, networks, tmp_path):
 
 
 def test_a_chunk_longer_than_its_clip_is_filled_up(clips, networks, tmp_path):
-    with Codes(tmp_path / "a.codes", networks[1]) as kept:
-        lesson = kept.learn(clips / "000002.mp4", "cpu")
+    with LatentCache(tmp_path / "a.codes", networks[1]) as kept:
+        lesson = kept.encode(clips / "000002.mp4", "cpu")
         for augment in (False, True):
-            chunk = train_audio2latent._Chunk(lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0))
+            chunk = train_audio2latent._TrainingWindow(
+                lesson, {"frames": 14, "augment": augment}, np.random.default_rng(0)
+            )
             windows, identity, target, there = chunk.read(kept, Windows(kept, Mfcc()))
             assert windows.shape == (14, 12, 28) and target.shape == (14, L, 512) and identity.shape == (L, 512)
             assert there[0] and not there[-1] and not windows[-1].any()
 
 
 def test_an_identity_is_not_among_the_predicted_frames():
-    lesson = Lesson("clip", "folder", "voice", "", 20, None)
+    lesson = EncodedClip("clip", "folder", "voice", "", 20, None)
     latents, seen = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((1, L, 512), np.float32), set()
     for seed in range(200):
-        chunk = train_audio2latent._Chunk(lesson, {"frames": 8, "augment": seed % 2 == 0}, np.random.default_rng(seed))
+        chunk = train_audio2latent._TrainingWindow(
+            lesson, {"frames": 8, "augment": seed % 2 == 0}, np.random.default_rng(seed)
+        )
         frame = chunk._identity(latents)[0, 0]
         assert np.abs(chunk.times - frame).min() > 0.4
         seen.add(frame)
@@ -266,10 +270,10 @@ def test_features_that_do_not_fit_the_model_are_refused(clips, networks, tmp_pat
 
 def test_another_networks_features_do_not_resume(clips, networks, tmp_path):
     other = Steps()
-    run(clips, networks, tmp_path / "a.pt", 1, sizes={"heard": (29, 16)}, features=other)
+    run(clips, networks, tmp_path / "a.pt", 1, sizes={"window_shape": (29, 16)}, features=other)
     other.identity = {"name": "steps", "network": "4567"}
     with pytest.raises(TalkheadError, match="was trained with features.network=0123, now 4567"):
-        run(clips, networks, tmp_path / "a.pt", 2, sizes={"heard": (29, 16)}, features=other)
+        run(clips, networks, tmp_path / "a.pt", 2, sizes={"window_shape": (29, 16)}, features=other)
 
 
 def test_nothing_to_learn_from_is_refused(clips, networks, tmp_path):
@@ -284,7 +288,7 @@ def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
 
 
 def lessons(*speakers):
-    return [Lesson(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
+    return [EncodedClip(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
 
 
 def test_held_out_speakers_are_not_trained_on():
@@ -364,7 +368,7 @@ def test_training_hears_the_sound(networks, tmp_path, kind):
             identity_noise=0.3,
             hold_out=["voice2"],
             validate_every=150,
-            average=0.9,
+            ema_decay=0.9,
         )
     )
     assert records[-1]["val_correlation"] > 0.85 and records[-1]["val_error"] < 0.5
@@ -374,7 +378,7 @@ def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
     rng = np.random.default_rng(0)
     motion, opening = rng.standard_normal((500, 3)) * [3, 1, 0.1], rng.standard_normal(500)
     motion[:, 1] += opening
-    tracked, moments = train_audio2latent._Moments(), train_audio2latent._Moments()
+    tracked, moments = train_audio2latent._RunningMoments(), train_audio2latent._RunningMoments()
     tracked.add(np.column_stack([motion, opening]))
     moments.add(motion)
     reading = train_audio2latent._read_tracks(tracked, moments.spread())
@@ -394,5 +398,5 @@ def test_latent_loss_is_the_mean_squared_error():
 def test_codes_between_frames_are_on_the_line():
     codes = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
     np.testing.assert_allclose(
-        train_audio2latent._at(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3]
+        train_audio2latent._interpolated(codes, np.array([-1, 0, 0.25, 2.5, 3, 9]))[:, 0, 0], [0, 0, 0.25, 2.5, 3, 3]
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from talkhead import distributed, files, training
-from talkhead.distributed import Team
+from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_frames
 
@@ -61,7 +61,7 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
         return (
             run.step(index)
             | ({"r1": float(index)} if index % 4 == 0 else {})
-            | ({"path_length": -float(index)} if index % 2 == 0 else {})
+            | ({"pl_weight": -float(index)} if index % 2 == 0 else {})
         )
 
     records = list(
@@ -76,7 +76,7 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
     )
     # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
     assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
-    assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
+    assert [record.get("pl_weight") for record in records] == [-2.0, -4.0, -8.0, None]
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_a_slow_first_step_on_a_busy_machine_names_the_threads(tmp_path, monkeyp
     ] == [(True, True)] * warned
 
 
-def resting(out, steps=9, least_gain=2.0, **options):
+def resting(out, steps=9, min_delta=2.0, **options):
     """A run that ends as soon as it can tell; the losses that it can tell from are two."""
-    run, rest = Descent(), training.Rest(least_gain)
+    run, rest = Descent(), training.EarlyStopping(min_delta)
     state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
     header = {"kind": "encoder", "config": {"width": 1}, "data": {"faces": "a"}} | options.pop("header", {})
     return run, list(
-        training.fit(run.step, state, steps=steps, out=out, header=header, log_every=4, at_rest=rest, **options)
+        training.fit(run.step, state, steps=steps, out=out, header=header, log_every=4, converged=rest, **options)
     )
 
 
@@ -118,11 +118,11 @@ def test_a_run_at_rest_ends_and_keeps_the_model_alone(tmp_path, monkeypatch):
         draw=lambda: np.zeros((2, 2, 3), np.uint8),
         samples=tmp_path / "s",
     )
-    assert losses(records) == [wanted[3], wanted[5]] and [record.get("at_rest") for record in records] == [None, True]
+    assert losses(records) == [wanted[3], wanted[5]] and [record.get("converged") for record in records] == [None, True]
     kept = files.load_weights(tmp_path / "a.pt")
     assert (
         kept["step"] == 6
-        and kept["at_rest"] is True
+        and kept["converged"] is True
         and "training" not in kept
         and torch.equal(kept["model"]["weight"], run.model.weight)
     )
@@ -140,7 +140,7 @@ def test_rest_is_found_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
     step = run.step
 
     def fit(out, step=None):
-        rest = training.Rest(2.0)
+        rest = training.EarlyStopping(2.0)
         state = {"model": run.model, "optimizer": run.optimizer, "rest": rest}
         return list(
             training.fit(
@@ -150,7 +150,7 @@ def test_rest_is_found_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
                 out=out,
                 header={"kind": "encoder", "config": {}},
                 log_every=1,
-                at_rest=rest,
+                converged=rest,
             )
         )
 
@@ -167,16 +167,16 @@ def test_rest_is_found_at_the_same_step_after_a_resume(tmp_path, monkeypatch):
 
 
 def test_all_steps_taken_is_an_end_too(tmp_path):
-    run, records = resting(tmp_path / "a.pt", 3, least_gain=0)
-    assert [record["step"] for record in records] == [3] and "at_rest" not in records[0]
-    assert files.load_weights(tmp_path / "a.pt")["at_rest"] is False
+    run, records = resting(tmp_path / "a.pt", 3, min_delta=0)
+    assert [record["step"] for record in records] == [3] and "converged" not in records[0]
+    assert files.load_weights(tmp_path / "a.pt")["converged"] is False
     with pytest.warns(UserWarning, match="is done, at step 3"):
-        assert resting(tmp_path / "a.pt", 2, least_gain=0)[1] == []
+        assert resting(tmp_path / "a.pt", 2, min_delta=0)[1] == []
     with pytest.raises(
         TalkheadError,
         match="a.pt: ended at step 3 and kept nothing to go on with; pass another --output to take 4 steps",
     ):
-        resting(tmp_path / "a.pt", 4, least_gain=0)
+        resting(tmp_path / "a.pt", 4, min_delta=0)
     with pytest.raises(TalkheadError, match="a.pt: was trained with data.faces=a, now b; resume"):
         resting(tmp_path / "a.pt", 3, header={"data": {"faces": "b"}})
     with pytest.raises(TalkheadError, match="finished weights"):  # to a trainer that goes on for ever
@@ -391,10 +391,10 @@ def test_a_feed_works_ahead_and_counts_what_steps_wait(tmp_path):
         time.sleep(0.02)
         return index
 
-    feed = training.Feed(make)
+    feed = training.Prefetcher(make)
     run = Descent()
     run.step = lambda index: {"fed": float(feed(index))} | ({} if time.sleep(0.06) else {})
-    records = run.fit(tmp_path / "a.pt", 4, feed=feed, team=Team(batch=5), unit="faces")
+    records = run.fit(tmp_path / "a.pt", 4, feed=feed, team=Distributed(batch=5), unit="faces")
     assert [record["fed"] for record in records] == [0, 1, 2, 3] and made[:4] == [0, 1, 2, 3]
     assert 0.02 <= records[0]["data_seconds"] <= records[-1]["data_seconds"] < 0.5 * records[-1]["seconds"]
     assert records[-1]["faces_per_second"] == pytest.approx(20 / records[-1]["seconds"], rel=0.01)

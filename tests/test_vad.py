@@ -27,8 +27,8 @@ def pieces(audio, size):
 def test_what_a_voice_takes_equals_a_slow_loop():
     """Bands of two filters each; of the second before, means of eight steps, and of the frame's window, means of two."""
     audio = syllables(2)
-    levels = np.concatenate(list(mfcc.loudness([audio])))
-    heard = vad.hearing(audio)
+    levels = np.concatenate(list(mfcc.log_mel([audio])))
+    heard = vad.vad_features(audio)
     assert heard.shape == (50, 13 * (12 + 14)) and heard.dtype == np.float32
 
     def mean(band, first, count):
@@ -54,14 +54,14 @@ def test_a_voice_by_hand():
     audio = syllables(0.5)
     weights = np.zeros((341, 1), np.float32)
     weights[:338], weights[338], weights[339], weights[340] = 0.01, -1.0, 2.0, 0.5
-    wanted = 1 / (1 + np.exp(-(2 * np.maximum(0.01 * vad.hearing(audio).sum(1) - 1, 0) + 0.5)))
-    np.testing.assert_allclose(list(vad.Voice(weights).stream([audio])), wanted, rtol=1e-4)
+    wanted = 1 / (1 + np.exp(-(2 * np.maximum(0.01 * vad.vad_features(audio).sum(1) - 1, 0) + 0.5)))
+    np.testing.assert_allclose(list(vad.VoiceActivityDetector(weights).stream([audio])), wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("block", [37, 640, 7000])
 def test_a_stream_is_heard_as_the_whole(block):
     audio = syllables(2.013)
-    voice = vad.Voice()
+    voice = vad.VoiceActivityDetector()
     whole = list(voice.stream([audio]))
     assert len(whole) == mfcc.num_frames(audio)
     np.testing.assert_allclose(list(voice.stream(pieces(audio, block))), whole, atol=1e-5)
@@ -76,7 +76,7 @@ def test_a_voice_is_heard_no_later_than_mfcc():
             yield piece
 
     heard = []
-    for stream in (vad.Voice().stream(blocks()), Mfcc().stream(blocks())):
+    for stream in (vad.VoiceActivityDetector().stream(blocks()), Mfcc().stream(blocks())):
         taken.clear()
         heard.append([next(stream) is not None and sum(taken) for _ in range(40)])
     assert heard[0] == heard[1]
@@ -93,7 +93,7 @@ def test_a_voice_is_heard_no_later_than_mfcc():
     ids=["silence", "offset", "noise", "tone"],
 )
 def test_nobody_speaks(sound):
-    assert np.mean(list(vad.Voice().stream([sound]))) < 0.2
+    assert np.mean(list(vad.VoiceActivityDetector().stream([sound]))) < 0.2
 
 
 def test_real_words_are_heard(shared_data):
@@ -102,7 +102,7 @@ def test_real_words_are_heard(shared_data):
     spoken = slice(26, 52)  # frames, from bbaf2n.align: 0.95 to 2.12 s, less the edges
     hiss = np.random.default_rng(0).normal(size=len(audio)) * np.std(audio[16000:32000]) / 10
     for sound in (audio, audio + hiss):
-        likely = np.array(list(vad.Voice().stream([sound])))
+        likely = np.array(list(vad.VoiceActivityDetector().stream([sound])))
         assert np.mean(likely[spoken] > 0.5) > 0.8 and np.mean(np.delete(likely, np.r_[20:58]) > 0.5) < 0.1
 
 
@@ -112,7 +112,7 @@ def test_real_words_are_heard(shared_data):
 def test_a_mouth_comes_to_rest_and_opens_again():
     rest, moved = np.float32([[1.0, 2.0]]), np.float32([[3.0, 2.0]])
     speaking = [0.0] * 3 + [1.0] * 8 + [0.0] * 12
-    path = np.array(list(vad.shut([moved] * 23, speaking, rest)))[:, 0]
+    path = np.array(list(vad.gate_mouth([moved] * 23, speaking, rest)))[:, 0]
     np.testing.assert_array_equal(path[:3, 0], 1)
     part = (path[:, 0] - 1) / 2  # of the way
     assert part[3] == pytest.approx(vad.OPENING) and part[4] == pytest.approx(1 - (1 - vad.OPENING) ** 2)
@@ -122,7 +122,7 @@ def test_a_mouth_comes_to_rest_and_opens_again():
 
 def test_a_doubt_opens_the_mouth():
     moved, rest = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
-    *_, last = vad.shut([moved] * 50, [0.5] * 50, rest)
+    *_, last = vad.gate_mouth([moved] * 50, [0.5] * 50, rest)
     assert last == pytest.approx(vad.TRUST / (1 + vad.TRUST), abs=1e-3)
 
 

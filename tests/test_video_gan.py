@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from talkhead import files, image_files, latent_cache, train_video_gan, video_files
-from talkhead.distributed import Share, Team
+from talkhead.distributed import Distributed, MicroBatch
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, mean_latent
@@ -29,7 +29,7 @@ def toy_model(seed=0, components=4, **changes):
     model = LatentGenerator(
         L, components, 3, basis=Basis.fit(torch.randn(20, layers, 512), components), **changes
     ).eval()
-    model.reach.uniform_(0.5, 2)
+    model.motion_scale.uniform_(0.5, 2)
     return model
 
 
@@ -67,7 +67,9 @@ def test_forward_equals_a_slow_reading_of_the_equations(changes):
             if model.config["hidden"] is None
             else (h @ weights["output.0.weight"].T + weights["output.0.bias"]).tanh()
         )
-        step = ((coordinates * model.reach) @ weights["basis.components"]).unflatten(1, (-1, 512)).expand(2, L, 512)
+        step = (
+            ((coordinates * model.motion_scale) @ weights["basis.components"]).unflatten(1, (-1, 512)).expand(2, L, 512)
+        )
         place = place + step if model.displace == "previous" else step
         path.append(place)
     moved, state = model(drawn, identity)
@@ -109,10 +111,10 @@ def test_segments_follow_each_other_without_a_seam():
 
 
 def test_endless_motion_stays_near_the_identity_unless_the_frame_before_is_displaced():
-    """A hidden output is smaller than one: no frame is farther than the reach, and the last are no farther than the first."""
+    """A hidden output is smaller than one: no frame is farther than the motion_scale, and the last are no farther than the first."""
     model, identity = toy_model(), torch.randn(L, 512)
     far = np.array([np.linalg.norm(moved) for moved in motion(model, identity, 1, 3000, chunk=500)])
-    assert far.max() <= model.reach.norm() and far[-1000:].mean() < 1.2 * far[:1000].mean()
+    assert far.max() <= model.motion_scale.norm() and far[-1000:].mean() < 1.2 * far[:1000].mean()
     model = toy_model(displace="previous", hidden=4)
     model.output[0].bias.data.fill_(1.0)
     far = [np.linalg.norm(moved) for moved in motion(model, identity, 1, 300)]
@@ -133,15 +135,15 @@ def test_unknown_words_are_refused(options, message):
         LatentGenerator(L, 4, 3, **options)
 
 
-# The critics ----------------------------------------------------------------------------------------------------------
+# The discriminators ----------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_table_3_2():
-    critic, shapes = VideoDiscriminator(), []
-    for layer in critic.scales[0]:
+    discriminator, shapes = VideoDiscriminator(), []
+    for layer in discriminator.scales[0]:
         layer.register_forward_hook(lambda _, __, made: shapes.append(tuple(made.shape[1:])))
     with torch.device("meta"):
-        logits = critic.to("meta")(torch.zeros(1, 16, 3, 256, 256), torch.zeros(1, 3, 256, 256))
+        logits = discriminator.to("meta")(torch.zeros(1, 16, 3, 256, 256), torch.zeros(1, 3, 256, 256))
     assert [(shape[0], *shape[2:]) for shape in shapes] == [
         (64, 129, 129),
         (128, 65, 65),
@@ -155,12 +157,12 @@ def test_shapes_of_table_3_2():
 @pytest.mark.parametrize("norm, conditional, frames", [("none", True, 4), ("instance", False, 20)])
 def test_critic_equals_a_slow_reading(norm, conditional, frames):
     torch.manual_seed(0)
-    critic = VideoDiscriminator(2, 2, norm, conditional)
+    discriminator = VideoDiscriminator(2, 2, norm, conditional)
     video, face = torch.randn(2, frames, 3, 16, 16), torch.randn(2, 3, 16, 16)
     x = torch.stack(
         [torch.cat([face, 10 * (frame - face)], 1) if conditional else frame for frame in video.unbind(1)], 2
     )
-    for scale, layers in enumerate(critic.scales):
+    for scale, layers in enumerate(discriminator.scales):
         y = x
         if scale:
             stride = (1, 2, 2) if frames <= 16 else 2
@@ -174,26 +176,26 @@ def test_critic_equals_a_slow_reading(norm, conditional, frames):
                 y = (y - y.mean(dims, keepdim=True)) / (y.var(dims, unbiased=False, keepdim=True) + 1e-5).sqrt()
             if k < 4:
                 y = torch.where(y > 0, y, 0.2 * y)
-        torch.testing.assert_close(critic(video, face)[scale], y, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(discriminator(video, face)[scale], y, atol=1e-4, rtol=1e-4)
 
 
 def test_adversarial_losses_by_hand():
     fake, real = [torch.tensor([0.0, 2.0]), torch.tensor([1.0])], [torch.tensor([1.0, 3.0]), torch.tensor([-1.0])]
-    generator, critic = train_video_gan.ADVERSARIAL["log"]
+    generator, discriminator = train_video_gan.ADVERSARIAL["log"]
     assert generator(fake, real).item() == pytest.approx(
         (math.log(2) + math.log(1 + math.exp(-2))) / 2 + math.log(1 + math.exp(-1))
     )
     wanted = (math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
-    assert critic(fake, real).item() == pytest.approx(wanted + 2 * math.log(1 + math.exp(1)))
-    generator, critic = train_video_gan.ADVERSARIAL["relativistic"]
+    assert discriminator(fake, real).item() == pytest.approx(wanted + 2 * math.log(1 + math.exp(1)))
+    generator, discriminator = train_video_gan.ADVERSARIAL["relativistic"]
     # Real are 1 and 3 around 2, fake 0 and 2 around 1; then -1 and 1.
-    assert critic(fake, real).item() == pytest.approx(0.5 * ((1 + 1) / 2 + (4 + 0) / 2) + 0.5 * (9 + 4))
+    assert discriminator(fake, real).item() == pytest.approx(0.5 * ((1 + 1) / 2 + (4 + 0) / 2) + 0.5 * (9 + 4))
     assert generator(fake, real).item() == pytest.approx(0.5 * ((9 + 1) / 2 + (0 + 4) / 2) + 0.5 * (1 + 4))
 
 
 def test_pictures_that_are_alike_cost_less_contrast():
     torch.manual_seed(0)
-    others = train_video_gan._Others(Team(4), 4)
+    others = train_video_gan._NegativeQueue(Distributed(4), 4)
     one, other = (F.normalize(torch.randn(4, 256), dim=1) for _ in range(2))
     by_hand = 0.0
     for view, positive in ((one, other), (other, one)):
@@ -204,7 +206,7 @@ def test_pictures_that_are_alike_cost_less_contrast():
     assert others.contrast(1, one, other).item() == pytest.approx(by_hand, rel=1e-4)
     assert others.contrast(1, one, one) < others.contrast(1, one, other)
     for turn in range(2):  # in two parts
-        others.note(Share(turn, turn, 2), torch.stack([one, other], 1)[turn::2])
+        others.note(MicroBatch(turn, turn, 2), torch.stack([one, other], 1)[turn::2])
     others.remember()
     assert torch.equal(others.queue[:4], torch.stack([one, other], 1)) and others.place == 4
 
@@ -256,10 +258,10 @@ def without_times(record):
     return {name: value for name, value in record.items() if "second" not in name}
 
 
-def run(clips, networks, out, steps, network={}, critic={}, **options):
-    options = {"batch": 2, "frames": 4, "warm_up": 3, "r1_every": 2, "lr": 1e-3, "log_every": 1} | options
+def run(clips, networks, out, steps, network={}, discriminator={}, **options):
+    options = {"batch": 2, "frames": 4, "burn_in": 3, "r1_interval": 2, "lr": 1e-3, "log_every": 1} | options
     torch.manual_seed(1)
-    model, judge = LatentGenerator(L, **NETWORK | network), VideoDiscriminator(**CRITIC | critic)
+    model, judge = LatentGenerator(L, **NETWORK | network), VideoDiscriminator(**CRITIC | discriminator)
     return [record for record in train([clips], *networks, out, model, judge, steps=steps, **options) if record["step"]]
 
 
@@ -267,8 +269,8 @@ def preset(**changes):
     """MoCoGAN-HD's options, sorted by what takes them."""
     values = THEIRS | {"hidden": 5, "generator_steps": 2} | changes
     network = {name: values.pop(name) for name in ("space", "displace", "hidden")}
-    critic = {name: values.pop(name) for name in ("norm", "conditional")}
-    return {"network": network, "critic": critic} | values
+    discriminator = {name: values.pop(name) for name in ("norm", "conditional")}
+    return {"network": network, "discriminator": discriminator} | values
 
 
 def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
@@ -295,17 +297,19 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
     assert weights["config"]["training"]["real"] == "projected"
     model = LatentGenerator(**weights["config"]["network"])
     model.load_state_dict(weights["model"])
-    assert model.reach.min() > 0 and next(motion(model, torch.zeros(L, 512))).shape == (L, 512)
+    assert model.motion_scale.min() > 0 and next(motion(model, torch.zeros(L, 512))).shape == (L, 512)
     assert image_files.read_image(tmp_path / "sheets" / "00000003.png").shape == (6 * 16, 8 * 16, 3)
 
 
 def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
-    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third of the reach wide."""
+    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third of the motion_scale wide."""
     run(clips, networks, tmp_path / "a.pt", 1)
     model = LatentGenerator(L, **NETWORK)
     model.load_state_dict(files.load_weights(tmp_path / "a.pt")["model"])
-    with latent_cache.Codes(tmp_path / "a.codes", networks[1], sound=False) as codes:
-        paths = [torch.from_numpy(codes.read(codes.learn(clip, "cpu"))[0]) for clip in latent_cache.find([clips])]
+    with latent_cache.LatentCache(tmp_path / "a.codes", networks[1], sound=False) as codes:
+        paths = [
+            torch.from_numpy(codes.read(codes.encode(clip, "cpu"))[0]) for clip in latent_cache.list_clips([clips])
+        ]
     plain = torch.linalg.svd((torch.cat(paths) - torch.cat(paths).mean(0)).flatten(1).double(), full_matrices=False)[2][
         :4
     ].float()
@@ -314,7 +318,7 @@ def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
     torch.testing.assert_close(rows.T @ (rows @ plain.T), plain.T, atol=1e-3, rtol=0)
     moved = torch.cat([model.project(path - path.mean(0)) for path in paths]).double()
     spread = moved.square().mean(0).sqrt()
-    torch.testing.assert_close(model.reach.double(), 3 * spread, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(model.motion_scale.double(), 3 * spread, rtol=1e-3, atol=1e-9)
     torch.testing.assert_close(
         moved.T @ moved / len(moved) / spread / spread[:, None], torch.eye(4).double(), atol=1e-2, rtol=0
     )
@@ -326,7 +330,7 @@ def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, option
     run(clips, networks, tmp_path / "parts.pt", 2, **options)
     run(clips, networks, tmp_path / "parts.pt", 3, **options)
     whole, parts = (files.load_weights(tmp_path / name) for name in ("whole.pt", "parts.pt"))
-    for part in ("live", "critics", "information"):
+    for part in ("live", "discriminators", "information"):
         for name, value in whole["training"][part].items():
             assert torch.equal(value, parts["training"][part][name]), name
     for name, value in whole["model"].items():
@@ -335,7 +339,7 @@ def test_resumed_training_equals_uninterrupted(clips, networks, tmp_path, option
 
 
 @pytest.mark.parametrize(
-    "options", [{"accumulate": 2}, {"accumulate": 2, "real": "video", "contrastive": True, "image_critic": True}]
+    "options", [{"accumulate": 2}, {"accumulate": 2, "real": "video", "contrastive": True, "image_discriminator": True}]
 )
 def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
     whole = run(clips, networks, tmp_path / "whole.pt", 2, batch=4, lr=1e-5, **options | {"accumulate": 1})
@@ -364,23 +368,23 @@ def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips,
         ({"start": "sample"}, {}),
         ({"displace": "previous"}, {}),
         ({"contrastive": True}, {"contrast", "alike"}),
-        ({"image_critic": True}, {"image_generator", "image_discriminator"}),
+        ({"image_discriminator": True}, {"image_generator", "image_discriminator"}),
         ({"adversarial": "relativistic"}, {}),
         ({"interpolation": 10.0}, {}),
         ({"norm": "instance"}, {}),
         ({"conditional": False}, {}),
-        ({"critic_size": 8, "shallow": True}, {}),
+        ({"d_size": 8, "shallow": True}, {}),
         ({"r1": 0.0}, {}),
     ],
 )
 def test_each_switch_trains(clips, networks, tmp_path, changes, named):
-    parts = {"network": {}, "critic": {}}
+    parts = {"network": {}, "discriminator": {}}
     for name, value in changes.items():
         {
             "space": parts["network"],
             "displace": parts["network"],
-            "norm": parts["critic"],
-            "conditional": parts["critic"],
+            "norm": parts["discriminator"],
+            "conditional": parts["discriminator"],
         }.get(name, parts)[name] = value
     before = run(clips, networks, tmp_path / "plain.pt", 2)
     after = run(clips, networks, tmp_path / "a.pt", 2, **parts)
@@ -463,11 +467,11 @@ STEADY = {
     [
         ({"motion": 0.01}, r"faces move 0.0\d+ of what they do in the clips"),
         ({"variety": 1e-4}, "all noise makes the same motion"),
-        ({"discriminator": 1e-4}, "the critic is never wrong"),
+        ({"discriminator": 1e-4}, "the discriminator is never wrong"),
     ],
 )
 def test_a_collapse_is_told(collapsed, message):
-    watch = train_video_gan._Watch(Team(1), "a.pt")
+    watch = train_video_gan._CollapseMonitor(Distributed(1), "a.pt")
     for _ in range(300):
         told = watch(dict(STEADY))
     assert told == pytest.approx({"motion": 1.0, "speed": 1.0, "variety": 1.0})
@@ -479,16 +483,16 @@ def test_a_collapse_is_told(collapsed, message):
 
 
 def test_a_short_collapse_is_none():
-    watch = train_video_gan._Watch(Team(1), "a.pt")
-    for _ in range(train_video_gan._Watch.AFTER):
+    watch = train_video_gan._CollapseMonitor(Distributed(1), "a.pt")
+    for _ in range(train_video_gan._CollapseMonitor.AFTER):
         watch(STEADY | {"motion": 0.0})
-    watch = train_video_gan._Watch(Team(1), "a.pt")
+    watch = train_video_gan._CollapseMonitor(Distributed(1), "a.pt")
     for step in range(300):
         watch(STEADY | ({"motion": 0.0} if step % 3 == 0 else {}))
 
 
 def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_video_gan._Watch, "AFTER", 2)
+    monkeypatch.setattr(train_video_gan._CollapseMonitor, "AFTER", 2)
     monkeypatch.setattr(train_video_gan, "SPREADS", 1e-3)
     with pytest.raises(TalkheadError, match="training has collapsed: faces move 0.000"):
         run(clips, networks, tmp_path / "a.pt", 5, save_minutes=0)
@@ -506,8 +510,8 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
             r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower --frames",
         ),
         ({"frames": 1}, "motion takes two at least"),
-        ({"critic_size": 32}, "critic_size 32: the generator draws 16x16; pass no more"),
-        ({"critic_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
+        ({"d_size": 32}, "d_size 32: the generator draws 16x16; pass no more"),
+        ({"d_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
         ({"real": "video", "shallow": True}, "shallow: only projected video"),
         ({"real": "any"}, "real 'any': unknown; take auto, video or projected"),
         ({"start": "any"}, "start 'any'"),
@@ -533,7 +537,7 @@ def test_clips_that_cannot_be_used_are_told(networks, tmp_path):
         attempt()
     write_clip(tmp_path / "clips", "a", 0)
     with pytest.raises(
-        TalkheadError, match="a.mp4: is the only clip of 4 frames or more, which a critic would learn by heart"
+        TalkheadError, match="a.mp4: is the only clip of 4 frames or more, which a discriminator would learn by heart"
     ):
         attempt()
     write_clip(tmp_path / "clips", "b", 1, frames=3)

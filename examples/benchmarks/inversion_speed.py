@@ -90,18 +90,18 @@ def our_steps(generator, frame, count):
 
     list(
         talkhead.invert(
-            [frame], generator, "optimise", steps=count, exploration=0.0, perceptual="lpips", on_record=on_record
+            [frame], generator, "optimise", steps=count, w_noise=0.0, perceptual="lpips", on_record=on_record
         )
     )
     return np.diff(times).tolist(), values
 
 
 def step(options):
-    generator, critic = random_networks(RESOLUTION, "cpu")
+    generator, discriminator = random_networks(RESOLUTION, "cpu")
     frame = np.random.default_rng(0).integers(0, 256, (RESOLUTION, RESOLUTION, 3), np.uint8)
     target = to_images(frame[None])
     with vgg() as weights, checkout(options.rosinality.resolve()):
-        theirs, mean = rosinality(generator, critic, "cpu"), generator.w_avg.expand(generator.num_ws, -1)
+        theirs, mean = rosinality(generator, discriminator, "cpu"), generator.w_avg.expand(generator.num_ws, -1)
         taken, first = {"projector": [], "frozen": [], "ours": []}, {}
         for _ in range(options.repeat):  # in turns, so that all meet the same weather
             for name in taken:

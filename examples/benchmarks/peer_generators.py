@@ -1,4 +1,4 @@
-"""Set the generator and the critic beside rosinality's and NVIDIA's own code: the same weights, the same pictures? And how fast?
+"""Set the generator and the discriminator beside rosinality's and NVIDIA's own code: the same weights, the same pictures? And how fast?
 
     python examples/benchmarks/peer_generators.py --rosinality ~/stylegan2-pytorch --nvidia ~/stylegan2-ada-pytorch
 
@@ -6,7 +6,7 @@ Each is a checkout of the project (for NVIDIA, stylegan3's does as well); those 
 random weights is written in the project's layout and loaded by its code, strictly. Prints a JSON object each:
 
     mapping, images, truncated, logits   largest difference / largest value: of W, of pictures without and with truncation,
-                                         and of the critic's answers to pictures
+                                         and of the discriminator's answers to pictures
     grey_levels                          largest difference of two pictures scaled to [-1, 1], of 255
     their_s, our_s, ratio                median seconds of one picture, batch 1, taken in turns; theirs over ours
 
@@ -39,12 +39,12 @@ PSI = 0.5
 def random_networks(resolution, device):
     """Ours, config F, in which every number counts: noise, biases and the mean of W are not zero."""
     torch.manual_seed(resolution)
-    generator, critic = Generator(resolution), Discriminator(resolution)
-    for network in (generator, critic):
+    generator, discriminator = Generator(resolution), Discriminator(resolution)
+    for network in (generator, discriminator):
         for name, value in network.state_dict().items():
             if name.endswith(("bias", "bias0", "bias1", "noise_strength", "w_avg")):
                 value.add_(0.1 * torch.randn_like(value))
-    return [network.to(device).eval().requires_grad_(False) for network in (generator, critic)]
+    return [network.to(device).eval().requires_grad_(False) for network in (generator, discriminator)]
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def checkout(folder):
             del sys.modules[name]  # the next project's may have the same names
 
 
-def rosinality(generator, critic, device):
+def rosinality(generator, discriminator, device):
     """Their networks with these weights, and functions for W, pictures of w_plus, truncated pictures of z, and logits."""
     import model
 
@@ -77,11 +77,11 @@ def rosinality(generator, critic, device):
     theirs = model.Generator(generator.resolution, 512, 8, channel_multiplier=multiplier).to(device)
     theirs.load_state_dict(state_dicts.to_rosinality(generator.state_dict()))
     judge = model.Discriminator(generator.resolution, channel_multiplier=multiplier).to(device)
-    judge.load_state_dict(state_dicts.to_rosinality(critic.state_dict()))
+    judge.load_state_dict(state_dicts.to_rosinality(discriminator.state_dict()))
     theirs.eval(), judge.eval()
     return {
         "generator": theirs,
-        "critic": judge,
+        "discriminator": judge,
         "mapping": theirs.style,
         "images": lambda w_plus: theirs([w_plus], input_is_latent=True, randomize_noise=False)[0],
         "truncated": lambda z: theirs([z], truncation=PSI, truncation_latent=generator.w_avg, randomize_noise=False)[0],
@@ -89,7 +89,7 @@ def rosinality(generator, critic, device):
     }
 
 
-def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
+def nvidia(generator, discriminator, device, channel_base=32768, channel_max=512):
     """Likewise. NVIDIA keeps the mean of W with the weights. Half precision, which is for a GPU's speed, is left off."""
     networks, flat = _nvidia_networks()
     widths = {"channel_base": channel_base, "channel_max": channel_max, "num_fp16_res": 0, "conv_clamp": None}
@@ -102,10 +102,10 @@ def nvidia(generator, critic, device, channel_base=32768, channel_max=512):
     )
     theirs.load_state_dict(state_dicts.to_nvidia(generator.state_dict()))
     judge = networks.Discriminator(c_dim=0, **sizes, **widths).to(device).eval()
-    judge.load_state_dict(state_dicts.to_nvidia(critic.state_dict()))
+    judge.load_state_dict(state_dicts.to_nvidia(discriminator.state_dict()))
     return {
         "generator": theirs,
-        "critic": judge,
+        "discriminator": judge,
         "mapping": lambda z: theirs.mapping(z, None)[:, 0],
         "images": lambda w_plus: theirs.synthesis(w_plus, noise_mode="const"),
         "truncated": lambda z: theirs(z, None, truncation_psi=PSI, noise_mode="const"),
@@ -147,9 +147,9 @@ def in_turns(repeat, *functions):
 
 @torch.no_grad()
 def compare(project, folder, resolution, repeat, device):
-    generator, critic = random_networks(resolution, device)
+    generator, discriminator = random_networks(resolution, device)
     with checkout(folder):
-        theirs = PROJECTS[project](generator, critic, device)
+        theirs = PROJECTS[project](generator, discriminator, device)
         z = torch.randn(2, 512, device=device)
         w_plus = generator.mapping(z)
         images = torch.randn(4, 3, resolution, resolution, device=device)
@@ -157,7 +157,7 @@ def compare(project, folder, resolution, repeat, device):
             "mapping": lambda z: generator.mapping(z)[:, 0],
             "images": generator.synthesis,
             "truncated": lambda z: generator(z, PSI),
-            "logits": critic,
+            "logits": discriminator,
         }
         inputs = {"mapping": z, "images": w_plus, "truncated": z, "logits": images}
         pairs = {name: (ours[name](inputs[name]), theirs[name](inputs[name])) for name in ours}

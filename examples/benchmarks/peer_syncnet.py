@@ -96,10 +96,10 @@ def ours(state):
     """The same by talkhead."""
     network, starts = syncnet.SyncNet().eval(), range(FRAMES - 5)
     network.load_state_dict(state)
-    watcher = syncnet.Watcher(network)
+    evaluator = syncnet.SyncNetEvaluator(network)
     for frame in frames():
-        watcher.add(frame)
-    syncs = {"clip": watcher.listen(sound()), "moments": syncnet.agreement(*moments())}
+        evaluator.add(frame)
+    syncs = {"clip": evaluator.score(sound()), "moments": syncnet.sync_scores(*moments())}
     features = syncnet.sound_features(sound())
     images = torch.from_numpy(frames()[..., ::-1].copy()).permute(0, 3, 1, 2).float()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Time and weigh a training step of generator and critic, beside NVIDIA's own; and see who learns more from the same pictures.
+"""Time and weigh a training step of generator and discriminator, beside NVIDIA's own; and see who learns more from the same pictures.
 
     python examples/benchmarks/peer_training.py speed --nvidia ~/stylegan2-ada-pytorch
     python examples/benchmarks/peer_training.py quality --nvidia ~/stylegan2-ada-pytorch faces.npy --images 20000
@@ -50,13 +50,13 @@ class Theirs:
         from training.loss import StyleGAN2Loss
 
         made = nvidia(*networks(resolution), "cpu", channel_base=32 * resolution, channel_max=128)
-        self.generator, self.critic, self.batch = made["generator"].train(), made["critic"].train(), batch
+        self.generator, self.discriminator, self.batch = made["generator"].train(), made["discriminator"].train(), batch
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.loss = StyleGAN2Loss(
-            torch.device("cpu"), self.generator.mapping, self.generator.synthesis, self.critic, r1_gamma=r1
+            torch.device("cpu"), self.generator.mapping, self.generator.synthesis, self.discriminator, r1_gamma=r1
         )
         self.phases = []
-        for name, network, every in (("G", self.generator, 4), ("D", self.critic, 16)):
+        for name, network, every in (("G", self.generator, 4), ("D", self.discriminator, 16)):
             ratio = every / (every + 1)
             adam = torch.optim.Adam(network.parameters(), lr=0.002 * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
             self.phases += [(f"{name}main", network, adam, 1), (f"{name}reg", network, adam, every)]
@@ -205,9 +205,9 @@ def quality(options):
         spent = {"theirs": time.monotonic() - began}
         state = state_dicts.from_nvidia(theirs.average.state_dict())
     began = time.monotonic()
-    generator, critic = networks(resolution)
+    generator, discriminator = networks(resolution)
     for record in train(
-        images, out / "ours.pt", generator, critic, steps=steps, batch=options.batch, r1=options.r1, log_every=50
+        images, out / "ours.pt", generator, discriminator, steps=steps, batch=options.batch, r1=options.r1, log_every=50
     ):
         print(f"ours: {record['step']} of {steps}", file=sys.stderr, flush=True)
     spent["ours"] = time.monotonic() - began

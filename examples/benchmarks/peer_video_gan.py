@@ -1,14 +1,14 @@
-"""Set the motion model and its critic beside MoCoGAN-HD's own code: the same weights, the same numbers? And how fast do they train?
+"""Set the motion model and its discriminator beside MoCoGAN-HD's own code: the same weights, the same numbers? And how fast do they train?
 
     python examples/benchmarks/peer_video_gan.py ~/MoCoGAN-HD
 
 The argument is a checkout of snap-research/MoCoGAN-HD. Prints JSON objects:
 
-    compare     largest difference / largest value of: the path of latents that the same LSTM makes of the same noise; the critic's logits at
+    compare     largest difference / largest value of: the path of latents that the same LSTM makes of the same noise; the discriminator's logits at
                 both scales, of plain video and of video beside its first frame; its relativistic loss; the gradient penalty
     speed       clips a second of one training step, as their functions G_step and D_step take it and as `train_video_gan.train` takes it,
                 each in a fresh process and in turns: once as the thesis has it, and once with all of MoCoGAN-HD's losses (--preset).
-                One step of the motion model for one of the critics; generators of the same config-F widths, critics of width 64
+                One step of the motion model for one of the discriminators; generators of the same config-F widths, discriminators of width 64
 
 Theirs is written for CUDA. Its two compiled operations are given here in plain torch, as rosinality's later code has them for a CPU, and what
 moves tensors to a GPU leaves them where they are.
@@ -35,12 +35,12 @@ from peer_generators import checkout, relative_error
 from torch import nn
 
 from talkhead import state_dicts, video_files
-from talkhead.distributed import Share
+from talkhead.distributed import MicroBatch
 from talkhead.encoders import ResNetEncoder
 from talkhead.latents import Basis
 from talkhead.stylegan import Generator
 from talkhead.train_video_gan import ADVERSARIAL, PRESETS, _Trainer, train
-from talkhead.video_gan import CHANGE, LatentGenerator, VideoDiscriminator
+from talkhead.video_gan import DIFFERENCE_GAIN, LatentGenerator, VideoDiscriminator
 
 LARGEST_ERROR, LEAST_RATIO = 1e-4, 1.5
 FRAMES, COMPONENTS = 16, 384
@@ -122,7 +122,7 @@ def our_motion(rnn, components, stdev):
     """Our motion model with their weights."""
     basis = Basis(torch.zeros(512), components, stdev)
     model = LatentGenerator(1, COMPONENTS, 512, COMPONENTS, "w", "previous", basis)
-    model.reach.copy_(rnn.w_residual * stdev)
+    model.motion_scale.copy_(rnn.w_residual * stdev)
     state = {f"lstm.{name}_l0": value for name, value in rnn.cell.state_dict().items()} | {
         "output.0.weight": rnn.w.T,
         "output.0.bias": rnn.b,
@@ -131,17 +131,17 @@ def our_motion(rnn, components, stdev):
     return model
 
 
-def our_critic(judge, conditional):
-    """Our critic with their weights: ours sees how frames differ from the identity, theirs the frames."""
-    critic = VideoDiscriminator(64, 2, "instance", conditional)
-    for scale, layers in enumerate(critic.scales):
+def our_discriminator(judge, conditional):
+    """Our discriminator with their weights: ours sees how frames differ from the identity, theirs the frames."""
+    discriminator = VideoDiscriminator(64, 2, "instance", conditional)
+    for scale, layers in enumerate(discriminator.scales):
         for k, layer in enumerate(layers):
             conv = getattr(judge.netD, f"scale{1 - scale}_layer{k}")[0]
             weight = conv.weight.detach().clone()
             if conditional and k == 0:
-                weight = torch.cat([weight[:, :3] + weight[:, 3:], weight[:, 3:] / CHANGE], 1)
+                weight = torch.cat([weight[:, :3] + weight[:, 3:], weight[:, 3:] / DIFFERENCE_GAIN], 1)
             layer.load_state_dict({"weight": weight, "bias": conv.bias.detach()})
-    return critic
+    return discriminator
 
 
 def compare(folder):
@@ -163,29 +163,31 @@ def compare(folder):
 
         video, other = torch.randn(2, FRAMES, 3, 32, 32), torch.randn(2, FRAMES, 3, 32, 32)
         judge = ModelD_3d(options(32, 2)).train()
-        critic = our_critic(judge, conditional=False)
-        seen, wanted = critic(video), [scale[-1] for scale in judge(video.transpose(1, 2))]
+        discriminator = our_discriminator(judge, conditional=False)
+        seen, wanted = discriminator(video), [scale[-1] for scale in judge(video.transpose(1, 2))]
         errors["logits"] = max(map(relative_error, seen, wanted))
         beside = ModelD_3d(options(32, 2, cross_domain=False)).train()
         pair = torch.cat([video[:, :1].expand(-1, FRAMES - 1, -1, -1, -1), video[:, 1:]], 2)
         wanted = [scale[-1] for scale in beside(pair.transpose(1, 2))]
         errors["logits_beside_identity"] = max(
-            map(relative_error, our_critic(beside, conditional=True)(video[:, 1:], video[:, 0]), wanted)
+            map(relative_error, our_discriminator(beside, conditional=True)(video[:, 1:], video[:, 0]), wanted)
         )
 
         real, fake = judge(video.transpose(1, 2)), judge(other.transpose(1, 2))
         criterion = losses.Relativistic_Average_LSGAN()
         wanted = {
-            "critic": criterion(real, fake, True) + criterion(fake, real, False),
+            "discriminator": criterion(real, fake, True) + criterion(fake, real, False),
             "generator": criterion(fake, real, True) + criterion(real, fake, False),
         }
-        for name, loss in zip(("generator", "critic"), ADVERSARIAL["relativistic"]):
-            errors[f"{name}_loss"] = relative_error(loss(critic(other), critic(video)), wanted[name] / 2)
+        for name, loss in zip(("generator", "discriminator"), ADVERSARIAL["relativistic"]):
+            errors[f"{name}_loss"] = relative_error(loss(discriminator(other), discriminator(video)), wanted[name] / 2)
         torch.manual_seed(1)
         wanted = losses.compute_gradient_penalty_T(video.transpose(1, 2), other.transpose(1, 2), judge, options(32, 2))
         torch.manual_seed(1)
-        trainer = types.SimpleNamespace(settings={"batch": 2}, device=torch.device("cpu"), critic=critic)
-        penalty = 10 * _Trainer._interpolation_penalty(trainer, Share(), (video[:, 0], video), (other[:, 0], other))
+        trainer = types.SimpleNamespace(settings={"batch": 2}, device=torch.device("cpu"), discriminator=discriminator)
+        penalty = 10 * _Trainer._interpolation_penalty(
+            trainer, MicroBatch(), (video[:, 0], video), (other[:, 0], other)
+        )
         errors["gradient_penalty"] = relative_error(penalty, wanted)
     return {name: float(f"{error:.2g}") for name, error in errors.items()} | {
         "largest_error": LARGEST_ERROR,
@@ -240,7 +242,7 @@ def timed(step, count):
 def our_seconds(size, batch, steps, preset):
     values = PRESETS["mocogan-hd"] | {"generator_steps": 1} if preset else {}
     network = {name: values.pop(name) for name in ("space", "displace", "hidden") if name in values}
-    critic = {name: values.pop(name) for name in ("norm", "conditional") if name in values}
+    discriminator = {name: values.pop(name) for name in ("norm", "conditional") if name in values}
     generator = generator_of(size).eval()
     generator.fingerprint = "made for this"
     encoder = ResNetEncoder(generator.num_ws, width=8, input_size=size)
@@ -251,7 +253,7 @@ def our_seconds(size, batch, steps, preset):
             with video_files.FrameWriter(f"{folder}/{k}.mp4") as writer:
                 for frame in np.random.default_rng(k).integers(0, 256, (64, size, size, 3), np.uint8):
                     writer.write(frame)
-        model, judge = LatentGenerator(generator.num_ws, COMPONENTS, **network), VideoDiscriminator(64, **critic)
+        model, judge = LatentGenerator(generator.num_ws, COMPONENTS, **network), VideoDiscriminator(64, **discriminator)
         for record in train(
             [folder],
             generator,
@@ -322,7 +324,7 @@ def main():
         "--size",
         type=int,
         default=32,
-        help="side of the pictures: 32, 64, 128 or 256, which their image critic is made for",
+        help="side of the pictures: 32, 64, 128 or 256, which their image discriminator is made for",
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="steps of a run, of which the first is not counted")

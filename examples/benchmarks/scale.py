@@ -121,19 +121,19 @@ def sizes(resolution, compact):
 
 def one_size(options):
     """A few steps in this process: the first warms up, and the regularisers come in turns that tell them apart."""
-    generator, critic = sizes(options.resolution, options.compact)
-    gradients = [sum(p.numel() for p in network.parameters()) for network in (generator, critic)]
+    generator, discriminator = sizes(options.resolution, options.compact)
+    gradients = [sum(p.numel() for p in network.parameters()) for network in (generator, discriminator)]
     with tempfile.TemporaryDirectory() as folder:
         records = list(
             train(
                 Pictures(options.resolution, 64),
                 Path(folder) / "g.pt",
                 generator,
-                critic,
+                discriminator,
                 steps=7,
                 batch=options.batch,
-                r1_every=2,
-                path_every=4,
+                r1_interval=2,
+                pl_interval=4,
                 precision=options.precision,
                 log_every=1,
                 device=options.device,

@@ -52,7 +52,9 @@ def clips(found):
 
 def speech_model(name, taught, hold_out, components):
     """Of the clips that are taught, some are kept, and the others have as many frames as a basis takes."""
-    lessons = [latent_cache.Lesson(Path(clip).stem, speaker, speaker, clip, FRAMES, None) for speaker, clip in taught]
+    lessons = [
+        latent_cache.EncodedClip(Path(clip).stem, speaker, speaker, clip, FRAMES, None) for speaker, clip in taught
+    ]
     try:
         rest, _ = latent_cache.split(lessons, hold_out, seed=0)
     except TalkheadError as problem:
@@ -69,7 +71,7 @@ def networks(generator, encoder, size):
     generator = checkpoints.load_generator(generator)
     checkpoints.load_encoder(encoder, generator)
     with torch.device("meta"):
-        stylegan.Generator(size, stylegan.extended(generator.config["channels"], size))
+        stylegan.Generator(size, stylegan.extend_widths(generator.config["channels"], size))
 
 
 def main():

@@ -20,7 +20,7 @@
 #                          bundled one
 #   WITH_FID=1             measure FID too, which needs Inception's weights
 #   DETECTOR_MODEL         MediaPipe's face landmarker; left out, `--detector auto` finds face-alignment's
-#   AUGMENT                for the critic of generator B: none, or ada [none]
+#   AUGMENT                for the discriminator of generator B: none, or ada [none]
 #   PRECISION, DEVICE      of training [float32, auto]
 set -euo pipefail
 
@@ -107,8 +107,8 @@ taught() {
 generator_steps() { if [ "${SMALL:-}" ]; then scaled 2400; else epochs 3; fi; }
 generator_b() {
     local along=(--steps "$(generator_steps)" --batch 16 --augment "${AUGMENT:-none}")
-    [ -z "${SMALL:-}" ] || along=(--steps "$(generator_steps)" --reconstruct-only "$(generator_steps)" --batch 8 --lr 0.003 --beta1 0.9 --average-images 2000
-        --mouth-weight 12 --path-length 0 --perceptual pyramid --encoder-init "$encoder" --encoder-lr 0.0005 --encoder-out "$out/encoder-b.pt")
+    [ -z "${SMALL:-}" ] || along=(--steps "$(generator_steps)" --reconstruct-only "$(generator_steps)" --batch 8 --lr 0.003 --beta1 0.9 --ema-half-life 2000
+        --mouth-weight 12 --pl-weight 0 --perceptual pyramid --encoder-init "$encoder" --encoder-lr 0.0005 --encoder-out "$out/encoder-b.pt")
     [ -e "$out/faces.npy" ] || talkhead pack "$(taught)" -o "$out/faces.npy" --size "$size"
     talkhead train-stylegan "$out/faces.npy" --init "$generator" --resolution "$size" "${along[@]}" \
         --samples "$out/sheets" "${training[@]}" -o "$out/generator-b.pt" >> "$out/generator-b.jsonl"
@@ -125,8 +125,8 @@ first() {
     # The thesis's loss is perceptual alone; latents are what a CPU has time for. One speaker by one microphone, measured on more of the same, is learnt best
     # from MFCC as they are: read from latents, on the ten clips of GRID s1 kept to choose by, the mouth followed the truth at 0.91, and at 0.89 where the speech was varied.
     local loss=()
-    [ -z "${SMALL:-}" ] || loss=(--features mfcc --no-augment --latent-weight 250 --mouth-weight 2 --image-frames 0 --lr 0.001 --batch 8 --average 0.99
-        --cool-down 0.7 --validate-every 100 --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128)
+    [ -z "${SMALL:-}" ] || loss=(--features mfcc --no-augment --latent-weight 250 --mouth-weight 2 --image-frames 0 --lr 0.001 --batch 8 --ema-decay 0.99
+        --lr-decay 0.7 --validate-every 100 --channels 64,64,128,128 --lstm 192 --identity-width 64 --decoder 128)
     talkhead train-audio2latent "$(taught)" --model first --hold-out "$held_clips" \
         --generator "$out/generator-b.pt" --encoder "$out/encoder-b.pt" --steps "$(first_steps)" "${loss[@]}" "${training[@]}" \
         -o "$out/first.pt" >> "$out/first.jsonl"
@@ -179,7 +179,7 @@ networks() { talkhead metrics --networks --generator "$generator" --encoder "$en
 
 report() {
     local told="Generator B was fine-tuned from generator A for three epochs, and all networks have the thesis's sizes, batches and epochs (SCALE=${SCALE:-1})."
-    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no critic); the first model learnt from latents and the mouth's opening, by MFCC ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
+    [ -z "${SMALL:-}" ] || told="A small run, for two cores of a CPU: generator B and its encoder are the bundled ones, trained further on the training clips together, by reconstruction alone ($(generator_steps) steps of 8 pictures, no discriminator); the first model learnt from latents and the mouth's opening, by MFCC ($(first_steps) steps); the second model is the bundled one, with its generator tuned on the first test clip."
     python "$here/report.py" "$corpus" "$out" --first "$out/first-metrics.jsonl" --second "$out/second-metrics.jsonl" --networks "$out/networks.jsonl" \
         --told "$told"
 }

@@ -1,0 +1,36 @@
+"""Names in weight files of version 0.1, and those that replaced them."""
+
+TENSORS = {
+    "feature_spread": "feature_std",
+    "identity_spread": "identity_std",
+    "motion_spread": "motion_std",
+    "reach": "motion_scale",
+}
+SETTINGS = {
+    "augment_images": "ada_images",
+    "augment_target": "ada_target",
+    "average": "ema_decay",
+    "average_images": "ema_half_life",
+    "cool_down": "lr_decay",
+    "critic": "discriminator",
+    "critic_lr": "d_lr",
+    "critic_size": "d_size",
+    "critics": "discriminators",
+    "exploration": "w_noise",
+    "heard": "window_shape",
+    "image_critic": "image_discriminator",
+    "least_gain": "min_delta",
+    "noise_draws": "best_of_n",
+    "path_every": "pl_interval",
+    "path_length": "pl_weight",
+    "path_mean": "pl_mean",
+    "r1_every": "r1_interval",
+    "warm_up": "burn_in",
+}
+
+
+def renamed(tree, names=TENSORS | SETTINGS):
+    """A dict of weights and settings with the present names for its keys, at every depth; other values are left alone."""
+    if type(tree) is not dict:
+        return tree
+    return {names.get(key, key) if isinstance(key, str) else key: renamed(value, names) for key, value in tree.items()}
