@@ -330,7 +330,7 @@ def kit(folder):
         "generator": generator,
         "encoder": encoders.ResNetEncoder(count, width=2, input_size=TOY, stem_stride=1),
         "audio2latent": audio2latent.SecondModel(
-            count, 4, channels=(2,) * 5, hidden=4, features=4, lstm=4, decoder=4, basis=basis
+            count, 4, channels=(2,) * 5, hidden=4, embedding=4, lstm=4, decoder=4, basis=basis
         ),
         "video_gan": video_gan.LatentGenerator(count, 4, 3, basis=basis),
         "speech": speech_models.CharacterModel(4, 4, 1),

@@ -3,6 +3,7 @@
 Source: thesis §4.2 (the first model), §4.3 (the second).
 """
 
+import inspect
 import math
 from itertools import islice
 
@@ -178,7 +179,7 @@ class SecondModel(_SpeechModel):
     num_ws      L, the generator's latent layers
     components  K, how many principal components of the basis a displacement is made of
     channels    of the five convolutions
-    hidden, features   widths of the two linear layers after them
+    hidden, embedding  widths of the two linear layers after them
     lstm        width of the three LSTM layers
     decoder     width of the decoder's two hidden layers
     basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
@@ -204,7 +205,7 @@ class SecondModel(_SpeechModel):
         components=2500,
         channels=(64, 128, 256, 256, 512),
         hidden=2048,
-        features=256,
+        embedding=256,
         lstm=256,
         decoder=512,
         basis=None,
@@ -217,7 +218,7 @@ class SecondModel(_SpeechModel):
             "components": components,
             "channels": list(channels),
             "hidden": hidden,
-            "features": features,
+            "embedding": embedding,
             "lstm": lstm,
             "decoder": decoder,
             "window_shape": list(window_shape),
@@ -243,10 +244,10 @@ class SecondModel(_SpeechModel):
             nn.Flatten(),  # (N, 512 · 4 · 6)
             nn.Linear(cells * fifth, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, features),
+            nn.Linear(hidden, embedding),
             nn.ReLU(),
         )
-        self.lstm = nn.LSTM(features, lstm, 3, batch_first=True)
+        self.lstm = nn.LSTM(embedding, lstm, 3, batch_first=True)
         self.decoder = nn.Sequential(
             nn.Linear(components + lstm, decoder),
             nn.ReLU(),
@@ -295,6 +296,23 @@ MODELS = {"first": FirstModel, "second": SecondModel}
 def build(model="second", **config):
     """A speech model from its `config`. A file from before there were two holds a second one."""
     return MODELS[model](**config)
+
+
+def check_sizes(model, sizes):
+    """The sizes that were asked of a speech model, if it has such parts.
+
+    model    "first" or "second"
+    sizes    {name: size} as the networks take them; None values are left out
+    raises   TalkheadError on a part of the other model, or a wrong number of convolutions
+    """
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    parts = inspect.signature(MODELS[model]).parameters
+    if unknown := sorted(sizes.keys() - parts.keys()):
+        raise TalkheadError(f"{unknown[0]}: the {model} model has no such part; leave it out")
+    count = len(parts["channels"].default)
+    if len(sizes.get("channels", range(count))) != count:
+        raise TalkheadError(f"channels: the {model} model has {count} convolutions; give as many widths")
+    return sizes
 
 
 def _spreads(basis):

@@ -764,3 +764,27 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+# Networks that fit each other -----------------------------------------------------------------------------------------
+
+
+def load_networks(device="cpu", **paths):
+    """{kind: network} for {kind: path}, checked against each other.
+
+    paths    generator, and any of encoder, audio2latent, video_gan; None is the bundled one
+    raises   TalkheadError if one was trained against another
+    """
+    found = {kind: path or bundled(kind) for kind, path in paths.items()}
+    networks = {"generator": load_generator(found.pop("generator"), device)}
+    if "encoder" in found:
+        networks["encoder"] = load_encoder(found.pop("encoder"), networks["generator"], device)
+    return networks | {kind: load_driver(kind, path, device=device, **networks) for kind, path in found.items()}
+
+
+def load_driver(kind, path, generator, encoder=None, device="cpu"):
+    """The speech model ("audio2latent") or motion model ("video_gan") in a file, None for the bundled one, if it fits the others."""
+    path = path or bundled(kind)
+    if kind == "video_gan":
+        return load_video_gan(path, generator, encoder, device)
+    return load_audio2latent(path, generator, device)

@@ -1,19 +1,23 @@
 """How every command talks: errors and warnings in a line, progress on stderr, records on stdout."""
 
 import errno
+import functools
 import json
+import logging
 import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from contextlib import contextmanager
 
 import click
 
+from talkhead.cli_options import Command
 from talkhead.errors import TalkheadError
 
 
-class Script(click.Command):
+class Script(Command):
     """A command that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
 
     Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
@@ -32,7 +36,7 @@ class Script(click.Command):
 
     def invoke(self, ctx):
         try:
-            with _stoppable(), warnings.catch_warnings(), memory():
+            with _stoppable(), _logged(), warnings.catch_warnings(), memory():
                 warnings.showwarning = lambda message, *_: log(" ".join(str(message).split()))
                 return super().invoke(ctx)
         except TalkheadError as problem:
@@ -42,8 +46,32 @@ class Script(click.Command):
             ctx.exit(130)
 
 
+class _Lines(logging.Handler):
+    """Log records of the library as lines on stderr, or as notes on the item of a list."""
+
+    def emit(self, record):
+        log(record.getMessage())
+
+
+@contextmanager
+def _logged():
+    logger, handler = logging.getLogger("talkhead"), _Lines()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 class Group(Script, click.Group):
     """A group of commands that does so for all of them."""
+
+    command_class = Command
 
     def list_commands(self, ctx):
         return list(self.commands)  # in the order of the work, not of the alphabet
@@ -159,61 +187,6 @@ def progress(items, total=None, unit="frame"):
     return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
 
 
-class InversionLog:
-    """Shows how far the descents of `inversion.invert` are, a step at a time, and logs every so many of their steps.
-
-    total   steps of all frames together, None if that is not known
-    log     path of a JSON-lines file or None
-    resumed whether frames found before come first: they leave no records, and the log keeps theirs
-    """
-
-    def __init__(self, total, log, log_every, resumed):
-        self.bar, self.every, self.taken, self.early = progress(None, total, "step"), log_every, {}, 0
-        self.log = log and self._open(log, "r+" if resumed and os.path.exists(log) else "w+")
-
-    @staticmethod
-    def _open(log, mode):
-        from talkhead import files
-
-        with files.os_errors_in_one_line(log):
-            return open(log, mode, encoding="utf-8")
-
-    def record(self, record):
-        frame, step = record["frame"], record["step"]
-        if not self.taken and self.log is not None:
-            self._forget(frame)
-        if self.log is not None and (step % self.every == 0 or step + 1 == record["steps"]):
-            self.log.write(json.dumps(record) + "\n")
-            self.log.flush()
-        self.taken[frame] = step + 1
-        self.bar.set_postfix_str(f"frame {frame + 1}, loss {record['loss']:.4f}", refresh=False)
-        self.bar.update()
-
-    def _forget(self, frame):
-        """Drop what a run that was killed had logged of frames that it did not finish."""
-        kept = [line for line in self.log if line.endswith("\n") and json.loads(line)["frame"] < frame]
-        self.log.seek(0)
-        self.log.truncate()
-        self.log.writelines(kept)
-
-    def path(self, latents, planned):
-        """Hand on latents, and let the bar know of those that cost no steps, or fewer than planned."""
-        for frame, latent in enumerate(latents):
-            saved = planned(frame) - self.taken.get(frame, 0)
-            self.early += 0 < saved < planned(frame)
-            if self.bar.total is not None:
-                self.bar.total -= saved
-            yield latent
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-        if self.log is not None:
-            self.log.close()
-
-
 def print_records(records):
     for record in records:
         click.echo(json.dumps(record))
@@ -247,3 +220,53 @@ def _curves(folder):
         writer.flush()
 
     return draw
+
+
+def run_list(work, listing, folder, shard, overwrite, fields=("source",), suffix=".mp4", beside=()):
+    """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
+    from talkhead import jobs
+
+    shard = shard_of(shard)
+    if listing == "-" and shard.of > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise click.UsageError("--list -: processes of torchrun cannot each read stdin; name a file")
+    items = jobs.read_list(listing, fields, suffix)
+    if shard.why:
+        log(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
+    records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
+    counts, manifest = Counter(), jobs.manifest_path(folder, shard)
+    try:
+        _watch_list(records, fields, len(shard(items)), counts)
+    except (KeyboardInterrupt, SystemExit):
+        log(f"stopped: {_counts(counts)} of {len(shard(items))}; see {manifest}")
+        raise
+    log(f"{_counts(counts)}; see {manifest}")
+    jobs.barrier()
+    click.get_current_context().exit(int(counts["failed"] > 0))
+
+
+def _counts(counts):
+    return ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed"))
+
+
+def _noted(work, *arguments):
+    """Do some work; what would be said on the way is recorded with the number of frames."""
+    meta = click.get_current_context().meta
+    notes = meta["talkhead.notes"] = []
+    try:
+        with memory():
+            return {"frames": work(*arguments)} | ({"notes": notes} if notes else {})
+    finally:
+        del meta["talkhead.notes"]
+
+
+def _watch_list(records, fields, total, counts):
+    """Count records by status, and say at once what failed."""
+    with progress(None, total, "clip") as bar:
+        for record in records:
+            bar.update()
+            counts[record["status"]] += 1
+            if record["status"] == "failed":
+                bar.clear()
+                sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
+                named = any(source in reason for source in sources)
+                log("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)

@@ -1,12 +1,143 @@
 """The options that mean the same in every command, and what is refused before a command begins."""
 
+import importlib
+import inspect
 import os
 import sys
+import types
 
 import click
 from click.core import ParameterSource
 
+from talkhead import legacy
 from talkhead.errors import TalkheadError
+
+FIXED = {"device", "dubbed", "tune", "unit", "w_dim", "z_dim"}  # set by the commands
+NOT_ZERO = (
+    "_interval",
+    "_every",
+    "_half_life",
+    "_images",
+    "every",
+    "accumulate",
+    "best_of_n",
+    "scales",
+    "width",
+    "_size",
+)
+
+
+class Settings(click.Option):
+    """`--set NAME=VALUE`, repeatable: any plain parameter of library functions that has no option of its own.
+
+    functions   "module.function" or "module.Class": the defaults and types are those of their signatures. A class or function
+                of the command's own choosing takes its part by `taken`
+    """
+
+    def __init__(self, *functions):
+        super().__init__(
+            ["--set", "settings"],
+            metavar="NAME=VALUE",
+            multiple=True,
+            expose_value=False,
+            callback=self._apply,
+            help=f"Another parameter of {', '.join(functions)}; an unknown name lists all.",
+        )
+        self.functions = functions
+
+    def kinds(self, command):
+        """{name: type} of the parameters that can be set: int, float, bool, str or list."""
+        own = {param.name for param in command.params}
+        found = {}
+        for place in self.functions:
+            for name, parameter in inspect.signature(_function(place)).parameters.items():
+                if name not in own and name not in FIXED and (kind := _plain(parameter)):
+                    found.setdefault(name, kind)
+        return found
+
+    def _apply(self, ctx, param, values):
+        kinds = self.kinds(ctx.command) if values else {}
+        for text in values:
+            name, _, value = text.partition("=")
+            name = legacy.SETTINGS.get(name, name)
+            if name not in kinds or not value:
+                raise click.BadParameter(f"{text}: wanted NAME=VALUE, of {', '.join(sorted(kinds))}", ctx, param)
+            ctx.params[name] = _typed(name, value, kinds[name], ctx, param)
+
+
+def _function(place):
+    module, name = place.split(".")
+    return getattr(importlib.import_module(f"talkhead.{module}"), name)
+
+
+def _plain(parameter):
+    """The type of a parameter's values, by its annotation or default; None if no text can give them."""
+    kind = parameter.annotation
+    if isinstance(kind, types.UnionType):
+        kind = kind.__args__[0]
+    if kind is parameter.empty:
+        kind = type(parameter.default)
+    kind = {list[int]: list, tuple: list}.get(kind, kind)
+    return kind if kind in (bool, int, float, str, list) and parameter.default is not parameter.empty else None
+
+
+def _typed(name, value, kind, ctx, param):
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        if kind is list:
+            return [int(number) for number in value.split(",")]
+        number = kind(value)
+    except (ValueError, KeyError):
+        wanted = {
+            bool: "true or false",
+            list: "whole numbers with commas between",
+            int: "a whole number",
+            float: "a number",
+        }
+        raise click.BadParameter(f"{name}={value}: wanted {wanted[kind]}", ctx, param) from None
+    if kind is not str and not number >= (least := int(kind is int and name.endswith(NOT_ZERO))):
+        raise click.BadParameter(f"{name}={value}: wanted at least {least}", ctx, param)
+    return number
+
+
+def taken(options, function):
+    """Take out of a dict the parameters of a function, as keyword arguments for it."""
+    return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
+
+
+class Command(click.Command):
+    """A command that still takes options as version 0.1 spelled them, and as flags those that `--set` now gives."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, self._current(list(args)))
+
+    def _current(self, args):
+        known = {flag for param in self.params for flag in (*param.opts, *param.secondary_opts)} | {"--help"}
+        settings = next((param for param in self.params if isinstance(param, Settings)), None)
+        current, kinds = [], None
+        while args:
+            flag, sign, value = args.pop(0).partition("=")
+            if flag == "--":
+                return [*current, flag, *args]
+            old = flag[2:].replace("-", "_")
+            name = legacy.SETTINGS.get(old, old)
+            if flag.startswith("--") and flag not in known:
+                if (renamed := f"--{name.replace('_', '-')}") in known:
+                    flag = renamed
+                elif settings is not None:
+                    kinds = settings.kinds(self) if kinds is None else kinds
+                    off = (
+                        name.removeprefix("no_")
+                        if name.startswith("no_")
+                        else {"unconditional": "conditional"}.get(name)
+                    )
+                    if kinds.get(name) is bool or kinds.get(off) is bool:
+                        flag, sign, value = "--set", "=", f"{off}=false" if kinds.get(off) is bool else f"{name}=true"
+                    elif name in kinds and (sign or args):
+                        flag, sign, value = "--set", "=", f"{name}={value if sign else args.pop(0)}"
+            current.append(flag + sign + value)
+        return current
 
 
 def _of_a_list(ctx, param):
@@ -303,13 +434,7 @@ data = together(
     click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
 )
 run = together(
-    number("--accumulate", 1, "Turns in which a batch is worked on: less memory, same result.", least=1),
-    one_of(
-        "--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks while they train."
-    ),
-    number("--save-minutes", 5.0, "Time between two checkpoints."),
-    number("--keep", 0, "Checkpoints to keep beside the output, in NAME-STEP.pt: so many, the newest."),
-    number("--log-every", 10, "Steps between two records on stdout.", least=1),
+    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks in training."),
     click.option(
         "--tensorboard",
         metavar="FOLDER",
@@ -318,30 +443,23 @@ run = together(
     seed,
     device,
 )
-sheets = together(
-    click.option("--samples", metavar="FOLDER", help="Draw there, now and then, what has been learnt (PNG)."),
-    number("--samples-every", 1000, "Steps between two such pictures.", least=1),
-)
-validation = together(
-    click.option(
-        "--validation",
-        metavar="PATH",
-        multiple=True,
-        help="Measure on these held-out clips, and keep the best; may be repeated.",
-    ),
-    number("--validate-every", 500, "Steps between two measurements.", least=1),
-)
-encoder_shape = together(
-    number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1),
-    number("--input-size", 256, "Side of the pictures it looks at.", least=1),
-    number("--stem-stride", 4, "What its first layers divide the size by: 1, 2 or 4.", least=1),
-    number("--pool-size", 1, "Cells a side that its last feature map is averaged to.", least=1),
+samples = click.option("--samples", metavar="FOLDER", help="Write sample images there during training (PNG).")
+validation = click.option(
+    "--validation",
+    metavar="PATH",
+    multiple=True,
+    help="Measure on these held-out clips, and keep the best; may be repeated.",
 )
 
 
-def width(flag, help):
-    """An option for the width of a part of a network; left out, the network's own."""
-    return click.option(flag, type=click.IntRange(min=1), help=help)
+def settings(*functions):
+    """`--set NAME=VALUE` for the parameters of library functions."""
+
+    def decorate(command):
+        command.__click_params__ = [*getattr(command, "__click_params__", ()), Settings(*functions)]
+        return command
+
+    return decorate
 
 
 def init_option(help):
@@ -371,11 +489,13 @@ def hold_out(ctx, param, value):
 
 
 def preset(ctx, param, value):
-    """Let a preset set the defaults of the options beside it."""
+    """Let a preset set the defaults of the options beside it, and what `--set` gives."""
     if value is not None:
         from talkhead.train_video_gan import PRESETS
 
+        own = {param.name for param in ctx.command.params}
         ctx.default_map = (ctx.default_map or {}) | PRESETS[value]
+        ctx.params |= {name: setting for name, setting in PRESETS[value].items() if name not in own}
     return value
 
 

@@ -682,3 +682,8 @@ def a(noun):
     """A noun, or a kind of weights, with its article."""
     noun = {"speech": "character model"}.get(noun, noun)
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def is_prepared(path):
+    """True if a file name is of latents or of a tuned generator, not of images."""
+    return str(path).lower().endswith((".pt", ".npy", ".npz"))

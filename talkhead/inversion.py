@@ -56,7 +56,7 @@ def invert(
     encoder=None,
     space="w+",
     steps=5000,
-    next_steps=None,
+    next_steps: int | None = None,
     hybrid_steps=500,
     lr=0.01,
     pixel_weight=1.0,

@@ -24,6 +24,8 @@ SETTINGS = {
     "path_every": "pl_interval",
     "path_length": "pl_weight",
     "path_mean": "pl_mean",
+    "pti_frames": "tuning_frames",
+    "pti_steps": "tuning_steps",
     "r1_every": "r1_interval",
     "warm_up": "burn_in",
 }
@@ -33,4 +35,10 @@ def renamed(tree, names=TENSORS | SETTINGS):
     """A dict of weights and settings with the present names for its keys, at every depth; other values are left alone."""
     if type(tree) is not dict:
         return tree
-    return {names.get(key, key) if isinstance(key, str) else key: renamed(value, names) for key, value in tree.items()}
+    return {_renamed(key, value, names): renamed(value, names) for key, value in tree.items()}
+
+
+def _renamed(key, value, names):
+    if key == "features" and type(value) is int:  # a width of the second model, not the features that it takes
+        return "embedding"
+    return names.get(key, key) if isinstance(key, str) else key

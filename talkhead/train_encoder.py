@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from talkhead.distributed import Distributed
+from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.images import resize_images, sheet
 from talkhead.inversion import _check_encoder, _settle
@@ -27,15 +28,15 @@ def train(
     *,
     steps,
     batch=8,
-    lr=None,
-    pixel=None,
+    lr: float | None = None,
+    pixel: str | None = None,
     pixel_weight=1.0,
-    perceptual_weight=None,
+    perceptual_weight: float | None = None,
     perceptual="auto",
     latent_weight=0.0,
     identity=None,
     identity_weight=0.1,
-    loss_size=None,
+    loss_size: int | None = None,
     flip=False,
     validation=None,
     validate_every=500,
@@ -179,3 +180,20 @@ class _Reconstruction:
                 parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
             loss = sum(self.weights[name] * value for name, value in parts.items())
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
+
+
+def new_encoder(arch, generator, imagenet=None, irse=None, **shape):
+    """A new encoder for a generator, whose first output is the mean latent.
+
+    arch       "resnet" or "psp"
+    imagenet   file of torchvision's resnet18, for the first blocks of resnet
+    irse       file of a face-recognition network, for the trunk of psp
+    shape      as `encoders.ResNetEncoder` or `PSPEncoder` takes it
+    """
+    network = {"resnet": ResNetEncoder, "psp": PSPEncoder}[arch]
+    encoder = network(generator.num_ws, w_dim=generator.w_dim, w_avg=generator.w_avg.cpu(), **shape)
+    if imagenet:
+        encoder.load_imagenet(imagenet)
+    if irse:
+        encoder.load_irse(irse)
+    return encoder

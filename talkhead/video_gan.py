@@ -44,7 +44,16 @@ class LatentGenerator(nn.Module):
 
     layers = None
 
-    def __init__(self, num_ws, components=384, noise=512, hidden=None, space="w_plus", displace="identity", basis=None):
+    def __init__(
+        self,
+        num_ws,
+        components=384,
+        noise=512,
+        hidden: int | None = None,
+        space="w_plus",
+        displace="identity",
+        basis=None,
+    ):
         super().__init__()
         _check_choice("space", space, ("w_plus", "w"))
         _check_choice("displace", displace, ("identity", "previous"))

@@ -21,7 +21,7 @@ def toy_second_model(num_ws):
 
     components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
     basis = Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4))
-    return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, features=8, lstm=8, decoder=8, basis=basis)
+    return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, embedding=8, lstm=8, decoder=8, basis=basis)
 
 
 def toy_motion_model(num_ws):

@@ -13,7 +13,7 @@ from talkhead.audio_features import Mfcc
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis
 
-TOY = {"components": 4, "channels": (2, 2, 3, 3, 4), "hidden": 8, "features": 8, "lstm": 8, "decoder": 8}
+TOY = {"components": 4, "channels": (2, 2, 3, 3, 4), "hidden": 8, "embedding": 8, "lstm": 8, "decoder": 8}
 L = 6  # of a 16x16 generator
 
 
@@ -32,7 +32,9 @@ def toy_first(seed=0, window_shape=(29, 16), begun=True, **changes):
         **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes),
     )
     if begun:
-        model.init_from_pca(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(window_shape[0]) + 0.5)
+        model.init_from_pca(
+            Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(window_shape[0]) + 0.5
+        )
     return model.eval()
 
 

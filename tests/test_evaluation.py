@@ -36,7 +36,7 @@ class Pointing:
 
 @pytest.fixture
 def pointing(monkeypatch):
-    monkeypatch.setattr(talkhead.faces, "detector", lambda *arguments: Pointing())
+    monkeypatch.setattr(talkhead.landmarks, "detector", lambda *arguments: Pointing())
 
 
 def write(path, frames, sound=None, **options):
@@ -193,7 +193,7 @@ def speaking():
 @pytest.mark.parametrize("shift", [0, 2, 4])
 def test_injected_errors_are_found_in_puppets(tmp_path, speaking, monkeypatch, shift):
     clip, open_lips, shut, detector = speaking
-    monkeypatch.setattr(talkhead.faces, "detector", lambda *arguments: detector)
+    monkeypatch.setattr(talkhead.landmarks, "detector", lambda *arguments: detector)
     real, held = write(tmp_path / "000000.mp4", clip), write(tmp_path / "held.mp4", open_lips)
     late = write(tmp_path / "late.mp4", np.concatenate([clip[:1]] * shift + [clip[: len(clip) - shift]]))
     files.write_json(tmp_path / "000000.json", {"phonemes": [[frame / 25, (frame + 1) / 25, "M"] for frame in shut]})

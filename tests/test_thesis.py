@@ -54,7 +54,7 @@ def test_what_would_fail_hours_later_is_refused_at_once(
     tmp_path, toy_weights, monkeypatch, capsys, taught, unheard, speakers, held_second, size, said
 ):
     check = script("check")
-    monkeypatch.setattr(check.faces, "detector", lambda *_: None)
+    monkeypatch.setattr(check.landmarks, "detector", lambda *_: None)
     monkeypatch.setattr(
         sys,
         "argv",

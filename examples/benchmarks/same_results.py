@@ -55,7 +55,7 @@ RESULTS = {
     ),
     "pti": ("pti {in}/short.mp4 --aligned --steps 10 --batch 2 --perceptual pyramid -o {out}/me.pt", ("me.pt",)),
     "train-stylegan": (
-        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 32 --channels 16,16,16,16 --augment ada --r1-interval 2 --pl-interval 2 -o {{out}}/g.pt",
+        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 32 --channels 16,16,16,16 --augment ada --r1-every 2 --path-every 2 -o {{out}}/g.pt",
         ("g.pt",),
     ),
     "train-stylegan encoder": (
@@ -78,8 +78,8 @@ RESULTS = {
         ("m.pt",),
     ),
     "train-video-gan": (
-        "train-video-gan {in}/a {in}/b {in}/c --steps 10 --batch 2 --frames 4 --burn-in 4 --components 8 --noise 8 --width 4 --d-size 32 --shallow --real projected "
-        "--contrastive --image-discriminator -o {out}/v.pt",
+        "train-video-gan {in}/a {in}/b {in}/c --steps 10 --batch 2 --frames 4 --warm-up 4 --components 8 --noise 8 --width 4 --critic-size 32 --shallow --real projected "
+        "--contrastive --image-critic -o {out}/v.pt",
         ("v.pt",),
     ),
 }

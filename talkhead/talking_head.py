@@ -1,0 +1,133 @@
+"""A talking head from files to file: speech, motion from noise, or latents, drawn as a video."""
+
+from contextlib import nullcontext
+
+from talkhead import checkpoints, files, identities, synthesis
+from talkhead.audio2latent import load_features_for
+from talkhead.clips import draw_clip, live_sound, silent
+from talkhead.dubbing import Film
+
+
+class TalkingHead:
+    """Networks that draw an identity speaking or moving. Files are named as in the commands; "-" is a pipe.
+
+    generator, encoder   weight files; None: the bundled ones, or the tuned generator of `identity`
+    audio2latent         speech model, a file; None: the bundled second one
+    video_gan            motion model, a file, for `move`
+    identity             the identity of the first call, so that a prepared one needs no encoder; None: images will come
+    drives               "audio2latent", "video_gan" or None: what moves the face
+    features, features_model   as `audio_features.features` takes them; None: those that the speech model was trained on
+    device               torch.device
+    identity_options     of `identities.load_identity`: find, detail, whole, size, neutral, tune, …
+    motion               of `synthesis.speech_to_latents`: gain, gate, layers, blink, seed, deterministic
+    blink_latent         .npy; None: the bundled one
+    drawing              of `clips.draw_clip`: batch, precision, labelled
+    """
+
+    def __init__(
+        self,
+        generator=None,
+        encoder=None,
+        audio2latent=None,
+        video_gan=None,
+        identity=None,
+        drives="audio2latent",
+        features=None,
+        features_model=None,
+        device="cpu",
+        identity_options=None,
+        motion=None,
+        blink_latent=None,
+        batch=8,
+        drawing=None,
+        progress=silent,
+    ):
+        prepared = identity is not None and files.is_prepared(identity)
+        tuned = identity if prepared and not files.is_latents(identity) else None
+        self.drivers = {
+            None: {},
+            "audio2latent": {"audio2latent": audio2latent},
+            "video_gan": {"video_gan": video_gan},
+        }[drives]
+        wanted = {} if prepared or (drives is None and identity is None) else {"encoder": encoder}
+        found = checkpoints.load_networks(device, generator=generator or tuned, **wanted, **self.drivers)
+        self.named = None if generator is None else found["generator"]
+        self.generator, self.encoder = found["generator"], found.get("encoder")
+        self.driver, self.device = found.get(drives), device
+        self.identity_options, self.motion = dict(identity_options or {}), dict(motion or {})
+        if self.motion.get("blink"):
+            self.motion["blink_latent"] = identities.blink_latent(self.generator, blink_latent)
+        self.features = None
+        if drives == "audio2latent":
+            self.features = load_features_for(self.driver, features, features_model, device)
+        self.batch, self.drawing, self.progress = batch, {**(drawing or {}), "progress": progress}, progress
+
+    def identity(self, source, dubbed=False):
+        """The `identities.Identity` in a file."""
+        options = self.identity_options
+        if not files.is_prepared(source):
+            options = options | {"device": self.device, "progress": self.progress}
+            return identities.load_identity(source, self.generator, self.encoder, dubbed=dubbed, **options)
+        if files.is_latents(source):
+            return identities.latent_identity(source, self.generator)
+        detail = {name: options[name] for name in ("detail", "neutral") if name in options}
+        found = identities.tuned_identity(source, self.named, device=self.device, **detail)
+        for kind, path in self.drivers.items():
+            checkpoints.load_driver(kind, path, found.generator, device=self.device)  # raises if it does not fit
+        return found
+
+    def speak(self, identity, audio, output, latents_out=None):
+        """An identity says a recording; returns the number of frames.
+
+        identity, output   files
+        audio              a file with sound, or a SoundReader
+        latents_out        .npy for the latents, or None
+        """
+        with live_sound(audio) if isinstance(audio, str) else nullcontext(audio) as sound:
+            code, generator, look = self.identity(identity, dubbed=True)
+            batch = self.batch or (1 if sound.live else 8)
+            if isinstance(look, Film):
+                synthesis.match_range(look, generator, self.driver, code, self.features)
+            path = synthesis.speech_to_latents(
+                None, self.driver, code, sound, batch, features=self.features, **self.motion
+            )
+            moments = {name: self.motion[name] for name in ("blink", "seed") if name in self.motion}
+            frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
+            options = {"look": look, "code": code, "batch": batch, "frames": frames} | moments | self.drawing
+            return draw_clip(generator, path, output, sound, latents_out, **options)
+
+    def move(self, identity, output, latents_out=None, segments=((0, 100),)):
+        """An identity moves by noise; returns the number of frames.
+
+        segments   [(seed, frames), …]
+        """
+        code, generator, look = self.identity(identity)
+        batch = self.batch or 8
+        path = synthesis.noise_to_latents(
+            None, self.driver, code, list(segments), batch=batch, gain=self.motion.get("gain", 1.0)
+        )
+        frames = sum(count for _, count in segments)
+        options = {"look": look, "code": code, "head": True, "batch": batch, "frames": frames} | self.drawing
+        return draw_clip(generator, path, output, None, latents_out, **options)
+
+    def render(self, latents, output, latents_out=None, identity=None, audio=None):
+        """Latents out of a file as a video, with the detail of a photo and a sound if they are named; returns the number of frames."""
+        path = files.read_latents(latents)
+        identities.check_owner(latents, files.read_about(latents), self.generator)
+        code, _, look = (None, None, None) if identity is None else self.identity(identity)
+        with nullcontext() if audio is None else live_sound(audio) as sound:
+            options = {
+                "look": look,
+                "code": code,
+                "head": True,
+                "batch": self.batch or 8,
+                "frames": len(path),
+            } | self.drawing
+            return draw_clip(self.generator, path, output, sound, latents_out, **options)
+
+
+def noise_segments(seeds, seconds=4.0):
+    """[(seed, frames), …]: a time at 25 fps divided among seeds as equally as possible."""
+    frames = max(len(seeds), round(seconds * files.FPS))
+    ends = [frames * k // len(seeds) for k in range(len(seeds) + 1)]
+    return [(seed, end - start) for seed, start, end in zip(seeds, ends, ends[1:])]
