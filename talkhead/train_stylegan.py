@@ -323,7 +323,7 @@ class _Trainer:
                 record |= optimizer_step(self._path_loss, self.g_optimizer, scaled=False)
                 self._remember_path(record["pl_weight"])
             record |= optimizer_step(
-                lambda share: self._critic_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer
+                lambda share: self._discriminator_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer
             )
             if index % options["r1_interval"] == 0:
                 record |= optimizer_step(
@@ -453,7 +453,7 @@ class _Trainer:
         before = self.scalars.values["pl_mean"]
         self.scalars.values["pl_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
 
-    def _critic_loss(self, share, real, fake):
+    def _discriminator_loss(self, share, real, fake):
         with self.team.autocast():
             fake_logits = self.discriminator(_changed(fake, self._changes(share)))
             real_logits = self.discriminator(_changed(real, self._changes(share)))

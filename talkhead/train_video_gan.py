@@ -372,7 +372,7 @@ class _Trainer:
                 lambda share: self._generator_loss(share, *turns[share.turn][:2]), self.g_adam
             )
         self.discriminators.requires_grad_(True)
-        record |= self.team.optimizer_step(self._critic_loss, self.d_adam)
+        record |= self.team.optimizer_step(self._discriminator_loss, self.d_adam)
         if self.settings["r1"] and index % self.settings["r1_interval"] == 0:
             record |= self.team.optimizer_step(self._r1_loss, self.d_adam, scaled=False)
         if self.others is not None:
@@ -462,7 +462,7 @@ class _Trainer:
     def _view(self, share, images):
         return ada.augment(images, ada.sample_params(self.settings["batch"], CHANGED, share))
 
-    def _critic_loss(self, share):
+    def _discriminator_loss(self, share):
         (face, video), (start, fake) = self.real[share.turn], self.fakes[share.turn]
         with self.team.autocast():
             bad, good = self.discriminator(fake, start), self.discriminator(video, face)

@@ -12,12 +12,8 @@ import pytest
 import talkhead
 
 ROOT = Path(__file__).parents[1]
-COMMAND = (
-    "cli_io",
-    "cli_options",
-    "cli",
-    "__main__",
-)  # the rooms of the command line, after all that Python users import
+# The files of the command line, after all that Python users import.
+COMMAND = ("cli_options", "cli_io", "cli", "__main__")
 
 
 def imported(path):
