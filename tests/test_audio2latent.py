@@ -32,7 +32,9 @@ def toy_first(seed=0, window_shape=(29, 16), begun=True, **changes):
         **({"channels": (4, 4, 8, 8), "lstm": 8, "identity_width": 4, "noise_width": 3, "decoder": 8} | changes),
     )
     if begun:
-        model.init_from_pca(Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(window_shape[0]) + 0.5)
+        model.init_from_pca(
+            Basis.fit(torch.randn(20, L, 512), 8), torch.rand(8) + 0.5, torch.rand(window_shape[0]) + 0.5
+        )
     return model.eval()
 
 
@@ -189,7 +191,7 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model.feature_id = Steps(1).identity
     with pytest.raises(
         TalkheadError,
-        match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features",
+        match=r"features: this speech model takes steps \(network 1\), not steps \(network 0\); pass --features",
     ):
         load_features_for(model)
     monkeypatch.undo()

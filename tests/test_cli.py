@@ -2330,7 +2330,8 @@ def test_features_that_the_model_does_not_hear(scene, toy):
     speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4"]
     result = run(*speak, "--audio2latent", scene / "a.pt")
     assert (
-        result.exit_code == 1 and "this speech model hears mfcc (steps 2), not mfcc; pass --features" in result.stderr
+        result.exit_code == 1
+        and "this speech model takes mfcc (steps 2), not mfcc; pass the --features" in result.stderr
     )
     result = run(*speak, "--features-model", "net.pt")
     assert result.exit_code == 1 and "leave net.pt out" in result.stderr and not (scene / "out.mp4").exists()

@@ -201,7 +201,7 @@ def test_displacements_are_projected_without_the_mean():
 
 @pytest.mark.parametrize("components", [0, 5, 2000])
 def test_too_few_codes_are_refused(components):
-    with pytest.raises(TalkheadError, match="5 codes allow 1 to 4"):
+    with pytest.raises(TalkheadError, match="5 latents allow 1 to 4"):
         Basis.fit(codes(5), components)
 
 
@@ -225,6 +225,6 @@ def test_the_bundled_generator_knows_no_random_faces():
     from talkhead.latents import why_not_random
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
-    assert "lies 0.2 of their spread from w_avg" in why_not_random(generator)
+    assert "is 0.2 std from w_avg" in why_not_random(generator)
     generator.w_avg.copy_(mean_latent(generator))
     assert why_not_random(generator) == ""
