@@ -191,7 +191,7 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model.feature_id = Steps(1).identity
     with pytest.raises(
         TalkheadError,
-        match=r"features: this speech model takes steps \(network 1\), not steps \(network 0\); pass --features",
+        match=r"features: this speech model takes steps \(network 1\), not steps \(network 0\); pass the --features",
     ):
         load_features_for(model)
     monkeypatch.undo()

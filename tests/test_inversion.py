@@ -559,7 +559,7 @@ def test_pictures_are_held_as_large_as_they_are_looked_at(encoder, resolution, l
 
 def test_restyle_is_not_trained(tmp_path, generator):
     encoder = ReStyle(PSPEncoder(4, width=4, input_size=32, channels=6), copy.deepcopy(generator))
-    with pytest.raises(TalkheadError, match="restyle is used, not trained"):
+    with pytest.raises(TalkheadError, match="restyle: training is not supported"):
         next(train(Pictures(2, 8), generator, tmp_path / "e.pt", encoder, steps=1))
 
 
