@@ -50,7 +50,7 @@ class _SpeechModel(nn.Module):
     def _initialise(self, slope=0.0):
         for module in self.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                # torch's default shrinks the signal at each of the ten layers, which stalls training for hundreds of steps.
+                # torch's default shrinks the signal at each of the ten layers and stalls training for hundreds of steps.
                 nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
                 nn.init.zeros_(module.bias)
 
@@ -71,10 +71,10 @@ class FirstModel(_SpeechModel):
     Source: thesis §4.2.1, Tables 4.1 and 4.2.
     Departure: no activation after the last layer; the table's would forbid negative displacements. Features, identity
     coordinates and the input of the last layer are divided or multiplied by their std over the training data, kept with
-    the weights, as in the second model. The mean latent is subtracted, and the two layers next to latents hold components
-    scaled to length √(L·512), which the forward pass divides out: Adam moves every weight equally far per step, too far for
-    rows of thousands of small weights. Windows longer than 16 steps leave the convolutions more than one step; these are
-    concatenated for the LSTM.
+    the weights, as in the second model. The mean latent is subtracted, and the two layers next to latents hold
+    components scaled to length √(L·512), which the forward pass divides out: Adam moves every weight equally far per
+    step, too far for rows of thousands of small weights. Windows longer than 16 steps leave the convolutions more than
+    one step; these are concatenated for the LSTM.
     """
 
     defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
@@ -180,13 +180,13 @@ class SecondModel(_SpeechModel):
     Source: thesis §4.3.1, Tables 4.3 and 4.4.
     Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their std over the
     training data, kept with the weights: this changes the scale of the computation, not the functions that it can
-    represent. Identity coordinates are clamped to ±5 standard deviations, to bound the input for unusual faces. Windows of
-    another shape use the same layers; only the first linear layer has other inputs: 29x16 characters become 27x7 and 13x3
-    cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (such as wav2vec 2.0) are first mapped to 32 by a
-    linear layer; otherwise the convolutions would dominate the cost.
+    represent. Identity coordinates are clamped to ±5 standard deviations, to bound the input for unusual faces. Windows
+    of another shape use the same layers; only the first linear layer has other inputs: 29x16 characters become 27x7 and
+    13x3 cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (such as wav2vec 2.0) are first mapped to 32 by
+    a linear layer; otherwise the convolutions would dominate the cost.
     At the thesis's sizes there are 32.37 million parameters; its Table 5.2 reports 29.68. In Table 4.4 as printed, the
-    difference is in the two linear layers of the decoder beside the basis: 2756 -> 512 and 512 -> 2500 have 2.69 million,
-    and all other layers 29.67.
+    difference is in the two linear layers of the decoder beside the basis: 2756 -> 512 and 512 -> 2500 have 2.69
+    million, and all other layers 29.67.
     """
 
     defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}

@@ -1,8 +1,8 @@
 """Image encoders: image → W+ latent, in one pass or iteratively.
 
 ResNet18 with one linear head is the thesis's own encoder. pSp (Richardson et al. 2021), e4e (Tov et al. 2021) and
-ReStyle (Alaluf et al. 2021) share the trunk of a face recognition network, IR-SE-50; the modules have the names of those
-projects' files, so that their weights load without renaming.
+ReStyle (Alaluf et al. 2021) share the trunk of a face recognition network, IR-SE-50; the modules have the names of
+those projects' files, so that their weights load without renaming.
 
 Source: thesis §3.3.2.
 """
@@ -27,8 +27,8 @@ IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
 class Sparse(nn.Conv2d):
     """1×1 convolution with a stride of `step`.
 
-    The input is subsampled first: with few channels, oneDNN's AVX-512 gradient of a strided 1×1 convolution writes out of
-    bounds.
+    The input is subsampled first: with few channels, oneDNN's AVX-512 gradient of a strided 1×1 convolution writes out
+    of bounds.
     """
 
     def __init__(self, in_channels, out_channels, step):
@@ -65,8 +65,8 @@ class ResNetEncoder(nn.Module):
     width        channels of the first stage; 64 is ResNet18
     input_size   images of other sizes are resized to this, pixels
     w_dim        width of one latent
-    stem_stride  downsampling factor of the stem: 4 is ResNet18 (strided convolution, then max pooling); 2 has no pooling
-                 and 1 no stride either, which keeps the detail of inputs much smaller than 256
+    stem_stride  downsampling factor of the stem: 4 is ResNet18 (strided convolution, then max pooling); 2 has no
+                 pooling and 1 no stride either, which keeps the detail of inputs much smaller than 256
     pool_size    side of the averaged last feature map; 1 is ResNet18
     w_avg        float (w_dim,) or (L, w_dim), the generator's mean latent; None: zeros
 
@@ -168,7 +168,7 @@ def _load_parts(network, path, parts, what, example):
 
 
 def _optional(name, state):
-    """True for a missing batch counter of a batch normalisation: files older than torch 0.4.1 have none, and it is unused."""
+    """True for a missing batch counter of a batch normalisation, unused and absent from files older than torch 0.4.1."""
     return name.endswith(".num_batches_tracked") and name not in state
 
 
@@ -289,7 +289,7 @@ class FaceRecognition(IRSE50):
         return F.normalize(self.output_layer(self.maps(images)[-1]), dim=1)
 
     def forward(self, images):
-        """Embeddings, float (N, size) of length 1, of FFHQ-aligned images, float (N, 3, H, H) in [-1, 1] of any size."""
+        """Embeddings, float (N, size) of length 1, of FFHQ-aligned images, float (N, 3, H, H) in [-1, 1], any size."""
         top, bottom, left, right = RECOGNITION_CROP
         images = resize_images(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
         return self.embed(F.adaptive_avg_pool2d(images, RECOGNITION_SIZE))
@@ -459,7 +459,7 @@ class ReStyle(nn.Module):
         super().__init__()
         if encoder.num_ws != decoder.num_ws:
             raise TalkheadError(
-                f"encoder has {encoder.num_ws} layers, its generator {decoder.num_ws}: the file is damaged; get it again"
+                f"encoder has {encoder.num_ws} layers, its generator {decoder.num_ws}; the file is damaged"
             )
         self.encoder, self.decoder, self.iterations = encoder, decoder.requires_grad_(False), iterations
         self.config = {

@@ -33,8 +33,9 @@ class EncodedClip:
 class LatentCache:
     """Cache of the encoder's latents of clips, with their audio, in one SQLite file beside the weights.
 
-    The key of a clip is its path, size, modification time and the encoder's fingerprint. Latents are stored as their mean
-    and float16 differences from it, a step finer than the motion of speech. A killed run keeps the clips it finished.
+    The key of a clip is its path, size, modification time and the encoder's fingerprint. Latents are stored as their
+    mean and float16 differences from it, a step finer than the motion of speech. A killed run keeps the clips it
+    finished.
 
     sound   store the clips' audio; False also accepts clips without it
     """
@@ -111,7 +112,7 @@ class LatentCache:
 
 
 class Windows:
-    """Feature windows of encoded clips, one per frame: cached in the same file if a network computes them, else recomputed.
+    """Feature windows of encoded clips, one per frame; cached in the same file if a network computes them.
 
     cache      LatentCache that holds the clips
     features   AudioFeatures

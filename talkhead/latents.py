@@ -101,8 +101,8 @@ def slerp(a, b, t):
 def z_stream(seed=0):
     """torch.Generator for sampling z, seeded apart from `torch.manual_seed(seed)`.
 
-    A network initialised after `torch.manual_seed(seed)` holds the first numbers of that stream as mapping weights. As z
-    they would be correlated with the weights, and their w would be outliers.
+    A network initialised after `torch.manual_seed(seed)` holds the first numbers of that stream as mapping weights. As
+    z they would be correlated with the weights, and their w would be outliers.
     """
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"z {seed}".encode()).digest()[:4], "big"))
 
@@ -161,12 +161,12 @@ class Basis(nn.Module):
         return cls(mean, directions, variances.clamp(min=0).sqrt())
 
     def project(self, x, centre=True):
-        """Coordinates of latents: float (..., L, 512) to (..., K). `centre=False`, for displacements, subtracts no mean."""
+        """Coordinates (..., K) of latents, float (..., L, 512). `centre=False`, for displacements, subtracts no mean."""
         x = x.flatten(-2)
         return (x - self.mean if centre else x) @ self.components.T
 
     def expand(self, h, add_mean=False):
-        """Latents of coordinates: float (..., K) to (..., L, 512). Displacements unless `add_mean`."""
+        """Displacements, or latents if `add_mean`, float (..., L, 512), of coordinates (..., K)."""
         x = h @ self.components
         return (x + self.mean if add_mean else x).unflatten(-1, (self.num_ws, W_DIM))
 
@@ -183,8 +183,8 @@ class Basis(nn.Module):
 def why_not_random(generator):
     """Message that a generator does not map random z to faces, with the reason; "" if it seems to.
 
-    Training by reconstruction leaves the mapping network untrained. w_avg shows it: each training step on random z moves
-    w_avg by a 500th towards the mean of W, so a w_avg far from it means a few hundred such steps at most.
+    Training by reconstruction leaves the mapping network untrained. w_avg shows it: each training step on random z
+    moves w_avg by a 500th towards the mean of W, so a w_avg far from it means a few hundred such steps at most.
     """
     w = torch.cat([chunk.flatten(1) for chunk in random_latents(generator, 1000, 10)])
     mean = w.mean(0)
@@ -225,8 +225,9 @@ def _principal(chunks, components):
 
 
 class _CovarianceAccumulator:
-    """Covariance of rows (n, D) added in blocks: holds the rows while they are at most D, then the sums of their products,
-    in at most two D² arrays. scipy's BLAS sums one triangle only, and its LAPACK computes only the largest eigenvectors.
+    """Covariance of rows (n, D) added in blocks: holds up to D rows, then the sums of their products,
+    in at most two D² arrays. scipy's BLAS sums one triangle only, and its LAPACK computes only the largest
+    eigenvectors.
     """
 
     def __init__(self):
@@ -279,7 +280,7 @@ class _CovarianceAccumulator:
 
 
 def _largest(triangle, count):
-    """Largest `count` eigenvalues of a symmetric matrix, descending, and eigenvectors as columns. Overwrites the matrix."""
+    """Largest `count` eigenvalues, descending, and eigenvectors (columns) of a symmetric matrix, which is overwritten."""
     size = len(triangle)
     values, vectors = scipy.linalg.eigh(
         triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False

@@ -59,10 +59,10 @@ def train(
     device="cpu",
     **run,
 ):
-    """Train an audio2latent model on talking clips; yield log records. The file's "model" is the best one by validation.
+    """Train an audio2latent model on talking clips; yield log records. The file's "model" is the best by validation.
 
-    clips           clips of aligned faces with audio, or folders of them. Optional files beside a clip: NNNNNN.json with
-                    its "speaker" (default: the folder's name) and NNNNNN.track.npy, its true mouth opening (T, 3)
+    clips           clips of aligned faces with audio, or folders of them. Optional files beside a clip: NNNNNN.json
+                    with its "speaker" (default: the folder's name) and NNNNNN.track.npy, its true mouth opening (T, 3)
     generator       stylegan.Generator with `fingerprint`; frozen
     encoder         encoders.ResNetEncoder; frozen. Its latents are computed once and cached beside `out`, in NAME.codes
     out             path of the .pt; resumed if it exists
@@ -71,7 +71,8 @@ def train(
     features        AudioFeatures that are the model's input; None: Mfcc
     latent_weight, image_weight   weights of eqs 4.4 and 4.5 (4.2). None: 250 for the second model, 0 for the first
     image_frames    frames per step, each of another window, that are synthesized for eq. 4.5; 0 trains without images
-    mouth_weight    weight of the MSE of the mouth opening predicted linearly from the displacement, in standard deviations
+    mouth_weight    weight of the MSE of the mouth opening predicted linearly from the displacement, in standard
+                    deviations
     perceptual      name of a losses.Perceptual, or such a loss
     augment         augment the audio: microphone, loudness, noise, and speed (of the faces too) by up to an eighth.
                     Without it, features of a network are computed once and cached with the latents
@@ -88,12 +89,13 @@ def train(
     precision       "float32", or "bfloat16" or "float16" for the networks' passes under autocast
     run             logging and saving options of training.fit
     yields          {"step", "seconds", "loss", "latent", …}, step 0 while clips are encoded, and where validated
-                    "val_latent", "val_correlation" of the mouth opening, "val_log_spread" (log of predicted by true std:
-                    below 0 the mouth moves too little), "val_error" (fraction of the opening's variance not explained)
+                    "val_latent", "val_correlation" of the mouth opening, "val_log_spread" (log of predicted by true
+                    std: below 0 the mouth moves too little), "val_error" (fraction of the opening's variance not
+                    explained)
     raises          TalkheadError if clips cannot be read, no training clips are left, or model and features do not fit
 
-    Source: thesis §4.2.2.3, eq. 4.2, and §4.2.4 (first model); §4.3.2.1, eqs 4.4–4.6, and §4.3.4 (second); Figures 4.2 and
-    4.8 for the identity, a frame outside of the predicted ones.
+    Source: thesis §4.2.2.3, eq. 4.2, and §4.2.4 (first model); §4.3.2.1, eqs 4.4–4.6, and §4.3.4 (second); Figures 4.2
+    and 4.8 for the identity, a frame outside of the predicted ones.
     Departure: Σ_t ‖·‖² is a mean over frames and over the L·512 entries, because a sum would outweigh the image term,
     whose distance is a mean over pixels; the thesis leaves this open. The image term is computed on some frames of a
     step, and for the first model too against the projected frames, not the filmed ones: speech cannot restore what the
@@ -108,8 +110,8 @@ def train(
     features = features or Mfcc()
     if tuple(features.shape) != model.window_shape:
         raise TalkheadError(
-            f"features: windows of {features.name} are {tuple(features.shape)}, this speech model takes {model.window_shape}; "
-            "build it for these features"
+            f"features: windows of {features.name} are {tuple(features.shape)}, "
+            f"this speech model takes {model.window_shape}; build it for these features"
         )
     model.feature_id = features.identity
     latent_weight, identity_noise, patience = (
@@ -339,7 +341,7 @@ class _Trainer:
 
     @torch.no_grad()
     def validate(self):
-        """Validation record of the EMA model on whole held-out clips, with the latent of the middle frame as identity."""
+        """Validation record of the EMA model on whole held-out clips; the identity is the middle frame's latent."""
         self.ema.eval()
         error, variance, correlations, log_stds, latent = 0.0, 0.0, [], [], []
         for clip in self.held_out:
@@ -480,7 +482,7 @@ def _regress_opening(tracked, std):
 
 
 def _first_component(motion):
-    """Weights (K,) of the motion's first principal component; stand in for the regression if no opening was measured."""
+    """Weights (K,) of the motion's first principal component, used if no mouth opening was measured."""
     values, vectors = np.linalg.eigh(motion.matrix())
     return vectors[:, -1] * motion.std() / math.sqrt(max(values[-1], 1e-12))
 

@@ -58,7 +58,8 @@ def train(
     perceptual_weight  weight of the perceptual distance (eq. 3.2)
     perceptual         name of a losses.Perceptual, or such a loss
     latent_weight      weight of the L2 norm of the offset from w_avg (pSp's regularisation, §3.3.2.1)
-    identity           face recognition network of `losses.identity_loss`, with weight identity_weight; None: no such loss
+    identity           face recognition network of `losses.identity_loss`, with weight identity_weight; None: no such
+                       loss
     loss_size          the loss compares the images of larger generators at this size, pixels
     validation         datasets.Images; their loss is computed every `validate_every` steps, and the best encoder kept
     accumulate         micro-batches of a batch, to fit into memory; the result is the same, except that batch
@@ -68,8 +69,8 @@ def train(
     yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where computed
     raises             TalkheadError if the encoder's L differs, or it is a ReStyle
 
-    Source: thesis §3.3.2.2, eqs 3.1–3.3; §3.3.2.1 and Richardson et al. 2021 for pSp, whose weights for faces are 1 (L2),
-    0.8 (LPIPS), 0.1 (identity) and 0 (regularisation; 0.005 for its other tasks).
+    Source: thesis §3.3.2.2, eqs 3.1–3.3; §3.3.2.1 and Richardson et al. 2021 for pSp, whose weights for faces are 1
+    (L2), 0.8 (LPIPS), 0.1 (identity) and 0 (regularisation; 0.005 for its other tasks).
     Departure: the L2 norm is divided by √N, N the number of pixel values, so that the terms keep their balance at every
     size. pSp is trained here by Adam, not Ranger, and LPIPS uses VGG, not AlexNet.
     """

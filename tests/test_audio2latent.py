@@ -195,7 +195,7 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     ):
         load_features_for(model)
     monkeypatch.undo()
-    with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
+    with pytest.raises(TalkheadError, match=r"takes steps \(network 1\), not mfcc"):
         load_features_for(model, "mfcc")
 
 

@@ -569,7 +569,7 @@ def scene(tmp_path, puppet, toy):
         ("invert empty.mp4 -o out.npy", "empty.mp4: "),
         ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
         ("invert wide.png -o out.npy", "is not a square face; align it first"),
-        ("invert face.png --method hybrid --space z -o out.npy", "no z that maps to it"),
+        ("invert face.png --method hybrid --space z -o out.npy", "encoders give no z; pass --space w+"),
         (
             "invert face.png --method optimise --log nowhere/losses.jsonl -o out.npy",
             "nowhere/losses.jsonl: its folder does not exist",

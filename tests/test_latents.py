@@ -206,7 +206,7 @@ def test_too_few_codes_are_refused(components):
 
 
 def test_no_codes_are_refused():
-    with pytest.raises(TalkheadError, match="0 codes"):
+    with pytest.raises(TalkheadError, match="0 latents"):
         Basis.fit(iter([]), 3)
 
 
