@@ -135,7 +135,7 @@ def invert(
 
 def _check_encoder(encoder, generator, method, space):
     if encoder is None:
-        raise TalkheadError(f"method {method}: no encoder given; pass --encoder, or --method optimise")
+        raise TalkheadError(f"method {method}: needs an encoder; pass --encoder, or --method optimise")
     if encoder.num_ws != generator.num_ws:
         raise TalkheadError(
             f"encoder of {encoder.num_ws} layers, generator of {generator.num_ws}; pass an encoder trained for it"
