@@ -137,8 +137,8 @@ def without(constants, *parts):
             "one-way LSTM",
         ),
         (lambda c: without(c, "h5"), (-1, -1, 494), "not of DeepSpeech"),
-        (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "takes 493 numbers"),
-        (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "to 28 labels"),
+        (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "493 inputs"),
+        (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "28 labels"),
         (lambda c: c | {"h3": c["h3"][:-1]}, (-1, -1, 494), "inconsistent sizes"),
     ],
 )
