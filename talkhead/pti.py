@@ -93,7 +93,7 @@ def train(
 
     images, generator, pivots   as in `tune`
     out          path of the .pt; resumed if it exists. It holds the tuned generator and "identity", the mean of the
-                 pivots, float32 (L, 512)
+                 pivots, float32 (L, 512), from which the tuned face speaks
     photo        uint8 (S, S, 3), the aligned face at its own resolution, stored in the file too: `generate` transfers
                  its detail to the frames
     steps … min_delta          as in `tune`

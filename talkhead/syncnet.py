@@ -119,17 +119,17 @@ class Sync(NamedTuple):
     offset: int  # frames, with the sign of the public code: positive if the audio must be delayed to match the lips
 
 
-def sync_scores(seen, heard, shifts=SHIFTS):
+def sync_scores(lips, audio, shifts=SHIFTS):
     """LSE-D, LSE-C and offset of lip and audio embeddings.
 
-    seen, heard  float (N, 1024) each: lip and audio embeddings of the same times
+    lips, audio  float (N, 1024) each, embeddings of the same times
     shifts       largest shift of the audio, frames; padded with zeros, as in the public code
     returns      Sync
     """
-    seen = torch.as_tensor(np.asarray(seen))
-    padded = F.pad(torch.as_tensor(np.asarray(heard)), (0, 0, shifts, shifts))
+    lips = torch.as_tensor(np.asarray(lips))
+    padded = F.pad(torch.as_tensor(np.asarray(audio)), (0, 0, shifts, shifts))
     means = torch.stack(
-        [F.pairwise_distance(seen, padded[shift : shift + len(seen)]).mean() for shift in range(2 * shifts + 1)]
+        [F.pairwise_distance(lips, padded[shift : shift + len(lips)]).mean() for shift in range(2 * shifts + 1)]
     )
     best = int(means.argmin())
     return Sync(float(means[best]), float(means.median() - means[best]), shifts - best)

@@ -21,9 +21,8 @@ from talkhead.latent_cache import SAMPLES_PER_FRAME, LatentCache, Windows, list_
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
 
-CONTEXT_BEFORE = (
-    25  # frames of audio before a training window, at most; the features estimate the speech level from them
-)
+# Frames of audio before a training window, at most; the features estimate the speech level from them.
+CONTEXT_BEFORE = 25
 CONTEXT_AFTER = 8  # frames of audio after a training window, more than its last feature window covers
 FEATURE_STD_CLIPS = 100  # clips from which the std of the features is estimated
 
