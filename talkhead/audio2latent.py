@@ -50,7 +50,7 @@ class _SpeechModel(nn.Module):
     def _initialise(self, slope=0.0):
         for module in self.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                # torch's default shrinks the signal at each of the ten layers and stalls training for hundreds of steps.
+                # torch's default shrinks the signal at each of the ten layers: training stalls for hundreds of steps.
                 nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
                 nn.init.zeros_(module.bias)
 

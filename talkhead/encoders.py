@@ -168,7 +168,7 @@ def _load_parts(network, path, parts, what, example):
 
 
 def _optional(name, state):
-    """True for a missing batch counter of a batch normalisation, unused and absent from files older than torch 0.4.1."""
+    """True for a missing batch counter of a batch normalisation; unused, and absent in files before torch 0.4.1."""
     return name.endswith(".num_batches_tracked") and name not in state
 
 

@@ -166,7 +166,8 @@ def _batches(frames, batch):
                 )
             if frame.shape != group[0][1].shape:
                 raise TalkheadError(
-                    f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; give frames of one size"
+                    f"frame {index}: {height} pixels wide, the one before {group[0][1].shape[0]}; "
+                    "give frames of one size"
                 )
         yield torch.cat([to_images(frame[None]) for _, frame in group])
 

@@ -161,7 +161,7 @@ class Basis(nn.Module):
         return cls(mean, directions, variances.clamp(min=0).sqrt())
 
     def project(self, x, centre=True):
-        """Coordinates (..., K) of latents, float (..., L, 512). `centre=False`, for displacements, subtracts no mean."""
+        """Coordinates (..., K) of latents, float (..., L, 512); of displacements with `centre=False`, without the mean."""
         x = x.flatten(-2)
         return (x - self.mean if centre else x) @ self.components.T
 
@@ -280,7 +280,7 @@ class _CovarianceAccumulator:
 
 
 def _largest(triangle, count):
-    """Largest `count` eigenvalues, descending, and eigenvectors (columns) of a symmetric matrix, which is overwritten."""
+    """Largest `count` eigenvalues, descending, and eigenvectors (columns) of a symmetric matrix; overwrites it."""
     size = len(triangle)
     values, vectors = scipy.linalg.eigh(
         triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False

@@ -64,9 +64,7 @@ def test_rosinalitys_weights_do_what_its_own_code_does_with_them():
     z, images = foreign.questions(foreign.ROSINALITY["z_dim"], 16)
     w_avg = foreign.formula((512,), 1002)
     ours = generator(state_dicts.from_rosinality(foreign.rosinality_generator(**foreign.ROSINALITY)) | {"w_avg": w_avg})
-    their_discriminator = discriminator(
-        state_dicts.from_rosinality(foreign.rosinality_discriminator(**foreign.ROSINALITY))
-    )
+    their_discriminator = discriminator(state_dicts.from_rosinality(foreign.rosinality_discriminator(**foreign.ROSINALITY)))
     expected = PEERS["rosinality"]
     check(ours.mapping(z)[:, 0], expected["mapping"])
     check(ours(z), expected["const"])
@@ -79,9 +77,7 @@ def test_rosinalitys_weights_do_what_its_own_code_does_with_them():
 def test_nvidias_weights_do_what_its_own_code_does_with_them(name, clamp):
     z, images = foreign.questions(foreign.NVIDIA["z_dim"], 32)
     ours = generator(state_dicts.from_nvidia(foreign.nvidia_generator(**foreign.NVIDIA)), clamp=clamp)
-    their_discriminator = discriminator(
-        state_dicts.from_nvidia(foreign.nvidia_discriminator(**foreign.NVIDIA)), clamp=clamp
-    )
+    their_discriminator = discriminator(state_dicts.from_nvidia(foreign.nvidia_discriminator(**foreign.NVIDIA)), clamp=clamp)
     expected = PEERS["nvidia"][name]
     check(ours.mapping(z)[:, 0], expected["mapping"])
     check(ours(z), expected["const"])
