@@ -161,7 +161,7 @@ class Basis(nn.Module):
         return cls(mean, directions, variances.clamp(min=0).sqrt())
 
     def project(self, x, centre=True):
-        """Coordinates (..., K) of latents, float (..., L, 512); of displacements with `centre=False`, without the mean."""
+        """Coordinates (..., K) of latents, float (..., L, 512). Displacements need `centre=False`: no mean."""
         x = x.flatten(-2)
         return (x - self.mean if centre else x) @ self.components.T
 

@@ -68,7 +68,7 @@ class SyncNet(nn.Module):
         return self.netfcaud(self.netcnnaud(features).flatten(1))
 
     def see(self, frames):
-        """Lip embeddings, float (T − 4, 1024), of every 5 frames in a row of float (T, 3, 224, 224), BGR in [0, 255]."""
+        """Lip embeddings, float (T − 4, 1024), of 5 successive frames, float (T, 3, 224, 224), BGR in [0, 255]."""
         maps = self.netcnnlip(frames.transpose(0, 1)[None])  # (1, 512, T − 4, 1, 1)
         return self.netfclip(maps[0, :, :, 0, 0].T)
 
