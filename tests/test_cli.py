@@ -2334,7 +2334,7 @@ def test_features_that_the_model_does_not_hear(scene, toy):
         and "this speech model takes mfcc (steps 2), not mfcc; pass the --features" in result.stderr
     )
     result = run(*speak, "--features-model", "net.pt")
-    assert result.exit_code == 1 and "leave net.pt out" in result.stderr and not (scene / "out.mp4").exists()
+    assert result.exit_code == 1 and "drop net.pt" in result.stderr and not (scene / "out.mp4").exists()
 
 
 def test_curves_for_tensorboard(scene, monkeypatch):
