@@ -1,6 +1,6 @@
-"""Speech to displacements: which way in latent space the voice pulls a face, frame by frame.
+"""Audio2latent models: windows of audio features → displacements in W+, one per video frame.
 
-Source: thesis §4.2 (the first model), §4.3 (the second).
+Source: thesis §4.2 (first model), §4.3 (second model).
 """
 
 import inspect
@@ -16,22 +16,22 @@ from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis, extend_layers
 
 SLOPE = 0.02  # of the first model's leaky ReLUs
-WIDEST = 32  # features that the second model's convolutions take as they are
+MAX_CHANNELS = 32  # feature channels of the second model's convolutions; wider features are first projected
 
 
 class _SpeechModel(nn.Module):
-    """What both models are to those identity_coords use them: speech and an identity to displacements of that identity, frame by frame.
+    """Base class of audio2latent models: feature windows and an identity to displacements, frame by frame.
 
-    num_ws      L, the generator's latent layers
-    layers      of the generator that it is used with, if that grew out of its own and has more; None: num_ws
-    window_shape      (C, S), the windows of features that it takes
-    feature_id     `identity` of the features that it was trained on
-    config      plain values to rebuild it from, by `build`
-    noise_width numbers of noise that it is given for each frame; 0: it takes none
-    components  principal components of latents that `init_from_pca` asks for
-    defaults    what `train` does for this model where nothing is said
+    num_ws        L, the generator's latent layers
+    layers        latent layers of an extended generator (more than num_ws) that it is used with; None: num_ws
+    window_shape  (C, S) of the feature windows
+    feature_id    `identity` of the features that it was trained on
+    config        plain values from which `build` rebuilds it
+    noise_width   width of the noise vector of each frame; 0: no noise
+    components    number of principal components that `init_from_pca` takes
+    defaults      defaults of `train` for this model
 
-    A model's own coordinates of a displacement are called motion; `expand` and `project` lead there and back.
+    "Motion" means the model's coordinates of a displacement: `project` goes from W+ to motion, `expand` back.
     """
 
     feature_id = audio_features.Mfcc.identity
@@ -39,11 +39,11 @@ class _SpeechModel(nn.Module):
     layers = None
 
     def forward(self, windows, identity, state=None, noise=None):
-        """Windows of speech (B, T, C, S) and identities (B, L, 512) to displacements (B, T, L, 512).
+        """Displacements (B, T, L, 512) of feature windows (B, T, C, S) and identities (B, L, 512).
 
-        state    what a call on the frames just before returned: of the LSTMs; None at the beginning
-        noise    (B, T, noise_width), normal; None is the mean: zeros
-        returns  the displacements, and the state after the last frame
+        state    state of the LSTMs that the call on the preceding frames returned; None at the beginning
+        noise    (B, T, noise_width), normal; None: its mean, zeros
+        returns  displacements and the state after the last frame
         """
         motion, state = self.predict_coords(windows, self.project_identity(identity), state, noise)
         return self.expand(motion), state
@@ -51,32 +51,31 @@ class _SpeechModel(nn.Module):
     def _initialise(self, slope=0.0):
         for module in self.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                # torch's default shrinks the signal at each of the ten layers: training would idle for hundreds of steps.
+                # torch's default shrinks the signal at each of the ten layers: training stalls for hundreds of steps.
                 nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
                 nn.init.zeros_(module.bias)
 
 
 class FirstModel(_SpeechModel):
-    """The first model: characters that are spoken, an identity and noise to displacements.
+    """First model: windows of character logits, an identity and noise to displacements.
 
     num_ws          L, the generator's latent layers
-    window_shape          (C, S) of the windows: the thesis's are 29 characters in 16 steps
+    window_shape    (C, S) of the windows; thesis: 29 characters, 16 steps
     channels        of the four convolutions over time
     lstm            width of the three LSTM layers
-    identity_width  numbers that say whose face it is
-    noise_width     numbers of noise for each frame, of whatever speech does not tell; 0 leaves the noise generator out
+    identity_width  width of the identity embedding
+    noise_width     width of each frame's noise vector, for motion independent of speech; 0: no noise generator
     decoder         width of the decoder's three hidden layers
 
-    An identity is mapped to what tells the training faces apart: of a face like none of them, the model knows no more
-    than whom it resembles.
+    The identity embedding spans the training speakers only; an unseen face is represented by similar ones.
 
     Source: thesis §4.2.1, Tables 4.1 and 4.2.
-    Departure: no activation after the last layer, where the table's would forbid displacements below zero. Features,
-    identity coordinates and the input of the last layer are divided or multiplied by their spread over the training
-    data, kept with the weights, as in the second model; the mean code is taken off, and the two layers at latents hold
-    components of length √(L·512), which is taken out again: Adam moves every weight as far in a step, and rows of
-    thousands of small ones would run away with it. Windows longer than 16 steps leave the convolutions more than one step,
-    which go side by side into the LSTM.
+    Departure: no activation after the last layer; the table's would forbid negative displacements. Features, identity
+    coordinates and the input of the last layer are divided or multiplied by their std over the training data, kept with
+    the weights, as in the second model. The mean latent is subtracted, and the two layers next to latents hold
+    components scaled to length √(L·512), which the forward pass divides out: Adam moves every weight equally far per
+    step, too far for rows of thousands of small weights. Windows longer than 16 steps leave the convolutions more than
+    one step; these are concatenated for the LSTM.
     """
 
     defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
@@ -102,12 +101,8 @@ class FirstModel(_SpeechModel):
             "noise_width": noise_width,
             "decoder": decoder,
         }
-        self.num_ws, self.window_shape, self.noise_width, self.components = (
-            num_ws,
-            tuple(window_shape),
-            noise_width,
-            max(identity_width, decoder),
-        )
+        self.num_ws, self.window_shape, self.noise_width = num_ws, tuple(window_shape), noise_width
+        self.components = max(identity_width, decoder)
         self.length = math.sqrt(num_ws * W_DIM)
         layers, before, steps = [], window_shape[0], window_shape[1]
         for width in channels:
@@ -134,7 +129,7 @@ class FirstModel(_SpeechModel):
         nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))
 
     def init_from_pca(self, basis, motion_std, feature_std):
-        """Start from the principal components of the training codes, and what is spread along them."""
+        """Initialise from the principal components of the training latents and the stds along them."""
         width, decoder = self.config["identity_width"], self.config["decoder"]
         with torch.no_grad():
             self.identity.weight.copy_(basis.components[:width] * self.length)
@@ -142,29 +137,27 @@ class FirstModel(_SpeechModel):
             self.out.weight.copy_(basis.components[:decoder].T * self.length)
             self.out.bias.zero_()
         self.identity_mean.copy_(basis.mean)
-        self.identity_std.copy_(_spreads(basis)[:width])
+        self.identity_std.copy_(_safe_std(basis)[:width])
         self.motion_std.copy_(motion_std[:decoder])
         self.feature_std.copy_(feature_std)
 
     def project_identity(self, identity):
-        """Identities (B, L, 512) to the numbers that say whose face it is (B, identity_width), in spreads."""
+        """Identity embeddings (B, identity_width), in standard deviations, of identities (B, L, 512)."""
         return self.identity((identity.flatten(-2) - self.identity_mean) / self.length) / self.identity_std
 
     def predict_coords(self, windows, identity_coords, state=None, noise=None):
-        """As calling the model, but from `project_identity`, and to motion (B, T, L·512)."""
+        """Motion (B, T, L·512) from the result of `project_identity`; otherwise as `forward`."""
         batch, frames = windows.shape[:2]
-        sound_state, noise_state = state or (None, None)
-        sound = self.audio((windows / self.feature_std[:, None]).flatten(0, 1)).unflatten(
-            0, (batch, frames)
-        )  # (B, T, 64)
-        sound, sound_state = self.lstm(sound, sound_state)
-        parts = [sound, identity_coords[:, None].expand(-1, frames, -1)]
+        audio_state, noise_state = state or (None, None)
+        audio = self.audio((windows / self.feature_std[:, None]).flatten(0, 1))
+        audio, audio_state = self.lstm(audio.unflatten(0, (batch, frames)), audio_state)  # (B, T, 64)
+        parts = [audio, identity_coords[:, None].expand(-1, frames, -1)]
         if self.noise is not None:
-            noise = sound.new_zeros(batch, frames, self.noise_width) if noise is None else noise.to(sound.dtype)
+            noise = audio.new_zeros(batch, frames, self.noise_width) if noise is None else noise.to(audio.dtype)
             noise_out, noise_state = self.noise(noise, noise_state)
             parts.append(noise_out)
-        hidden = self.decoder(torch.cat(parts, -1))  # from 202 numbers to 256 in the thesis
-        return self.out(hidden * self.motion_std) / self.length, (sound_state, noise_state)
+        hidden = self.decoder(torch.cat(parts, -1))  # thesis: 202 → 256
+        return self.out(hidden * self.motion_std) / self.length, (audio_state, noise_state)
 
     def expand(self, motion):
         return motion.unflatten(-1, (self.num_ws, W_DIM))
@@ -174,27 +167,27 @@ class FirstModel(_SpeechModel):
 
 
 class SecondModel(_SpeechModel):
-    """The second model: sound and an identity to displacements within a basis.
+    """Second model: windows of MFCC and an identity to displacements within a PCA basis.
 
-    num_ws      L, the generator's latent layers
-    components  K, how many principal components of the basis a displacement is made of
-    channels    of the five convolutions
+    num_ws        L, the generator's latent layers
+    components    K, number of principal components of the basis
+    channels      of the five convolutions
     hidden, embedding  widths of the two linear layers after them
-    lstm        width of the three LSTM layers
-    decoder     width of the decoder's two hidden layers
-    basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
-    window_shape      (C, S) of the windows: the thesis's are 12 coefficients in 28 steps
+    lstm          width of the three LSTM layers
+    decoder       width of the decoder's two hidden layers
+    basis         latents.Basis of K components; None: zeros, to be loaded or trained
+    window_shape  (C, S) of the windows; thesis: 12 coefficients, 28 steps
 
     Source: thesis §4.3.1, Tables 4.3 and 4.4.
-    Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their spread over
-    the training data, kept with the weights: it changes what the network computes with, not what it can compute. The
-    identity's coordinates are limited to five spreads, so that a face like none in training is no stranger than that.
-    Windows of another shape go through the same layers, and only the first linear layer has other inputs: 29x16
-    characters become 27x7 and 13x3 cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (of wav2vec 2.0 and
-    its like) are first mapped to 32 by a linear layer, or the convolutions would cost more than all else.
-    At the thesis's sizes there are 32.37 million parameters, where its Table 5.2 reports 29.68. Table 4.4 as printed has
-    the difference in the two linear layers of the decoder beside the basis: 2756 -> 512 and 512 -> 2500 have 2.69 million,
-    and all other layers 29.67.
+    Departure: features, identity coordinates and predicted coordinates are divided or multiplied by their std over the
+    training data, kept with the weights: this changes the scale of the computation, not the functions that it can
+    represent. Identity coordinates are clamped to ±5 standard deviations, to bound the input for unusual faces. Windows
+    of another shape use the same layers; only the first linear layer has other inputs: 29x16 characters become 27x7 and
+    13x3 cells, where 12x28 become 10x13 and 4x6. Features wider than 32 (such as wav2vec 2.0) are first mapped to 32 by
+    a linear layer; otherwise the convolutions would dominate the cost.
+    At the thesis's sizes there are 32.37 million parameters; its Table 5.2 reports 29.68. In Table 4.4 as printed, the
+    difference is in the two linear layers of the decoder beside the basis: 2756 -> 512 and 512 -> 2500 have 2.69
+    million, and all other layers 29.67.
     """
 
     defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
@@ -225,8 +218,8 @@ class SecondModel(_SpeechModel):
         }
         self.num_ws, self.window_shape, self.components = num_ws, tuple(window_shape), components
         first, second, third, fourth, fifth = channels
-        self.narrow = nn.Conv1d(window_shape[0], WIDEST, 1) if window_shape[0] > WIDEST else nn.Identity()
-        rows, columns = min(window_shape[0], WIDEST) - 2, (window_shape[1] - 3) // 2 + 1
+        self.narrow = nn.Conv1d(window_shape[0], MAX_CHANNELS, 1) if window_shape[0] > MAX_CHANNELS else nn.Identity()
+        rows, columns = min(window_shape[0], MAX_CHANNELS) - 2, (window_shape[1] - 3) // 2 + 1
         cells = ((rows - 3) // 2 + 1) * ((columns - 3) // 2 + 1)
         self.audio = nn.Sequential(
             nn.Conv2d(1, first, 3, padding=1),
@@ -264,24 +257,23 @@ class SecondModel(_SpeechModel):
         self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def init_from_pca(self, basis, motion_std, feature_std):
-        """Move along the principal components of the training codes, by what is spread along them."""
+        """Set the PCA basis of the training latents, and the stds of motion and features."""
         self.basis = basis
         self.motion_std.copy_(motion_std)
         self.feature_std.copy_(feature_std)
 
     def project_identity(self, identity):
-        """Identities (B, L, 512) to their coordinates in the basis (B, K), in spreads."""
-        return (self.basis.project(identity) / _spreads(self.basis)).clamp(-5, 5)
+        """Basis coordinates (B, K), in standard deviations, of identities (B, L, 512)."""
+        return (self.basis.project(identity) / _safe_std(self.basis)).clamp(-5, 5)
 
     def predict_coords(self, windows, identity_coords, state=None, noise=None):
-        """As calling the model, but from `project_identity`, and to motion, the displacements' coordinates in the basis: (B, T, K), h_t of eq. 4.3."""
+        """Motion (B, T, K), h_t of eq. 4.3, from the result of `project_identity`; otherwise as `forward`."""
         batch, frames = windows.shape[:2]
-        heard = self.narrow((windows / self.feature_std[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
-        heard = self.audio(heard.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
-        heard, state = self.lstm(heard, state)
-        return self.decoder(
-            torch.cat([identity_coords[:, None].expand(-1, frames, -1), heard], -1)
-        ) * self.motion_std, state
+        audio = self.narrow((windows / self.feature_std[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
+        audio = self.audio(audio.contiguous(memory_format=torch.channels_last)).unflatten(0, (batch, frames))
+        audio, state = self.lstm(audio, state)
+        inputs = torch.cat([identity_coords[:, None].expand(-1, frames, -1), audio], -1)
+        return self.decoder(inputs) * self.motion_std, state
 
     def expand(self, motion):
         return self.basis.expand(motion)
@@ -294,7 +286,7 @@ MODELS = {"first": FirstModel, "second": SecondModel}
 
 
 def build(model="second", **config):
-    """A speech model from its `config`. A file from before there were two holds a second one."""
+    """Build a model from its `config`; one without "model", from the earliest files, is a SecondModel."""
     return MODELS[model](**config)
 
 
@@ -315,42 +307,42 @@ def check_sizes(model, sizes):
     return sizes
 
 
-def _spreads(basis):
-    """What to divide coordinates by: their spreads, but none so small that it would blow up rounding."""
+def _safe_std(basis):
+    """Stds (K,) of a basis, with a floor of 1 % of the largest, so that dividing does not amplify rounding errors."""
     return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
 
 
 def load_features_for(model, name=None, path=None, device="cpu"):
-    """The features that a speech model was trained on; arguments as `audio_features.features` takes them.
+    """Load the audio features that a speech model was trained on; arguments as in `audio_features.features`.
 
-    raises  TalkheadError if others are named, or the file holds another network
+    raises  TalkheadError if other features are named, or the file holds another network
     """
     found = audio_features.features(name or model.feature_id["name"], path, device)
     if found.identity != model.feature_id:
         raise TalkheadError(
-            f"features: this speech model hears {_told(model.feature_id)}, not {_told(found.identity)}; "
-            "pass --features and --features-model as it was trained"
+            f"features: this speech model takes {_format_id(model.feature_id)}, not {_format_id(found.identity)}; "
+            "pass the --features and --features-model of its training"
         )
     return found
 
 
-def _told(identity):
+def _format_id(identity):
     """{"name": "a", "of": "b"} -> a (of b)"""
     rest = ", ".join(f"{key} {value}" for key, value in identity.items() if key != "name")
     return identity["name"] + (f" ({rest})" if rest else "")
 
 
 def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
-    """What the speech does to a face, as it comes.
+    """Predict displacements from a stream of feature windows.
 
     model     FirstModel or SecondModel
-    windows   float32 (T, C, S) or an iterator of (C, S), of the features that the model hears
+    windows   float32 (T, C, S) or an iterator of (C, S), of the model's features
     identity  float32 (L, 512), tensor or array
     chunk     windows computed together; changes speed and memory, not the result
     gain      factor on the displacements: above 1 the face moves more
-    seed      of the noise, if the model takes any; None gives it none
-    yields    float32 numpy (L, 512), one for each window
-    raises    TalkheadError if identity or windows do not have the shapes that this model takes
+    seed      of the noise, if the model takes any; None: no noise
+    yields    float32 numpy (L, 512), one per window
+    raises    TalkheadError if the shape of identity or windows does not fit the model
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3.
     """
@@ -360,15 +352,15 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
     if identity.shape != (layers, W_DIM):
         raise TalkheadError(
             f"identity: has shape {tuple(identity.shape)}, this speech model takes ({layers}, {W_DIM}); "
-            "pass the encoder that it was trained with"
+            "use the encoder of its training"
         )
     windows, state, noise = iter(windows), None, None
     rng = np.random.default_rng(seed) if model.noise_width and seed is not None else None
     while block := list(islice(windows, chunk)):
         if block[0].shape != model.window_shape:
             raise TalkheadError(
-                f"windows: have shape {block[0].shape}, this speech model takes {model.window_shape} of {_told(model.feature_id)}; "
-                "pass the features that it was trained on"
+                f"windows: have shape {block[0].shape}, this speech model takes {model.window_shape} of "
+                f"{_format_id(model.feature_id)}; pass the features of its training"
             )
         block_windows = torch.as_tensor(np.stack(block), dtype=torch.float32, device=device)
         if rng is not None:
@@ -376,7 +368,6 @@ def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
                 rng.standard_normal((1, len(block), model.noise_width)), dtype=torch.float32, device=device
             )
         with torch.no_grad():
-            moved, state = model(
-                block_windows[None], identity[None, : model.num_ws], state, noise
-            )  # (1, chunk, num_ws, 512)
-        yield from extend_layers(gain * moved[0], layers).cpu().numpy()
+            # (1, chunk, num_ws, 512)
+            offsets, state = model(block_windows[None], identity[None, : model.num_ws], state, noise)
+        yield from extend_layers(gain * offsets[0], layers).cpu().numpy()

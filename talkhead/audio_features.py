@@ -1,6 +1,6 @@
-"""What speech models hear: features of the sound, cut into one window per video frame.
+"""Audio features, in one window per video frame: base class, registry, MFCC and acoustic models.
 
-To add features, subclass AudioFeatures and name them in FEATURES.
+To add features, subclass AudioFeatures and register them in FEATURES.
 
 Source: thesis §4.2.3, §4.3.3.
 """
@@ -19,23 +19,23 @@ BUNDLED = Path(__file__).parent / "weights" / "speech.pt"
 
 
 class AudioFeatures:
-    """Features of a kind, in windows. A subclass has `steps`, and says of them:
+    """Base class of windowed audio features. A subclass defines `steps` and:
 
     name       of the features
-    identity   dict of plain values, kept with the weights of a network that hears them: a network knows no others
+    identity   dict of plain values, stored with a network that takes these features; it accepts no others
     shape      (C, S) of a window: C features, S steps
-    before     how many of its steps lie before the frame's first; None centres the window on the frame
-    per_frame  steps in one video frame
+    before     steps of the window before the frame's first step; None centres the window on the frame
+    per_frame  steps per video frame
     """
 
     before, per_frame = None, mfcc.STEPS_PER_FRAME
 
     def steps(self, blocks):
-        """Blocks of sound, float (n,) at 16 kHz, to the next steps, float32 (m, C), as soon as each can be known; zero in silence."""
+        """Stream features, float32 (m, C), zero in silence, of blocks of audio, float (n,) at 16 kHz."""
         raise NotImplementedError
 
     def windows(self, audio):
-        """Sound float (N,) at 16 kHz to windows float32 (T, C, S), T = speech.num_frames(audio); what lies beyond its ends is silence.
+        """Windows float32 (T, C, S), T = mfcc.num_frames(audio), of audio float (N,) at 16 kHz, padded with silence.
 
         raises   TalkheadError unless audio is one row of samples
         """
@@ -44,22 +44,17 @@ class AudioFeatures:
             raise TalkheadError(
                 f"audio: has shape {samples.shape}, wanted one row of samples; mix the channels to mono"
             )
-        return mfcc.windows(
-            np.concatenate(list(self.steps([samples]))),
-            mfcc.num_frames(samples),
-            self.shape[1],
-            self.before,
-            self.per_frame,
-        )
+        steps = np.concatenate(list(self.steps([samples])))
+        return mfcc.windows(steps, mfcc.num_frames(samples), self.shape[1], self.before, self.per_frame)
 
     def stream(self, blocks):
-        """The same windows, float32 (C, S), from an iterator of blocks of the sound, each as soon as it can be known."""
-        heard = mfcc.FrameCounter(blocks)
-        return mfcc.slide(self.steps(heard), heard.frames, self.shape[1], self.before, self.per_frame)
+        """Stream the same windows, float32 (C, S), from an iterator of audio blocks, with the least delay."""
+        counter = mfcc.FrameCounter(blocks)
+        return mfcc.slide(self.steps(counter), counter.frames, self.shape[1], self.before, self.per_frame)
 
 
 class Mfcc(AudioFeatures):
-    """MFCC, what the second model hears: a window can be known 135 ms after its frame has ended.
+    """MFCC features, of the second model. A window has a look-ahead of 135 ms after the end of its frame.
 
     Source: thesis §4.3.3.
     """
@@ -73,16 +68,16 @@ class Mfcc(AudioFeatures):
 
 
 class LogitWindows(AudioFeatures):
-    """What the first model hears: the steps of an acoustic model, fifty a second.
+    """Features of an acoustic model at 50 Hz, of the first model.
 
-    model     acoustics.CharacterModel, DeepSpeech or Hidden. The identity holds a fingerprint of its weights, which an export in half
-              precision keeps
+    model     speech_models.CharacterModel, DeepSpeech or TransformersFeatures. The identity holds a fingerprint of its
+              weights, which an export in half precision keeps
 
-    Of 16 steps, eight frames, the frame itself is the fourth. For a CharacterModel of a delay of seven steps a window can be known 315 ms after its
-    frame has ended; DeepSpeech and Hidden, which hear a recording as a whole, give the first one after the last block.
+    A window has 16 steps, eight frames, of which the frame itself is the fourth. With a CharacterModel of delay 7 the
+    look-ahead is 315 ms after the end of the frame; DeepSpeech and TransformersFeatures need the whole recording.
 
     Source: thesis §4.2.3.
-    Departure: from the logits their value in silence is subtracted, which the network's own bias can put back.
+    Departure: the logits of silence are subtracted; a bias of the first model can add them again.
     """
 
     WINDOW = 16  # steps: 320 ms
@@ -101,7 +96,7 @@ class LogitWindows(AudioFeatures):
 
     @cached_property
     def silence(self):
-        """What the model says in the middle of two seconds of digital silence: float32 (C,)."""
+        """Features of digital silence, float32 (C,): those in the middle of two seconds."""
         steps = np.concatenate(list(self.model.steps([np.zeros(2 * mfcc.SAMPLE_RATE, np.float32)])))
         return steps[len(steps) // 2]
 
@@ -116,9 +111,10 @@ def _bundled(path, device):
 
 
 class Kind(NamedTuple):
-    """How features are made: a function of the path of their weights and the device, and what those weights are.
+    """Registry entry of audio features.
 
-    weights   "" if they are none; None if they come with the package, and others may be named
+    make      function of the path of the weights and the device; returns AudioFeatures
+    weights   description of the weights; "" if there are none; None if they are bundled and replaceable
     """
 
     make: Callable
@@ -144,21 +140,19 @@ FEATURES = {
 
 
 def features(name, path=None, device="cpu"):
-    """The AudioFeatures of a name.
+    """Create AudioFeatures by name.
 
     name     "mfcc"; "bundled", our own character model; "deepspeech"; "wav2vec2" or "hubert"
-    path     of the weights: another character model than the one that comes with the package; DeepSpeech's output_graph.pb; folder or
-             hub name of a network of transformers
-    device   where to compute; torch.device or its name
-    raises   TalkheadError if the name is unknown, or weights are missing, not wanted, damaged or of another kind
+    path     weights: a character model instead of the bundled one; DeepSpeech's output_graph.pb; folder or hub name of
+             a network of transformers
+    device   torch.device or its name
+    raises   TalkheadError if the name is unknown, or weights are missing, superfluous, damaged or of another kind
     """
     if name not in FEATURES:
         raise TalkheadError(f"features {name!r}: unknown; take {', '.join(FEATURES)}")
     kind = FEATURES[name]
     if kind.weights == "" and path is not None:
-        raise TalkheadError(f"features {name}: are computed, and take no weights; leave {path} out")
+        raise TalkheadError(f"features {name}: take no weights; drop {path}")
     if kind.weights and path is None:
-        raise TalkheadError(
-            f"features {name}: their weights do not come with the package; pass {kind.weights} as --features-model"
-        )
+        raise TalkheadError(f"features {name}: their weights are not bundled; pass {kind.weights} as --features-model")
     return kind.make(path, device)

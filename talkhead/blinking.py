@@ -1,56 +1,57 @@
-"""Blinks: when they come, and how far lids are closed in each frame."""
+"""Random blinks: closure of the lids in each frame."""
 
 import numpy as np
 
 from talkhead import mfcc
 
-# How eyes blink: medians in seconds, and the spread of their logarithm, by examples/measure_blinks.py on GRID. Its speaker s1 (390 blinks, 47 a
-# minute) and eleven others (10 blinks, 18 a minute) take 0.08 s from a tenth of the way down, and 0.18 s up to a tenth, as `_lid` does with
-# these lengths. How many are followed by another: the others' share; of those of s1, 0.4.
+# Log-normal durations: (median in seconds, std of the logarithm), measured by examples/measure_blinks.py on GRID. Its
+# speaker s1 (390 blinks, 47 per minute) and eleven others (10 blinks, 18 per minute) close in 0.08 s from 10 % closure
+# on, and reopen in 0.18 s down to 10 %, as `_closure` does with these durations.
 CLOSE = (0.09, 0.31)
 OPEN = (0.27, 0.31)
-AGAIN = 0.2
-AGAIN_AFTER = (0.32, 0.38)  # from one to the other
+DOUBLE_PROBABILITY = 0.2  # that a second blink follows at once; s1: 0.4, the others: 0.2
+DOUBLE_INTERVAL = (0.32, 0.38)  # from the first to the second
 
 
 def blinks(rate, seed=0):
-    """How far the lids are shut, 0 to 1, frame after frame at 25 a second, without end.
+    """Yield the closure of the lids, 0 (open) to 1 (shut), at 25 frames per second, endlessly.
 
-    rate   blinks a minute, on average; 0 for none
+    rate   blinks per minute, on average; 0: none
     seed   same seed, same blinks
 
-    AGAIN of them are followed by another at once, the others by one that may come at any moment. Lids fall fast, and rise ever slower.
+    A fraction DOUBLE_PROBABILITY is followed by a second blink at once; other intervals are exponentially distributed.
     """
     rng = np.random.default_rng([seed, 0xB11D])
-    start, under_way, frame = _wait(rng, rate), [], 0
+    start, active, frame = _interval(rng, rate), [], 0
     while True:
         time = frame / mfcc.FPS
         while start <= time:
-            under_way.append((start, _draw(rng, CLOSE), _draw(rng, OPEN)))
-            start += _wait(rng, rate)
-        under_way = [blink for blink in under_way if time < sum(blink)]
-        yield max((_lid(time - begun, close, reopen) for begun, close, reopen in under_way), default=0.0)
+            active.append((start, _lognormal(rng, CLOSE), _lognormal(rng, OPEN)))
+            start += _interval(rng, rate)
+        active = [blink for blink in active if time < sum(blink)]
+        yield max((_closure(time - begun, close, reopen) for begun, close, reopen in active), default=0.0)
         frame += 1
 
 
-def _wait(rng, rate):
-    """Seconds from one blink to the next."""
+def _interval(rng, rate):
+    """Random interval between the starts of two blinks, seconds."""
     if rate <= 0:
         return np.inf
-    if rng.random() < AGAIN:
-        return _draw(rng, AGAIN_AFTER)
-    median, spread = AGAIN_AFTER
-    others = (60 / rate - AGAIN * median * np.exp(spread**2 / 2)) / (1 - AGAIN)  # so that the mean of all is 60 / rate
-    return rng.exponential(max(others, 0.1))
+    if rng.random() < DOUBLE_PROBABILITY:
+        return _lognormal(rng, DOUBLE_INTERVAL)
+    median, std = DOUBLE_INTERVAL
+    # Mean of the other intervals for which the mean of all is 60 / rate.
+    mean = (60 / rate - DOUBLE_PROBABILITY * median * np.exp(std**2 / 2)) / (1 - DOUBLE_PROBABILITY)
+    return rng.exponential(max(mean, 0.1))
 
 
-def _draw(rng, told):
-    median, spread = told
-    return float(rng.lognormal(np.log(median), spread))
+def _lognormal(rng, parameters):
+    median, std = parameters
+    return float(rng.lognormal(np.log(median), std))
 
 
-def _lid(time, close, reopen):
-    """How far a lid is shut so many seconds after it began to fall."""
+def _closure(time, close, reopen):
+    """Closure of the lids `time` seconds after the start of a blink: smooth closing, quadratic reopening."""
     if time < close:
         part = time / close
         return part * part * (3 - 2 * part)

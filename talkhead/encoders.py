@@ -1,8 +1,8 @@
-"""Networks that see: an image to its latent code in one pass, or in a few.
+"""Image encoders: image → W+ latent, in one pass or iteratively.
 
-ResNet18 with one linear head is the thesis's own encoder. The family of pSp (Richardson et al. 2021), e4e (Tov et al.
-2021) and ReStyle (Alaluf et al. 2021) shares the trunk of a face-recognition network, IR-SE-50; here its modules carry
-the names that those projects' files use, so that their weights need no translation.
+ResNet18 with one linear head is the thesis's own encoder. pSp (Richardson et al. 2021), e4e (Tov et al. 2021) and
+ReStyle (Alaluf et al. 2021) share the trunk of a face recognition network, IR-SE-50; the modules have the names of
+those projects' files, so that their weights load without renaming.
 
 Source: thesis §3.3.2.
 """
@@ -17,7 +17,7 @@ from talkhead import files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize_images
 
-# What ResNet18 calls its stem and its first four residual blocks, two in each layer.
+# torchvision's names of ResNet18's stem and first four residual blocks, two per layer.
 IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
 
 
@@ -25,13 +25,14 @@ IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
 
 
 class Sparse(nn.Conv2d):
-    """A 1×1 convolution of every `step`-th pixel.
+    """1×1 convolution with a stride of `step`.
 
-    The pixels are taken out first: with few channels, what oneDNN has for the gradient of a stride there (AVX-512) writes beyond its memory.
+    The input is subsampled first: with few channels, oneDNN's AVX-512 gradient of a strided 1×1 convolution writes out
+    of bounds.
     """
 
-    def __init__(self, wide_in, wide, step):
-        super().__init__(wide_in, wide, 1, bias=False)
+    def __init__(self, in_channels, out_channels, step):
+        super().__init__(in_channels, out_channels, 1, bias=False)
         self.step = step
 
     def forward(self, x):
@@ -39,17 +40,17 @@ class Sparse(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """ResNet's basic block: two 3×3 convolutions around a shortcut. Named as torchvision names its parts."""
+    """ResNet's basic block: two 3×3 convolutions and a shortcut, with torchvision's parameter names."""
 
-    def __init__(self, wide_in, wide, stride):
+    def __init__(self, in_channels, out_channels, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(wide_in, wide, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(wide)
-        self.conv2 = nn.Conv2d(wide, wide, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(wide)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample = None
-        if stride != 1 or wide_in != wide:
-            self.downsample = nn.Sequential(Sparse(wide_in, wide, stride), nn.BatchNorm2d(wide))
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(Sparse(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -58,20 +59,18 @@ class Block(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """An image to its W+ code in one pass: ResNet18 predicts the offset from the mean latent.
+    """ResNet18 encoder: predicts the offset of the W+ latent from the mean latent in one pass.
 
     num_ws       L, the generator's latent layers
     width        channels of the first stage; 64 is ResNet18
     input_size   images of other sizes are resized to this, pixels
     w_dim        width of one latent
-    stem_stride  what the first layers divide the size by: 4 is ResNet18 (strided convolution,
-                 then max pooling); 2 leaves the pooling out and 1 the stride too, which keeps
-                 the detail of inputs much smaller than 256
-    pool_size    the last feature map is averaged to this many cells a side; 1 is ResNet18
-    w_avg        float (w_dim,) or (L, w_dim), the generator's mean latent; zeros if not given
+    stem_stride  downsampling factor of the stem: 4 is ResNet18 (strided convolution, then max pooling); 2 has no
+                 pooling and 1 no stride either, which keeps the detail of inputs much smaller than 256
+    pool_size    side of the averaged last feature map; 1 is ResNet18
+    w_avg        float (w_dim,) or (L, w_dim), the generator's mean latent; None: zeros
 
-    With width 64, stem_stride 4 and pool_size 1 all but the head equals torchvision's resnet18, by
-    name and by value.
+    With width 64, stem_stride 4 and pool_size 1, all but the head equals torchvision's resnet18, in names and values.
 
     Source: thesis §3.3.2.2, Table 3.1.
     Departure: the table prints 6144 outputs for a 256×256 generator; L·512 are needed.
@@ -108,36 +107,36 @@ class ResNetEncoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        # Training starts next to the mean face: the generator draws nothing useful far from it.
+        # Training starts near the mean face, since latents far from it give no useful images.
         nn.init.normal_(self.fc.weight, std=1e-3)
         nn.init.zeros_(self.fc.bias)
 
     def features(self, images):
-        """The trunk: float (N, 3, H, W) in [-1, 1] to pooled features, float (N, 8·width·pool_size²)."""
+        """Pooled features, float (N, 8·width·pool_size²), of images, float (N, 3, H, W) in [-1, 1]."""
         images = resize_images(images, self.input_size)
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
 
     def forward(self, images):
-        """float (N, 3, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
+        """W+ latents, float (N, L, w_dim), of images, float (N, 3, H, W) in [-1, 1] of any size."""
         offset = self.fc(self.features(images)).view(-1, self.num_ws, self.w_dim)
         return self.w_avg + offset
 
     def load_imagenet(self, path):
-        """Start the stem and the first four residual blocks from a classifier's weights.
+        """Initialise the stem and the first four residual blocks from ImageNet weights.
 
         path    torchvision's resnet18 state dict, such as resnet18-f37072fd.pth
-        raises  TalkheadError if the file is not that, or this encoder is narrower than ResNet18
+        raises  TalkheadError if the file is not that, or this encoder is not as wide as ResNet18
 
         Source: thesis §3.3.2.2 ("the first 4 ResNet blocks").
         """
-        _start_from(self, path, IMAGENET_PARTS, "torchvision's resnet18 weights", "resnet18-f37072fd.pth")
+        _load_parts(self, path, IMAGENET_PARTS, "torchvision's resnet18 weights", "resnet18-f37072fd.pth")
 
 
 @torch.no_grad()
 def extend_layers(smaller, num_ws):
-    """A copy of a ResNetEncoder with so many layers, no fewer: those that it has beyond start as the last of the smaller one's."""
+    """Copy a ResNetEncoder for `num_ws` latent layers, at least its own; the new layers' heads copy its last one."""
     encoder, state = ResNetEncoder(**smaller.config | {"num_ws": num_ws}), smaller.state_dict()
     for name in ("fc.weight", "fc.bias", "w_avg"):
         layers = state[name].unflatten(0, (smaller.num_ws, -1))
@@ -146,11 +145,11 @@ def extend_layers(smaller, num_ws):
     return encoder
 
 
-# ---- what other networks' files give ----
+# ---- weights of other networks ----
 
 
-def _start_from(network, path, parts, what, example):
-    """Load the parts of a network that a file of weights has too; the rest stays as it is."""
+def _load_parts(network, path, parts, what, example):
+    """Load some modules of a network from a file of weights; the others stay as they are."""
     weights = _read_state(path, what, example)
     try:
         wanted = {
@@ -164,18 +163,17 @@ def _start_from(network, path, parts, what, example):
         network.load_state_dict(wanted, strict=False)
     except RuntimeError as error:
         raise TalkheadError(
-            f"{path}: of another width than this encoder, which has {network.config['width']}; "
-            "take width 64 or start from scratch"
+            f"{path}: width differs from this encoder's {network.config['width']}; use width 64 or train from scratch"
         ) from error
 
 
 def _optional(name, state):
-    """Files older than torch 0.4.1 do not count the batches that a normalisation saw; nothing here needs the count."""
+    """True for a missing batch counter of a batch normalisation; unused, and absent in files before torch 0.4.1."""
     return name.endswith(".num_batches_tracked") and name not in state
 
 
 def _read_state(path, what, example):
-    """A state dict that some project saved by torch.save, of this or an older format; nothing in it is run."""
+    """Read a state dict of another project, of any torch.save format, without running code from the file."""
     try:
         weights = files.load_weights(path)
     except files.NotPlainWeights as error:
@@ -187,45 +185,45 @@ def _read_state(path, what, example):
 
 # ---- IR-SE-50 ----
 
-BODY = (3, 4, 14, 3)  # residual blocks of IR-SE-50 at a half, a quarter, an eighth and a sixteenth of the input's size
-EXCITATION = 16  # channels to each one inside a squeeze-and-excitation
+BLOCKS = (3, 4, 14, 3)  # residual blocks of IR-SE-50 at 1/2, 1/4, 1/8 and 1/16 of the input size
+SE_REDUCTION = 16  # channel reduction of squeeze-and-excitation
 
-# pSp's view of an aligned face for recognition: rows and columns of a 256² picture, scaled to 112².
-RECOGNISED = (35, 223, 32, 220)
-ALIGNED_SIZE, RECOGNISED_SIZE = 256, 112  # pixels
+# pSp's crop of an aligned face for recognition: top, bottom, left, right in a 256² image; then scaled to 112².
+RECOGNITION_CROP = (35, 223, 32, 220)
+ALIGNED_SIZE, RECOGNITION_SIZE = 256, 112  # pixels
 
 IRSE_PARTS = ("input_layer", "body")
-FACES, FACES_FILE = "the weights of an IR-SE-50 face-recognition network", "model_ir_se50.pth"
+IRSE_WEIGHTS, IRSE_FILE = "the weights of an IR-SE-50 face recognition network", "model_ir_se50.pth"
 
 
 class Excitation(nn.Module):
-    """Squeeze and excitation: channels weighed by what the whole map shows (Hu et al. 2018)."""
+    """Squeeze-and-excitation: channel weights from globally pooled features (Hu et al. 2018)."""
 
-    def __init__(self, wide):
+    def __init__(self, channels):
         super().__init__()
-        self.fc1 = nn.Conv2d(wide, max(1, wide // EXCITATION), 1, bias=False)
-        self.fc2 = nn.Conv2d(max(1, wide // EXCITATION), wide, 1, bias=False)
+        self.fc1 = nn.Conv2d(channels, max(1, channels // SE_REDUCTION), 1, bias=False)
+        self.fc2 = nn.Conv2d(max(1, channels // SE_REDUCTION), channels, 1, bias=False)
 
     def forward(self, x):
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
 class IRBlock(nn.Module):
-    """IR-SE's residual block: normalise first, excite last, and a shortcut that only skips pixels where widths agree."""
+    """IR-SE residual block: batch normalisation first, excitation last; the shortcut subsamples where widths agree."""
 
-    def __init__(self, wide_in, wide, stride):
+    def __init__(self, in_channels, out_channels, stride):
         super().__init__()
-        if wide_in == wide:
+        if in_channels == out_channels:
             self.shortcut_layer = nn.MaxPool2d(1, stride)
         else:
-            self.shortcut_layer = nn.Sequential(Sparse(wide_in, wide, stride), nn.BatchNorm2d(wide))
+            self.shortcut_layer = nn.Sequential(Sparse(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
         self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(wide_in),
-            nn.Conv2d(wide_in, wide, 3, 1, 1, bias=False),
-            nn.PReLU(wide),
-            nn.Conv2d(wide, wide, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(wide),
-            Excitation(wide),
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, out_channels, 3, 1, 1, bias=False),
+            nn.PReLU(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            Excitation(out_channels),
         )
 
     def forward(self, x):
@@ -233,7 +231,7 @@ class IRBlock(nn.Module):
 
 
 class IRSE50(nn.Module):
-    """The trunk of a face-recognition network: 50 layers, of which each block reweighs its channels.
+    """Trunk of the face recognition network IR-SE-50: 50 layers in residual blocks with squeeze-and-excitation.
 
     width      channels of the first layers; 64 is IR-SE-50
     channels   of the input
@@ -246,18 +244,20 @@ class IRSE50(nn.Module):
         self.input_layer = nn.Sequential(
             nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
         )
-        blocks, wide_in = [], width
-        for wide, count in zip((width, 2 * width, 4 * width, 8 * width), BODY):
-            blocks += [IRBlock(wide_in, wide, 2)] + [IRBlock(wide, wide, 1) for _ in range(count - 1)]
-            wide_in = wide
+        blocks, in_channels = [], width
+        for out_channels, count in zip((width, 2 * width, 4 * width, 8 * width), BLOCKS):
+            blocks += [IRBlock(in_channels, out_channels, 2)] + [
+                IRBlock(out_channels, out_channels, 1) for _ in range(count - 1)
+            ]
+            in_channels = out_channels
         self.body = nn.Sequential(*blocks)
 
     def maps(self, images):
-        """float (N, channels, H, H) to its features at H/4, H/8 and H/16: 2, 4 and 8 times `width` channels."""
+        """Feature maps at H/4, H/8 and H/16, with 2, 4 and 8 times `width` channels, of float (N, channels, H, H)."""
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
         x, found, last = self.input_layer(images), [], 0
-        for count in BODY:
+        for count in BLOCKS:
             x = self.body[last : last + count](x)
             last += count
             found.append(x)
@@ -265,13 +265,13 @@ class IRSE50(nn.Module):
 
 
 class FaceRecognition(IRSE50):
-    """Aligned faces to the embeddings by which IR-SE-50 tells people apart.
+    """Face recognition network IR-SE-50: identity embeddings of aligned faces.
 
     width   channels of the first layers; 64 is IR-SE-50
-    size    numbers in an embedding
-    affine  whether the last normalisation has weights of its own
+    size    width of an embedding
+    affine  the last batch normalisation has weights
 
-    Source: the identity loss of pSp (thesis §3.3.2.1): what it cuts out of a face, and the layout of model_ir_se50.pth.
+    Source: the identity loss of pSp (thesis §3.3.2.1): its crop of the face, and the layout of model_ir_se50.pth.
     """
 
     def __init__(self, width=64, size=512, affine=True):
@@ -285,22 +285,22 @@ class FaceRecognition(IRSE50):
         )
 
     def embed(self, images):
-        """float (N, 3, 112, 112), the face alone, to float (N, size) of length 1."""
+        """Embeddings, float (N, size) of length 1, of cropped faces, float (N, 3, 112, 112)."""
         return F.normalize(self.output_layer(self.maps(images)[-1]), dim=1)
 
     def forward(self, images):
-        """float (N, 3, H, H) in [-1, 1], aligned as FFHQ, any size, to float (N, size) of length 1."""
-        top, bottom, left, right = RECOGNISED
+        """Embeddings, float (N, size) of length 1, of FFHQ-aligned images, float (N, 3, H, H) in [-1, 1], any size."""
+        top, bottom, left, right = RECOGNITION_CROP
         images = resize_images(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
-        return self.embed(F.adaptive_avg_pool2d(images, RECOGNISED_SIZE))
+        return self.embed(F.adaptive_avg_pool2d(images, RECOGNITION_SIZE))
 
 
 def load_face_recognition(path):
-    """The network in a file of the layout of model_ir_se50.pth, frozen and in evaluation mode.
+    """Load a FaceRecognition, frozen and in evaluation mode, from a file of the layout of model_ir_se50.pth.
 
-    raises   TalkheadError if it is not that
+    raises   TalkheadError if the file has another layout
     """
-    weights = _read_state(path, FACES, FACES_FILE)
+    weights = _read_state(path, IRSE_WEIGHTS, IRSE_FILE)
     try:
         network = FaceRecognition(
             len(weights["input_layer.0.weight"]),
@@ -309,17 +309,17 @@ def load_face_recognition(path):
         )
         network.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
-        raise TalkheadError(f"{path}: not {FACES}; give {FACES_FILE}") from error
+        raise TalkheadError(f"{path}: not {IRSE_WEIGHTS}; give {IRSE_FILE}") from error
     return network.eval().requires_grad_(False)
 
 
 # ---- pSp, e4e ----
 
-COARSE, MIDDLE = 3, 7  # the pyramid's map at H/16 makes latents 0-2, that at H/8 3-6, that at H/4 the others
+COARSE, MIDDLE = 3, 7  # the pyramid's map at H/16 gives latents 0-2, H/8 latents 3-6, H/4 the others
 
 
 class EqualLinear(nn.Module):
-    """A linear layer whose weights are N(0, 1) and scaled on use, as StyleGAN's."""
+    """StyleGAN's linear layer with equalised learning rate: weights from N(0, 1), scaled at run time."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -331,34 +331,34 @@ class EqualLinear(nn.Module):
 
 
 class Map2Style(nn.Module):
-    """A feature map to one latent: halved by convolutions until a single pixel is left."""
+    """Head for one latent: strided convolutions down to one pixel, and a linear layer."""
 
-    def __init__(self, wide, w_dim, halvings):
+    def __init__(self, channels, w_dim, halvings):
         super().__init__()
         layers = []
         for _ in range(halvings):
-            layers += [nn.Conv2d(wide, wide, 3, 2, 1), nn.LeakyReLU()]
+            layers += [nn.Conv2d(channels, channels, 3, 2, 1), nn.LeakyReLU()]
         self.convs = nn.Sequential(*layers)
-        self.linear = EqualLinear(wide, w_dim)
+        self.linear = EqualLinear(channels, w_dim)
 
     def forward(self, x):
         return self.linear(self.convs(x).flatten(1))
 
 
 class PSPEncoder(IRSE50):
-    """An image to its W+ code in one pass: IR-SE-50 and a head that predicts the offset from the mean latent.
+    """pSp encoder: IR-SE-50 and a head that predicts the offset of the W+ latent from the mean latent, in one pass.
 
     num_ws      L, the generator's latent layers
     head        "pyramid"  every latent from a map of its scale: coarse (0-2), middle (3-6), fine (pSp)
                 "last"     every latent from the last map (ReStyle)
                 "w+"       all latents by one linear layer from the last map (pSp)
                 "w"        one latent, for every layer, from the averaged last map (pSp, e4e)
-    deltas      the first latent is the code in W, the others are added to it (e4e); for "pyramid" and "last"
+    deltas      the first latent is in W, the others are offsets from it (e4e); for "pyramid" and "last"
     width       channels of the first layers; 64 is IR-SE-50
     input_size  images of other sizes are resized to this, pixels; a power of two from 32
     w_dim       width of one latent
     channels    of the input: 3, or 6 inside a ReStyle
-    w_avg       float (w_dim,) or (L, w_dim), what the offset is added to; zeros if not given
+    w_avg       float (w_dim,) or (L, w_dim), added to the offset; None: zeros
 
     Source: thesis §3.3.2.1; Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et al. 2021 (ReStyle).
     """
@@ -381,22 +381,25 @@ class PSPEncoder(IRSE50):
             "channels": channels,
         }
         self.num_ws, self.w_dim, self.input_size, self.head, self.deltas = num_ws, w_dim, input_size, head, deltas
-        wide = 8 * width
+        out_channels = 8 * width
         if head == "pyramid":
             self.styles = nn.ModuleList(
-                Map2Style(wide, w_dim, halvings + (k >= COARSE) + (k >= MIDDLE)) for k in range(num_ws)
+                Map2Style(out_channels, w_dim, halvings + (k >= COARSE) + (k >= MIDDLE)) for k in range(num_ws)
             )
-            self.latlayer1 = nn.Conv2d(4 * width, wide, 1)
-            self.latlayer2 = nn.Conv2d(2 * width, wide, 1)
+            self.latlayer1 = nn.Conv2d(4 * width, out_channels, 1)
+            self.latlayer2 = nn.Conv2d(2 * width, out_channels, 1)
         elif head == "last":
-            self.styles = nn.ModuleList(Map2Style(wide, w_dim, halvings) for _ in range(num_ws))
+            self.styles = nn.ModuleList(Map2Style(out_channels, w_dim, halvings) for _ in range(num_ws))
         elif head == "w+":
             self.output_layer_2 = nn.Sequential(
-                nn.BatchNorm2d(wide), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(wide * 7**2, wide)
+                nn.BatchNorm2d(out_channels),
+                nn.AdaptiveAvgPool2d(7),
+                nn.Flatten(),
+                nn.Linear(out_channels * 7**2, out_channels),
             )
-            self.linear = EqualLinear(wide, num_ws * w_dim)
+            self.linear = EqualLinear(out_channels, num_ws * w_dim)
         elif head == "w":
-            self.linear = EqualLinear(wide, w_dim)
+            self.linear = EqualLinear(out_channels, w_dim)
         else:
             raise TalkheadError(f"encoder: head {head!r}; take pyramid, last, w+ or w")
         self.register_buffer("w_avg", torch.zeros(num_ws, w_dim))
@@ -404,36 +407,36 @@ class PSPEncoder(IRSE50):
             self.w_avg.copy_(w_avg)
 
     def forward(self, images):
-        """float (N, channels, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
+        """W+ latents, float (N, L, w_dim), of images, float (N, channels, H, W) in [-1, 1] of any size."""
         return self.w_avg + self.offset(images)
 
     def offset(self, images):
-        """What `forward` adds to the mean latent, float (N, L, w_dim)."""
+        """Offset of `forward` from the mean latent, float (N, L, w_dim)."""
         fine, middle, coarse = self.maps(resize_images(images, self.input_size))
         if self.head == "w":
             return self.linear(coarse.mean((2, 3)))[:, None].expand(-1, self.num_ws, -1)
         if self.head == "w+":
             return self.linear(self.output_layer_2(coarse)).view(-1, self.num_ws, self.w_dim)
         if self.head == "pyramid":
-            middle = _enlarged(coarse, middle) + self.latlayer1(middle)
-            fine = _enlarged(middle, fine) + self.latlayer2(fine)
-            seen = [coarse if k < COARSE else middle if k < MIDDLE else fine for k in range(self.num_ws)]
+            middle = _upsample_to(middle, coarse) + self.latlayer1(middle)
+            fine = _upsample_to(fine, middle) + self.latlayer2(fine)
+            maps = [coarse if k < COARSE else middle if k < MIDDLE else fine for k in range(self.num_ws)]
         else:
-            seen = [coarse] * self.num_ws
-        codes = torch.stack([style(x) for style, x in zip(self.styles, seen)], 1)
-        return torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1) if self.deltas else codes
+            maps = [coarse] * self.num_ws
+        latents = torch.stack([style(x) for style, x in zip(self.styles, maps)], 1)
+        return torch.cat([latents[:, :1], latents[:, :1] + latents[:, 1:]], 1) if self.deltas else latents
 
     def load_irse(self, path):
-        """Start the trunk from a face-recognition network, as pSp does.
+        """Initialise the trunk from a face recognition network, as pSp does.
 
         path    state dict of the layout of model_ir_se50.pth
         raises  TalkheadError if the file is not that, or this encoder has another width or other input channels
         """
-        _start_from(self, path, IRSE_PARTS, FACES, FACES_FILE)
+        _load_parts(self, path, IRSE_PARTS, IRSE_WEIGHTS, IRSE_FILE)
 
 
-def _enlarged(x, like):
-    """A map at the size of another; corner on corner, as pSp's pyramid is trained."""
+def _upsample_to(like, x):
+    """Resize x bilinearly to the size of `like`, corners aligned as in pSp's pyramid."""
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
 
 
@@ -441,13 +444,13 @@ def _enlarged(x, like):
 
 
 class ReStyle(nn.Module):
-    """An encoder that looks again: each pass sees the image beside what its code draws, and corrects the code.
+    """Iterative encoder (ReStyle): each pass takes the image and its reconstruction so far, and corrects the latent.
 
-    encoder     PSPEncoder of 6 channels; the first pass sees what its w_avg draws
+    encoder     PSPEncoder of 6 channels; the reconstruction of its first pass is the image of w_avg
     decoder     the stylegan.Generator that it was trained with; frozen
     iterations  passes
 
-    A generator tuned afterwards is not put in the decoder's place: the encoder knows the pictures of this one.
+    A generator tuned afterwards does not replace the decoder: the encoder is trained on this one's images.
 
     Source: Alaluf et al. 2021, §3.
     """
@@ -456,7 +459,7 @@ class ReStyle(nn.Module):
         super().__init__()
         if encoder.num_ws != decoder.num_ws:
             raise TalkheadError(
-                f"encoder of {encoder.num_ws} layers, its generator of {decoder.num_ws}; the file is damaged"
+                f"encoder has {encoder.num_ws} layers, its generator {decoder.num_ws}; the file is damaged"
             )
         self.encoder, self.decoder, self.iterations = encoder, decoder.requires_grad_(False), iterations
         self.config = {
@@ -472,29 +475,29 @@ class ReStyle(nn.Module):
         return self.encoder.w_avg
 
     def forward(self, images):
-        """float (N, 3, H, W) in [-1, 1], any size, to W+ codes, float (N, L, w_dim)."""
+        """W+ latents, float (N, L, w_dim), of images, float (N, 3, H, W) in [-1, 1] of any size."""
         images = resize_images(images, self.input_size)
-        codes = self.w_avg.expand(len(images), -1, -1)
-        drawn = self._draw(self.w_avg[None]).expand_as(images)
+        latents = self.w_avg.expand(len(images), -1, -1)
+        drawn = self._synthesize(self.w_avg[None]).expand_as(images)
         for index in range(self.iterations):
             if index:
-                drawn = self._draw(codes)
-            codes = codes + self.encoder.offset(torch.cat([images, drawn], 1))
-        return codes
+                drawn = self._synthesize(latents)
+            latents = latents + self.encoder.offset(torch.cat([images, drawn], 1))
+        return latents
 
-    def _draw(self, codes):
-        # Averaged, not resampled: this is the picture that the encoder was trained to look at.
-        return F.adaptive_avg_pool2d(self.decoder.synthesis(codes), self.input_size)
+    def _synthesize(self, latents):
+        # Averaged, not resampled, as in the encoder's training.
+        return F.adaptive_avg_pool2d(self.decoder.synthesis(latents), self.input_size)
 
 
-# ---- from a file ----
+# ---- encoders from files ----
 
 
 def build(config, generator=None):
-    """The network that an encoder's `config` describes, untrained.
+    """Build an untrained encoder from its `config`.
 
     config     {"arch": "psp" or "restyle", …}; without "arch", a ResNetEncoder
-    generator  makes the decoder of a ReStyle of its config, as stylegan.Generator(**config) does
+    generator  function of a decoder's config, such as stylegan.Generator; builds the decoder of a ReStyle
     raises     TalkheadError if the architecture is unknown; TypeError or KeyError if the config does not fit it
     """
     config = dict(config)
@@ -508,7 +511,7 @@ def build(config, generator=None):
     raise TalkheadError(f"encoder of architecture {arch!r}: unknown to this version; take resnet, psp or restyle")
 
 
-# Which head and whether deltas, by the name that pSp's, e4e's and ReStyle's options give their encoder.
+# (head, deltas) of each encoder_type in the options of pSp, e4e and ReStyle.
 PSP_TYPES = {
     "GradualStyleEncoder": ("pyramid", False),
     "Encoder4Editing": ("pyramid", True),
@@ -522,29 +525,28 @@ RESTYLE_ITERATIONS = 5
 
 
 def from_psp(state, latent_avg, opts, decoder=None):
-    """The encoder in a file of pSp, e4e or ReStyle, as `build` and `load_state_dict` take it.
+    """Convert an encoder of pSp, e4e or ReStyle to the arguments of `build` and `load_state_dict`.
 
     state       state dict of the encoder alone: names without their prefix "encoder."
     latent_avg  float (512,), (1, 512) or (L, 512), the mean latent; None if the file has none
-    opts        dict of the options that it was trained with; {} if unknown
+    opts        dict of its training options; {} if unknown
     decoder     for ReStyle, whose input has 6 channels: (config, state) of its stylegan.Generator
     returns     (config, state)
     raises      TalkheadError if it is another network, or a part is missing
 
-    Sizes come from shapes. Only whether an encoder adds its codes up (e4e), whether it starts from the mean, and L of
-    one that answers in W are in the options alone.
+    Sizes come from shapes. Only deltas (e4e), the start from the mean latent, and L of head "w" come from the options.
     """
     name, head, deltas = _psp_type(state, opts)
     channels, restyle = state["input_layer.0.weight"].shape[1], state["input_layer.0.weight"].shape[1] == 6
     if channels not in (3, 6):
         raise TalkheadError(
-            f"{name} of {channels} input channels: reads segmentation maps or sketches; pass one trained on pictures of faces"
+            f"{name}: {channels} input channels, of segmentation maps or sketches; pass an encoder of face images"
         )
-    # ReStyle starts at the mean whatever its options say.
+    # ReStyle always starts at the mean latent, whatever its options say.
     wanted = restyle or opts.get("start_from_latent_avg", False)
     if wanted and latent_avg is None:
         raise TalkheadError(
-            f"{name}: the file lacks latent_avg, which its codes are added to; take it from the generator that it was trained with"
+            f"{name}: the file lacks latent_avg, the mean latent; take it from the generator of its training"
         )
     config = {"arch": "psp", "head": head, "deltas": deltas, "channels": channels} | _psp_sizes(
         state, head, latent_avg, opts
@@ -552,7 +554,8 @@ def from_psp(state, latent_avg, opts, decoder=None):
     shape = config["num_ws"], config["w_dim"]
     if wanted and tuple(latent_avg.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise TalkheadError(
-            f"{name}: latent_avg of shape {tuple(latent_avg.shape)} for codes of {shape}; the file is damaged or its parts are of two networks"
+            f"{name}: latent_avg has shape {tuple(latent_avg.shape)}, latents {shape}; "
+            "the file is damaged or mixes two networks"
         )
     state = {**state, "w_avg": (latent_avg.float() if wanted else torch.zeros(1)).expand(shape).clone()}
     _check_names(name, config, state)
@@ -560,24 +563,18 @@ def from_psp(state, latent_avg, opts, decoder=None):
         return config, state
     if decoder is None:
         raise TalkheadError(f"{name}: a ReStyle encoder without its generator; pass the whole file")
-    drawn = {f"decoder.{key}": value for key, value in decoder[1].items()}
-    return (
-        {
-            "arch": "restyle",
-            "encoder": config,
-            "decoder": decoder[0],
-            "iterations": opts.get("n_iters_per_batch", RESTYLE_ITERATIONS),
-        },
-        {f"encoder.{key}": value for key, value in state.items()} | drawn,
-    )
+    iterations = opts.get("n_iters_per_batch", RESTYLE_ITERATIONS)
+    state = {f"encoder.{key}": value for key, value in state.items()}
+    state |= {f"decoder.{key}": value for key, value in decoder[1].items()}
+    return {"arch": "restyle", "encoder": config, "decoder": decoder[0], "iterations": iterations}, state
 
 
 def _psp_type(state, opts):
-    """What an encoder's own project calls it, its head, and whether its codes add up."""
+    """encoder_type, head and deltas of an encoder of pSp, e4e or ReStyle."""
     name = opts.get("encoder_type")
     if "conv1.weight" in state:
         raise TalkheadError(
-            f"{name or 'encoder'}: its trunk is ResNet34, which is not known here; pass an encoder on IR-SE-50"
+            f"{name or 'encoder'}: its trunk is ResNet34, which is not supported; pass an encoder on IR-SE-50"
         )
     if (
         "input_layer.0.weight" not in state
@@ -631,5 +628,5 @@ def _check_names(name, config, state):
     )
     if wrong:
         raise TalkheadError(
-            f"{name}: {wrong[0]} is missing, of another shape or not its own; the file is damaged or of another network"
+            f"{name}: {wrong[0]} is missing, unexpected or of another shape; the file is damaged or of another network"
         )

@@ -1,9 +1,10 @@
-"""Keypoints of an aligned face, read from the picture by a small network: lips, lids, brows, nose, cheeks and outline.
+"""Keypoint detection on aligned faces by a small network: lips, lids, brows, nose, cheeks and outline.
 
-    aligned pictures ─ KeypointNetwork.read ─▶ keypoints (N, K, 2)
+    aligned frames ─ KeypointNetwork.read ─▶ keypoints (N, K, 2)
 
-Keypoints are vertices of MediaPipe's face mesh, whose detector made the labels; at run time it is not needed. Unlike a face detector, the
-network also reads the soft renders of a small generator, and takes about a millisecond for a picture.
+Keypoints are vertices of MediaPipe's face mesh, whose detector labelled the training data; it is not needed at run
+time. Unlike a face detector, the network also works on the soft renders of a small generator; it takes about 1 ms per
+frame.
 """
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# Vertices of MediaPipe's mesh, from the left of the picture to its right; lips and lids include the corners.
+# Vertices of MediaPipe's mesh, from left to right in the image; lips and lids include the corners.
 UPPER_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
 LOWER_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
 UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
@@ -21,90 +22,53 @@ LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 3
 BROWS = ((70, 63, 105, 66, 107), (336, 296, 334, 293, 300))
 NOSE = (168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 48, 278)
 CHEEKS = (205, 425, 50, 280, 187, 411, 202, 422, 164, 18, 200, 199)
+# Clockwise from the middle of the forehead.
 OVAL = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    356,
-    454,
-    323,
-    361,
-    288,
-    397,
-    365,
-    379,
-    378,
-    400,
-    377,
-    152,
-    148,
-    176,
-    149,
-    150,
-    136,
-    172,
-    58,
-    132,
-    93,
-    234,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
-)  # clockwise from the middle of the forehead
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
+    150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
 
 JAW = OVAL[12:25] + (18, 200, 199, 202, 422)  # from one side of the jaw to the other, and the chin
 LIPS = tuple(dict.fromkeys(UPPER_OUTER + LOWER_OUTER + UPPER_INNER + LOWER_INNER))
 VERTICES = tuple(dict.fromkeys(LIPS + sum(UPPER_LIDS + LOWER_LIDS + BROWS, ()) + NOSE + CHEEKS + OVAL))
-_PLACE = {vertex: place for place, vertex in enumerate(VERTICES)}
+_INDEX = {vertex: index for index, vertex in enumerate(VERTICES)}
 
 
 def places(*vertices):
-    """Indices of vertices of MediaPipe's mesh among the keypoints: an int, or an array of them."""
-    return np.array([_PLACE[vertex] for vertex in vertices]).squeeze()
+    """Keypoint indices of vertices of MediaPipe's mesh: an int, or an array of them."""
+    return np.array([_INDEX[vertex] for vertex in vertices]).squeeze()
 
 
 MOVED_BY_SPEECH = places(*dict.fromkeys(LIPS + JAW + CHEEKS))
 NOT_MOVED_BY_SPEECH = places(*NOSE[:8], 33, 133, 362, 263, *OVAL[:6], *OVAL[-5:])
-NEUTRAL_SCORES = 6  # principal components of mouth and jaw that tell how a smile came from rest
-NEUTRAL_FROM, NEUTRAL_FULL = (
-    0.02,
-    0.06,
-)  # gap of the lips, in widths of the mouth: shut lips stay, parted ones are brought to rest
-REST_HANG = (
-    -0.02
-)  # in widths of the mouth: how far corners hang below the middle of shut lips, the median of 64 portraits
+NEUTRAL_SCORES = 6  # principal components of mouth and jaw that predict the offset from rest
+# Lip gaps, in mouth widths, at which the correction to rest starts and is complete.
+NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06
+REST_HANG = -0.02  # `hang` of shut lips at rest, in mouth widths: the median of 64 portraits
 
 
 def hang(points):
-    """How far the corners of a mouth lie below its middle, in widths of the mouth: negative where it smiles."""
+    """Distance of the mouth corners below the middle of the lips, in mouth widths: negative for a smile."""
     corners = points[places(61, 291)]
-    return float(
-        (corners.mean(0) - points[places(13, 14)].mean(0)) @ _down(points) / np.linalg.norm(corners[1] - corners[0])
-    )
+    offset = corners.mean(0) - points[places(13, 14)].mean(0)
+    return float(offset @ _down(points) / np.linalg.norm(corners[1] - corners[0]))
 
 
 def _down(points):
-    """The direction from the nose to the chin: (2,), of length 1."""
+    """Unit vector (2,) from the nose to the chin."""
     down = points[places(152)] - points[places(168)]
     return down / np.linalg.norm(down)
 
 
 class KeypointNetwork(nn.Module):
-    """Two convolutional regressors: all keypoints from the whole picture, then the lips again from a window around the mouth.
+    """Two convolutional regressors: all keypoints from the whole frame, then the lips again from a mouth crop.
 
-    widths, mouth_widths   channels of the stages of either; each halves the picture
-    size, mouth_size       sides in pixels of what either looks at
+    widths, mouth_widths   channels of their stages; each stage halves the resolution
+    size, mouth_size       sides of their inputs, pixels
+    hidden                 width of their hidden dense layer
     """
 
-    WINDOW = 1.7  # side of the window around the mouth, in widths of the mouth
+    WINDOW = 1.7  # side of the mouth crop, in mouth widths
 
     def __init__(
         self, widths=(24, 48, 96, 128, 160), mouth_widths=(24, 48, 96, 128), size=96, mouth_size=64, hidden=192
@@ -128,10 +92,10 @@ class KeypointNetwork(nn.Module):
             self.register_buffer(f"neutral_{name}", torch.zeros(shape))
 
     def neutral(self, points):
-        """Where the mouth of a face would be if it were shut and at rest, by how the smiles of others differ from their rest.
+        """Estimate the keypoints of a face with its mouth shut and at rest, by regression learned on other faces.
 
         points   float (K, 2), fractions of the side
-        returns  float (K, 2); the same where the lips are shut already
+        returns  float (K, 2); unchanged if the lips are shut
         """
         gap = np.linalg.norm(points[places(*UPPER_INNER[3:8])] - points[places(*LOWER_INNER[3:8])], axis=-1).mean()
         width = np.linalg.norm(points[places(61)] - points[places(291)])
@@ -140,55 +104,53 @@ class KeypointNetwork(nn.Module):
         scores = (points[MOVED_BY_SPEECH].ravel() - mean) @ basis.T
         result = np.array(points, np.float64)
         result[MOVED_BY_SPEECH] += share * (np.append(1, np.clip(scores, -0.25, 0.25)) @ weights).reshape(-1, 2)
-        left = (
-            (result[places(*LOWER_INNER[1:-1])] - result[places(*UPPER_INNER[1:-1])]) * share / 2
-        )  # lips at rest touch
+        # Close the remaining gap: lips at rest touch.
+        gap = (result[places(*LOWER_INNER[1:-1])] - result[places(*UPPER_INNER[1:-1])]) * share / 2
         for upper, lower in ((UPPER_INNER, LOWER_INNER), (UPPER_OUTER, LOWER_OUTER)):
-            result[places(*upper[1:-1])] += left
-            result[places(*lower[1:-1])] -= left
-        lifted = hang(result) - max(hang(points), REST_HANG)  # or what is left of a smile would be a grim mouth
-        if lifted > 0:
+            result[places(*upper[1:-1])] += gap
+            result[places(*lower[1:-1])] -= gap
+        # Lift corners that the regression lowered too far, which would look grim.
+        lift = hang(result) - max(hang(points), REST_HANG)
+        if lift > 0:
             corners, down = result[places(61, 291)], _down(result)
             along = corners[1] - corners[0]
             x = 2 * (result[places(*LIPS)] - corners.mean(0)) @ along / (along @ along)
-            result[places(*LIPS)] -= lifted * np.linalg.norm(along) * np.clip(x**2, 0, 1)[:, None] * down
+            result[places(*LIPS)] -= lift * np.linalg.norm(along) * np.clip(x**2, 0, 1)[:, None] * down
         return result
 
     def read(self, frames, looks=1):
-        """Keypoints of aligned faces.
+        """Detect the keypoints of aligned faces.
 
-        frames    uint8 (N, S, S, 3) RGB, aligned; of any side
-        looks     how often the mouth is looked at, each time in another window or in a mirror; the mean is less off than one look
-        returns   float32 (N, K, 2), x then y, fractions of the side: (0, 0) is the top left corner of the picture
+        frames    uint8 (N, S, S, 3) RGB, aligned, of any size
+        looks     test-time augmentation: number of mouth crops, of other sizes or mirrored, whose results are averaged
+        returns   float32 (N, K, 2), x then y, fractions of the side: (0, 0) is the top left corner of the image
         """
         frames = np.asarray(frames)
         whole = np.zeros((len(frames), 2), np.float32) + 0.5
         points = self._regress(self.face, frames, whole, np.ones(len(frames), np.float32), self.size)
-        for _ in range(1 if looks == 1 else 2):  # the second time around where the lips were found
+        for _ in range(1 if looks == 1 else 2):  # the second pass crops around the lips found by the first
             centres, sides = mouth_windows(points)
-            points[:, : len(LIPS)] = np.mean([self._look(frames, centres, sides, look) for look in range(looks)], 0)
-        return _uncrossed(points)
+            points[:, : len(LIPS)] = np.mean([self._lips(frames, centres, sides, k) for k in range(looks)], 0)
+        return _uncross_lips(points)
 
-    def _look(self, frames, centres, sides, look):
-        """The lips, seen through one of many windows: (N, len(LIPS), 2)."""
-        sides = sides * (1 + 0.06 * ((look // 2 + 1) % 3 - 1))
-        if look % 2 == 0:
+    def _lips(self, frames, centres, sides, index):
+        """Lip keypoints (N, len(LIPS), 2) from the augmented mouth crop of this index."""
+        sides = sides * (1 + 0.06 * ((index // 2 + 1) % 3 - 1))
+        if index % 2 == 0:
             return self._regress(self.mouth, frames, centres, sides, self.mouth_size)
         lips = self._regress(self.mouth, frames[:, :, ::-1], centres * (-1, 1) + (1, 0), sides, self.mouth_size)
         return lips[:, _MIRRORED_LIPS] * (-1, 1) + (1, 0)
 
     def _regress(self, network, frames, centres, sides, size):
         windows = np.stack([window(*item, size) for item in zip(frames, centres, sides)])
-        images = (
-            torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device, torch.float32) / 127.5 - 1
-        )
+        images = torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device, torch.float32)
         with torch.no_grad():
-            points = network(images).view(len(frames), -1, 2).cpu().numpy()
+            points = network(images / 127.5 - 1).view(len(frames), -1, 2).cpu().numpy()
         return (points - 0.5) * sides[:, None, None] + centres[:, None]
 
 
-def _uncrossed(points):
-    """Keypoints in which no lower lip lies above the upper one: where it was read so, both lie halfway between."""
+def _uncross_lips(points):
+    """Move inner lip points that are crossed, the lower above the upper, to their midpoint."""
     upper, lower = (places(*line[1:-1]) for line in (UPPER_INNER, LOWER_INNER))
     down = points[:, places(152)] - points[:, places(168)]
     gap = points[:, lower] - points[:, upper]
@@ -199,11 +161,10 @@ def _uncrossed(points):
 
 
 def mouth_windows(points):
-    """Squares around the mouths of faces: keypoints (N, K, 2) -> centres (N, 2) and sides (N,), in fractions."""
+    """Square mouth crops of keypoints (N, K, 2): centres (N, 2) and sides (N,), fractions of the frame's side."""
+    centres = points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1)
     width = np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
-    return points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1), KeypointNetwork.WINDOW * np.maximum(
-        width, 0.05
-    )
+    return centres, KeypointNetwork.WINDOW * np.maximum(width, 0.05)
 
 
 _OPPOSITE = {
@@ -214,23 +175,22 @@ _OPPOSITE = {
 _MIRRORED_LIPS = places(*(_OPPOSITE[vertex] for vertex in LIPS))
 
 
-def window(picture, centre, side, size):
-    """A square cut out of a picture at another scale: uint8 (S, S, 3) -> uint8 (size, size, 3); centre and side in fractions of S."""
-    scale = side * len(picture) / size  # pixels of the picture in one of the result
-    if scale > 1.5:  # or pixels would be skipped
-        small = max(round(len(picture) / scale), 2)
-        picture = cv2.resize(picture, (small, small), interpolation=cv2.INTER_AREA)
+def window(image, centre, side, size):
+    """Crop a square of an image, uint8 (S, S, 3), to uint8 (size, size, 3); centre and side in fractions of S."""
+    scale = side * len(image) / size  # pixels of the image per pixel of the result
+    if scale > 1.5:  # area averaging first, against aliasing
+        small = max(round(len(image) / scale), 2)
+        image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         scale = side * small / size
-    corner = np.asarray(centre) * len(picture) - size * scale / 2
+    corner = np.asarray(centre) * len(image) - size * scale / 2
     shift = corner + (scale - 1) / 2
     matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    return cv2.warpAffine(
-        picture, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
-    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
 def _regressor(widths, size, hidden, points):
-    """Picture (N, 3, size, size) -> (N, 2 * points): separable convolutions and two dense layers."""
+    """Network from images (N, 3, size, size) to (N, 2 * points): separable convolutions and two dense layers."""
     layers, before = [], 3
     for width in widths:
         layers += [

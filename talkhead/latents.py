@@ -1,6 +1,6 @@
-"""The coordinates of a face: W and W+, identity and displacement, the basis in which speech moves it.
+"""Latent spaces W and W+: identity and displacement, interpolation, and the PCA basis of W+.
 
-Everything here takes tensors; what is plain arithmetic takes numpy arrays just as well.
+All functions take tensors; those of plain arithmetic also take numpy arrays.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from torch import nn
 from talkhead.errors import TalkheadError
 
 W_DIM = 512  # width of one latent
-ARRIVED = 0.1  # spreads of W within which w_avg has come to the mean of W: after some 1200 steps
+W_AVG_TOLERANCE = 0.1  # stds of W between w_avg and the mean of W once w_avg has converged: after some 1200 steps
 
 
 def to_w_plus(w, num_ws):
-    """The same latent for every layer: float (N, 512) to (N, num_ws, 512).
+    """Repeat a latent for every layer: float (N, 512) to (N, num_ws, 512).
 
     Source: thesis §3.3.1.1 (W as the part of W+ whose layers agree).
     """
@@ -26,10 +26,10 @@ def to_w_plus(w, num_ws):
 
 
 def extend_layers(w_plus, num_ws):
-    """Latents, or displacements, of a generator's layers for one that grew out of it: the layers beyond are as the last.
+    """Extend latents or displacements to the layers of a larger generator by repeating the last layer.
 
     w_plus    (..., L, 512), tensor or numpy array; L at most num_ws
-    returns   (..., num_ws, 512) of the same type; w_plus itself if there is nothing to add
+    returns   (..., num_ws, 512) of the same type; w_plus itself if L is num_ws
     """
     more = num_ws - w_plus.shape[-2]
     if not more:
@@ -39,7 +39,7 @@ def extend_layers(w_plus, num_ws):
 
 
 def displacement(w_plus, identity):
-    """What moves the identity to each latent: `displace` undone.
+    """Displacements from the identity to each latent, the inverse of `displace`.
 
     w_plus    float (T, L, 512)
     identity  float (L, 512)
@@ -53,7 +53,7 @@ def displacement(w_plus, identity):
 
 
 def displace(identity, displacement):
-    """Move the identity by each displacement: one latent per frame.
+    """Add displacements to an identity: one W+ latent per frame.
 
     identity      float (L, 512)
     displacement  float (T, L, 512), offsets in W+
@@ -69,13 +69,13 @@ def displace(identity, displacement):
 def _same_layers(path, identity):
     if path.shape[-2] != identity.shape[-2]:
         raise TalkheadError(
-            f"latents of {path.shape[-2]} layers and an identity of {identity.shape[-2]}: "
-            "made with different generators; use files of one generator"
+            f"latents of {path.shape[-2]} layers, identity of {identity.shape[-2]}: "
+            "from different generators; use files of one generator"
         )
 
 
 def lerp(a, b, t):
-    """The point at part t of the straight way from a to b. t: a number, or an array that broadcasts.
+    """Linear interpolation from a to b at t, a number or an array that broadcasts.
 
     Source: thesis §3.3.1.2, Fig. 3.12.
     """
@@ -83,9 +83,9 @@ def lerp(a, b, t):
 
 
 def slerp(a, b, t):
-    """The point at part t of the way from a to b along the arc between their directions.
+    """Spherical interpolation from a to b at t, along the arc between their directions.
 
-    a, b     float tensors (..., D); each last axis is one vector, and lengths are blended along
+    a, b     float tensors (..., D); each last axis is one vector; lengths are interpolated too
     t        a number, or a tensor (..., 1)
     returns  float (..., D); where a and b (nearly) share a direction, `lerp`
 
@@ -99,19 +99,19 @@ def slerp(a, b, t):
 
 
 def z_stream(seed=0):
-    """A torch.Generator to draw z from: the same seed gives the same z, and none that `torch.manual_seed(seed)` gives.
+    """torch.Generator for sampling z, seeded apart from `torch.manual_seed(seed)`.
 
-    A network that was made after `torch.manual_seed(seed)` holds the first numbers of that stream as the weights of its mapping. They
-    are no random z to it: of these, w lie far from all others.
+    A network initialised after `torch.manual_seed(seed)` holds the first numbers of that stream as mapping weights. As
+    z they would be correlated with the weights, and their w would be outliers.
     """
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"z {seed}".encode()).digest()[:4], "big"))
 
 
 @torch.no_grad()
 def mean_latent(generator, samples=10000, random=None):
-    """The mean of W: what the generator's mapping makes of `samples` random z. float32 (512,) on its device.
+    """Mean of W, float32 (512,) on the generator's device: w averaged over `samples` random z.
 
-    random   torch.Generator that z come from; None is `z_stream()`
+    random   torch.Generator for z; None: `z_stream()`
 
     Source: thesis §3.3.1.1 ("the average latent code").
     """
@@ -125,11 +125,11 @@ def mean_latent(generator, samples=10000, random=None):
 
 
 class Basis(nn.Module):
-    """Principal components of W+ codes: few numbers that say how a latent moves.
+    """PCA basis of W+ latents.
 
     mean        float (L·512,)
-    components  float (K, L·512), orthonormal rows, the widest spread first
-    stdev       float (K,), spread of the codes along each
+    components  float (K, L·512), orthonormal rows, largest variance first
+    stdev       float (K,), std of the latents along each component
 
     The three are buffers, so a network that holds a Basis saves and loads it.
 
@@ -149,54 +149,57 @@ class Basis(nn.Module):
 
     @classmethod
     def fit(cls, codes, components):
-        """The exact principal components of some codes.
+        """Fit the exact principal components of latents.
 
         codes       float (N, L, 512), or an iterable of such chunks of any sizes; each is read once, and memory
-                    stays near 2 · (L·512)² doubles however many there are
+                    stays near 2 · (L·512)² doubles for any N
         components  K; at most N − 1 and L·512
-        raises      TalkheadError if there are too few codes for K
+        raises      TalkheadError if there are too few latents for K
         """
         chunks = iter([codes] if hasattr(codes, "shape") else codes)
         mean, variances, directions = _principal(chunks, components)
         return cls(mean, directions, variances.clamp(min=0).sqrt())
 
     def project(self, x, centre=True):
-        """Coordinates of latents: float (..., L, 512) to (..., K). `centre=False` for displacements, which have no mean to take off."""
+        """Coordinates (..., K) of latents, float (..., L, 512). Displacements need `centre=False`: no mean."""
         x = x.flatten(-2)
         return (x - self.mean if centre else x) @ self.components.T
 
     def expand(self, h, add_mean=False):
-        """Coordinates to latents: float (..., K) to (..., L, 512). A displacement unless the mean is added."""
+        """Displacements, or latents if `add_mean`, float (..., L, 512), of coordinates (..., K)."""
         x = h @ self.components
         return (x + self.mean if add_mean else x).unflatten(-1, (self.num_ws, W_DIM))
 
     def state(self):
-        """A plain dict of the three tensors, for a weights file."""
+        """Plain dict of the three tensors, for a weights file."""
         return dict(self.state_dict())
 
     @classmethod
     def from_state(cls, state):
-        """The basis that `state` described."""
+        """Rebuild a basis from its `state`."""
         return cls(state["mean"], state["components"], state["stdev"])
 
 
 def why_not_random(generator):
-    """Why random z of a generator are no faces, in words; "" if nothing speaks against it.
+    """Message that a generator does not map random z to faces, with the reason; "" if it seems to.
 
-    A generator that learnt from reconstructions maps z as it did before it learnt. It shows in w_avg, which follows the
-    mean of W by a 500th with each step that draws from z: where it has not arrived, there were some hundreds at most.
+    Training by reconstruction leaves the mapping network untrained. w_avg shows it: each training step on random z
+    moves w_avg by a 500th towards the mean of W, so a w_avg far from it means a few hundred such steps at most.
     """
     w = torch.cat([chunk.flatten(1) for chunk in random_latents(generator, 1000, 10)])
     mean = w.mean(0)
-    spread = (w - mean).square().sum(1).mean().sqrt()
-    apart = ((mean - generator.w_avg.to(mean)).norm() / spread).item()
-    if apart < ARRIVED:
+    std = (w - mean).square().sum(1).mean().sqrt()
+    distance = ((mean - generator.w_avg.to(mean)).norm() / std).item()
+    if distance < W_AVG_TOLERANCE:
         return ""
-    return f"its mapping network has hardly been trained (the mean of random w lies {apart:.1f} of their spread from w_avg): random z are no faces to it"
+    return (
+        f"its mapping network has hardly been trained (the mean of random w is {distance:.1f} std from w_avg): "
+        "random z give no faces"
+    )
 
 
 def random_latents(generator, count, times, seed=0):
-    """Latents (count, 1, 512) of random z, so many times; on the CPU."""
+    """Yield `times` batches of latents (count, 1, 512) of random z, on the CPU."""
     random, like = z_stream(seed), next(generator.parameters())
     for _ in range(times):
         with torch.no_grad():
@@ -204,26 +207,27 @@ def random_latents(generator, count, times, seed=0):
 
 
 def _principal(chunks, components):
-    """Mean (D,), the largest variances (K,) and their directions (K, D) of rows given in chunks."""
-    spread = _CovarianceAccumulator()
+    """Mean (D,), largest variances (K,) and their directions (K, D) of rows in chunks."""
+    covariance = _CovarianceAccumulator()
     for chunk in chunks:
-        for rows in (
-            torch.as_tensor(chunk).detach().flatten(1).split(1024)
-        ):  # one by one made doubles, if the codes came all at once
-            spread.add(rows.cpu().double().numpy())
-    if not 1 <= components <= spread.rank:
+        # Split, so that a single large chunk is not converted to doubles at once.
+        for rows in torch.as_tensor(chunk).detach().flatten(1).split(1024):
+            covariance.add(rows.cpu().double().numpy())
+    if not 1 <= components <= covariance.rank:
         raise TalkheadError(
-            f"basis of {components} components: {spread.count} codes allow 1 to {spread.rank}; "
+            f"basis of {components} components: {covariance.count} latents allow 1 to {covariance.rank}; "
             "lower --components, or give more clips or frames"
         )
-    variances, directions = map(torch.from_numpy, spread.largest(components))
+    variances, directions = map(torch.from_numpy, covariance.largest(components))
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return torch.from_numpy(spread.mean), variances, directions * strongest.sign()  # the sign is free: fix it
+    # The sign of a component is arbitrary: make the largest entry positive.
+    return torch.from_numpy(covariance.mean), variances, directions * strongest.sign()
 
 
 class _CovarianceAccumulator:
-    """How rows (n, D) lie about their mean: the rows themselves while they are at most D, then the sums of their products,
-    in two D² arrays at most. By scipy, whose BLAS adds up one triangle alone, and whose LAPACK finds the largest vectors alone.
+    """Covariance of rows (n, D) added in blocks: holds up to D rows, then the sums of their products,
+    in at most two D² arrays. scipy's BLAS sums one triangle only, and its LAPACK computes only the largest
+    eigenvectors.
     """
 
     def __init__(self):
@@ -231,19 +235,19 @@ class _CovarianceAccumulator:
 
     def add(self, x):
         if self.rows is None and len(x):
-            # Sums of squares are taken around a point amid the codes, or they would cancel.
+            # Sums are taken around a point near the mean, to avoid cancellation.
             self.origin, self.total, self.rows = x.mean(0), np.zeros(x.shape[1]), np.empty((x.shape[1], x.shape[1]))
         self.count += len(x)
         while len(x):
             if self.held == len(self.rows):
                 self._fold()
-            place = self.rows[self.held :][: len(x)]
-            np.subtract(x[: len(place)], self.origin, out=place)
-            self.total += place.sum(0)
-            self.held, x = self.held + len(place), x[len(place) :]
+            free = self.rows[self.held :][: len(x)]
+            np.subtract(x[: len(free)], self.origin, out=free)
+            self.total += free.sum(0)
+            self.held, x = self.held + len(free), x[len(free) :]
 
     def _fold(self):
-        """Add the products of the rows held to the lower triangle, in place, and make room for others."""
+        """Add the products of the held rows to the lower triangle, in place, and drop the rows."""
         if self.products is None:
             self.products = np.zeros(self.rows.shape, order="F")
         self.products = blas.dsyrk(1.0, self.rows[: self.held].T, beta=1.0, c=self.products, lower=1, overwrite_c=1)
@@ -251,7 +255,7 @@ class _CovarianceAccumulator:
 
     @property
     def rank(self):
-        """How many components there can be."""
+        """Largest possible number of components."""
         return max(min(self.count - 1, 0 if self.rows is None else len(self.rows)), 0)
 
     @property
@@ -259,13 +263,13 @@ class _CovarianceAccumulator:
         return self.origin + self.total / self.count
 
     def largest(self, components):
-        """The largest variances (K,), falling, and their directions (K, D); uses up what is held."""
+        """Largest variances (K,), descending, and their directions (K, D). Destroys the held rows."""
         offset = self.total / self.count
-        if self.products is None:  # no more rows than columns: the products of rows with rows have the same eigenvalues
+        if self.products is None:  # no more rows than columns: the Gram matrix has the same eigenvalues
             rows = self.rows[: self.held]
             rows -= offset
             values, left = _largest(blas.dsyrk(1.0, rows.T, trans=1, lower=1), components)
-            vectors = np.linalg.qr(rows.T @ left)[0]  # orthogonal up to rounding; QR makes them so, and unit
+            vectors = np.linalg.qr(rows.T @ left)[0]  # orthogonal up to rounding; QR orthonormalises
         else:
             self._fold()
             self.rows = None
@@ -276,7 +280,7 @@ class _CovarianceAccumulator:
 
 
 def _largest(triangle, count):
-    """The `count` largest eigenvalues of a symmetric matrix, falling, and their vectors as columns. Overwrites the matrix."""
+    """Largest `count` eigenvalues, descending, and eigenvectors (columns) of a symmetric matrix; overwrites it."""
     size = len(triangle)
     values, vectors = scipy.linalg.eigh(
         triangle, subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False

@@ -1,7 +1,7 @@
-"""What a voice is: MFCC features, cut into one window per video frame.
+"""MFCC features, in one window per video frame, and audio augmentation.
 
-Nothing here looks further ahead than a window does: the features of a recording's first minute do not depend on its
-second, so sound can be fed in pieces and long recordings cost no more memory than their twelve numbers every 10 ms.
+Features are causal up to the look-ahead of a window: those of the first minute do not depend on the second. So audio
+can be streamed, and a long recording needs memory only for its twelve coefficients every 10 ms.
 """
 
 import math
@@ -12,14 +12,14 @@ import numpy as np
 from talkhead.errors import TalkheadError
 
 SAMPLE_RATE = 16000  # Hz
-FPS = 25  # video frames a second
-STEPS_PER_FRAME = 4  # feature steps in one video frame
-WINDOW = 28  # feature steps in one window: 280 ms, seven video frames
+FPS = 25  # video frames per second
+STEPS_PER_FRAME = 4  # feature steps per video frame
+WINDOW = 28  # feature steps per window: 280 ms, seven video frames
 COEFFICIENTS = 12  # the 2nd to the 13th
-SPEECH_LEVEL = -20.0  # dB, mean mel energy of ordinary speech: assumed until the recording shows its own
-LEAST_LEVEL = -60.0  # dB; a recording that never gets louder than this is treated as silence
-LEVEL_DECAY = 2.0  # dB a second
-FLOOR = -40.0  # dB, relative to the level of the speech
+SPEECH_LEVEL = -20.0  # dB, mean mel energy of ordinary speech: the initial estimate of a recording's level
+MIN_LEVEL = -60.0  # dB; a recording that is never louder counts as silence
+LEVEL_DECAY = 2.0  # dB per second
+FLOOR = -40.0  # dB, relative to the speech level
 FILTERS = 26  # mel filters, from 0 Hz to 8 kHz
 
 _FRAME = 400  # samples, 25 ms
@@ -27,33 +27,32 @@ _HOP = 160  # samples, 10 ms
 _FFT = 512
 _PRE_EMPHASIS = 0.97
 _LIFTER = 22
-_SMOOTHING = 5  # steps: a click is shorter, a vowel is longer
-_BLOCK = 1000  # steps transformed at a time
+_SMOOTHING = 5  # steps, longer than a click and shorter than a vowel
+_BLOCK = 1000  # steps per FFT call
 
 
 def num_frames(audio):
-    """How many video frames at 25 fps the recording lasts: every frame that has begun counts.
+    """Number of video frames at 25 fps of a recording, the last possibly incomplete: ceil(25 · N / 16000).
 
     audio    float (N,) at 16 kHz
-    returns  int, ceil(25 · N / 16000)
     """
     return -(-len(audio) * FPS // SAMPLE_RATE)
 
 
 def mfcc(audio, floor=FLOOR):
-    """Mel-frequency cepstral coefficients, a hundred times a second.
+    """Mel-frequency cepstral coefficients at 100 Hz.
 
     audio    float (N,) at 16 kHz, mono, in [-1, 1]; NaN counts as silence
-    floor    dB below the level of the speech under which sound counts as silence. None gives the plain features of
+    floor    dB relative to the speech level below which audio counts as silence. None: plain features, as those of
              python_speech_features
     returns  float32 (M, 12), M = 1 + ceil((N - 400) / 160); step m covers 25 ms from 10·m ms. All zero in silence
     raises   TalkheadError unless audio is one row of samples
 
     Source: thesis §4.3.3: 13 coefficients at 100 Hz, of which the last 12 are used.
-    Departure: the logarithm makes plain features of digital silence and of the empty half of a telephone's spectrum
-    depend on rounding noise alone. Here a constant offset is taken out of every 25 ms, and a floor is added to the
-    mel energies, 40 dB below the loudest speech heard so far (which fades by 2 dB a second). So a pause sounds the
-    same in every recording, loud or soft; above the floor the features are the plain ones.
+    Departure: because of the logarithm, plain features of digital silence and of the empty half of a telephone's
+    spectrum are rounding noise. Here the mean of every 25 ms is subtracted, and a floor is added to the mel energies,
+    40 dB below the loudest speech so far (which decays by 2 dB per second). So pauses have the same features in loud
+    and in soft recordings; above the floor the features are the plain ones.
     """
     samples = np.asarray(audio)
     if samples.ndim != 1 or not len(samples):
@@ -62,11 +61,11 @@ def mfcc(audio, floor=FLOOR):
 
 
 def log_mel(blocks):
-    """How loud each mel filter is above the floor of `mfcc`, a hundred times a second, as the sound comes.
+    """Stream log-mel energies at 100 Hz, relative to the floor of `mfcc`.
 
     blocks   iterator of float (n,), the next samples at 16 kHz, mono, in [-1, 1]; NaN counts as silence
-    yields   float32 (m, 26), the next steps, in all as many as `mfcc` has: 0 in silence, about 9 where a filter is as loud
-             as the loudest speech so far (nepers of energy)
+    yields   float32 (m, 26), the next steps, in total as many as of `mfcc`: 0 in silence, about 9 where a filter is as
+             loud as the loudest speech so far (natural logarithm of energy)
     """
     level = _Level()
     for energies in _mel_energies(blocks, centre=True):
@@ -74,30 +73,30 @@ def log_mel(blocks):
 
 
 def mfcc_26(blocks):
-    """All 26 coefficients of python_speech_features for 16-bit samples, a hundred times a second, as the sound comes.
+    """Stream all 26 coefficients of python_speech_features for 16-bit samples, at 100 Hz.
 
-    blocks   as `log_mel` takes them
-    yields   float32 (m, 26), the next steps; the first coefficient is the logarithm of all energy
+    blocks   as in `log_mel`
+    yields   float32 (m, 26), the next steps; the first coefficient is the log of the total energy
     """
     for power in _spectra(blocks, centre=False):
         power = power * 2.0**30  # samples between -32768 and 32767
         energies = np.column_stack([power @ _mel_filters().T, power.sum(1)])
-        heard = np.log(np.where(energies == 0, np.finfo(float).eps, energies))
-        yield np.column_stack([heard[:, -1], heard[:, :-1] @ _cepstral_matrix(FILTERS)]).astype(np.float32)
+        logs = np.log(np.where(energies == 0, np.finfo(float).eps, energies))
+        yield np.column_stack([logs[:, -1], logs[:, :-1] @ _cepstral_matrix(FILTERS)]).astype(np.float32)
 
 
 def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
     """Cut features into one window per video frame, padded with silence.
 
     features   float32 (M, C), zero in silence
-    frames     how many video frames T
-    size       feature steps in a window
-    before     how many of them lie before the frame's first; None centres the window on the frame
-    per_frame  feature steps in one video frame
+    frames     number of video frames, T
+    size       feature steps per window
+    before     steps of the window before the frame's first step; None centres the window on the frame
+    per_frame  feature steps per video frame
     returns    float32 (T, C, size), a read-only view of one copy of the features: column i of window t is step
                per_frame·t - before + i
 
-    Source: thesis §4.3.3, figure 4.8: the target is the middle one of the window's seven frames.
+    Source: thesis §4.3.3, figure 4.8: the target is the middle frame of the window's seven.
     """
     before = size // 2 - per_frame // 2 if before is None else before
     length = per_frame * (frames - 1) + size
@@ -109,12 +108,12 @@ def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAM
 
 
 def slide(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
-    """The windows of features that come in pieces, each as soon as its last step is there.
+    """Stream the windows of streamed features, each as soon as its last step arrives.
 
     features   iterator of float32 (m, C), the next steps
-    frames     function that tells how many video frames have begun in what was heard so far
-    size, before, per_frame   as `windows` takes them
-    yields     float32 (C, size), in all what `windows` cuts out of all features
+    frames     function that returns the number of video frames begun in the audio so far
+    size, before, per_frame   as in `windows`
+    yields     float32 (C, size), in total the windows that `windows` returns
     """
     before = size // 2 - per_frame // 2 if before is None else before
     held, done = None, 0  # steps from per_frame * done - before on; windows yielded
@@ -135,7 +134,7 @@ def _cut(steps, size, per_frame, count):
 
 
 class FrameCounter:
-    """Blocks of samples, handed on; `frames` tells how many video frames have begun in those that were."""
+    """Iterator that passes blocks of samples through and counts the video frames begun in them."""
 
     def __init__(self, blocks):
         self.blocks, self.samples = blocks, 0
@@ -150,21 +149,22 @@ class FrameCounter:
 
 
 def mfcc_windows(audio):
-    """The windows of a recording, as the second model hears it: float32 (T, 12, 28), T = num_frames(audio)."""
+    """MFCC windows of a recording, input of the second model: float32 (T, 12, 28), T = num_frames(audio)."""
     return windows(mfcc(audio), num_frames(audio))
 
 
 def augment_audio(audio, rng):
-    """Make a recording sound as if another microphone, line and room had taken it. For training.
+    """Augment a recording for training: random microphone, transmission band, gain and noise.
 
     audio    float (N,) at 16 kHz
     rng      numpy random Generator
-    returns  float64 (N,): louder or softer, tilted towards bass or treble, perhaps cut to a telephone's band, in noise
-             10 to 50 dB under the speech
+    returns  float64 (N,) with random gain, spectral tilt, sometimes a telephone's band limits, and noise 10 to 50 dB
+             below the speech
 
-    Departure: the thesis trains on one microphone per data set, and hears only that one well.
+    Departure: the thesis does not augment; trained on one microphone per data set, its models do not generalise to
+    others.
     """
-    length = -(-len(audio) // 1024) * 1024  # a quick length to transform
+    length = -(-len(audio) // 1024) * 1024  # a fast FFT length
     spectrum = np.fft.rfft(audio, length)
     hertz = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 50.0)
     octaves = np.log2(hertz / 1000)
@@ -177,29 +177,29 @@ def augment_audio(audio, rng):
     noise = (noise[0] + 1j * noise[1]) * hertz ** -rng.uniform(0, 1)
     speech = spectrum * response
     ratio = np.linalg.norm(speech) / max(np.linalg.norm(noise), 1e-12)
-    heard = speech + noise * ratio * 10 ** (-rng.uniform(10, 50) / 20)
-    return np.fft.irfft(heard * 10 ** (rng.uniform(-20, 6) / 20), length)[: len(audio)]
+    noisy = speech + noise * ratio * 10 ** (-rng.uniform(10, 50) / 20)
+    return np.fft.irfft(noisy * 10 ** (rng.uniform(-20, 6) / 20), length)[: len(audio)]
 
 
 def change_speed(audio, factor):
-    """Play a recording `factor` times as fast, pitch and all: float (N,) to float64 (N / factor,). For training."""
+    """Resample a recording, float (N,), to `factor` times its speed and pitch, float64 (N / factor,), for training."""
     times = np.arange(int(len(audio) / factor)) * factor
     return np.interp(times, np.arange(len(audio)), audio)
 
 
 def reverberate(audio, rng):
-    """Make a recording sound as if it had been taken in a room, 0.1 to 0.7 s of echo long. For training.
+    """Add random room reverberation of 0.1 to 0.7 s to a recording, for training.
 
     audio    float (N,) at 16 kHz
     rng      numpy random Generator
-    returns  float64 (N,); the sound that comes straight stays in its place
+    returns  float64 (N,); the direct sound keeps its time
 
-    The echo is noise that fades by 60 dB, and is up to as loud as what comes straight (Polack's model of a room).
+    The impulse response is noise that decays by 60 dB, at most as loud as the direct sound (Polack's room model).
     """
     seconds = rng.uniform(0.1, 0.7)
     count = int(seconds * SAMPLE_RATE)
     tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
-    tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # the walls are some way off
+    tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # initial gap before the first reflection
     tail *= 10 ** (rng.uniform(-15, 0) / 20) / np.linalg.norm(tail)
     tail[0] = 1
     length = -(-(len(audio) + count) // 1024) * 1024
@@ -207,7 +207,7 @@ def reverberate(audio, rng):
 
 
 def stream_mfcc(blocks, floor=FLOOR):
-    """What `mfcc` gives, as the sound comes: blocks of float (n,), the next samples, to float32 (m, 12), the next steps."""
+    """Stream the features of `mfcc`: blocks of float (n,), the next samples, to float32 (m, 12), the next steps."""
     level = _Level()
     for energies in _mel_energies(blocks, centre=floor is not None):
         if floor is None:
@@ -218,18 +218,14 @@ def stream_mfcc(blocks, floor=FLOOR):
 
 
 def _mel_energies(blocks, centre):
-    """Energies in 26 triangular mel filters, float64 (m, 26), of the next steps: exactly those of python_speech_features."""
+    """Energies in 26 triangular mel filters, float64 (m, 26), of the next steps; equal to python_speech_features'."""
     return (power @ _mel_filters().T for power in _spectra(blocks, centre))
 
 
 def _spectra(blocks, centre):
-    """Power spectra, float64 (m, 257), of the next steps: exactly those of python_speech_features."""
-    held, last, done = (
-        np.empty(0),
-        None,
-        0,
-    )  # emphasised samples of steps to come, the sample before the next, steps yielded
-    for block in _small(blocks):
+    """Power spectra, float64 (m, 257), of the next steps; equal to python_speech_features'."""
+    held, last, done = np.empty(0), None, 0  # pre-emphasised samples of later steps, last sample, steps yielded
+    for block in _split(blocks):
         block = np.nan_to_num(np.asarray(block, float), nan=0.0, posinf=1.0, neginf=-1.0)
         before = (block[0] if centre else 0.0) if last is None else last
         held = np.concatenate([held, block - _PRE_EMPHASIS * np.concatenate([[before], block[:-1]])])
@@ -238,10 +234,11 @@ def _spectra(blocks, centre):
             yield _power(held[: (ready - 1) * _HOP + _FRAME], centre)
             held, done = held[ready * _HOP :], done + ready
     if last is not None and (not done or len(held) > _FRAME - _HOP):
-        yield _power(np.pad(held, (0, _FRAME - len(held))), centre)  # the end is padded after the pre-emphasis
+        yield _power(np.pad(held, (0, _FRAME - len(held))), centre)  # padded after the pre-emphasis
 
 
-def _small(blocks):
+def _split(blocks):
+    """Split blocks of samples, to bound the memory of the FFT."""
     for block in blocks:
         for first in range(0, len(block), _BLOCK * _HOP):
             yield block[first : first + _BLOCK * _HOP]
@@ -255,7 +252,7 @@ def _power(emphasised, centre):
 
 
 class _Level:
-    """The level of the speech in dB at each step, from what was heard until then: a peak that fades."""
+    """Speech level in dB at each step, causal: a peak hold with decay."""
 
     def __init__(self):
         self.before, self.level = np.zeros(_SMOOTHING - 1), SPEECH_LEVEL + LEVEL_DECAY / 100
@@ -264,16 +261,16 @@ class _Level:
         """Energies (m, 26) of the next steps to levels (m,)."""
         padded = np.concatenate([self.before, energies.mean(axis=1)])
         smooth = np.lib.stride_tricks.sliding_window_view(padded, _SMOOTHING).mean(axis=1)
-        heard = np.concatenate([[self.level], 10 * np.log10(np.maximum(smooth, 1e-12))])
-        fade = LEVEL_DECAY / 100 * np.arange(len(heard))
-        levels = np.maximum(np.maximum.accumulate(heard + fade) - fade, LEAST_LEVEL)[1:]
+        decibels = np.concatenate([[self.level], 10 * np.log10(np.maximum(smooth, 1e-12))])
+        decay = LEVEL_DECAY / 100 * np.arange(len(decibels))
+        levels = np.maximum(np.maximum.accumulate(decibels + decay) - decay, MIN_LEVEL)[1:]
         self.before, self.level = padded[len(energies) :], levels[-1]
         return levels
 
 
 @cache
 def _mel_filters():
-    """Triangles evenly spaced in mels from 0 Hz to 8 kHz, corners rounded down to FFT bins. (26, 257)"""
+    """Triangular filters (26, 257), evenly spaced in mels from 0 Hz to 8 kHz, corners rounded down to FFT bins."""
     mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), FILTERS + 2)
     corners = np.floor((_FFT + 1) * 700 * (10 ** (mels / 2595) - 1) / SAMPLE_RATE)
     bins = np.arange(_FFT // 2 + 1)
@@ -284,7 +281,7 @@ def _mel_filters():
 
 @cache
 def _cepstral_matrix(count):
-    """Orthonormal DCT-II and lifter of coefficients 1 to `count` - 1, as one matrix. (26, count - 1)"""
+    """Matrix (26, count - 1) of the orthonormal DCT-II and the lifter, for coefficients 1 to `count` - 1."""
     order = np.arange(1, count)
     phase = np.pi * (np.arange(FILTERS)[:, None] + 0.5) * order / FILTERS
     return math.sqrt(2 / FILTERS) * np.cos(phase) * (1 + _LIFTER / 2 * np.sin(np.pi * order / _LIFTER))

@@ -1,4 +1,4 @@
-"""Pivotal tuning: the generator learns one person's face around latents that hold still.
+"""Pivotal tuning inversion (PTI): fine-tuning the generator on images of one person at fixed latents.
 
 Source: thesis §4.3.2.2; Roich et al. 2021.
 """
@@ -16,7 +16,7 @@ from talkhead.images import sheet
 from talkhead.losses import Perceptual
 from talkhead.training import EarlyStopping, fit, seeded
 
-SHOWN = 8  # images of a sample sheet
+SHEET_IMAGES = 8  # at most, in a sample sheet
 
 
 def tune(
@@ -33,28 +33,29 @@ def tune(
     seed=0,
     on_record=None,
 ):
-    """A copy of the generator that draws these images at these latents.
+    """Tune a copy of the generator to reproduce the images at the pivots.
 
-    generator        stylegan.Generator; left as it is
-    images           float (N, 3, R, R) in [-1, 1], R the generator's resolution: one picture, or frames of a clip
-    pivots           float (N, L, 512), tensor or numpy: the encoder's code of each image
-    steps            most optimiser steps
+    generator        stylegan.Generator; not changed
+    images           float (N, 3, R, R) in [-1, 1], R the generator's resolution: one image, or frames of a clip
+    pivots           float (N, L, 512), tensor or numpy: the encoder's latent of each image
+    steps            maximum number of optimiser steps
     lr               Adam's learning rate
     perceptual       name of a losses.Perceptual, or such a loss
-    batch            images of one step; fewer images are all taken in every step
-    locality         weight of the wish that faces `locality_radius` away from the pivots stay as they were; 0 leaves it out
-    min_delta       tuning ends when 50 steps lower their mean loss by less than this part of it; 0 takes all steps
+    batch            images per step, at most all
+    locality         weight of the locality regularisation: images `locality_radius` away from the pivots stay as they
+                     were; 0: none
+    min_delta        tuning ends when 50 steps lower their mean loss by less than this fraction; 0: all steps
     on_record        called with {"step", "loss", "perceptual", "pixel"…} after every step
-    returns          a stylegan.Generator, frozen, in evaluation mode. `lineage` holds the fingerprints of what
-                     it came from, so that what was trained for the parent still fits it
+    returns          a stylegan.Generator, frozen, in evaluation mode. `lineage` holds the fingerprints of its parents,
+                     so that networks trained for the parent still accept it
     raises           TalkheadError if the shapes do not fit each other or the generator, or a loss is not finite
 
-    Everything but the mapping network is tuned. What the pivots do not reach moves little, so other
-    expressions of the face are drawn with the same motion, and more of the person.
+    All but the mapping network is tuned. Images far from the pivots change little, so other expressions keep their
+    motion and gain likeness to the person.
 
     Source: thesis §4.3.2.2, eqs 4.7 and 4.8; locality: Roich et al. 2021, §3.3.
-    Departure: the pixel term is the mean absolute difference, as the text's name L1 says, where
-    eq. 4.8 prints a norm; the steps end early, because a small generator is done in a few dozen.
+    Departure: the pixel term is the mean absolute difference, as the text's name L1 says, where eq. 4.8 prints a norm;
+    the steps end early, because a small generator converges in a few dozen.
     """
     tuner = _Tuner(images, generator, pivots, perceptual, lr, locality, locality_radius, seed, batch=batch)
     converged = EarlyStopping(min_delta)
@@ -88,18 +89,19 @@ def train(
     seed=0,
     **run,
 ):
-    """Tune a generator as `tune` does, into a file, where a run that was stopped is resumed; yield log records.
+    """Tune a generator as `tune` does, into a resumable file; yield log records.
 
     images, generator, pivots   as in `tune`
-    out          path of the .pt; resumed if it exists. When the tuning has ended, it holds the generator, and beside it
-                 "identity", the mean of the pivots, float32 (L, 512): what the face that was tuned on speaks from
-    photo        uint8 (S, S, 3), the aligned face at its own resolution, kept in the file too: `generate` gives the frames its detail
-    steps … min_delta          as in `tune`; fewer images than a batch are a batch
-    accumulate   turns in which a batch is worked on, to fit into memory: the result is the same
+    out          path of the .pt; resumed if it exists. It holds the tuned generator and "identity", the mean of the
+                 pivots, float32 (L, 512), from which the tuned face speaks
+    photo        uint8 (S, S, 3), the aligned face at its own resolution, stored in the file too: `generate` transfers
+                 its detail to the frames
+    steps … min_delta          as in `tune`
+    accumulate   micro-batches of a batch, to fit into memory; the result is the same
     precision    "float32", or "bfloat16" or "float16" for the networks' passes under autocast
-    run          how training.fit logs and saves; its `samples` are some of the images over what is drawn at their pivots
+    run          logging and saving options of training.fit; its `samples` are some images over those of their pivots
     yields       {"step", "seconds", "loss", "perceptual", "pixel"…}
-    raises       TalkheadError as `tune` and training.fit do; the file of another face, generator or recipe is refused
+    raises       TalkheadError as `tune` and training.fit do; also if the file is of another face, generator or recipe
 
     Source and departure as in `tune`.
     """
@@ -153,7 +155,7 @@ def _check(generator, images, pivots):
     size, layers = generator.resolution, generator.num_ws
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise TalkheadError(
-            f"images of shape {tuple(images.shape)}: this generator wants (N, 3, {size}, {size}); resize them"
+            f"images of shape {tuple(images.shape)}: this generator takes (N, 3, {size}, {size}); resize them"
         )
     if len(images) == 0 or len(pivots) != len(images):
         raise TalkheadError(
@@ -161,12 +163,12 @@ def _check(generator, images, pivots):
         )
     if pivots.ndim != 3 or pivots.shape[1] != layers:
         raise TalkheadError(
-            f"pivots of shape {tuple(pivots.shape)}: this generator wants (N, {layers}, 512); use its own encoder"
+            f"pivots of shape {tuple(pivots.shape)}: this generator takes (N, {layers}, 512); use its own encoder"
         )
 
 
 def _child(generator):
-    """A copy to tune: its synthesis learns, its mapping stays. It is no longer the generator of that fingerprint."""
+    """Copy a generator for tuning: synthesis trainable, mapping frozen, and a fingerprint of its own."""
     child = copy.deepcopy(generator).eval()
     for name, parameter in child.named_parameters():
         parameter.requires_grad_(not name.startswith("mapping"))
@@ -176,28 +178,28 @@ def _child(generator):
 
 
 def _team(count, batch, **options):
-    """Fewer images than a batch are a batch."""
+    """Distributed for a batch of at most all images."""
     try:
         return Distributed(min(batch, count), **options)
     except TalkheadError as problem:
         raise (
-            problem if batch <= count else TalkheadError(f"{count} images, all taken in every step: {problem}")
+            problem if batch <= count else TalkheadError(f"{count} images, the batch of every step: {problem}")
         ) from problem
 
 
 def _picks(index, batch, count, seed):
-    """Which images a step takes: every one once a round, in an order set by the seed alone."""
+    """Image indices of a step: each image once per epoch, in an order that depends on the seed only."""
     positions = range(index * batch, (index + 1) * batch)
     orders = {
-        turn: np.random.default_rng([seed, turn]).permutation(count)
-        for turn in {position // count for position in positions}
+        epoch: np.random.default_rng([seed, epoch]).permutation(count)
+        for epoch in {position // count for position in positions}
     }
     return [int(orders[position // count][position % count]) for position in positions]
 
 
 def _simhash(latents):
-    """16 hex digits that say where latents point, and do not hang on their last bits: another number of threads rounds an
-    encoder's codes otherwise, and the run is still the same. Each bit is the side of a random plane that they lie on.
+    """SimHash of latents, 16 hex digits: each bit is the side of a random hyperplane. Insensitive to rounding, which
+    changes an encoder's latents with the number of threads.
     """
     random, flat = torch.Generator().manual_seed(0), latents.detach().cpu().double().flatten()
     sides = [torch.randn(len(flat), generator=random).double() @ flat > 0 for _ in range(64)]
@@ -205,7 +207,7 @@ def _simhash(latents):
 
 
 class _Tuner:
-    """A child of the generator, and one optimiser step on it."""
+    """Tuned copy of the generator, and its optimiser step."""
 
     def __init__(self, images, generator, pivots, perceptual, lr, locality, radius, seed, batch, **team):
         pivots = torch.as_tensor(pivots)
@@ -214,13 +216,8 @@ class _Tuner:
         self.team = _team(len(images), batch, device=device, **team)
         perceptual = Perceptual(perceptual) if isinstance(perceptual, str) else perceptual
         self.images, self.pivots, self.perceptual = images.to(device), pivots.to(device), perceptual.to(device)
-        self.parent, self.child, self.locality, self.radius, self.seed = (
-            generator,
-            _child(generator),
-            locality,
-            radius,
-            seed,
-        )
+        self.parent, self.child = generator, _child(generator)
+        self.locality, self.radius, self.seed = locality, radius, seed
         self.adam = torch.optim.Adam([p for p in self.child.parameters() if p.requires_grad], lr=lr)
 
     def step(self, index):
@@ -241,18 +238,18 @@ class _Tuner:
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
 
     def _distance(self, latents, images):
-        """Eq. 4.7, as its two terms."""
+        """Two terms of eq. 4.7."""
         drawn = self.child.synthesis(latents).float()
         return {"perceptual": self.perceptual(drawn, images).mean(), "pixel": (drawn - images).abs().mean()}
 
     @torch.no_grad()
     def _near(self, share, pivots):
-        """Latents on the way from each pivot to a random face."""
+        """Latents at the locality radius from each pivot, towards a random face."""
         z = share.randn(self.team.batch, self.parent.z_dim).to(pivots.device)
-        way = self.parent.mapping(z) - pivots
-        return pivots + self.radius * way / way.flatten(1).norm(dim=1).view(-1, 1, 1)
+        direction = self.parent.mapping(z) - pivots
+        return pivots + self.radius * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1)
 
     @torch.no_grad()
     def draw(self):
-        some = slice(None, None, math.ceil(len(self.images) / SHOWN))
+        some = slice(None, None, math.ceil(len(self.images) / SHEET_IMAGES))
         return sheet(self.images[some], self.child.synthesis(self.pivots[some]))

@@ -1,8 +1,8 @@
-"""What a voice says: character logits, fifty times a second.
+"""Acoustic models: character logits, or hidden states of wav2vec 2.0 or HuBERT, at 50 Hz.
 
-Two networks spell speech with the same 29 labels: DeepSpeech 0.1.0, as Mozilla trained it, and a small one of our own that
-hears only a moment ahead. Where they are there, hidden states of wav2vec 2.0 or HuBERT do as well. All of them are acoustic
-models: `name`, `width` and `steps`, which turns blocks of sound into rows.
+Two networks have logits of the same 29 labels: Mozilla's DeepSpeech 0.1.0 and CharacterModel, a small one of our own
+with a short look-ahead. The interface of an acoustic model: `name`, `width` and `steps`, which maps blocks of audio to
+rows.
 
 Source: thesis §4.2.3; Hannun et al. 2014; Graves et al. 2006 (CTC).
 """
@@ -20,20 +20,20 @@ from torch.nn import functional as F
 from talkhead import files, mfcc
 from talkhead.errors import TalkheadError
 
-LABELS = " abcdefghijklmnopqrstuvwxyz'"  # and then blank
+LABELS = " abcdefghijklmnopqrstuvwxyz'"  # followed by the CTC blank
 BLANK = len(LABELS)
-RATE = 50  # steps a second
+RATE = 50  # steps per second
 
 
 class CharacterModel(nn.Module):
-    """Speech to character logits, a moment after it is heard.
+    """Streaming network from log-mel energies to character logits, with a fixed look-ahead.
 
     channels   of the three convolutions
     hidden     width of the two LSTM layers
-    delay      steps of 20 ms that a step's answer waits, to hear what follows
+    delay      look-ahead in steps of 20 ms
 
-    Everything in it looks back alone. What it says of a step is read `delay` steps later, so with 7 of them it has heard
-    155 ms more than the step itself, which is how it can be fed with live sound and give what it would give for the whole.
+    All layers are causal. The logits of a step are read `delay` steps later; with 7 steps the look-ahead is 155 ms. So
+    the result of live audio equals that of the whole recording.
     """
 
     name, width = "bundled", BLANK + 1
@@ -54,57 +54,55 @@ class CharacterModel(nn.Module):
         self.spell = nn.Linear(hidden, BLANK + 1)
 
     def forward(self, features, state=None):
-        """Loudness in mel filters (B, 2 K, 26) to logits (B, K, 29), undelayed.
+        """Logits (B, K, 29), not delayed, of log-mel energies (B, 2 K, 26).
 
-        state    what a call on the features just before returned; None at the beginning
-        returns  the logits, and the state after the last step
+        state    state that the call on the preceding features returned; None at the beginning
+        returns  logits and the state after the last step
         """
-        heard, state = self.encode(features, state)
-        return self.spell(heard), state
+        hidden, state = self.encode(features, state)
+        return self.spell(hidden), state
 
     def encode(self, features, state=None):
-        """As calling the model, but what the logits are made of: (B, K, hidden)."""
-        heard, tails, state = features / 4, [], state or {}  # so that ordinary speech is about one
+        """Hidden states (B, K, hidden), the input of the logits' layer; otherwise as `forward`."""
+        x, tails, state = features / 4, [], state or {}  # scaled so that ordinary speech is about 1
         for k, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
             past = convolution.kernel_size[0] - convolution.stride[0]
-            before = state["tails"][k] if state else heard.new_zeros(len(heard), past, heard.shape[2])
-            padded = torch.cat([before, heard], 1)
+            before = state["tails"][k] if state else x.new_zeros(len(x), past, x.shape[2])
+            padded = torch.cat([before, x], 1)
             tails.append(padded[:, padded.shape[1] - past :])
             new = F.relu(norm(convolution(padded.transpose(1, 2)).transpose(1, 2)))
-            heard = heard + new if k else new
-        heard, memory = self.lstm(heard, state.get("memory"))
-        return heard, {"tails": tails, "memory": memory}
+            x = x + new if k else new
+        x, memory = self.lstm(x, state.get("memory"))
+        return x, {"tails": tails, "memory": memory}
 
     @torch.no_grad()
     def steps(self, blocks):
-        """The logits of a recording, as it comes.
+        """Stream the logits of a recording.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
-        yields   float32 (m, 29), the next steps, in all one for each 20 ms that have been heard whole. An even number of them, as soon as they
-                 can be known: a video frame waits for two, and two at once cost hardly more than one
+        yields   float32 (m, 29), the next steps, in total one per complete 20 ms. m is even, since a video frame needs
+                 two steps, and two at once cost hardly more than one
         """
         device = next(self.parameters()).device
-        held, state, heard = np.empty((0, mfcc.FILTERS), np.float32), None, 0
+        held, state, done = np.empty((0, mfcc.FILTERS), np.float32), None, 0
         for piece in chain(mfcc.log_mel(blocks), [None]):
-            # After the end it hears the silence that it has waited for.
-            held = (
-                np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0)))
-                if piece is None
-                else np.concatenate([held, piece])
-            )
+            if piece is None:  # the end: pad with silence for the look-ahead
+                held = np.pad(held, ((0, len(held) % 2 + 2 * self.delay), (0, 0)))
+            else:
+                held = np.concatenate([held, piece])
             count = len(held) // 2
             if piece is not None:
-                count -= (heard + count - self.delay) % 2
+                count -= (done + count - self.delay) % 2
             if count > 0:
                 logits, state = self(torch.from_numpy(held[None, : 2 * count]).to(device), state)
-                held, early = held[2 * count :], max(self.delay - heard, 0)
-                heard += count
+                held, early = held[2 * count :], max(self.delay - done, 0)
+                done += count
                 if count > early:
                     yield logits[0, early:].cpu().numpy()
 
 
 def load(path, device="cpu"):
-    """The CharacterModel in a weights file, frozen and in evaluation mode.
+    """Load a CharacterModel from a weights file, frozen and in evaluation mode.
 
     raises   TalkheadError if the file is missing, damaged or of another kind
     """
@@ -123,19 +121,19 @@ def load(path, device="cpu"):
 # DeepSpeech -----------------------------------------------------------------------------------------------------------
 
 CEPSTRA = 26
-CONTEXT = 9  # steps that DeepSpeech sees on either side
+CONTEXT = 9  # steps of DeepSpeech's input window on either side
 
 
 class DeepSpeech(nn.Module):
-    """Mozilla's DeepSpeech 0.1.0: speech to character logits.
+    """Mozilla's DeepSpeech 0.1.0: network from MFCC to character logits.
 
-    widths     of the five layers: three dense ones, one LSTM each way, and a dense one
-    labels     that it tells apart
+    widths     of the five layers: three dense layers, the LSTM of each direction, and a dense layer
+    labels     number of output labels
 
-    It hears a recording as a whole: its features are whitened by their mean and spread over all of it, and one LSTM runs from
-    the end to the start. An hour needs no more memory than its 26 numbers every 10 ms, because all layers work on 40 s
-    at a time: a first pass from the end keeps only what the backward LSTM knew between two such blocks, and a second pass
-    from the start takes it up again there. That costs the first four layers twice.
+    It needs the whole recording: features are normalised by their mean and std over all of it, and one LSTM runs
+    backwards. An hour needs memory only for its 26 coefficients every 10 ms, because all layers work on blocks of 40 s:
+    a first pass, backwards, keeps only the states of the backward LSTM between blocks, and a second pass, forwards,
+    starts each block from them. So the first four layers are computed twice.
 
     Source: Hannun et al. 2014; DeepSpeech.py and util/audio.py of Mozilla's v0.1.0.
     """
@@ -154,47 +152,46 @@ class DeepSpeech(nn.Module):
         self.after, self.spell = nn.Linear(2 * cells, fifth), nn.Linear(fifth, labels)
 
     def forward(self, features):
-        """Cepstra (K, 26) at 50 Hz to logits, as an iterator of (k, 29)."""
-        padded = F.pad(features, (0, 0, CONTEXT, CONTEXT))  # with zeros, before the whitening, as Mozilla did
+        """Yield logits (k, 29) of MFCC (K, 26) at 50 Hz."""
+        padded = F.pad(features, (0, 0, CONTEXT, CONTEXT))  # zeros, before the normalisation, as in Mozilla's code
         windows = padded.unfold(0, 2 * CONTEXT + 1, 1)  # (K, 26, 19), a view
-        mean, spread = self._whitening(features)
+        mean, std = self._statistics(features)
         starts = range(0, len(features), self.block)
-        known, state = {}, None
+        states, state = {}, None
         for first in reversed(starts):
-            known[first] = state
+            states[first] = state
             if first:
-                _, state = self.backwards(self._enter(windows[first : first + self.block], mean, spread).flip(0), state)
+                _, state = self.backwards(self._dense(windows[first : first + self.block], mean, std).flip(0), state)
         state = None
         for first in starts:
-            heard = self._enter(windows[first : first + self.block], mean, spread)
-            past, state = self.forwards(heard, state)
-            future, _ = self.backwards(heard.flip(0), known.pop(first))
-            yield self.spell(_clipped(self.after(torch.cat([past, future.flip(0)], 1))))
+            x = self._dense(windows[first : first + self.block], mean, std)
+            past, state = self.forwards(x, state)
+            future, _ = self.backwards(x.flip(0), states.pop(first))
+            yield self.spell(_clipped_relu(self.after(torch.cat([past, future.flip(0)], 1))))
 
-    def _enter(self, windows, mean, spread):
-        heard = (windows.transpose(1, 2).flatten(1) - mean) / spread  # (k, 494)
+    def _dense(self, windows, mean, std):
+        x = (windows.transpose(1, 2).flatten(1) - mean) / std  # (k, 494)
         for layer in self.dense:
-            heard = _clipped(layer(heard))
-        return heard
+            x = _clipped_relu(layer(x))
+        return x
 
     @staticmethod
-    def _whitening(features):
-        """Mean and spread of all numbers in all windows, the zeros around the recording among them."""
+    def _statistics(features):
+        """Mean and std of all entries of all windows, including the zero padding."""
         count = len(features)
-        place = torch.arange(count, device=features.device)
-        times = (place.clamp(max=CONTEXT) + (count - 1 - place).clamp(max=CONTEXT) + 1).double()[
-            :, None
-        ]  # in how many windows
+        index = torch.arange(count, device=features.device)
+        # Number of windows that contain each step.
+        times = (index.clamp(max=CONTEXT) + (count - 1 - index).clamp(max=CONTEXT) + 1).double()[:, None]
         total = count * (2 * CONTEXT + 1) * CEPSTRA
         features = features.double()
         mean = (features * times).sum() / total
-        around = total - times.sum() * CEPSTRA
-        spread = (((features - mean).square() * times).sum() + around * mean.square()).div(total).sqrt()
-        return mean.float(), spread.float().clamp(min=1e-6)
+        zeros = total - times.sum() * CEPSTRA
+        std = (((features - mean).square() * times).sum() + zeros * mean.square()).div(total).sqrt()
+        return mean.float(), std.float().clamp(min=1e-6)
 
     @torch.no_grad()
     def steps(self, blocks):
-        """The logits of a recording, when all of it has been heard.
+        """Logits of a recording, computed after its last block.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
         yields   float32 (m, 29), the next steps
@@ -205,16 +202,16 @@ class DeepSpeech(nn.Module):
             yield from (logits.cpu().numpy() for logits in self(features))
 
 
-def _clipped(values):
+def _clipped_relu(values):
     return values.clamp(0, 20)
 
 
 def read_deepspeech(path, device="cpu"):
-    """Mozilla's DeepSpeech 0.1.0 out of its output_graph.pb, without TensorFlow; widths as in the file.
+    """Load Mozilla's DeepSpeech 0.1.0 from its output_graph.pb without TensorFlow; widths are those of the file.
 
     raises   TalkheadError if the file is missing, damaged, or another version; or if protobuf is not installed
 
-    The nodes that matter are the constants h1, b1 … h6, b6, and the kernel and bias of the LSTM each way.
+    Reads the constants h1, b1 … h6, b6, and the kernel and bias of the LSTM of each direction.
     """
     constants, inputs = _read_graph(path)
     kernels, biases = (
@@ -224,7 +221,8 @@ def read_deepspeech(path, device="cpu"):
     dense = [f"{kind}{layer}" for layer in (1, 2, 3, 5, 6) for kind in "hb"]
     if inputs is not None and len(inputs) == 4:
         raise TalkheadError(
-            f"{path}: DeepSpeech 0.2 or later, by its input {_sizes(inputs)}; wanted version 0.1.0, whose input is 1x?x494"
+            f"{path}: DeepSpeech 0.2 or later, by its input {_sizes(inputs)}; "
+            "wanted version 0.1.0, whose input is 1x?x494"
         )
     if not all(name in constants for name in dense) or not kernels:
         raise TalkheadError(
@@ -233,12 +231,12 @@ def read_deepspeech(path, device="cpu"):
     ways = [[name for name in [*kernels, *biases] if f"/{way}/" in name] for way in ("fw", "bw")]
     if [len(way) for way in ways] != [2, 2]:
         raise TalkheadError(
-            f"{path}: DeepSpeech 0.2 or later, by its one-way LSTM; wanted version 0.1.0, which hears both ways"
+            f"{path}: DeepSpeech 0.2 or later, by its one-way LSTM; wanted version 0.1.0, whose LSTM is bidirectional"
         )
-    seen, labels = constants["h1"].shape[0], constants["h6"].shape[-1]
-    if (seen, labels) != ((2 * CONTEXT + 1) * CEPSTRA, BLANK + 1):
+    size, labels = constants["h1"].shape[0], constants["h6"].shape[-1]
+    if (size, labels) != ((2 * CONTEXT + 1) * CEPSTRA, BLANK + 1):
         raise TalkheadError(
-            f"{path}: takes {seen} numbers to {labels} labels; wanted the English DeepSpeech 0.1.0, 494 to {BLANK + 1}"
+            f"{path}: {size} inputs and {labels} labels; wanted the English DeepSpeech 0.1.0, 494 and {BLANK + 1}"
         )
     model = DeepSpeech(
         [constants[name].shape[-1] for name in ("b1", "b2", "b3")]
@@ -256,13 +254,13 @@ def read_deepspeech(path, device="cpu"):
         model.load_state_dict(state)
     except RuntimeError as problem:
         raise TalkheadError(
-            f"{path}: its layers do not fit each other ({str(problem).splitlines()[-1].strip()}); the file is damaged"
+            f"{path}: layers of inconsistent sizes ({str(problem).splitlines()[-1].strip()}); the file is damaged"
         ) from problem
     return model.to(device).eval().requires_grad_(False)
 
 
 def _from_basic_cell(kernel, bias):
-    """The weights of a TensorFlow BasicLSTMCell as those of torch's: gates i, j, f, o become i, f, g, o, and f's bias counts one more."""
+    """Convert a TensorFlow BasicLSTMCell's weights to torch's: gates i, j, f, o become i, f, g, o; f's bias gains 1."""
     cells = bias.shape[-1] // 4
     i, j, f, o = kernel.T.split(cells)
     weights = torch.cat([i, f, j, o])
@@ -277,7 +275,7 @@ def _from_basic_cell(kernel, bias):
 
 
 def _read_graph(path):
-    """The float constants of a TensorFlow graph, {name: tensor}, and the sizes of its input_node, or None."""
+    """Read the float constants of a TensorFlow graph, {name: tensor}, and the sizes of its input_node, or None."""
     from google.protobuf.message import DecodeError
 
     graph = graph_messages(f"{path}: cannot be read")["GraphDef"]()
@@ -313,8 +311,8 @@ def _sizes(shape):
     return "x".join("?" if size < 0 else str(size) for size in shape)
 
 
-# TensorFlow's graph.proto, node_def.proto, attr_value.proto, tensor.proto and tensor_shape.proto, as far as constants need them:
-# {message: {field: (number, type, whether repeated)}}. A field that is not named here is passed over by its reader.
+# The parts of TensorFlow's graph.proto, node_def.proto, attr_value.proto, tensor.proto and tensor_shape.proto that hold
+# constants: {message: {field: (number, type, repeated)}}. Other fields are skipped by protobuf.
 _MESSAGES = {
     "TensorShapeProto": {"dim": (2, "Dim", True)},
     "Dim": {"size": (1, "int64", False)},
@@ -336,7 +334,10 @@ _MESSAGES = {
 
 
 def graph_messages(where="graph"):
-    """Classes that read and write the parts of a TensorFlow graph, by message name; raises TalkheadError if protobuf is not installed."""
+    """Protobuf classes of a TensorFlow graph's messages, by name.
+
+    raises   TalkheadError if protobuf is not installed
+    """
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     except ImportError:
@@ -345,7 +346,7 @@ def graph_messages(where="graph"):
     file = descriptor_pb2.FileDescriptorProto(name="talkhead/graph.proto", package="talkhead", syntax="proto3")
     for name, fields in _MESSAGES.items():
         holder = file.message_type
-        if name == "AttrEntry":  # a map's entry is a message within the one that has the map
+        if name == "AttrEntry":  # a map's entry is nested in the message with the map
             holder = next(message for message in file.message_type if message.name == "NodeDef").nested_type
         message = holder.add(name=name)
         message.options.map_entry = name == "AttrEntry"
@@ -368,19 +369,19 @@ def graph_messages(where="graph"):
     }
 
 
-# Other people's networks ----------------------------------------------------------------------------------------------
+# wav2vec 2.0, HuBERT --------------------------------------------------------------------------------------------------
 
 
 class TransformersFeatures:
-    """The hidden states of a wav2vec 2.0 or HuBERT network of `transformers`: an acoustic model.
+    """Acoustic model of the last hidden states of a wav2vec 2.0 or HuBERT network of `transformers`.
 
     name     "wav2vec2" or "hubert"
-    path     folder, or name on the hub of a network that is in its cache: nothing is downloaded
+    path     folder, or hub name of a network in the local cache; nothing is downloaded
     device   torch.device or its name
     raises   TalkheadError if transformers is not installed, there is no such network, or it is of another kind
 
-    The last layer's states, fifty a second whatever the network's own rate is. It hears a recording as a whole; of one
-    longer than 20 s, it hears 20 s at a time with 2 s on either side, because its attention costs the square of that.
+    States are resampled to 50 Hz from the network's own rate. It needs the whole recording; one longer than 20 s is
+    processed in blocks of 20 s with 2 s of context on either side, because attention costs the square of the length.
     """
 
     BLOCK, MARGIN = 20, 2  # seconds
@@ -395,77 +396,75 @@ class TransformersFeatures:
         try:
             kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
             if kind != name:
-                raise TalkheadError(f"{path}: a network of the kind {kind}, wanted {name}")
+                raise TalkheadError(f"{path}: a network of type {kind}; pass one of type {name}")
             with _no_progress_bar():
-                self.network = (
-                    AutoModel.from_pretrained(path, local_files_only=True).to(device).eval().requires_grad_(False)
-                )
+                network = AutoModel.from_pretrained(path, local_files_only=True)
+            self.network = network.to(device).eval().requires_grad_(False)
             self.prepare = AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError) as problem:
             reason = str(problem).splitlines()[0]
             raise TalkheadError(
-                f"{path}: no network of transformers here ({reason}); pass its folder, "
-                "or fetch it into the hub's cache first"
+                f"{path}: no network of transformers ({reason}); "
+                "pass its folder, or download it to the hub's cache first"
             ) from problem
         self.name, self.width = name, self.network.config.hidden_size
         self.stride = int(np.prod(self.network.config.conv_stride))  # samples
-        self.least = 1  # samples that make one state
+        self.receptive_field = 1  # samples of one state
         for kernel, stride in zip(reversed(self.network.config.conv_kernel), reversed(self.network.config.conv_stride)):
-            self.least = (self.least - 1) * stride + kernel
+            self.receptive_field = (self.receptive_field - 1) * stride + kernel
 
     def state_dict(self):
         return self.network.state_dict()
 
     @torch.no_grad()
     def steps(self, blocks):
-        """The states of a recording, when all of it has been heard: float32 (m, width) at a time."""
+        """Hidden states, float32 (m, width), of a recording, computed after its last block."""
         blocks = [np.asarray(block, np.float32) for block in blocks if len(block)]
         if blocks:
             audio = np.nan_to_num(np.concatenate(blocks), posinf=1.0, neginf=-1.0)
             audio = self.prepare(audio, sampling_rate=mfcc.SAMPLE_RATE, return_tensors="np")["input_values"][0]
-            states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.least - len(audio), 0))))))
+            states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.receptive_field - len(audio), 0))))))
             count = -(-len(states) * self.stride * RATE // mfcc.SAMPLE_RATE)
-            yield _between(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
+            yield _interpolated(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
 
     def _states(self, audio):
-        """The states of blocks, float32 (m, width), each heard with what is around it."""
-        stride, total = self.stride, (len(audio) - self.least) // self.stride + 1
+        """Yield hidden states of blocks, float32 (m, width), each computed with its context."""
+        stride, total = self.stride, (len(audio) - self.receptive_field) // self.stride + 1
         size, margin = (int(seconds * mfcc.SAMPLE_RATE) // stride for seconds in (self.BLOCK, self.MARGIN))
         for first in range(0, total, size):
             begin, end = max(first - margin, 0), min(first + size + margin, total)
-            heard = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.least])[None].to(
-                self.network.device
-            )
-            yield self.network(heard).last_hidden_state[0, first - begin :][:size].float().cpu().numpy()
+            block = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.receptive_field])[None]
+            states = self.network(block.to(self.network.device)).last_hidden_state
+            yield states[0, first - begin :][:size].float().cpu().numpy()
 
 
 @contextmanager
 def _no_progress_bar():
-    """Let transformers load without drawing how far it is."""
+    """Context in which transformers shows no progress bar."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
-def _between(rows, places):
-    """Rows (N, C) at places (n,) between them, linearly, held at the end."""
-    places = places.clip(0, len(rows) - 1)
-    before = np.minimum(places.astype(int), max(len(rows) - 2, 0))
-    part = (places - before).astype(np.float32)[:, None]
+def _interpolated(rows, times):
+    """Linear interpolation of rows (N, C) at times (n,) in rows, clamped to the ends."""
+    times = times.clip(0, len(rows) - 1)
+    before = np.minimum(times.astype(int), max(len(rows) - 2, 0))
+    part = (times - before).astype(np.float32)[:, None]
     return rows[before] * (1 - part) + rows[np.minimum(before + 1, len(rows) - 1)] * part
 
 
-# Words ----------------------------------------------------------------------------------------------------------------
+# CTC decoding ---------------------------------------------------------------------------------------------------------
 
 
 def greedy_decode(logits):
-    """The text that logits spell, taking the likeliest label of every step.
+    """Greedy CTC decoding: the text of the most likely label of each step.
 
     logits   (K, 29), tensor or array
     returns  str
@@ -476,5 +475,5 @@ def greedy_decode(logits):
 
 
 def transcribe(model, audio):
-    """What a CharacterModel or DeepSpeech reads in a recording, float (N,) at 16 kHz: str."""
+    """Transcribe a recording, float (N,) at 16 kHz, with a CharacterModel or DeepSpeech: str."""
     return greedy_decode(np.concatenate(list(model.steps([audio]))))

@@ -1,10 +1,10 @@
-"""Whether lips and sound belong together, as SyncNet hears and sees it: the measures LSE-C and LSE-D.
+"""Lip sync metrics LSE-C and LSE-D by SyncNet.
 
-Two networks, one that hears 200 ms of sound and one that sees the five frames of that time, put both into one space. Where lips follow
-the sound, the two are near; LSE-D is how near, LSE-C how much nearer than at other shifts.
+Two networks embed 200 ms of audio and the five frames of that time in one space. LSE-D is the distance between lips and
+audio at the best shift, LSE-C its margin to other shifts.
 
-Source: Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-C and LSE-D). Layout of the weights, and what is done with frames and
-sound, as the public code of SyncNet has it.
+Source: Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-C and LSE-D). The layout of the weights and the
+preprocessing of frames and audio are those of SyncNet's public code.
 """
 
 from typing import NamedTuple
@@ -18,21 +18,21 @@ from talkhead import files
 from talkhead.errors import TalkheadError
 from talkhead.mfcc import SAMPLE_RATE, mfcc
 
-FPS = 25  # frames a second: of no other rate does it know
+FPS = 25  # frames per second, the only rate of SyncNet
 SIDE = 224  # pixels of a crop
-FRAMES = 5  # that it looks at at once
-STEPS = 20  # of sound, 10 ms each, that it hears at once
+FRAMES = 5  # frames per embedding
+STEPS = 20  # MFCC steps of 10 ms per embedding
 STEPS_PER_FRAME = 4
-SHIFTS = 15  # frames by which the sound is moved, either way
-TOGETHER = 8  # frames worked on together
+SHIFTS = 15  # frames, largest shift of the audio in either direction
+BATCH = 8  # video embeddings computed together
 
-MARGIN = 0.4  # of the face's size: what is left around it, at the sides and below
-FOREHEAD = 0.25  # of the landmarks' height: what a face detector's box has above the brows
-STEADY = 6  # frames on either side, over whose median the box is held still
-OUTSIDE = 110  # grey, where a crop leaves the picture
+MARGIN = 0.4  # of the face's size, at its sides and below
+FOREHEAD = 0.25  # of the landmarks' height, that a face detector's box has above the brows
+MEDIAN_RADIUS = 6  # frames on either side of the running median of the boxes
+OUTSIDE = 110  # grey level of a crop outside the image
 
-# Channels, kernel and padding of each convolution, and the pooling after it: kernel, stride and padding.
-_HEARING = (
+# Channels, kernel, stride and padding of each convolution, and of the pooling after it: kernel, stride and padding.
+_AUDIO_LAYERS = (
     (64, (3, 3), 1, 1, ((1, 1), (1, 1), 0)),
     (192, (3, 3), 1, 1, ((3, 3), (1, 2), 0)),
     (384, (3, 3), 1, 1, None),
@@ -40,7 +40,7 @@ _HEARING = (
     (256, (3, 3), 1, 1, ((3, 3), (2, 2), 0)),
     (512, (5, 4), 1, 0, None),
 )
-_SEEING = (
+_LIP_LAYERS = (
     (96, (5, 7, 7), (1, 2, 2), 0, ((1, 3, 3), (1, 2, 2), 0)),
     (256, (1, 5, 5), (1, 2, 2), (0, 1, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1))),
     (256, (1, 3, 3), 1, (0, 1, 1), None),
@@ -51,27 +51,25 @@ _SEEING = (
 
 
 class SyncNet(nn.Module):
-    """The two networks.
+    """SyncNet: the audio and the lip network.
 
-    narrow   what the widths are divided by: 1 is SyncNet, more is a toy
+    narrow   divisor of the widths: 1 is SyncNet, larger values are for tests
     """
 
     def __init__(self, narrow=1):
         super().__init__()
-        self.netcnnaud = _chain(1, _HEARING, narrow, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+        self.netcnnaud = _chain(1, _AUDIO_LAYERS, narrow, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
         self.netfcaud = _head(narrow)
-        self.netcnnlip = _chain(3, _SEEING, narrow, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+        self.netcnnlip = _chain(3, _LIP_LAYERS, narrow, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
         self.netfclip = _head(narrow)
 
     def hear(self, features):
-        """float (N, 1, 13, 20), MFCC of 200 ms, to float (N, 1024)."""
+        """Audio embeddings, float (N, 1024), of MFCC of 200 ms, float (N, 1, 13, 20)."""
         return self.netfcaud(self.netcnnaud(features).flatten(1))
 
     def see(self, frames):
-        """float (T, 3, 224, 224), BGR in [0, 255], to float (T − 4, 1024): what each five frames in a row are like."""
-        maps = self.netcnnlip(
-            frames.transpose(0, 1)[None]
-        )  # (1, 512, T − 4, 1, 1): only its first layer looks along time
+        """Lip embeddings, float (T − 4, 1024), of 5 successive frames, float (T, 3, 224, 224), BGR in [0, 255]."""
+        maps = self.netcnnlip(frames.transpose(0, 1)[None])  # (1, 512, T − 4, 1, 1)
         return self.netfclip(maps[0, :, :, 0, 0].T)
 
 
@@ -98,7 +96,7 @@ def _head(narrow):
 
 
 def load(path, device="cpu"):
-    """SyncNet from a file of weights, syncnet_v2.model: a flat state dict.
+    """Load SyncNet from syncnet_v2.model, a flat state dict.
 
     raises   TalkheadError if it cannot be read or holds another network
     """
@@ -108,56 +106,52 @@ def load(path, device="cpu"):
         network.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, ZeroDivisionError, AttributeError) as problem:
         raise TalkheadError(
-            f"{path}: not SyncNet's weights; give syncnet_v2.model, as talkhead weights fetch syncnet brings it"
+            f"{path}: not SyncNet's weights; give syncnet_v2.model, from talkhead weights fetch syncnet"
         ) from problem
     return network.eval().requires_grad_(False).to(device)
 
 
 class Sync(NamedTuple):
-    """How well lips and sound agree."""
+    """Lip sync scores of a clip."""
 
-    distance: float  # LSE-D: the mean distance at the best shift; smaller is better
-    confidence: float  # LSE-C: how far that is below the median over shifts; larger is better
-    offset: int  # frames, as the public code gives it: positive where the sound must be delayed to fit the lips
+    distance: float  # LSE-D: mean distance at the best shift; smaller is better
+    confidence: float  # LSE-C: median over shifts minus LSE-D; larger is better
+    offset: int  # frames, with the sign of the public code: positive if the audio must be delayed to match the lips
 
 
-def sync_scores(seen, heard, shifts=SHIFTS):
-    """LSE-D, LSE-C and the offset of what was seen and heard.
+def sync_scores(lips, audio, shifts=SHIFTS):
+    """LSE-D, LSE-C and offset of lip and audio embeddings.
 
-    seen, heard  float (N, 1024) each, of the same moments
-    shifts       frames that the sound is moved at most; beyond its ends there are zeros, as in the public code
+    lips, audio  float (N, 1024) each, embeddings of the same times
+    shifts       largest shift of the audio, frames; padded with zeros, as in the public code
     returns      Sync
     """
-    seen = torch.as_tensor(np.asarray(seen))
-    padded = F.pad(torch.as_tensor(np.asarray(heard)), (0, 0, shifts, shifts))
+    lips = torch.as_tensor(np.asarray(lips))
+    padded = F.pad(torch.as_tensor(np.asarray(audio)), (0, 0, shifts, shifts))
     means = torch.stack(
-        [F.pairwise_distance(seen, padded[shift : shift + len(seen)]).mean() for shift in range(2 * shifts + 1)]
+        [F.pairwise_distance(lips, padded[shift : shift + len(lips)]).mean() for shift in range(2 * shifts + 1)]
     )
     best = int(means.argmin())
     return Sync(float(means[best]), float(means.median() - means[best]), shifts - best)
 
 
 def sound_features(audio):
-    """The 13 MFCC of python_speech_features, with its defaults, of sound in 16 bits: float (N,) in [-1, 1] at 16 kHz to float32 (M, 13)."""
+    """MFCC, float32 (M, 13), of audio, float (N,) in [-1, 1] at 16 kHz: those of python_speech_features for 16 bits."""
     samples = np.rint(np.clip(np.asarray(audio, np.float64) * 32768, -32768, 32767))
-    others = mfcc(samples, floor=None)  # (M, 12): all but the first, for which the energy stands
+    others = mfcc(samples, floor=None)  # (M, 12): all but the first, which is the log energy
     emphasised = np.append(samples[0], samples[1:] - 0.97 * samples[:-1])
     padded = np.pad(emphasised, (0, max(0, (len(others) - 1) * 160 + 400 - len(emphasised))))
-    energy = np.array(
-        [
-            np.square(np.abs(np.fft.rfft(padded[start : start + 400], 512))).sum() / 512
-            for start in range(0, 160 * len(others), 160)
-        ]
-    )
-    loudness = np.log(np.where(energy == 0, np.finfo(float).eps, energy))
-    return np.column_stack([loudness, others]).astype(np.float32)
+    starts = range(0, 160 * len(others), 160)
+    energy = np.array([np.square(np.abs(np.fft.rfft(padded[k : k + 400], 512))).sum() / 512 for k in starts])
+    log_energy = np.log(np.where(energy == 0, np.finfo(float).eps, energy))
+    return np.column_stack([log_energy, others]).astype(np.float32)
 
 
 def face_box(landmarks):
-    """Where a face detector would see a face with these landmarks: (x, y, half a side), pixels.
+    """Estimate a face detector's box from landmarks: (x, y, half a side), pixels.
 
-    Departure: the public code crops around the boxes of S3FD, a network; here they are guessed from the landmarks, so that LSE by the one
-    and by the other may not be compared.
+    Departure: the public code crops around the boxes of the detector S3FD; here they are estimated from the landmarks,
+    so LSE values of the two are not comparable.
     """
     points = np.asarray(landmarks, np.float64)
     (left, top), (right, bottom) = points.min(0), points.max(0)
@@ -166,9 +160,9 @@ def face_box(landmarks):
 
 
 def crop(frame, box):
-    """What SyncNet sees of a frame: uint8 (H, W, 3) RGB to uint8 (224, 224, 3).
+    """Crop SyncNet's input, uint8 (224, 224, 3), from a frame, uint8 (H, W, 3) RGB.
 
-    box   (x, y, half a side) of the face; None takes the whole frame
+    box   (x, y, half a side) of the face; None: the whole frame
     """
     image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float()
     if box is not None:
@@ -184,55 +178,54 @@ def crop(frame, box):
 
 
 class SyncNetEvaluator:
-    """Sees the frames of one clip as they come, and says at the end how well they fit its sound.
+    """Streaming lip sync evaluation of one clip: `add` every frame, then `score` against the audio.
 
     network  SyncNet
     """
 
     def __init__(self, network):
         self.network, self.device = network, next(network.parameters()).device
-        self._waiting, self._boxes, self._crops, self._seen, self._cropped = [], [], [], [], 0
+        self._pending, self._boxes, self._crops, self._embeddings, self._cropped = [], [], [], [], 0
 
     def add(self, frame, landmarks=None):
-        """Take a frame, uint8 (H, W, 3), and the face's 68 landmarks: of a frame of 224 x 224 they are not wanted, it is taken for a crop."""
+        """Add a frame, uint8 (H, W, 3), and the face's 68 landmarks; a frame of 224 x 224 is a crop and needs none."""
         whole = frame.shape[:2] == (SIDE, SIDE)
         self._boxes.append((np.nan,) * 3 if landmarks is None or whole else face_box(landmarks))
-        self._waiting.append(frame)
-        if len(self._waiting) > STEADY:
+        self._pending.append(frame)
+        if len(self._pending) > MEDIAN_RADIUS:
             self._crop()
 
     def _crop(self):
-        """Cut the oldest frame that waits by the median box of its neighbours; where no face is near, it keeps the whole frame."""
-        near = np.array(self._boxes[max(0, self._cropped - STEADY) : self._cropped + STEADY + 1])
+        """Crop the oldest pending frame by the median box of its neighbours, or keep it whole if they have no face."""
+        near = np.array(self._boxes[max(0, self._cropped - MEDIAN_RADIUS) : self._cropped + MEDIAN_RADIUS + 1])
         near = near[np.isfinite(near).all(1)]
-        self._crops.append(crop(self._waiting.pop(0), np.median(near, 0) if len(near) else None))
+        self._crops.append(crop(self._pending.pop(0), np.median(near, 0) if len(near) else None))
         self._cropped += 1
-        if len(self._crops) == TOGETHER + FRAMES - 1:
-            self._look()
+        if len(self._crops) == BATCH + FRAMES - 1:
+            self._embed()
 
     @torch.no_grad()
-    def _look(self):
+    def _embed(self):
         if len(self._crops) >= FRAMES:
             frames = torch.from_numpy(np.stack(self._crops)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
-            self._seen.append(self.network.see(frames.to(self.device)).cpu().numpy())
+            self._embeddings.append(self.network.see(frames.to(self.device)).cpu().numpy())
             self._crops = self._crops[1 - FRAMES :]
 
     @torch.no_grad()
     def score(self, audio):
-        """Compare all frames so far with their sound, float (N,) at 16 kHz: Sync, or None of a clip shorter than six frames."""
-        while self._waiting:
+        """Sync of all frames so far with their audio, float (N,) at 16 kHz; None if there are fewer than six frames."""
+        while self._pending:
             self._crop()
-        self._look()
+        self._embed()
         count = min(self._cropped, len(audio) * FPS // SAMPLE_RATE) - FRAMES
         features = sound_features(audio) if count > 0 else np.zeros((0, 13))
         count = min(count, (len(features) - STEPS) // STEPS_PER_FRAME + 1)
         if count < 1:
             return None
-        windows = np.stack(
-            [features[start : start + STEPS].T for start in range(0, count * STEPS_PER_FRAME, STEPS_PER_FRAME)]
-        )[:, None]
-        heard = [
+        starts = range(0, count * STEPS_PER_FRAME, STEPS_PER_FRAME)
+        windows = np.stack([features[start : start + STEPS].T for start in starts])[:, None]
+        audio_embeddings = [
             self.network.hear(torch.from_numpy(windows[start : start + 64]).to(self.device)).cpu().numpy()
             for start in range(0, count, 64)
         ]
-        return sync_scores(np.concatenate(self._seen)[:count], np.concatenate(heard))
+        return sync_scores(np.concatenate(self._embeddings)[:count], np.concatenate(audio_embeddings))

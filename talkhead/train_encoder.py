@@ -1,4 +1,4 @@
-"""Training of an encoder for a frozen generator by reconstruction (thesis §3.2)."""
+"""Training of encoders for a frozen generator by reconstruction (thesis §3.2)."""
 
 import math
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from talkhead.inversion import _check_encoder, _settle
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
 from talkhead.training import Prefetcher, fit
 
-# What those who published each encoder trained it with, where `train` is not told otherwise.
+# Published hyper-parameters of each architecture, the defaults of `train`.
 RECIPES = {
     "resnet": {"lr": 0.004, "pixel": "rms", "perceptual_weight": 1.0, "loss_size": None},  # thesis §3.3.2.2
     "psp": {"lr": 1e-4, "pixel": "mse", "perceptual_weight": 0.8, "loss_size": 256},  # pSp's own command for faces
@@ -46,33 +46,34 @@ def train(
     device="cpu",
     **run,
 ):
-    """Train an encoder to find the codes from which a frozen generator draws the images again; yield log records.
+    """Train an encoder by reconstructing the images with a frozen generator; yield log records.
 
     images             datasets.Images
     generator          stylegan.Generator with `fingerprint`; frozen
     out                path of the .pt; resumed if it exists
-    encoder            ResNetEncoder or PSPEncoder with the generator's L and w_avg; what it holds is the start
+    encoder            ResNetEncoder or PSPEncoder with the generator's L and w_avg; trained from its present weights
     steps              optimiser steps of `batch` images
-    lr, pixel, perceptual_weight, loss_size   None is what RECIPES has for the encoder
+    lr, pixel, perceptual_weight, loss_size   None: the value in RECIPES for the encoder
     pixel              "rms", the L2 norm of the difference over √N (eq. 3.1), or "mse", its mean square (pSp)
-    pixel_weight       its weight
+    pixel_weight       weight of the pixel term
     perceptual_weight  weight of the perceptual distance (eq. 3.2)
     perceptual         name of a losses.Perceptual, or such a loss
-    latent_weight      weight of the length of the offset from w_avg (pSp's regularisation, §3.3.2.1)
-    identity           face recognition network for `losses.identity_loss`, weighed by identity_weight; None leaves it out
-    loss_size          pictures of larger generators are compared at this size, pixels
-    validation         datasets.Images to measure every `validate_every` steps; the best encoder is then kept
-    accumulate         turns in which a batch is worked on, to fit into memory: the result is the same, but for batch
-                       normalisation, which sees the pictures of one turn
+    latent_weight      weight of the L2 norm of the offset from w_avg (pSp's regularisation, §3.3.2.1)
+    identity           face recognition network of `losses.identity_loss`, with weight identity_weight; None: no such
+                       loss
+    loss_size          the loss compares the images of larger generators at this size, pixels
+    validation         datasets.Images; their loss is computed every `validate_every` steps, and the best encoder kept
+    accumulate         micro-batches of a batch, to fit into memory; the result is the same, except that batch
+                       normalisation uses the statistics of one micro-batch
     precision          "float32", or "bfloat16" or "float16" for the passes under autocast
-    run                how training.fit logs and saves; its `samples` are pictures over their reconstructions
-    yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where measured
-    raises             TalkheadError if the encoder is of another L, or a ReStyle
+    run                logging and saving options of training.fit; its `samples` are images over their reconstructions
+    yields             {"step", "seconds", "loss", "pixel", "perceptual"…}, and "validation" where computed
+    raises             TalkheadError if the encoder's L differs, or it is a ReStyle
 
-    Source: thesis §3.3.2.2, eqs 3.1–3.3; §3.3.2.1 and Richardson et al. 2021 for pSp, whose weights for faces are 1 (L2),
-    0.8 (LPIPS), 0.1 (identity) and 0 (regularisation; 0.005 for its other tasks).
-    Departure: the L2 norm is divided by √N, its number of pixel values, so that the terms keep their balance at every
-    size. pSp is trained here by Adam, not Ranger, and LPIPS looks through VGG, not AlexNet.
+    Source: thesis §3.3.2.2, eqs 3.1–3.3; §3.3.2.1 and Richardson et al. 2021 for pSp, whose weights for faces are 1
+    (L2), 0.8 (LPIPS), 0.1 (identity) and 0 (regularisation; 0.005 for its other tasks).
+    Departure: the L2 norm is divided by √N, N the number of pixel values, so that the terms keep their balance at every
+    size. pSp is trained here by Adam, not Ranger, and LPIPS uses VGG, not AlexNet.
     """
     _check_encoder(encoder, generator, "train", "w+")
     recipe = _recipe(encoder, lr=lr, pixel=pixel, perceptual_weight=perceptual_weight, loss_size=loss_size)
@@ -106,9 +107,8 @@ def train(
     def validate():
         encoder.eval()
         count = math.ceil(len(validation) / batch)
-        return {
-            "validation": sum(distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)) / count
-        }
+        losses = [distance(validation.batch(k, batch).to(device))[0].item() for k in range(count)]
+        return {"validation": sum(losses) / count}
 
     @torch.no_grad()
     def draw():
@@ -119,11 +119,9 @@ def train(
         "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)},
         "perceptual": perceptual.name,
     }
-    checks = (
-        {}
-        if validation is None
-        else {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
-    )
+    checks = {}
+    if validation is not None:
+        checks = {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(
         step,
         {"model": encoder, "optimizer": adam},
@@ -140,24 +138,24 @@ def train(
 
 
 def training_size(generator, encoder, loss_size=None):
-    """The side of the pictures that `train` looks at, pixels: smaller ones lack detail, larger ones only take memory.
+    """Image size that `train` needs, pixels: smaller images lack detail, larger ones waste memory.
 
-    Arguments and what is raised as in `train`.
+    Arguments and errors as in `train`.
     """
     compared = _recipe(encoder, loss_size=loss_size)["loss_size"] or generator.resolution
     return max(encoder.input_size, min(generator.resolution, compared))
 
 
 def _recipe(encoder, **given):
-    """What RECIPES has for an encoder, where it is not given."""
+    """Hyper-parameters of an encoder: those given, and for None those of RECIPES."""
     arch = encoder.config.get("arch", "resnet")
     if arch not in RECIPES:
-        raise TalkheadError(f"an encoder of architecture {arch} is used, not trained; take {' or '.join(RECIPES)}")
+        raise TalkheadError(f"encoder of architecture {arch}: training is not supported; use {' or '.join(RECIPES)}")
     return RECIPES[arch] | {name: value for name, value in given.items() if value is not None}
 
 
 class _Reconstruction:
-    """How far images are from what the generator makes of their codes: a loss, and its parts for the log."""
+    """Reconstruction loss between images and the generator's images of their latents, and its terms for the log."""
 
     def __init__(self, generator, encoder, perceptual, identity, weights, pixel, size):
         self.generator, self.encoder, self.perceptual, self.identity = generator, encoder, perceptual, identity
@@ -165,17 +163,17 @@ class _Reconstruction:
 
     def __call__(self, images, precision=nullcontext()):
         with precision:
-            codes = self.encoder(images)
+            latents = self.encoder(images)
             targets = resize_images(images, self.size)
-            drawn = resize_images(self.generator.synthesis(codes).float(), self.size)
+            drawn = resize_images(self.generator.synthesis(latents).float(), self.size)
             square = pixel_loss(drawn, targets)
-            # The root's slope is endless at zero.
+            # The epsilon bounds the gradient of the square root at zero.
             parts = {
                 "pixel": (square if self.pixel == "mse" else (square + 1e-8).sqrt()).mean(),
                 "perceptual": self.perceptual(drawn, targets).mean(),
             }
             if self.weights["latent"]:
-                parts["latent"] = (codes - self.generator.w_avg).flatten(1).norm(dim=1).mean()
+                parts["latent"] = (latents - self.generator.w_avg).flatten(1).norm(dim=1).mean()
             if self.identity is not None:
                 parts["identity"] = identity_loss(self.identity, drawn, targets).mean()
             loss = sum(self.weights[name] * value for name, value in parts.items())

@@ -1,6 +1,6 @@
-"""What a face does that no word tells: it keeps its mouth shut where nobody speaks, and blinks.
+"""Voice activity detection (VAD), and gating of the mouth where nobody speaks.
 
-Everything here comes as the sound comes, and knows no later sound than the speech model itself.
+Both are streaming, with no more look-ahead than the speech model.
 """
 
 from functools import cache
@@ -12,25 +12,21 @@ from talkhead import files, mfcc
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BANDS = 13  # two of the 26 mel filters in each
-NOW, PAST = 28, 96  # feature steps: the window of the frame, and the second before it
-NOW_POOL, PAST_POOL = 2, 8  # of them averaged: what is long ago need not be known finely
-TRUST = (
-    10.0  # odds of speech count so many times: a mouth that is shut in speech looks worse than one that moves in noise
-)
-OPENING, CLOSING = 0.7, 0.5  # share of the way that a mouth goes in a frame
-
-
-# Whether anybody speaks -------------------------------------------------------------------------------------------------
+BANDS = 13  # each the mean of two of the 26 mel filters
+WINDOW, CONTEXT = 28, 96  # feature steps: the window of the frame, and about a second before it
+WINDOW_POOL, CONTEXT_POOL = 2, 8  # steps averaged: the context needs less time resolution
+# Factor on the odds of speech, since a mouth shut during speech looks worse than one that moves in noise.
+TRUST = 10.0
+OPENING, CLOSING = 0.7, 0.5  # fraction of the remaining distance that the gate moves per frame
 
 
 class VoiceActivityDetector:
-    """Tells speech from silence, noise and music, frame by frame.
+    """Voice activity detector: separates speech from silence, noise and music, frame by frame.
 
-    weights   (F + 3, H): the first layer of a network (F, H), its biases, the second layer, and that one's bias, H times;
-              None are those that came with the package
+    weights   (F + 3, H): first layer of a network (F, H), its biases, the second layer, and the latter's bias, repeated
+              H times; None: the bundled weights
 
-    Departure: ours; `examples/learn_voice.py` made it, and says how often it errs.
+    Departure: ours; trained and evaluated by `examples/learn_voice.py`.
     """
 
     def __init__(self, weights=None):
@@ -38,30 +34,28 @@ class VoiceActivityDetector:
         self._first, (self._bias, self._second, (self._last, *_)) = weights[:-3], weights[-3:]
 
     def stream(self, blocks):
-        """How likely somebody speaks: one float in [0, 1] for each video frame, as soon as its window of MFCC is there.
+        """Stream the probability of speech, one float in [0, 1] per video frame, with the delay of MFCC windows.
 
-        blocks   iterator of blocks of the sound, float (n,) at 16 kHz
+        blocks   iterator of audio blocks, float (n,) at 16 kHz
         """
-        for heard in _hear(blocks):
-            hidden = np.maximum(heard @ self._first + self._bias, 0)
+        for features in _stream_features(blocks):
+            hidden = np.maximum(features @ self._first + self._bias, 0)
             yield float(1 / (1 + np.exp(-(hidden @ self._second + self._last).clip(-50, 50))))
 
 
 def vad_features(audio):
-    """What a Voice takes: float32 (T, F), of a recording float (N,) at 16 kHz."""
-    return np.stack(list(_hear([audio])))
+    """Input features of VoiceActivityDetector, float32 (T, F), of a recording, float (N,) at 16 kHz."""
+    return np.stack(list(_stream_features([audio])))
 
 
-def _hear(blocks):
-    heard = mfcc.FrameCounter(blocks)
-    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in mfcc.log_mel(heard))
-    before = PAST + NOW // 2 - mfcc.STEPS_PER_FRAME // 2
-    for window in mfcc.slide(bands, heard.frames, PAST + NOW, before):
-        past, now = (
-            window[:, :PAST].reshape(BANDS, -1, PAST_POOL).mean(-1),
-            window[:, PAST:].reshape(BANDS, -1, NOW_POOL).mean(-1),
-        )
-        yield np.concatenate([past, now], 1).ravel()
+def _stream_features(blocks):
+    counter = mfcc.FrameCounter(blocks)
+    bands = (levels.reshape(-1, BANDS, levels.shape[1] // BANDS).mean(-1) for levels in mfcc.log_mel(counter))
+    before = CONTEXT + WINDOW // 2 - mfcc.STEPS_PER_FRAME // 2
+    for steps in mfcc.slide(bands, counter.frames, CONTEXT + WINDOW, before):
+        context = steps[:, :CONTEXT].reshape(BANDS, -1, CONTEXT_POOL).mean(-1)
+        window = steps[:, CONTEXT:].reshape(BANDS, -1, WINDOW_POOL).mean(-1)
+        yield np.concatenate([context, window], 1).ravel()
 
 
 @cache
@@ -70,19 +64,16 @@ def _bundled(name):
 
 
 def gate_mouth(displacements, speaking, rest):
-    """Let a face come to rest where nobody speaks.
+    """Gate displacements by voice activity: blend them to a rest displacement where nobody speaks.
 
     displacements   iterator of float32 (L, 512)
-    speaking        iterator of floats, one for each: how likely somebody speaks
-    rest            float32 (L, 512): the displacement of a mouth that is shut, such as the model's own answer to silence
-    yields          float32 (L, 512), on the way from `rest` to the displacement: soon there when speech begins, for what is heard reaches
-                    120 ms ahead, and back with its end
+    speaking        iterator of floats, one for each: probability of speech
+    rest            float32 (L, 512): the displacement of a shut mouth, such as the model's own for silence
+    yields          float32 (L, 512) between `rest` and the displacement; the gate opens in time for the onset of
+                    speech, since the features look 120 ms ahead
     """
-    part = 0.0
-    for moved, likely in zip(displacements, speaking):
-        wanted = likely / (likely + (1 - likely) / TRUST)
-        part += (OPENING if wanted > part else CLOSING) * (wanted - part)
-        yield rest + np.float32(part) * (moved - rest)
-
-
-# Eyes -------------------------------------------------------------------------------------------------------------------
+    gate = 0.0
+    for displacement, probability in zip(displacements, speaking):
+        target = probability / (probability + (1 - probability) / TRUST)
+        gate += (OPENING if target > gate else CLOSING) * (target - gate)
+        yield rest + np.float32(gate) * (displacement - rest)

@@ -191,11 +191,11 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
     model.feature_id = Steps(1).identity
     with pytest.raises(
         TalkheadError,
-        match=r"features: this speech model hears steps \(network 1\), not steps \(network 0\); pass --features",
+        match=r"features: this speech model takes steps \(network 1\), not steps \(network 0\); pass the --features",
     ):
         load_features_for(model)
     monkeypatch.undo()
-    with pytest.raises(TalkheadError, match=r"hears steps \(network 1\), not mfcc"):
+    with pytest.raises(TalkheadError, match=r"takes steps \(network 1\), not mfcc"):
         load_features_for(model, "mfcc")
 
 

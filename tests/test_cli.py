@@ -463,7 +463,7 @@ def scene(tmp_path, puppet, toy):
         ("invert empty.mp4 -o out.npy", "empty.mp4: "),
         ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
         ("invert wide.png -o out.npy", "is not a square face; align it first"),
-        ("invert face.png --method hybrid --space z -o out.npy", "no z that maps to it"),
+        ("invert face.png --method hybrid --space z -o out.npy", "encoders give no z; pass --space w+"),
         (
             "invert face.png --method optimise --log nowhere/losses.jsonl -o out.npy",
             "nowhere/losses.jsonl: its folder does not exist",
@@ -2224,10 +2224,11 @@ def test_features_that_the_model_does_not_hear(scene, toy):
     speak = ["generate", "--identity", scene / "face.png", "--audio", scene / "speech.wav", "-o", scene / "out.mp4"]
     result = run(*speak, "--audio2latent", scene / "a.pt")
     assert (
-        result.exit_code == 1 and "this speech model hears mfcc (steps 2), not mfcc; pass --features" in result.stderr
+        result.exit_code == 1
+        and "this speech model takes mfcc (steps 2), not mfcc; pass the --features" in result.stderr
     )
     result = run(*speak, "--features-model", "net.pt")
-    assert result.exit_code == 1 and "leave net.pt out" in result.stderr and not (scene / "out.mp4").exists()
+    assert result.exit_code == 1 and "drop net.pt" in result.stderr and not (scene / "out.mp4").exists()
 
 
 def test_curves_for_tensorboard(scene, monkeypatch):

@@ -40,7 +40,7 @@ def test_a_film_gives_its_frames_back(face, points):
     clip, frames = film(face, poses)
     assert len(clip) == 3
     for index in (2, 0, 1):
-        np.testing.assert_array_equal(clip.picture(index), frames[index])
+        np.testing.assert_array_equal(clip.image(index), frames[index])
 
 
 def test_the_mouth_at_rest_is_shut_in_every_pose(points):
@@ -57,7 +57,7 @@ def test_the_mouth_at_rest_is_shut_in_every_pose(points):
             )
         ]
     )
-    rest = dubbing.converged(poses, Read())
+    rest = dubbing.rest_keypoints(poses, Read())
     for start, (way, shift) in zip(
         rest, ((np.eye(2), 0), (turn, 0.02), (1.1 * np.eye(2), -0.03), (turn, 0.01), (np.eye(2), 0))
     ):
@@ -90,7 +90,7 @@ def test_the_speaker_s_own_range_is_kept(points):
     half = [opened(points, gap / 2) for gap in np.tile((0, 0.02, 0.04), 10)]
     clip.network = Read(*half)
     assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == pytest.approx(
-        2 / dubbing.DRAWN_WIDER, rel=0.05
+        2 / dubbing.OPENING_BIAS, rel=0.05
     )
     clip.network = Read(*[points] * 30)
     assert dubbing.own_gain(clip, [np.zeros((8, 8, 3), np.uint8)] * 30) == 1

@@ -386,7 +386,7 @@ def test_another_run_does_not_go_on(tmp_path, generator, encoder, clip):
     }.items():
         with pytest.raises(TalkheadError, match=message):
             run(clip, **{"generator": generator, "method": "sequential", "partial": part} | line)
-    with pytest.raises(TalkheadError, match="frame 1 was another picture"):
+    with pytest.raises(TalkheadError, match="frame 1 differs from that of the stopped run"):
         run(clip[[0, 2]], generator, "sequential", partial=part)
     assert part.read_bytes() == before
     # What the method does not use may change.
@@ -429,8 +429,8 @@ def test_what_does_not_fit_is_refused_at_once(generator, encoder, clip):
     for message, options in {
         "needs an encoder": {"method": "hybrid"},
         "encoder of 6 layers, generator of 4": {"method": "encoder", "encoder": other},
-        "its codes are in W": {"method": "encoder", "encoder": encoder, "space": "w"},
-        "no z that maps to it": {"method": "hybrid", "encoder": encoder, "space": "z"},
+        "encoders give W": {"method": "encoder", "encoder": encoder, "space": "w"},
+        "encoders give no z": {"method": "hybrid", "encoder": encoder, "space": "z"},
         "take encoder, optimise": {"method": "magic"},
         "take w\\+, w or z": {"method": "optimise", "space": "x"},
     }.items():
@@ -559,7 +559,7 @@ def test_pictures_are_held_as_large_as_they_are_looked_at(encoder, resolution, l
 
 def test_restyle_is_not_trained(tmp_path, generator):
     encoder = ReStyle(PSPEncoder(4, width=4, input_size=32, channels=6), copy.deepcopy(generator))
-    with pytest.raises(TalkheadError, match="restyle is used, not trained"):
+    with pytest.raises(TalkheadError, match="restyle: training is not supported"):
         next(train(Pictures(2, 8), generator, tmp_path / "e.pt", encoder, steps=1))
 
 

@@ -66,7 +66,7 @@ def test_layers_that_a_generator_grew_are_as_its_last():
 
 @pytest.mark.parametrize("call", [displace, lambda a, b: displacement(b, a)])
 def test_layers_of_another_generator_are_refused(call):
-    with pytest.raises(TalkheadError, match="4 layers and an identity of 6"):
+    with pytest.raises(TalkheadError, match="4 layers, identity of 6"):
         call(torch.zeros(6, 512), torch.zeros(1, 4, 512))
 
 
@@ -201,12 +201,12 @@ def test_displacements_are_projected_without_the_mean():
 
 @pytest.mark.parametrize("components", [0, 5, 2000])
 def test_too_few_codes_are_refused(components):
-    with pytest.raises(TalkheadError, match="5 codes allow 1 to 4"):
+    with pytest.raises(TalkheadError, match="5 latents allow 1 to 4"):
         Basis.fit(codes(5), components)
 
 
 def test_no_codes_are_refused():
-    with pytest.raises(TalkheadError, match="0 codes"):
+    with pytest.raises(TalkheadError, match="0 latents"):
         Basis.fit(iter([]), 3)
 
 
@@ -225,6 +225,6 @@ def test_the_bundled_generator_knows_no_random_faces():
     from talkhead.latents import why_not_random
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))
-    assert "lies 0.2 of their spread from w_avg" in why_not_random(generator)
+    assert "is 0.2 std from w_avg" in why_not_random(generator)
     generator.w_avg.copy_(mean_latent(generator))
     assert why_not_random(generator) == ""

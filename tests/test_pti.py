@@ -152,8 +152,8 @@ def test_locality_keeps_other_faces(generator, images, pivots):
 
 def test_what_does_not_fit_is_refused(generator, images, pivots):
     for message, arguments in {
-        "wants \\(N, 3, 8, 8\\)": (torch.zeros(1, 3, 16, 16), pivots[:1]),
-        "wants \\(N, 4, 512\\)": (images[:1], torch.zeros(1, 6, 512)),
+        "takes \\(N, 3, 8, 8\\)": (torch.zeros(1, 3, 16, 16), pivots[:1]),
+        "takes \\(N, 4, 512\\)": (images[:1], torch.zeros(1, 6, 512)),
         "6 images and 2 pivots": (images, pivots[:2]),
         "0 images": (images[:0], pivots[:0]),
     }.items():
@@ -289,7 +289,7 @@ def test_few_images_are_cut_into_equal_turns_or_refused(generator, images, pivot
             one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6)
             for name in ("loss", "perceptual", "pixel", "locality")
         )
-    with pytest.raises(TalkheadError, match="3 images, all taken in every step: a batch of 3 .*multiple of 2"):
+    with pytest.raises(TalkheadError, match="3 images, the batch of every step: a batch of 3 .*multiple of 2"):
         trained(tmp_path / "three.pt", images[:3], generator, pivots[:3], batch=4, accumulate=2)
 
 

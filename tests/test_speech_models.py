@@ -137,9 +137,9 @@ def without(constants, *parts):
             "one-way LSTM",
         ),
         (lambda c: without(c, "h5"), (-1, -1, 494), "not of DeepSpeech"),
-        (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "takes 493 numbers"),
-        (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "to 28 labels"),
-        (lambda c: c | {"h3": c["h3"][:-1]}, (-1, -1, 494), "do not fit each other"),
+        (lambda c: c | {"h1": c["h1"][:-1]}, (-1, -1, 493), "493 inputs"),
+        (lambda c: c | {"h6": c["h6"][:, :-1], "b6": c["b6"][:-1]}, (-1, -1, 494), "28 labels"),
+        (lambda c: c | {"h3": c["h3"][:-1]}, (-1, -1, 494), "inconsistent sizes"),
     ],
 )
 def test_other_graphs_are_refused_by_name(tmp_path, change, inputs, words):
@@ -353,13 +353,13 @@ def test_hidden_states_are_those_of_the_network(tmp_path, kind):
     hidden.BLOCK, hidden.MARGIN = 0.4, 0.2
     assert whole(hidden, audio).shape == expected.shape
     other = {"wav2vec2": "hubert", "hubert": "wav2vec2"}[kind]
-    with pytest.raises(TalkheadError, match=f"of the kind {kind}, wanted {other}"):
+    with pytest.raises(TalkheadError, match=f"of type {kind}; pass one of type {other}"):
         speech_models.TransformersFeatures(other, folder)
 
 
 def test_rows_between_rows():
     rows = np.array([[0.0], [2.0], [6.0]], np.float32)
-    np.testing.assert_allclose(speech_models._between(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
+    np.testing.assert_allclose(speech_models._interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

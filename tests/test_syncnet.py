@@ -84,7 +84,7 @@ def test_frames_that_come_one_by_one_are_seen_as_all_at_once(toy):
     with torch.no_grad():
         wanted = network.see(torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float())
     np.testing.assert_allclose(
-        np.concatenate(evaluator._seen), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
+        np.concatenate(evaluator._embeddings), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
     )
 
 

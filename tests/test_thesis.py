@@ -42,7 +42,7 @@ def corpus(folder, taught, unheard, speakers=1):
     "taught, unheard, speakers, held_second, size, said",
     [
         (40, 1, 1, "0", 16, None),
-        (40, 1, 1, "10", 16, "stage second: hold_out: 10 of 1 speakers would leave nobody to train on"),
+        (40, 1, 1, "10", 16, "stage second: hold_out: 10 of 1 speakers would leave no training clips"),
         (40, 0, 1, "0", 16, "corpus: 0 clips to measure the first model on; it takes 1"),
         (1, 1, 1, "0", 16, "corpus: 1 clips to train on"),
         (20, 1, 2, "1", 16, "stage second: 2500 components take more than the 750 frames of 10 clips"),

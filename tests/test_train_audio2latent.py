@@ -158,7 +158,7 @@ def test_the_rate_cools_down_along_a_cosine(clips, networks, tmp_path):
 def test_the_rate_falls_where_measurements_bring_nothing_better():
     plateau = train_audio2latent._Plateau(2)
     for error, falls in [(1.0, 0), (0.5, 0), (0.6, 0), (0.5, 1), (0.7, 1), (0.4, 1), (0.4, 1), (0.4, 2)]:
-        plateau.see(error)
+        plateau.step(error)
         assert plateau.falls == falls, error
     again = train_audio2latent._Plateau(2)
     again.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
@@ -166,7 +166,7 @@ def test_the_rate_falls_where_measurements_bring_nothing_better():
 
 
 def test_a_fallen_rate_is_what_adam_takes(clips, networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_audio2latent._Plateau, "see", lambda self, error: setattr(self, "falls", self.falls + 1))
+    monkeypatch.setattr(train_audio2latent._Plateau, "step", lambda self, error: setattr(self, "falls", self.falls + 1))
     run(clips, networks, tmp_path / "a.pt", 6, "first", patience=1, lr=0.1)
     # Measured after steps 2, 4 and 6: the last two of six steps took a hundredth.
     assert files.load_weights(tmp_path / "a.pt")["training"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(
@@ -277,13 +277,13 @@ def test_another_networks_features_do_not_resume(clips, networks, tmp_path):
 
 
 def test_nothing_to_learn_from_is_refused(clips, networks, tmp_path):
-    with pytest.raises(TalkheadError, match="weights: nothing to learn from"):
+    with pytest.raises(TalkheadError, match="weights: all loss terms are off"):
         run(clips, networks, tmp_path / "a.pt", 1, "first", image_frames=0)
 
 
 def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
     (tmp_path / "a.codes").write_bytes(b"x" * 5000)
-    with pytest.raises(TalkheadError, match="a.codes: cannot keep codes there"):
+    with pytest.raises(TalkheadError, match="a.codes: cannot cache latents"):
         run(clips, networks, tmp_path / "a.pt", 1)
 
 
@@ -304,9 +304,9 @@ def test_held_out_speakers_are_not_trained_on():
 @pytest.mark.parametrize(
     "hold_out, message",
     [
-        (2, "would leave nobody"),
+        (2, "would leave no training clips"),
         (["c"], "no speaker, clip or folder is called c"),
-        (["a", "b"], "nothing is left to train on"),
+        (["a", "b"], "no training clips are left"),
     ],
 )
 def test_holding_out_too_much_is_refused(hold_out, message):
@@ -381,10 +381,10 @@ def test_the_mouth_is_read_from_tracks_or_the_widest_motion():
     tracked, moments = train_audio2latent._RunningMoments(), train_audio2latent._RunningMoments()
     tracked.add(np.column_stack([motion, opening]))
     moments.add(motion)
-    reading = train_audio2latent._read_tracks(tracked, moments.spread())
-    fitted = np.linalg.lstsq(motion / moments.spread(), opening / np.sqrt(np.mean(opening**2)), rcond=None)[0]
+    reading = train_audio2latent._regress_opening(tracked, moments.std())
+    fitted = np.linalg.lstsq(motion / moments.std(), opening / np.sqrt(np.mean(opening**2)), rcond=None)[0]
     np.testing.assert_allclose(reading, fitted, atol=0.01)
-    widest = motion / moments.spread() @ train_audio2latent._widest(moments)
+    widest = motion / moments.std() @ train_audio2latent._first_component(moments)
     assert abs(np.corrcoef(widest, motion[:, 0])[0, 1]) > 0.99 and widest.std() == pytest.approx(1, abs=0.02)
 
 

@@ -143,8 +143,8 @@ def test_eyes_blink_as_often_as_they_are_told_to(rate):
     waits = np.diff(falls(lids)) / 25
     # Two that fall within a frame or two of each other are seen as one.
     assert len(waits) / minutes == pytest.approx(rate, rel=0.15)
-    share = blinking.AGAIN + (1 - blinking.AGAIN) * (
-        1 - np.exp(-0.6 * (1 - blinking.AGAIN) * rate / 60)
+    share = blinking.DOUBLE_PROBABILITY + (1 - blinking.DOUBLE_PROBABILITY) * (
+        1 - np.exp(-0.6 * (1 - blinking.DOUBLE_PROBABILITY) * rate / 60)
     )  # some follow at once by chance
     assert np.mean(waits < 0.6) == pytest.approx(share, abs=0.05)
 
@@ -152,7 +152,7 @@ def test_eyes_blink_as_often_as_they_are_told_to(rate):
 def test_a_blink_is_drawn_as_it_was_measured(monkeypatch):
     """What it takes from a tenth to the top, and back to a tenth; seen between frames as by a faster camera."""
     monkeypatch.setattr(vad.mfcc, "FPS", 1000)
-    monkeypatch.setattr(blinking, "AGAIN", 0.0)
+    monkeypatch.setattr(blinking, "DOUBLE_PROBABILITY", 0.0)
     lids = np.array(list(islice(blinking.blinks(6), 200_000)))
     edges = np.flatnonzero(np.diff((lids > 0.1).astype(int))).reshape(-1, 2)
     tops = [first + np.argmax(lids[first : last + 1]) for first, last in edges]

@@ -518,7 +518,7 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
         ({"adversarial": "any"}, "adversarial 'any'"),
         (
             {"network": {"components": 400}},
-            "basis of 400 components: 40 codes allow 1 to 39; lower --components, or give more clips",
+            "basis of 400 components: 40 latents allow 1 to 39; lower --components, or give more clips",
         ),
         ({"batch": 3, "accumulate": 2}, "pass --batch as a multiple of 2"),
     ],
