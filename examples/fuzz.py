@@ -1025,7 +1025,7 @@ def refused(seed, command, root):
 
 def load():
     """Import everything, so that a forked process does not; no detector is asked, for not everybody has its files."""
-    for room in talkhead.ROOMS:
+    for room in talkhead.MODULES:
         importlib.import_module(f"talkhead.{room}")
     with suppress(ImportError):
         importlib.import_module("matplotlib.pyplot")

@@ -245,7 +245,7 @@ def main():
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    for room in talkhead.ROOMS:
+    for room in talkhead.MODULES:
         importlib.import_module(f"talkhead.{room}")
     root = Path(tempfile.mkdtemp(prefix="kill_and_resume."))
     material = root / "material"

@@ -3,7 +3,7 @@
     frames ───────▶ latents ─────────▶ displaced latents ───────▶ frames
            inversion         audio2latent               synthesis
 
-Public names load their room on first use: torch takes seconds to import, and
+Public names are imported on first use: torch takes seconds to import, and
 `talkhead --help` should not.
 """
 
@@ -11,8 +11,8 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# The rooms in their import order: each imports only from those before it.
-ROOMS = {
+# The files of the library and their public names, in import order: each imports only from those before it.
+MODULES = {
     "errors": ("TalkheadError",),
     "images": ("to_frames", "to_images"),
     "fingerprints": (),
@@ -78,20 +78,20 @@ ROOMS = {
     "evaluation": ("Protocol", "evaluate"),
 }
 
-_ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_ROOM_OF)]
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name):
-    if name in _ROOM_OF:
-        value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
         globals()[name] = value
         return value
-    if name in ROOMS:
+    if name in MODULES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_ROOM_OF, *ROOMS})
+    return sorted({*globals(), *_MODULE_OF, *MODULES})

@@ -1,6 +1,6 @@
 """The commands: each reads, calls one library function, and writes.
 
-Rooms are imported inside commands, because torch takes seconds to load and `--help` should not.
+Modules are imported inside commands, because torch takes seconds to load and `--help` should not.
 """
 
 import functools

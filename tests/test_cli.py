@@ -176,7 +176,7 @@ def test_defaults_agree_with_the_library(name, command):
     library = {}
     for place in places:
         room, function = place.rsplit(".", 1)
-        home = getattr(talkhead, room) if room in talkhead.ROOMS else example(room)
+        home = getattr(talkhead, room) if room in talkhead.MODULES else example(room)
         for key, parameter in inspect.signature(getattr(home, function)).parameters.items():
             if parameter.default is not parameter.empty:
                 library.setdefault(key, set()).add(parameter.default)

@@ -27,13 +27,13 @@ def imported(path):
             names |= {f"{module}.{alias.name}" for alias in node.names}
     parts = {tuple(name.split(".")[:2]) for name in names}
     return {
-        talkhead._ROOM_OF.get(name, name)
+        talkhead._MODULE_OF.get(name, name)
         for package, name in (part for part in parts if part[0] == "talkhead" and len(part) == 2)
     }
 
 
 def test_each_file_imports_only_from_those_before_it():
-    order = [*talkhead.ROOMS, *COMMAND]
+    order = [*talkhead.MODULES, *COMMAND]
     files = {path.stem: path for path in (ROOT / "talkhead").glob("*.py") if path.stem != "__init__"}
     assert sorted(order) == sorted(files)
     needs = {name: imported(path) - {"__version__"} for name, path in files.items()}
