@@ -713,9 +713,9 @@ def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
     for name, message in (
         (
             "packed",
-            "was unpacked and zipped again, with compression, which torch does not read; take the original file, or pack its folder",
+            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip its folder",
         ),
-        ("flat", "was unpacked and zipped again, not as one folder, which torch does not read; take the original"),
+        ("flat", "was unpacked and zipped again, not as one folder, which torch cannot read; use the original"),
         ("mac", "was unpacked and zipped again, not as one folder"),
         ("around", "a zip archive that torch.save did not write; unpack it"),
     ):

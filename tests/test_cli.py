@@ -567,7 +567,7 @@ def scene(tmp_path, puppet, toy):
             "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned",
         ),
         ("invert empty.mp4 -o out.npy", "empty.mp4: "),
-        ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
+        ("invert speech.wav -o out.npy", "speech.wav: has no video track"),
         ("invert wide.png -o out.npy", "is not a square face; align it first"),
         ("invert face.png --method hybrid --space z -o out.npy", "no z that maps to it"),
         (
