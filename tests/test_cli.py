@@ -982,7 +982,7 @@ def test_identities_that_do_not_fit(scene, toy):
             ["--identity", toy / "generator.pt"],
             "generator.pt: holds no face beside the generator; tune again with talkhead pti",
         ),
-        (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite code (6, 512)"),
+        (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite latent (6, 512)"),
         (["--identity", scene / "stranger.pt"], "audio2latent.pt: this audio2latent was trained against generator"),
         (
             ["--identity", scene / "stranger.pt", "--generator", toy / "generator.pt"],
@@ -1507,14 +1507,14 @@ def test_a_warning_is_one_line_on_stderr(scene, toy):
     assert result.exit_code == 0 and result.stdout == ""
     assert (
         result.stderr
-        == "talkhead: rosinality's code makes no generator of the channels [8, 8, 8]; change its table to load this file\n"
+        == "talkhead: rosinality's code builds no generator of the channels [8, 8, 8]; change its table to load this file\n"
     )
     contents = files.load_weights(scene / "r.pt")
     torch.save({"g_ema": contents["g_ema"]}, scene / "bare.pt")
     result = run("generate", "--latents", scene / "lat.npy", "--generator", scene / "bare.pt", "-o", scene / "out")
     assert (
         result.stderr
-        == f"talkhead: {scene / 'bare.pt'}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it\n"
+        == f"talkhead: {scene / 'bare.pt'}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would record it\n"
     )
 
 
