@@ -492,11 +492,11 @@ def test_every_command_is_in_the_readme():
         ),
         (
             ["invert", "--list", "clips.txt", "-o", "x", "--shard", "4/4"],
-            "--shard 4/4: no share of a list; shards count from 0",
+            "--shard 4/4: not a valid shard; shards count from 0",
         ),
         (["invert", "a.mp4", "--shard", "0/4"], "Invalid value for '--shard': it goes with --list"),
         (["align", "a.mp4", "--overwrite"], "Invalid value for '--overwrite': it goes with --list"),
-        (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: no share of a list"),
+        (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: not a valid shard"),
     ],
 )
 def test_usage_errors_exit_2(arguments, message):
@@ -585,7 +585,7 @@ def scene(tmp_path, puppet, toy):
             "metrics clip.mp4 clip.mp4 --no-lmd --phonemes x",
             "closures and true landmarks need a detector; leave --no-lmd out",
         ),
-        ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], with tabs between"),
+        ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], separated by tabs"),
         ("weights show torn.pt", "torn.pt: damaged"),
         ("weights export none.pt -o out.pt", "none.pt: no such file"),
         ("train-video-gan face.png -o out.pt --steps 1", "face.png: no clips"),
@@ -612,8 +612,8 @@ def scene(tmp_path, puppet, toy):
         ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
         ("pack clip.mp4 lat.npy -o out.npy", "lat.npy: holds float32"),
         ("invert --list none.txt -o out", "none.txt: no such file"),
-        ("align --list empty.mp4 -o out", "empty.mp4: holds no line of work; write SOURCE [RESULT] on each"),
-        ("generate --list text.mp4 -o out", "text.mp4, line 1: wanted IDENTITY AUDIO [RESULT], with tabs between"),
+        ("align --list empty.mp4 -o out", "empty.mp4: holds no items; write SOURCE [RESULT] on each"),
+        ("generate --list text.mp4 -o out", "text.mp4, line 1: wanted IDENTITY AUDIO [RESULT], separated by tabs"),
     ],
 )
 def test_what_could_not_be_done_is_said_in_one_line(scene, toy, monkeypatch, line, message):
@@ -883,7 +883,7 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
         and "me.pt: is done, at step 4; there is nothing left to do" in again.stderr
     )
     more = run(*line, "--steps", 5, "--min-delta", 0)
-    assert more.exit_code == 1 and "me.pt: ended at step 4 and kept nothing to go on with" in more.stderr
+    assert more.exit_code == 1 and "me.pt: ended at step 4 and cannot be continued" in more.stderr
     other = run("pti", scene / "face.png", *line[2:], "--steps", 4, "--min-delta", 0)
     assert (
         other.exit_code == 1
@@ -1538,7 +1538,7 @@ def test_train_stylegan_starts_from_rosinalitys_weights_but_does_not_go_on_with_
     assert len(records(result)) == 2 and "no discriminator" not in result.stderr
     assert run("weights", "convert", scene / "r.pt", "-o", scene / "c.pt").exit_code == 0
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "c.pt", "--init", scene / "r.pt", *BRIEF)
-    assert result.exit_code == 1 and "was converted, without its optimisers; pass it as --init" in result.stderr
+    assert result.exit_code == 1 and "is a converted file without optimisers; pass it as --init" in result.stderr
 
 
 def test_no_bundled_weights(tmp_path, monkeypatch):
