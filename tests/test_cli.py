@@ -1964,9 +1964,9 @@ def test_mixtures_are_said_in_one_line(scene):
     )
     assert len(records(result)) == 2
     assert result.stderr.splitlines() == [
-        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) get blurred when enlarged",
-        "talkhead: films (8 frames) and still pictures (1) are mixed: a generator of both draws neither well (thesis §3.5); "
-        "train on the pictures alone, and then go on with the films by --init",
+        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) become blurred",
+        "talkhead: films (8 frames) and still images (1) are mixed: a generator learns neither well (thesis §3.5); "
+        "train on the images alone, and then on the films with --init",
     ]
     # An encoder is not a generator.
     result = run(
@@ -1980,7 +1980,7 @@ def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
     assert (
-        "about 8 frames of 64x64, and memory has room for 0; write them into a file by talkhead pack" in result.stderr
+        "about 8 frames of 64x64, but memory has room for 0; train on a file made by talkhead pack" in result.stderr
     )
 
 
