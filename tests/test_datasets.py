@@ -168,7 +168,7 @@ def test_packed_frames_need_nothing_beside_them(tmp_path):
         (
             np.zeros((5, 8, 8, 3), np.uint8),
             '{"sources": [{"file": "a", "frames": 4, "side": 8, "kind": "film"}]}',
-            "holds 5 frames, but the .json .* of 4",
+            "holds 5 frames, but the .json .* records 4",
         ),
     ],
 )
@@ -312,7 +312,7 @@ def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(film
 
     def refused(sources, room, *arguments):
         monkeypatch.setattr(datasets, "memory_left", lambda: room * frame)
-        with pytest.raises(TalkheadError, match="talkhead pack .*--every or --limit") as error:
+        with pytest.raises(TalkheadError, match="talkhead pack.*--every or --limit") as error:
             datasets.Images(sources, 16, *arguments)
         assert "\n" not in str(error.value)
         return str(error.value)
