@@ -1,4 +1,4 @@
-"""Sound from recordings, clips and pipes, and to WAV."""
+"""Audio files: reading from recordings, video clips and pipes, writing WAV."""
 
 import wave
 from contextlib import ExitStack
@@ -9,41 +9,43 @@ from talkhead.containers import Decoder, Media, PushQueue, open_source
 from talkhead.errors import TalkheadError
 from talkhead.files import Source, atomic, name_of
 
-CANCELLED = 0.1  # of the louder channel's amplitude: a mix of two voices, or of one and silence, is louder
-AUDIBLE = 0.1  # sum of squares of samples: what speech has after a hundredth of a second, and hiss after hours
+# Stereo channels cancel if the amplitude of their mean is below this part of the louder channel's; a mix of two voices,
+# or of one voice and silence, is louder.
+CANCELLED_RATIO = 0.1
+AUDIBLE_ENERGY = 0.1  # sum of squared samples; speech reaches it in 0.01 s, noise only after hours
 
 
 class _Mix:
-    """One channel out of blocks of one or two: their mean, or the louder one where they cancel each other (one cable was crossed).
+    """Mono mix of one or two channels: their mean, or the louder one if they cancel (inverted polarity).
 
-    tell  called with a message when the first such block comes
+    warn  called with a message at the first block that cancels
     """
 
-    def __init__(self, tell):
-        self._tell, self._taken, self._energy = tell, None, np.zeros(3)  # of left, right and their mean, up to now
+    def __init__(self, warn):
+        self._warn, self._taken, self._energy = warn, None, np.zeros(3)  # energy so far of left, right and mean
 
     def __call__(self, block):
         mean = block.mean(axis=0)
         if len(block) == 1 or self._taken is not None:
             return mean if len(block) == 1 else block[self._taken]
         self._energy += (np.vstack([block, mean]) ** 2).sum(axis=1)
-        if self._energy[2] < CANCELLED**2 * self._energy[:2].max() > AUDIBLE:
+        if self._energy[2] < CANCELLED_RATIO**2 * self._energy[:2].max() > AUDIBLE_ENERGY:
             self._taken = int(self._energy[1] > self._energy[0])
-            self._tell(f"left and right cancel each other; the {('left', 'right')[self._taken]} channel is taken")
+            self._warn(f"left and right cancel each other; the {('left', 'right')[self._taken]} channel is taken")
             return block[self._taken]
         return mean
 
 
 class SoundReader:
-    """The sound of a file or a pipe, block after block as it comes: iterate once, and close it (or use `with`). Memory stays flat.
+    """Iterator over blocks of audio from a file or pipe, in constant memory. Iterate once; close it or use `with`.
 
-    name      what the source is called in messages
+    name      name of the source in messages
     rate      int, samples per second of the blocks
-    live      bool: it comes through a pipe, whose writer may be slow
-    count     how many samples there are to be, by what the source says of itself; None where it does not
+    live      bool: the source is a pipe, whose writer may be slow
+    count     number of samples by the file's header; None if it has none
     yields    float32 (n,) in [-1, 1]: all channels mixed to one
 
-    A FrameWriter may take it as its sound: then pass keep=True, and it gets what was read.
+    With keep=True it can be the `sound` of a FrameWriter, which takes the samples read.
     """
 
     channels = 1
@@ -56,7 +58,7 @@ class SoundReader:
         self._input = self._stack.enter_context(open_source(source, on_wait))
         self.live = isinstance(self._input, Source) and self._input.live
         if self.live:
-            self._input.widen()  # and it is opened when it is first read: until its head has come, there is other work to do
+            self._input.widen()  # opened at the first read, because opening waits for the header
         else:
             with ExitStack() as undo:
                 undo.push(self._stack)
@@ -69,22 +71,22 @@ class SoundReader:
         if media.audio is None:
             raise TalkheadError(f"{self.name}: has no sound track; pass a recording")
         start, end = media.origin if media.video else None, media.end(media.audio)
-        # As 32-bit integers: for them FFmpeg scales a mix so that it cannot clip, for floats it does not.
+        # FFmpeg scales a mix of 32-bit integers so that it cannot clip; a mix of floats it does not scale.
         layout = "stereo" if media.audio.codec_context.channels == 2 else "mono"
         self._decoder = Decoder(media, start, end, self.rate, layout, "s32p")
-        self._mix = _Mix(media.tell)
+        self._mix = _Mix(media.warn)
         if end is not None:
             self.count = max(round((end - (media.origin if start is None else start)) * self.rate), 0)
 
     def _decoded(self):
         if self._media is None:
             self._open()
-        heard = False
-        for packet in self._media.packets(pictures=False):
+        empty = True
+        for packet in self._media.packets(video=False):
             for block in self._decoder.decode(packet):
-                heard = True
+                empty = False
                 yield self._mix(block / np.float64(2**31)).astype(np.float32)
-        if not heard:
+        if empty:
             raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
 
     def __iter__(self):
@@ -97,7 +99,7 @@ class SoundReader:
         return block
 
     def take(self, count, wait=False):
-        """The next samples, int16 (n, 1): `count`, or fewer if it ends before. What has not been read by then is read."""
+        """Take the next `count` samples, int16 (n, 1), reading on if needed; fewer at the end."""
         assert self._kept is not None, "pass keep=True"
         while self._kept.size < count and next(self, None) is not None:
             pass
@@ -114,29 +116,29 @@ class SoundReader:
 
 
 def read_sound(source, sample_rate=16000, keep=False, on_wait=None):
-    """Open a sound for reading as it comes.
+    """Open audio for reading block by block.
 
-    source       path, "-" or binary stream: any sound or video file. A path may be that of a pipe or a device
+    source       path, "-" or binary stream of any audio or video file. The path may be that of a pipe or a device
     sample_rate  samples per second of the blocks
-    keep         keep what was read, for a FrameWriter to take
-    on_wait      called without arguments when a pipe has brought nothing for 5 seconds
+    keep         keep the samples read, for a FrameWriter to take
+    on_wait      called without arguments each time that a pipe brings no data for 5 seconds
     returns      SoundReader
-    raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short: at once for a file,
-                 else while reading
+    raises       TalkheadError if it is missing, has no audio track or an empty one, or is cut short; for a file at
+                 once, else while reading
     """
     return SoundReader(source, sample_rate, keep, on_wait)
 
 
 def read_audio(source, sample_rate=16000):
-    """Read speech from any sound or video file, all of it.
+    """Read all audio of any audio or video file.
 
     source       path, "-" or binary stream
     sample_rate  samples per second of the result
-    returns      float32 (N,) in [-1, 1]: all channels mixed to one. In a file with pictures, sample 0 is heard when the
-                 first picture is shown
-    warns        where it was mended: damaged parts become silence, a clock that starts again goes on, of two channels that cancel
-                 each other one is taken
-    raises       TalkheadError if it is missing, has no sound track or an empty one, or is cut short
+    returns      float32 (N,) in [-1, 1]: all channels mixed to one. In a video file, sample 0 is at the time of the
+                 first frame
+    warns        if it was repaired: damaged parts become silence, parts whose clock starts again are joined, of two
+                 channels that cancel each other one is used
+    raises       TalkheadError if it is missing, has no audio track or an empty one, or is cut short
     """
     with read_sound(source, sample_rate) as sound:
         return np.concatenate(list(sound))
@@ -147,7 +149,7 @@ def _to_int16(samples):
 
 
 def write_audio(path, audio, sample_rate=16000):
-    """Write speech as a .wav of 16-bit samples.
+    """Write mono audio as a 16-bit .wav.
 
     audio    float (N,) in [-1, 1]; louder samples are clipped
     raises   TalkheadError if the file cannot be written
@@ -159,7 +161,7 @@ def write_audio(path, audio, sample_rate=16000):
 
 
 class SampleBlocks:
-    """Samples in memory, taken as a Sound's are."""
+    """Audio samples in memory, with the interface of `Sound`."""
 
     def __init__(self, samples, rate):
         samples = np.asarray(samples)

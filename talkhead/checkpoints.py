@@ -1,9 +1,10 @@
-"""Weight files to networks that are ready to use, whoever wrote them, and the guard that keeps mismatched files apart.
+"""Weight files of this and other projects: loading networks, checking that files belong together, conversion.
 
-A generator is known by its fingerprint. An encoder, a speech model or a motion model carries the fingerprint of the generator that it
-was trained against, and a motion model that of its encoder; a generator that was tuned around somebody's face, or grown to a larger picture around an
-encoder that was held still, carries the one that it came from, so that what was trained for the parent still fits the child: layers that the
-parent did not have move as its last one. Other projects' encoders record no generator: only their size is checked.
+A generator is identified by its fingerprint. An encoder, a speech model or a motion model carries the fingerprint of
+the generator that it was trained against, and a motion model that of its encoder. A generator that was tuned to one
+face, or grown to a larger resolution with a fixed encoder, carries its parent's fingerprint, so that models trained for
+the parent still fit it: layers that the parent lacks get the displacement of its last one. Other projects' encoders
+record no generator: only their size is checked.
 """
 
 import argparse
@@ -21,32 +22,33 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def bundled(kind):
-    """Path of the weights that come with the package.
+    """Path of the bundled weights of a kind.
 
-    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan", "speech" or "keypoints"
+    kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan", "speech"
+             or "keypoints"
     raises   TalkheadError if the package was installed without them
     """
     path = WEIGHTS / f"{kind}.pt"
     if not path.exists():
-        what, option = {
+        name, option = {
             "first": ("first model", "--audio2latent"),
             "speech": ("character model", "--features-model"),
         }.get(kind, (kind, files.option(kind)))
-        raise TalkheadError(f"{path}: the bundled {what} is not installed; pass {option} FILE")
+        raise TalkheadError(f"{path}: the bundled {name} is not installed; pass {option} FILE")
     return path
 
 
-# From a file to a network ---------------------------------------------------------------------------------------------
+# Loading networks -----------------------------------------------------------------------------------------------------
 
 
 def load_generator(path, device="cpu"):
-    """The generator in a weights file, frozen and in evaluation mode.
+    """Load the generator of a weights file, frozen and in evaluation mode.
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
-    returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: its own and what it was tuned from) and
-              `identity`, the code of the face that it was tuned on, float32 numpy (L, 512), or None, `photo`, its picture,
-              uint8 numpy (S, S, 3), or None, and
-              `learnt_from` ("film", "still" or "moments", if the file says what kind of pictures it was trained on, else None)
+    returns   stylegan.Generator with `fingerprint` (str), `lineage` (set of str: the fingerprints of itself and its
+              parents), `identity` (float32 numpy (L, 512), W+ latent of the face that it was tuned on, or None),
+              `photo` (uint8 numpy (S, S, 3), image of that face, or None) and `learnt_from` (kind of the training
+              images, "film", "still" or "moments", or None if not recorded)
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
     weights = read(path, "generator", training=False)
@@ -65,18 +67,18 @@ def _generator(**config):
     return build(config)
 
 
-def _identity(path, code, generator):
-    if code is None:
+def _identity(path, latent, generator):
+    if latent is None:
         return None
     if (
-        not isinstance(code, torch.Tensor)
-        or code.shape != (generator.num_ws, latents.W_DIM)
-        or not code.isfinite().all()
+        not isinstance(latent, torch.Tensor)
+        or latent.shape != (generator.num_ws, latents.W_DIM)
+        or not latent.isfinite().all()
     ):
         raise TalkheadError(
-            f"{path}: its identity is not one finite code ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again"
+            f"{path}: its identity is not one finite latent ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again"
         )
-    return code.float().numpy()
+    return latent.float().numpy()
 
 
 def _photo(path, photo):
@@ -89,16 +91,16 @@ def _photo(path, photo):
         or photo.shape[0] != photo.shape[1]
         or photo.shape[2] != 3
     ):
-        raise TalkheadError(f"{path}: its photo is no square picture; the file is damaged: tune again")
+        raise TalkheadError(f"{path}: its photo is no square image; the file is damaged: tune again")
     return photo.numpy()
 
 
 def load_encoder(path, generator=None, device="cpu"):
-    """The image encoder in a weights file, frozen and in evaluation mode.
+    """Load the image encoder of a weights file, frozen and in evaluation mode.
 
     path        ours, or one of pSp, e4e or ReStyle
-    generator   if given, must be the one that the encoder was trained against, or tuned from it; where the file does not
-                say which that was, one of as many layers
+    generator   if given, must be the one that the encoder was trained against, or tuned from it; if the file does not
+                record that generator, one with the same number of layers
     returns     the encoder with `fingerprint` (str)
     raises      TalkheadError if the file is missing, damaged, of another kind or of another generator
     """
@@ -110,9 +112,9 @@ def load_encoder(path, generator=None, device="cpu"):
 
 
 def load_audio2latent(path, generator=None, device="cpu"):
-    """The speech model in a weights file, the first or the second, frozen and in evaluation mode; arguments as `load_encoder`.
+    """Load the speech model of a weights file, frozen and in evaluation mode; arguments as `load_encoder`.
 
-    returns   audio2latent.FirstModel or SecondModel; `hears` tells the features that it was trained on
+    returns   audio2latent.FirstModel or SecondModel; `feature_id` is the id of its audio features
     """
     from talkhead import audio2latent
 
@@ -123,9 +125,9 @@ def load_audio2latent(path, generator=None, device="cpu"):
 
 
 def load_video_gan(path, generator=None, encoder=None, device="cpu"):
-    """The motion model in a weights file, frozen and in evaluation mode.
+    """Load the motion model of a weights file, frozen and in evaluation mode.
 
-    generator, encoder   if given, must be those that it was trained with; the generator may be one tuned from that
+    generator, encoder   if given, must be those that it was trained with; the generator may also be one tuned from it
     raises               TalkheadError as `load_encoder` does
     """
     from talkhead.video_gan import LatentGenerator
@@ -135,16 +137,16 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
     made_by = weights["config"].get("encoder")
     if encoder is not None and made_by not in (None, encoder.fingerprint):
         raise TalkheadError(
-            f"{path}: its basis is of the codes of encoder {made_by}, not {encoder.fingerprint}; "
-            "pass the --encoder that it belongs to, or train the motion model for this one"
+            f"{path}: was trained with encoder {made_by}, but --encoder is {encoder.fingerprint}; "
+            "pass its own encoder, or train a motion model for this one"
         )
     return model
 
 
 def load_keypoints(path=None, device="cpu"):
-    """The keypoint network in a weights file, frozen and in evaluation mode; it belongs to no generator.
+    """Load the keypoint network of a weights file, frozen and in evaluation mode; it is independent of generators.
 
-    path      None is the bundled one
+    path      weights file; None: the bundled one
     returns   keypoints.KeypointNetwork
     raises    TalkheadError if the file is missing, damaged or of another kind
     """
@@ -162,31 +164,31 @@ def _load_fitted(path, weights, network, generator, device):
     if generator is not None and not unknown and trained_on not in generator.lineage:
         raise TalkheadError(
             f"{path}: this {kind} was trained against generator {trained_on}, not {generator.fingerprint}; "
-            f"pass the --generator that it belongs to, or train the {kind} for this one"
+            f"pass its own --generator, or train the {kind} for this one"
         )
     model = _build(network, config.get("network", config), weights["model"], path, device)
     if generator is not None and model.num_ws != generator.num_ws:
         if unknown or model.num_ws > generator.num_ws:
             raise TalkheadError(
                 f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has {generator.num_ws}; "
-                "pass the --generator that it belongs to"
+                "pass its own --generator"
             )
-        model = _grown(path, kind, model, generator)
+        model = _extend_layers(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
     if kind == "audio2latent" and "network" in config:
-        model.feature_id = config.get("features", model.feature_id)  # older files hear what they all did
+        model.feature_id = config.get("features", model.feature_id)  # absent in older files
     return model
 
 
-def _grown(path, kind, model, generator):
-    """What was trained for a smaller generator, made ready for one that grew out of it."""
+def _extend_layers(path, kind, model, generator):
+    """Extend a model that was trained for a smaller generator to one grown from that."""
     if kind != "encoder":
         model.layers = generator.num_ws
         return model
     if not isinstance(model, encoders.ResNetEncoder):
         raise TalkheadError(
-            f"{path}: an encoder of {model.num_ws} layers, the generator has grown to {generator.num_ws}, and only encoders of "
-            "architecture resnet grow along; train one for it (talkhead train-encoder)"
+            f"{path}: encoder has {model.num_ws} layers, generator {generator.num_ws}; only resnet encoders can be extended: "
+            "train one for it (talkhead train-encoder)"
         )
     return encoders.extend_layers(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
 
@@ -198,45 +200,46 @@ def _build(network, config, state, path, device):
         model.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         )
-    except (TypeError, RuntimeError, KeyError) as problem:
-        reason = str(problem).splitlines()[0]
+    except (TypeError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
         raise TalkheadError(
             f"{path}: config and weights do not make a {network.__name__.strip('_')} ({reason}); the file is damaged "
             "or from another version: train or export it again"
-        ) from problem
+        ) from error
     return model.to(device).eval().requires_grad_(False)
 
 
-# Whoever wrote it -----------------------------------------------------------------------------------------------------
+# Reading files of any project -----------------------------------------------------------------------------------------
 
 
 def read(path, kind=None, training=True):
-    """The weights of one network in any project's file, in our own layout.
+    """Read the weights of one network from a file of any supported project, converted to our layout.
 
-    path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of PTI;
-               a .pt of pSp, e4e or ReStyle, whose generator and encoder can both be had; what `convert` wrote; a .safetensors of
-               any of their state dicts
-    kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None is the one that the file holds
-    training   False leaves out what only training needs
-    returns    {"kind", "config", "step", "model"}, and "training" if there is more to it: of another project's file,
-               "generator" and "discriminator" as they were trained, without their optimisers
-    raises     TalkheadError if the file is missing, damaged, unsafe, of another kind, of a network that is not known here, or holds NaN
-    warns      if the file lacks the mean of W or the noise pictures, which are made again from fixed seeds
+    path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of
+               PTI; a .pt of pSp, e4e or ReStyle, with an encoder and a generator; a file written by `convert`; a
+               .safetensors of any of their state dicts
+    kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None: the only one in the file
+    training   False omits the training state
+    returns    {"kind", "config", "step", "model"}, and "training" if there is a training state: in another project's
+               file the "generator" and "discriminator" in training, without optimisers
+    raises     TalkheadError if the file is missing, damaged, unsafe, of another kind, of an unknown network, or holds
+               NaN
+    warns      if the file lacks the mean of W or the noise buffers, which are then made from fixed seeds
 
-    Nothing in the file is run. Shapes alone say how large a network is.
+    No code of the file is run. The size of a network is derived from the shapes of its tensors.
     """
     return _File(path).read(kind, training)
 
 
 class _File:
-    """A weights file: the project that it is of, and the kinds of networks in it."""
+    """A weights file: its format (the project it comes from) and the kinds of networks in it."""
 
     def __init__(self, path):
         self.path = path
         contents = _contents(path)
         self.format, self.contents = _recognise(contents)
         if self.format is None:
-            raise TalkheadError(f"{path}: holds {_stranger(contents)}; pass weights of a generator or an encoder")
+            raise TalkheadError(f"{path}: holds {_name_unknown(contents)}; pass weights of a generator or an encoder")
         self.kinds = [contents["kind"]] if self.format == "talkhead" else list(_READERS[self.format])
         if self.format == "talkhead":
             _check_ours(path, contents)
@@ -252,23 +255,23 @@ class _File:
             bad = [name for name, tensor in part.items() if not tensor.isfinite().all()]
             if bad:
                 raise TalkheadError(
-                    f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: its training diverged, or "
-                    "a half-precision copy overflowed; take an earlier checkpoint, or the original"
+                    f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: training diverged, "
+                    "or a half-precision copy overflowed; use an earlier checkpoint, or the original"
                 )
         if "w_avg" in weights["missing"]:
             warnings.warn(
-                f"{self.path}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it",
+                f"{self.path}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would record it",
                 stacklevel=1,
             )
         if "noise" in weights["missing"]:
-            warnings.warn(f"{self.path}: has no noise pictures; made again from a fixed seed", stacklevel=1)
+            warnings.warn(f"{self.path}: lacks noise buffers; drawn from a fixed seed", stacklevel=1)
         return {key: value for key, value in weights.items() if key != "missing"}
 
     def ours(self, kind=None, training=True):
-        """`read`, where "missing" says what had to be made again, instead of a warning."""
+        """Weights as from `read`, with "missing", the names of tensors that had to be made, instead of a warning."""
         if kind is None and len(self.kinds) > 1:
             raise TalkheadError(
-                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; take one out with talkhead weights convert --part"
+                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; extract one with talkhead weights convert --part"
             )
         kind = kind or self.kinds[0]
         if kind not in self.kinds:
@@ -282,17 +285,17 @@ class _File:
             }
         try:
             weights = _READERS[self.format][kind](self, training)
-        except TalkheadError as problem:
-            raise TalkheadError(f"{self.path}: {' '.join(str(problem).split())}") from problem
+        except TalkheadError as error:
+            raise TalkheadError(f"{self.path}: {' '.join(str(error).split())}") from error
         weights = {"kind": kind, "step": 0, "missing": ()} | weights
         if not weights.get("training"):
             weights.pop("training", None)
         return weights
 
     def generator(self, model, training, w_avg=None, clamp=None):
-        """The weights of a generator out of its state in our layout, with what is missing made again.
+        """Weights of a generator from its state dict in our layout, with missing tensors filled in.
 
-        training   (name, function that gives a state) of "generator" and "discriminator", as far as they are to be read
+        training   pairs (name, function that returns a state dict) of "generator" and "discriminator", those to be read
         """
         if "const" not in model:
             raise TalkheadError("holds a discriminator in the generator's place")
@@ -306,8 +309,8 @@ class _File:
         for name, convert in training:
             try:
                 parts[name] = convert()
-            except TalkheadError as problem:
-                warnings.warn(f"{self.path}: its {name} is left out: {problem}", stacklevel=1)
+            except TalkheadError as error:
+                warnings.warn(f"{self.path}: its {name} is skipped: {error}", stacklevel=1)
         if "generator" in parts:
             parts["generator"] = {
                 **model,
@@ -318,7 +321,7 @@ class _File:
 
 
 def _check_ours(path, contents):
-    """Refuse what no version of ours wrote."""
+    """Check the structure of a file of ours; raise TalkheadError if no version of talkhead wrote it."""
     kinds = {"kind": str, "config": dict, "step": int, "model": dict, "training": dict}
     wrong = [
         key for key, kind in kinds.items() if not isinstance(contents.get(key, {} if key == "training" else None), kind)
@@ -328,17 +331,15 @@ def _check_ours(path, contents):
     if not wrong and contents["kind"] == "generator":
         try:
             found = state_dicts.generator_config(contents["model"])
-        except TalkheadError as problem:
-            raise TalkheadError(f"{path}: {problem}; the file is damaged") from problem
+        except TalkheadError as error:
+            raise TalkheadError(f"{path}: {error}; the file is damaged") from error
         wrong = [key for key in found if _plain(contents["config"]).get(key) != found[key]]
     if wrong:
-        raise TalkheadError(
-            f"{path}: {wrong[0]} and the rest do not go together; the file is damaged, copy or train it again"
-        )
+        raise TalkheadError(f"{path}: {wrong[0]} does not match the rest; the file is damaged, copy or train it again")
 
 
 def _contents(path):
-    """What was saved in a file, without running anything."""
+    """Load the contents of a file without running code."""
     with files.reading(path) as stream:
         if safetensors.is_safetensors(stream.read(9)):
             return files.load_weights(path)
@@ -346,12 +347,12 @@ def _contents(path):
         try:
             return files.load_weights(path, mapped=True)
         except files.NotPlainWeights:
-            pass  # a network of NVIDIA's, saved whole; or what must be refused, by name
+            pass  # a pickled network of NVIDIA's, or an unsafe file, which safe_pickle refuses by name
     return safe_pickle.read(path)
 
 
 def _recognise(contents):
-    """The project that wrote a file, and the contents in that project's usual arrangement; None if nobody known."""
+    """Format of a file ("talkhead", "nvidia", "rosinality", "psp" or None), and its contents in its usual form."""
     if isinstance(contents, safe_pickle.Module):
         return "nvidia", {"G_ema": contents}
     if not isinstance(contents, dict):
@@ -362,8 +363,8 @@ def _recognise(contents):
         if any(isinstance(contents.get(key), (dict, safe_pickle.Module)) for key in keys):
             return format, contents
     state = _state(contents.get("state_dict", contents))
-    # A flat file, as .safetensors are, has it among the rest.
-    beside = (
+    # A flat file, such as a .safetensors, has latent_avg among the tensors.
+    extra = (
         contents
         if "state_dict" in contents
         else {"latent_avg": state.pop("latent_avg")}
@@ -371,16 +372,16 @@ def _recognise(contents):
         else {}
     )
     if _within(state, "decoder.") or _within(state, "encoder."):
-        return "psp", beside | {"state_dict": state}
+        return "psp", extra | {"state_dict": state}
     if "conv1.conv.modulation.weight" in state:
-        return "rosinality", beside | {"g_ema": state}
+        return "rosinality", extra | {"g_ema": state}
     if "synthesis.b4.const" in state or "synthesis.input.weight" in state:
         return "nvidia", {"G_ema": state}
     return None, contents
 
 
-_KNOWN = {  # what people have beside such files, by a tensor of theirs
-    "body.0.res_layer.1.weight": "IR-SE-50, which recognises faces",
+_KNOWN = {  # names of common unsupported files, by one of their tensors
+    "body.0.res_layer.1.weight": "IR-SE-50, a face recognition network",
     "features.0.weight": "a classifier such as VGG",
     "layer1.0.conv1.weight": "a classifier such as ResNet",
     "lin0.model.1.weight": "the linear layers of LPIPS",
@@ -390,7 +391,7 @@ _KNOWN = {  # what people have beside such files, by a tensor of theirs
 }
 
 
-def _stranger(contents):
+def _name_unknown(contents):
     if not isinstance(contents, dict):
         return files.a(type(contents).__name__)
     state = _state(contents.get("state_dict", contents))
@@ -399,7 +400,7 @@ def _stranger(contents):
 
 
 def _state(value):
-    """The tensors of a state dict, or of a NVIDIA module, by name; what DataParallel and torch.compile put into names is taken out."""
+    """Tensors of a state dict or an NVIDIA module by name, without the prefixes of DataParallel and torch.compile."""
     state = value.state if isinstance(value, safe_pickle.Module) else value
     state = (
         {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
@@ -410,12 +411,12 @@ def _state(value):
 
 
 def _within(state, prefix):
-    """The part of a state dict under a prefix, without it."""
+    """Entries of a state dict under a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in _state(state).items() if name.startswith(prefix)}
 
 
 def _record(value):
-    """A recorded set of options as a dict."""
+    """Recorded options (Namespace or dict) as a dict."""
     return vars(value) if isinstance(value, argparse.Namespace) else value if isinstance(value, dict) else {}
 
 
@@ -438,11 +439,11 @@ def _nvidia(file, training):
     def part(key):
         state = state_dicts.from_nvidia(_state(contents[key]))
         if _clamp(contents[key]) != clamp:
-            raise TalkheadError(f"limits its activations to {_clamp(contents[key])}, the generator in use to {clamp}")
+            raise TalkheadError(f"clamps activations at {_clamp(contents[key])}, the generator in use at {clamp}")
         group = _group(contents[key])
         if group != 4:
             warnings.warn(
-                f"{file.path}: its discriminator compared pictures in groups of {group}, here of 4", stacklevel=1
+                f"{file.path}: its discriminator's minibatch std has groups of {group}, here of 4", stacklevel=1
             )
         return state
 
@@ -459,7 +460,7 @@ def _clamp(network):
 
 
 def _group(network):
-    """How many pictures its minibatch layer compares."""
+    """Group size of the discriminator's minibatch std layer."""
     last = network.children.get("b4") if isinstance(network, safe_pickle.Module) else None
     layer = last and last.children.get("mbstd")
     return layer.attributes.get("group_size", 4) if layer else 4
@@ -497,7 +498,7 @@ _READERS = {
 
 
 def _one_latent(w):
-    """(512,), (1, 512) or, once for each layer, (L, 512) -> (512,)."""
+    """Reduce a latent (512,), (1, 512) or, repeated per layer, (L, 512) to (512,)."""
     if w is not None and not (
         isinstance(w, torch.Tensor) and w.is_floating_point() and w.dim() in (1, 2) and w.numel()
     ):
@@ -508,7 +509,7 @@ def _one_latent(w):
 
 
 def _complete(state, config):
-    """Make what a generator's file may lack: "w_avg", the mean of W, and "noise", its pictures. Returns which it was."""
+    """Add what a generator may lack: "w_avg", the mean of W, and "noise", the noise buffers; return their names."""
     missing = []
     random = torch.Generator().manual_seed(0)
     for k in range(2 * len(config["channels"]) - 1):
@@ -521,28 +522,27 @@ def _complete(state, config):
         mapping.load_state_dict(
             {name: value for name, value in state.items() if name.startswith("mapping_net.")}, strict=False
         )
-        # In double precision, so that every machine finds the same fingerprint; and ever of these z, or what was trained
-        # against such a file would not fit any more.
+        # In double precision and of fixed z, so that the fingerprint, which trained models record, is always the same.
         state["w_avg"] = latents.mean_latent(mapping, random=torch.Generator().manual_seed(0))
         missing.append("w_avg")
     return tuple(missing)
 
 
-# From a file to a file ------------------------------------------------------------------------------------------------
+# Converting and exporting files ---------------------------------------------------------------------------------------
 
 
 def convert(source, destination, to="talkhead", part=None):
-    """Rewrite a weights file in the layout of another project, bit for bit: generators, discriminator, noise and mean of W.
+    """Convert a weights file to another project's layout, bit for bit: generators, discriminator, noise, mean of W.
 
     source        as `read` takes it
     destination   .pt to write
-    to            "talkhead"; "rosinality": {g_ema, latent_avg, g, d}; "nvidia": {G_ema, G, D: state dicts, kwargs: what builds their
-                  networks}. g and d only where the source has them
+    to            "talkhead"; "rosinality": {g_ema, latent_avg, g, d}; "nvidia": {G_ema, G, D: state dicts, kwargs:
+                  arguments of their networks}. g, d, G and D only if the source has them
     part          "generator" or "encoder", of a file that holds both
     raises        TalkheadError as `read` does, or if an encoder is to be written in another layout than ours
-    warns         if the other project's code would make a network of other widths
+    warns         if the other project's code would build a network of other widths
 
-    Optimisers stay behind, except from ours to ours.
+    Optimisers are dropped, except from ours to ours.
     """
     weights = read(source, part)
     if to != "talkhead" and weights["kind"] != "generator":
@@ -561,7 +561,7 @@ def _to_rosinality(weights):
     channels = weights["config"]["channels"]
     if channels != _rosinality_channels(channels):
         warnings.warn(
-            f"rosinality's code makes no generator of the channels {channels}; change its table to load this file",
+            f"rosinality's code builds no generator of the channels {channels}; change its table to load this file",
             stacklevel=1,
         )
     contents = {"g_ema": state_dicts.to_rosinality(model), "latent_avg": model["w_avg"]}
@@ -608,7 +608,7 @@ _OWN_CONFIG = ("clamp", "lineage")
 
 
 def _own_record(weights):
-    """What another project's layout has no place for. Their code does not look at it."""
+    """Values that another project's layout has no key for; its code ignores them."""
     return {
         "step": weights["step"],
         "config": {key: weights["config"][key] for key in _OWN_CONFIG if key in weights["config"]},
@@ -616,25 +616,25 @@ def _own_record(weights):
 
 
 def _rosinality_channels(channels):
-    """The widths its code makes at that many levels, with the channel_multiplier that comes nearest."""
+    """Widths that rosinality's code builds for this number of levels, with the nearest channel_multiplier."""
     multiplier = channels[-1] << max(len(channels) - 5, 0) >> 8
     return [512 if k < 4 else (256 * multiplier) >> (k - 4) for k in range(len(channels))]
 
 
 def _nvidia_widths(config):
-    """channel_base and channel_max, from which its code makes these widths: min(base / resolution, max)."""
+    """Options channel_base and channel_max of NVIDIA's code for these widths: min(base / resolution, max)."""
     channels, resolution = config["channels"], config["resolution"]
     widths = {"channel_base": channels[-1] * resolution, "channel_max": channels[0]}
     if channels != [min(widths["channel_base"] // (4 << k), widths["channel_max"]) for k in range(len(channels))]:
         warnings.warn(
-            f"NVIDIA's code makes no network of the channels {channels}; the kwargs in this file do not fit it",
+            f"NVIDIA's code builds no network of the channels {channels}; the kwargs in this file do not fit it",
             stacklevel=1,
         )
     return widths
 
 
 def export(source, destination, half=True):
-    """Copy a weights file without its training state, by default in half precision.
+    """Export a weights file without its training state, by default in half precision.
 
     source   as `read` takes it
     raises   TalkheadError if the file cannot be read or written
@@ -651,27 +651,28 @@ def export(source, destination, half=True):
     files.save_weights(destination, kept | {"model": model})
 
 
-# What a file holds ----------------------------------------------------------------------------------------------------
+# Describing files -----------------------------------------------------------------------------------------------------
 
 
 def describe(path):
-    """What a weights file holds, whoever wrote it: a dict of plain values.
+    """Describe a weights file of any supported project as a dict of plain values.
 
-    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters (those that are trained, as metrics counts them), precision, config, training_state (is there
-              more than inference needs?), num_ws; of a generator also resolution, fingerprint, w_avg ("recorded" or "missing"), noise
-              (likewise), whether discriminator, training_copy and optimizer are there, and identity, if it holds one; trained_with and perceptual,
-              if the file says what it was trained on and by which loss. Where it holds an encoder too, "encoder" is another such dict.
+    returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters (number of trained ones),
+              precision, config, training_state (bool: holds more than inference needs), num_ws; of a generator also
+              resolution, fingerprint, w_avg and noise ("recorded" or "missing"), discriminator, training_copy and
+              optimizer (bool: present), and identity, if present; trained_with and perceptual, the training data and
+              the loss, if recorded. If the file holds an encoder too, "encoder" is another such dict.
     """
     file = _File(path)
     about = {"format": file.format}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say is in the answer
+        warnings.simplefilter("ignore")  # the result holds the same information
         about |= _described(file, file.kinds[0])
         for kind in file.kinds[1:]:
             try:
                 about[kind] = _described(file, kind)
-            except TalkheadError as problem:
-                about[kind] = {"unreadable": str(problem)}
+            except TalkheadError as error:
+                about[kind] = {"unreadable": str(error)}
     return about | _trained_with(file.contents)
 
 
@@ -707,20 +708,20 @@ def _described(file, kind):
 
 
 def _parameters(path, kind, config):
-    """How many numbers of a network are trained. Its pictures of noise, basis, mean of W and statistics are none of them."""
+    """Number of trained parameters of a network; noise buffers, basis, mean of W and statistics do not count."""
     config = {key: value for key, value in config.items() if key not in ("lineage", "generator")}
     try:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"):  # shapes without memory
             network = _network(kind, config.get("network", config))
-    except (TypeError, RuntimeError, KeyError) as problem:
+    except (TypeError, RuntimeError, KeyError) as error:
         raise TalkheadError(
-            f"{path}: its config makes no {kind} ({str(problem).splitlines()[0]}); the file is damaged or from another version"
-        ) from problem
+            f"{path}: its config makes no {kind} ({str(error).splitlines()[0]}); the file is damaged or from another version"
+        ) from error
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _network(kind, config):
-    """An untrained network of a kind."""
+    """Build an untrained network of a kind."""
     from talkhead import audio2latent, keypoints, speech_models, video_gan
 
     make = {
@@ -738,7 +739,7 @@ def _has_optimizer(contents):
     return any(str(key).endswith(("optim", "optimizer")) for key in [*contents, *_record(contents.get("training"))])
 
 
-_TOLD = (
+_RECORDED_OPTS = (
     "dataset_type",
     "encoder_type",
     "output_size",
@@ -750,15 +751,15 @@ _TOLD = (
 
 
 def _trained_with(contents):
-    """What a file records of its training: its data, above all."""
+    """Recorded training options of a file, above all its data set."""
     record = _record(contents.get("args")) or _record(contents.get("training_set_kwargs"))
     opts = _record(contents.get("opts"))
-    record = record or {key: opts[key] for key in _TOLD if key in opts}
+    record = record or {key: opts[key] for key in _RECORDED_OPTS if key in opts}
     return {"trained_with": _plain(record)} if record else {}
 
 
 def _plain(value):
-    """A value as JSON can say it."""
+    """Convert a value to types that JSON has."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

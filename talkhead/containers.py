@@ -1,4 +1,4 @@
-"""Media containers through PyAV: packets, decoders, and whether a stream is whole."""
+"""Media containers read through PyAV: packets, decoders, and detection of truncated files."""
 
 import os
 import stat
@@ -14,33 +14,27 @@ import av
 import numpy as np
 
 from talkhead.errors import TalkheadError
-from talkhead.files import FPS, PIPE, STREAM_TAG, TAIL, Source, is_path, os_errors_in_one_line
+from talkhead.files import FPS, MFRO_BYTES, PIPE_BYTES, STREAM_TAG, Source, is_path, os_errors_in_one_line
 from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
 
-TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg would play a text file as a video of a terminal
-FASTEST = 1_000_000  # samples per second that anybody records
-HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of these curves (ITU-T H.273)
-GAP = (
-    0.1  # seconds by which sound may drift from its time stamps before silence fills the hole (FFmpeg's own threshold)
-)
-SHORT = 0.5  # seconds that may be missing at the end of a clip before it counts as cut short
-UNKNOWN_SIZE = 0x7FFF0000  # bytes: who writes a WAV to a pipe puts such a length, or a greater one, in its head
-PARTS = (
-    3 << 16
-)  # bytes: of Ogg's pages and MPEG-PS's packets, which are shorter than a third, whole ones lie in the last so many
-ASF = (
-    bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
-    bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
-)  # names of its head and its data
-SOON = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's own choice is up to a tenth
+TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # formats by which FFmpeg would play text as a video of a terminal
+MAX_SAMPLE_RATE = 1_000_000  # Hz; a higher rate is a damaged header
+HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics (ITU-T H.273)
+MAX_DRIFT = 0.1  # seconds of audio from its time stamps before silence fills the gap (FFmpeg's threshold)
+MAX_MISSING = 0.5  # seconds missing at the end of a clip before it counts as cut short
+UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write a WAV to a pipe put this length, or a greater one, in its header
+PARTS = 3 << 16  # bytes at the end of a file that hold a whole Ogg page or MPEG-PS packet
+# GUIDs of ASF's header and data objects
+ASF = (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"))
+WAV_BLOCK = 0.02  # seconds of a WAV on a pipe that are read at a time; FFmpeg's default is up to 0.1
 
 
 class Decoder:
-    """Decodes one sound stream into blocks whose first sample is at the moment `start`, holes filled with silence.
+    """Decoder of one audio stream into blocks whose first sample is at time `start`, with gaps filled by silence.
 
-    media    the Media that the packets are of
-    start    Fraction, seconds on the container's clock; None: where the sound starts
-    end      Fraction, the same where it ends; None: with the last packet, which codecs fill up
+    media    Media that the packets come from
+    start    Fraction, seconds on the container's clock; None: the start of the audio
+    end      Fraction, seconds on the container's clock; None: the end of the last packet, which codecs may pad
     rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
     """
 
@@ -55,14 +49,14 @@ class Decoder:
         )
         self._resampler = None
         self._setup = None
-        self._fed = Fraction(0)  # seconds given to the resampler, from `start`
+        self._fed = Fraction(0)  # seconds given to the resampler since `start`
         self._skip = 0  # samples still to drop: those before `start`
-        self._left = None  # samples still to give; None if there is no knowing
-        self._exact = False  # whether the next frame is to be put at its time stamp even where it is off by little
-        self._lost = None  # seconds on the container's clock where the last damaged packet ends
+        self._left = None  # samples still to return; None if unknown
+        self._exact = False  # place the next frame at its time stamp even if the drift is small
+        self._lost = None  # end of the last damaged packet, seconds on the container's clock
 
     def decode(self, packet):
-        """A packet, or the one that ends the stream, to (channels, n) blocks, one after the other."""
+        """Decode a packet, or the empty one that ends the stream, to an iterator of (channels, n) blocks."""
         for block in self._blocks(packet):
             block = self._trim(block)
             if block.shape[1]:
@@ -84,31 +78,31 @@ class Decoder:
 
     def _frame(self, frame):
         setup = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if setup != self._setup:  # the first frame, or a stream that changes its mind
+        if setup != self._setup:  # the first frame, or the format changes within the stream
             yield from self._resample(None)
             if self._setup is None:
                 yield from self._begin(frame)
             self._setup = setup
             self._restart()
         if frame.pts is not None:
-            hole = frame.pts * frame.time_base - self._start - self._fed
-            if hole > GAP or self._exact:
-                yield from self._fill(hole)
-                self._drop(-hole)
+            gap = frame.pts * frame.time_base - self._start - self._fed
+            if gap > MAX_DRIFT or self._exact:
+                yield from self._fill(gap)
+                self._drop(-gap)
         self._exact, self._lost = False, None
-        frame.pts = None  # the resampler would stretch the sound to meet time stamps; samples are counted here
+        frame.pts = None  # or the resampler would stretch the audio to fit its time stamps; samples are counted here
         self._fed += Fraction(frame.samples, frame.sample_rate)
         yield from self._resample(frame)
 
-    def _fill(self, hole):
-        """Put silence for so many seconds, none where it is negative, after what the resampler still has."""
-        if hole > 0:
+    def _fill(self, gap):
+        """Flush the resampler and insert `gap` seconds of silence; nothing if it is negative."""
+        if gap > 0:
             yield from self._resample(None)
-            yield from self._silence(hole)
+            yield from self._silence(gap)
             self._restart()
 
     def _drop(self, overlap):
-        """Leave out so many seconds, none where it is negative, of what comes next."""
+        """Drop the next `overlap` seconds; nothing if it is negative."""
         if overlap > 0:
             self._skip += round(overlap * self._rate)
             self._fed -= overlap
@@ -117,7 +111,7 @@ class Decoder:
         self._resampler = av.AudioResampler(self._format, self._layout, self._rate)
 
     def _begin(self, frame):
-        """Put the first frame at its time: silence before it, or the part before `start` dropped."""
+        """Place the first frame at its time: insert silence before it, or drop the part before `start`."""
         time = (self._start or Fraction(0)) if frame.pts is None else frame.pts * frame.time_base
         self._start = time if self._start is None else self._start
         if self._end is not None:
@@ -130,7 +124,7 @@ class Decoder:
             self._fed = -early
 
     def _silence(self, seconds):
-        """Silence in blocks of at most a second: a recording may have paused for a day."""
+        """Yield silence in blocks of at most a second, since a recording may have paused for a day."""
         self._fed += seconds
         dtype = np.int16 if self._format == "s16p" else np.int32
         count = round(seconds * self._rate)
@@ -145,7 +139,7 @@ class Decoder:
         except av.error.ArgumentError as error:
             rate, layout = self._setup[2], self._setup[1]
             raise TalkheadError(
-                f"{self._media.name}: damaged, its sound of {rate} samples a second, {layout}, cannot be converted; make it again"
+                f"{self._media.name}: damaged, its sound of {rate} Hz, {layout}, cannot be converted; make it again"
             ) from error
 
     def _trim(self, block):
@@ -159,7 +153,7 @@ class Decoder:
 
 
 class PushQueue:
-    """Blocks of samples (channels, n) that wait to be taken, in order."""
+    """FIFO queue of samples, pushed in blocks (channels, n)."""
 
     def __init__(self, channels):
         self._channels, self._blocks, self.size = channels, deque(), 0
@@ -169,7 +163,7 @@ class PushQueue:
         self.size += block.shape[1]
 
     def take(self, count):
-        """The next samples, int16 (n, channels): `count`, or fewer if there are no more."""
+        """Take the next `count` samples, int16 (n, channels); fewer if the queue holds fewer."""
         taken = []
         while count > 0 and self._blocks:
             block = self._blocks.popleft()
@@ -182,10 +176,10 @@ class PushQueue:
 
 
 class Sound:
-    """The sound of a clip whose frames are being read, for a FrameWriter to pass on. Memory stays flat.
+    """Audio of a clip whose frames are being read, for a FrameWriter, in constant memory.
 
-    It comes with the frames: it holds what has been read along with them and not been taken yet. Sample 0 is heard when the
-    first frame is shown.
+    It holds the samples that were read along with the frames and not taken yet. Sample 0 is at the time of the first
+    frame.
     """
 
     def __init__(self, media):
@@ -202,7 +196,7 @@ class Sound:
         self._packets.append(packet)
 
     def take(self, count, wait=False):
-        """The next samples, int16 (n, channels): at most `count`, and fewer if they have not come yet.
+        """Take the next samples, int16 (n, channels): at most `count`, fewer if they have not been read yet.
 
         wait  read on (past frames) until there are `count`, or the clip ends
         """
@@ -218,35 +212,32 @@ class Sound:
 
 
 def _low_latency_options(head):
-    """Options with which FFmpeg hands on what comes through a pipe soon."""
-    # A pipe's frames come as they are made: do not wait for twenty of them to guess a rate that each one tells.
-    options = {"fpsprobesize": "1"}
+    """FFmpeg options for low latency on a pipe."""
+    options = {"fpsprobesize": "1"}  # or FFmpeg waits for twenty frames to estimate a rate that the header gives
     if _is_wave(head):
-        rate, block = _number(head[28:32]), _number(head[32:34])  # bytes a second, bytes of a moment
-        options |= {
-            "probesize": "2048",
-            "max_size": str(max(int(rate * SOON), block, 1)),
-        }  # its head tells all: look no further
+        rate, block = _number(head[28:32]), _number(head[32:34])  # bytes per second, bytes per sample of all channels
+        # The header suffices: probe no further.
+        options |= {"probesize": "2048", "max_size": str(max(int(rate * WAV_BLOCK), block, 1))}
     return options
 
 
 def _declared_length(read):
-    """How many bytes a file says that it has; None where it does not know, or is of a kind that does not tell.
+    """File size in bytes by the file's own header; None if it is not recorded.
 
-    read  gives the bytes at a position: read(position, count); fewer, or none, where there are no more or one cannot look so far
+    read  function read(position, count) that returns the bytes at a position; fewer at the end, or far into a pipe
     """
     head = read(0, 44)
     if _is_wave(head):
         return 44 + _number(head[40:44]) if head[36:40] == b"data" and 0 < _number(head[40:44]) < UNKNOWN_SIZE else None
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         end = 0
-        while read(end, 4) == b"RIFF":  # one for each gigabyte
+        while read(end, 4) == b"RIFF":  # one chunk for each gigabyte
             size = _number(read(end + 4, 4))
             if not 0 < size < UNKNOWN_SIZE:
                 return None
             end += 8 + size + size % 2
         return end
-    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a head, then one segment
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska and WebM, RFC 8794: a header, then one segment
         segment = _ebml_end(read, 0)
         return _ebml_end(read, segment) if segment is not None and read(segment, 4) == b"\x18\x53\x80\x67" else None
     if head[:16] == ASF[0]:
@@ -260,7 +251,7 @@ def _declared_length(read):
         10 + sum((byte & 127) << 7 * (3 - index) for index, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
     )
     frame = read(start, 60)
-    if frame[:1] == b"\xff" and frame[1:2] >= b"\xe0":  # MP3, whose first frame may hold no sound but Xing's numbers
+    if frame[:1] == b"\xff" and frame[1:2] >= b"\xe0":  # MP3, whose first frame may be a Xing header without audio
         found = max(frame.find(b"Xing"), frame.find(b"Info"))
         flags = int.from_bytes(frame[found + 4 : found + 8], "big")
         if found > 0 and flags & 2:
@@ -270,7 +261,7 @@ def _declared_length(read):
 
 
 def _ebml_end(read, start):
-    """Where the element that starts there ends, of Matroska's with four bytes of name; None if that was not known when it was written."""
+    """End of the Matroska element, with a four-byte ID, that begins at `start`; None if its size is not recorded."""
     field = read(start + 4, 8)
     length = 9 - field[0].bit_length() if field and field[0] else 9
     size = int.from_bytes(field[:length], "big") & (1 << 7 * length) - 1
@@ -278,12 +269,12 @@ def _ebml_end(read, start):
 
 
 def _last_part(data, mark, size):
-    """The last of the pages or packets with which a file ends: where it begins and ends in `data`; past its end, if it was cut.
+    """Start and end of the last page or packet of a file, as offsets in `data`; the end is past `data` if it was cut.
 
     data     the last bytes of the file
-    mark     with which each of them begins
-    size     gives the length of one that begins at a position of `data`, or 0 if none does
-    returns  None where they do not follow each other to the end
+    mark     first bytes of each page or packet
+    size     function of `data` and an offset: length of the page or packet there, or 0 if none begins there
+    returns  (start, end), or None if pages do not follow each other to the end
     """
     start = data.find(mark)
     while start >= 0:
@@ -297,7 +288,7 @@ def _last_part(data, mark, size):
 
 
 def _ogg_page(data, at):
-    """Its length, RFC 3533; of one cut in its head at least so much."""
+    """Length of the Ogg page at an offset (RFC 3533), 0 if none; of a page cut in its header, a lower bound."""
     head = data[at : at + 27 + 255]
     if head[:4] != b"OggS"[: len(head)]:
         return 0
@@ -305,7 +296,10 @@ def _ogg_page(data, at):
 
 
 def _ps_packet(data, at):
-    """Its length, ISO/IEC 13818-1 and 11172-1; of one cut in its head at least so much. A zero between them counts as one."""
+    """Length of the MPEG-PS packet at an offset (ISO/IEC 13818-1, 11172-1), 0 if none; a padding zero counts as one.
+
+    Of a packet cut in its header, a lower bound.
+    """
     head = data[at : at + 14]
     if head[:3] == bytes(len(head[:3])):
         return 1
@@ -316,7 +310,7 @@ def _ps_packet(data, at):
     if head[3:4] == b"\xba":
         return 12 if len(head) > 4 and head[4] >> 6 == 0 else 14 + (head[13] & 7 if len(head) == 14 else 0)
     length = int.from_bytes(head[4:6], "big")
-    return 6 + length if length or len(head) < 6 else 0  # of unknown length
+    return 6 + length if length or len(head) < 6 else 0  # 0: unknown length
 
 
 PARTED = {"ogg": (b"OggS", _ogg_page), "mpeg": (b"\0\0\1", _ps_packet)}  # by FFmpeg's name of the format
@@ -332,7 +326,7 @@ def _number(data):
 
 @contextmanager
 def open_source(source, on_wait=None):
-    """What FFmpeg is to open: the path of a file, or a Source around anything that has no position."""
+    """Open an input for FFmpeg: the Path of a regular file, or a Source around anything that is not seekable."""
     if not is_path(source):
         yield Source(source, on_wait)
         return
@@ -341,16 +335,16 @@ def open_source(source, on_wait=None):
     with stream:
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             if not stream.read(1):
-                raise TalkheadError(f"{source}: empty; pass a whole file")
+                raise TalkheadError(f"{source}: empty; pass a complete file")
             yield Path(source)
         else:
             yield Source(stream, on_wait)
 
 
 def _decoded(packet):
-    """The frames of a packet; None where it holds none, because it is empty ("nothing new here") or damaged.
+    """Decode the frames of a packet; None if it is empty (no new frame) or damaged.
 
-    FFmpeg's decoders fail with errors of every kind, "permission denied" among them; its own program goes on after each.
+    FFmpeg's decoders fail with errors of every kind, even "permission denied"; FFmpeg's program continues after each.
     """
     if packet.size == 0 and not _is_end(packet):
         return None
@@ -363,39 +357,39 @@ def _decoded(packet):
 
 
 def _is_end(packet):
-    return packet.size == 0 and not packet.buffer_ptr  # an empty packet has a place in memory
+    return packet.size == 0 and not packet.buffer_ptr  # an empty packet within the stream has a buffer
 
 
 def _end(packet, shown=True):
-    """Fraction, seconds on the container's clock where a packet ends, as it is shown or decoded; None where it does not tell."""
+    """End of a packet in presentation (`shown`) or decoding time, Fraction in seconds; None if unknown."""
     stamp = packet.pts if shown else packet.dts
     return None if stamp is None else stamp * packet.time_base + lasting(packet)
 
 
 class Media:
-    """A container that FFmpeg opened, and its packets in the order in which they come.
+    """A media container opened by FFmpeg, with its packets in file order.
 
-    source   as open_source gives it
+    source   Path or Source, from open_source
+    name     name of the source in messages
     """
 
     def __init__(self, source, name):
         self.name = name
         self._stack = ExitStack()
         self._source = source if isinstance(source, Source) else None
-        place = self._source or f"file:{source}"  # a name may hold a colon
+        url = self._source or f"file:{source}"  # a path may contain a colon
         head = b"" if self._source is None else self._source.look(0, 44)
-        hurry = {} if self._source is None else _low_latency_options(head)
+        low_latency = {} if self._source is None else _low_latency_options(head)
         if self._source is not None and head[:4] in (b"OggS", b"\0\0\1\xba"):
             self._source.kept = PARTS
-        self._promised = _declared_length(self._peek)  # of this, FFmpeg tells nothing
+        self._declared = _declared_length(self._peek)  # bytes; FFmpeg does not report it
         start = self._peek(0, 400)
-        self._unit = next(
-            (size for size in (188, 192) if start[size - 188 :: size][:2] == b"GG"), None
-        )  # bytes of a packet of MPEG-TS
+        # Packet size of MPEG-TS in bytes
+        self._ts_packet = next((size for size in (188, 192) if start[size - 188 :: size][:2] == b"GG"), None)
         try:
-            # Files only: a playlist must not make us fetch things.
-            options = {"protocol_whitelist": "file"} | hurry
-            self._container = av.open(place, metadata_errors="replace", options=options)
+            # Files only: a playlist must not cause network access.
+            options = {"protocol_whitelist": "file"} | low_latency
+            self._container = av.open(url, metadata_errors="replace", options=options)
         except (av.error.FFmpegError, ValueError) as error:
             self._refuse(error)
         self._stack.callback(self._container.close)
@@ -405,27 +399,29 @@ class Media:
         self.metadata = dict(self._container.metadata)
         self._is_stream = self.metadata.pop(STREAM_TAG, None) is not None
         streams = self._container.streams
-        # A music file's cover picture is no video; a phone may add a sound track in a format of its own that nobody decodes.
-        shown = (s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic)
-        heard = (
+        # A music file's cover image is no video. A phone may add an audio track in a proprietary format.
+        videos = (
+            s for s in streams.video if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic
+        )
+        audios = (
             s for s in streams.audio if s.codec_context and s.codec_context.sample_rate and s.codec_context.channels
         )
-        self.video, self.audio = next(shown, None), next(heard, None)
-        if self.audio is not None and self.audio.codec_context.sample_rate > FASTEST:
+        self.video, self.audio = next(videos, None), next(audios, None)
+        if self.audio is not None and self.audio.codec_context.sample_rate > MAX_SAMPLE_RATE:
             self.close()
             raise TalkheadError(
-                f"{self.name}: damaged, its sound has {self.audio.codec_context.sample_rate} samples a second; make it again"
+                f"{self.name}: damaged, its sound has a rate of {self.audio.codec_context.sample_rate} Hz; make it again"
             )
         self.sound = None
         self._packets = None
-        self._told = set()
-        self._reached = {}  # by index of stream: Fraction, seconds on the container's clock where its packets end so far
+        self._warned = set()  # messages given so far
+        self._reached = {}  # {stream index: Fraction, end of its packets so far, seconds on the container's clock}
 
     def _peek(self, position, count):
-        """The bytes at a position, of a pipe only near its start."""
+        """Read the bytes at a position without consuming them; of a pipe only near its start."""
         if self._source is not None:
-            return self._source.look(position, count) if position < PIPE else b""
-        if position >= os.path.getsize(self.name):  # beyond what a file may have, there is no looking
+            return self._source.look(position, count) if position < PIPE_BYTES else b""
+        if position >= os.path.getsize(self.name):  # a damaged offset may be too large for seek
             return b""
         with open(self.name, "rb") as stream:
             stream.seek(position)
@@ -434,86 +430,81 @@ class Media:
     def _refuse(self, error):
         if self._source is not None and not self._source.tail:
             raise TalkheadError(f"{self.name}: empty; the command before it failed") from error
-        cure = (
-            "pass one that FFmpeg can read" if self._source is None else "pass a file by its name"
-        )  # some cannot be read in order
-        raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; {cure}") from error
+        # Some formats need a seekable file.
+        fix = "pass one that FFmpeg can read" if self._source is None else "pass a file by its name"
+        raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; {fix}") from error
 
     @property
     def origin(self):
-        """Fraction, seconds on the container's clock: when the first picture is shown."""
+        """Time of the first frame, Fraction in seconds on the container's clock; without video, of the first audio."""
         stream = self.video or self.audio
         return Fraction(0) if stream.start_time is None else stream.start_time * stream.time_base
 
-    def packets(self, pictures=True):
-        """Packets of sound and pictures, and at the end an empty one of each; then checks that the end was the end."""
+    def packets(self, video=True):
+        """Yield audio and video packets, and at the end an empty one of each stream; raise if the file is cut short.
+
+        video   False yields no video packets, but still reads them: they keep the audio's clock in step
+        """
         restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
-        # Where the clock starts again, or pauses, the sound keeps step with the pictures also when they are not wanted.
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
         starts = {
             stream.index: None if stream.start_time is None else stream.start_time * stream.time_base
             for stream in streams
         }
-        if not restarts and None not in starts.values():  # a stream that begins late does so as after a pause
+        if not restarts and None not in starts.values():  # a stream that begins late counts as paused until then
             starts = dict.fromkeys(starts, min(starts.values(), default=None))
         clock = self._clock = PacketClock(
-            restarts, starts, self.video.index if self.video in streams else None, self.tell
+            restarts, starts, self.video.index if self.video in streams else None, self.warn
         )
         try:
             for packet in chain.from_iterable(map(clock.mend, self._container.demux(streams))):
                 end = _end(packet)
                 if end is not None:
                     reached[packet.stream.index] = max(reached[packet.stream.index], end)
-                if pictures or packet.stream.index != getattr(self.video, "index", None):
+                if video or packet.stream.index != getattr(self.video, "index", None):
                     yield packet
-        except (
-            av.error.FFmpegError,
-            ValueError,
-            OSError,
-            LookupError,
-        ) as error:  # the last: PyAV's, of a stream that shows up late
+        # LookupError is PyAV's, for a stream that appears late.
+        except (av.error.FFmpegError, ValueError, OSError, LookupError) as error:
             raise TalkheadError(f"{self.name}: damaged or cut short; make it again") from error
         if self._source is not None:
             self._source.drain()
         if self._is_stream:
-            if self._tail(TAIL)[4:8] != b"mfro":
+            if self._tail(MFRO_BYTES)[4:8] != b"mfro":
                 raise TalkheadError(f"{self.name}: cut short; the command that wrote it failed")
         elif self._falls_short(streams, reached):
-            keep = "" if self._source is not None else ", or keep what is there with ffmpeg -i IN -c copy OUT"
+            keep = "" if self._source is not None else ", or keep the readable part with ffmpeg -i IN -c copy OUT"
             raise TalkheadError(f"{self.name}: cut short; copy it again{keep}")
 
-    def conceal(self, packet, by):
-        """Say that what a packet or frame holds is damaged, and by what it is replaced."""
+    def conceal(self, packet, replacement):
+        """Warn that a packet or frame is damaged and replaced."""
         stamp = packet.dts if packet.pts is None else packet.pts
-        if (
-            not self._is_stream
-        ):  # a stream of our own is not damaged but cut short, and that is an error, said at its end
-            self.tell(f"damaged; {by} is put there", None if stamp is None else stamp * packet.time_base)
+        # Our own stream on a pipe is cut short rather than damaged: an error, raised at its end.
+        if not self._is_stream:
+            self.warn(f"damaged; {replacement} is put there", None if stamp is None else stamp * packet.time_base)
 
-    def tell(self, what, moment=None):
-        """Warn of something found while reading, once; moment: seconds on the container's clock where it begins."""
-        if what not in self._told:
-            self._told.add(what)
+    def warn(self, message, moment=None):
+        """Issue a warning, once for each message; moment: seconds on the container's clock where the problem begins."""
+        if message not in self._warned:
+            self._warned.add(message)
             place = "" if moment is None else f", {max(float(moment - self.origin), 0):.2f} s"
-            warnings.warn(f"{self.name}{place}: {what}", stacklevel=2)
+            warnings.warn(f"{self.name}{place}: {message}", stacklevel=2)
 
     def _falls_short(self, streams, reached):
-        """Whether packets ended long before the end that the file's own head promises. FFmpeg would take it for the end."""
+        """True if packets end long before the end that the file's header declares, which FFmpeg does not report."""
         kind = self._container.format.name
-        if (
-            kind == "wav" and self._source is None
-        ):  # FFmpeg knows the file's size, and believes that instead of the head
+        # FFmpeg trusts the file's size rather than a WAV's header.
+        if kind == "wav" and self._source is None:
             with open(self.name, "rb") as stream:
-                promised = int.from_bytes(stream.read(8)[4:], "little")
-            return promised < UNKNOWN_SIZE and promised + 8 > os.path.getsize(self.name) + 1
+                declared = int.from_bytes(stream.read(8)[4:], "little")
+            return declared < UNKNOWN_SIZE and declared + 8 > os.path.getsize(self.name) + 1
         size = os.path.getsize(self.name) if self._source is None else self._source.count
         if (
-            self._promised is not None
-            and size + 1 < self._promised
+            self._declared is not None
+            and size + 1 < self._declared
             or kind == "mpegts"
-            and self._unit
-            and size % self._unit
+            and self._ts_packet
+            and size % self._ts_packet
         ):
             return True
         data = self._tail(PARTS) if kind in PARTED else b""
@@ -521,16 +512,16 @@ class Media:
         if last is not None and last[1] > len(data):
             return True
         if kind == "ogg" and last is not None and not data[last[0] + 5] & 4:
-            self.tell("its last page is not marked as the last; what comes after it, if anything, is missing")
-        promised = {stream.index: self.end(stream) for stream in streams}
-        return LEFT_OUT not in self._told and any(
-            end is not None and end - reached[index] > SHORT for index, end in promised.items()
+            self.warn("its last page is not marked as the last; later parts, if any, are missing")
+        ends = {stream.index: self.end(stream) for stream in streams}
+        return LEFT_OUT not in self._warned and any(
+            end is not None and end - reached[index] > MAX_MISSING for index, end in ends.items()
         )
 
     def end(self, stream):
-        """Fraction, seconds on the container's clock where the file's own head says that a stream ends; None where it does not."""
+        """End of a stream by the file's header, Fraction in seconds on the container's clock; None if not recorded."""
         kind = self._container.format.name.split(",")[0]
-        # Of other kinds the duration is a guess, and so it is where MP4 has no table of its samples because it comes in fragments.
+        # In other formats, and in a fragmented MP4 (without a sample table), the duration is an estimate.
         if not stream.duration or not (kind in ("flac", "wav") or kind == "mov" and stream.frames):
             return None
         seconds = stream.duration * stream.time_base
@@ -539,7 +530,7 @@ class Media:
         return (stream.start_time or 0) * stream.time_base + seconds
 
     def _tail(self, count):
-        """The last bytes, of a pipe at most as many as are kept."""
+        """Last `count` bytes of a file; of a pipe, the last ones kept."""
         if self._source is not None:
             return self._source.tail
         with open(self.name, "rb") as stream:
@@ -547,33 +538,33 @@ class Media:
             return stream.read()
 
     def begin(self):
-        """Start reading frames, and the sound with them."""
+        """Start reading frames, and the audio with them."""
         self.sound = None if self.audio is None else Sound(self)
         self._packets = self.packets()
 
     def read_on(self):
-        """Read one packet past the frames wanted, keeping sound; False at the end."""
+        """Read one more packet, keeping its audio and skipping its frames; False at the end."""
         packet = next(self._packets, None)
         if packet is not None and packet.stream.index == self.audio.index:
             self.sound._push(packet)
         return packet is not None
 
-    def pictures(self):
-        """Decoded frames as (seconds after the first picture: Fraction, seconds it lasts: Fraction, av.VideoFrame)."""
+    def frames(self):
+        """Decode frames: (Fraction seconds after the first frame, Fraction duration in seconds, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
-        rate = rate if rate * RESTART > 1 else Fraction(FPS)  # of pictures whose stamps are wrong
+        rate = rate if rate * RESTART > 1 else Fraction(FPS)  # a lower rate comes from wrong time stamps
         end, origin = Fraction(0), self.origin
         stamps = PictureStamps(shown=self._container.format.name != "avi")
 
-        def likely(time):
-            """A moment, or the end of what was shown so far where that far ahead nothing is heard."""
+        def plausible(time):
+            """The time itself, or the end of the frames so far if it is a jump ahead without audio there."""
             if time - end <= RESTART or self._clock.is_pause(self.video.index, time + origin, end + origin):
                 return time
-            self.tell(LEFT_OUT, end + origin)
+            self.warn(LEFT_OUT, end + origin)
             return end
 
-        damaged = []  # packets of which that is still to be said
-        # Where the packets end, also those that hold no picture, with the stamp of the one that tells it; time and frame of the last picture.
+        damaged = []  # packets still to be warned of
+        # Start and end of the packet that ends last, with or without a frame; time and frame of the last decoded frame.
         until, last = (Fraction(0), Fraction(0)), None
         for packet in self._packets:
             if packet.stream.index != self.video.index:
@@ -581,11 +572,11 @@ class Media:
                     self.sound._push(packet)
                 continue
             frames = _decoded(packet)
-            if frames is None and packet.size:  # the picture before it stays a little longer
+            if frames is None and packet.size:  # the frame before it is repeated
                 damaged.append(packet)
-            if last is not None or frames:  # where no picture ever comes, the reader says that alone
+            if last is not None or frames:  # without any frame, the reader raises an error instead
                 while damaged:
-                    self.conceal(damaged.pop(0), "the picture before")
+                    self.conceal(damaged.pop(0), "the frame before")
             stamps.sent(packet)
             stop = _end(packet, stamps.shown) if not packet.is_discard else None
             if stop is not None:
@@ -594,20 +585,18 @@ class Media:
                 if frame.is_corrupt:
                     self.conceal(frame, "the decoder's guess")
                 stamp = stamps.of(frame)
-                time = end if stamp is None else likely(stamp * frame.time_base - origin)
+                time = end if stamp is None else plausible(stamp * frame.time_base - origin)
                 lasts = (frame.duration or 0) * frame.time_base
                 lasts = lasts if 0 < lasts <= RESTART else 1 / rate
                 end = time + lasts
                 last = time, frame
                 if frame.color_trc in HDR:
-                    self.tell(
-                        f"HDR ({HDR[frame.color_trc]}) is read as if it were not, and looks flat; convert it first"
-                    )
+                    self.warn(f"HDR ({HDR[frame.color_trc]}) is read as SDR, and looks flat; convert it first")
                 yield time, lasts, frame
-        until = end if last is None else likely(until[1])
+        until = end if last is None else plausible(until[1])
         if self._container.format.name == "ogg":
-            # Theora's encoders leave out repeats, those at the end too: the last picture is there as long as the sound.
-            until = max(until, min(max(self._reached.values()) - origin, end + Fraction(SHORT)))
+            # Theora's encoders omit repeated frames, also at the end: the last frame lasts as long as the audio.
+            until = max(until, min(max(self._reached.values()) - origin, end + Fraction(MAX_MISSING)))
         if last is not None and until > end:
             time, frame = last
             yield time, until - time, frame

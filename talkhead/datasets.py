@@ -1,4 +1,4 @@
-"""What the trainers look at: the frames of clips, folders of pictures and packed files, and how they are packed."""
+"""Training images: frames of clips, image folders and packed files, and packing."""
 
 import math
 import os
@@ -18,28 +18,31 @@ from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
-# Mean difference of two pictures, out of 255, below which they may follow each other in a film. Its frames differ by 1 to 2 (median),
-# a second apart by 3 to 11; portraits of different people by 52, and the most alike of 200 by 26.
-ALIKE = 20
+# Mean difference of two images, out of 255, below which they may be consecutive frames of a film. Consecutive frames
+# differ by 1 to 2 (median), frames a second apart by 3 to 11; portraits of different people by 52, the most similar of
+# 200 by 26.
+MAX_FRAME_DIFFERENCE = 20
 
 
 class Images:
-    """Training images: every frame of some clips, folders and pictures, held as uint8, and those of packed files, read when wanted.
+    """Training images: frames of clips and images, held in memory as uint8, and of packed files, read on demand.
 
-    sources  paths of clips, pictures, folders that hold them at any depth, and files that `pack` wrote (.npy)
-    size     the side that frames are resized to; frames must be square
+    sources  paths of clips, images, folders of them (searched recursively), and files that `pack` wrote (.npy)
+    size     side to which the frames, which must be square, are resized
     every    keep one frame in `every` of each clip
-    limit    stop after this many frames
-    raises   TalkheadError if nothing can be read, a packed file is damaged, or the frames of the clips do not fit into memory
+    limit    maximum number of frames
+    raises   TalkheadError if nothing can be read, a packed file is damaged, or the frames of the clips do not fit into
+             memory
+    warns    if the frames have several sizes
 
-    `frames` are uint8 (N, size, size, 3), indexed as an array is. `names[i]` is the file that frame i came from; `skipped` says of
-    files why they could not be read; `origins` holds an Origin for each of the others. Frames of several sizes are a warning.
+    `frames` are uint8 (N, size, size, 3), indexed like an array. `names[i]` is the file of frame i; `skipped` holds an
+    error message for each file that could not be read, `origins` an Origin for each of the others.
     """
 
     def __init__(self, sources, size, every=1, limit=None):
         self.size, self.frames = size, _Frames(size)
-        reading, paths = _Reading(size, every, limit), clips(sources)
-        held = _Held(size, _most_frames(paths, reading, sources), sources)
+        reading, paths = _Reader(size, every, limit), clips(sources)
+        held = _FrameBuffer(size, _max_frames(paths, reading, sources), sources)
         for path in paths:
             if reading.left == 0:
                 break
@@ -58,25 +61,25 @@ class Images:
         return len(self.frames)
 
     def warn_of_mixture(self):
-        """Warn if films and still pictures are mixed, out of which a generator learns neither.
+        """Warn if films and still images are mixed, because a generator then learns neither well.
 
-        Source: thesis §3.5. Puppets' unconnected moments may go with both.
+        Unconnected frames ("moments") may be mixed with both. Source: thesis §3.5.
         """
         count = Counter()
         for origin in self.origins:
             count[origin.kind] += origin.frames
         if count["film"] and count["still"]:
             warnings.warn(
-                f"films ({count['film']} frames) and still pictures ({count['still']}) are mixed: a generator of both draws neither well "
-                "(thesis §3.5); train on the pictures alone, and then go on with the films by --init",
+                f"films ({count['film']} frames) and still images ({count['still']}) are mixed: a generator learns neither well "
+                "(thesis §3.5); train on the images alone, and then on the films with --init",
                 stacklevel=2,
             )
 
     def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
-        """The images of one step: every frame once an epoch, in an order set by the seed alone.
+        """Batch of images of one step: every frame once per epoch, in an order that depends on the seed alone.
 
-        share    team.Share: which of the `count` to make
-        returns  float32 (count, 3, size, size) in [-1, 1], or that share of them
+        share    MicroBatch: the part of the `count` images to return
+        returns  float32 (count, 3, size, size) in [-1, 1], or that part of them
         """
         picks = [self._pick(step * count + k, seed) for k in share(range(count))]
         images = to_images(self.frames[picks])
@@ -93,18 +96,18 @@ class Images:
         return self._order[index]
 
 
-class _Held:
-    """Frames in memory, in blocks that need not move when more come. Takes them as files.array_writer does."""
+class _FrameBuffer:
+    """Growing buffer of frames in memory, in blocks that are never copied, with the interface of files.array_writer."""
 
-    BLOCK = 1024  # frames; memory that is not written to costs nothing
+    BLOCK = 1024  # frames; unwritten memory is not allocated by the system
 
-    def __init__(self, size, most, sources):
-        self._shape, self._most, self._sources = (self.BLOCK, size, size, 3), most, sources
+    def __init__(self, size, limit, sources):
+        self._shape, self._limit, self._sources = (self.BLOCK, size, size, 3), limit, sources
         self._blocks, self.count = [], 0
 
     def write(self, frame):
-        if self.count == self._most:
-            raise _too_many(f"more than {self._most}", self._most, frame.shape[0], self._sources)
+        if self.count == self._limit:
+            raise _too_many(f"more than {self._limit}", self._limit, frame.shape[0], self._sources)
         if self.count == len(self._blocks) * self.BLOCK:
             self._blocks.append(np.empty(self._shape, np.uint8))
         self[self.count][...] = frame
@@ -118,7 +121,7 @@ class _Held:
 
 
 class _Frames:
-    """Rows of arrays of frames, held and mapped ones, as if they were one array (N, size, size, 3)."""
+    """Concatenation of rows of frame arrays, in memory or memory-mapped, indexed as one array (N, size, size, 3)."""
 
     def __init__(self, size):
         self._size, self._parts, self._starts, self._count = size, [], [], 0
@@ -137,7 +140,7 @@ class _Frames:
         return self._count, self._size, self._size, 3
 
     def __getitem__(self, picks):
-        """One frame, or those of a slice or a list of numbers."""
+        """Get one frame, or an array of frames for a slice or a list of indices."""
         if isinstance(picks, slice):
             picks = range(self._count)[picks]
         if np.ndim(picks) == 0:
@@ -148,43 +151,43 @@ class _Frames:
         return frames
 
     def _frame(self, index):
-        index = range(self._count)[index]  # which counts from the end too, and knows where that is
-        which = bisect_right(self._starts, index) - 1
-        part, rows = self._parts[which]
-        return resize(part[rows[index - self._starts[which]]], self._size)
+        index = range(self._count)[index]  # allows negative indices and checks bounds
+        number = bisect_right(self._starts, index) - 1
+        part, rows = self._parts[number]
+        return resize(part[rows[index - self._starts[number]]], self._size)
 
 
 @dataclass
 class Origin:
-    """A file, and how many frames, one after the other, came from it."""
+    """Source file of a range of consecutive frames, and their number."""
 
     file: str
     frames: int
     side: int  # pixels, before they were resized
-    kind: str  # "film", "still", "moments" (unconnected ones, of a puppet), "unknown"
+    kind: str  # "film", "still", "moments" (unconnected frames), "unknown"
 
 
-class _Reading:
-    """Reads files to train on, and keeps account of them: an Origin of each, and why some were left out."""
+class _Reader:
+    """Reader of training files that records an Origin of each, and the errors of skipped ones."""
 
     def __init__(self, size, every, limit):
         self.size, self.every, self.limit = size, every, limit
         self.origins, self.skipped = [], []
         self.count = 0  # frames so far
-        self._before = None, None  # the last still picture's folder, and itself
-        self._alike = defaultdict(list)  # of a folder's pictures: whether each is much like the one before
+        self._before = None, None  # folder and subsampled pixels of the last still image
+        self._similar = defaultdict(list)  # {folder: [bool, image is similar to the one before]}
 
     @property
     def left(self):
-        """How many frames are still wanted; None: all."""
+        """Number of frames still wanted; None: all."""
         return None if self.limit is None else self.limit - self.count
 
     def read(self, path, target):
-        """Write the frames of a clip or picture, resized, to something with `write`, `count` and `cut`: all, or none if it is damaged."""
-        before, told = target.count, len(self.skipped)
+        """Write the resized frames of a clip or image to `target` (`write`, `count`, `cut`); none if damaged."""
+        before, errors = target.count, len(self.skipped)
         for frame in self._frames(path):
             target.write(frame)
-        if len(self.skipped) > told:
+        if len(self.skipped) > errors:
             target.cut(before)
 
     def _frames(self, path):
@@ -195,19 +198,19 @@ class _Reading:
                 if height != width:
                     raise TalkheadError(f"{path}: frames are {width}x{height}, wanted square; run talkhead align first")
                 for frame in islice(reader, 0, None, self.every):
-                    if count != self.left:  # past that, it is only seen whether the clip is whole
-                        picture, count = resize(frame, self.size), count + 1
-                        yield picture
-        except TalkheadError as problem:
-            self.skipped.append(str(problem))
+                    if count != self.left:  # the rest is read only to check that the clip is complete
+                        image, count = resize(frame, self.size), count + 1
+                        yield image
+        except TalkheadError as error:
+            self.skipped.append(str(error))
             return
         kind = _kind(path)
         if kind == "still":
-            self._compare(path.parent, picture[::4, ::4].astype(int))
+            self._compare(path.parent, image[::4, ::4].astype(int))
         self._add(Origin(str(path), count, height, kind))
 
     def rows(self, array, origins):
-        """Which rows of a packed file to take: the same frames as from the files that it was made of."""
+        """Select rows of a packed file: the same frames as from its source files."""
         rows, first = [], 0
         for origin in origins:
             rows.append(np.arange(first, first + origin.frames, self.every)[: self.left])
@@ -220,26 +223,26 @@ class _Reading:
             self.origins.append(origin)
             self.count += origin.frames
 
-    def _compare(self, folder, picture):
+    def _compare(self, folder, image):
         if self._before[0] == folder:
-            self._alike[str(folder)].append(np.abs(picture - self._before[1]).mean() < ALIKE)
-        self._before = folder, picture
+            self._similar[str(folder)].append(np.abs(image - self._before[1]).mean() < MAX_FRAME_DIFFERENCE)
+        self._before = folder, image
 
     def finish(self, sources):
-        """All files have been read: refuse if there was nothing, settle what is a film, and warn of several sizes."""
+        """Check that there are frames, detect films stored as images, and warn of several sizes."""
         if not self.count:
             first = f" ({self.skipped[0]})" if self.skipped else ""
-            raise TalkheadError(f"{_few(sources)}: no frames to train on{first}; pass aligned clips or pictures")
-        films = {folder for folder, alike in self._alike.items() if 2 * sum(alike) > len(alike)}
+            raise TalkheadError(f"{_shorten(sources)}: no frames to train on{first}; pass aligned clips or images")
+        films = {folder for folder, similar in self._similar.items() if 2 * sum(similar) > len(similar)}
         for origin in self.origins:
             if origin.kind == "still" and str(Path(origin.file).parent) in films:
-                origin.kind = "film"  # its frames lie there as pictures
+                origin.kind = "film"  # stored as one image per frame
         sizes = Counter()
         for origin in self.origins:
             sizes[origin.side] += origin.frames
         small = sum(frames for side, frames in sizes.items() if side < self.size)
         if len(sizes) > 1:
-            blurred = f"; smaller ones ({small} of {self.count}) get blurred when enlarged" if small else ""
+            blurred = f"; smaller ones ({small} of {self.count}) become blurred" if small else ""
             warnings.warn(
                 f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all resized to "
                 f"{self.size}x{self.size}{blurred}",
@@ -250,7 +253,7 @@ class _Reading:
 def _kind(path):
     if path.suffix.lower() in image_files.PICTURES:
         return "still"
-    with suppress(TalkheadError, AttributeError):  # what lies beside it may be somebody else's
+    with suppress(TalkheadError, AttributeError):  # the .json beside it may be another program's
         if files.read_about(path).get("source") == "moments":
             return "moments"
     return "film"
@@ -260,30 +263,29 @@ def _is_packed(path):
     return path.suffix.lower() == ".npy"
 
 
-def _few(sources):
+def _shorten(sources):
     return ", ".join(map(str, sources[:3])) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
 
 
-def _most_frames(paths, reading, sources):
-    """How many frames memory has room for. TalkheadError if the clips seem to have more, from a look into a few of them."""
+def _max_frames(paths, reading, sources):
+    """Number of frames that fit into memory; TalkheadError if the clips have more, estimated from a sample of them."""
     space = memory_left()
     if space is None:
         return math.inf
-    most = space // (
-        3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    )  # each process of torchrun's holds them
+    # Each process of torchrun on this machine holds all frames.
+    most = space // (3 * reading.size**2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if reading.limit is None or reading.limit > most:
         films = [path for path in paths if path.suffix.lower() not in image_files.PICTURES and not _is_packed(path)]
-        looked = films[:: len(films) // 16 + 1]
+        sample = films[:: len(films) // 16 + 1]
         total = sum(path.suffix.lower() in image_files.PICTURES for path in paths)
-        total += round(sum(map(_told, looked)) / max(len(looked), 1) * len(films) / reading.every)
+        total += round(sum(map(_frame_count, sample)) / max(len(sample), 1) * len(films) / reading.every)
         if total > most:
             raise _too_many(f"about {total}", most, reading.size, sources)
     return most
 
 
-def _told(path):
-    """How many frames a clip says that it has."""
+def _frame_count(path):
+    """Number of frames of a clip by its header, 0 if unknown."""
     try:
         with video_files.read_frames(path) as reader:
             return reader.count or 0
@@ -293,13 +295,13 @@ def _told(path):
 
 def _too_many(count, most, size, sources):
     return TalkheadError(
-        f"{_few(sources)}: {count} frames of {size}x{size}, and memory has room for {most}; write them into a file by talkhead "
-        "pack and train on that, or pass --every or --limit"
+        f"{_shorten(sources)}: {count} frames of {size}x{size}, but memory has room for {most}; train on a file made by "
+        "talkhead pack, or pass --every or --limit"
     )
 
 
 def memory_left():
-    """Bytes of memory that may still be filled, as far as this machine and its control groups tell; None if they do not."""
+    """Available memory in bytes, within the limits of the control groups; None if unknown."""
     found = []
     with suppress(OSError):
         found += [
@@ -319,20 +321,21 @@ def memory_left():
 
 
 def pack(sources, output, size=256, every=1, limit=None):
-    """Decode clips and pictures once, into one file that `Images` reads in any order; numpy and others open it as any .npy.
+    """Pack the frames of clips and images into one .npy, which `Images` reads in any order.
 
-    sources  as of Images
-    output   path ending in .npy: uint8 (N, size, size, 3). Beside it, in a .json of its name, {"frames": N, "size", "sources": [an Origin
-             as a dict, …], "left_out": [why, …]}
-    size     the side that frames are resized to
+    sources  as in Images
+    output   path ending in .npy: uint8 (N, size, size, 3). Beside it, in a .json of the same name, {"frames": N,
+             "size", "sources": [an Origin as a dict, …], "left_out": [error message, …]}
+    size     side to which frames are resized
     every    keep one frame in `every` of each clip
-    limit    stop after this many frames
-    yields   {"file", "frames"} for each file when it has been read, or {"file", "left_out": why}
-    raises   TalkheadError if nothing can be read, a packed file among the sources is damaged, or this one cannot be written
+    limit    maximum number of frames
+    yields   {"file", "frames"} for each file when it has been read, or {"file", "left_out": error message}
+    raises   TalkheadError if nothing can be read, a packed file among the sources is damaged, or the output cannot be
+             written
 
-    Memory stays flat, however many frames there are. The file appears when the iterator has been read to its end.
+    Memory is constant. The file appears when the iterator has been read to its end.
     """
-    output, reading = Path(output), _Reading(size, every, limit)
+    output, reading = Path(output), _Reader(size, every, limit)
     if not _is_packed(output):
         raise TalkheadError(f"{output}: packed frames are a .npy array; end the name in .npy")
     with files.array_writer(output, (size, size, 3)) as writer:
@@ -363,7 +366,7 @@ def pack(sources, output, size=256, every=1, limit=None):
 
 
 def unpack(path):
-    """The frames of a packed file, mapped: uint8 (N, S, S, 3), and an Origin for each stretch of them.
+    """Open a packed file: memory-mapped frames, uint8 (N, S, S, 3), and an Origin for each range of them.
 
     raises  TalkheadError if it is damaged or holds anything else
     """
@@ -383,20 +386,20 @@ def unpack(path):
         return array, [Origin(str(path), len(array), array.shape[1], "unknown")]
     try:
         origins = [Origin(**origin) for origin in about["sources"]]
-        told = sum(origin.frames for origin in origins)
-    except (TypeError, KeyError) as problem:
+        recorded = sum(origin.frames for origin in origins)
+    except (TypeError, KeyError) as error:
         raise TalkheadError(
-            f"{Path(path).with_suffix('.json')}: does not tell of packed frames; pack them again, or take it away"
-        ) from problem
-    if told != len(array):
+            f"{Path(path).with_suffix('.json')}: does not describe packed frames; pack them again, or remove it"
+        ) from error
+    if recorded != len(array):
         raise TalkheadError(
-            f"{path}: holds {len(array)} frames, but the .json beside it tells of {told}; pack them again"
+            f"{path}: holds {len(array)} frames, but the .json beside it records {recorded}; pack them again"
         )
     return array, origins
 
 
 def clips(sources):
-    """The video and picture files that some paths stand for, folders searched at any depth, as `files.find` does."""
+    """List the video and image files among some paths, with folders searched recursively by `files.find`."""
     suffixes = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg"}
     found = []
     for source in map(Path, sources):

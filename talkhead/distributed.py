@@ -1,8 +1,8 @@
-"""Who shares the work of a step: the processes that torchrun started, and the parts of a batch that each takes in turn.
+"""Distributed training under torchrun, gradient accumulation, mixed precision, and the choice of a device.
 
-A step is about one batch. It is cut into equal parts, one for each process and turn; part k holds every n-th sample from
-the k-th on. Whatever is random is drawn for the whole batch and cut alike, and gradients are averaged over the parts: so
-the result is that of one process with the same batch, but for the order of its sums.
+The batch of a step is split into n equal micro-batches, one for each process and accumulation turn; micro-batch k holds
+every n-th sample from the k-th on. Random numbers are drawn for the whole batch and split the same way, and gradients
+are averaged, so the result equals that of one process with the same batch, except for the order of summation.
 """
 
 import os
@@ -14,27 +14,25 @@ from datetime import timedelta
 
 import torch
 
-# Torch imports this with its optimisers. Its functions have the group that there is then as a default, and so keep it for ever, with threads that
-# outlive Python's own end and abort there. Imported now, there is none to keep.
+# torch's optimisers import this module, whose functions take the current process group as a default argument and so
+# keep it alive, with threads that abort at exit. Imported now, before there is a group, it keeps none.
 import torch.distributed.nn  # noqa: F401
 from torch import distributed, nn
 
 from talkhead.errors import TalkheadError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BUCKET = 8_000_000  # gradients averaged in one message
-PATIENCE = timedelta(
-    hours=6
-)  # one process may encode or validate for long while others wait; torchrun ends them if it dies
+BUCKET = 8_000_000  # gradient values averaged in one message
+TIMEOUT = timedelta(hours=6)  # others wait while one process encodes or validates; torchrun ends them if it dies
 
 
 @contextmanager
 def init_process_group(device):
-    """Take part in the run that torchrun started, where it did; yields the device of this process.
+    """Join torchrun's process group, if there is one, for the time of the block; yields the device of this process.
 
     device   torch.device; each process of a machine takes a CUDA device of its own
 
-    torchrun tells each process of its place by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() or distributed.is_initialized():
         yield device
@@ -42,9 +40,7 @@ def init_process_group(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if device.index >= torch.cuda.device_count():
-            raise TalkheadError(
-                f"{device}: not there; start as many processes as a machine has devices, or pass --device cpu"
-            )
+            raise TalkheadError(f"{device}: not found; start at most one process per CUDA device, or pass --device cpu")
         torch.cuda.set_device(device)
     store, rank, size = next(distributed.rendezvous("env://"))
     distributed.init_process_group(
@@ -52,7 +48,7 @@ def init_process_group(device):
         store=_fresh(store, rank, size),
         rank=rank,
         world_size=size,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     try:
         yield device
@@ -61,10 +57,10 @@ def init_process_group(device):
 
 
 def _fresh(store, rank, size):
-    """A part of torchrun's store that is empty: after a restart it still holds the addresses of the processes that ended.
+    """An empty part of torchrun's store, which after a restart still holds the addresses of the ended processes.
 
-    The first process invents a name for it; the others tell it, under that name, that they are there, until it has seen
-    the very marks that they have made themselves: a name from before the restart cannot show them.
+    Rank 0 publishes a random prefix. The others write a random mark of their own under it, until rank 0 has published
+    all marks it received: a prefix from before the restart cannot contain the new marks.
     """
     mark = secrets.token_hex(8)
     if rank == 0:
@@ -84,30 +80,31 @@ def _fresh(store, rank, size):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Every `of`-th sample of a batch from `first` on: what a process works on in its turn `turn`."""
+    """Micro-batch: every `of`-th sample of a batch from `first` on, processed by this process in turn `turn`."""
 
     turn: int = 0
     first: int = 0
     of: int = 1
 
     def __call__(self, batch):
-        """This share of what has one entry for each sample."""
+        """Select this micro-batch from a sequence or tensor with one entry per sample."""
         return batch[self.first :: self.of]
 
     def randn(self, count, *shape, device=None):
-        """This share of `count` normal draws, which every process makes alike."""
+        """Draw `count` standard normal samples, the same in every process, and return this micro-batch's."""
         return self(torch.randn(count, *shape, device=device))
 
 
 class Distributed:
-    """The processes of a run, and the optimiser steps that they take together.
+    """The processes of a training run, and their joint optimiser steps.
 
-    batch        samples of a step, of all processes together
-    accumulate   turns that a process takes to work on its part of them: less memory, for as much time
-    precision    "float32", or "bfloat16" or "float16": arithmetic of the passes inside `autocast`
-    device       of this process
-    whole        a part must be a multiple of this, if there are parts: the pictures that the discriminator compares with each other
-    raises       TalkheadError if the batch cannot be cut so
+    batch        samples per step, of all processes together
+    accumulate   micro-batches per process and step: less memory for the same time
+    precision    "float32", or "bfloat16" or "float16": arithmetic within `autocast`
+    device       device of this process
+    whole        the size of a micro-batch must be a multiple of this, if there are several: the group size of the
+                 discriminator's minibatch std
+    raises       TalkheadError if the batch cannot be split like that
     """
 
     def __init__(self, batch=1, accumulate=1, precision="float32", device="cpu", whole=1):
@@ -119,32 +116,33 @@ class Distributed:
         parts = self.size * accumulate
         if parts > 1 and batch % (parts * whole):
             why = (
-                f", for each of the {parts} parts must be a multiple of {whole}: the discriminator compares pictures in groups of {whole}"
+                f": the minibatch std of the discriminator needs multiples of {whole} in each of the {parts} parts"
                 if whole > 1
                 else ""
             )
             raise TalkheadError(
-                f"a batch of {batch} for {self.size} processes in {accumulate} turns: pass --batch as a multiple of {parts * whole}{why}"
+                f"a batch of {batch} cannot be split over {self.size} processes in {accumulate} micro-batches; "
+                f"pass --batch as a multiple of {parts * whole}{why}"
             )
-        # Turn by turn, the processes together hold every `accumulate`-th sample, however many they are.
+        # In each turn, all processes together hold every `accumulate`-th sample, whatever their number.
         self.shares = [MicroBatch(turn, turn + accumulate * self.rank, parts) for turn in range(accumulate)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     @property
     def is_main(self):
-        """Whether this is the process that writes and logs."""
+        """True for the process that writes files and logs (rank 0)."""
         return self.rank == 0
 
     def autocast(self):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "float32")
 
     def optimizer_step(self, loss, *optimizers, scaled=True, longest=None):
-        """One step down the gradient of a loss that is a mean over the batch.
+        """Take one optimiser step on a loss that is a mean over the batch.
 
-        loss      function of a Share: the mean loss of its samples, and a dict of numbers for the log
-        scaled    whether it was computed inside `autocast`, so that small gradients would vanish in float16
-        longest   gradients longer than this are shortened to it
-        returns   the dict, averaged over this process's turns
+        loss      function of a MicroBatch: mean loss of its samples, and a dict of numbers for the log
+        scaled    use the gradient scaler, for a loss computed within `autocast`
+        longest   maximum gradient norm, to which gradients are clipped; None: no limit
+        returns   the dict, averaged over this process's micro-batches
         """
         parameters = [
             p
@@ -157,7 +155,7 @@ class Distributed:
             parameter.grad = None
         start, records = torch.randint(2**62, ()).item(), []
         for share in self.shares:
-            torch.manual_seed(start)  # every share draws what is random for the whole batch, and keeps its part
+            torch.manual_seed(start)  # every micro-batch draws for the whole batch and keeps its part
             value, record = loss(share)
             value = value / len(self.shares)
             (self.scaler.scale(value) if scaled else value).backward()
@@ -175,7 +173,7 @@ class Distributed:
         return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
     def _average(self, tensors):
-        """Each tensor becomes its mean over the processes, in a few large messages."""
+        """Replace each tensor by its mean over the processes, in a few large messages."""
         if self.size == 1:
             return
         buckets, room = [], 0
@@ -186,7 +184,7 @@ class Distributed:
             buckets[-1].append(tensor)
             room -= tensor.numel()
         flat = [torch.cat([tensor.reshape(-1) for tensor in bucket]) for bucket in buckets]
-        with _others_there():
+        with _raise_if_others_ended():
             for work in [distributed.all_reduce(message, async_op=True) for message in flat]:
                 work.wait()
         for bucket, message in zip(buckets, flat):
@@ -194,63 +192,62 @@ class Distributed:
                 tensor.copy_(mean.view(tensor.shape))
 
     def mean(self, value):
-        """A tensor's mean over the processes."""
+        """Mean of a tensor over the processes."""
         value = value.detach().clone()
         self._average([value])
         return value
 
     def reduce_record(self, record, stop):
-        """The record of a step as floats, averaged over the processes, and whether any of them was told to stop.
+        """Average the record of a step over the processes, as floats, and combine `stop` by "or".
 
-        record   {name: number or tensor of one number}; what is an int is taken to be the same everywhere
+        record   {name: number or tensor of one number}; ints are taken to be equal in all processes
         """
         names = [name for name, value in record.items() if not isinstance(value, int)]
         values = torch.tensor([*(float(record[name]) for name in names), float(stop)], dtype=torch.float64)
-        # Between processes numbers travel on their device; alone, on the CPU: Apple's has no float64.
+        # Communication needs the processes' device; a single process uses the CPU, because MPS has no float64.
         values = (self.mean(values.to(self.device)) if self.size > 1 else values).tolist()
         return record | dict(zip(names, values)), values[-1] > 0
 
     def copy(self, thing):
-        """What the leader passes, for all: numbers, strings, CPU tensors, and dicts and lists of them."""
+        """Broadcast an object from rank 0: numbers, strings, CPU tensors, and dicts and lists of them."""
         if self.size == 1:
             return thing
         box = [thing if self.is_main else None]
-        with _others_there():
+        with _raise_if_others_ended():
             distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
 
     def wait(self):
-        """Until all are here."""
+        """Wait for all processes (a barrier)."""
         self.copy(None)
 
     def convert_sync_batchnorm(self, network):
-        """Let a network's batch normalisation see what all processes work on, as it would in one."""
+        """Make a network's batch normalisation use the statistics of all processes' samples."""
         for module in network.modules():
             if self.size > 1 and type(module) is nn.BatchNorm2d:
                 module.__class__ = _SyncBatchNorm  # the same parameters and names; only `forward` differs
 
 
 @contextmanager
-def _others_there():
+def _raise_if_others_ended():
     try:
         yield
-    except RuntimeError as problem:
-        if isinstance(problem, torch.OutOfMemoryError):
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise TalkheadError("another process of this run has ended; what it said tells why") from problem
+        raise TalkheadError("another training process exited; its own message gives the cause") from error
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose mean and variance are those of all processes' samples. Unlike torch's own, on a CPU too."""
+    """Batch normalisation with mean and variance over all processes' samples; unlike torch's, on a CPU too."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             y = x.to(torch.promote_types(x.dtype, torch.float32))
-            moments = _AllGather.apply(
-                torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)])
-            )  # (ranks, 2, C)
+            # (processes, 2, C)
+            moments = _AllGather.apply(torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)]))
             mean = moments[:, 0].mean(0)
             variance = moments[:, 1].mean(0) + moments[:, 0].var(0, unbiased=False)
             with torch.no_grad():
@@ -263,28 +260,28 @@ class _SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _AllGather(torch.autograd.Function):
-    """A tensor of each process, stacked; the gradient of a process's tensor is the sum of what all make of it."""
+    """Stack the tensors of all processes; the gradient of a process's tensor is the sum over all processes."""
 
     @staticmethod
     def forward(ctx, tensor):
         parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-        with _others_there():
+        with _raise_if_others_ended():
             distributed.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
-        with _others_there():
+        with _raise_if_others_ended():
             distributed.all_reduce(gradient)
         return gradient[distributed.get_rank()]
 
 
 def pick_device(name="auto"):
-    """The torch device that `name` stands for.
+    """Choose the torch device of a name.
 
     name     "auto" (cuda, then mps, then cpu), "cpu", "cuda", "cuda:1", "mps"
-    raises   TalkheadError if the device is not there
+    raises   TalkheadError if the device is not available
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -293,7 +290,7 @@ def pick_device(name="auto"):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise TalkheadError(f"--device {name}: not usable here ({reason}); pass --device cpu") from problem
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TalkheadError(f"--device {name}: not usable here ({reason}); pass --device cpu") from error
     return device

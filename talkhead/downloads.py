@@ -1,7 +1,7 @@
-"""Where public weights are, under which licence, and how to get them whole.
+"""Registry of public weights with their licences, and resumable, verified downloads.
 
-A download grows as FILE.part beside its place, with what is known of the remote file in FILE.part.json. It goes on where it
-stopped, however it stopped; only when size and hash are right does it get its name. Nothing here runs unless it is asked for by name.
+A download grows as FILE.part beside its final place, with the state of the remote file in FILE.part.json, and resumes
+after any interruption. It is renamed only when size and hash are right. Nothing is downloaded unless requested by name.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from talkhead.errors import TalkheadError
 
 try:
     import fcntl
-except ImportError:  # Windows: two downloads of one file at a time go unnoticed until the hash is checked
+except ImportError:  # Windows: two simultaneous downloads of a file are noticed only by the hash
     fcntl = None
 
 BLOCK = 1 << 18  # bytes read at a time
 SPARE = 64 << 20  # bytes of disk that a download leaves free
-LONGEST_PAUSE = 30.0  # seconds between two tries, however many there were
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone at the next try
+MAX_PAUSE = 30.0  # seconds between two tries
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that are retried
 
 
 # The registry ---------------------------------------------------------------------------------------------------------
@@ -40,14 +40,14 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone 
 class Weights:
     """A public file of weights.
 
-    purpose     what it is for, in a line
-    file        its name on disk, which the library that wants it looks for
-    urls        where it is, the best first; a Google Drive page stands for the file that it shows
-    licence     of the weights, as far as anybody says
-    commercial  whether that allows commercial use; None where nobody says
+    purpose     use of the weights, one line
+    file        file name on disk, as the library that uses it expects
+    urls        addresses, the best first; a Google Drive page stands for its file
+    licence     of the weights, as far as stated
+    commercial  bool: commercial use is allowed; None if not stated
     size        bytes; None if unknown
-    sha256      hexadecimal, all of it or only its beginning; None if unknown
-    hub         it lies in torch's hub cache, else in talkhead's own
+    sha256      hexadecimal, complete or only the first digits; None if unknown
+    hub         bool: stored in torch's hub cache, else in talkhead's cache
     """
 
     purpose: str
@@ -72,10 +72,10 @@ _DRIVE = "https://drive.google.com/file/d/{}/view"
 _NVIDIA = "NVIDIA Source Code License, non-commercial; trained on FFHQ (CC BY-NC-SA 4.0)"
 _ROSINALITY = "MIT code; trained on FFHQ (CC BY-NC-SA 4.0)"
 _PSP = "MIT code; holds NVIDIA's FFHQ generator (non-commercial)"
-_BULAT = "BSD-3-Clause by its author, who does not own the photos it learnt from"
-_TORCHVISION = "BSD-3-Clause code; of the weights torchvision says only that ImageNet's terms may apply"
+_BULAT = "BSD-3-Clause by its author, who does not own the training photos"
+_TORCHVISION = "BSD-3-Clause code; for the weights, torchvision states only that ImageNet's terms may apply"
 
-# Sizes and hashes are those that several public projects pin, or the file's own name holds; None where none could be found.
+# Sizes and hashes are those that several public projects pin, or that the file name contains; None if none was found.
 REGISTRY = {
     "stylegan2-ada-ffhq-1024": Weights(
         "face generator, 1024 pixels (NVIDIA, the one that PTI tunes)",
@@ -147,21 +147,21 @@ REGISTRY = {
         "2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999",
     ),
     "restyle-psp-ffhq": Weights(
-        "image encoder that refines its answer (ReStyle over pSp), with its generator",
+        "iterative image encoder (ReStyle over pSp), with its generator",
         "restyle_psp_ffhq_encode.pt",
         (_DRIVE.format("1sw6I2lRIB0MpuJkpc8F5BJiSZrc0hjfE"),),
         _PSP,
         False,
     ),
     "restyle-e4e-ffhq": Weights(
-        "image encoder that refines its answer (ReStyle over e4e), with its generator",
+        "iterative image encoder (ReStyle over e4e), with its generator",
         "restyle_e4e_ffhq_encode.pt",
         (_DRIVE.format("1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e"),),
         _PSP,
         False,
     ),
     "ir-se50": Weights(
-        "face recognition: the identity loss, and the trunk that pSp starts from",
+        "face recognition: the identity loss, and pSp's initial trunk",
         "model_ir_se50.pth",
         (
             "https://github.com/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
@@ -173,7 +173,7 @@ REGISTRY = {
         "a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28",
     ),
     "face-landmarker": Weights(
-        "where the face is, by MediaPipe",
+        "face landmarks, by MediaPipe",
         "face_landmarker.task",
         (
             "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
@@ -184,7 +184,7 @@ REGISTRY = {
         "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
     ),
     "s3fd": Weights(
-        "where the face is, by face-alignment",
+        "face detector, by face-alignment",
         "s3fd-619a316812.pth",
         (_FAN + "s3fd-619a316812.pth",),
         _BULAT,
@@ -214,7 +214,7 @@ REGISTRY = {
         hub=True,
     ),
     "vgg16": Weights(
-        "the perceptual loss (LPIPS)",
+        "perceptual loss (LPIPS)",
         "vgg16-397923af.pth",
         ("https://download.pytorch.org/models/vgg16-397923af.pth",),
         _TORCHVISION,
@@ -224,7 +224,7 @@ REGISTRY = {
         hub=True,
     ),
     "mobilenet-v2": Weights(
-        "a small perceptual loss (--perceptual mobilenet), and features for FID",
+        "small perceptual loss (--perceptual mobilenet), and features for FID",
         "mobilenet_v2-b0353104.pth",
         ("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",),
         _TORCHVISION,
@@ -234,7 +234,7 @@ REGISTRY = {
         hub=True,
     ),
     "resnet18": Weights(
-        "the first blocks of the ResNet encoder (train-encoder --imagenet)",
+        "first blocks of the ResNet encoder (train-encoder --imagenet)",
         "resnet18-f37072fd.pth",
         ("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
         _TORCHVISION,
@@ -244,7 +244,7 @@ REGISTRY = {
         hub=True,
     ),
     "inception-fid": Weights(
-        "the metric FID",
+        "features for FID",
         "pt_inception-2015-12-05-6726825d.pth",
         (
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
@@ -257,14 +257,14 @@ REGISTRY = {
         hub=True,
     ),
     "deepspeech": Weights(
-        "speech recogniser DeepSpeech 0.1.0, with its language model (an archive, left packed)",
+        "speech recogniser DeepSpeech 0.1.0, with its language model (an archive, not unpacked)",
         "deepspeech-0.1.0-models.tar.gz",
         ("https://github.com/mozilla/DeepSpeech/releases/download/v0.1.0/deepspeech-0.1.0-models.tar.gz",),
         "MPL-2.0",
         True,
     ),
     "deepspeech-graph": Weights(
-        "speech recogniser DeepSpeech 0.1.0, the network alone (an archive, left packed)",
+        "speech recogniser DeepSpeech 0.1.0, the network alone (an archive, not unpacked)",
         "deepspeech-0_1_0-b90017e8.pb.zip",
         ("https://github.com/osmr/deepspeech_features/releases/download/v0.0.1/deepspeech-0_1_0-b90017e8.pb.zip",),
         "MPL-2.0 (Mozilla's network, copied by another project)",
@@ -283,14 +283,14 @@ REGISTRY = {
 
 
 def find(name):
-    """The Weights of a name; TalkheadError that lists the names if there is none."""
+    """Look up Weights by name; an unknown name is a TalkheadError that lists the names."""
     if name not in REGISTRY:
         raise TalkheadError(f"{name}: unknown weights; take one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
 
 
 def describe(name):
-    """What the registry says of a name, and whether the file is there: a plain dict."""
+    """Registry entry of a name, with the local path and `present`, as a plain dict."""
     weights = find(name)
     return {
         "name": name,
@@ -306,27 +306,27 @@ def describe(name):
 
 
 def terms(name):
-    """One line that says the licence, to be read before a download."""
+    """Licence terms in one line, to be read before a download."""
     weights = find(name)
-    use = {True: "allowed", False: "not allowed", None: "not spoken of"}[weights.commercial]
+    use = {True: "allowed", False: "not allowed", None: "not stated"}[weights.commercial]
     return f"{name}: licence: {weights.licence}; commercial use is {use}"
 
 
-# Whole or not ---------------------------------------------------------------------------------------------------------
+# Verification ---------------------------------------------------------------------------------------------------------
 
 
 def verify(place):
-    """Compare a file with the registry.
+    """Verify size and hash of a file against the registry.
 
     place    name in the registry, or path
-    returns  dict: file, size, sha256, matches (the registry's name for it, or None) and ok: True if size and hash are
-             right as far as they are known, False if not or if nothing like it is known, None if there is nothing to compare
+    returns  dict: file, size, sha256, matches (name in the registry, or None) and ok: True if size and hash are right
+             as far as they are known, False if not or if the file is unknown, None if neither size nor hash is known
     raises   TalkheadError if the file cannot be read
     """
     name = str(place) if str(place) in REGISTRY else None
     path = Path(place) if name is None else REGISTRY[name].path
     if name and not path.is_file():
-        raise TalkheadError(f"{path}: not there; run talkhead weights fetch {name}")
+        raise TalkheadError(f"{path}: not found; run talkhead weights fetch {name}")
     size, sha256 = _measure(path)
     if name is None:
         name = _recognise(path.name, size, sha256)
@@ -335,10 +335,10 @@ def verify(place):
 
 
 def _recognise(file, size, sha256):
-    """The name of the weights that a file is by its hash, or else claims to be by its file name."""
-    known = [name for name, weights in REGISTRY.items() if weights.sha256 and _agrees(weights, size, sha256)]
-    alike = [name for name, weights in REGISTRY.items() if weights.file == file]
-    return next(iter(known + alike), None)
+    """Name in the registry of a file by its hash, or else by its file name."""
+    by_hash = [name for name, weights in REGISTRY.items() if weights.sha256 and _agrees(weights, size, sha256)]
+    by_name = [name for name, weights in REGISTRY.items() if weights.file == file]
+    return next(iter(by_hash + by_name), None)
 
 
 def _agrees(weights, size, sha256):
@@ -361,11 +361,11 @@ def _measure(path):
 
 
 class _Refused(Exception):
-    """This URL will not give the file, however often it is asked."""
+    """Permanent failure of a URL: retrying does not help."""
 
 
 class _Broken(Exception):
-    """The connection broke, and may not the next time; `offline` if there seems to be no way to the server at all."""
+    """Transient failure of a connection, worth a retry; `offline` if the server cannot be reached at all."""
 
     def __init__(self, reason, offline=False):
         super().__init__(reason)
@@ -373,19 +373,19 @@ class _Broken(Exception):
 
 
 def fetch(name, destination=None, accept_licence=False, url=None, on_progress=None, timeout=30.0, retries=5, pause=1.0):
-    """Download public weights, whole or not at all.
+    """Download public weights, completely or not at all.
 
-    name            a name in the registry
-    destination     file, or folder; without it, where the library that wants the file looks
-    accept_licence  the licence was read and accepted: asked for unless it allows commercial use
-    url             take it from this address instead; size and hash remain the registry's
-    on_progress     called with the bytes that are there, and the bytes in all or None
-    timeout         seconds of silence after which a connection counts as broken
-    retries         times in a row to connect again without getting further
-    pause           seconds before the first of them; doubled for each one after
-    returns         what `verify` says of the file; one that was there already and is right is left alone
-    raises          TalkheadError if it cannot be had whole. FILE.part then remains, and the next call goes on there,
-                    unless the remote file has changed or the hash was wrong
+    name            name in the registry
+    destination     file or folder; default: the place where the library that uses the file expects it
+    accept_licence  the licence was read and accepted; required unless it allows commercial use
+    url             download from this address instead; size and hash remain the registry's
+    on_progress     called with the bytes downloaded so far, and the total or None
+    timeout         seconds without data after which a connection counts as broken
+    retries         number of consecutive retries without progress
+    pause           seconds before the first retry; doubled for each further one
+    returns         dict of `verify`; an existing, correct file is left alone
+    raises          TalkheadError if the download fails. FILE.part then remains, and the next call resumes it, unless
+                    the remote file has changed or the hash was wrong
     """
     weights = find(name)
     if not weights.commercial and not accept_licence:
@@ -426,9 +426,9 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
 
 @contextmanager
 def _alone(part):
-    """Hold `part` against other downloads of it; leave nothing behind that is of no use to the next."""
+    """Lock `part` against other downloads of it; remove it at the end if it is empty."""
     part.touch()
-    with open(part, "r+b") if fcntl else nullcontext() as held:  # to write, which NFS asks of who locks
+    with open(part, "r+b") if fcntl else nullcontext() as held:  # NFS locks need write access
         if fcntl:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -444,7 +444,7 @@ def _alone(part):
 
 
 def _download(weights, address, part, on_progress, timeout, retries, pause):
-    """Bring `part` to the end of the remote file and check it, however often the connection breaks; its size and sha256."""
+    """Download `part` to the end, with retries, and verify it; returns its size and sha256."""
     began = furthest = _had(part, address)
     tries = 0
     while True:
@@ -457,12 +457,10 @@ def _download(weights, address, part, on_progress, timeout, retries, pause):
                 furthest, tries = have, 0
             if tries == retries or broken.offline and furthest == began:
                 kept = (
-                    f"; {have} bytes are kept, the same command goes on there"
-                    if have
-                    else "; try again later, or pass --url"
+                    f"; {have} bytes are kept, the same command resumes" if have else "; try again later, or pass --url"
                 )
                 raise _Refused(f"{address}: {broken}{kept}") from broken
-            time.sleep(min(pause * 2**tries, LONGEST_PAUSE))
+            time.sleep(min(pause * 2**tries, MAX_PAUSE))
             tries += 1
     size, sha256 = _measure(part)
     if size == 0:
@@ -470,16 +468,16 @@ def _download(weights, address, part, on_progress, timeout, retries, pause):
     if _agrees(weights, size, sha256) is False:
         _forget(part)
         raise _Refused(
-            f"{address}: damaged on the way, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
+            f"{address}: damaged in transfer, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
             f"of {weights.sha256}; try again, or pass --url"
         )
     return size, sha256
 
 
 def _pull(weights, address, part, on_progress, timeout):
-    """One connection: append to `part` what the server sends.
+    """Append the bytes that the server sends over one connection to `part`.
 
-    raises  _Broken if that is not the whole file; _Refused if it is not the file, or there is no such address;
+    raises  _Broken if the file is still incomplete; _Refused if it is another file, or the address does not exist;
             TalkheadError if it does not fit on the disk
     """
     have, notes = _had(part, address), _recall(part, address)
@@ -519,7 +517,7 @@ def _pull(weights, address, part, on_progress, timeout):
 
 
 def _direct(address):
-    """The address of a file's bytes: a page of Google Drive shows a file, another host gives it, with no virus check between."""
+    """Direct address of a file; for a Google Drive page, its download address without the virus-scan page."""
     drive = re.match(r"https://(?:drive|docs)\.google\.com/.*?(?:/d/|[?&]id=)([\w-]+)", address)
     if drive:
         return f"https://drive.usercontent.google.com/download?id={drive[1]}&export=download&confirm=t"
@@ -529,12 +527,12 @@ def _direct(address):
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, response, code, message, headers, url):
         if request.type == "https" and not url.startswith("https:"):
-            raise _Refused(f"{request.full_url}: sends us on to {url}, which is not encrypted; pass --url")
+            raise _Refused(f"{request.full_url}: redirects to {url}, which is not encrypted; pass --url")
         return super().redirect_request(request, response, code, message, headers, url)
 
 
 def _ask(address, have, notes, timeout):
-    """The server's answer to a request for all of the file, or for what follows the first `have` bytes."""
+    """Request the file from byte `have` on, and return the server's response."""
     headers = {"User-Agent": f"talkhead/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -548,7 +546,7 @@ def _ask(address, have, notes, timeout):
             return error
         reason = f"HTTP {error.code} {str(error.reason).splitlines()[0] if error.reason else ''}".strip()
         error.close()
-        if error.code in PASSING:
+        if error.code in TRANSIENT:
             raise _Broken(reason) from error
         raise _Refused(f"{address}: {reason}; pass --url with another source") from error
     except urllib.error.URLError as error:
@@ -562,38 +560,40 @@ def _ask(address, have, notes, timeout):
 
 
 def _span(response, have, notes, part):
-    """Where in the file a response begins, and the file's size, None if the server does not say.
+    """Offset in the file at which a response begins, and the file's size, None if unknown.
 
-    raises  _Broken if it continues another file than the one that `part` began; the part is emptied then
+    raises  _Broken, and empties `part`, if the remote file is no longer the one that `part` began
     """
     if response.status == 200:
         return 0, response.length
     if not have or response.status not in (206, 416):
-        raise _Broken(f"answers with HTTP {response.status}, which is no file")
-    said = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
+        raise _Broken(f"answers with HTTP {response.status} instead of a file")
+    content_range = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
     start, total = (
-        (int(number) if number and number != "*" else None for number in said.groups()) if said else (None, None)
+        (int(number) if number and number != "*" else None for number in content_range.groups())
+        if content_range
+        else (None, None)
     )
     if response.status == 416 and total == have:
         return have, have
-    if start == have and _alike(total, notes["total"]) and _alike(_validator(response), notes["validator"]):
+    if start == have and _compatible(total, notes["total"]) and _compatible(_validator(response), notes["validator"]):
         return start, total or notes["total"]
     os.truncate(part, 0)
     raise _Broken("the remote file has changed")
 
 
-def _alike(one, other):
+def _compatible(one, other):
     return None in (one, other) or one == other
 
 
 def _validator(response):
-    """What names this version of a remote file for If-Range, which takes no weak ETags; None if nothing does."""
+    """Validator of a remote file's version for If-Range: a strong ETag, else Last-Modified; None if neither is sent."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def _read(response, total, start):
-    """The next bytes as they come; empty at the end."""
+    """Read the next available bytes; empty at the end."""
     try:
         return response.read1(BLOCK if total is None else min(BLOCK, total - start))
     except (OSError, http.client.HTTPException) as error:
@@ -601,19 +601,19 @@ def _read(response, total, start):
 
 
 def _why(error):
-    return "the server went silent" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return "the server stopped responding" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
 
 
 def _make_room(part, wanted, freed):
     free = shutil.disk_usage(part.parent).free + freed - SPARE
     if wanted > free:
         raise TalkheadError(
-            f"{part.parent}: {wanted / 1e6:.0f} MB to come and room for {max(free, 0) / 1e6:.0f} MB; "
+            f"{part.parent}: {wanted / 1e6:.0f} MB to download, {max(free, 0) / 1e6:.0f} MB free; "
             "free some space, or pass -o with another place"
         )
 
 
-# What is known of a part: without it there is no telling which file its bytes began.
+# Notes on the remote file, in PART.json; without them a part cannot be matched to a remote file.
 
 
 def _notes(part):
@@ -625,7 +625,7 @@ def _note(part, notes):
 
 
 def _recall(part, address):
-    """The notes of a part that this address can continue, else None."""
+    """Notes of a part that this address can resume, else None."""
     try:
         notes = json.loads(_notes(part).read_text())
         fits = notes["address"] == address and (notes["validator"] or notes["total"])
@@ -635,7 +635,7 @@ def _recall(part, address):
 
 
 def _had(part, address):
-    """Bytes of a part that this address can continue."""
+    """Size in bytes of a part that this address can resume, else 0."""
     return part.stat().st_size if _recall(part, address) else 0
 
 

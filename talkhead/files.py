@@ -1,6 +1,7 @@
 """Paths, pipes, and plain files: .npy arrays, latents, JSON and weights. "-" is standard input or standard output.
 
-Every file is written beside its place and renamed when whole. Images, sound and video: `image_files`, `audio_files`, `video_files`.
+Every file is written beside its final place and renamed when complete. Images, audio and video: `image_files`,
+`audio_files`, `video_files`.
 """
 
 import codecs
@@ -28,20 +29,16 @@ import numpy as np
 from talkhead import legacy, safetensors
 from talkhead.errors import TalkheadError
 
-FPS = 25.0  # frames per second: the thesis's (§3.3.1.1), and that of every clip made here
+FPS = 25.0  # frames per second, as in the thesis (§3.3.1.1), of every clip made here
 
 ALIGNED_TAG = "talkhead_aligned"  # its value is the side of the square crop, in pixels
 SYNTHETIC_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-STREAM_TAG = (
-    "talkhead_stream"  # on a pipe only: such a stream is whole if, and only if, it ends as MP4's writer ends it
-)
+# Marks an MP4 on a pipe; such a stream is complete if and only if it ends with an "mfro" box.
+STREAM_TAG = "talkhead_stream"
+MFRO_BYTES = 16  # size of an "mfro" box, the last one of a fragmented MP4 that was closed properly
 
-
-TAIL = 16  # bytes of an "mfro" box, the last of a fragmented MP4 that was closed in order
-PATIENCE = 5.0  # seconds without a byte from a pipe, after which one may want to know that it is waited for
-PIPE = (
-    1 << 20
-)  # bytes that a pipe of sound may hold, where the system lets us say: speech that comes while networks load
+PATIENCE = 5.0  # seconds without data from a pipe before `on_wait` is called
+PIPE_BYTES = 1 << 20  # capacity asked of an audio pipe, for speech that arrives while networks load
 
 
 # Errors and names -----------------------------------------------------------------------------------------------------
@@ -62,38 +59,38 @@ _HINTS = {
 
 @contextmanager
 def os_errors_in_one_line(name):
-    """Turn the operating system's errors into one line about `name`. A reader that left stays BrokenPipeError."""
+    """Turn the operating system's errors into a TalkheadError about `name`. BrokenPipeError stays as it is."""
     try:
         yield
     except BrokenPipeError:
         raise
     except (OSError, av.error.FFmpegError) as error:
         if not isinstance(error, OSError) and error.errno not in _HINTS:
-            raise  # FFmpeg's own kind of error: we asked it for something wrong
+            raise  # an error of FFmpeg's own kind is a bug of ours
         reason = _HINTS.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
         raise TalkheadError(f"{name}: {reason}") from error
 
 
 def hub_folder():
-    """Where torch keeps what it downloads, by torch's own rules but without the seconds of importing it."""
+    """Path of torch's download cache, by torch's rules, without the seconds that importing torch takes."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
 
 
 def cache_folder():
-    """Where talkhead keeps what it downloads: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
+    """Path of talkhead's download cache: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
     own = os.environ.get("TALKHEAD_CACHE")
     return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
 
 
 def find(folder, suffixes, deep=False):
-    """The files of some kinds in a folder, sorted; hidden ones, and all in hidden folders, are passed over.
+    """List the files with some suffixes in a folder, sorted, without hidden files and folders.
 
-    A name that begins with a dot is not a person's file: macOS puts ._x.jpg beside x.jpg, and what we were writing when we were
-    killed is left under such a name.
+    Hidden files are not the user's: macOS puts ._x.jpg beside x.jpg, and a killed process leaves its partial files
+    under hidden names.
 
-    suffixes   in small letters, with their dots
-    deep       look into the folders within, too
+    suffixes   in lower case, with their dots
+    deep       search subfolders too
     returns    list of Path
     """
     folder = Path(folder)
@@ -102,7 +99,7 @@ def find(folder, suffixes, deep=False):
 
 
 def is_hidden(path):
-    """Whether a file, or a folder that it is in, has a name that begins with a dot."""
+    """True if the name of a file, or of a folder in its path, begins with a dot."""
     return any(part.startswith(".") for part in Path(path).parts if part not in (os.curdir, os.pardir))
 
 
@@ -115,9 +112,9 @@ def name_of(place):
 
 
 class Source:
-    """Standard input, or any binary stream, with only `read`: a pipe has no position, and libraries would ask for one.
+    """Standard input or any binary stream, reduced to `read`: libraries would ask a pipe for its position.
 
-    on_wait   called when nothing has come for PATIENCE seconds, once for each time that happens
+    on_wait   called each time that no data arrive for PATIENCE seconds
     """
 
     def __init__(self, stream, on_wait=None):
@@ -125,16 +122,16 @@ class Source:
         self._descriptor = _descriptor_of_pipe(stream)
         self._on_wait = on_wait if self.live else None
         if self._on_wait is not None:
-            stream = getattr(stream, "raw", stream)  # what lies in a buffer above it would not be seen by select
-        # A BufferedReader's read waits until all is there; its read1 gives what has come.
+            stream = getattr(stream, "raw", stream)  # select does not see data in Python's buffer
+        # A BufferedReader's `read` blocks until it has all bytes; its `read1` returns the available ones.
         self._read = getattr(stream, "read1", stream.read)
         self._start = bytearray()
-        self.count, self.tail = 0, b""  # bytes given, and the last of them
-        self.kept = TAIL  # how many those are
+        self.count, self.tail = 0, b""  # number of bytes read, and the last `kept` of them
+        self.kept = MFRO_BYTES
 
     @property
     def live(self):
-        """Whether a pipe, a terminal or a socket is behind it, whose writer may be slow."""
+        """True for a pipe, a terminal or a socket, whose writer may be slow."""
         return self._descriptor is not None
 
     def read(self, size=-1):
@@ -153,10 +150,10 @@ class Source:
             self._on_wait()
 
     def look(self, position, count):
-        """The bytes at a position, which stay there to be read; fewer if there are no more."""
+        """Peek at `count` bytes from a position on, without consuming them; fewer at the end of the stream."""
         while len(self._start) < position + count:
             self._wait()
-            # A little at a time: a damaged file may send us gigabytes ahead.
+            # In small steps: a damaged file may point gigabytes ahead.
             data = self._read(1 << 16 if position else count - len(self._start))
             if not data:
                 break
@@ -164,24 +161,24 @@ class Source:
         return bytes(self._start[position : position + count])
 
     def rest(self):
-        """Everything to the end."""
+        """Read all bytes to the end."""
         return b"".join(iter(lambda: self.read(1 << 16), b""))
 
     def widen(self):
-        """Let a pipe hold more, so that a recorder need not wait, and lose sound, before we listen."""
-        with suppress(ImportError, AttributeError, OSError):  # Linux alone can do that
+        """Enlarge the pipe's buffer, so that a live recorder loses no audio before reading starts."""
+        with suppress(ImportError, AttributeError, OSError):  # Linux only
             import fcntl
 
-            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE)
+            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def drain(self):
-        """Read to the end, so that the command before can finish writing."""
+        """Read and discard the rest, so that the command before can finish writing."""
         while self.read(1 << 16):
             pass
 
 
 def _descriptor_of_pipe(stream):
-    """The file descriptor of a stream that is neither in memory nor a file on a disk, else None."""
+    """File descriptor of a stream that is neither in memory nor a regular file, else None."""
     try:
         descriptor = stream.fileno()
         return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
@@ -190,18 +187,16 @@ def _descriptor_of_pipe(stream):
 
 
 class Sink:
-    """Standard output, or any binary stream, with only `write`.
+    """Standard output or any binary stream, reduced to `write`.
 
-    After an error, or `cut`, it swallows what is written: a container can then be closed in order, in memory, and the error raised
-    by us (`check`) instead of out of a C callback.
+    After an error, or when `cut` is set, written data are discarded: a container can then be closed normally, and
+    `check` raises the error outside of the C callback.
     """
 
     def __init__(self, stream):
         if stream == "-":
             sys.stdout.flush()
-            stream = getattr(
-                sys.stdout.buffer, "raw", sys.stdout.buffer
-            )  # unbuffered: nothing is left to flush at exit
+            stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: nothing to flush at exit
         self._stream = stream
         self.cut = False
         self.error = None
@@ -217,7 +212,7 @@ class Sink:
         return size
 
     def flush(self):
-        """Nothing is held back here; torch asks."""
+        """Do nothing: there is no buffer, but torch calls it."""
 
     def check(self):
         if self.error is not None:
@@ -227,11 +222,11 @@ class Sink:
 
 @contextmanager
 def atomic(path):
-    """A name beside `path` to write to; renamed to `path` when the block ends, removed if it raises.
+    """Temporary path beside `path`, renamed to it when the block ends and removed if it raises.
 
-    path    file to be; its folder must exist. What is there and is no file (a device, a FIFO) is written in place
+    path    file to write, in an existing folder. An existing device or FIFO is written in place
     yields  Path with the same suffix, of a file that does not exist yet
-    raises  TalkheadError if the folder is missing or cannot be written to, or the disk is full
+    raises  TalkheadError if the folder is missing or not writable, or the disk is full
     """
     with os_errors_in_one_line(path), placed(path) as temporary:
         yield temporary
@@ -239,11 +234,8 @@ def atomic(path):
 
 @contextmanager
 def placed(path, folder=False):
-    """`atomic`, for a file or for a folder, that leaves errors raised in the block as they are."""
-    name, path = (
-        str(path),
-        Path(os.path.realpath(path)),
-    )  # through a symbolic link: its target is replaced, not the link
+    """`atomic` for a file or a folder, without translating the errors raised in the block."""
+    name, path = str(path), Path(os.path.realpath(path))  # of a symbolic link, the target is replaced
     if not path.parent.is_dir():
         raise TalkheadError(f"{name}: its folder does not exist; make it first")
     if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -270,7 +262,7 @@ def placed(path, folder=False):
 
 @contextmanager
 def reading(source):
-    """A binary stream from a path (a file, with a position), from "-" or from a stream (with only `read`); errors in one line."""
+    """Open a path (seekable), "-" or a stream (only `read`) as binary input, with OS errors in one line."""
     if is_path(source):
         with os_errors_in_one_line(source), open(source, "rb") as stream:
             yield stream
@@ -280,20 +272,20 @@ def reading(source):
 
 @contextmanager
 def writing(destination):
-    """A binary stream to `destination`, which appears only when the block ends well."""
+    """Open a binary stream to `destination`, which appears only if the block succeeds."""
     with os_errors_in_one_line(name_of(destination)), ExitStack() as stack:
         if is_path(destination):
             destination = stack.enter_context(open(stack.enter_context(placed(destination)), "wb"))
-        sink = Sink(destination)  # numpy writes to a file itself through C, and then has no reason to give
+        sink = Sink(destination)  # given a real file, numpy writes through C and loses the reason of an error
         yield sink
         sink.check()
 
 
 def read_array(source):
-    """Read one .npy.
+    """Read one .npy array; pickled objects are refused.
 
     source   path, "-" or binary stream
-    returns  the array; never pickled objects
+    returns  numpy array
     raises   TalkheadError if it is missing, empty, cut short, or not a .npy of numbers
     """
     name = name_of(source)
@@ -302,7 +294,7 @@ def read_array(source):
 
 
 def map_array(path):
-    """A .npy as it lies on the disk: what is looked at is read then, and only that.
+    """Memory-map one .npy array.
 
     returns  numpy.memmap, read-only
     raises   as read_array
@@ -326,20 +318,15 @@ def _array_start(name, stream):
 def _whole_array(name):
     try:
         yield
-    except (
-        ValueError,
-        SyntaxError,
-        tokenize.TokenError,
-        OverflowError,
-        MemoryError,
-    ) as error:  # numpy's words for a short file, one that holds objects, a bad head
-        what = "holds objects, not numbers" if "object" in str(error).lower() else "damaged or cut short"
-        what = "damaged, or larger than the memory" if isinstance(error, MemoryError) else what
-        raise TalkheadError(f"{name}: {what}; write it again") from error
+    # numpy's errors for a short file, one that holds objects, and a bad header
+    except (ValueError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:
+        reason = "holds objects, not numbers" if "object" in str(error).lower() else "damaged or cut short"
+        reason = "damaged, or larger than the memory" if isinstance(error, MemoryError) else reason
+        raise TalkheadError(f"{name}: {reason}; write it again") from error
 
 
 class PushBack:
-    """A stream whose first bytes were looked at already."""
+    """A stream whose first bytes, already read, are returned first."""
 
     def __init__(self, start, stream):
         self._start, self._stream = start, stream
@@ -350,11 +337,11 @@ class PushBack:
 
 
 def write_array(destination, array):
-    """Write one .npy; no pickles.
+    """Write one .npy array of numbers.
 
     destination  path, "-" or binary stream
     array        array of numbers
-    raises       TalkheadError if it cannot be written; BrokenPipeError if the reader of a pipe has left
+    raises       TalkheadError if it cannot be written; BrokenPipeError if the reader of a pipe has closed it
     """
     with writing(destination) as stream:
         np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
@@ -362,61 +349,59 @@ def write_array(destination, array):
 
 @contextmanager
 def array_writer(path, shape, dtype=np.uint8):
-    """Write one .npy entry by entry, in flat memory; it appears only when the block ends well.
+    """Write one .npy array row by row in constant memory; the file appears only if the block succeeds.
 
-    path    file to be
-    shape   of an entry; the array's is (count, *shape)
-    yields  an object with `write(entry)`, `count`, and `cut(count)`, which takes back all entries but so many
+    path    .npy to write
+    shape   shape of a row; the array's is (count, *shape)
+    yields  an object with `write(row)`, `count`, and `cut(count)`, which truncates to `count` rows
     raises  TalkheadError if it cannot be written
     """
     with os_errors_in_one_line(path), placed(path) as temporary, open(temporary, "wb") as stream:
         if not stream.seekable():
-            raise TalkheadError(
-                f"{path}: is a pipe, but how much there is, is written last and comes first; name a file"
-            )
+            raise TalkheadError(f"{path}: is a pipe, but the number of rows is known only at the end; name a file")
         rows = _Rows(stream, shape, np.dtype(dtype))
         yield rows
         rows.finish()
 
 
 class _Rows:
-    """The entries of a .npy whose head, always of the same length, tells at the end how many they are."""
+    """Rows of a .npy whose header, of fixed length, is filled in at the end."""
 
-    HEAD = 128  # bytes
+    HEADER = 128  # bytes
 
     def __init__(self, stream, shape, dtype):
         self._stream, self._shape, self._dtype = stream, tuple(shape), dtype
         self.count = 0
-        stream.write(bytes(self.HEAD))
+        stream.write(bytes(self.HEADER))
 
-    def write(self, entry):
-        assert entry.shape == self._shape and entry.dtype == self._dtype, (entry.shape, entry.dtype)
-        self._stream.write(np.ascontiguousarray(entry).data)
+    def write(self, row):
+        assert row.shape == self._shape and row.dtype == self._dtype, (row.shape, row.dtype)
+        self._stream.write(np.ascontiguousarray(row).data)
         self.count += 1
 
     def cut(self, count):
-        self._stream.seek(self.HEAD + count * self._dtype.itemsize * math.prod(self._shape))
+        self._stream.seek(self.HEADER + count * self._dtype.itemsize * math.prod(self._shape))
         self._stream.truncate()
         self.count = count
 
     def finish(self):
-        about = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self._shape)}
-        text = repr(about).encode().ljust(self.HEAD - 11) + b"\n"
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self._shape)}
+        text = repr(header).encode().ljust(self.HEADER - 11) + b"\n"
         self._stream.seek(0)
         self._stream.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
 
 
 def read_latents(source):
-    """Read latents in W+, ours or another project's.
+    """Read W+ latents, ours or another project's.
 
-    source   path of a .npy; of a .npz, as NVIDIA's projectors write (projected_w.npz); or of a .pt that holds one tensor, as e4e (latents.pt)
-             and PTI (its pivots) write. "-" or a binary stream of a .npy
+    source   path of a .npy; of a .npz, as NVIDIA's projectors write (projected_w.npz); or of a .pt that holds one
+             tensor, as e4e (latents.pt) and PTI (its pivots) write. "-" or a binary stream of a .npy
     returns  float32 (T, L, 512), finite; one latent (L, 512) becomes (1, L, 512)
     raises   TalkheadError if it holds anything else
-    warns    that (L, 512) was taken as one latent, for it might be meant as so many frames
+    warns    if the array is (L, 512), which is read as one latent of L layers and not as L frames
     """
     name = name_of(source)
-    array = _LATENTS_OF_OTHERS.get(_suffix(source), read_array)(source)
+    array = _LATENT_READERS.get(_suffix(source), read_array)(source)
     latents = array[None] if array.ndim == 2 else array
     if latents.ndim != 3 or latents.shape[-1] != 512 or latents.size == 0 or latents.dtype.kind != "f":
         raise TalkheadError(
@@ -435,12 +420,12 @@ def read_latents(source):
 
 
 def is_latents(path):
-    """Whether a file is one of latents, as `read_latents` takes them, and not one of pictures or of a network."""
+    """True for a file of latents that `read_latents` reads, False for one of images or of a network."""
     if _suffix(path) != ".pt":
         return _suffix(path) in (".npy", ".npz")
     import torch
 
-    with suppress(TalkheadError):  # which who opens it as a network will tell
+    with suppress(TalkheadError):  # loading it as a network will report the error
         return isinstance(load_weights(path, mapped=zipfile.is_zipfile(path)), torch.Tensor)
     return False
 
@@ -450,20 +435,18 @@ def _suffix(source):
 
 
 def _npz(path):
-    """The array "w" of a .npz, or the only one in it."""
+    """Array "w" of a .npz, or its only array."""
     with reading(path) as stream:
         try:
             arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise TalkheadError(
-                    f"{path}: not an archive of arrays, which .npz should be; pass a file written by numpy.savez"
-                )
+                raise TalkheadError(f"{path}: not an archive of arrays; pass a file written by numpy.savez")
             key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
             if key is None:
                 raise TalkheadError(
                     f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone"
                 )
-            if not isinstance(arrays[key], np.ndarray):  # bytes of another kind
+            if not isinstance(arrays[key], np.ndarray):  # an archive member that is no .npy
                 raise ValueError
             return arrays[key]
         except (
@@ -483,7 +466,7 @@ def _npz(path):
 
 
 def _tensor(path):
-    """The one tensor in a .pt."""
+    """The only tensor in a .pt."""
     import torch
 
     value = load_weights(path)
@@ -494,16 +477,16 @@ def _tensor(path):
     return (value.float() if value.is_floating_point() else value).detach().numpy()
 
 
-_LATENTS_OF_OTHERS = {".npz": _npz, ".pt": _tensor}
+_LATENT_READERS = {".npz": _npz, ".pt": _tensor}
 
 
 def write_latents(destination, latents, about=None):
-    """Write latents in W+ as one .npy; beside a named file, what they alone cannot say, as JSON of the same name.
+    """Write W+ latents as one .npy; beside a named file, their metadata as JSON of the same name.
 
     destination  path, "-" or binary stream
     latents      float32 (T, L, 512), or an iterable of (L, 512)
     about        plain dict: fingerprint of the generator, fps, …
-    returns      T, how many there are
+    returns      T, the number of latents
     raises       as write_array
     """
     if not isinstance(latents, np.ndarray):
@@ -516,7 +499,7 @@ def write_latents(destination, latents, about=None):
 
 @contextmanager
 def tee_latents(destination, latents, about=None):
-    """Hand latents on as they come, and write them as write_latents does when the block ends well; a named file in flat memory.
+    """Pass latents through, and write them like `write_latents` if the block succeeds; a named file in constant memory.
 
     destination, about   as in write_latents
     latents              iterable of float32 (L, 512)
@@ -543,20 +526,19 @@ def tee_latents(destination, latents, about=None):
 
 
 def read_about(source):
-    """What was written beside latents: the dict given to write_latents, empty for a pipe or where there is none."""
+    """Read the metadata beside latents: the dict given to write_latents, empty for a pipe or if there is none."""
     path = Path(source).with_suffix(".json") if is_path(source) else None
     about = read_json(path) if path is not None and path.is_file() else {}
     if not isinstance(about, dict):
-        raise TalkheadError(f"{path}: holds no JSON object; write it again, or take it away")
+        raise TalkheadError(f"{path}: holds no JSON object; write it again, or remove it")
     return about
 
 
 def decoded(data, errors="strict"):
-    """Text out of the bytes of a file, as editors and shells of any system write it: UTF-8, with a mark before it or without, or
-    UTF-16 with its mark.
+    """Decode the bytes of a text file: UTF-8 with or without a byte-order mark, or UTF-16 with one.
 
-    errors   what is done with bytes that are none of it, as of bytes.decode
-    raises   UnicodeDecodeError, if that is "strict"
+    errors   as of bytes.decode
+    raises   UnicodeDecodeError, if `errors` is "strict"
     """
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if marked else "utf-8-sig", errors)
@@ -581,7 +563,7 @@ def write_json(destination, value):
 
 
 def save_weights(path, weights):
-    """Write a dict of plain values and tensors as .pt: whole or not at all, also if the machine stops half-way.
+    """Write a dict of plain values and tensors as .pt, atomically and synced to the disk.
 
     raises  TalkheadError if it cannot be written
     """
@@ -600,11 +582,11 @@ class NotPlainWeights(TalkheadError):
 
 
 def load_weights(path, kind=None, mapped=False):
-    """Read a .pt, or a .safetensors, without running anything that it carries.
+    """Read the weights in a .pt or .safetensors, without running any code from the file.
 
     path     file of save_weights, or another project's plain one
-    kind     "generator", "encoder", "audio2latent", "speech": what the caller needs; None takes any
-    mapped   leave each tensor on the disk until it is used; for a named file in torch's archive format
+    kind     required kind: "generator", "encoder", "audio2latent", "speech"; None takes any
+    mapped   memory-map the tensors; for a named file in torch's archive format
     returns  the dict, tensors on the CPU; an argparse.Namespace stays one
     raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
     """
@@ -627,6 +609,7 @@ def load_weights(path, kind=None, mapped=False):
                 )
         except pickle.UnpicklingError as error:
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
+        # torch's errors for a damaged archive
         except (
             RuntimeError,
             EOFError,
@@ -638,18 +621,18 @@ def load_weights(path, kind=None, mapped=False):
             ArithmeticError,
             struct.error,
             OSError,
-        ) as error:  # torch's words for a damaged archive
+        ) as error:
             raise TalkheadError(f"{path}: damaged or not weights; copy or train it again") from error
     return _of_kind(weights, kind, path)
 
 
 def _refuse_zipped_again(path):
-    """Say why a whole archive is not one that torch.save wrote. Of compressed parts torch would give numbers that are none, where it maps them."""
+    """Refuse a zip archive that torch.save did not write. Mapping compressed members, torch would return garbage."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return  # damaged: torch says so
+        return  # damaged: torch reports it
     names = {entry.filename for entry in entries}
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         raise TalkheadError(
@@ -658,13 +641,13 @@ def _refuse_zipped_again(path):
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or len({name.partition("/")[0] for name in names}) > 1:
         raise TalkheadError(
-            f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch does not read; "
-            "take the original file, or pack its folder as it was: zip -0 -r NAME.pt FOLDER"
+            f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch "
+            "cannot read; use the original file, or zip its folder again: zip -0 -r NAME.pt FOLDER"
         )
 
 
 def _of_kind(weights, kind, path):
-    """Weights, if they are of this kind."""
+    """Check that weights are of a kind, and return them with current key names."""
     found = weights.get("kind") if isinstance(weights, dict) else None
     if kind is not None and found != kind:
         if found is None:
@@ -674,12 +657,12 @@ def _of_kind(weights, kind, path):
 
 
 def option(kind):
-    """The option by which commands take weights of a kind."""
+    """Command-line option that takes weights of a kind."""
     return {"speech": "--features-model"}.get(kind, f"--{kind.replace('_', '-')}")
 
 
 def a(noun):
-    """A noun, or a kind of weights, with its article."""
+    """A noun, or the name of a kind of weights, with its article."""
     noun = {"speech": "character model"}.get(noun, noun)
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

@@ -1,4 +1,4 @@
-"""Images from files, pipes and HEIC tiles, and to PNG and JPEG with their tags."""
+"""Image files: reading with Pillow (HEIC with FFmpeg), writing PNG and JPEG with metadata."""
 
 import io
 import logging
@@ -19,23 +19,19 @@ from PIL.PngImagePlugin import PngInfo
 from talkhead.errors import TalkheadError
 from talkhead.files import STREAM_TAG, SYNTHETIC_TYPE, Source, is_path, name_of, reading, writing
 
-# Else Python prints on stderr what Pillow logs where nobody asked for logs.
+# Without a handler, Python prints Pillow's log messages on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-MOVING = {
-    "PNG",
-    "GIF",
-    "WEBP",
-    "AVIF",
-}  # Pillow's names of formats whose pictures follow each other in time; a TIFF's are pages
+# Pillow's names of animated formats; the images of a TIFF are pages.
+MOVING = {"PNG", "GIF", "WEBP", "AVIF"}
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-BLOCK = 1 << 16  # bytes looked at together
+BLOCK = 1 << 16  # bytes read at once
 
 
 def is_picture(look):
-    """Whether a file or pipe is one picture, or one that moves, for Pillow to read. Several PNGs or JPEGs in a row are a video.
+    """True if a file or pipe is one image, still or animated, for Pillow. Several PNGs or JPEGs in a row are a video.
 
-    look  gives the bytes at a position: look(position, count); fewer where there are no more
+    look  function look(position, count) that returns the bytes at a position; fewer at the end
     """
     head = look(0, 32)
     if head.startswith(PNG):
@@ -54,12 +50,12 @@ def is_picture(look):
 
 
 def is_heif(head):
-    """Whether a file that begins so is a HEIC or an AVIF."""
+    """True if the first bytes of a file are those of a HEIC or an AVIF."""
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis")
 
 
 def opens_heif(head):
-    """Whether Pillow can open it; for HEIC it needs pillow-heif."""
+    """True if Pillow can open a HEIC or AVIF with these first bytes; for HEIC it needs pillow-heif."""
     if b"avif" in head or b"avis" in head:
         return features.check("avif")
     try:
@@ -79,10 +75,10 @@ def _png_end(look):
 
 
 def _jpeg_end(look):
-    """Where a JPEG ends, and whether it has an index of pictures that follow it for other uses (CIPA DC-007: MPF)."""
+    """End of a JPEG in bytes, and True if it has an index of further images (MPF, CIPA DC-007)."""
     at, has_index, scan = 2, False, False
     while True:
-        if scan:  # coded data: 0xFF stands before 0 and restart marks only
+        if scan:  # entropy-coded data, in which only 0 and restart markers follow 0xFF
             block = look(at, BLOCK)
             found = re.search(rb"\xff[^\x00\xd0-\xd7\xff]", block)
             if found is None and len(block) < BLOCK:
@@ -101,15 +97,14 @@ def _jpeg_end(look):
 
 
 def moving(image):
-    """The pictures of a file that Pillow opened: (seconds after the first, seconds it lasts, the image).
+    """Iterate over the frames of an image that Pillow opened: (time in seconds, duration in seconds, image).
 
-    A picture without a time lasts a tenth of a second, as in browsers.
+    A frame without a duration lasts 0.1 s, as in browsers.
     """
     alone = not (image.format in MOVING and getattr(image, "is_animated", False))
     time = Fraction(0)
-    for index in (
-        [0] if alone else range(getattr(image, "default_image", False), image.n_frames)
-    ):  # that one is for who knows no APNG
+    # An APNG's default image is only for readers without APNG support.
+    for index in [0] if alone else range(getattr(image, "default_image", False), image.n_frames):
         image.seek(index)
         image.load()
         lasts = Fraction(0) if alone else Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
@@ -119,7 +114,7 @@ def moving(image):
 
 SYNTHETIC_TAG = "digital_source_type"
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
-# Taken for pictures by their names, and read by Pillow; so is everything else that begins as one. The rest FFmpeg reads.
+# Suffixes of files that Pillow reads, and every file with the first bytes of an image; FFmpeg reads the rest.
 PICTURES = {
     *IMAGE_FORMATS,
     ".jpe",
@@ -134,23 +129,22 @@ PICTURES = {
     ".heic",
     ".heif",
 }
-SCALER = (
-    0x4 | 0x2000 | 0x4000 | 0x40000
-)  # swscale: bicubic, full chroma both ways, exact rounding. Its default darkens by 1/255
+# swscale flags: bicubic, full chroma both ways, exact rounding. swscale's default darkens by 1/255.
+SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 
 def read_image(source):
-    """Read a picture as it is meant to be seen.
+    """Read an image as RGB.
 
     source   path, "-" or binary stream
-    returns  uint8 (H, W, 3) RGB: EXIF orientation applied, transparency over white, grey as RGB, 16 bits as 8
-    raises   TalkheadError if it is missing or not a picture
+    returns  uint8 (H, W, 3): EXIF orientation applied, transparency over white, grey as RGB, 16 bits as 8
+    raises   TalkheadError if it is missing or not an image
     """
     return read_with_tags(source)[0]
 
 
 def read_with_tags(source):
-    """The picture and its text, dict[str, str]."""
+    """Read an image, as `read_image`, and its text metadata, dict[str, str]."""
     name = name_of(source)
     with reading(source) as stream, image_errors(name):
         image = open_picture(stream, name)
@@ -158,25 +152,23 @@ def read_with_tags(source):
 
 
 def open_picture(stream, name):
-    """A Pillow image of a file, or of all that comes through a pipe; what is wrong with it is for `image_errors` to say."""
+    """Open a file or a whole pipe as a Pillow image; `image_errors` translates the errors."""
     stream = io.BytesIO(stream.rest()) if isinstance(stream, Source) else stream
     head = stream.read(32)
     stream.seek(0)
     if is_heif(head) and not opens_heif(head):
         return _decode_heif(stream, name)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of large pictures, and of damage, which tell no name: what stops us comes as an error
+        warnings.simplefilter("ignore")  # on large or damaged images, without the file's name; real damage is an error
         image = Image.open(stream)
-        with _silence() if image.format == "TIFF" else nullcontext():  # so does libtiff, on stderr
+        with _silence() if image.format == "TIFF" else nullcontext():  # libtiff warns on stderr
             image.load()
     return image
 
 
 @contextmanager
 def _silence():
-    """Nothing comes out on stderr, whoever writes there."""
+    """Discard everything written to stderr, by C code too."""
     try:
         kept = os.dup(2)
     except OSError:  # it is closed
@@ -197,22 +189,16 @@ def image_errors(name):
     try:
         yield
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise TalkheadError(f"{name}: not a picture that can be read; pass a PNG or JPEG") from error
-    except (
-        ArithmeticError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        struct.error,
-        OSError,
-    ) as error:  # Pillow has one for each way of being short
+        raise TalkheadError(f"{name}: not a readable image; pass a PNG or JPEG") from error
+    # Pillow's errors for a file that is cut short
+    except (ArithmeticError, EOFError, LookupError, RuntimeError, struct.error, OSError) as error:
         if getattr(error, "errno", None):
             raise
-        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+        raise TalkheadError(f"{name}: damaged or cut short; pass a complete image") from error
 
 
 def _decode_heif(stream, name):
-    """A HEIC as FFmpeg decodes it, which puts no tiles together."""
+    """Decode a HEIC with FFmpeg, which does not assemble tiles."""
     try:
         with av.open(stream, metadata_errors="replace") as container:
             streams = container.streams.video
@@ -223,7 +209,7 @@ def _decode_heif(stream, name):
             )
             return Image.fromarray(rgb_of_frame(next(container.decode(shown)), None, VideoReformatter()))
     except (av.error.FFmpegError, StopIteration, IndexError) as error:
-        raise TalkheadError(f"{name}: damaged or cut short; pass a whole picture") from error
+        raise TalkheadError(f"{name}: damaged or cut short; pass a complete image") from error
 
 
 def text_tags(image):
@@ -244,42 +230,42 @@ def to_rgb(image):
 
 
 def write_image(destination, image, metadata=None, synthetic=False):
-    """Write one picture.
+    """Write one image.
 
-    destination  path ending .png, .jpg or .jpeg; or a binary stream or "-", which get PNG
+    destination  path ending in .png, .jpg or .jpeg; or a binary stream or "-", which get PNG
     image        uint8 (H, W, 3) RGB
-    metadata     dict[str, str]: PNG text; JPEG keeps it in its comment
-    synthetic    mark it as made by a trained model, as IPTC asks
+    metadata     dict[str, str]: PNG text chunks, or the JPEG comment
+    synthetic    add the IPTC mark of images made by a trained model
     """
     format = IMAGE_FORMATS.get(Path(destination).suffix.lower()) if is_path(destination) else "PNG"
     if format is None:
-        raise TalkheadError(f"{destination}: cannot write such a picture; end the name in .png or .jpg")
+        raise TalkheadError(f"{destination}: cannot write such an image; end the name in .png or .jpg")
     tags = image_tags(metadata, synthetic)
     with writing(destination) as stream:
         save_image(stream, np.asarray(image), format, tags)
 
 
 def save_image(stream, image, format, tags):
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    pil_image = Image.fromarray(np.ascontiguousarray(image))
     if format == "JPEG":
         comment = "\n".join(f"{key}: {value}" for key, value in tags.items())
-        picture.save(stream, format, quality=95, subsampling=0, **({"comment": comment.encode()} if tags else {}))
+        pil_image.save(stream, format, quality=95, subsampling=0, **({"comment": comment.encode()} if tags else {}))
         return
     text = PngInfo()
     for key, value in tags.items():
         text.add_itxt(key, value)
-    picture.save(stream, format, pnginfo=text, compress_level=3)
+    pil_image.save(stream, format, pnginfo=text, compress_level=3)
 
 
 def image_tags(metadata, synthetic):
-    """Metadata to write: the caller's, less what belongs to the container it came from, and the synthetic mark."""
+    """Metadata to write: the caller's, without tags of the container it came from, and the synthetic mark."""
     foreign = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", STREAM_TAG}
     tags = {key: str(value) for key, value in (metadata or {}).items() if key.lower() not in foreign}
     return tags | (synthetic_tags() if synthetic else {})
 
 
 def synthetic_tags():
-    """Metadata that mark what a trained model made, as IPTC asks."""
+    """IPTC metadata of media made by a trained model."""
     from talkhead import __version__
 
     return {
@@ -290,29 +276,29 @@ def synthetic_tags():
 
 
 def rgb_of_frame(frame, aspect, scaler):
-    """A decoded frame as uint8 (H, W, 3) RGB as it is meant to be seen: pixels made square, upright.
+    """A decoded frame as uint8 (H, W, 3) RGB, with square pixels and upright.
 
     aspect  width / height of a pixel, Fraction or None
-    scaler  VideoReformatter of the clip: one for all its frames, for each keeps threads of its own
+    scaler  VideoReformatter, one for all frames of a clip: each has threads of its own
     """
-    stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is rounding in the file's header
+    stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is a rounding error in the header
     width = round(frame.width * aspect) if stretched else frame.width
     array = scaler.reformat(frame, width=width, format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
     try:
-        beside = frame.side_data
-    except ValueError:  # PyAV has no name for a kind of it, as for EXIF
-        beside = _without_unnamed(frame).side_data
-    matrix = next((bytes(data) for data in beside if data.type.name == "DISPLAYMATRIX"), None)
+        side_data = frame.side_data
+    except ValueError:  # a kind that PyAV does not know, such as EXIF
+        side_data = _without_unknown_side_data(frame).side_data
+    matrix = next((bytes(data) for data in side_data if data.type.name == "DISPLAYMATRIX"), None)
     return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
 
 
-def _without_unnamed(frame):
-    """A frame without the side data that PyAV cannot tell."""
+def _without_unknown_side_data(frame):
+    """A frame without the kinds of side data that PyAV does not know."""
     graph = av.filter.Graph()
-    unnamed = sorted(set(range(64)) - {kind.value for kind in av.sidedata.sidedata.Type})
+    unknown = sorted(set(range(64)) - {kind.value for kind in av.sidedata.sidedata.Type})
     graph.link_nodes(
         graph.add_buffer(template=frame, time_base=Fraction(1, 25)),
-        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unnamed),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in unknown),
         graph.add("buffersink"),
     ).configure()
     graph.push(frame)
@@ -320,7 +306,7 @@ def _without_unnamed(frame):
 
 
 def _upright(array, matrix):
-    """Apply MP4's display matrix (a b u c d v x y w), for the eight ways in which a rectangle can lie: x' = ax + cy, y' = bx + dy."""
+    """Apply MP4's display matrix (a b u c d v x y w) of a flip or quarter turn: x' = ax + cy, y' = bx + dy."""
     a, b, _, c, d = (int(value) for value in matrix[:5])
     if abs(b) + abs(c) > abs(a) + abs(d):
         array, a, d = array.swapaxes(0, 1), c, b

@@ -1,8 +1,8 @@
-"""Batch jobs: one kind of work for every line of a list, spread over processes that know nothing of each other.
+"""Batch jobs: process every line of a list, sharded over independent processes, resumable.
 
-The names of the results hang on the whole list alone, so that every process, and every rerun, gives a clip the same one.
-A process takes every n-th line: its shard. A result that is there is left alone. What was done, and what failed and why,
-is told in a manifest beside the results, a line of JSON each; processes write a manifest each:
+Result names depend on the whole list alone, so that every process and every rerun gives a clip the same name. A process
+takes every n-th line: its shard. Existing results are skipped. Each process writes a manifest beside the results, with
+one JSON record a line for each item done, skipped or failed:
 
     manifest.jsonl             of the whole list
     manifest-<i>-of-<n>.jsonl  of shard i of n
@@ -23,11 +23,12 @@ from typing import NamedTuple
 from talkhead import files
 from talkhead.errors import TalkheadError
 
-# Shards -----------------------------------------------------------------------------------------------------------------
+# Shards
+# -----------------------------------------------------------------------------------------------------------------
 
 
 class Shard(NamedTuple):
-    """Every `of`-th line of a list from the `index`-th on, counted from 0; `why` says who chose it, "" if nobody did."""
+    """Shard of a list: every `of`-th item from `index` (0-based) on; `why` names who chose it, or is ""."""
 
     index: int = 0
     of: int = 1
@@ -41,60 +42,60 @@ class Shard(NamedTuple):
 
 
 def shard(text=None, environment=os.environ):
-    """The share of this process.
+    """Shard of this process.
 
-    text         "i/n", i from 0 to n - 1; None leaves it to the environment
-    environment  variables, of which the first of these counts: RANK and WORLD_SIZE (torchrun); those of a Slurm array, of a
-                 Slurm step, or of both, where srun starts several processes in each task of an array
-    returns      Shard; the whole list where nothing says otherwise
-    raises       TalkheadError if it is no such share
+    text         "i/n", i from 0 to n - 1; None: by the environment
+    environment  variables; the first of these counts: RANK and WORLD_SIZE (torchrun); those of a Slurm array, of a
+                 Slurm step, or of both, if srun starts several processes in each task of an array
+    returns      Shard; by default the whole list
+    raises       TalkheadError if it is no valid shard
     """
     if text is not None:
         index, _, of = text.partition("/")
-        return _share(index, of, "--shard", f"--shard {text}")
+        return _checked_shard(index, of, "--shard", f"--shard {text}")
     if {"RANK", "WORLD_SIZE"} <= environment.keys():
         index, of = environment["RANK"], environment["WORLD_SIZE"]
-        return _share(index, of, "RANK and WORLD_SIZE", f"RANK={index}, WORLD_SIZE={of}")
+        return _checked_shard(index, of, "RANK and WORLD_SIZE", f"RANK={index}, WORLD_SIZE={of}")
     array, step = _array(environment), _step(environment)
     if array and step:
         return Shard(array.index * step.of + step.index, array.of * step.of, f"{array.why} and {step.why}")
     return array or step or Shard()
 
 
-def _share(index, of, why, told):
+def _checked_shard(index, of, why, setting):
     if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
-        raise TalkheadError(f"{told}: no share of a list; shards count from 0, as 0/4, 1/4, 2/4 and 3/4")
+        raise TalkheadError(f"{setting}: not a valid shard; shards count from 0, as 0/4, 1/4, 2/4 and 3/4")
     return Shard(int(index), int(of), why)
 
 
 def _array(environment):
-    """The share of a task of a Slurm array, whose numbers may begin anywhere and go in steps."""
-    told = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")}
-    if None in (told["ID"], told["COUNT"]):
+    """Shard of a Slurm array task; the task numbers may begin anywhere and have a stride."""
+    array = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")}
+    if None in (array["ID"], array["COUNT"]):
         return None
     try:
-        number, count = int(told["ID"]), int(told["COUNT"])
-        least, stride = int(told["MIN"] or 0), int(told["STEP"] or 1)
-        most = int(told["MAX"] or least + stride * (count - 1))
+        number, count = int(array["ID"]), int(array["COUNT"])
+        least, stride = int(array["MIN"] or 0), int(array["STEP"] or 1)
+        most = int(array["MAX"] or least + stride * (count - 1))
     except ValueError:
         number = None
     if number is None or number not in range(least, most + 1, stride) or len(range(least, most + 1, stride)) != count:
         raise TalkheadError(
-            f"SLURM_ARRAY_TASK_ID={told['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n"
+            f"SLURM_ARRAY_TASK_ID={array['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n"
         )
     return Shard((number - least) // stride, count, "the Slurm array")
 
 
 def _step(environment):
-    """The share of a process that srun started. SLURM_NTASKS will not do: a batch script has it too, and runs once."""
+    """Shard of a process started by srun. SLURM_NTASKS would not do: a batch script has it too, but runs once."""
     if not {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= environment.keys():
         return None
     index, of = environment["SLURM_PROCID"], environment["SLURM_STEP_NUM_TASKS"]
-    return _share(index, of, "the Slurm step", f"SLURM_PROCID={index}, SLURM_STEP_NUM_TASKS={of}")
+    return _checked_shard(index, of, "the Slurm step", f"SLURM_PROCID={index}, SLURM_STEP_NUM_TASKS={of}")
 
 
 def own_device(device, environment=os.environ):
-    """Where a process computes that has neighbours on its machine: each takes a CUDA device in turn; others are shared."""
+    """Device of this process: processes of one machine get CUDA devices round-robin; other devices are shared."""
     import torch
 
     local = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID")
@@ -104,7 +105,7 @@ def own_device(device, environment=os.environ):
 
 
 def barrier(environment=os.environ):
-    """Wait for the other processes that torchrun started: it stops them all as soon as one ends with a failure."""
+    """Wait for the other processes of torchrun, which stops them all as soon as one fails."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return
     from torch import distributed
@@ -113,43 +114,44 @@ def barrier(environment=os.environ):
         store, rank, size = next(distributed.rendezvous("env://"))
         marks = [f"talkhead/jobs/{environment['TORCHELASTIC_RESTART_COUNT']}/{other}" for other in range(size)]
         store.set(marks[rank], "")
-        while not store.check(marks):  # not store.wait, in which no signal is heard
+        while not store.check(marks):  # not store.wait, which blocks signals
             time.sleep(0.2)
     except distributed.DistError:
-        return  # who keeps the store has left, and does so last
+        return  # the process that hosts the store has ended, which it does last
 
 
-# Lists ------------------------------------------------------------------------------------------------------------------
+# Lists
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class Item(NamedTuple):
-    """A line of a list: what is read, by the name of its field, and the name of the result in the folder of all."""
+    """Item of a list: the input paths by field name, and the name of the result in the output folder."""
 
     sources: dict
     name: str
 
 
 def read_list(listing, fields=("source",), suffix=".mp4"):
-    """Read a list of work.
+    """Read the items of a job list.
 
-    listing  path, "-" or binary stream of text (UTF-8, or UTF-16 with its mark): a line each, its `fields` with tabs between, and the name of its result after another
-             tab, if it is to have its own. Blank lines, and those that begin with #, are passed over; a line that comes again
-             counts once
-    fields   names of what a line must hold
-    suffix   of results that are not named
-    returns  list of Item, with different names
-    raises   TalkheadError if it cannot be read, is empty, a line has other fields, two results would have one name, or one would
-             lie outside of their folder or be hidden
+    listing  path, "-" or binary stream of text (UTF-8, or UTF-16 with a byte-order mark): an item per line, its
+             `fields` separated by tabs, and optionally the name of its result after another tab. Blank lines and lines
+             that begin with # are skipped; a repeated line counts once
+    fields   names of the fields of a line
+    suffix   suffix of results without a given name
+    returns  list of Item, with distinct names
+    raises   TalkheadError if it cannot be read or is empty, a line has other fields, two results would have one name,
+             or one would be hidden or lie outside of the output folder
 
-    A result is named after its source: a/b/clip.mpg becomes clip.mp4. Where that would make two the same, every result keeps
-    one folder more of its source, b/clip.mp4, and so on, until all differ. Several sources are joined with dashes,
-    where they differ: anna.png and hello.wav become anna-hello.mp4.
+    A result is named after its source: a/b/clip.mpg becomes clip.mp4. If two names are equal, every result keeps one
+    more folder of its source, b/clip.mp4, and so on, until all differ. Several sources are joined with dashes where
+    they differ: anna.png and hello.wav become anna-hello.mp4.
     """
-    told = "-" if listing == "-" else str(listing)
-    lines = _lines(listing, told)
+    label = "-" if listing == "-" else str(listing)
+    lines = _lines(listing, label)
     if not lines:
-        raise TalkheadError(f"{told}: holds no line of work; write {_form(fields)} on each")
-    parsed = [(number, *_fields(line, fields, f"{told}, line {number}")) for number, line in lines.items()]
+        raise TalkheadError(f"{label}: holds no items; write {_form(fields)} on each")
+    parsed = [(number, *_fields(line, fields, f"{label}, line {number}")) for number, line in lines.items()]
     deepest = max(len(_parts(source)) for _, sources, _ in parsed for source in sources)
     for folders in range(deepest):
         names = [own or _name(sources, folders) + suffix for _, sources, own in parsed]
@@ -157,33 +159,32 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
             for (number, _, _), name in zip(parsed, names):
                 if files.is_hidden(name):
                     raise TalkheadError(
-                        f"{told}, line {number}: the result {name} would be hidden; give it a name without the dot, after a tab"
+                        f"{label}, line {number}: the result {name} would be hidden; give a name without the dot, after a tab"
                     )
             return [Item(dict(zip(fields, sources)), name) for (_, sources, _), name in zip(parsed, names)]
     first = {}
     for (number, _, _), name in zip(parsed, names):
         if first.setdefault(name, number) != number:
             raise TalkheadError(
-                f"{told}, lines {first[name]} and {number}: both would be written to {name}; name one otherwise, after a tab"
+                f"{label}, lines {first[name]} and {number}: both would be written to {name}; give one another name, after a tab"
             )
 
 
-def _lines(listing, told):
-    """The lines that count, by number from 1."""
+def _lines(listing, label):
+    """Lines with an item, {number from 1: line}."""
     with files.reading(listing) as stream:
-        data = b"".join(iter(lambda: stream.read(1 << 16), b""))  # one read of a pipe gives what has come
+        data = b"".join(iter(lambda: stream.read(1 << 16), b""))  # one read of a pipe returns only the available bytes
     try:
-        text = files.decoded(
-            data, "surrogateescape"
-        )  # names of files may be no text; the system gets them back as they were
-    except UnicodeDecodeError as problem:
-        raise TalkheadError(f"{told}: not a text file ({problem.reason}); write it as UTF-8") from problem
+        # File names need not be valid text; surrogateescape restores their bytes.
+        text = files.decoded(data, "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise TalkheadError(f"{label}: not a text file ({error.reason}); write it as UTF-8") from error
     lines = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
         if "\0" in line:
             raise TalkheadError(
-                f"{told}, line {number}: holds a zero byte, which no name has; write the list as UTF-8 text"
+                f"{label}, line {number}: holds a zero byte, which no file name has; write the list as UTF-8 text"
             )
         if line.strip() and not line.startswith("#"):
             lines.setdefault(line, number)
@@ -191,13 +192,13 @@ def _lines(listing, told):
 
 
 def _fields(line, fields, where):
-    """The sources that a line names, and the name of its result or None."""
+    """Sources of a line, and the given name of its result or None."""
     *sources, own = [*line.split("\t"), ""][: len(fields) + 1]
     if len(sources) != len(fields) or line.count("\t") > len(fields) or not all(sources):
-        raise TalkheadError(f"{where}: wanted {_form(fields)}, with tabs between")
+        raise TalkheadError(f"{where}: wanted {_form(fields)}, separated by tabs")
     for source in sources:
         if source == "-" or not _parts(source):
-            raise TalkheadError(f"{where}: {source} has no name to go by; name a file or folder")
+            raise TalkheadError(f"{where}: {source} has no name for the result; name a file or folder")
     own = os.path.normpath(own) if own else None
     if own is not None and (os.path.isabs(own) or own in (os.curdir, os.pardir) or own.startswith(os.pardir + os.sep)):
         raise TalkheadError(f"{where}: the result {own} would lie outside of the output folder; name a file within it")
@@ -209,44 +210,46 @@ def _form(fields):
 
 
 def _parts(path):
-    """The folders of a path, and its last part without suffix."""
+    """Folders of a path, and its last part without suffix."""
     path = PurePath(os.path.normpath(path))
     parts = [part for part in path.parts if part not in ("..", path.anchor)]
     return [*parts[:-1], path.stem] if parts and path.name != ".." else []
 
 
 def _name(sources, folders):
-    """What results of these sources are called when so many folders are kept: level by level, joined where they differ."""
+    """Name of the result of sources with a number of folders kept: level by level, joined where they differ."""
     kept = [reversed(_parts(source)[-1 - folders :]) for source in sources]
     levels = [dict.fromkeys(part for part in level if part is not None) for level in zip_longest(*kept)]
     return os.path.join(*("-".join(level) for level in reversed(levels)))
 
 
-# Work -------------------------------------------------------------------------------------------------------------------
+# Work
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def manifest_path(folder, shard=Shard()):
-    """Where the manifest of a shard lies."""
+    """Path of the manifest of a shard."""
     return Path(folder) / ("manifest.jsonl" if shard.of == 1 else f"manifest-{shard.index}-of-{shard.of}.jsonl")
 
 
 def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
-    """Do the work of a shard, item by item; whatever fails is recorded, and the next is done.
+    """Process the items of a shard one by one; a failure is recorded, and the next item follows.
 
-    items      list of Item, the whole of it
-    work       called with an item's sources and the path of its result, by the right name but in a hidden folder of its own, where it may leave
-               what it needs to go on; returns what else there is to record: a dict
-    folder     where results go; it and its folders are made
-    shard      which of the items are this process's
-    beside     suffixes of what is written beside a result; it is done when these are there too
-    overwrite  also do what is done
-    yields     a record for each item, in order: its sources by name, "output", the name of the result in the folder, "status",
-               "done", "skipped" or "failed"; what was worked on has "seconds", what was done what `work` returns, and what
-               failed "reason", and "traceback" if it is our bug
-    raises     TalkheadError if the folder or the manifest cannot be written, or another process is at work on the same shard
+    items      list of all Items
+    work       function of an item's sources and the path of its result, with its final name but in a hidden folder of
+               its own, where it may leave files from which it can resume; returns a dict to add to the record
+    folder     output folder; it and the folders of the results are created
+    shard      Shard of this process
+    beside     suffixes of further files beside a result, without which it is not done
+    overwrite  process existing results again
+    yields     a record for each item, in order: its sources by field name, "output" (name of the result in the folder)
+               and "status" ("done", "skipped" or "failed"); "seconds" unless skipped; the dict of `work` if done;
+               "reason" if failed, and "traceback" if it is our bug
+    raises     TalkheadError if the folder or the manifest cannot be written, or another process works on the same shard
 
-    The manifest holds the newest record of each result. A result that is there keeps the record of when it was made. What was made is recorded
-    first, and moved to its place then: a process may be killed between the two, and a record without a result does not count.
+    The manifest holds the newest record of each result; a skipped result keeps the record of when it was made. A result
+    is recorded first and moved to its final place afterwards: if a process is killed between the two, the record
+    without a result does not count.
     """
     folder, items = Path(folder), shard(items)
 
@@ -255,9 +258,8 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
 
     def is_done(item):
         place = folder / item.name
-        return all(
-            map(os.path.exists, (place, *map(place.with_suffix, beside)))
-        )  # False of a name that is too long, which the work will tell
+        # False for a name that is too long, which the work will report
+        return all(map(os.path.exists, (place, *map(place.with_suffix, beside))))
 
     done = {item.name for item in items if not overwrite and is_done(item)}
     with _Manifest(manifest_path(folder, shard)) as manifest:
@@ -270,25 +272,25 @@ def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
                     manifest.add(record)
             else:
                 place = folder / item.name
-                desk = place.with_name(f".{place.stem[:32]}.{zlib.crc32(os.fsencode(place.name)):08x}")
-                record |= _worked(work, item, place, desk)
+                work_folder = place.with_name(f".{place.stem[:32]}.{zlib.crc32(os.fsencode(place.name)):08x}")
+                record |= _worked(work, item, place, work_folder)
                 manifest.add(record)
                 if record["status"] == "done":
-                    _publish(desk, place)
+                    _publish(work_folder, place)
             yield record
 
 
-def _publish(desk, place):
-    """Move a result, and what belongs beside it, to its place; the result last, for with it the work is done."""
+def _publish(work_folder, place):
+    """Move a result and the files beside it to their final place; the result last, since it marks the item as done."""
     with files.os_errors_in_one_line(place):
-        for made in sorted(desk.iterdir(), key=lambda made: made.name == place.name):
-            if not files.is_hidden(made.name):  # as what was half written when a process was killed is
+        for made in sorted(work_folder.iterdir(), key=lambda made: made.name == place.name):
+            if not files.is_hidden(made.name):  # hidden: a partial file of a killed process
                 os.replace(made, place.with_name(made.name))
-        shutil.rmtree(desk)
+        shutil.rmtree(work_folder)
 
 
-def _worked(work, item, place, desk):
-    """Do the work on one item at a desk, a folder; what there is to record."""
+def _worked(work, item, place, work_folder):
+    """Process one item in its working folder; returns the status, duration and further values of its record."""
     began = time.monotonic()
 
     def record(status, **more):
@@ -297,30 +299,29 @@ def _worked(work, item, place, desk):
     try:
         with files.os_errors_in_one_line(place):
             if place.is_dir():
-                place.rmdir()  # a folder takes the place of an empty one alone
-            desk.mkdir(parents=True, exist_ok=True)
-            for folder in filter(
-                Path.is_dir, desk.iterdir()
-            ):  # a whole or half result of a process that was killed; files are written over
+                place.rmdir()  # a folder can replace only an empty one
+            work_folder.mkdir(parents=True, exist_ok=True)
+            # Remove result folders of a killed process; files are overwritten.
+            for folder in filter(Path.is_dir, work_folder.iterdir()):
                 shutil.rmtree(folder)
-        return record("done", **work(*item.sources.values(), str(desk / place.name)))
-    except TalkheadError as problem:
+        return record("done", **work(*item.sources.values(), str(work_folder / place.name)))
+    except TalkheadError as error:
         return record(
             "failed",
-            reason=re.sub(re.escape(str(desk / place.name)) + r"(?![\w.])", lambda _: str(place), str(problem)),
+            reason=re.sub(re.escape(str(work_folder / place.name)) + r"(?![\w.])", lambda _: str(place), str(error)),
         )
-    except Exception as problem:  # a bug of ours must not keep the other clips waiting
-        return record("failed", reason=f"{type(problem).__name__}: {problem}", traceback=traceback.format_exc())
+    except Exception as error:  # a bug of ours must not stop the other items
+        return record("failed", reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
     finally:
         with suppress(OSError):
-            desk.rmdir()  # if there is nothing to go on from
+            work_folder.rmdir()  # only if it is empty: it may hold files to resume from
 
 
 class _Manifest:
-    """A file of records, a line each, that grows as work is done; held against other processes while it is open.
+    """Manifest: a growing file of JSON records, one per line, locked against other processes while it is open.
 
-    path   made if absent, and its folder
-    known  the results of which it tells
+    path   created if missing, with its folder
+    known  names of the results with a record
     """
 
     def __init__(self, path):
@@ -337,7 +338,7 @@ class _Manifest:
                 opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
             )
         try:
-            self._hold()
+            self._lock()
         except BaseException:
             self._stream.close()
             raise
@@ -347,31 +348,30 @@ class _Manifest:
         with files.os_errors_in_one_line(self.path):
             self._stream.close()
 
-    def _hold(self):
-        """Refuse what another process has in hand. The lock goes with its process, however that ends."""
+    def _lock(self):
+        """Lock the file, or raise if another process has. The lock ends with its process, however that ends."""
         if os.name == "nt":  # Windows has no such locks
             return
         import fcntl
 
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
+        except BlockingIOError as error:
             raise TalkheadError(
-                f"{self.path}: another process is at work on this shard; give each its own --shard i/n"
-            ) from problem
+                f"{self.path}: another process works on this shard; give each its own --shard i/n"
+            ) from error
         except OSError:
             pass  # a file system without locks
 
     def forget(self, names, but):
-        """Drop the records of these results, but not where they tell how one was made that is there: so they come once."""
+        """Drop the records of results, except of those in `but`, which exist, so that each result has one record."""
         with files.os_errors_in_one_line(self.path):
-            lines = [
-                (line, _told(line)) for line in self._stream if line.endswith("\n")
-            ]  # a killed process may not have ended its last
+            # A killed process may leave an incomplete last line.
+            lines = [(line, _parse_record(line)) for line in self._stream if line.endswith("\n")]
             if lines and lines[0][1] is None:
                 raise TalkheadError(f"{self.path}: not a manifest of talkhead; move it away, or name another folder")
-            kept = [line for line, told in lines if told is not None and self._keeps(*told, names, but)]
-            # Written over what was there, then cut: killed in between, it has lines too many, which the next run drops.
+            kept = [line for line, parsed in lines if parsed is not None and self._keeps(*parsed, names, but)]
+            # Overwritten, then truncated: if killed in between, the next run drops the surplus lines.
             self._stream.seek(0)
             self._stream.writelines(kept)
             self._stream.truncate()
@@ -389,8 +389,8 @@ class _Manifest:
         self.known.add(record["output"])
 
 
-def _told(line):
-    """The result that a line of a manifest tells of, and its status; None if the line is something else."""
+def _parse_record(line):
+    """Result name and status of a line of a manifest; None if the line is no record."""
     try:
         record = json.loads(line)
         return record["output"], record["status"]

@@ -21,9 +21,9 @@ from .files import cache_folder, hub_folder
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 MEDIAPIPE_MODEL_URL = REGISTRY["face-landmarker"].urls[0]
-# Which vertices of MediaPipe's 468/478 mesh stand for each of the 68 points: the mean of the two (twice the same
-# where one vertex fits alone). Chosen as the vertices nearest to 44 photos marked with 68 points, kept symmetric and,
-# for the jaw, on the mesh's outline. Use: mesh[..., MEDIAPIPE_68, :].mean(-2).
+# Each of the 68 points is the mean of two vertices of MediaPipe's 468/478 mesh (the same one twice if one fits alone):
+# the vertices nearest to the points of 44 photos annotated with 68 points, kept symmetric and, for the jaw, on the
+# mesh's outline. Use: mesh[..., MEDIAPIPE_68, :].mean(-2).
 MEDIAPIPE_68 = np.array(
     [
         (127, 127),
@@ -99,12 +99,12 @@ MEDIAPIPE_68 = np.array(
 
 
 class Detector:
-    """Finds faces: `detector(image)` -> list of landmarks, the largest face first.
+    """Face detector: `detector(image)` returns the landmarks of each face, the largest face first.
 
     image    uint8 (H, W, 3) RGB
-    returns  list of float32 (68, 2), pixels; empty where no face is seen
+    returns  list of float32 (68, 2), pixels; empty if no face is found
 
-    `name` tells which library is behind it, `weights` in which files what it has learnt lies.
+    `name` is the name of the library, `weights` the paths of its weight files.
     """
 
     name = ""
@@ -116,13 +116,13 @@ class Detector:
 
 
 class MediaPipe(Detector):
-    """Google's Face Landmarker (478 points), reduced to the 68.
+    """Google's MediaPipe Face Landmarker (478 points), reduced to 68 points.
 
     model    path of a face_landmarker .task file
-    faces    the most faces to look for
+    faces    maximum number of faces
 
-    It runs image by image: its video mode smooths the points over time, which would blur lips that must shut on a
-    /p/; `align_frames` tracks and smooths the quads instead.
+    It runs image by image: its video mode smooths the points over time, which would blur the lip closure of a /p/;
+    `align_frames` tracks and smooths the quads instead.
     """
 
     name = "mediapipe"
@@ -133,7 +133,7 @@ class MediaPipe(Detector):
             weights = Path(model).read_bytes()
         except OSError as error:
             raise TalkheadError(
-                f"{model}: {error.strerror}; it should be MediaPipe's face landmarker, from {MEDIAPIPE_MODEL_URL}"
+                f"{model}: {error.strerror}; pass MediaPipe's face landmarker, from {MEDIAPIPE_MODEL_URL}"
             ) from error
         with _quiet():
             import mediapipe
@@ -150,38 +150,38 @@ class MediaPipe(Detector):
                 ) from None
             self._image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
             self._detect = landmarker.detect
-            self._detect(self._image(np.zeros((64, 64, 3), np.uint8)))  # its last start-up remarks come here
-        # At interpreter exit its worker thread is gone already and its own __del__ prints a traceback: close it with
-        # this object, or never.
+            self._detect(self._image(np.zeros((64, 64, 3), np.uint8)))  # triggers its last start-up messages
+        # At interpreter exit, its worker thread is gone and its __del__ would print a traceback: close it with this
+        # object, or never.
         landmarker.__class__ = type("FaceLandmarker", (type(landmarker),), {"__del__": lambda self: None})
         weakref.finalize(self, landmarker.close).atexit = False
 
     def meshes(self, image):
-        """All 478 points of each face, in the library's order: list of float32 (478, 2), pixels.
+        """Detect all 478 points of each face, in the library's order: list of float32 (478, 2), pixels.
 
-        Its detector was made for faces a fifth of the picture wide or more, so where it sees none in the whole, it
-        looks again in overlapping squares of half the shorter side.
+        The detector is designed for faces at least a fifth of the image wide; if it finds none, overlapping squares of
+        half the shorter side are searched.
         """
-        found = self._look(image)
+        found = self._detect_meshes(image)
         if found:
             return found
         side = min(image.shape[:2]) // 2
         if side < 64:
             return []
-        starts = [_spread(length, side) for length in image.shape[:2]]
-        seen = []
+        starts = [_tile_starts(length, side) for length in image.shape[:2]]
+        candidates = []
         for top, left in itertools.product(*starts):
             middle = (left + side / 2, top + side / 2)
-            for mesh in self._look(image[top : top + side, left : left + side]):
+            for mesh in self._detect_meshes(image[top : top + side, left : left + side]):
                 mesh += np.float32((left, top))
-                seen.append((np.linalg.norm(mesh.mean(0) - middle), mesh))
-        # A face lies in several squares: the one that holds it best, near its middle, speaks for it.
-        for _, mesh in sorted(seen, key=lambda pair: pair[0]):
+                candidates.append((np.linalg.norm(mesh.mean(0) - middle), mesh))
+        # A face lies in several squares: keep the detection nearest to the centre of its square.
+        for _, mesh in sorted(candidates, key=lambda pair: pair[0]):
             if not any(overlap(mesh, other) > 0.2 for other in found):
                 found.append(mesh)
         return found
 
-    def _look(self, image):
+    def _detect_meshes(self, image):
         height, width = image.shape[:2]
         result = self._detect(self._image(np.ascontiguousarray(image)))
         return [
@@ -194,7 +194,7 @@ class MediaPipe(Detector):
 
 
 def from_mesh(mesh):
-    """The 68 points of a MediaPipe mesh: (..., 468 or 478, 2) -> (..., 68, 2)."""
+    """Reduce a MediaPipe mesh to the 68 points: (..., 468 or 478, 2) -> (..., 68, 2)."""
     return mesh[..., MEDIAPIPE_68, :].mean(-2)
 
 
@@ -204,36 +204,36 @@ def _area(points):
 
 
 def overlap(points, others):
-    """Of the boxes around two sets of points: area in common over area together, 0 to 1."""
+    """Intersection over union of the bounding boxes of two sets of points, 0 to 1."""
     low = np.maximum(points.min(0), others.min(0))
     high = np.minimum(points.max(0), others.max(0))
     common = np.prod(np.maximum(high - low, 0))
     return common / max(_area(points) + _area(others) - common, 1e-9)
 
 
-def _spread(length, side):
-    """Where squares start that cover a length, each half over its neighbour."""
+def _tile_starts(length, side):
+    """Start offsets of squares that cover a length, each overlapping half of its neighbour."""
     count = int(np.ceil(2 * (length - side) / side)) + 1
     return np.linspace(0, length - side, count).astype(int)
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Swallow what C++ code writes to stderr and stdout; give it back on stderr if the block fails."""
+    """Capture the output of C++ code on stderr and stdout; print it on stderr if the block fails."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as captured:
         kept = {number: os.dup(number) for number in (1, 2)}
         for number in kept:
-            os.dup2(said.fileno(), number)
+            os.dup2(captured.fileno(), number)
         try:
             yield
         except TalkheadError:
             raise
         except BaseException:
-            said.seek(0)
-            os.write(kept[2], said.read())
+            captured.seek(0)
+            os.write(kept[2], captured.read())
             raise
         finally:
             for number, copy in kept.items():
@@ -242,17 +242,17 @@ def _quiet():
 
 
 class FaceAlignment(Detector):
-    """Bulat's face-alignment: S3FD finds the faces, FAN the 68 points.
+    """Bulat's face-alignment: S3FD detects the faces, FAN the 68 points.
 
-    folder  holds the library's weight files; None for torch's hub cache ($TORCH_HOME/hub/checkpoints)
+    folder  folder of the library's weight files; None for torch's hub cache ($TORCH_HOME/hub/checkpoints)
     device  "cpu", "cuda", "cuda:1", "mps"
 
-    The network is never touched: missing weights are an error.
+    Nothing is downloaded: missing weights are an error.
     Source: thesis §3.3.1.1.
     """
 
     name = "face-alignment"
-    longest = 1280  # pixels: S3FD's memory grows with the image, and FAN sees a face at 256 anyway
+    longest = 1280  # pixels; S3FD's memory grows with the image, and FAN's input is 256 anyway
 
     def __init__(self, folder=None, device="cpu"):
         folder = Path(folder) if folder else hub_folder()
@@ -266,9 +266,9 @@ class FaceAlignment(Detector):
                 f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
                 "(talkhead weights fetch s3fd and fan do)"
             )
-        # Plain torch, no compiler run on first use; older versions do not have the switch.
+        # No compilation at first use; older versions do not have the switch.
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
-        hub = torch.hub._hub_dir  # not get_dir(): to set that would pin a folder that $TORCH_HOME may still move
+        hub = torch.hub._hub_dir  # not get_dir(): setting that would ignore later changes of $TORCH_HOME
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
             (Path(stand_in) / "checkpoints").symlink_to(folder.resolve())
             torch.hub.set_dir(stand_in)
@@ -290,14 +290,14 @@ class FaceAlignment(Detector):
             size = [round(length / factor) for length in image.shape[1::-1]]
             image = np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BOX))
         with _benchmark_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "No faces were detected" is an empty list here
+            warnings.simplefilter("ignore")  # "No faces were detected": an empty list here
             found = self._network.get_landmarks_from_image(image)
-        return [(np.asarray(face) + 0.5) * factor - 0.5 for face in (found or [])]  # None where it sees no face
+        return [(np.asarray(face) + 0.5) * factor - 0.5 for face in (found or [])]  # None if no face is found
 
 
 @contextlib.contextmanager
 def _benchmark_kept():
-    """face-alignment switches cuDNN's benchmark on for the whole process: put it back."""
+    """Restore cuDNN's benchmark mode, which face-alignment switches on for the whole process."""
     import torch
 
     before = torch.backends.cudnn.benchmark
@@ -308,7 +308,7 @@ def _benchmark_kept():
 
 
 def _face_alignment_urls():
-    """The two files that the installed version wants: their names change with it."""
+    """URLs of the two weight files of the installed version of face-alignment."""
     from face_alignment.api import models_urls as networks
     from face_alignment.detection.sfd.sfd_detector import models_urls as detectors
 
@@ -317,14 +317,14 @@ def _face_alignment_urls():
 
 def _has_face_alignment():
     folder = hub_folder()
-    # The cheap look first: importing the library costs seconds.
+    # The cheap check first: importing the library takes seconds.
     if not (list(folder.glob("2DFAN4-*")) and list(folder.glob("s3fd-*")) and _installed("face_alignment")):
         return False
     return all((folder / Path(url).name).is_file() for url in _face_alignment_urls())
 
 
 def _mediapipe_model():
-    """The model file by environment or cache folder, else None."""
+    """Path of MediaPipe's model by environment or cache folder, else None."""
     named = os.environ.get("TALKHEAD_MEDIAPIPE_MODEL")
     if named:
         return Path(named).expanduser()
@@ -336,15 +336,16 @@ def _installed(package):
 
 
 def detector(name="auto", model=None, device="cpu"):
-    """A face detector, by name or by what this machine has.
+    """Create a face detector, by name or by what is installed.
 
-    name     "face-alignment", "mediapipe", or "auto": face-alignment if its weights are in torch's cache, else MediaPipe
-    model    MediaPipe's .task file, or the folder of face-alignment's weights. Without it, MediaPipe's is looked for in
-             $TALKHEAD_MEDIAPIPE_MODEL, then as face_landmarker*.task in talkhead's own cache (`files.cache_folder`);
-             face-alignment's in torch's hub cache
+    name     "face-alignment", "mediapipe", or "auto": face-alignment if its weights are in torch's cache, else
+             MediaPipe
+    model    MediaPipe's .task file, or the folder of face-alignment's weights. Default: for MediaPipe
+             $TALKHEAD_MEDIAPIPE_MODEL, else face_landmarker*.task in talkhead's cache (`files.cache_folder`); for
+             face-alignment torch's hub cache
     device   for face-alignment; MediaPipe runs on the CPU
-    returns  Detector; its .name says which it is
-    raises   TalkheadError saying what to install or fetch, and where to put it
+    returns  Detector
+    raises   TalkheadError with the package to install or the file to fetch, and its folder
 
     Nothing is downloaded.
     """
@@ -352,7 +353,7 @@ def detector(name="auto", model=None, device="cpu"):
         raise TalkheadError(f"detector {name!r}: unknown; choose from {', '.join(DETECTORS)}")
     try:
         return _choose(name, model, device)
-    except (ImportError, OSError) as error:  # a system library that they link to, say
+    except (ImportError, OSError) as error:  # for example, a missing system library
         raise TalkheadError(
             f"detector: a library does not load ({error}); install it or pass another --detector"
         ) from error
@@ -373,7 +374,8 @@ def _choose(name, model, device):
                 f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})"
             )
         raise TalkheadError(
-            f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, or fill {hub_folder()} for face-alignment"
+            f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, "
+            f"or put face-alignment's weights into {hub_folder()}"
         )
     if not _installed("mediapipe"):
         raise TalkheadError("detector: mediapipe is not installed; pip install mediapipe")
@@ -386,10 +388,10 @@ def _choose(name, model, device):
 
 
 def mouth_opening(landmarks):
-    """How far the mouth is open: the gap between the inner lips over the distance between the eyes.
+    """Mouth opening: mean gap between the inner lips, divided by the distance between the eyes.
 
     landmarks  (..., 68, 2)
-    returns    (...), 0 = shut; speech seldom passes 0.20; NaN where both eyes are at one place
+    returns    (...), 0 = closed, in speech seldom above 0.20; NaN where both eyes coincide
     """
     points = np.asarray(landmarks)
     gap = np.linalg.norm(points[..., [61, 62, 63], :] - points[..., [67, 66, 65], :], axis=-1).mean(-1)

@@ -1,12 +1,12 @@
-"""What another project's pickle holds, without running it.
+"""Safe reader of other projects' pickles, which runs no code of the file.
 
-A pickle is a program: Python's own unpickler imports and calls whatever the file names. Here is another machine for the same
-programs. It has no way to import or to call: a global is a name looked up in one closed table, and what stands there
-makes numbers, dicts and tensors out of data. NVIDIA's networks carry their source code, which is left unread; of each module
-remains its name, its tensors and its attributes.
+A pickle is a program: Python's unpickler imports and calls whatever the file names. This virtual machine for the same
+opcodes cannot import or call: a global is a name in a closed table, whose constructors make numbers, dicts and tensors
+from data. NVIDIA's networks carry their source code, which is ignored; each module is reduced to its name, tensors and
+attributes.
 
-Formats: pickle protocols 2 to 5 (NVIDIA's .pkl); torch.save's zip archive and the stream of pickles that came before it.
-Nothing of torch's own reader is used, so neither its version nor its settings matter.
+Formats: pickle protocols 2 to 5 (NVIDIA's .pkl); torch.save's zip archive, and its older format, a stream of pickles.
+torch's own reader is not used, so its version and settings do not matter.
 """
 
 import io
@@ -25,11 +25,11 @@ import torch
 from talkhead import files
 from talkhead.errors import TalkheadError
 
-# What one file may ask for. NVIDIA's largest, three networks for 1024 x 1024, take 59 000 opcodes, 7 levels and 4 600 nodes.
+# Limits of one file. NVIDIA's largest, three networks for 1024 x 1024, take 59 000 opcodes, 7 levels and 4 600 nodes.
 OPCODES = 1_000_000
-DEPTH = 50  # of lists in lists
-NODES = 1_000_000  # of what comes back, everything counted as often as it is referred to
-NAME = 256  # characters of a global's or a tensor's name
+MAX_DEPTH = 50  # nested containers
+MAX_NODES = 1_000_000  # of the result; shared objects count once for each reference
+MAX_NAME = 256  # characters of a global's or a tensor's name
 CHUNK = 1 << 24  # bytes read from an archive at once
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -42,12 +42,12 @@ LEGACY_PROTOCOL = 1001
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A network of another project, or a part of one.
+    """A pickled network module of another project.
 
-    name        its class: "Generator", "SynthesisLayer"
-    state       tensors by dotted name, parameters and buffers of it and of its parts, as its state_dict() would have them
+    name        class name: "Generator", "SynthesisLayer"
+    state       {dotted name: tensor}, parameters and buffers of it and of its children, as in its state_dict()
     attributes  its own plain attributes, with "init_args" and "init_kwargs" if they were recorded
-    children    its parts: Module by name
+    children    {name: Module}
     """
 
     name: str
@@ -57,12 +57,13 @@ class Module:
 
 
 def read(path):
-    """The contents of a pickle, or of a file that torch.save wrote.
+    """Read the contents of a pickle, or of a file that torch.save wrote.
 
     path     NVIDIA's .pkl, the tuned generator of PTI, or any .pt of plain containers and tensors
-    returns  dict, list, tuple, set, str, bytes, numbers, None, numpy arrays, torch tensors on the CPU; Module for each persistent
-             module. OrderedDict, EasyDict and Namespace are dicts, numpy's numbers are Python's
-    raises   TalkheadError if the file is missing, damaged, not of these formats, or needs anything that is not in the table
+    returns  dict, list, tuple, set, str, bytes, numbers, None, numpy arrays, torch tensors on the CPU; Module for each
+             persistent module. OrderedDict, EasyDict and Namespace become dicts, numpy scalars Python numbers
+    raises   TalkheadError if the file is missing, damaged, not of these formats, or needs a global that is not in the
+             table
     """
     with files.reading(path) as stream, _refusals(path):
         size = stream.seek(0, io.SEEK_END)
@@ -79,7 +80,7 @@ def read(path):
 
 
 def sniff(path):
-    """What kind of file `read` would take it for: "zip" or "legacy" (torch.save's formats) or "pickle".
+    """Detect the format of a file: "zip" or "legacy" (torch.save's formats) or "pickle".
 
     raises   TalkheadError if it is missing or none of these
     """
@@ -88,7 +89,7 @@ def sniff(path):
 
 
 class _Refusal(Exception):
-    """Why a file is not read: "what; how to mend"."""
+    """Reason for refusing a file: "what is wrong; how to fix"."""
 
 
 @contextmanager
@@ -98,7 +99,8 @@ def _refusals(path):
     except _Refusal as refusal:
         raise TalkheadError(f"{path}: {refusal}") from refusal
     except OSError:
-        raise  # of a pipe: a ValueError too
+        raise  # before ValueError: io.UnsupportedOperation, of a pipe, is both
+    # Errors of misplaced opcodes; RuntimeError is torch's and zipfile's
     except (
         struct.error,
         zipfile.BadZipFile,
@@ -110,12 +112,12 @@ def _refusals(path):
         OverflowError,
         RuntimeError,
         MemoryError,
-    ) as error:  # what comes of opcodes out of place; RuntimeError is torch's and zipfile's
+    ) as error:
         raise TalkheadError(f"{path}: damaged or cut short; copy or download it again") from error
 
 
 def _printable(name):
-    """A name out of the file, fit for one line."""
+    """Escape and shorten a name from the file for a one-line message."""
     text = str(name)
     return ascii(text[:77] + "..." if len(text) > 80 else text)[1:-1]
 
@@ -131,14 +133,14 @@ def _form(source):
     if re.match(rb"\x80[\x02-\x05]", start):
         return "pickle"
     if start.startswith(b"version https://git-lfs"):
-        raise _Refusal("only the pointer of a file in git-lfs; run `git lfs pull` where it comes from")
+        raise _Refusal("only the pointer of a file in git-lfs; run `git lfs pull` in its repository")
     if re.match(rb"\s*<", start):
-        raise _Refusal("a web page, not weights; the download was answered with text: fetch the file itself")
+        raise _Refusal("a web page, not weights; download the file itself")
     raise _Refusal("neither a pickle (protocol 2 to 5) nor written by torch.save; pass a .pkl or .pt of weights")
 
 
 class _Budget:
-    """What a file of `size` bytes may still ask for: opcodes, and bytes of memory. A number may be copied on its way, not multiplied."""
+    """Remaining opcodes and bytes of memory for a file of `size` bytes; data may be copied, not multiplied."""
 
     def __init__(self, size):
         self.opcodes, self.bytes = OPCODES, 4 * size
@@ -146,16 +148,16 @@ class _Budget:
     def step(self):
         self.opcodes -= 1
         if self.opcodes < 0:
-            raise _Refusal(f"more than {OPCODES} opcodes, which no file of weights needs; get it from its makers")
+            raise _Refusal(f"more than {OPCODES} opcodes, which no file of weights needs; get it from its authors")
 
     def take(self, count):
         self.bytes -= count
         if count < 0 or self.bytes < 0:
-            raise _Refusal("asks for more memory than it has data; copy or download it again, from its makers")
+            raise _Refusal("asks for more memory than it has data; copy or download it again, from its authors")
 
 
 class _FileSlice:
-    """A stretch of a file, read in order and never past its end. What it is asked for is there before memory is taken for it."""
+    """A byte range of a file, read in order; lengths are checked before memory is allocated."""
 
     def __init__(self, stream, start, stop):
         self._stream, self._at, self._stop = stream, start, stop
@@ -171,7 +173,7 @@ class _FileSlice:
         return _FileSlice(self._stream, self._at, self._stop)
 
     def skip(self, count):
-        """The next `count` bytes as a stretch of their own."""
+        """Skip the next `count` bytes, and return them as a _FileSlice."""
         if count > len(self):
             raise EOFError
         start, self._at = self._at, self._at + count
@@ -190,11 +192,11 @@ class _FileSlice:
             raise EOFError
 
     def readline(self):
-        line = self.peek(NAME + 1).partition(b"\n")[0]
+        line = self.peek(MAX_NAME + 1).partition(b"\n")[0]
         return self.read(len(line) + 1)[:-1].decode()
 
 
-# The machine ----------------------------------------------------------------------------------------------------------
+# The virtual machine --------------------------------------------------------------------------------------------------
 
 _CONSTANTS = {
     b"N": lambda: None,
@@ -206,27 +208,22 @@ _CONSTANTS = {
     b"\x8f": set,
 }
 _NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
-_TEXTS = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}  # by the format of their length
+_TEXTS = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}  # struct format of the length
 _BYTES = {b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
 _LONGS = {b"\x8a": "<B", b"\x8b": "<I"}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _GETS = {b"h": "<B", b"j": "<I"}
 _PUTS = {b"q": "<B", b"r": "<I"}
-_KEYS = (
-    str,
-    bytes,
-    int,
-    bool,
-    type(None),
-)  # a nested tuple's hash would overflow the C stack; a float's can be made to collide
+# Hashing a nested tuple could overflow the C stack; hashes of floats can be made to collide.
+_KEYS = (str, bytes, int, bool, type(None))
 
 
 class _PickleVM:
-    """Runs a pickle's opcodes on plain data.
+    """Virtual machine that runs a pickle's opcodes on plain data.
 
-    source      _Stretch; what follows the pickle stays unread
-    persistent  function of a persistent id, or None: torch's files refer so to their storages
-    inner       True inside of another pickle
+    source      _FileSlice; bytes after the pickle stay unread
+    persistent  function of a persistent id, by which torch's files refer to storages, or None
+    inner       True within another pickle
     """
 
     def __init__(self, source, budget, persistent=None, inner=False):
@@ -250,7 +247,7 @@ class _PickleVM:
             stack.append(self._number(_NUMBERS[code]))
         elif code in _TEXTS:
             stack.append(str(self.source.read(self._number(_TEXTS[code])), "utf-8", "surrogatepass"))
-        elif code in _BYTES:  # most are a tensor's file of its own: read only when they are wanted
+        elif code in _BYTES:  # mostly a tensor: read only when it is used
             stack.append(self.source.skip(self._number(_BYTES[code])))
         elif code in _LONGS:
             stack.append(self._long(self._number(_LONGS[code])))
@@ -267,7 +264,7 @@ class _PickleVM:
             names = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
             raise _Refusal(
                 f"uses pickle opcode {names.get(code, code.hex())}, which no file of weights needs, or is damaged; "
-                "get it again from its makers"
+                "get it again from its authors"
             )
 
     def _number(self, form):
@@ -275,7 +272,9 @@ class _PickleVM:
 
     def _long(self, count):
         if count > 16:
-            raise _Refusal(f"an integer of {count} bytes, which no file of weights needs; get it again from its makers")
+            raise _Refusal(
+                f"an integer of {count} bytes, which no file of weights needs; get it again from its authors"
+            )
         return int.from_bytes(self.source.read(count), "little", signed=True)
 
     def _top(self, count):
@@ -284,12 +283,12 @@ class _PickleVM:
         return self._stack[-count:]
 
     def _put(self, index):
-        if index >= self._count:  # each is put by an opcode of its own
-            raise _Refusal(f"memo index {index} out of range, which no pickler writes; get it again from its makers")
+        if index >= self._count:  # each entry needs an opcode
+            raise _Refusal(f"memo index {index} out of range, which no pickler writes; get it again from its authors")
         self._memo[index] = self._stack[-1]
 
     def _items(self):
-        """What lies above the last mark, taken off."""
+        """Pop the items above the last mark."""
         items, self._stack = self._stack, self._marks.pop()
         return items
 
@@ -298,7 +297,7 @@ class _PickleVM:
             raise ValueError
 
     def _frame(self):
-        """How much may be read at once: of no use here, but it should be there."""
+        """Check that a frame's bytes are there; framing is not used otherwise."""
         self.source.copy().skip(self._number("<Q"))
 
     def _mark(self):
@@ -343,24 +342,24 @@ class _PickleVM:
     def _reduce(self):
         maker, arguments = self._pair()
         if type(maker) is not _Constructor or type(arguments) is not tuple:
-            raise _Refusal(f"calls {_type_name(maker)}, and nothing was run; get it again from its makers")
+            raise _Refusal(f"calls {_type_name(maker)}, and nothing was run; get it again from its authors")
         self._stack.append(maker.make(self, *arguments))
 
     def _build(self):
         target, state = self._pair()
         self._stack.append(target)
         if type(target) is dict and type(state) is dict:
-            self.budget.take(len(state))  # once for every time that one state is given
+            self.budget.take(len(state))  # a shared state counts for each use
             target.update(state)  # Namespace
         elif type(target) in (_Dtype, _Array):
             target.build(self, state)
-        elif type(target) is not OrderedDict:  # its state is a state_dict's _metadata
-            raise _Refusal(f"gives a state to {_type_name(target)}; get it again from its makers")
+        elif type(target) is not OrderedDict:  # an OrderedDict's state is a state_dict's _metadata
+            raise _Refusal(f"gives a state to {_type_name(target)}; get it again from its authors")
 
     def _refer(self):
         reference = self._stack.pop()
         if self._persistent is None:
-            raise _Refusal("uses pickle opcode BINPERSID outside of torch's own formats; get it again from its makers")
+            raise _Refusal("uses pickle opcode BINPERSID outside of torch's own formats; get it again from its authors")
         self._stack.append(self._persistent(reference))
 
 
@@ -378,22 +377,22 @@ _STEPS = {
     b"c": lambda machine: machine._global(machine.source.readline(), machine.source.readline()),
     b"\x93": lambda machine: machine._global(*machine._pair()),
     b"R": _PickleVM._reduce,
-    b"\x81": _PickleVM._reduce,  # NEWOBJ: what may be called is in the table, either way
+    b"\x81": _PickleVM._reduce,  # NEWOBJ: the same table
     b"b": _PickleVM._build,
     b"Q": _PickleVM._refer,
 }
 
 
 def _key(key):
-    if type(key) is _FileSlice and len(key) <= NAME:
-        key = key.peek(NAME)
+    if type(key) is _FileSlice and len(key) <= MAX_NAME:
+        key = key.peek(MAX_NAME)
     if type(key) not in _KEYS or type(key) is int and not -(2**63) <= key < 2**63:
-        raise _Refusal(f"has {_type_name(key)} as a key, which no file of weights needs; get it again from its makers")
+        raise _Refusal(f"has {_type_name(key)} as a key, which no file of weights needs; get it again from its authors")
     return key
 
 
 def _type_name(value):
-    """A value in an error: never by its contents, which may be without end."""
+    """Describe a value in an error by its type: its contents may be huge."""
     kind = type(value).__name__.strip("_").lower()
     return _printable(value.name) if type(value) is _Constructor else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
@@ -403,21 +402,21 @@ def _unknown(name):
         return f"a TensorFlow network ({_printable(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
     return (
         f"refers to {_printable(name)}, which is code, not weights, and nothing was run; "
-        "ask its makers for plain weights (a state_dict)"
+        "ask its authors for plain weights (a state_dict)"
     )
 
 
-# What the table's names make ------------------------------------------------------------------------------------------
+# Constructors of the table --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Constructor:
     name: str
-    make: object  # function of the machine and of the arguments in the file
+    make: object  # function of the machine and the arguments in the file
 
 
 class _Network:
-    """A persistent module: what its pickle says of it, still to be made plain."""
+    """A persistent module with its pickled state, before sanitizing."""
 
     def __init__(self, machine, meta):
         self.name, self.state = _word(meta["class_name"]), meta["state"]
@@ -426,12 +425,12 @@ class _Network:
 
 
 class _Dtype:
-    """A numpy type of numbers. Its byte order comes later, by BUILD."""
+    """A numeric numpy dtype; BUILD sets its byte order later."""
 
     def __init__(self, machine, code, *_):
         if not re.fullmatch("b1|[iu][1248]|f[248]", code):
             raise _Refusal(
-                f"holds numpy values of type {_printable(code)}, not numbers; ask its makers for plain weights (a state_dict)"
+                f"holds numpy values of type {_printable(code)}, not numbers; ask its authors for plain weights (a state_dict)"
             )
         self._code, self._order = code, "="
 
@@ -441,7 +440,7 @@ class _Dtype:
         self._order = state[1]
 
     def numbers(self, machine, data, count):
-        """One-dimensional array of the numbers in `data`, exactly `count`."""
+        """Decode `data` to a one-dimensional array of exactly `count` numbers."""
         dtype = np.dtype(self._order + self._code)
         data = _data(machine, data)
         if type(count) is not int or len(data) != count * dtype.itemsize:
@@ -450,7 +449,7 @@ class _Dtype:
 
 
 class _Array:
-    """A numpy array, filled by BUILD."""
+    """A numpy array; BUILD fills it."""
 
     def __init__(self, machine, *_):
         self.values = None
@@ -472,7 +471,7 @@ def _from_buffer(machine, data, dtype, shape, order):
 
 
 class _Storage:
-    """The numbers that tensors are views of."""
+    """A torch storage, of which tensors are views."""
 
     def __init__(self, budget, dtype, count):
         if type(dtype) is not torch.dtype or type(count) is not int:
@@ -488,7 +487,7 @@ class _Storage:
 
 
 def _data(machine, value):
-    """Bytes out of the file."""
+    """Read a bytes value from the file."""
     if type(value) is _FileSlice:
         machine.budget.take(len(value))
         return value.peek(len(value))
@@ -498,14 +497,14 @@ def _data(machine, value):
 
 
 def _sizes(shape):
-    """Sizes or strides, checked: up to 8 numbers that a tensor may have."""
+    """Check sizes or strides of a tensor: at most 8, each in [0, 2**40)."""
     if type(shape) is not tuple or len(shape) > 8 or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
         raise ValueError
     return shape
 
 
 def _encoded(machine, text, encoding="utf-8"):
-    """Bytes, which protocol 2 writes as text."""
+    """Encode bytes that protocol 2 writes as text."""
     if type(text) is not str or encoding != "latin1":
         raise TypeError
     machine.budget.take(len(text))
@@ -539,7 +538,7 @@ def _tensor(machine, storage, offset, sizes, strides, *_):
     )
     if count > len(values) or count and offset + last >= len(values):
         raise _Refusal(
-            f"a tensor of shape {sizes} has more numbers than its storage, {len(values)}; get it again from its makers"
+            f"a tensor of shape {sizes} does not fit its storage of {len(values)} numbers; get it again from its authors"
         )
     return values.as_strided(sizes, strides, offset) if count else values.new_empty(sizes)
 
@@ -551,13 +550,13 @@ def _parameter(machine, tensor, *_):
 
 
 def _inner(machine, data):
-    """The storage in bytes that torch.save wrote: so a tensor lies in a plain pickle."""
+    """Read the storage in bytes that torch.save wrote, which is how a plain pickle holds a tensor."""
     if machine.inner:
-        raise _Refusal("holds torch's files in torch's files; get it again from its makers")
+        raise _Refusal("holds torch files within torch files; get it again from its authors")
     source = data.copy() if type(data) is _FileSlice else _FileSlice(io.BytesIO(_data(machine, data)), 0, len(data))
     storage = _read_legacy(source, machine.budget, inner=True)
     if type(storage) is not _Storage:
-        raise _Refusal(f"holds {_type_name(storage)} where a storage should be; get it again from its makers")
+        raise _Refusal(f"holds {_type_name(storage)} where a storage should be; get it again from its authors")
     return storage
 
 
@@ -598,20 +597,21 @@ _MAKERS = {
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
 
-# A storage class is used as nothing but the type of its numbers.
+# A storage class stands for its dtype; numpy.ndarray is only an argument of _reconstruct, which makes nothing else
+# here.
 _GLOBALS = {
     **{name: _Constructor(name, make) for name, make in _MAKERS.items()},
     **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
     **{str(dtype): dtype for dtype in _DTYPES.values()},
     "numpy.ndarray": "numpy.ndarray",
-}  # named to _reconstruct, which makes nothing else here
+}
 
 
 # torch.save's two formats ---------------------------------------------------------------------------------------------
 
 
 class _Storages:
-    """The storages that a pickle of torch.save refers to: (its key, _Storage) as they are asked for."""
+    """Storages that a pickle of torch.save refers to, created on demand and filled by `fill(key, storage)`."""
 
     def __init__(self, budget, fill=lambda key, storage: None):
         self.budget, self.all, self._fill = budget, {}, fill
@@ -619,7 +619,7 @@ class _Storages:
     def __call__(self, reference):
         kind, dtype, key, _, count, *view = reference
         if kind != "storage" or type(key) is not str or any(part is not None for part in view):
-            raise _Refusal("refers to something other than a storage; get it again from its makers")
+            raise _Refusal("refers to something other than a storage; get it again from its authors")
         if key not in self.all:
             self.all[key] = _Storage(self.budget, dtype, count)
             self._fill(key, self.all[key])
@@ -630,7 +630,7 @@ class _Storages:
 
 
 def _read_legacy(source, budget, inner=False):
-    """torch.save before 1.6, and still the format of a tensor in a plain pickle: pickles one after another, then the numbers."""
+    """Read torch.save's format before 1.6, also used for a tensor in a plain pickle: pickles, then the data."""
     storages = _Storages(budget)
     machine = _PickleVM(source, budget, storages, inner)
     if (machine.load(), machine.load(), machine.load()["little_endian"]) != (LEGACY_MAGIC, LEGACY_PROTOCOL, True):
@@ -646,8 +646,8 @@ def _read_legacy(source, budget, inner=False):
     return value
 
 
-class _Sparing:
-    """A file as zipfile sees it, which would take whatever length an archive claims for its directory."""
+class _LimitedReads:
+    """File for zipfile that limits reads: zipfile would trust any length that an archive claims for its directory."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -662,14 +662,12 @@ class _Sparing:
 
 
 def _read_zip(stream, budget):
-    """torch.save since 1.6: an archive of data.pkl, byteorder and data/KEY, none of them compressed."""
-    with zipfile.ZipFile(_Sparing(stream)) as archive:
-        # Without the folder, which is called after the file that torch.save was given.
+    """Read torch.save's format since 1.6: an archive of data.pkl, byteorder and data/KEY, none of them compressed."""
+    with zipfile.ZipFile(_LimitedReads(stream)) as archive:
+        # Without the top folder, which torch.save names after its file.
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         if "constants.pkl" in entries:
-            raise _Refusal(
-                "a TorchScript program, not weights; pass the file that its networks were saved to by torch.save"
-            )
+            raise _Refusal("a TorchScript program, not weights; pass a file that torch.save wrote from its networks")
         if "data.pkl" not in entries:
             raise _Refusal("a zip archive that torch.save did not write; unpack it and pass the weights inside")
 
@@ -690,33 +688,33 @@ def _read_zip(stream, budget):
             return memory
 
         if "byteorder" in entries and load("byteorder") != b"little":
-            raise _Refusal("written on a machine of the other byte order; save it again on a common one")
+            raise _Refusal("written on a big-endian machine; save it again on a little-endian one")
         program = load("data.pkl")
         storages = _Storages(budget, lambda key, storage: fill(f"data/{key}", storage.memory))
         return _PickleVM(_FileSlice(io.BytesIO(program), 0, len(program)), budget, storages).load()
 
 
-# What the caller gets -------------------------------------------------------------------------------------------------
+# Sanitizing the result ------------------------------------------------------------------------------------------------
 
 
 class _Sanitizer:
-    """Makes what a machine left into plain values that are safe to walk: no cycles, not too deep, not unfolding without end.
+    """Convert the machine's result to plain values that are safe to traverse: no cycles, limited depth and node count.
 
-    size    bytes of the file: no module holds more numbers
+    size    bytes of the file: no module may hold more
     """
 
     def __init__(self, size):
         self._size = size
-        self._done = {}  # by id: the machine's own objects, which live until the root is let go
+        self._done = {}  # by id: the machine's objects live as long as the root does
 
     def of(self, value, depth=0):
-        """The plain value, its height, and its nodes: each counted as often as it is referred to."""
+        """Return the plain value, its height, and its number of nodes, counted once for each reference."""
         if type(value) in (str, bytes, int, float, bool, type(None), torch.dtype, torch.Tensor):
             return value, 0, 1
-        if depth > DEPTH or self._done.get(id(value), True) is None:
-            raise _Refusal("nested too deep, or within itself; get it again from its makers")
+        if depth > MAX_DEPTH or self._done.get(id(value), True) is None:
+            raise _Refusal("nested too deep, or within itself; get it again from its authors")
         if id(value) not in self._done:
-            self._done[id(value)] = None  # being made
+            self._done[id(value)] = None  # in progress
             self._done[id(value)] = made = self._made(value, depth + 1)
             _check(*made[1:])
         return self._done[id(value)]
@@ -737,7 +735,7 @@ class _Sanitizer:
         if kind in (_Array, _Storage) and value.values is not None:
             return value.values, 1, 1
         raise _Refusal(
-            f"holds {_type_name(value)} where data should be; ask its makers for plain weights (a state_dict)"
+            f"holds {_type_name(value)} where data should be; ask its authors for plain weights (a state_dict)"
         )
 
     def _dict(self, value, depth):
@@ -765,9 +763,7 @@ class _Sanitizer:
         for name, child in children.items():
             state.update((_short(f"{name}.{part}"), tensor) for part, tensor in child.state.items())
         if sum(tensor.nbytes for tensor in state.values()) > self._size:
-            raise _Refusal(
-                "a network whose tensors are the same few numbers again and again; get it again from its makers"
-            )
+            raise _Refusal("a network whose tensors share the same few numbers; get it again from its authors")
         return Module(recorded.name, state, attributes, children), *extent
 
 
@@ -776,12 +772,12 @@ def _extent(parts):
 
 
 def _check(height, nodes):
-    if height > DEPTH or nodes > NODES:
-        raise _Refusal("unfolds to more than any file of weights holds; get it again from its makers")
+    if height > MAX_DEPTH or nodes > MAX_NODES:
+        raise _Refusal("unfolds to more than any file of weights holds; get it again from its authors")
 
 
 def _named(own, key, kind):
-    """One of the dicts in which torch keeps a module's parts: those of its entries that are not None."""
+    """Entries, other than None, of one of the dicts in which torch keeps a module's parts."""
     entries = own.get(key, {})
     if type(entries) not in (dict, OrderedDict):
         raise TypeError
@@ -789,7 +785,7 @@ def _named(own, key, kind):
     for value in entries.values():
         if type(value) is not kind:
             raise _Refusal(
-                f"{_type_name(value)} among a module's {key}; ask its makers for plain weights (a state_dict)"
+                f"{_type_name(value)} among a module's {key}; ask its authors for plain weights (a state_dict)"
             )
     return entries
 
@@ -801,8 +797,8 @@ def _word(name):
 
 
 def _short(name):
-    if len(name) > NAME:
+    if len(name) > MAX_NAME:
         raise _Refusal(
-            f"a name of {len(name)} characters, which no file of weights needs; get it again from its makers"
+            f"a name of {len(name)} characters, which no file of weights needs; get it again from its authors"
         )
     return name

@@ -1,8 +1,9 @@
-"""Tensors out of a .safetensors file, by its description alone: no code of others, and nothing in it is run.
+"""Reader of .safetensors files, written from the format's description; no code of the file is run.
 
     8 bytes     length of the header, little-endian
-    header      JSON: {name: {"dtype", "shape", "data_offsets": [start, end]}, …}, and perhaps "__metadata__": {str: str}
-    numbers     of all tensors, little-endian, in C order, without a hole between
+    header      JSON: {name: {"dtype", "shape", "data_offsets": [start, end]}, …}, and perhaps "__metadata__": {str:
+                str}
+    data        of all tensors, little-endian, in C order, contiguous
 
 Source: https://github.com/huggingface/safetensors, "Format".
 """
@@ -13,7 +14,7 @@ import struct
 
 from talkhead.errors import TalkheadError
 
-LONGEST = 100_000_000  # bytes of a header, as the format says
+MAX_HEADER = 100_000_000  # bytes, by the format's description
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -29,17 +30,17 @@ DTYPES = {
 
 
 def is_safetensors(start):
-    """Whether these are the first bytes, 9 or more, of such a file."""
-    return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= LONGEST
+    """True if the first bytes of a file, 9 or more, are those of a .safetensors."""
+    return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= MAX_HEADER
 
 
 def read(stream, name):
-    """The tensors of a file.
+    """Read the tensors of a .safetensors file.
 
-    stream   binary stream with a position, at the start of the file
-    name     of it, for messages
+    stream   seekable binary stream
+    name     name of the file in messages
     returns  {name: torch tensor on the CPU}
-    raises   TalkheadError if it is damaged, cut short, or holds numbers of a kind that torch does not have
+    raises   TalkheadError if it is damaged, cut short, or has a dtype that is not in DTYPES
     """
     import torch
 
@@ -48,7 +49,7 @@ def read(stream, name):
     (length,) = struct.unpack("<Q", stream.read(8))
     tensors, at = {}, 0
     try:
-        if length > min(LONGEST, size - 8):
+        if length > min(MAX_HEADER, size - 8):
             raise ValueError
         header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
@@ -56,7 +57,7 @@ def read(stream, name):
             (start, end), shape = about["data_offsets"], about["shape"]
             if about["dtype"] not in DTYPES:
                 raise TalkheadError(
-                    f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not read here; save it in float16 or float32"
+                    f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not supported; save it in float16 or float32"
                 )
             dtype = getattr(torch, DTYPES[about["dtype"]])
             if not all(type(side) is int and side >= 0 for side in shape) or (start, end) != (
@@ -65,7 +66,7 @@ def read(stream, name):
             ):
                 raise ValueError
             at = end
-            if end > size - 8 - length:  # before memory is taken for it
+            if end > size - 8 - length:  # before memory is allocated for it
                 raise ValueError
             data = stream.read(end - start)
             tensors[key] = (

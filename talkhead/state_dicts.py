@@ -1,65 +1,67 @@
-"""Names and shapes of a StyleGAN2's tensors: ours, rosinality's and NVIDIA's. Pure functions on state dicts.
+"""Conversion of StyleGAN2 state dicts between our layout, rosinality's and NVIDIA's.
 
-The three hold the same numbers. No kernel is flipped and no axis swapped on the way, only names differ and where axes of
-length one stand, so a state that goes there and back is the same bit for bit. Shapes alone say how large a network is.
+The three differ only in the names of tensors and in axes of length one: no kernel is flipped and no axis swapped, so a
+round trip is exact. The size of a network is derived from the shapes of its tensors.
 """
 
 import torch
 
 from talkhead.errors import TalkheadError
 
-FILTER = (
-    torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
-)  # the blur that all three apply
+# Resampling filter of all three projects
+FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
 
 
 def from_rosinality(state):
-    """rosinality's generator or discriminator -> ours.
+    """Convert rosinality's generator or discriminator to our layout.
 
     state     dict of tensors, as under g_ema, g or d
-    returns   ours, but without `w_avg`, which stands beside it in the file, and without `noise_const` where the file is older than those
-    raises    TalkheadError if it is not a StyleGAN2, or holds more or less
+    returns   our state dict, without `w_avg`, which the file keeps elsewhere, and without `noise_const`, which older
+              files lack
+    raises    TalkheadError if it is not a StyleGAN2, or tensors are missing or left over
     """
     if "input.input" in state:
         if "to_rgbs.0.conv.weight" not in state:
             raise TalkheadError("has no to_rgbs.0: not a StyleGAN2 of 8² or more")
         names = _generator(_count(state, "to_rgbs.{}.bias") + 1, _count(state, "style.{}.weight", 1))
-        return _ours(state, [(ours, theirs) for ours, theirs, _ in names if theirs], _rosinality_filters)
+        return _to_ours(state, [(ours, theirs) for ours, theirs, _ in names if theirs], _rosinality_filters)
     names = _discriminator(_count(state, "convs.{}.skip.1.weight", 1) + 1)
-    return _ours(state, [(ours, theirs) for ours, theirs, _ in names], _rosinality_filters)
+    return _to_ours(state, [(ours, theirs) for ours, theirs, _ in names], _rosinality_filters)
 
 
 def to_rosinality(state):
-    """Our generator or discriminator -> rosinality's, with the filters that its modules keep; `w_avg` has no place there."""
-    theirs = _theirs(state, [(ours, there) for ours, there, _ in _names(state) if there])
+    """Convert our generator or discriminator to rosinality's layout, with resampling filters and without `w_avg`."""
+    theirs = _from_ours(state, [(ours, theirs) for ours, theirs, _ in _names(state) if theirs])
     return theirs | {name: FILTER * gain for name, gain in _rosinality_filters(theirs)}
 
 
 def from_nvidia(state):
-    """NVIDIA's generator or discriminator -> ours.
+    """Convert NVIDIA's generator or discriminator to our layout.
 
-    state     dict of tensors, as state_dict() of G_ema, G or D says it
-    raises    TalkheadError if it is conditional, alias-free, of another architecture, or holds more or less
+    state     state dict of G_ema, G or D
+    raises    TalkheadError if it is conditional, alias-free, of another architecture, or tensors are missing or left
+              over
     """
     _refuse_nvidia(state)
     if "synthesis.b4.const" in state:
         names = _generator(_count(state, "synthesis.b{}.torgb.bias", size=True), _count(state, "mapping.fc{}.weight"))
     else:
         names = _discriminator(_count(state, "b{}.skip.weight", 1, size=True) + 1)
-    return _ours(state, [(ours, theirs) for ours, _, theirs in names], _nvidia_filters)
+    return _to_ours(state, [(ours, theirs) for ours, _, theirs in names], _nvidia_filters)
 
 
 def to_nvidia(state):
-    """Our generator or discriminator -> NVIDIA's, with the filters that its modules keep."""
-    theirs = _theirs(state, [(ours, there) for ours, _, there in _names(state)])
+    """Convert our generator or discriminator to NVIDIA's layout, with its resampling filters."""
+    theirs = _from_ours(state, [(ours, theirs) for ours, _, theirs in _names(state)])
     return theirs | {name: FILTER * gain for name, gain in _nvidia_filters(theirs)}
 
 
 def nvidia_clamp(module):
-    """What limits the activations of NVIDIA's network (its conv_clamp), or None.
+    """Activation limit of NVIDIA's network (its conv_clamp), or None.
 
-    module   pickles.Module of a generator or a discriminator
-    raises   TalkheadError if its layers are not all limited alike, or differ from StyleGAN2's in what their tensors do not show
+    module   safe_pickle.Module of a generator or a discriminator
+    raises   TalkheadError if its layers have different limits, or differ from StyleGAN2's in other ways that their
+             tensors do not show
     """
     limits = set()
     for name, part in _parts(module):
@@ -68,7 +70,7 @@ def nvidia_clamp(module):
             limits.add(own.get("conv_clamp"))
         activation = own.get("activation", "lrelu")
         if activation != ("lrelu" if leaf not in ("affine", "skip", "out") else "linear"):
-            raise TalkheadError(f"{name} has the activation {activation}, which StyleGAN2's has not; it cannot be read")
+            raise TalkheadError(f"{name} has the activation {activation}, unlike StyleGAN2; it cannot be read")
         if name.startswith("mapping.fc") and own.get("bias_gain", 0.01) != 0.01:
             raise TalkheadError(
                 f"its mapping network has an lr_multiplier of {own['bias_gain']}; only 0.01 can be read"
@@ -87,7 +89,7 @@ def _parts(module, prefix=""):
 
 
 def generator_config(state):
-    """What rebuilds our generator of this state, told from its shapes."""
+    """Config that builds our generator, derived from the shapes of its state dict."""
     levels, layers = _count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight")
     w_dim = _width(state, "convs.0.conv.affine.weight")
     return {
@@ -100,22 +102,22 @@ def generator_config(state):
 
 
 def discriminator_config(state):
-    """What rebuilds our discriminator of this state, told from its shapes."""
+    """Config that builds our discriminator, derived from the shapes of its state dict."""
     levels = _count(state, "blocks.{}.skip") + 1
     down = [_width(state, f"blocks.{k}.skip") for k in range(levels - 1)] + [_width(state, "out.weight")]
     return {"resolution": 2 << levels, "channels": down[::-1]}
 
 
 def _width(state, name):
-    """How many channels go into a layer."""
+    """Number of input channels of a layer."""
     if name not in state or state[name].dim() < 2:
         raise TalkheadError(f"{name} is missing, or not a StyleGAN2's")
     return state[name].shape[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The names. A row is (ours, (rosinality's, axes in front, axes behind), (NVIDIA's, axes in front, axes behind)): how many
-# axes of length one the other has more than we have.
+# Tensor names. A row is (ours, (rosinality's, leading, trailing), (NVIDIA's, leading, trailing)), where leading and
+# trailing are the numbers of axes of length one that the other project has in addition.
 
 
 def _generator(levels, layers):
@@ -161,14 +163,14 @@ def _discriminator(levels):
 
 
 def _names(state):
-    """The rows of one of our states."""
+    """Rows of the table for a state dict of ours."""
     if "const" in state:
         return _generator(_count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight"))
     return _discriminator(_count(state, "blocks.{}.skip") + 1)
 
 
 def _rosinality_filters(state):
-    """Names of the filters that go with a state of rosinality's, each with its gain: 4 where zeros were put between pixels."""
+    """Names of the filters in a state dict of rosinality's, each with its gain: 4 for upsampling by zero insertion."""
     for name in state:
         if name.endswith(".conv.weight") and name.startswith("to_rgbs."):
             yield name.replace("conv.weight", "upsample.kernel"), 4
@@ -179,7 +181,7 @@ def _rosinality_filters(state):
 
 
 def _nvidia_filters(state):
-    """NVIDIA's, likewise: every block and every convolution has one, whether it resamples or not."""
+    """Names and gains of NVIDIA's filters: every block and every convolution has one, even if it does not resample."""
     for name in state:
         part = name.removesuffix(".weight")
         if name != part and part.endswith((".conv0", ".conv1", ".skip", ".fromrgb", "b4.conv")):
@@ -189,49 +191,49 @@ def _nvidia_filters(state):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# From one to the other
+# Conversion
 
 
-def _ours(state, names, filters):
+def _to_ours(state, names, filters):
     rest = dict(state)
     for name, gain in filters(state):
         kernel = rest.pop(name, None)
         if kernel is not None and (
             kernel.shape != FILTER.shape or not torch.allclose(kernel.float(), FILTER * gain, atol=1e-3)
         ):
-            raise TalkheadError(f"{name} is another filter than [1, 3, 3, 1]; no other can be read")
+            raise TalkheadError(f"{name} is not the filter [1, 3, 3, 1]; no other can be read")
     ours = {}
     for name, (theirs, before, after) in names:
         if theirs in rest:
             ours[name] = _reshape_unit_axes(rest.pop(theirs), -before, -after, theirs)
         elif not name.endswith(("noise_const", "w_avg")):
-            raise TalkheadError(f"has no {theirs}: not a StyleGAN2, or not all of it")
+            raise TalkheadError(f"has no {theirs}: not a StyleGAN2, or incomplete")
     if rest:
-        raise TalkheadError(f"has {next(iter(rest))}, which a StyleGAN2 has not; not a network that can be read")
+        raise TalkheadError(f"has {next(iter(rest))}, unlike a StyleGAN2; it cannot be read")
     if "const" in ours and ours["rgbs.0.bias"].shape != (3,):
-        raise TalkheadError(f"draws {len(ours['rgbs.0.bias'])} colour channels; only RGB can be read")
+        raise TalkheadError(f"has {len(ours['rgbs.0.bias'])} colour channels; only RGB can be read")
     return ours
 
 
-def _theirs(state, names):
-    lacking = next((ours for ours, _ in names if ours not in state), None)
-    if lacking:
-        raise TalkheadError(f"has no {lacking}; the file is damaged")
-    return {name: _reshape_unit_axes(state[ours], *frame, ours) for ours, (name, *frame) in names}
+def _from_ours(state, names):
+    missing = next((ours for ours, _ in names if ours not in state), None)
+    if missing:
+        raise TalkheadError(f"has no {missing}; the file is damaged")
+    return {name: _reshape_unit_axes(state[ours], *axes, ours) for ours, (name, *axes) in names}
 
 
 def _reshape_unit_axes(value, before, after, name):
-    """Put so many axes of length one in front and behind, or take them away where negative."""
+    """Add numbers of leading and trailing axes of length one; remove them where negative."""
     shape = tuple(value.shape)
-    lost = shape[: max(-before, 0)] + shape[len(shape) - max(-after, 0) :]
-    if set(lost) - {1} or len(lost) != max(-before, 0) + max(-after, 0):
+    removed = shape[: max(-before, 0)] + shape[len(shape) - max(-after, 0) :]
+    if set(removed) - {1} or len(removed) != max(-before, 0) + max(-after, 0):
         raise TalkheadError(f"{name} has the shape {shape}: not a StyleGAN2's")
     kept = shape[max(-before, 0) : len(shape) - max(-after, 0)]
     return value.reshape((1,) * before + kept + (1,) * after)
 
 
 def _count(state, pattern, first=0, size=False):
-    """How many tensors in a row have the names that a pattern makes of first, first + 1, … (or of 4, 8, 16, … if `size`)."""
+    """Number of consecutive tensors named by a pattern with first, first + 1, … (or with 4, 8, 16, … if `size`)."""
     count = 0
     while pattern.format(4 << first + count if size else first + count) in state:
         count += 1
@@ -239,11 +241,11 @@ def _count(state, pattern, first=0, size=False):
 
 
 def _refuse_nvidia(state):
-    """Say by name what is not StyleGAN2's default architecture."""
+    """Refuse architectures of NVIDIA's other than the default StyleGAN2, by name."""
     if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in state):
         raise TalkheadError("an alias-free (StyleGAN3) generator; only StyleGAN2 can be read")
     if "mapping.embed.weight" in state:
-        raise TalkheadError("a conditional network, made to draw labelled classes; only unconditional ones can be read")
+        raise TalkheadError("a class-conditional network; only unconditional ones can be read")
     if "synthesis.b4.const" in state and "synthesis.b4.torgb.weight" not in state:
         other = "resnet" if "synthesis.b8.skip.weight" in state else "orig"
         raise TalkheadError(f"a generator of the {other} architecture; only skip, StyleGAN2's own, can be read")
@@ -252,5 +254,5 @@ def _refuse_nvidia(state):
         raise TalkheadError(f"a discriminator of the {other} architecture; only resnet, StyleGAN2's own, can be read")
     if "b4.conv.weight" in state and state["b4.conv.weight"].shape[1] != state["b4.conv.weight"].shape[0] + 1:
         raise TalkheadError(
-            "a discriminator of another minibatch layer than StyleGAN2's one channel; it cannot be read"
+            "a discriminator whose minibatch std does not have StyleGAN2's one channel; it cannot be read"
         )

@@ -1,71 +1,80 @@
-"""Time stamps of packets and pictures that run forward where those of the file do not, as FFmpeg's program mends them."""
+"""Repair of packet and frame time stamps that jump or run backward, following FFmpeg's program."""
 
 from fractions import Fraction
 
 RESTART = 10  # seconds, FFmpeg's -dts_delta_threshold: a clock that jumps by more has started again
-WRONG = 30 * 3600  # seconds, FFmpeg's -dts_error_threshold: no recording pauses longer
-ALONE = 60  # seconds: a longer pause of pictures without sound, or of sound without pictures, is a wrong time stamp
-LEFT_OUT = "a wrong time stamp is left out"  # what is said of one
-BACK = Fraction(1, 10)  # seconds by which packets may lie out of order
-HELD = 1000  # packets that wait at most to see whether the other stream pauses too
+MAX_PAUSE = 30 * 3600  # seconds, FFmpeg's -dts_error_threshold; a longer pause is a wrong time stamp
+MAX_PAUSE_ALONE = 60  # seconds; a longer pause in a file with one stream is a wrong time stamp
+LEFT_OUT = "a wrong time stamp is left out"  # warning
+MAX_BACKWARD = Fraction(1, 10)  # seconds by which packets may be out of order
+MAX_WAITING = 1000  # packets held back until the other stream shows whether it pauses too
 
 
 def lasting(packet):
-    """Seconds that a packet lasts, Fraction; 0 where it does not tell.
+    """Duration of a packet, Fraction in seconds; 0 if unknown.
 
-    Of the last packet of one of several Ogg files in a row FFmpeg tells a negative number, as 32 bits without a sign.
+    For the last packet of each of several concatenated Ogg files, FFmpeg gives a negative duration as unsigned 32 bits.
     """
     duration = packet.duration or 0
     return duration * packet.time_base if duration < 1 << 31 else Fraction(0)
 
 
 class PacketClock:
-    """One clock for the packets of all streams, although the file's clock starts again or a stamp is wrong.
+    """Common clock for the packets of all streams, with clock restarts joined and wrong time stamps removed.
 
-    restarts  bool: the format has clocks that start again (MPEG-TS, MPEG-PS); there a jump forward is one, else it is a pause
-    starts    dict of stream index to the moment where its first packet is expected, seconds as Fraction, or None
-    anchor    index of the stream that goes on without a seam where the clock starts again (the pictures), or None
-    say       called with a message and a moment for each thing mended
+    restarts  bool: the format allows clock restarts (MPEG-TS, MPEG-PS), so a jump forward is one; else it is a pause
+    starts    {stream index: Fraction, expected time of its first packet in seconds, or None}
+    anchor    index of the stream that continues without a gap at a clock restart (the video), or None
+    warn      called with a message and a time in seconds for each repair
 
-    A strange packet waits for the next of its stream. If that goes on as if nothing were, the stamp alone was wrong. One that is far ahead waits
-    until the other stream is there too, or has gone on by more than 10 s without such a pause: then its stamp is wrong, and so are those after it.
-    Source: ts_discontinuity_detect in FFmpeg's fftools/ffmpeg_demux.c. Departure: it does not wait, a clock of other formats that runs
-    backward by more than 10 s starts again here, and it believes each pause of up to 30 hours.
+    A packet with an implausible time stamp is held back until the next one of its stream. If that one continues
+    regularly, only the held time stamp was wrong. A packet far ahead is held back until the other stream is there too
+    (a pause), or has continued by more than 10 s without such a pause: then its time stamp and those after it are
+    wrong.
+
+    Source: ts_discontinuity_detect in FFmpeg's fftools/ffmpeg_demux.c.
+    Departure: FFmpeg does not hold packets back; here, a clock of any other format that runs backward by more than 10 s
+    has started again, and not every pause of up to 30 hours is accepted.
     """
 
-    def __init__(self, restarts, starts, anchor, say):
-        self._restarts, self._anchor, self._say = restarts, anchor, say
+    def __init__(self, restarts, starts, anchor, warn):
+        self._restarts, self._anchor, self._warn = restarts, anchor, warn
         self._expected = dict(starts)
-        self._last = dict.fromkeys(starts)  # moments of decoding
-        self._newest = dict.fromkeys(starts)  # moments of decoding, also of those that wait
-        self._step = dict.fromkeys(starts, Fraction(0))  # seconds that a packet takes
-        self._waiting = {}  # index to a list of packets
-        self._offset = Fraction(0)  # seconds to add to every stamp
+        self._last = dict.fromkeys(starts)  # decoding times
+        self._newest = dict.fromkeys(starts)  # decoding times, including packets held back
+        self._step = dict.fromkeys(starts, Fraction(0))  # duration of a packet in seconds
+        self._waiting = {}  # {stream index: list of packets held back}
+        self._offset = Fraction(0)  # seconds to add to every time stamp
         self._moved = set()  # indices of streams without a packet since the offset changed
 
     def mend(self, packet):
-        """The packets that can go on now, their stamps mended; the first of a stream after the clock started again is `opaque`."""
-        index, moment = packet.stream.index, self._seen(packet)
-        if moment is not None and packet.dts is not None and packet.pts is not None and self._is_strange(index, moment):
+        """Yield the packets that are ready, with repaired time stamps; the first after a clock restart is `opaque`."""
+        index, moment = packet.stream.index, self._start_time(packet)
+        if (
+            moment is not None
+            and packet.dts is not None
+            and packet.pts is not None
+            and self._is_implausible(index, moment)
+        ):
             shown = moment + (packet.pts - packet.dts) * packet.time_base
-            if self._last[index] is not None and not self._is_strange(index, shown):
-                packet.dts, moment = None, shown  # FFmpeg made it up, as it does where MPEG-PS comes through a pipe
-        strange = moment is not None and self._is_strange(index, moment)
+            if self._last[index] is not None and not self._is_implausible(index, shown):
+                packet.dts, moment = None, shown  # FFmpeg invents a dts for MPEG-PS on a pipe
+        implausible = moment is not None and self._is_implausible(index, moment)
         self._newest[index] = self._newest[index] if moment is None else moment
         held = self._waiting.get(index, [])
-        if held and strange and self._is_open(index, self._seen(held[0])) and len(held) < HELD:
+        if held and implausible and self._is_open(index, self._start_time(held[0])) and len(held) < MAX_WAITING:
             held.append(packet)
         elif held:
             del self._waiting[index]
-            alone = moment is not None and not strange
+            isolated = moment is not None and not implausible
             for earlier in held:
-                if alone and self._is_strange(index, self._seen(earlier)):
+                if isolated and self._is_implausible(index, self._start_time(earlier)):
                     self._strip(index, earlier)
                 else:
                     self._jump(index, earlier)
                 yield earlier
             yield from self.mend(packet)
-        elif strange:
+        elif implausible:
             self._waiting[index] = [packet]
         else:
             if moment is not None:
@@ -73,56 +82,56 @@ class PacketClock:
             yield packet
 
     def _moment(self, packet):
-        """Seconds at which a packet is decoded, by the mended clock; None where it does not tell."""
+        """Decoding time of a packet on the repaired clock, Fraction in seconds; None if unknown."""
         stamp = packet.pts if packet.dts is None else packet.dts
         return None if stamp is None else stamp * packet.time_base + self._offset
 
-    def _seen(self, packet):
-        """The same, of a stream's first packet when it is shown: pictures in another order are decoded before the start."""
+    def _start_time(self, packet):
+        """`_moment`, but the presentation time of a stream's first packet, whose decoding may precede the start."""
         first = self._last[packet.stream.index] is None and packet.pts is not None
         return packet.pts * packet.time_base + self._offset if first else self._moment(packet)
 
-    def _is_strange(self, index, moment):
+    def _is_implausible(self, index, moment):
         expected, last = self._expected[index], self._last[index]
         return (
             expected is not None
             and abs(moment - expected) > RESTART
             or self._restarts
             and last is not None
-            and moment + BACK < last
+            and moment + MAX_BACKWARD < last
         )
 
     def is_pause(self, index, moment, since):
-        """Whether a stream pauses until a moment, because the other one is there too; without another, because it is soon."""
+        """True if a stream pauses until a moment: the other stream is there too or, without one, the pause is short."""
         others = [newest for other, newest in self._newest.items() if other != index]
         return (
             any(newest is not None and newest > moment - RESTART for newest in others)
             if others
-            else moment - since <= ALONE
+            else moment - since <= MAX_PAUSE_ALONE
         )
 
     def _is_open(self, index, moment):
-        """Whether the other stream may still show that there is a pause until a moment."""
+        """True if the other stream may still show that there is a pause until a moment."""
         expected = self._expected[index]
         others = [newest for other, newest in self._newest.items() if other != index]
         return (
             not self._restarts
-            and RESTART < moment - expected <= WRONG
+            and RESTART < moment - expected <= MAX_PAUSE
             and not self.is_pause(index, moment, expected)
             and bool(others)
             and all(newest is None or newest <= expected + RESTART for newest in others)
         )
 
     def _jump(self, index, packet):
-        """Settle what to do about a strange stamp that is not alone."""
-        moment, expected = self._seen(packet), self._expected[index]
-        if not self._is_strange(index, moment):  # another stream has met the new clock meanwhile
+        """Handle an implausible time stamp that is not isolated: a clock restart, a wrong time stamp or a pause."""
+        moment, expected = self._start_time(packet), self._expected[index]
+        if not self._is_implausible(index, moment):  # another stream has already set the new clock
             self._place(index, packet)
         elif self._restarts or moment < expected:
-            self._say("its clock starts again; the parts are joined", expected)
+            self._warn("its clock starts again; the parts are joined", expected)
             self._move(expected - moment)
             self._place(index, packet)
-        elif moment - expected > WRONG or not self.is_pause(index, moment, expected):
+        elif moment - expected > MAX_PAUSE or not self.is_pause(index, moment, expected):
             self._strip(index, packet)
         else:
             self._place(index, packet)
@@ -132,8 +141,8 @@ class PacketClock:
         self._moved = set(self._expected)
 
     def _strip(self, index, packet):
-        """Take away a wrong stamp: what is decoded comes right after what was before."""
-        self._say(LEFT_OUT, self._expected[index])
+        """Remove a wrong time stamp: the packet then follows the one before without a gap."""
+        self._warn(LEFT_OUT, self._expected[index])
         packet.pts = packet.dts = None
         self._expected[index] += self._step[index]
 
@@ -142,7 +151,7 @@ class PacketClock:
         if index in self._moved:
             self._moved.discard(index)
             packet.opaque = True
-            if index == self._anchor and abs(moment - expected) < BACK:
+            if index == self._anchor and abs(moment - expected) < MAX_BACKWARD:
                 self._move(expected - moment)
                 self._moved.discard(index)
                 moment = expected
@@ -151,10 +160,8 @@ class PacketClock:
             packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-            if (
-                abs(packet.pts * packet.time_base - moment) > RESTART
-            ):  # no picture waits so long between decoding and showing
-                self._say(LEFT_OUT, moment)
+            if abs(packet.pts * packet.time_base - moment) > RESTART:  # no frame is reordered by that much
+                self._warn(LEFT_OUT, moment)
                 packet.pts = None
         step = lasting(packet) if lasting(packet) <= RESTART else 0
         if not step and last is not None and 0 < moment - last <= RESTART:
@@ -164,27 +171,27 @@ class PacketClock:
 
 
 class PictureStamps:
-    """The time stamp of each decoded picture.
+    """Time stamps of decoded frames.
 
-    shown  bool: the container tells when a picture is shown; AVI tells when it is decoded, and FFmpeg makes up the rest
+    shown  bool: the container records presentation times. AVI records decoding times, and FFmpeg invents the others
 
-    Source: guess_correct_pts in FFmpeg's libavcodec/decode.c: stamps of decoding count once those of presentation have run backward
-    more often.
+    Source: guess_correct_pts in FFmpeg's libavcodec/decode.c: decoding times are used once presentation times have run
+    backward more often.
     """
 
     def __init__(self, shown=True):
         self.shown = shown
-        self._faults = [0, 0]  # of presentation, of decoding: how often they did not run forward
+        self._faults = [0, 0]  # number of presentation and of decoding times that did not increase
         self._last = [None, None]
-        self._first = None  # stamp of decoding of the first packet
-        self._delay = None  # from a packet's stamp to the one that the decoder gives with its picture, in AVI
+        self._first = None  # decoding time of the first packet
+        self._delay = None  # in AVI, from a packet's time stamp to the one of its decoded frame
 
     def sent(self, packet):
         if self._first is None:
             self._first = packet.dts
 
     def of(self, frame):
-        """The stamp, in units of frame.time_base; None: right after the picture before."""
+        """Time stamp of a frame in units of frame.time_base; None: directly after the frame before."""
         for kind, stamp in enumerate((frame.pts, frame.dts)):
             if stamp is not None:
                 self._faults[kind] += self._last[kind] is not None and stamp <= self._last[kind]

@@ -1,8 +1,8 @@
-"""The one loop that every trainer shares: seed, step, average, log, save, resume.
+"""Training loop shared by all trainers: seeding, logging, validation, checkpoints, exact resume, early stopping.
 
-A trainer builds its networks, a `distributed.Distributed` and one function that takes one optimiser step; `fit` does the rest. Randomness inside a
-step is drawn from a generator that is reseeded from (seed, step index), so a resumed run needs no saved random state to
-repeat the uninterrupted one bit for bit.
+A trainer builds its networks, a `distributed.Distributed` and a function that takes one optimiser step; `fit` does the
+rest. torch's random state is reseeded from (seed, step index) in every step, so a resumed run repeats the uninterrupted
+one bit for bit without a saved random state.
 """
 
 import copy
@@ -23,16 +23,16 @@ from talkhead import files, image_files
 from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 
-WINDOW = 50  # steps: what `has_converged` averages losses over
-SLOW = 2.0  # seconds of a first step after which other programs may be the reason
+WINDOW = 50  # steps over which `has_converged` averages losses
+SLOW = 2.0  # seconds; a slower first step may be due to other programs
 
 
 class Prefetcher:
-    """What each step learns from, made ready by a thread while the step before is at work.
+    """Prefetcher of training batches: a thread makes the next batch during the current step.
 
-    make   function of the step index; whatever is random in it hangs on the index alone, for it is called ahead of time
+    make   function of the step index; its randomness must depend on the index alone, because it is called ahead of time
 
-    `seconds` is how long steps have waited for it.
+    `seconds` is the total time that steps waited for data.
     """
 
     def __init__(self, make):
@@ -48,10 +48,10 @@ class Prefetcher:
 
 
 def has_converged(history, min_delta):
-    """Whether a descent has come to rest: the mean loss of its last WINDOW steps is hardly below that of as many before.
+    """True if the mean loss of the last WINDOW (50) steps improved on the 50 before by at most `min_delta`, relative.
 
-    history     losses, one a step
-    min_delta  the part of it by which the mean must have fallen to go on; 0: never settled
+    history     losses, one per step
+    min_delta   minimum relative decrease to go on; 0: never converged
     """
     if not min_delta or len(history) < 2 * WINDOW:
         return False
@@ -60,7 +60,7 @@ def has_converged(history, min_delta):
 
 
 class EarlyStopping:
-    """Tells, step by step, whether a run has `has_converged`; the losses that it goes by are state of the run."""
+    """Early stopping by `has_converged`, called with each step's record; its losses are part of the run's state."""
 
     def __init__(self, min_delta):
         self.min_delta, self.losses = min_delta, []
@@ -99,34 +99,35 @@ def fit(
     samples_every=1000,
     on_save=None,
 ):
-    """Run a trainer to `steps`, or until it is at rest, resuming from `out` if it is there; yield its log records.
+    """Train for `steps` steps, or until convergence, resuming from `out` if it exists; yield log records.
 
-    step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that it does not
-                    compute in every step is logged as it last was since the record before
+    step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that
+                    is not computed in every step is logged with its last value since the previous record
     state           {"model": ..., name: ...} objects with state_dict and load_state_dict; "model" is what inference
                     loads, the others are kept in the file under "training"
-    out             path of the .pt to write, and to resume
-    header          {"kind": str, "config": dict, …}; a resumed file must have the same config, and the rest if it has it
-    team            the Team that steps together; only its leader writes and yields. None is this process alone
-    unit            what a batch is made of, for the log
-    feed            the Feed that `step` draws from, for the log
-    save_minutes    time between checkpoints; one is always written at the end, and on SIGTERM or SIGHUP. One that cannot be
-                    written, for the disk is full, is a warning, and the one before is kept; only the last one must be
-    keep            how many checkpoints to keep beside `out`, in NAME-STEP.pt: the newest ones
-    converged         function of a step's record that tells whether there is nothing left to learn: called after every step,
-                    of all processes alike; what it remembers belongs into `state`. A run that has it is over at its end:
-                    the file then keeps "converged", whether it came to rest before all steps, in the place of "training"
+    out             path of the .pt to write, and to resume from
+    header          {"kind": str, "config": dict, …}; a resumed file must have the same config, and the same values of
+                    the other keys that it has
+    team            Distributed; only its main process writes and yields. None: this process alone
+    unit            unit of a batch in the log, as in "images_per_second"
+    feed            Prefetcher that `step` uses, for the log
+    save_minutes    minutes between checkpoints; one is always written at the end, and on SIGTERM or SIGHUP. Failing to
+                    write one (full disk) is a warning, and the previous one is kept; only for the last it is an error
+    keep            number of newest checkpoints to keep beside `out`, as NAME-STEP.pt
+    converged       function of a step's record that returns True to stop, called after every step in all processes; its
+                    own state belongs into `state`. Such a run cannot be continued after its end: the file then has
+                    "converged" (bool: stopped before all steps) instead of "training"
     validate        function without arguments that returns a dict of floats, run every `validate_every` steps
-    keep_best       name of the validation figure that is to be small; the file's "model" is then the best one seen
-    draw            function without arguments that returns a picture of what has been learnt, uint8 (H, W, 3)
-    samples         folder for these pictures, one every `samples_every` steps and at the end; None draws none
-    on_save         called after each checkpoint with what inference loads of it: {"kind", "config", "step", "model", …}
-    yields          {"step": int, "seconds", "data_seconds": spent in steps, and of them waiting for data,
+    keep_best       name of the validation metric to minimise; the file's "model" is then the best one
+    draw            function without arguments that returns a sample image, uint8 (H, W, 3)
+    samples         folder for these images, one every `samples_every` steps and at the end; None: no images
+    on_save         called after each checkpoint with its inference part: {"kind", "config", "step", "model", …}
+    yields          {"step": int, "seconds" and "data_seconds": float, time in steps, and part of it waiting for data,
                     "images_per_second": float, ...}: one record every `log_every` steps, at each validation and at the
-                    end; the last one of a run at rest has "converged": True
-    raises          TalkheadError on another config, if another run writes `out`, on a loss that is not finite, on too
-                    little memory, and when stopped by SIGTERM or SIGHUP
-    warns           if the file says that all is done
+                    end; the last record of a converged run has "converged": True
+    raises          TalkheadError if the config differs, another run writes `out`, a loss is not finite, memory is too
+                    small, or on SIGTERM or SIGHUP
+    warns           if the run in the file is already complete
     """
     team = team or Distributed()
     file = _CheckpointFile(Path(out), header, state, team, keep, on_save, converged is not None)
@@ -134,7 +135,7 @@ def fit(
     with file.locked(), _StopSignal() as stop:
         done, ended = file.resume(steps)
         saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
-        idle, since = ended, {}  # values since the last record
+        complete, since = ended, {}  # since: values since the last record
         for index in range(done, steps):
             if ended:
                 break
@@ -144,9 +145,9 @@ def fit(
             file.refuse_nan(index, record)
             seconds += time.monotonic() - began
             if index == done and team.device.type == "cpu" and team.is_main:
-                _warn_of_crowd(seconds)
-            rested = converged is not None and converged(record)
-            ended = rested or count == steps
+                _warn_of_load(seconds)
+            early = converged is not None and converged(record)
+            ended = early or count == steps
             if stopped and not ended and not team.is_main:
                 raise TalkheadError(f"{out}: stopped at step {count} of {steps}")
             if not team.is_main:
@@ -165,45 +166,45 @@ def fit(
                     | speed
                     | since
                     | record
-                    | ({"converged": True} if rested else {})
+                    | ({"converged": True} if early else {})
                 )
                 since = {}
             if folder and (count % samples_every == 0 or ended):
-                with _survived(f"{folder}, step {count}: no picture written"):
+                with _survived(f"{folder}, step {count}: no image written"):
                     image_files.write_image(
                         folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True
                     )
             last = stopped or ended
             if last or time.monotonic() - saved > 60 * save_minutes:
-                if not file.sound():  # the loss tells of it only in the next step
+                if not file.is_finite():  # the loss would show it only in the next step
                     file.refuse_nan(index, {"a weight": math.nan})
                 with nullcontext() if last else _survived(f"step {count}: the checkpoint before this one is kept"):
-                    file.save(count, ended, rested)
+                    file.save(count, ended, early)
                 saved = time.monotonic()
             if stopped and not ended:
                 raise TalkheadError(
-                    f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to go on"
+                    f"{out}: stopped at step {count} of {steps}, checkpoint written; run the same command to resume"
                 )
-    if idle and team.is_main:
+    if complete and team.is_main:
         warnings.warn(f"{out}: is done, at step {done}; there is nothing left to do", stacklevel=1)
         if on_save is not None:
             on_save(file.weights(done))
 
 
-def _warn_of_crowd(seconds):
-    """Say that a first step may be slow because threads wait for each other: of two on one processor, each waits for the other's turn."""
+def _warn_of_load(seconds):
+    """Warn if a first step is slow, probably because its threads compete with other programs for the processors."""
     threads, processors = torch.get_num_threads(), os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     if seconds > SLOW and threads > 1 and load > processors:
         warnings.warn(
-            f"the first step took {seconds:.1f} s with {threads} threads, and {load:.0f} programs want this machine's {processors} processors: "
-            "where they are not free, OMP_NUM_THREADS=1 can be many times as fast",
+            f"the first step took {seconds:.1f} s with {threads} threads, and the load of this machine is {load:.0f} for {processors} "
+            "processors; on busy processors, OMP_NUM_THREADS=1 can be many times as fast",
             stacklevel=1,
         )
 
 
 def seeded(function, index, seed, device):
-    """What a function of the step index returns where torch's randomness hangs on (seed, index) alone, and is put back after."""
+    """Call a function of the step index with torch's random state seeded by (seed, index), and restore the state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)
         return function(index)
@@ -212,35 +213,33 @@ def seeded(function, index, seed, device):
 def _folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise TalkheadError(f"{path}: {problem.strerror}; name another folder") from problem
+    except OSError as error:
+        raise TalkheadError(f"{path}: {error.strerror}; name another folder") from error
     return Path(path)
 
 
 @contextmanager
 def _survived(consequence):
-    """A file that could not be written, which training goes on without."""
+    """Turn the error of a file that cannot be written into a warning, so that training continues."""
     try:
         yield
-    except TalkheadError as problem:
-        warnings.warn(f"{consequence} ({problem})", stacklevel=1)
+    except TalkheadError as error:
+        warnings.warn(f"{consequence} ({error})", stacklevel=1)
 
 
 @contextmanager
 def _enough_memory(where):
     try:
         yield
-    except (MemoryError, RuntimeError) as problem:
-        # On a CPU, torch has no class for it.
-        if not isinstance(problem, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(
-            problem
-        ):
+    except (MemoryError, RuntimeError) as error:
+        # torch has no exception class for it on a CPU.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
-        raise TalkheadError(f"{where}: out of memory; raise --accumulate, or lower --batch") from problem
+        raise TalkheadError(f"{where}: out of memory; raise --accumulate, or lower --batch") from error
 
 
 class _CheckpointFile:
-    """The file of a run: what it resumes, its checkpoints, and that nobody else writes them."""
+    """Checkpoint file of a run: lock, resume, save."""
 
     def __init__(self, path, header, state, team, keep, on_save, ends):
         self.path, self.header, self.team, self.keep, self.on_save, self.ends = path, header, team, keep, on_save, ends
@@ -249,7 +248,7 @@ class _CheckpointFile:
 
     @contextmanager
     def locked(self):
-        """Refuse to write a file that another run writes. The lock goes with its process, however that ends."""
+        """Lock the file, or raise if another run writes it. The lock ends with its process, however that ends."""
         if self.team.is_main and not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path}: its folder does not exist; make it first")
         if not self.team.is_main or os.name == "nt":  # Windows has no such locks
@@ -261,10 +260,10 @@ class _CheckpointFile:
         with open(lock, "w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
+            except BlockingIOError as error:
                 raise TalkheadError(
                     f"{self.path}: another run writes it; wait for that, or pass another --output"
-                ) from problem
+                ) from error
             except OSError:
                 pass  # a file system without locks
             try:
@@ -280,20 +279,20 @@ class _CheckpointFile:
             )
 
     def consider(self, count, value):
-        """Keep the model as it is now if it is the best by validation."""
+        """Keep a copy of the model if its validation value is the best so far."""
         if value is not None and (self.best is None or value < self.best["value"]):
             self.best = {"value": value, "step": count, "model": _cpu(self.state["model"].state_dict())}
 
-    def sound(self):
-        """Whether all that would be saved is finite."""
+    def is_finite(self):
+        """True if all tensors to save are finite."""
         return all(tensor.isfinite().all() for tensor in _tensors([part.state_dict() for part in self.state.values()]))
 
     def weights(self, count):
-        """What inference loads, as it is written."""
+        """Part of the checkpoint that inference loads."""
         model = self.state["model"].state_dict() if self.best is None else self.best["model"]
         return {**self.header, "step": count, "model": model}
 
-    def save(self, count, ended, rested):
+    def save(self, count, ended, early):
         weights = self.weights(count)
         training = {name: part.state_dict() for name, part in self.state.items() if name != "model"}
         if self.best is not None:
@@ -303,7 +302,7 @@ class _CheckpointFile:
                 "best_step": self.best["step"],
             }
         files.save_weights(
-            self.path, weights | ({"converged": rested} if self.ends and ended else {"training": training})
+            self.path, weights | ({"converged": early} if self.ends and ended else {"training": training})
         )
         if self.keep:
             self._snapshot(count)
@@ -311,7 +310,7 @@ class _CheckpointFile:
             self.on_save(weights)
 
     def _snapshot(self, count):
-        """A second name for what was just written: the next checkpoint is a new file, and leaves this one as it is."""
+        """Keep the checkpoint under a second name, by a hard link: the next one is a new file."""
         name = self.path.with_name(f"{self.path.stem}-{count:08}{self.path.suffix}")
         name.unlink(missing_ok=True)
         try:
@@ -323,7 +322,7 @@ class _CheckpointFile:
             old.unlink()
 
     def resume(self, steps):
-        """Load the file if it exists, and give all processes what the leader then holds; returns the steps done, and whether that is all."""
+        """Load the file if it exists, and broadcast the state; returns the steps done, and True if complete."""
         done, ended = self._read(steps) if self.team.is_main else (0, False)
         if self.team.size > 1:
             done, ended, held = self.team.copy(
@@ -341,20 +340,20 @@ class _CheckpointFile:
         if "training" not in weights and not over:
             raise TalkheadError(f"{self.path}: holds finished weights, not a training run; pass another --output")
         self._compare(_flat(weights["config"]), _flat(self.header["config"]))
-        # A file of an older version has nothing to compare beside its config.
-        beside = {
+        # Files of older versions lack the further keys of the header.
+        shared = {
             key
             for key in self.header.keys() & weights.keys() - {"kind", "config"}
             if not isinstance(self.header[key], torch.Tensor)
         }
-        self._compare(_flat({key: weights[key] for key in beside}), _flat({key: self.header[key] for key in beside}))
+        self._compare(_flat({key: weights[key] for key in shared}), _flat({key: self.header[key] for key in shared}))
         if over:
             return self._last(weights, steps), True
         training = weights["training"]
         optimizers = {name for name, part in self.state.items() if hasattr(part, "param_groups")}
         if optimizers and not optimizers & training.keys():
             raise TalkheadError(
-                f"{self.path}: was converted, without its optimisers; pass it as --init, and another --output"
+                f"{self.path}: is a converted file without optimisers; pass it as --init, and another --output"
             )
         for name in sorted(self.state.keys() - training.keys() - {"model", "scaler"}):
             raise TalkheadError(
@@ -369,10 +368,10 @@ class _CheckpointFile:
         return weights["step"], weights["step"] >= steps
 
     def _last(self, weights, steps):
-        """Load what is kept of a run that is over; returns its last step."""
+        """Load the model of a finished run; returns its last step."""
         if not weights["converged"] and weights["step"] < steps:
             raise TalkheadError(
-                f"{self.path}: ended at step {weights['step']} and kept nothing to go on with; pass another --output to take {steps} steps"
+                f"{self.path}: ended at step {weights['step']} and cannot be continued; pass another --output for {steps} steps"
             )
         _load(self.state["model"], weights["model"])
         return weights["step"]
@@ -391,7 +390,7 @@ class _CheckpointFile:
 
 
 def _flat(config, prefix=""):
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    """Flatten nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -399,7 +398,7 @@ def _flat(config, prefix=""):
 
 
 def _load(part, state):
-    """Load what was saved; but an optimiser keeps the learning rates of now, so that a resumed run may change them."""
+    """Load a state dict, except an optimiser's learning rates, so that a resumed run may change them."""
     rates = [group["lr"] for group in getattr(part, "param_groups", ())]
     part.load_state_dict(state)
     for group, rate in zip(getattr(part, "param_groups", ()), rates):
@@ -415,7 +414,7 @@ def _tensors(tree):
 
 
 def _cpu(tree):
-    """A copy of a state dict whose tensors no later step can change."""
+    """Copy a state dict to the CPU, independent of later steps."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().cpu().clone()
     if isinstance(tree, dict):
@@ -424,20 +423,18 @@ def _cpu(tree):
 
 
 class _StopSignal:
-    """Remembers a SIGTERM, or the SIGHUP of a terminal that closes, so that the loop can write a checkpoint before it ends."""
+    """Flag set by SIGTERM, or by SIGHUP of a closed terminal, so that the loop writes a checkpoint before it ends."""
 
     raised = False
 
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            stops = [
-                getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-            ]  # Windows has no SIGHUP
-            heeded = [
-                number for number in stops if signal.getsignal(number) is not signal.SIG_IGN
-            ]  # nohup has it ignored
-            self._before = {number: signal.signal(number, self._remember) for number in heeded}
+            # Windows has no SIGHUP
+            stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            # nohup makes SIGHUP ignored
+            handled = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._remember) for number in handled}
         return self
 
     def _remember(self, *_):

@@ -1,4 +1,4 @@
-"""Frames from clips, images, folders of images and pipes, and to them."""
+"""Video files: reading and writing frames of clips, images, folders of images and pipes."""
 
 import os
 from collections import deque
@@ -44,27 +44,13 @@ from talkhead.image_files import (
 )
 
 VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # written
-AAC_RATES = (
-    7350,
-    8000,
-    11025,
-    12000,
-    16000,
-    22050,
-    24000,
-    32000,
-    44100,
-    48000,
-    64000,
-    88200,
-    96000,
-)  # samples per second
-LONGEST = 16384  # pixels: x264 refuses a longer side
-KEYFRAMES = 10  # frames from one key frame to the next on a pipe
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # Hz
+MAX_SIDE = 16384  # pixels, x264's limit
+KEYFRAME_INTERVAL = 10  # frames, on a pipe
 
 
 def _is_picture(opened):
-    """Whether what `open_source` gives is a picture for Pillow."""
+    """True if an input from `open_source` is an image for Pillow."""
     if isinstance(opened, Source):
         return image_files.is_picture(opened.look)
     with open(opened, "rb") as stream:
@@ -76,11 +62,11 @@ def _is_picture(opened):
         return image_files.is_picture(look)
 
 
-def _deinterlaced(timed, tell):
-    """Frames flagged as interlaced made whole by FFmpeg's filter yadif; others as they are.
+def _deinterlaced(timed, warn):
+    """Deinterlace the frames flagged as interlaced with FFmpeg's filter yadif; pass the others through.
 
     timed   iterable of (time, duration, frame)
-    tell    called with a message when the first such frame comes
+    warn    called with a message at the first interlaced frame
     """
     graph, setup, waiting = None, None, deque()
 
@@ -88,8 +74,8 @@ def _deinterlaced(timed, tell):
         graph.push(frame)
         with suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
-                whole = graph.pull()
-                yield *waiting.popleft(), whole
+                progressive = graph.pull()
+                yield *waiting.popleft(), progressive
 
     for time, lasts, frame in timed:
         found = frame.width, frame.height, frame.format.name
@@ -100,7 +86,7 @@ def _deinterlaced(timed, tell):
             yield time, lasts, frame
             continue
         if graph is None:
-            tell("interlaced; deinterlaced by yadif")
+            warn("interlaced; deinterlaced by yadif")
             graph, setup = av.filter.Graph(), found
             graph.link_nodes(
                 graph.add_buffer(template=frame, time_base=frame.time_base),
@@ -114,9 +100,9 @@ def _deinterlaced(timed, tell):
 
 
 def _resample(timed, fps):
-    """Drop and repeat frames so that they come `fps` to the second, as FFmpeg's filter "fps" does.
+    """Drop and repeat frames to a constant rate, like FFmpeg's filter "fps".
 
-    timed   iterable of (time, duration, frame), seconds as Fraction, from the first frame
+    timed   iterable of (time, duration, frame), Fraction seconds from the first frame
     fps     Fraction
     yields  frames: the n-th is the last whose time, rounded to whole output frames, is not after n
     """
@@ -137,17 +123,17 @@ def _round(value):
 
 
 class FrameReader:
-    """The frames of a clip, one after the other: iterate once, and close it (or use `with`).
+    """Iterator over the frames of a clip; iterate once, and close it (or use `with`).
 
-    name        what the source is called in messages
-    fps         float, frames per second as given here
-    source_fps  float, as found
-    codec       how the pictures are coded: "h264", "mpeg1video", "png"
+    name        name of the source in messages
+    fps         float, frames per second of this iterator
+    source_fps  float, frames per second of the source
+    codec       video codec or image format: "h264", "mpeg1video", "png"
     size        (H, W) of every frame
-    count       how many frames there are to be, by what the source says of itself; None where it does not
+    count       number of frames by the file's header; None if unknown
     metadata    dict[str, str]: the container's tags, or a PNG's text
-    aligned     bool: talkhead cropped these frames, so that they need not be aligned again
-    sound       Sound or None; ask before the first frame is read, else the sound is not kept
+    aligned     bool: the frames are crops by talkhead, which need no alignment
+    sound       Sound or None; must be accessed before the first frame is read, else the audio is not kept
     yields      uint8 (H, W, 3) RGB
     """
 
@@ -162,7 +148,7 @@ class FrameReader:
         if path is not None and path.is_dir():
             names = sorted(find(path, PICTURES), key=_order)
             if not names:
-                raise TalkheadError(f"{path}: a folder without pictures; pass one with PNG or JPEG files")
+                raise TalkheadError(f"{path}: a folder without images; pass one with PNG or JPEG files")
             self._open_folder(names)
         else:
             with ExitStack() as undo:
@@ -181,7 +167,7 @@ class FrameReader:
         self.source_fps, self.count, self.codec = self.fps, len(names), names[0].suffix.lower()[1:]
         first, self.metadata = read_with_tags(names[0])
         self.size = first.shape[:2]
-        self._frames = self._pictures(names, first)
+        self._frames = self._folder(names, first)
 
     def _open_image(self, opened):
         with image_errors(self.name):
@@ -194,35 +180,35 @@ class FrameReader:
         self.codec = (image.format or "heic").lower()
         lasts = first[1]
         self.count, self.source_fps = (None, float(1 / lasts)) if lasts else (1, self.fps)
-        self._frames = self._moving(to_rgb(image), timed, lasts)
+        self._frames = self._animation(to_rgb(image), timed, lasts)
 
-    def _moving(self, first, timed, lasts):
-        def seen():
+    def _animation(self, first, timed, lasts):
+        def as_rgb():
             yield Fraction(0), lasts, first
-            for time, stays, image in timed:
-                yield time, stays, to_rgb(image)
+            for time, duration, image in timed:
+                yield time, duration, to_rgb(image)
 
         with image_errors(self.name):
-            for frame in _resample(seen(), Fraction(self.fps).limit_denominator(1001)):
-                yield frame.copy()  # it may be repeated, and the caller may draw on it
+            for frame in _resample(as_rgb(), Fraction(self.fps).limit_denominator(1001)):
+                yield frame.copy()  # it may be repeated, and the caller may change it
 
-    def _pictures(self, names, first):
+    def _folder(self, names, first):
         yield first
         for name in names[1:]:
             image = read_image(name)
             if image.shape[:2] != self.size:
-                raise TalkheadError(f"{name}: is {_size(image)}, the first picture is {_size(first)}; make them equal")
+                raise TalkheadError(f"{name}: is {_size(image)}, the first image is {_size(first)}; make them equal")
             yield image
 
     def _open_media(self, opened):
         media = self._media = self._stack.enter_context(Media(opened, self.name))
         if media.video is None:
-            raise TalkheadError(f"{self.name}: has no pictures; pass a video")
+            raise TalkheadError(f"{self.name}: has no video track; pass a video")
         media.begin()
-        timed = _deinterlaced(media.pictures(), media.tell)
+        timed = _deinterlaced(media.frames(), media.warn)
         first = next(timed, None)
         if first is None:
-            raise TalkheadError(f"{self.name}: holds no picture that can be read; pass a whole video")
+            raise TalkheadError(f"{self.name}: holds no readable frame; pass a complete video")
         self.metadata, self.codec = media.metadata, media.video.codec_context.name
         self.source_fps = float(media.video.average_rate or media.video.guessed_rate or self.fps)
         seconds = media.video.duration and media.video.duration * media.video.time_base
@@ -234,11 +220,10 @@ class FrameReader:
 
     def _decoded(self, first, timed):
         for frame in _resample(chain([first], timed), Fraction(self.fps).limit_denominator(1001)):
-            image = rgb_of_frame(
-                frame, self._aspect, self._scaler
-            )  # of a repeated frame too: the caller may draw on what it gets
+            # Converted anew for a repeated frame too: the caller may change it.
+            image = rgb_of_frame(frame, self._aspect, self._scaler)
             if image.shape[:2] != self.size:
-                raise TalkheadError(f"{self.name}: its pictures change size; cut it where they do")
+                raise TalkheadError(f"{self.name}: its frames change size; cut it where they do")
             yield image
 
     @property
@@ -255,7 +240,7 @@ class FrameReader:
     def __next__(self):
         self._begun = True
         if self._media is not None and not self._wants_sound:
-            self._media.sound = None  # nobody asked: do not keep it
+            self._media.sound = None  # not wanted: do not keep it
         if self._left is not None:
             if self._left <= 0:
                 raise StopIteration
@@ -273,7 +258,7 @@ class FrameReader:
 
 
 def _order(path):
-    """Frames by number, so that 10.png follows 9.png; others by name."""
+    """Sort key of frame files: by number, so that 10.png follows 9.png; others by name."""
     return (0, int(path.stem), "") if path.stem.isdecimal() else (1, 0, path.name)
 
 
@@ -282,16 +267,16 @@ def _size(image):
 
 
 def read_frames(source, fps=FPS, limit=None):
-    """Open a clip for reading.
+    """Open a clip for reading frames.
 
-    source   video file of any kind, folder of pictures in the order of their names, one picture or one that moves, "-" or a
-             binary stream
-    fps      frames per second wanted: frames are dropped or repeated by the time at which they are shown
+    source   any video file, folder of images in the order of their names, still or animated image, "-" or a binary
+             stream
+    fps      frames per second wanted: frames are dropped or repeated by their time stamps
     limit    number of frames after which to stop
     returns  FrameReader
-    warns    where it was mended (the picture before a damaged one stays, a clock that starts again goes on, interlaced pictures are
-             deinterlaced), and of HDR
-    raises   TalkheadError if it is missing, empty, has no pictures or cannot be read; while reading, if it was cut short
+    warns    if it was repaired (a damaged frame is replaced by the one before, parts whose clock starts again are
+             joined, interlaced frames are deinterlaced), and of HDR
+    raises   TalkheadError if it is missing, empty, has no frames or cannot be read; while reading, if it was cut short
 
     Source: thesis §3.3.1.1 (25 fps by dropping frames).
     """
@@ -299,18 +284,19 @@ def read_frames(source, fps=FPS, limit=None):
 
 
 class FrameWriter:
-    """Writes frames, and a sound track with them; use `with`. Whole when the block ends, gone if it raises.
+    """Writer of frames with an audio track; use `with`. The file is complete when the block ends, removed if it raises.
 
-    destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p and AAC, odd
-                 sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs, 000000.png, …
+    destination  "-" (or a binary stream): fragmented MP4, lossless RGB H.264 and FLAC. x.mp4 .mov .mkv: H.264 yuv420p
+                 and AAC, odd sizes padded by a row or column. x.png .jpg: one frame. Other names: a new folder of PNGs,
+                 000000.png, …
     fps          frames per second
-    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), the Sound of a FrameReader, or a SoundReader that
-                 keeps what it read. Cut, or filled up with silence, to end with the frames
+    sound        None, (samples float32 (N,), (N, 1) or (N, 2) in [-1, 1], rate), the Sound of a FrameReader, or a
+                 SoundReader with keep=True. Cut, or padded with silence, to end with the frames
     metadata     dict[str, str], tags of the container or text of the PNGs
-    synthetic    mark it as made by a trained model, as IPTC asks
+    synthetic    add the IPTC mark of media made by a trained model
     lossless     None: on a pipe only
-    raises       TalkheadError if it cannot be written, gets no frame, or frames of different size; BrokenPipeError if the
-                 reader of a pipe has left
+    raises       TalkheadError if it cannot be written, gets no frame, or frames of different size; BrokenPipeError if
+                 the reader of a pipe has closed it
     """
 
     def __init__(self, destination, fps=FPS, sound=None, metadata=None, synthetic=False, lossless=None):
@@ -372,7 +358,7 @@ class FrameWriter:
 
 
 class _ImageOutput:
-    """One picture."""
+    """Output of one image file."""
 
     folder = False
 
@@ -382,11 +368,11 @@ class _ImageOutput:
 
     def open(self, place):
         self._place = place
-        place.touch()  # so that a bad place is known before the work is done
+        place.touch()  # an unwritable path fails before the work is done
 
     def write(self, frame):
         if self._count:
-            raise TalkheadError(f"{self._name}: more than one frame for one picture; name an .mp4 or a folder")
+            raise TalkheadError(f"{self._name}: more than one frame for one image; name an .mp4 or a folder")
         with open(self._place, "wb") as stream:
             save_image(stream, frame, self._format, self._tags)
         self._count += 1
@@ -396,7 +382,7 @@ class _ImageOutput:
 
 
 class _FolderOutput:
-    """A folder of numbered PNGs."""
+    """Output of a folder of numbered PNGs."""
 
     folder = True
 
@@ -418,7 +404,7 @@ class _FolderOutput:
 
 
 class _VideoOutput:
-    """A container with H.264 pictures, and sound that keeps step with them."""
+    """Output of a container with H.264 video and, interleaved with it, audio."""
 
     folder = False
 
@@ -427,13 +413,13 @@ class _VideoOutput:
         self._format, self._tags, self._lossless, self._piped = format, tags, lossless, piped
         self._fps = Fraction(fps).limit_denominator(1001)
         self._sound = SampleBlocks(*sound) if isinstance(sound, tuple) else sound
-        self._count = self._heard = 0  # frames and samples written
+        self._count = self._samples = 0  # frames and samples written
         self._video = self._audio = None
         self._scaler = VideoReformatter()
 
     def open(self, place):
-        # The key use_metadata_tags keeps names that MP4 has no box for. A stream's boxes are whole without going back, and short:
-        # one for each frame, which is written as soon as the frame's sound is there.
+        # use_metadata_tags keeps tags that MP4 has no box for. On a pipe, each frame is a fragment that is written as
+        # soon as its audio is there, and no header is rewritten at the end.
         flags = "empty_moov+default_base_moof" if self._piped else "faststart"
         options = {"movflags": f"{flags}+use_metadata_tags"} if self._format != "matroska" else {}
         options |= {"frag_duration": "1", "flush_packets": "1", "max_interleave_delta": "1"} if self._piped else {}
@@ -442,24 +428,23 @@ class _VideoOutput:
         self._container.metadata.update(self._tags)
 
     def _start(self, height, width):
-        if max(height, width) > LONGEST:
+        if max(height, width) > MAX_SIDE:
             raise TalkheadError(
-                f"{self._name}: frames of {width}x{height} are too large for a video, which has at most {LONGEST} pixels a side; make them smaller"
+                f"{self._name}: frames of {width}x{height} are too large for a video, at most {MAX_SIDE} pixels a side; make them smaller"
             )
         if self._lossless:
-            # For a pipe no frame may wait for the next; two identical settings would not be worth two code paths.
+            # On a pipe, no frame may wait for the next; lossless files use the same settings.
             options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency"}
             video = self._container.add_stream("libx264rgb", rate=self._fps, options=options)
             video.pix_fmt = "rgb24"
-            video.codec_context.gop_size = KEYFRAMES
+            video.codec_context.gop_size = KEYFRAME_INTERVAL
         else:
             width, height = width + width % 2, height + height % 2
             video = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
             video.pix_fmt = "yuv420p"
             context = video.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = (
-                1  # BT.709, said aloud: players guess by size
-            )
+            # 1: BT.709, set explicitly because players guess by size
+            context.colorspace = context.color_primaries = context.color_trc = 1
             context.color_range = 1  # 16-235
         video.width, video.height = width, height
         video.codec_context.time_base = 1 / self._fps
@@ -471,7 +456,7 @@ class _VideoOutput:
         codec = "flac" if self._lossless else "aac"
         if not self._lossless and rate not in AAC_RATES:
             rate = min((r for r in AAC_RATES if r > rate), default=max(AAC_RATES))
-        # Level 0 packs few samples at a time: a frame's sound can go with it.
+        # FLAC's level 0 has short blocks, so that a frame's audio can be written with it.
         audio = self._container.add_stream(
             codec, rate=rate, options={"compression_level": "0"} if self._lossless else {}
         )
@@ -487,37 +472,37 @@ class _VideoOutput:
         if self._video is None:
             self._start(*frame.shape[:2])
         if self._lossless:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         else:
             odd = [(0, self._video.height - frame.shape[0]), (0, self._video.width - frame.shape[1]), (0, 0)]
-            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-            picture = self._scaler.reformat(
-                picture, format="yuv420p", dst_colorspace="itu709", dst_color_range=1, interpolation=SCALER, threads=1
+            image = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
+            image = self._scaler.reformat(
+                image, format="yuv420p", dst_colorspace="itu709", dst_color_range=1, interpolation=SCALER, threads=1
             )
-        picture.pts, picture.time_base = self._count, 1 / self._fps
-        picture.duration = 1
-        self._mux(self._video.encode(picture))
+        image.pts, image.time_base = self._count, 1 / self._fps
+        image.duration = 1
+        self._mux(self._video.encode(image))
         self._count += 1
-        self._hear(wait=False)
+        self._write_audio(wait=False)
 
-    def _hear(self, wait):
-        """Write the sound that belongs to the frames written so far; with `wait`, to the last sample."""
+    def _write_audio(self, wait):
+        """Write the audio of the frames written so far, if already available; with `wait`, to the last sample."""
         if self._audio is None:
             return
         rate = self._sound.rate
-        wanted = round(self._count / self._fps * rate) - self._heard
+        wanted = round(self._count / self._fps * rate) - self._samples
         samples = self._sound.take(wanted, wait)
         if wait and len(samples) < wanted:
             silence = np.zeros((wanted - len(samples), self._sound.channels), np.int16)
             samples = np.concatenate([samples, silence])
         if len(samples) == 0:
             return
-        packed = np.ascontiguousarray(samples).reshape(1, -1)
+        interleaved = np.ascontiguousarray(samples).reshape(1, -1)
         block = av.AudioFrame.from_ndarray(
-            packed, format="s16", layout="mono" if self._sound.channels == 1 else "stereo"
+            interleaved, format="s16", layout="mono" if self._sound.channels == 1 else "stereo"
         )
-        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), self._heard
-        self._heard += len(samples)
+        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), self._samples
+        self._samples += len(samples)
         self._mux(self._audio.encode(block))
 
     def _mux(self, packets):
@@ -529,11 +514,11 @@ class _VideoOutput:
     def close(self, whole):
         if not whole:
             if self._sink is not None:
-                self._sink.cut = True  # the reader is to see that the end is missing
+                self._sink.cut = True  # the reader must see that the end is missing
             with suppress(av.error.FFmpegError, OSError):
                 self._container.close()
             return
-        self._hear(wait=True)
+        self._write_audio(wait=True)
         self._mux(self._video.encode(None))
         if self._audio is not None:
             self._mux(self._audio.encode(None))

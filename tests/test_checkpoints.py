@@ -100,7 +100,7 @@ def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tm
     encoder.fingerprint = "0123456789abcdef"
     with pytest.raises(
         TalkheadError,
-        match=r"video_gan.pt: its basis is of the codes of encoder \w+, not 0123456789abcdef; pass the --encoder",
+        match=r"video_gan.pt: was trained with encoder \w+, but --encoder is 0123456789abcdef; pass its own",
     ):
         checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
     generator.lineage = {"fedcba9876543210"}
@@ -203,12 +203,12 @@ def test_what_cannot_follow_a_generator_that_grew_or_shrank(toy_weights, tmp_pat
     )
     with pytest.raises(
         TalkheadError,
-        match="an encoder of 6 layers, the generator has grown to 8, and only encoders of architecture resnet",
+        match="encoder has 6 layers, generator 8; only resnet encoders can be extended",
     ):
         checkpoints.load_encoder(tmp_path / "psp.pt", checkpoints.load_generator(tmp_path / "grown.pt"))
     for load in (checkpoints.load_encoder, checkpoints.load_audio2latent, checkpoints.load_video_gan):
         with pytest.raises(
-            TalkheadError, match="of 6 layers, the generator has 4; pass the --generator that it belongs to"
+            TalkheadError, match="of 6 layers, the generator has 4; pass its own --generator"
         ):
             load(toy_weights / f"{load.__name__[5:]}.pt", checkpoints.load_generator(tmp_path / "shrunk.pt"))
 
@@ -226,7 +226,7 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
             "model": generator.state_dict(),
         },
     )
-    with pytest.raises(TalkheadError, match="bad.pt: channels and the rest do not go together") as caught:
+    with pytest.raises(TalkheadError, match="bad.pt: channels does not match the rest") as caught:
         checkpoints.load_generator(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
 
@@ -370,8 +370,8 @@ def test_what_a_file_lacks_is_made_again_and_said(tmp_path):
     with pytest.warns(UserWarning) as said:
         generator, again = (checkpoints.load_generator(tmp_path / "bare.pt") for _ in range(2))
     assert [str(warning.message).split(": ")[1].split(";")[0] for warning in said][:2] == [
-        "does not record the mean of W",
-        "has no noise pictures",
+        "lacks the mean of W",
+        "lacks noise buffers",
     ]
     assert generator.fingerprint == again.fingerprint
     z = torch.randn(20000, 6, generator=torch.Generator().manual_seed(1))
@@ -413,7 +413,7 @@ def test_a_discriminator_that_is_not_stylegan2s_is_left_out_and_said(tmp_path, w
     contents = rosinality_contents(latent_avg=w_avg)
     contents["d"]["extra"] = torch.zeros(1)
     torch.save(contents, tmp_path / "odd.pt")
-    with pytest.warns(UserWarning, match="its discriminator is left out: has extra"):
+    with pytest.warns(UserWarning, match="its discriminator is skipped: has extra"):
         weights = checkpoints.read(tmp_path / "odd.pt")
     assert set(weights["training"]) == {"generator"}
 
@@ -445,7 +445,7 @@ def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
             "training": {"generator": fast, "discriminator": judge},
         },
     )
-    with pytest.warns(UserWarning, match="rosinality's code makes no generator of the channels"):
+    with pytest.warns(UserWarning, match="rosinality's code builds no generator of the channels"):
         checkpoints.convert(tmp_path / "0.pt", tmp_path / "1.pt", "rosinality")
     checkpoints.convert(tmp_path / "1.pt", tmp_path / "2.pt", "nvidia")
     checkpoints.convert(tmp_path / "2.pt", tmp_path / "3.pt")
@@ -555,7 +555,7 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
         and about["encoder"]["num_ws"] == 6
     )
     assert about["trained_with"]["dataset_type"] == "ffhq_encode"
-    with pytest.raises(TalkheadError, match="holds a generator and an encoder; take one out"):
+    with pytest.raises(TalkheadError, match="holds a generator and an encoder; extract one"):
         checkpoints.convert(path, tmp_path / "x.pt")
     checkpoints.convert(path, tmp_path / "e.pt", part="encoder")
     assert torch.equal(checkpoints.load_encoder(tmp_path / "e.pt", generator)(images), loaded(images))
@@ -578,7 +578,7 @@ def test_a_restyle_file_without_its_mean(psp_file):
     contents["state_dict"]["encoder.input_layer.0.weight"] = torch.cat([first, first], 1)
     contents["opts"] |= {"n_iters_per_batch": 2}
     torch.save(contents, path)
-    with pytest.warns(UserWarning, match="does not record the mean of W"):
+    with pytest.warns(UserWarning, match="lacks the mean of W"):
         encoder = checkpoints.load_encoder(path)
         generator = checkpoints.load_generator(path)
     assert encoder.config["arch"] == "restyle" and torch.equal(encoder.w_avg[3], generator.w_avg)
@@ -605,7 +605,7 @@ def test_foreign_weights_are_exported_too(psp_file, tmp_path, w_avg):
         checkpoints.load_generator(tmp_path / "small.pt").fingerprint
         == checkpoints.load_generator(tmp_path / "r.pt").fingerprint
     )
-    with pytest.raises(TalkheadError, match="take one out with talkhead weights convert --part"):
+    with pytest.raises(TalkheadError, match="extract one with talkhead weights convert --part"):
         checkpoints.export(psp_file[0], tmp_path / "x.pt")
 
 
@@ -624,7 +624,7 @@ def test_converting_onto_itself(tmp_path, w_avg):
 @pytest.mark.parametrize(
     "contents, message",
     [
-        ({"body.0.res_layer.1.weight": torch.zeros(1)}, "holds IR-SE-50, which recognises faces"),
+        ({"body.0.res_layer.1.weight": torch.zeros(1)}, "holds IR-SE-50, a face recognition network"),
         ({"features.0.weight": torch.zeros(1)}, "holds a classifier such as VGG"),
         ({"lin0.model.1.weight": torch.zeros(1)}, "holds the linear layers of LPIPS"),
         ({"weight": torch.zeros(1)}, r"holds unknown weights \(weight, …\)"),
@@ -648,11 +648,11 @@ def test_converting_onto_itself(tmp_path, w_avg):
                 "step": 0,
                 "model": Generator(8, [2, 2]).state_dict(),
             },
-            "resolution and the rest do not",
+            "resolution does not match the rest",
         ),
         (
             {"kind": "generator", "config": {}, "step": 0, "model": {"const": 3}},
-            "model and the rest do not go together",
+            "model does not match the rest",
         ),
         (
             {"kind": "generator", "config": {}, "step": 0, "model": {"const": torch.zeros(1)}},
@@ -713,9 +713,9 @@ def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
     for name, message in (
         (
             "packed",
-            "was unpacked and zipped again, with compression, which torch does not read; take the original file, or pack its folder",
+            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip its folder",
         ),
-        ("flat", "was unpacked and zipped again, not as one folder, which torch does not read; take the original"),
+        ("flat", "was unpacked and zipped again, not as one folder, which torch cannot read; use the original"),
         ("mac", "was unpacked and zipped again, not as one folder"),
         ("around", "a zip archive that torch.save did not write; unpack it"),
     ):
@@ -736,7 +736,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, generator_file, value):
     ):
         with pytest.raises(
             TalkheadError,
-            match=f"bad.pt: 1 of its {total} tensors hold NaN or infinity, convs.0.bias first: its training diverged",
+            match=f"bad.pt: 1 of its {total} tensors hold NaN or infinity, convs.0.bias first: training diverged",
         ):
             open_it(tmp_path / "bad.pt")
     assert checkpoints.describe(tmp_path / "bad.pt")["kind"] == "generator" and not (tmp_path / "out.pt").exists()

@@ -386,11 +386,11 @@ def test_every_command_is_in_the_readme():
         ),
         (
             ["invert", "--list", "clips.txt", "-o", "x", "--shard", "4/4"],
-            "--shard 4/4: no share of a list; shards count from 0",
+            "--shard 4/4: not a valid shard; shards count from 0",
         ),
         (["invert", "a.mp4", "--shard", "0/4"], "Invalid value for '--shard': it goes with --list"),
         (["align", "a.mp4", "--overwrite"], "Invalid value for '--overwrite': it goes with --list"),
-        (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: no share of a list"),
+        (["synth", "-o", "x", "--count", "1", "--shard", "one"], "--shard one: not a valid shard"),
     ],
 )
 def test_usage_errors_exit_2(arguments, message):
@@ -461,7 +461,7 @@ def scene(tmp_path, puppet, toy):
             "wide.png: 80x64, but the quads are of frames of 64x64; pass the clip that was aligned",
         ),
         ("invert empty.mp4 -o out.npy", "empty.mp4: "),
-        ("invert speech.wav -o out.npy", "speech.wav: has no pictures"),
+        ("invert speech.wav -o out.npy", "speech.wav: has no video track"),
         ("invert wide.png -o out.npy", "is not a square face; align it first"),
         ("invert face.png --method hybrid --space z -o out.npy", "encoders give no z; pass --space w+"),
         (
@@ -479,7 +479,7 @@ def scene(tmp_path, puppet, toy):
             "metrics clip.mp4 clip.mp4 --no-lmd --phonemes x",
             "closures and true landmarks need a detector; leave --no-lmd out",
         ),
-        ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], with tabs between"),
+        ("metrics --list text.mp4 --no-lmd", "text.mp4, line 1: wanted REAL FAKE [RESULT], separated by tabs"),
         ("weights show torn.pt", "torn.pt: damaged"),
         ("weights export none.pt -o out.pt", "none.pt: no such file"),
         ("train-video-gan face.png -o out.pt --steps 1", "face.png: no clips"),
@@ -506,8 +506,8 @@ def scene(tmp_path, puppet, toy):
         ("pack text.mp4 wide.png -o out.npy", "text.mp4, wide.png: no frames to train on (text.mp4: not a video"),
         ("pack clip.mp4 lat.npy -o out.npy", "lat.npy: holds float32"),
         ("invert --list none.txt -o out", "none.txt: no such file"),
-        ("align --list empty.mp4 -o out", "empty.mp4: holds no line of work; write SOURCE [RESULT] on each"),
-        ("generate --list text.mp4 -o out", "text.mp4, line 1: wanted IDENTITY AUDIO [RESULT], with tabs between"),
+        ("align --list empty.mp4 -o out", "empty.mp4: holds no items; write SOURCE [RESULT] on each"),
+        ("generate --list text.mp4 -o out", "text.mp4, line 1: wanted IDENTITY AUDIO [RESULT], separated by tabs"),
     ],
 )
 def test_what_could_not_be_done_is_said_in_one_line(scene, toy, monkeypatch, line, message):
@@ -777,7 +777,7 @@ def test_pti_tells_how_it_goes_and_goes_on(scene):
         and "me.pt: is done, at step 4; there is nothing left to do" in again.stderr
     )
     more = run(*line, "--steps", 5, "--min-delta", 0)
-    assert more.exit_code == 1 and "me.pt: ended at step 4 and kept nothing to go on with" in more.stderr
+    assert more.exit_code == 1 and "me.pt: ended at step 4 and cannot be continued" in more.stderr
     other = run("pti", scene / "face.png", *line[2:], "--steps", 4, "--min-delta", 0)
     assert (
         other.exit_code == 1
@@ -876,7 +876,7 @@ def test_identities_that_do_not_fit(scene, toy):
             ["--identity", toy / "generator.pt"],
             "generator.pt: holds no face beside the generator; tune again with talkhead pti",
         ),
-        (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite code (6, 512)"),
+        (["--identity", scene / "odd.pt"], "odd.pt: its identity is not one finite latent (6, 512)"),
         (["--identity", scene / "stranger.pt"], "audio2latent.pt: this audio2latent was trained against generator"),
         (
             ["--identity", scene / "stranger.pt", "--generator", toy / "generator.pt"],
@@ -1401,14 +1401,14 @@ def test_a_warning_is_one_line_on_stderr(scene, toy):
     assert result.exit_code == 0 and result.stdout == ""
     assert (
         result.stderr
-        == "talkhead: rosinality's code makes no generator of the channels [8, 8, 8]; change its table to load this file\n"
+        == "talkhead: rosinality's code builds no generator of the channels [8, 8, 8]; change its table to load this file\n"
     )
     contents = files.load_weights(scene / "r.pt")
     torch.save({"g_ema": contents["g_ema"]}, scene / "bare.pt")
     result = run("generate", "--latents", scene / "lat.npy", "--generator", scene / "bare.pt", "-o", scene / "out")
     assert (
         result.stderr
-        == f"talkhead: {scene / 'bare.pt'}: does not record the mean of W; made again from 10000 random z; talkhead weights convert would record it\n"
+        == f"talkhead: {scene / 'bare.pt'}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would record it\n"
     )
 
 
@@ -1432,7 +1432,7 @@ def test_train_stylegan_starts_from_rosinalitys_weights_but_does_not_go_on_with_
     assert len(records(result)) == 2 and "no discriminator" not in result.stderr
     assert run("weights", "convert", scene / "r.pt", "-o", scene / "c.pt").exit_code == 0
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "c.pt", "--init", scene / "r.pt", *BRIEF)
-    assert result.exit_code == 1 and "was converted, without its optimisers; pass it as --init" in result.stderr
+    assert result.exit_code == 1 and "is a converted file without optimisers; pass it as --init" in result.stderr
 
 
 def test_no_bundled_weights(tmp_path, monkeypatch):
@@ -1858,9 +1858,9 @@ def test_mixtures_are_said_in_one_line(scene):
     )
     assert len(records(result)) == 2
     assert result.stderr.splitlines() == [
-        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) get blurred when enlarged",
-        "talkhead: films (8 frames) and still pictures (1) are mixed: a generator of both draws neither well (thesis §3.5); "
-        "train on the pictures alone, and then go on with the films by --init",
+        "talkhead: frames of 2 sizes, 8x8 to 64x64, are all resized to 16x16; smaller ones (1 of 9) become blurred",
+        "talkhead: films (8 frames) and still images (1) are mixed: a generator learns neither well (thesis §3.5); "
+        "train on the images alone, and then on the films with --init",
     ]
     # An encoder is not a generator.
     result = run(
@@ -1874,7 +1874,7 @@ def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
     assert (
-        "about 8 frames of 64x64, and memory has room for 0; write them into a file by talkhead pack" in result.stderr
+        "about 8 frames of 64x64, but memory has room for 0; train on a file made by talkhead pack" in result.stderr
     )
 
 

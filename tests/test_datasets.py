@@ -163,12 +163,12 @@ def test_packed_frames_need_nothing_beside_them(tmp_path):
         (b"\x93NUMPY\x01\x00v\x00{'descr'", None, "p.npy: damaged or cut short"),
         (b"text", None, "p.npy: not a .npy array"),
         (np.zeros((5, 8, 8, 3), np.uint8), "{", "p.json: not JSON"),
-        (np.zeros((5, 8, 8, 3), np.uint8), '{"speaker": "s1"}', "p.json: does not tell of packed frames"),
+        (np.zeros((5, 8, 8, 3), np.uint8), '{"speaker": "s1"}', "p.json: does not describe packed frames"),
         (np.zeros((5, 8, 8, 3), np.uint8), "[1]", "p.json: holds no JSON object"),
         (
             np.zeros((5, 8, 8, 3), np.uint8),
             '{"sources": [{"file": "a", "frames": 4, "side": 8, "kind": "film"}]}',
-            "holds 5 frames, but the .json .* of 4",
+            "holds 5 frames, but the .json .* records 4",
         ),
     ],
 )
@@ -225,7 +225,7 @@ def test_frames_of_several_sizes_are_counted_and_said(tmp_path, recwarn):
     assert not recwarn
     clip(tmp_path / "films" / "c.mp4", 3, 64)
     wanted = (
-        "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) get blurred when enlarged"
+        "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) become blurred"
     )
     with pytest.warns(UserWarning) as said:
         datasets.Images([tmp_path / "films"], 32)
@@ -300,7 +300,7 @@ def test_films_and_still_pictures_are_not_to_be_mixed(tmp_path):
             assert len(said) == (counts is not None), (names, said)
             if counts:
                 assert (
-                    f"films ({counts[0]} frames) and still pictures ({counts[1]}) are mixed" in said[0]
+                    f"films ({counts[0]} frames) and still images ({counts[1]}) are mixed" in said[0]
                     and "\n" not in said[0]
                 )
 
@@ -312,13 +312,13 @@ def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(film
 
     def refused(sources, room, *arguments):
         monkeypatch.setattr(datasets, "memory_left", lambda: room * frame)
-        with pytest.raises(TalkheadError, match="talkhead pack .*--every or --limit") as error:
+        with pytest.raises(TalkheadError, match="talkhead pack.*--every or --limit") as error:
             datasets.Images(sources, 16, *arguments)
         assert "\n" not in str(error.value)
         return str(error.value)
 
     assert "about 9 frames" in refused([tmp_path / "faces"], 8)
-    assert "about 11 frames of 16x16, and memory has room for 10" in refused([films / "a.mp4", films / "c.mp4"], 10)
+    assert "about 11 frames of 16x16, but memory has room for 10" in refused([films / "a.mp4", films / "c.mp4"], 10)
     for arguments in [(2,), (1, 10)]:
         assert len(datasets.Images([films / "a.mp4", films / "c.mp4"], 16, *arguments)) <= 10
     assert len(datasets.Images([whole], 16)) == 11  # it need not fit

@@ -398,7 +398,7 @@ def test_an_error_of_one_ends_the_other(line, tmp_path):
     with torchrun(line("encoder")) as run:
         _, said = run.communicate()
     assert run.returncode != 0 and "talkhead: " in said and "out.pt: not a file of plain weights" in said
-    assert "talkhead, process 1: another process of this run has ended" in said or "SIGTERM" in said
+    assert "talkhead, process 1: another training process exited" in said or "SIGTERM" in said
 
 
 # In one process ---------------------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def test_a_batch_that_cannot_be_cut_is_told_why():
     for options, said in (
         (
             {"whole": 4},
-            "pass --batch as a multiple of 8, for each of the 2 parts must be a multiple of 4: the discriminator compares pictures in groups of 4",
+            "pass --batch as a multiple of 8: the minibatch std of the discriminator needs multiples of 4 in each of the 2 parts",
         ),
         ({}, "pass --batch as a multiple of 2"),
     ):

@@ -256,7 +256,7 @@ def test_a_prefix_of_the_hash_is_enough(server, toy, monkeypatch):
     assert fetch("short")["ok"]
     server.plans = [{"body": CHANGED}]
     short.path.unlink()
-    with pytest.raises(TalkheadError, match="damaged on the way, or another file"):
+    with pytest.raises(TalkheadError, match="damaged in transfer, or another file"):
         fetch("short")
 
 
@@ -291,7 +291,7 @@ def test_as_long_as_more_comes_it_goes_on(server, toy):
 def test_it_gives_up_and_the_next_call_goes_on(server, toy, caches):
     server.plans = [{"send": HALF}, {"send": 0, "stall": 5}]
     with pytest.raises(
-        TalkheadError, match=f"the server went silent; {HALF} bytes are kept, the same command goes on there"
+        TalkheadError, match=f"the server stopped responding; {HALF} bytes are kept, the same command resumes"
     ) as caught:
         fetch()
     assert "\n" not in str(caught.value) and len(server.asked) == 3
@@ -456,7 +456,7 @@ def test_an_empty_file_is_no_weights(server, toy, caches):
 def test_a_flipped_byte_is_found(server, toy, caches):
     server.plans = [{"body": BODY[:1000] + b"!" + BODY[1001:]}]
     with pytest.raises(
-        TalkheadError, match=f"damaged on the way, or another file: .*wanted {len(BODY)} of {HASH}"
+        TalkheadError, match=f"damaged in transfer, or another file: .*wanted {len(BODY)} of {HASH}"
     ) as caught:
         fetch()
     assert "\n" not in str(caught.value) and left(caches) == []
@@ -599,7 +599,7 @@ def test_a_page_of_google_drive_stands_for_its_file(page):
 def test_a_disk_that_is_too_full(server, toy, caches, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage._replace(free=len(BODY)))
-    with pytest.raises(TalkheadError, match="0 MB to come and room for 0 MB; free some space"):
+    with pytest.raises(TalkheadError, match="0 MB to download, 0 MB free; free some space"):
         fetch()
     assert left(caches) == []
     monkeypatch.setattr(downloads, "SPARE", 0)
@@ -693,7 +693,7 @@ def test_the_shell_fetches_and_verifies(server, toy, tmp_path):
         ),
         (["fetch", "vgg16", "--accept-licence", "--url", "vgg16.pth"], "vgg16.pth: not an address to download from"),
         (["fetch", "face-landmarker", "-o", "none/x.task"], "none/x.task: its folder does not exist"),
-        (["verify", "vgg16"], "vgg16-397923af.pth: not there; run talkhead weights fetch vgg16"),
+        (["verify", "vgg16"], "vgg16-397923af.pth: not found; run talkhead weights fetch vgg16"),
         (["verify", "none.pt"], "none.pt: no such file"),
     ],
 )
@@ -709,7 +709,7 @@ def test_the_licence_is_said_before_it_is_refused():
     first, _ = run("fetch", "syncnet").stderr.splitlines()
     assert (
         first
-        == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not spoken of"
+        == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not stated"
     )
 
 

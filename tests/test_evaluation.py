@@ -140,7 +140,7 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
     known = np.load(tmp_path / "half.npy").astype(np.float32)
     for value, message in (
         (np.nan, "frame 1: holds NaN"),
-        (np.inf, "frame 1: landmarks outside of any picture"),
+        (np.inf, "frame 1: landmarks outside of any image"),
         (1e30, "frame 1: landmarks outside"),
     ):
         known[1, 5] = value

@@ -574,7 +574,7 @@ def test_fail_names_the_clip_and_the_frame():
 
 
 def test_a_picture_without_a_face_is_not_told_to_be_trimmed():
-    with pytest.raises(TalkheadError, match="clip.mp4: no face found; choose a picture"):
+    with pytest.raises(TalkheadError, match="clip.mp4: no face found; choose an image"):
         Clip([[]]).aligned()
 
 
@@ -877,7 +877,7 @@ def test_frames_without_a_quad_stay_as_they_are():
 
 @pytest.mark.parametrize(
     "frames, crops, said",
-    [(5, 3, "goes on after the crops have ended, at frame 3"), (3, 5, "crops left over are dropped")],
+    [(5, 3, "is longer than the crops, which end at frame 3"), (3, 5, "crops left over are dropped")],
 )
 def test_the_shorter_clip_ends_the_result(frames, crops, said):
     corners = np.tile(turned_square((20.0, 20.0), 15, 0.0), (frames, 1, 1))
@@ -932,7 +932,7 @@ def test_landmarks_that_were_written_down(tmp_path):
     for wrong, message in (
         (points[0], "holds float32 [(]68, 2[)], wanted landmarks"),
         (points.astype("S3"), "wanted landmarks"),
-        (points + 1e30, "frame 0: landmarks outside of any picture"),
+        (points + 1e30, "frame 0: landmarks outside of any image"),
     ):
         np.save(tmp_path / "b.npy", wrong)
         with pytest.raises(TalkheadError, match=f"b.npy.*{message}"):

@@ -784,11 +784,11 @@ def test_folder_of_pictures(tmp_path):
     (tmp_path / "frames/notes.txt").touch()
     np.testing.assert_array_equal(read(tmp_path / "frames", limit=11), frames[:11])
     image_files.write_image(tmp_path / "frames/12.png", noise(1, 5, 5)[0])
-    with pytest.raises(TalkheadError, match="12.png: is 5x5, the first picture is 15x17") as error:
+    with pytest.raises(TalkheadError, match="12.png: is 5x5, the first image is 15x17") as error:
         read(tmp_path / "frames")
     one_line(error)
     (tmp_path / "none").mkdir()
-    with pytest.raises(TalkheadError, match="a folder without pictures") as error:
+    with pytest.raises(TalkheadError, match="a folder without images") as error:
         video_files.read_frames(tmp_path / "none")
     one_line(error)
     with pytest.raises(TalkheadError, match="not an empty folder") as error:
@@ -822,7 +822,7 @@ def test_frames_too_large_for_a_video(tmp_path):
     for destination in (tmp_path / "a.mp4", io.BytesIO()):
         with pytest.raises(
             TalkheadError,
-            match=r"frames of 16386x2 are too large for a video, which has at most 16384 pixels a side; make them smaller",
+            match=r"frames of 16386x2 are too large for a video, at most 16384 pixels a side; make them smaller",
         ):
             with video_files.FrameWriter(destination) as writer:
                 writer.write(np.zeros((2, 16386, 3), np.uint8))

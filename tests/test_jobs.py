@@ -75,12 +75,12 @@ def test_processes_of_arrays_and_steps_each_have_a_share():
 @pytest.mark.parametrize(
     "text, environment, message",
     [
-        ("4/4", {}, "--shard 4/4: no share of a list; shards count from 0"),
-        ("-1/4", {}, "--shard -1/4: no share"),
-        ("0/0", {}, "--shard 0/0: no share"),
-        ("1", {}, "--shard 1: no share"),
-        ("1/2/3", {}, "--shard 1/2/3: no share"),
-        (None, {"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3, WORLD_SIZE=3: no share"),
+        ("4/4", {}, "--shard 4/4: not a valid shard; shards count from 0"),
+        ("-1/4", {}, "--shard -1/4: not a valid shard"),
+        ("0/0", {}, "--shard 0/0: not a valid shard"),
+        ("1", {}, "--shard 1: not a valid shard"),
+        ("1/2/3", {}, "--shard 1/2/3: not a valid shard"),
+        (None, {"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3, WORLD_SIZE=3: not a valid shard"),
         (
             None,
             ARRAY | {"SLURM_ARRAY_TASK_ID": "13"},
@@ -157,7 +157,7 @@ def test_lists_as_other_systems_write_them(tmp_path, encoding):
     [
         (
             "a.png\n".encode("utf-16-le"),
-            "list.txt, line 1: holds a zero byte, which no name has; write the list as UTF-8 text",
+            "list.txt, line 1: holds a zero byte, which no file name has; write the list as UTF-8 text",
         ),
         (b"\xff\xfea\0.\0m", "list.txt: not a text file .truncated data.; write it as UTF-8"),
     ],
@@ -207,14 +207,14 @@ def test_names_of_results_of_two_sources():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("\n# nothing\n", "holds no line of work; write SOURCE"),
-        ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; name one otherwise, after a tab"),
+        ("\n# nothing\n", "holds no items; write SOURCE"),
+        ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; give one another name, after a tab"),
         ("s1/a.mpg\tx.mp4\ns2/b.mpg\t./x.mp4", "lines 1 and 2: both would be written to x.mp4"),
-        ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., with tabs between"),
+        ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., separated by tabs"),
         ("a.mpg\n\tb.mp4", "line 2: wanted SOURCE"),
-        ("-", "line 1: - has no name to go by"),
-        ("x/..", "has no name to go by"),
-        ("../..", "has no name to go by"),
+        ("-", "line 1: - has no name for the result"),
+        ("x/..", "has no name for the result"),
+        ("../..", "has no name for the result"),
         (
             "a.mpg\nb.mpg\t../../x.mp4",
             "line 2: the result ../../x.mp4 would lie outside of the output folder; name a file within it",
@@ -223,7 +223,7 @@ def test_names_of_results_of_two_sources():
         ("a.mpg\t/tmp/x.mp4", "line 1: the result /tmp/x.mp4 would lie outside"),
         ("a.mpg\t..", "line 1: the result .. would lie outside"),
         ("a.mpg\tx/..", "line 1: the result . would lie outside"),
-        ("a.mpg\nb.mpg\t.mp4", "line 2: the result .mp4 would be hidden; give it a name without the dot, after a tab"),
+        ("a.mpg\nb.mpg\t.mp4", "line 2: the result .mp4 would be hidden; give a name without the dot, after a tab"),
         ("a.mpg\t.x/b.mp4", "line 1: the result .x/b.mp4 would be hidden"),
         ("a.mpg\t..x.mp4", "line 1: the result ..x.mp4 would be hidden"),
         ("s1/.a.mpg", "line 1: the result .a.mp4 would be hidden"),
@@ -464,7 +464,7 @@ def test_two_processes_do_not_work_on_one_shard(desk):
     first = jobs.run(desk.items, desk.work, desk.folder)
     next(first)
     with pytest.raises(
-        TalkheadError, match=r"manifest.jsonl: another process is at work on this shard; give each its own --shard i/n"
+        TalkheadError, match=r"manifest.jsonl: another process works on this shard; give each its own --shard i/n"
     ):
         next(jobs.run(desk.items, desk.work, desk.folder))
     assert len(list(first)) == 4

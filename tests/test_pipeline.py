@@ -565,7 +565,7 @@ def test_shards_by_xargs(listed, environment, singles):
 def test_one_shard_given_twice(listed, environment, singles):
     """One of the two says so and leaves; the other's results are whole."""
     done = shell(f"seq 0 1 | xargs -P 2 -I I talkhead invert --list clips.txt -o out {OPTIMISE}", listed, environment)
-    assert said(done).count("another process is at work on this shard") == 1
+    assert said(done).count("another process works on this shard") == 1
     assert_whole(listed, singles)
 
 

@@ -96,6 +96,6 @@ def test_numbers_of_other_kinds_are_named(tmp_path):
         pack({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}, bytes(2))
     )
     with pytest.raises(
-        TalkheadError, match="holds a as F8_E4M3, which is not read here; save it in float16 or float32"
+        TalkheadError, match="holds a as F8_E4M3, which is not supported; save it in float16 or float32"
     ):
         files.load_weights(tmp_path / "x.safetensors")

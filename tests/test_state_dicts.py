@@ -171,18 +171,18 @@ RGBS = [f"synthesis.b{side}.torgb.weight" for side in (4, 8, 16)]
             without(CRITIC, *(f"b{side}.skip.weight" for side in (8, 16, 32))),
             "discriminator of the orig architecture",
         ),
-        (state_dicts.from_nvidia, CRITIC | {"b4.conv.weight": torch.zeros(32, 32, 3, 3)}, "another minibatch layer"),
+        (state_dicts.from_nvidia, CRITIC | {"b4.conv.weight": torch.zeros(32, 32, 3, 3)}, "minibatch std"),
         (state_dicts.from_nvidia, without(SYNTHESIS, "synthesis.b8.conv0.bias"), "has no synthesis.b8.conv0.bias"),
-        (state_dicts.from_nvidia, SYNTHESIS | {"extra": torch.zeros(1)}, "has extra, which a StyleGAN2 has not"),
+        (state_dicts.from_nvidia, SYNTHESIS | {"extra": torch.zeros(1)}, "has extra, unlike a StyleGAN2"),
         (
             state_dicts.from_nvidia,
             SYNTHESIS | {"synthesis.b8.resample_filter": torch.eye(4) / 4},
-            "another filter than",
+            "not the filter",
         ),
         (
             state_dicts.from_nvidia,
             {name: value[:1] if "torgb.bias" in name else value for name, value in SYNTHESIS.items()},
-            "draws 1 colour channels",
+            "has 1 colour channels",
         ),
         (
             state_dicts.from_rosinality,

@@ -93,7 +93,7 @@ def test_a_slow_first_step_on_a_busy_machine_names_the_threads(tmp_path, monkeyp
         Descent().fit(tmp_path / "a.pt", 3)
     told = [str(warning.message) for warning in said]
     assert [
-        ("2 threads, and 9 programs want this machine's 4 processors" in line, "OMP_NUM_THREADS=1" in line)
+        ("2 threads, and the load of this machine is 9 for 4 processors" in line, "OMP_NUM_THREADS=1" in line)
         for line in told
     ] == [(True, True)] * warned
 
@@ -174,7 +174,7 @@ def test_all_steps_taken_is_an_end_too(tmp_path):
         assert resting(tmp_path / "a.pt", 2, min_delta=0)[1] == []
     with pytest.raises(
         TalkheadError,
-        match="a.pt: ended at step 3 and kept nothing to go on with; pass another --output to take 4 steps",
+        match="a.pt: ended at step 3 and cannot be continued; pass another --output for 4 steps",
     ):
         resting(tmp_path / "a.pt", 4, min_delta=0)
     with pytest.raises(TalkheadError, match="a.pt: was trained with data.faces=a, now b; resume"):
@@ -251,7 +251,7 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path):
     weights = files.load_weights(tmp_path / "a.pt")
     files.save_weights(tmp_path / "c.pt", weights | {"training": {"generator": {}}})
     with pytest.raises(
-        TalkheadError, match="c.pt: was converted, without its optimisers; pass it as --init, and another --output$"
+        TalkheadError, match="c.pt: is a converted file without optimisers; pass it as --init, and another --output$"
     ):
         Descent().fit(tmp_path / "c.pt", 2)
 
