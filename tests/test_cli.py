@@ -1149,7 +1149,7 @@ def test_metrics_of_distributions(scene, toy, monkeypatch):
     result = run(*line, "--fid-features", "encoder")
     record = json.loads(result.stdout)
     assert record["fid_features"].startswith("encoder-") and record["fid"] == pytest.approx(0, abs=1e-4)
-    assert "talkhead: FID of 8 pictures by 64 features: its covariances are singular" in result.stderr
+    assert "talkhead: FID of 8 images by 64 features: its covariances are singular" in result.stderr
     monkeypatch.setenv("TORCH_HOME", str(scene))
     result = run(*line)
     assert result.exit_code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 1
@@ -1769,7 +1769,7 @@ def test_train_stylegan_measures_fid(scene, toy_inception):
     ]
     result = run(*line, "-o", scene / "g.pt")
     assert [record["fid_features"] for record in records(result)] == ["inception"] * 2
-    assert "FID of 5 pictures by 128 features" in result.stderr
+    assert "FID of 5 images by 128 features" in result.stderr
     named = {
         record["fid_features"] for record in records(run(*line, "-o", scene / "h.pt", "--fid-features", "encoder"))
     }

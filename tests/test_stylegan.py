@@ -932,7 +932,7 @@ def test_an_encoder_that_learns_along_fits_the_model_in_the_file(tmp_path, noise
 
 
 def test_fid_by_inception(tmp_path, noise, toy_inception):
-    with pytest.warns(UserWarning, match="FID of 24 pictures by 128 features"):
+    with pytest.warns(UserWarning, match="FID of 24 images by 128 features"):
         *_, record = measured(noise, tmp_path / "g.pt", steps=1, fid_features="inception")
     assert record["fid_features"] == "inception" and record["fid"] > 0
 
@@ -940,7 +940,7 @@ def test_fid_by_inception(tmp_path, noise, toy_inception):
 def test_what_fid_lacks_is_said_before_training(tmp_path, noise, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for options, message in (
-        ({"fid_features": "inception"}, "not there.*talkhead weights fetch inception-fid"),
+        ({"fid_features": "inception"}, "file not found.*talkhead weights fetch inception-fid"),
         ({"fid_images": 1}, "FID of 1 images: needs two or more"),
     ):
         with pytest.raises(TalkheadError, match=message):
