@@ -392,7 +392,7 @@ def test_distances_of_a_set_are_those_of_all_its_frames(sets, monkeypatch):
             return clip.mean((1, 2), dtype=np.float32)
 
     monkeypatch.setattr(evaluation, "features", lambda name, device: Colours())
-    monkeypatch.setattr(evaluation, "_wanted", lambda name, purpose, path=None: __file__)
+    monkeypatch.setattr(evaluation, "_weights_path", lambda name, purpose, path=None: __file__)
     pairs = paired(sets)[:3]
     protocol = Protocol(lmd=False, fid=True, device="cpu")
     clouds = [np.concatenate([files_of(pair[side]).mean((1, 2)) for pair in pairs]) for side in (0, 1)]
