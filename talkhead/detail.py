@@ -176,13 +176,13 @@ class Inside(NamedTuple):
     own_skin: np.ndarray  # float32 (3,), of the render of the identity
     skin: np.ndarray  # float32 (3,), of the photo
 
-    def coloured(self, picture):
+    def coloured(self, image):
         """Colours of a part of the render adapted to the photo's lighting: float32 (h, w, 3).
 
         Brightness is scaled to the photo's skin, with less contrast; the hue is the skin's, redder where dark.
         """
         skin, own = (np.maximum(colour @ LUMA, 1) for colour in (self.skin, self.own_skin))
-        bright = cv2.transform(picture, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
+        bright = cv2.transform(image, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
         bright = SHADE * skin + CONTRAST * (bright - SHADE * skin)
         hue = 1.6 - 1.1 * np.clip(bright / skin, 0, 1)[..., None]
         return bright[..., None] * (self.skin / skin) ** hue
@@ -205,13 +205,13 @@ class Frame:
         """Pixels of fractions (..., 2) of the quad."""
         return points @ self.matrix.T + self.corner
 
-    def aligned(self, picture, size):
+    def aligned(self, image, size):
         """Aligned face by a fast crop, for keypoints: uint8 (size, size, 3)."""
         factor = self.scale / size
         small = (
-            picture
+            image
             if factor < 1.5
-            else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+            else cv2.resize(image, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
         )
         shrink = np.array([small.shape[1] / self.width, small.shape[0] / self.height])
         matrix = self.matrix * shrink[:, None]
@@ -253,7 +253,7 @@ def transfer(start, rest, points, head=False):
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     _push_chin(target, start)
-    return target, _shut_lids(rest, points)
+    return target, _lid_closing(rest, points)
 
 
 def _smoothed(moved):
@@ -286,10 +286,10 @@ def _push_chin(target, start):
         target[lower] += max(near, 0) * down
 
 
-def _shut_lids(rest, points):
+def _lid_closing(rest, points):
     openings = np.array([[_opening(face, *lids) for lids in _LIDS] for face in (rest, points)])
-    shut = 1 - openings[1] / np.maximum(openings[0], 1e-6)
-    both = np.clip(shut.mean(), 0, 1)  # eyes blink together, and the mean has less noise
+    closing = 1 - openings[1] / np.maximum(openings[0], 1e-6)
+    both = np.clip(closing.mean(), 0, 1)  # eyes blink together, and the mean has less noise
     return np.repeat(_ramp(both, LID_NOISE, 2 * LID_NOISE) * both, 2)
 
 
@@ -418,9 +418,9 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     mouth = Lines(place.pixels(target))
     at = _sources(fields, place, across, down, mouth)
     part = cv2.remap(photo, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    for eye, shut in zip(_LIDS, lids):
-        if shut > 0.01:
-            _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, blur)
+    for eye, closing in zip(_LIDS, lids):
+        if closing > 0.01:
+            _close_eye(part, photo, at, place.pixels(target), eye, closing, across, down, blur)
     if inside is not None:
         shift = place.matrix @ (source[NOT_MOVED_BY_SPEECH] - target[NOT_MOVED_BY_SPEECH]).mean(0)
         _fill_mouth(part, photo, Lines(place.pixels(source)), mouth, shift, across, down, inside, blur, place.scale)
@@ -571,13 +571,13 @@ def _rendered(mouth, x, y, frame, points):
     return cv2.remap(frame, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
 
 
-def _sharpened(picture, blur, wanted):
+def _sharpened(image, blur, wanted):
     """Sharpen an image of blur `blur` (std in pixels) to about the sharpness of blur `wanted`."""
     amount = min(blur / max(wanted, 0.5) - 1, 2.0)
-    return picture if amount <= 0 else picture + amount * (picture - cv2.GaussianBlur(picture, (0, 0), max(blur, 0.5)))
+    return image if amount <= 0 else image + amount * (image - cv2.GaussianBlur(image, (0, 0), max(blur, 0.5)))
 
 
-def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
+def _close_eye(part, photo, at, points, eye, closing, across, down, blur):
     """Close an upper lid: its skin is stretched from the fold to the lashes; changes `part`."""
     upper, lower = points[eye[0]], points[eye[1]]
     along = upper[-1] - upper[0]
@@ -595,7 +595,7 @@ def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
         return np.interp(x, (lid - upper[0]) @ right / length, (lid - upper[0]) @ below)
 
     top, bottom = line(upper), line(lower)
-    lid = top + 0.95 * shut * np.maximum(bottom - top, 0)
+    lid = top + 0.95 * closing * np.maximum(bottom - top, 0)
     fold = top - 0.35 * length * np.clip(1.3 - np.abs(2 * x - 1), 0.1, 1)
     source = np.where(y < fold, y, fold + (y - fold) * (top - fold) / np.maximum(lid - fold, 1e-3))
     shifted = [axis[box] + ((source - y) * way).astype(np.float32) for axis, way in zip(at, below)]
@@ -623,9 +623,9 @@ def _blur(photo, frame):
     return float(np.clip(np.sqrt(ratio / max(1 - ratio, 1e-3)), 0.3, 4.0))
 
 
-def _skin(picture, points):
+def _skin(image, points):
     """Skin colour around the mouth: float32 (3,)."""
-    spots = points[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(picture) - 0.5
-    blurred = cv2.GaussianBlur(picture, (0, 0), len(picture) / 64)
-    columns, rows = np.clip(np.rint(spots).astype(int), 0, len(picture) - 1).T
+    spots = points[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(image) - 0.5
+    blurred = cv2.GaussianBlur(image, (0, 0), len(image) / 64)
+    columns, rows = np.clip(np.rint(spots).astype(int), 0, len(image) - 1).T
     return np.median(blurred[rows, columns].astype(np.float32), axis=0)

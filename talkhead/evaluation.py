@@ -512,17 +512,17 @@ def read_protocol(place):
     return protocol
 
 
-def replay(told, options, explicit, place="--protocol"):
+def replay(recorded, options, explicit, place="--protocol"):
     """Options of a `Protocol` that repeats a recorded one.
 
-    told      recorded protocol, from `read_protocol`
+    recorded  recorded protocol, from `read_protocol`
     options   options of `Protocol` without it, from which files are taken
     explicit  names of options that the user set: they may not contradict the protocol
     place     name of the protocol in messages
     raises    TalkheadError if they do, or if a file that the protocol needs is missing, or one it does not use is given
     """
     options = dict(options)
-    for name, value in (DEFAULTS | told["settings"]).items():
+    for name, value in (DEFAULTS | recorded["settings"]).items():
         flag = "--" + FILES.get(name, name).replace("_", "-")
         if name in FILES:
             if value and options[FILES[name]] is None:
@@ -538,14 +538,14 @@ def replay(told, options, explicit, place="--protocol"):
     return options
 
 
-def check(told, protocol, place="--protocol"):
+def check(recorded, protocol, place="--protocol"):
     """Compare the weights and versions of a replayed protocol with the present ones.
 
     raises   TalkheadError if weights differ
     warns    if versions differ
     """
     mine = protocol.describe()
-    for role, wanted in told.get("weights", {}).items():
+    for role, wanted in recorded.get("weights", {}).items():
         found = mine["weights"].get(role, [])
         if [weight["sha256"] for weight in found] != [weight["sha256"] for weight in wanted]:
             names = [
@@ -557,7 +557,7 @@ def check(told, protocol, place="--protocol"):
             )
     other = [
         f"{name} {then}, here {mine['versions'].get(name)}"
-        for name, then in told.get("versions", {}).items()
+        for name, then in recorded.get("versions", {}).items()
         if mine["versions"].get(name) != then
     ]
     if other:
