@@ -37,7 +37,7 @@ from talkhead.keypoints import (
 
 GRID = 64  # nodes per side of a warp
 CLOSED_GAP = 0.015  # gap between the inner keypoints of closed lips, in widths of the mouth
-MOUTH_READINGS = 6  # refinements of the mouth keypoints of a photo, which must be exact
+MOUTH_READINGS = 6  # readings of a photo's mouth that are averaged, because its keypoints must be exact
 # In eye distances: motion of eyes, brows, nose and outline below this is keypoint noise; from twice this all is kept.
 HEAD_NOISE = 0.008
 LID_NOISE = 0.12  # closing of the lids, as a share of the eye's opening; likewise
@@ -132,7 +132,7 @@ class Detail:
 
 
 def locate(network, pictures, places):
-    """Read the keypoints of still faces, with refinement.
+    """Read the keypoints of still faces, averaged over several readings.
 
     network   keypoints.KeypointNetwork
     pictures  sequence of uint8 (H, W, 3)
