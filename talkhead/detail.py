@@ -1,13 +1,13 @@
-"""Photo detail on generated motion: the photo itself moves as the generator's frames do, at its own resolution.
+"""Photo detail on generated motion: the photo is warped by the motion of the generator's frames, at its own resolution.
 
     photo, render of the identity, rendered frames ─ Photo, Detail ─▶ frames of the photo's size
 
-A generator supplies the motion and what newly appears, the inside of the mouth; everything else is the photo, carried along. Motion is read as
-keypoints of each frame against those of the render of the identity, and moved to the photo's own keypoints, so a render need not look like the photo.
-Two smooth warps carry the pixels, one for what lies above the line between the lips and one for what lies below: shut lips can part, and parted
-ones can shut over teeth. Pixels that do not move are the photo's, bit for bit.
+The generator supplies the motion and the inside of the mouth; all other pixels are the photo's. Motion is the
+difference between the keypoints of a frame and those of the render of the identity, added to the photo's keypoints, so
+that a render need not resemble the photo. There are two smooth warps, one above the line between the lips and one
+below: closed lips can part, and open lips can close over teeth. Pixels that do not move stay bit for bit the same.
 
-Source: thesis §6.1 (resolution and likeness are left open there).
+Source: thesis §6.1 (which leaves resolution and likeness open).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -35,24 +35,21 @@ from talkhead.keypoints import (
     places,
 )
 
-GRID = 64  # nodes a side at which a warp is worked out
-SHUT = 0.015  # gap of the inner lips, in widths of the mouth, that is still read between shut lips
-LOOKS = 6  # at the mouth of a photo, whose place must be exact
-HEAD_STILL = 0.008  # eye distances: motion of eyes, brows, nose and outline below this is taken for noise of the reading, and twice this is all kept
-LID_STILL = 0.12  # part of the eye's opening by which a lid may seem to move before it does
-MOST_PRESSED = 0.5  # part by which the skin between lower lip and chin may be pressed together
-SMOOTHING = 1e-6  # of the splines: neighbours that contradict each other do not tear the skin
+GRID = 64  # nodes per side of a warp
+CLOSED_GAP = 0.015  # gap between the inner keypoints of closed lips, in widths of the mouth
+MOUTH_READINGS = 6  # readings of a photo's mouth that are averaged, because its keypoints must be exact
+# In eye distances: motion of eyes, brows, nose and outline below this is keypoint noise; from twice this all is kept.
+HEAD_NOISE = 0.008
+LID_NOISE = 0.12  # closing of the lids, as a share of the eye's opening; likewise
+MAX_CHIN_COMPRESSION = 0.5  # of the skin between lower lip and chin
+SMOOTHING = 1e-6  # of the splines, against folds where neighbouring keypoints contradict each other
 LUMA = np.float32((0.299, 0.587, 0.114))
-SHADE, CONTRAST = (
-    0.4,
-    0.65,
-)  # the inside of a mouth beside the skin, and what is kept of a render's contrast: small generators draw it too black and too white
-LIP = 7.5  # blurs of the photo over which lips pass into the inside of the mouth; less makes the mouth sharper than a film's
-RINGS = (
-    (1.15, 0.75),
-    (1.35, 0.3),
-    (1.6, 0.0),
-)  # hair and neck: how far out from the face's middle, in outlines, and what part of its motion they follow
+# Brightness of the inside of the mouth relative to the skin, and the share kept of a render's contrast: small
+# generators exaggerate it.
+SHADE, CONTRAST = 0.4, 0.65
+LIP_EDGE = 7.5  # width of the edge between lips and mouth, in blurs of the photo; less is sharper than in a film
+# Rings around the face, for hair and neck: distance from its centre relative to the outline, and share of its motion.
+RINGS = ((1.15, 0.75), (1.35, 0.3), (1.6, 0.0))
 
 _UPPER_INNER, _LOWER_INNER, _UPPER_OUTER, _LOWER_OUTER = (
     places(*line) for line in (UPPER_INNER, LOWER_INNER, UPPER_OUTER, LOWER_OUTER)
@@ -67,17 +64,19 @@ _INNER_LIDS = np.concatenate([places(*lids[1:-1]) for lids in UPPER_LIDS + LOWER
 
 
 class Photo:
-    """A photo of a face, with its keypoints: what `Detail` moves.
+    """Photo of a face with its keypoints, to be animated by `Detail`.
 
     picture  uint8 (H, W, 3) RGB
     network  keypoints.KeypointNetwork
-    quad     float (4, 2), pixels: where the aligned face lies in the picture, as `faces.quad` gives it; None: the picture is the aligned face
-    neutral  whether a mouth that is open in the photo is brought to rest before it speaks
-    points   float (K, 2), the keypoints in fractions of the quad, where they are known
-    aligned  uint8 (S, S, 3), the aligned face as FFHQ cuts it at the size that an encoder wants, where the picture is a crop of another size
-    raises   TalkheadError if the quad has no area, or the mouth lies outside the picture
+    quad     float (4, 2), pixels, of the aligned face in the photo, as in `faces.quad`; None: the photo is the aligned
+             face
+    neutral  close a mouth that is open in the photo before the animation
+    points   float (K, 2), keypoints in fractions of the quad; None reads them
+    aligned  uint8 (S, S, 3), the aligned face at the encoder's size, if the photo is a crop of another size
+    raises   TalkheadError if the quad has no area, or the mouth lies outside the photo
 
-    `points` float (K, 2) is where the keypoints lie in the picture, `start` where the mouth is at rest; both in fractions of the quad.
+    `points` and `start`, float (K, 2) in fractions of the quad, are the keypoints in the photo and with the mouth at
+    rest.
     """
 
     def __init__(self, picture, network, quad=None, neutral=True, points=None, aligned=None):
@@ -90,7 +89,7 @@ class Photo:
         self.blur = _blur(self.picture, self.frame)
 
     def face(self, size):
-        """The aligned face at rest, as an encoder is to see it: uint8 (S, S, 3), of this side where it has to be cut out of the picture."""
+        """Aligned face at rest for an encoder: uint8 (S, S, 3); `size` is the side if it is cut out of the photo."""
         if self.frame.quad is not None:
             face = faces.crop(self.picture, self.frame.quad, size)
         else:
@@ -103,16 +102,16 @@ class Photo:
 
 
 class Detail:
-    """The photo in the pose of a generator's frame: `Detail(photo, rest)(frame)`.
+    """Animate a photo by a generator's frames: `Detail(photo, rest)(frame)`.
 
     photo    Photo
-    rest     uint8 (R, R, 3), the generator's render of the identity, in which the face is at rest
-    network  what reads the frames; None: what read the photo
-    head     whether head and brows follow the render; speech moves neither, and what is read of them then is noise
+    rest     uint8 (R, R, 3), the generator's render of the identity, with the face at rest
+    network  keypoint network for the frames; None is the photo's
+    head     move head and brows with the render; without, their keypoint motion is ignored as noise, for speech alone
 
-    A call takes uint8 (R, R, 3), and the part, 0 to 1, by which a blink shuts the lids at least, which a small generator hardly shows. It returns uint8
-    (H, W, 3), of the photo's size. Nothing is kept from one frame to the next. `stream` does the same for an iterator of frames and one of parts, and is faster
-    with a larger `batch`.
+    A call takes a frame, uint8 (R, R, 3), and the closing of the lids by a blink, 0 to 1, as a minimum, because small
+    generators hardly render it. It returns uint8 (H, W, 3), of the photo's size. No state is kept between frames.
+    `stream` does the same for an iterator of frames and one of blinks, faster with a larger `batch`.
     """
 
     def __init__(self, photo, rest, network=None, head=False):
@@ -133,33 +132,34 @@ class Detail:
 
 
 def locate(network, pictures, places):
-    """Keypoints of still faces, read with care.
+    """Read the keypoints of still faces, averaged over several readings.
 
     network   keypoints.KeypointNetwork
     pictures  sequence of uint8 (H, W, 3)
-    places    sequence of Frame: where the face is in each
+    places    sequence of Frame, of the face in each image
     returns   float (N, K, 2), fractions of the quads
-    raises    TalkheadError if a mouth lies outside its picture
+    raises    TalkheadError if a mouth lies outside its image
     """
     side = int(np.clip(places[0].scale, 128, 512))
     read = network.read(
-        np.stack([place.aligned(picture, side) for picture, place in zip(pictures, places)]), LOOKS
+        np.stack([place.aligned(picture, side) for picture, place in zip(pictures, places)]), MOUTH_READINGS
     ).astype(np.float64)
     for points, place in zip(read, places):
         lips = place.pixels(points[_UPPER_OUTER])
         if (lips < -1).any() or (lips > (place.width, place.height)).any():
-            raise TalkheadError("the mouth lies outside the picture; choose a photo that shows the whole face")
+            raise TalkheadError("photo: the mouth lies outside; choose a photo that shows the whole face")
     return read
 
 
 def follow(network, items, draw, batch=1):
-    """Frames drawn after the keypoints of others, in order.
+    """Draw frames by the keypoints of others, in order.
 
     network  keypoints.KeypointNetwork
-    items    iterator of (frame uint8 (R, R, 3), ...), read no further than `batch` ahead
-    draw     function of a frame, its keypoints float (K, 2) and what else an item holds; called on as many threads as torch uses
+    items    iterator of (frame uint8 (R, R, 3), ...), read at most `batch` ahead
+    draw     function of a frame, its keypoints float (K, 2) and the item's further values; called on as many threads as
+             torch uses
     batch    frames whose keypoints are read together
-    yields   what `draw` returns
+    yields   results of `draw`
     """
     items = iter(items)
     with ThreadPoolExecutor(min(batch, torch.get_num_threads())) as pool:
@@ -169,24 +169,27 @@ def follow(network, items, draw, batch=1):
 
 
 class Inside(NamedTuple):
-    """Where the inside of the mouth is taken from: a render and its keypoints, and the skin around either mouth, which tells of the light."""
+    """Source of the inside of the mouth: a render, its keypoints, and the skin colours around both mouths."""
 
     frame: np.ndarray  # uint8 (R, R, 3)
     points: np.ndarray  # float (K, 2), fractions
     own_skin: np.ndarray  # float32 (3,), of the render of the identity
     skin: np.ndarray  # float32 (3,), of the photo
 
-    def coloured(self, picture):
-        """A part of the render in the photo's light: its brightness, with less contrast, and the skin's hue, redder where it is dark. float32 (h, w, 3)"""
+    def coloured(self, image):
+        """Colours of a part of the render adapted to the photo's lighting: float32 (h, w, 3).
+
+        Brightness is scaled to the photo's skin, with less contrast; the hue is the skin's, redder where dark.
+        """
         skin, own = (np.maximum(colour @ LUMA, 1) for colour in (self.skin, self.own_skin))
-        bright = cv2.transform(picture, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
+        bright = cv2.transform(image, LUMA[None]) * np.clip(skin / own, 0.4, 2.0)
         bright = SHADE * skin + CONTRAST * (bright - SHADE * skin)
         hue = 1.6 - 1.1 * np.clip(bright / skin, 0, 1)[..., None]
         return bright[..., None] * (self.skin / skin) ** hue
 
 
 class Frame:
-    """Where an aligned face lies in a picture, and the way between fractions of the quad and pixels of the picture."""
+    """Position of an aligned face in an image: the transform between fractions of the quad and pixels."""
 
     def __init__(self, height, width, quad=None):
         self.height, self.width, self.quad = height, width, quad
@@ -199,16 +202,16 @@ class Frame:
         self.inverse = np.linalg.inv(self.matrix)
 
     def pixels(self, points):
-        """Fractions (..., 2) -> pixels."""
+        """Pixels of fractions (..., 2) of the quad."""
         return points @ self.matrix.T + self.corner
 
-    def aligned(self, picture, size):
-        """The face cut out quickly, to be measured: uint8 (size, size, 3)."""
+    def aligned(self, image, size):
+        """Aligned face by a fast crop, for keypoints: uint8 (size, size, 3)."""
         factor = self.scale / size
         small = (
-            picture
+            image
             if factor < 1.5
-            else cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+            else cv2.resize(image, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
         )
         shrink = np.array([small.shape[1] / self.width, small.shape[0] / self.height])
         matrix = self.matrix * shrink[:, None]
@@ -220,40 +223,41 @@ class Frame:
 
 
 def native_side(quad, most=1024):
-    """The side of a crop that neither enlarges nor loses pixels of the photo: the quad's, even, and at most `most`."""
+    """Side of a crop at the photo's own resolution: the quad's, even, and at most `most`."""
     return int(min(max(2 * round(np.linalg.norm(quad[3] - quad[0]) / 2), 2), most))
 
 
 def transfer(start, rest, points, head=False):
-    """Where the photo's keypoints go when a render's go from `rest` to `points`.
+    """Transfer a render's keypoint motion from `rest` to `points` to the photo's keypoints `start`.
 
     start, rest, points  float (K, 2), fractions of the side
-    head                 whether head and brows follow the render
-    returns              (K, 2), and the parts (2,) by which the lids of either eye are shut: 0 as in the photo, 1 shut
+    head                 move head and brows with the render
+    returns              target keypoints (K, 2), and the closing of the lids of either eye (2,): 0 as in the photo, 1
+                         closed
 
-    Lips, jaw and cheeks follow the render; the gap between the lips becomes the render's own, so that lips that are shut there shut here, whatever
-    the photo's do. All other parts move with the head as a whole, and only if it may and moves by more than the reading's noise. Lids shut by the part
-    that the render's do.
+    Lips, jaw and cheeks follow the render; the gap between the lips becomes the render's, so that closed lips close in
+    the photo too. All other parts move with the head, if `head` is set and the motion exceeds the keypoint noise. Lids
+    close by the same share as the render's.
     """
     eye = np.linalg.norm(start[places(33)] - start[places(263)])
     moved = points - rest
     linear, shift = _affine(rest[NOT_MOVED_BY_SPEECH], points[NOT_MOVED_BY_SPEECH])
-    turned = rest @ linear.T + shift - rest
-    turned *= _ramp(np.abs(turned[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_STILL, 2 * HEAD_STILL)
-    own, target = _along(moved - turned), start + turned * head
+    rigid = rest @ linear.T + shift - rest  # motion of the head
+    rigid *= _ramp(np.abs(rigid[NOT_MOVED_BY_SPEECH]).mean() / eye, HEAD_NOISE, 2 * HEAD_NOISE)
+    own, target = _smoothed(moved - rigid), start + rigid * head
     if head:
         size = np.linalg.norm(own[_BROWS].reshape(2, -1, 2).mean(1), axis=-1)
         target[_BROWS] += (
-            own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_STILL, 4 * HEAD_STILL)[:, None]
+            own[_BROWS] * _ramp(np.repeat(size, len(_BROWS) // 2) / eye, 2 * HEAD_NOISE, 4 * HEAD_NOISE)[:, None]
         )
     target[MOVED_BY_SPEECH] += own[MOVED_BY_SPEECH]
     _set_gap(target, points)
     _push_chin(target, start)
-    return target, _shut_lids(rest, points)
+    return target, _lid_closing(rest, points)
 
 
-def _along(moved):
-    """Displacements smoothed along the lines of lips and jaw, as flesh moves."""
+def _smoothed(moved):
+    """Displacements smoothed along the lines of lips and jaw."""
     smooth = moved.copy()
     for line in (_UPPER_OUTER, _LOWER_OUTER, _UPPER_INNER, _LOWER_INNER, _CHIN):
         smooth[line[1:-1]] = (moved[line[:-2]] + 2 * moved[line[1:-1]] + moved[line[2:]]) / 4
@@ -261,7 +265,7 @@ def _along(moved):
 
 
 def _set_gap(target, points):
-    """Make the gap between the inner lips what it is in a render, moving both lips alike; changes `target`."""
+    """Set the gap between the inner lips to a render's, moving both lips equally; changes `target`."""
     down = target[places(152)] - target[places(168)]
     down = down / np.linalg.norm(down)
     wanted = np.maximum((points[_LOWER_INNER] - points[_UPPER_INNER]) @ down, 0)
@@ -272,19 +276,21 @@ def _set_gap(target, points):
 
 
 def _push_chin(target, start):
-    """Push the chin down where the lower lip would come too near to it, or pass it and fold the skin; changes `target`."""
+    """Push the chin down where the lower lip comes too close, which would fold the skin; changes `target`."""
     down = target[places(152)] - target[places(168)]
     down = down / np.linalg.norm(down)
     for upper, lower in zip(_BELOW_LIP, _BELOW_LIP[1:]):
-        near = (1 - MOST_PRESSED) * np.linalg.norm(start[lower] - start[upper]) - (target[lower] - target[upper]) @ down
+        near = (1 - MAX_CHIN_COMPRESSION) * np.linalg.norm(start[lower] - start[upper]) - (
+            target[lower] - target[upper]
+        ) @ down
         target[lower] += max(near, 0) * down
 
 
-def _shut_lids(rest, points):
+def _lid_closing(rest, points):
     openings = np.array([[_opening(face, *lids) for lids in _LIDS] for face in (rest, points)])
-    shut = 1 - openings[1] / np.maximum(openings[0], 1e-6)
-    both = np.clip(shut.mean(), 0, 1)  # eyes blink together, and two readings are better than one
-    return np.repeat(_ramp(both, LID_STILL, 2 * LID_STILL) * both, 2)
+    closing = 1 - openings[1] / np.maximum(openings[0], 1e-6)
+    both = np.clip(closing.mean(), 0, 1)  # eyes blink together, and the mean has less noise
+    return np.repeat(_ramp(both, LID_NOISE, 2 * LID_NOISE) * both, 2)
 
 
 def _opening(face, upper, lower):
@@ -292,20 +298,19 @@ def _opening(face, upper, lower):
 
 
 def _affine(source, target):
-    """Least squares: the linear map (2, 2) and shift (2,) that bring source nearest to target."""
+    """Least-squares affine map from source to target: linear part (2, 2) and shift (2,)."""
     ones = np.column_stack([source, np.ones(len(source))])
     solution = np.linalg.lstsq(ones, target, rcond=None)[0]
     return solution[:2].T, solution[2]
 
 
 def _ramp(x, low, high):
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Smooth step from 0 at `low` to 1 at `high`."""
     x = np.clip((x - low) / (high - low), 0, 1)
     return x * x * (3 - 2 * x)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Warps
+# Warps ----------------------------------------------------------------------------------------------------------------
 
 
 def _border():
@@ -316,14 +321,12 @@ def _border():
 
 _BORDER = _border()
 _NODES = np.stack(np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2), -1).reshape(-1, 2).astype(np.float32)
-_RIGID = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)  # lids are drawn by themselves
-_STEADY = np.arange(
-    len(_RIGID), len(_RIGID) + len(RINGS) * len(OVAL) + len(_BORDER)
-)  # the points of a spline that follow those
-_LINEAR = _STEADY[-1] + 1 + np.arange(3)  # and of its linear part
-_LAYERS = [
-    np.append(np.flatnonzero(~np.isin(_RIGID, torn)), _STEADY) for torn in (_LOWER_LIP, _UPPER_LIP)
-]  # above the line between the lips, and below
+# Rows of a spline's weights: keypoints without the lids, which are drawn separately; rings and border; linear part.
+_WARPED = np.setdiff1d(np.arange(len(VERTICES)), _INNER_LIDS)
+_FIXED = np.arange(len(_WARPED), len(_WARPED) + len(RINGS) * len(OVAL) + len(_BORDER))
+_LINEAR = _FIXED[-1] + 1 + np.arange(3)
+# Rows of the warp above the line between the lips, and of that below: each leaves out the other lip.
+_LAYERS = [np.append(np.flatnonzero(~np.isin(_WARPED, other)), _FIXED) for other in (_LOWER_LIP, _UPPER_LIP)]
 
 
 def _kernel(at, points):
@@ -332,18 +335,20 @@ def _kernel(at, points):
 
 
 def warp(source, target):
-    """Two smooth warps that bring keypoints from `source` to `target`: for what lies above the line between the lips, and below.
+    """Warp fields that move keypoints from `source` to `target`, above and below the line between the lips.
 
     source, target  float (K, 2), fractions of the side
-    returns         float32 (2, GRID, GRID, 2): for each node, how far from it lies what comes there, in fractions; zero at the border
+    returns         float32 (2, GRID, GRID, 2): for each node the offset, in fractions, to its source; zero at the
+                    border
 
-    Source: splines through scattered points with the kernel r³ (Duchon 1977), at the keypoints and at rings around the outline that follow it less and less.
+    Source: splines through scattered points with the kernel r³ (Duchon 1977), at the keypoints and at rings around the
+    outline that follow its motion by decreasing shares.
     """
     outline, middle = target[_OVAL], target[_OVAL].mean(0)
     moved = source - target
     rings = np.concatenate([middle + (outline - middle) * far for far, _ in RINGS])
-    points = np.concatenate([target[_RIGID], rings, _BORDER])
-    values = np.concatenate([moved[_RIGID], *[part * moved[_OVAL] for _, part in RINGS], np.zeros_like(_BORDER)])
+    points = np.concatenate([target[_WARPED], rings, _BORDER])
+    values = np.concatenate([moved[_WARPED], *[part * moved[_OVAL] for _, part in RINGS], np.zeros_like(_BORDER)])
     limit = _limit(target, head=moved[NOT_MOVED_BY_SPEECH].any()).astype(np.float32)
     nodes = np.flatnonzero(limit)
     among = _kernel(points, points)
@@ -359,7 +364,7 @@ def warp(source, target):
 
 
 def _limit(points, head):
-    """What part of a warp is left at each node: all of it on the face, nothing away from it; above the nose only if the head moves. (GRID²,)"""
+    """Weight of a warp at each node, (GRID²,): 1 on the face, 0 far from it, and without `head` 0 above the nose."""
     middle = points[_OVAL].mean(0)
     outline, nodes = points[_OVAL] - middle, _NODES - middle
     order = np.argsort(np.arctan2(outline[:, 1], outline[:, 0]))
@@ -379,35 +384,33 @@ def _limit(points, head):
 
 
 def _spline(points, kernel, values):
-    """What a spline through points weighs its kernel at each of them by, and its linear part: (n + 3, 2)."""
+    """Weights of a spline through points: of the kernel at each, and of its linear part, (n + 3, 2)."""
     count = len(points)
     ones = np.column_stack([np.ones(count), points])
     matrix = np.zeros((count + 3, count + 3))
     matrix[:count, :count] = kernel + SMOOTHING * np.eye(count)
     matrix[:count, count:], matrix[count:, :count] = ones, ones.T
-    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[
-        1
-    ]  # threads of numpy's own would wait for torch's, many times a frame
+    # Not numpy's solver: its threads would wait for torch's, many times a frame.
+    return cv2.solve(matrix, np.concatenate([values, np.zeros((3, 2))]))[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Drawing
+# Rendering ------------------------------------------------------------------------------------------------------------
 
 
 def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
-    """The photo with its keypoints moved.
+    """Render the photo with its keypoints moved from `source` to `target`.
 
     photo           uint8 (H, W, 3)
     place           Frame of the face in it
-    source, target  float (K, 2): where the keypoints are and where they come to lie, fractions of the quad
-    lids            parts by which the eyes are shut
-    inside          Inside, or None: lips that part show what the photo has between them
-    blur            how much the photo is blurred, std in pixels
+    source, target  float (K, 2), fractions of the quad
+    lids            closing of either eye's lids, 0 to 1
+    inside          Inside, or None: then an open mouth shows the photo's own inside
+    blur            std of the photo's blur, pixels
     returns         uint8 (H, W, 3)
     """
     fields = warp(source, target)
     moved = np.abs(fields).max((0, 3)) * place.scale > 1 / 64
-    moved |= np.max(lids) > 0.01  # or the eyes would lie outside
+    moved |= np.max(lids) > 0.01  # includes the eyes in the box
     if not moved.any():
         return photo.copy()
     rows, columns = _box(moved, place)
@@ -415,9 +418,9 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     mouth = Lines(place.pixels(target))
     at = _sources(fields, place, across, down, mouth)
     part = cv2.remap(photo, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    for eye, shut in zip(_LIDS, lids):
-        if shut > 0.01:
-            _shut_eye(part, photo, at, place.pixels(target), eye, shut, across, down, blur)
+    for eye, closing in zip(_LIDS, lids):
+        if closing > 0.01:
+            _close_eye(part, photo, at, place.pixels(target), eye, closing, across, down, blur)
     if inside is not None:
         shift = place.matrix @ (source[NOT_MOVED_BY_SPEECH] - target[NOT_MOVED_BY_SPEECH]).mean(0)
         _fill_mouth(part, photo, Lines(place.pixels(source)), mouth, shift, across, down, inside, blur, place.scale)
@@ -427,7 +430,7 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
 
 
 def _box(moved, place):
-    """The rows and columns of the picture that hold the nodes that move: bool (GRID, GRID) -> two slices."""
+    """Slices of the photo's rows and columns that contain the moving nodes, bool (GRID, GRID)."""
     rows, columns = np.flatnonzero(moved.any(1)), np.flatnonzero(moved.any(0))
     low = np.array([columns[0] - 1, rows[0] - 1]) / GRID
     high = np.array([columns[-1] + 2, rows[-1] + 2]) / GRID
@@ -438,12 +441,11 @@ def _box(moved, place):
 
 
 def _sources(fields, place, across, down, mouth):
-    """Where each pixel of a box comes from: x and y, float32 (h, w), pixels of the photo."""
+    """Source position of each pixel of a box: x and y, float32 (h, w), pixels of the photo."""
     matrix = place.inverse * GRID
     shift = matrix @ ((across[0], down[0]) - place.corner) - 0.5
-    nodes = np.concatenate(
-        list(fields @ place.matrix.T.astype(np.float32)), -1
-    )  # four channels take less time than two
+    # One warp of four channels is faster than two of two.
+    nodes = np.concatenate(list(fields @ place.matrix.T.astype(np.float32)), -1)
     moved = cv2.warpAffine(
         nodes, np.column_stack([matrix, shift]), (len(across), len(down)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     )
@@ -456,8 +458,11 @@ def _sources(fields, place, across, down, mouth):
 
 
 def _seam(mouth, across, down):
-    """The line between the lips, which grows soft beside the mouth: rows of a box that it crosses, the part of each of their pixels that lies below it,
-    float32 (n, w), and which rows lie below it as a whole, bool (h,)."""
+    """Seam between the two warps: the line between the lips, with a soft continuation beside the mouth.
+
+    returns   slice of the rows of a box that it crosses; float32 (n, w), the share of each of their pixels below it;
+              and bool (h,), the rows entirely below it
+    """
     x, y = mouth.of_pixels(across[[0, -1]], down[:, None])
     reach = np.abs(mouth.middle).max() + 0.5 + 0.25 * mouth.half * max(np.abs(x).max() - 1, 0)
     low = (y > reach).all(1)
@@ -465,14 +470,14 @@ def _seam(mouth, across, down):
     seam = slice(crossed[0], crossed[-1] + 1) if len(crossed) else slice(0)
     x, y = mouth.local(across, down[seam])
     soft = 1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)
-    return seam, np.clip(0.5 + (y - mouth.look(mouth.middle, x)) / soft, 0, 1), low
+    return seam, np.clip(0.5 + (y - mouth.height(mouth.middle, x)) / soft, 0, 1), low
 
 
 class Lines:
-    """The lines of the inner lips, in the mouth's own coordinates: x is -1 and 1 at the corners, y is pixels downwards.
+    """Inner lip lines in mouth coordinates: x is -1 and 1 at the corners, y is in pixels downwards.
 
     points  float (K, 2), pixels
-    `upper` and `lower` bound what is seen of the mouth's inside; the gap that is read between shut lips is taken off.
+    `upper` and `lower` bound the visible inside of the mouth; the gap of closed lips (CLOSED_GAP) is subtracted.
     """
 
     KNOTS = np.linspace(-1, 1, 257)
@@ -485,7 +490,7 @@ class Lines:
         self.down = np.array((-self.right[1], self.right[0]))
         upper, lower = (self._line(points[line] - self.centre) for line in (_UPPER_INNER, _LOWER_INNER))
         self.middle = (upper + lower) / 2
-        gap = np.maximum(lower - upper - 2 * SHUT * self.half * (1 - self.KNOTS**2), 0)
+        gap = np.maximum(lower - upper - 2 * CLOSED_GAP * self.half * (1 - self.KNOTS**2), 0)
         self.upper, self.lower = self.middle - gap / 2, self.middle + gap / 2
 
     def _line(self, points):
@@ -493,26 +498,26 @@ class Lines:
         return np.interp(self.KNOTS, x, points @ self.down)
 
     def local(self, across, down):
-        """Pixels of a box in the mouth's coordinates: x and y, float32 (h, w)."""
+        """Mouth coordinates of the pixels of a box: x and y, float32 (h, w)."""
         return self.of_pixels(*np.meshgrid(across, down))
 
     def of_pixels(self, px, py):
-        """x and y of pixels, each float32 (h, w)."""
+        """Mouth coordinates x and y, float32 (h, w), of pixels."""
         px, py = px - np.float32(self.centre[0]), py - np.float32(self.centre[1])
         return (
             px * np.float32(self.right[0] / self.half) + py * np.float32(self.right[1] / self.half),
             px * np.float32(self.down[0]) + py * np.float32(self.down[1]),
         )
 
-    def look(self, line, x):
-        """A line's height at each x."""
+    def height(self, line, x):
+        """Height y of a line at each x."""
         index = np.clip((x + 1) * np.float32(len(self.KNOTS) // 2) + np.float32(0.5), 0, len(self.KNOTS) - 1).astype(
             np.int16
         )
         return line.astype(np.float32)[index]
 
     def pixels(self, x, y):
-        """Back from the mouth's coordinates: float32 (h, w), (h, w)."""
+        """Pixels of mouth coordinates: float32 (h, w), (h, w)."""
         x = x * self.half
         return (
             (self.centre[0] + x * self.right[0] + y * self.down[0]).astype(np.float32),
@@ -520,19 +525,19 @@ class Lines:
         )
 
     def cover(self, x, y, soft):
-        """What part of each pixel shows the inside of the mouth: float32 (h, w), 0 to 1."""
-        upper, lower = self.look(self.upper, x), self.look(self.lower, x)
+        """Share of each pixel that shows the inside of the mouth: float32 (h, w), 0 to 1."""
+        upper, lower = self.height(self.upper, x), self.height(self.lower, x)
         inside = np.clip(0.5 + (y - upper) / soft, 0, 1) * np.clip(0.5 + (lower - y) / soft, 0, 1)
         return inside * np.clip((lower - upper) / soft, 0, 1) * (np.abs(x) < 1)
 
 
 def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, scale):
-    """Draw the inside of the mouth into a box of the result; changes `part`.
+    """Render the inside of the mouth into a box of the result; changes `part`.
 
     before, mouth  Lines of the mouth in the photo and in the result
-    shift          how far the skull, and teeth with it, lies in the photo from where it lies in the result, pixels
+    shift          offset of the skull, and of the teeth, from the result to the photo, pixels
     """
-    soft = max(1.0, LIP * blur)
+    soft = max(1.0, LIP_EDGE * blur)
     reach = (
         np.abs(mouth.right) * mouth.half
         + np.abs(mouth.down) * (np.abs(np.stack([mouth.upper, mouth.lower])).max() + soft)
@@ -549,31 +554,31 @@ def _fill_mouth(part, photo, before, mouth, shift, across, down, inside, blur, s
     drawn = _sharpened(drawn, 0.6 * scale / len(inside.frame), blur)
     px, py = (axis + np.float32(offset) for axis, offset in zip(mouth.pixels(x, y), shift))
     own = before.cover(*before.of_pixels(px, py), max(3.0, 4 * blur))[..., None]
-    if own.max() > 0.5:  # teeth and tongue that the photo shows, which stay with the skull
-        seen = cv2.remap(photo, px, py, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-        drawn += own * (seen - drawn)
+    if own.max() > 0.5:  # the photo's own teeth and tongue, which move with the skull
+        visible = cv2.remap(photo, px, py, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        drawn += own * (visible - drawn)
     window = part[box]
     part[box] = np.clip(window + cover * (drawn - window) + 0.5, 0, 255)
 
 
 def _rendered(mouth, x, y, frame, points):
-    """The inside of a render's mouth, brought to the place of another: float32 (h, w, 3)."""
+    """Inside of a render's mouth, warped to another mouth: float32 (h, w, 3)."""
     source = Lines(points * len(frame) - 0.5)
-    upper, lower = mouth.look(mouth.upper, x), mouth.look(mouth.lower, x)
+    upper, lower = mouth.height(mouth.upper, x), mouth.height(mouth.lower, x)
     depth = np.clip((y - upper) / np.maximum(lower - upper, 1e-3), 0, 1)
-    top, bottom = source.look(source.upper, x), source.look(source.lower, x)
+    top, bottom = source.height(source.upper, x), source.height(source.lower, x)
     at = source.pixels(np.clip(x, -1, 1), top + depth * (bottom - top))
     return cv2.remap(frame, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
 
 
-def _sharpened(picture, blur, wanted):
-    """A picture that is blurred by `blur` pixels (std), made about as sharp as one that is blurred by `wanted`."""
+def _sharpened(image, blur, wanted):
+    """Sharpen an image of blur `blur` (std in pixels) to about the sharpness of blur `wanted`."""
     amount = min(blur / max(wanted, 0.5) - 1, 2.0)
-    return picture if amount <= 0 else picture + amount * (picture - cv2.GaussianBlur(picture, (0, 0), max(blur, 0.5)))
+    return image if amount <= 0 else image + amount * (image - cv2.GaussianBlur(image, (0, 0), max(blur, 0.5)))
 
 
-def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
-    """Draw an upper lid down: its skin is stretched from the fold to the lashes; changes `part`."""
+def _close_eye(part, photo, at, points, eye, closing, across, down, blur):
+    """Close an upper lid: its skin is stretched from the fold to the lashes; changes `part`."""
     upper, lower = points[eye[0]], points[eye[1]]
     along = upper[-1] - upper[0]
     length = np.linalg.norm(along)
@@ -590,7 +595,7 @@ def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
         return np.interp(x, (lid - upper[0]) @ right / length, (lid - upper[0]) @ below)
 
     top, bottom = line(upper), line(lower)
-    lid = top + 0.95 * shut * np.maximum(bottom - top, 0)
+    lid = top + 0.95 * closing * np.maximum(bottom - top, 0)
     fold = top - 0.35 * length * np.clip(1.3 - np.abs(2 * x - 1), 0.1, 1)
     source = np.where(y < fold, y, fold + (y - fold) * (top - fold) / np.maximum(lid - fold, 1e-3))
     shifted = [axis[box] + ((source - y) * way).astype(np.float32) for axis, way in zip(at, below)]
@@ -602,9 +607,10 @@ def _shut_eye(part, photo, at, points, eye, shut, across, down, blur):
 
 
 def _blur(photo, frame):
-    """By how many pixels (std) the face in a photo is blurred, judged by how much a little more blur takes away.
+    """Estimate the blur of the face in a photo, std in pixels, from the effect of a further blur.
 
-    Of a picture whose power falls with the square of frequency, the variance of the Laplacian falls with the fourth power of the blur.
+    For an image whose power falls with the square of frequency, the variance of the Laplacian falls with the fourth
+    power of the blur.
     """
     middle = frame.pixels(np.array([(0.25, 0.3), (0.25, 0.9), (0.75, 0.3), (0.75, 0.9)]))
     start = np.clip(middle.min(0), 0, None).astype(int)
@@ -612,16 +618,14 @@ def _blur(photo, frame):
     grey = cv2.cvtColor(photo[start[1] : stop[1], start[0] : stop[0]], cv2.COLOR_RGB2GRAY).astype(np.float32)
     if min(grey.shape) < 8:
         return 0.5
-    before, after = (
-        cv2.Laplacian(picture, cv2.CV_32F).var() for picture in (grey, cv2.GaussianBlur(grey, (0, 0), 1.0))
-    )
+    before, after = (cv2.Laplacian(image, cv2.CV_32F).var() for image in (grey, cv2.GaussianBlur(grey, (0, 0), 1.0)))
     ratio = np.sqrt(after / max(before, 1e-6))
     return float(np.clip(np.sqrt(ratio / max(1 - ratio, 1e-3)), 0.3, 4.0))
 
 
-def _skin(picture, points):
-    """The colour of the skin around the mouth: float32 (3,)."""
-    spots = points[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(picture) - 0.5
-    blurred = cv2.GaussianBlur(picture, (0, 0), len(picture) / 64)
-    columns, rows = np.clip(np.rint(spots).astype(int), 0, len(picture) - 1).T
+def _skin(image, points):
+    """Skin colour around the mouth: float32 (3,)."""
+    spots = points[places(205, 425, 50, 280, 164, 200, 202, 422)] * len(image) - 0.5
+    blurred = cv2.GaussianBlur(image, (0, 0), len(image) / 64)
+    columns, rows = np.clip(np.rint(spots).astype(int), 0, len(image) - 1).T
     return np.median(blurred[rows, columns].astype(np.float32), axis=0)

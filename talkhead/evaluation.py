@@ -1,8 +1,9 @@
-"""Sets of clips measured against the truth, by a protocol that is written down with every number.
+"""Evaluation of pairs and sets of clips by a reproducible protocol.
 
-    pairs ─ Protocol ─▶ records ─ summarise ─▶ a record of the set ─ table ─▶ what people read
+    pairs ─ Protocol ─▶ records ─ summarise ─▶ record of the set ─ table ─▶ text
 
-A record is a dict that JSON can hold, a line of a file. Its "protocol" says how it was made, and can be replayed.
+A record is a JSON dict, one line of a file. Its "protocol" holds the settings, weights and versions, and can be
+replayed.
 """
 
 import json
@@ -38,11 +39,11 @@ from talkhead import (
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_closures, read_dictionary
 
-AHEAD = 4  # frames decoded while those before are measured
-FACE_SIDE = 256  # pixels: of the crops that tell people apart
-MOVING = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm"}
+AHEAD = 4  # frames decoded ahead of the measures
+FACE_SIDE = 256  # pixels, of the crops for the identity network
+VIDEO_SUFFIXES = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm"}
 
-# What a protocol sets, and what the thesis sets (SPEC §8: thesis §5.2.1, landmarks by FAN as in §3.3.1.1).
+# Settings of a protocol, and the thesis's (§5.2.1; landmarks by FAN as in §3.3.1.1).
 DEFAULTS = {
     "fps": 25.0,
     "size": None,
@@ -58,53 +59,57 @@ DEFAULTS = {
     "detector": "auto",
     "enlarge": 1,
     "max_lag": metrics.MAX_LAG,
-    "shut_below": metrics.SHUT,
-    "closure_tolerance": metrics.TOLERANCE,
+    "shut_below": metrics.CLOSED_SHARE,
+    "closure_tolerance": metrics.CLOSURE_TOLERANCE,
 }
 THESIS = DEFAULTS | {"fid": True, "detector": "face-alignment"}
-# Settings that hang on a file, by the name of the option that names it.
+# Settings that are on if a file is given, and the option that names the file.
 FILES = {"identity": "identity_network", "syncnet": "syncnet", "closures": "phonemes", "known_landmarks": "landmarks"}
 
 RULES = {
     "rate": "frames are dropped or repeated by the time at which they are shown, to fps",
     "length": "the longer clip is cut to the shorter",
     "size": "equal, or refused; resized (bilinear, antialiased) where size is set",
-    "crop": "none: whole frames as they come; for the identity, FFHQ's crop by the landmarks unless the clip is marked as aligned; "
-    "for SyncNet, the face's box by the landmarks",
+    "crop": "none: whole frames as they come; for the identity, FFHQ's crop by the landmarks unless the clip is "
+    "marked as aligned; for SyncNet, the face's box by the landmarks",
     "psnr": "RGB, peak 255, mean of decibels over frames; identical frames are left out and counted",
     "ssim": "RGB, 11x11 Gaussian of sigma 1.5, K1 0.01, K2 0.03, no borders, mean over patches, channels and frames",
-    "lmd": "points 48-67 where they are in the frame, mean over points and over frames with a face in both, pixels of the compared frames",
+    "lmd": "points 48-67 where they are in the frame, mean over points and over frames with a face in both, pixels of "
+    "the compared frames",
     "means": "of a set: over the frames of all pairs; of correlations and SyncNet's, over pairs; of lags, the median",
 }
 
 
-# A protocol -------------------------------------------------------------------------------------------------------------
+# Protocol -------------------------------------------------------------------------------------------------------------
 
 
 class Protocol:
-    """How clips are compared, and the networks for it. Called with two clips, gives their record.
+    """Evaluation protocol: settings and networks. Called with two clips, returns their record.
 
-    fps                frames a second at which clips are compared
-    size               side to which square frames are resized; None compares frames of one size as they are
-    lmd                measure what needs landmarks: `metrics.LandmarkMeasures`
-    fid                compare the distributions of all frames: FID and KID
-    fid_features       whose features: "inception", "mobilenet", or "encoder", the bundled one
-    lpips              measure LPIPS (VGG)
-    identity_network   path of a face recognition network, as `losses.identity_network` takes: cosine of what it says of each pair of frames
-    syncnet            path of SyncNet's weights: LSE-C and LSE-D of either clip with its own sound; of one without, with the other's
+    fps                frames per second at which clips are compared
+    size               side to which square frames are resized; None compares frames at their own, equal size
+    lmd                compute landmark measures, `metrics.LandmarkMeasures`
+    fid                compute FID and KID over all frames
+    fid_features       feature network: "inception", "mobilenet", or "encoder", the bundled one
+    lpips              compute LPIPS (VGG)
+    identity_network   path of a face recognition network, as in `losses.identity_network`, for the cosine similarity of
+                       the embeddings of each pair of frames
+    syncnet            path of SyncNet's weights, for LSE-C and LSE-D of each clip with its own sound, or if it has
+                       none, the other clip's
     phonemes           timing file, or a folder of them by the real clips' names, for `metrics.BilabialClosure`
-    dictionary         pronouncing dictionary in the format of CMUdict, for words that GRID does not have
-    landmarks          .npy (T, 68, 2) of the true clip, or a folder with NAME.landmarks.npy: then only the fake clip is searched
-    aligned            take all clips as aligned
-    detector, detector_model   as `landmarks.detector` takes them
-    enlarge            factor by which frames are enlarged for the detector, which overlooks small faces
-    max_lag            frames by which the mouth may be early or late
-    shut_below         lips count as shut below this share of the true mouth's way
-    closure_tolerance  frames by which lips may shut too early or too late
-    device             where networks compute
-    raises             TalkheadError if weights are missing: it names them, where they are to be had, and where they should lie
+    dictionary         pronouncing dictionary in the format of CMUdict, for words outside GRID
+    landmarks          .npy (T, 68, 2) of the real clip, or a folder with NAME.landmarks.npy: then detection runs on the
+                       fake clip alone
+    aligned            treat all clips as aligned
+    detector, detector_model   as in `landmarks.detector`
+    enlarge            factor by which frames are enlarged for the detector, which misses small faces
+    max_lag            frames, largest lag of the mouth that is tried
+    shut_below         lips are closed below this share of the true mouth's range
+    closure_tolerance  frames by which lips may close too early or too late
+    device             torch device of the networks, or "auto"
+    raises             TalkheadError if weights are missing, with their name, address and path
 
-    `describe()` tells all this, versions and the hashes of weights, as a dict that JSON can hold.
+    `describe()` returns settings, versions and hashes of the weights as a JSON dict.
     """
 
     def __init__(
@@ -125,8 +130,8 @@ class Protocol:
         detector_model=None,
         enlarge=1,
         max_lag=metrics.MAX_LAG,
-        shut_below=metrics.SHUT,
-        closure_tolerance=metrics.TOLERANCE,
+        shut_below=metrics.CLOSED_SHARE,
+        closure_tolerance=metrics.CLOSURE_TOLERANCE,
         device="auto",
     ):
         self.options = {name: value for name, value in locals().items() if name != "self" and not name.startswith("__")}
@@ -136,46 +141,48 @@ class Protocol:
             raise TalkheadError("metrics: closures and true landmarks need a detector; leave --no-lmd out")
         if phonemes and landmarks:
             raise TalkheadError(
-                "metrics: lips are shut by what one detector sees of both mouths; leave --landmarks out, or --phonemes"
+                "metrics: closures need landmarks of both clips by one detector; leave --landmarks out, or --phonemes"
             )
         if syncnet and fps != 25:
-            raise TalkheadError(f"metrics: SyncNet knows 25 frames a second, not {fps:g}; leave --fps or --syncnet out")
+            raise TalkheadError(
+                f"metrics: SyncNet needs 25 frames per second, not {fps:g}; leave --fps or --syncnet out"
+            )
         self.weights, self.packages = {}, ["numpy", "av"]
         self.dictionary = None if dictionary is None else read_dictionary(dictionary)
         if dictionary:
             self.weights["dictionary"] = [dictionary]
-        self.detector = self._find(detector, detector_model, enlarge, device) if lmd else None
-        self.features = self._look(fid_features, device) if fid else None
-        self.perceptual = self._perceive(device) if lpips else None
-        self.identity = self._recognise(identity_network, device) if identity_network else None
-        self.syncnet = self._synchronise(syncnet, device) if syncnet else None
-        self._described = None
+        self.detector = self._load_detector(detector, detector_model, enlarge, device) if lmd else None
+        self.features = self._load_features(fid_features, device) if fid else None
+        self.perceptual = self._load_lpips(device) if lpips else None
+        self.identity = self._load_identity(identity_network, device) if identity_network else None
+        self.syncnet = self._load_syncnet(syncnet, device) if syncnet else None
+        self._description = None
 
-    def _find(self, name, model, enlarge, device):
+    def _load_detector(self, name, model, enlarge, device):
         detector = landmarks.detector(name, model, "cpu" if name == "mediapipe" else self._device(device))
         self.weights["detector"] = detector.weights
         self.packages.append(detector.name)
         return Enlarged(detector, enlarge)
 
-    def _look(self, name, device):
+    def _load_features(self, name, device):
         from talkhead import checkpoints
 
         if name == "inception":
-            self.weights["fid"] = [_wanted("inception-fid", "FID")]
+            self.weights["fid"] = [_weights_path("inception-fid", "FID")]
         else:
             self.weights["fid"] = [checkpoints.bundled("encoder")]
         return features(name, self._device(device))
 
-    def _perceive(self, device):
-        self.weights["lpips"] = [_wanted("vgg16", "LPIPS")]
+    def _load_lpips(self, device):
+        self.weights["lpips"] = [_weights_path("vgg16", "LPIPS")]
         from talkhead import losses
 
         self.packages.append("lpips")
         network = losses.Perceptual("lpips").to(self._device(device))
         return lambda real, fake: network(fake, real)
 
-    def _recognise(self, path, device):
-        self.weights["identity"] = [_wanted("ir-se50", "identity", path)]
+    def _load_identity(self, path, device):
+        self.weights["identity"] = [_weights_path("ir-se50", "identity", path)]
         from torch.nn import functional as F
 
         from talkhead import losses
@@ -183,50 +190,51 @@ class Protocol:
         network = losses.identity_network(path, self._device(device))
         return lambda real, fake: F.cosine_similarity(network(real), network(fake), dim=1)
 
-    def _synchronise(self, path, device):
-        self.weights["syncnet"] = [_wanted("syncnet", "LSE-C and LSE-D", path)]
+    def _load_syncnet(self, path, device):
+        self.weights["syncnet"] = [_weights_path("syncnet", "LSE-C and LSE-D", path)]
         from talkhead import syncnet
 
         return syncnet.load(path, self._device(device))
 
     def _device(self, name):
-        """Where to compute. torch takes seconds to load, so that nobody asks who does without."""
+        """Torch device by name; imports torch, which takes seconds, only if a network needs it."""
         from talkhead.distributed import pick_device
 
         self.packages += [] if "torch" in self.packages else ["torch"]
         return pick_device(name)
 
     def settings(self):
-        """What can be set, as `--protocol` replays it."""
+        """Settings, in the form that `--protocol` replays."""
         own = {name: self.options[name] for name in DEFAULTS if name in self.options}
         own |= {name: self.options[option] is not None for name, option in FILES.items()}
         return own | {"detector": self.detector.name if self.detector else self.options["detector"]}
 
     def describe(self):
-        """A dict that JSON can hold: settings, rules, the weights' files and sha256, versions."""
-        if self._described is None:
+        """JSON dict of settings, rules, files and sha256 of the weights, and versions."""
+        if self._description is None:
             weights = {
                 role: [{"file": Path(path).name, "sha256": downloads.verify(path)["sha256"]} for path in paths]
                 for role, paths in self.weights.items()
             }
-            self._described = {
+            self._description = {
                 "settings": self.settings(),
                 "rules": RULES,
                 "weights": weights,
                 "versions": {"talkhead": __version__} | {name: _version(name) for name in self.packages},
             }
-        return self._described
+        return self._description
 
     def __call__(self, real, fake, store=None, watch=iter):
         """Measure one pair.
 
         real, fake  paths of clips, or "-"
-        store       folder for what the feature network sees, so that a set can be compared as a whole; None compares the pair alone
-        watch       wraps the iterator of the true clip's frames, to show progress
-        returns     dict: "real", "fake", what `metrics.compare` reports and the measures chosen here, "clips", what either was found to be,
-                    and "protocol". Measures that need a network: "lpips"; "identity" and "identity_frames", cosine; "lse_d", "lse_c" and
-                    "av_offset", and with real_ those of the true clip
-        raises      TalkheadError if one cannot be read or the two cannot be compared
+        store       folder in which features are saved, to compare a set as a whole; None computes FID of the pair alone
+        watch       wraps the iterator of the real clip's frames, to show progress
+        returns     dict: "real", "fake", the report of `metrics.compare` with the measures chosen here, "clips", codec,
+                    rate and size of either, and "protocol". Measures of networks: "lpips"; "identity", cosine
+                    similarity, and "identity_frames"; "lse_d", "lse_c" and "av_offset", and with prefix real_ those of
+                    the real clip
+        raises      TalkheadError if a clip cannot be read or the two cannot be compared
         """
         sounds = self._sounds(real, fake) if self.syncnet else None
         known = _landmarks(self.landmarks, real)
@@ -239,7 +247,7 @@ class Protocol:
             ]
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
-            seen = [fid.FeatureAccumulator(self.features) for _ in readers] if store else self.features
+            extracted = [fid.FeatureAccumulator(self.features) for _ in readers] if store else self.features
             clips = {
                 name: {
                     "codec": reader.codec,
@@ -249,28 +257,30 @@ class Protocol:
                 }
                 for name, reader in zip(("real", "fake"), readers)
             }
-            frames = [stack.enter_context(_Ahead(_sized(reader, self.size))) for reader in readers]
-            report = metrics.compare(watch(frames[0]), frames[1], self.detector, known, seen, measures, self.max_lag)
+            frames = [stack.enter_context(_Prefetched(_sized(reader, self.size))) for reader in readers]
+            report = metrics.compare(
+                watch(frames[0]), frames[1], self.detector, known, extracted, measures, self.max_lag
+            )
         if store:
-            for place, cloud in zip((real, fake), seen):
-                files.write_array(_kept(store, place), cloud.features())
+            for place, accumulator in zip((real, fake), extracted):
+                files.write_array(_feature_path(store, place), accumulator.features())
         return {"real": str(real), "fake": str(fake)} | report | {"clips": clips, "protocol": self.describe()}
 
     def _measures(self, readers, sounds):
         if self.perceptual:
-            yield _Pictures("lpips", self.perceptual, self._device(self.options["device"]))
+            yield _ImageMeasure("lpips", self.perceptual, self._device(self.options["device"]))
         if self.identity:
-            whole = self.aligned or all(reader.aligned for reader in readers)
-            if not whole and self.detector is None:
+            aligned = self.aligned or all(reader.aligned for reader in readers)
+            if not aligned and self.detector is None:
                 raise TalkheadError(
-                    f"{readers[1].name}: not marked as aligned, and who is seen is told from aligned faces; pass --aligned if it "
-                    "is, or leave --no-lmd out"
+                    f"{readers[1].name}: not marked as aligned, and the identity network needs aligned faces; "
+                    "pass --aligned if it is, or leave --no-lmd out"
                 )
-            yield _Pictures(
+            yield _ImageMeasure(
                 "identity",
                 self.identity,
                 self._device(self.options["device"]),
-                None if whole else FACE_SIDE,
+                None if aligned else FACE_SIDE,
                 counted=True,
             )
         if self.syncnet:
@@ -278,29 +288,27 @@ class Protocol:
 
             if self.detector is None and any(reader.size != (syncnet.SIDE, syncnet.SIDE) for reader in readers):
                 raise TalkheadError(
-                    f"{readers[1].name}: SyncNet looks at crops of {syncnet.SIDE}x{syncnet.SIDE}, which are cut by landmarks; "
+                    f"{readers[1].name}: SyncNet needs crops of {syncnet.SIDE}x{syncnet.SIDE}, cut by landmarks; "
                     "leave --no-lmd out"
                 )
-            yield _Synchrony(self.syncnet, sounds)
+            yield _SyncMeasure(self.syncnet, sounds)
 
     def _sounds(self, real, fake):
-        """The sound of each clip; of one without, the other's."""
+        """Sound of each clip; if a clip has none, the other's."""
         for place in (real, fake):
             if str(place) == "-":
-                raise TalkheadError("-: SyncNet needs frames and sound, and a pipe can be read only once; name a file")
+                raise TalkheadError("-: SyncNet reads frames and sound, and a pipe can be read only once; pass a file")
         sounds = [_sound(place) for place in (real, fake)]
         if all(sound is None for sound in sounds):
-            raise TalkheadError(
-                f"{real}, {fake}: neither has a sound track, and SyncNet compares lips with sound; leave --syncnet out"
-            )
+            raise TalkheadError(f"{real}, {fake}: neither has a sound track, which SyncNet needs; leave --syncnet out")
         return [own if own is not None else other for own, other in zip(sounds, reversed(sounds))]
 
 
 class Enlarged:
-    """A detector that sees frames enlarged, because it was made for faces larger than these.
+    """Landmark detector on enlarged frames, for detectors that miss small faces.
 
     detector   landmarks.Detector
-    factor     whole number; 1 changes nothing
+    factor     whole number; 1 leaves frames as they are
     """
 
     def __init__(self, detector, factor=1):
@@ -314,12 +322,12 @@ class Enlarged:
         large = Image.fromarray(image).resize(
             [side * self.factor for side in image.shape[1::-1]], Image.Resampling.BICUBIC
         )
-        # The centre of pixel 0 is at 0: enlarged four times, it comes to lie at 1.5.
+        # Pixel centres are at whole numbers: the centre of pixel 0, enlarged four times, is at 1.5.
         return [(face + 0.5) / self.factor - 0.5 for face in self.detector(np.asarray(large))]
 
 
 def features(name, device="cpu"):
-    """A feature network for FID by name: "inception", "mobilenet", or "encoder", the bundled one's trunk."""
+    """Feature network for FID by name: "inception", "mobilenet", or "encoder", the bundled encoder's trunk."""
     from talkhead import checkpoints, fid
 
     if name == "encoder":
@@ -327,63 +335,63 @@ def features(name, device="cpu"):
     return fid.named(name, device)
 
 
-class _Pictures:
-    """A network's number for each pair of pictures, worked out some at a time.
+class _ImageMeasure:
+    """Mean of a function of image pairs, computed in batches.
 
     function   of two batches, float (N, 3, H, W) in [-1, 1], to (N,)
-    side       of crops by the landmarks that it wants, and pairs with a face missing are left out; None gives it whole frames
-    counted    whether the report says how many there were
+    side       side of face crops by the landmarks, without pairs that lack a face; None is whole frames
+    counted    report the number of pairs too
     """
 
     def __init__(self, name, function, device, side=None, counted=False):
         self.name, self.function, self.device, self.side, self.counted = name, function, device, side, counted
-        self.waiting, self.values = [], []
+        self.pending, self.values = [], []
 
     def add(self, pair):
         if self.side is None:
-            self.waiting.append(pair[:2])
+            self.pending.append(pair[:2])
         elif pair.real_points is not None and pair.fake_points is not None:
-            self.waiting.append(
+            self.pending.append(
                 (
                     faces.align(pair.real, pair.real_points, self.side),
                     faces.align(pair.fake, pair.fake_points, self.side),
                 )
             )
-        if len(self.waiting) == fid.TOGETHER:
-            self._look()
+        if len(self.pending) == fid.TOGETHER:
+            self._flush()
 
-    def _look(self):
+    def _flush(self):
         import torch
 
         from talkhead.images import to_images
 
-        if self.waiting:
+        if self.pending:
             with torch.no_grad():
-                real, fake = (to_images(np.stack(frames)).to(self.device) for frames in zip(*self.waiting))
+                real, fake = (to_images(np.stack(frames)).to(self.device) for frames in zip(*self.pending))
                 self.values += self.function(real, fake).flatten().tolist()
-            self.waiting = []
+            self.pending = []
 
     def report(self):
-        self._look()
+        self._flush()
         mean = float(np.mean(self.values)) if self.values else None
         return {self.name: mean} | ({f"{self.name}_frames": len(self.values)} if self.counted else {})
 
 
-class _Synchrony:
-    """SyncNet's view of either clip."""
+class _SyncMeasure:
+    """SyncNet's LSE-D, LSE-C and offset of either clip."""
 
     def __init__(self, network, sounds):
         from talkhead import syncnet
 
-        self.watchers, self.sounds = [syncnet.SyncNetEvaluator(network), syncnet.SyncNetEvaluator(network)], sounds
+        self.evaluators, self.sounds = [syncnet.SyncNetEvaluator(network) for _ in range(2)], sounds
 
     def add(self, pair):
-        for evaluator, frame, points in zip(self.watchers, pair[:2], pair[2:]):
+        for evaluator, frame, points in zip(self.evaluators, pair[:2], pair[2:]):
             evaluator.add(frame, points)
 
     def report(self):
         found = {}
-        for prefix, evaluator, sound in zip(("real_", ""), self.watchers, self.sounds):
+        for prefix, evaluator, sound in zip(("real_", ""), self.evaluators, self.sounds):
             sync = evaluator.score(sound)
             found |= {
                 prefix + name: value for name, value in zip(("lse_d", "lse_c", "av_offset"), sync or (None, None, None))
@@ -391,11 +399,11 @@ class _Synchrony:
         return found
 
 
-class _Ahead:
-    """An iterator's items, made by a thread while those before are in use; a context, at whose end the thread is gone."""
+class _Prefetched:
+    """Iterator that a thread reads AHEAD items in advance; a context manager that ends the thread."""
 
     def __init__(self, items):
-        self._items, self._thread, self._coming = iter(items), ThreadPoolExecutor(1), deque()
+        self._items, self._thread, self._futures = iter(items), ThreadPoolExecutor(1), deque()
 
     def __enter__(self):
         return self
@@ -405,17 +413,17 @@ class _Ahead:
 
     def __iter__(self):
         for _ in range(AHEAD):
-            self._ask()
-        while (item := self._coming.popleft().result()) is not None:
-            self._ask()
+            self._submit()
+        while (item := self._futures.popleft().result()) is not None:
+            self._submit()
             yield item
 
-    def _ask(self):
-        self._coming.append(self._thread.submit(next, self._items, None))
+    def _submit(self):
+        self._futures.append(self._thread.submit(next, self._items, None))
 
 
 def _sized(reader, size):
-    """The frames of a clip, resized if asked."""
+    """Frames of a clip, resized if `size` is set."""
     if size is None:
         yield from reader
         return
@@ -437,30 +445,31 @@ def _sound(place):
 
 
 def _landmarks(place, clip):
-    """The known landmarks of a clip, (T, 68, 2), or None."""
+    """Known landmarks of a clip, (T, 68, 2), or None."""
     if place is None:
         return None
     place = Path(place)
     if place.is_dir():
         place = place / f"{Path(clip).stem}.landmarks.npy"
     points = faces.read_landmarks(place)
-    unseen = np.isnan(points).any(axis=(1, 2))
-    if unseen.any():
+    missing = np.isnan(points).any(axis=(1, 2))
+    if missing.any():
         raise TalkheadError(
-            f"{place}, frame {int(np.argmax(unseen))}: holds NaN, and true landmarks are those of every frame; leave --landmarks out"
+            f"{place}, frame {int(np.argmax(missing))}: landmarks are NaN, and are needed in every frame; "
+            "leave --landmarks out"
         )
     return points
 
 
-def _wanted(name, purpose, path=None):
-    """The path of public weights, at `path` or where they are looked for; TalkheadError that says where to get them if they are not there."""
+def _weights_path(name, purpose, path=None):
+    """Path of public weights, `path` or the default one; TalkheadError with their address if the file is missing."""
     weights = downloads.find(name)
     path = weights.path if path is None else Path(path)
     if not path.is_file():
         size = f"{weights.size / 1e6:.0f} MB" if weights.size else "size unknown"
         raise TalkheadError(
-            f"{path}: not there, and {purpose} looks through it; it is at {weights.urls[0]} ({size}); "
-            f"run talkhead weights fetch {name}, or put it there"
+            f"{path}: file not found; {purpose} needs it; run talkhead weights fetch {name}, "
+            f"or download {weights.urls[0]} ({size})"
         )
     return path
 
@@ -472,14 +481,14 @@ def _version(package):
         return None
 
 
-# Replaying a protocol ---------------------------------------------------------------------------------------------------
+# Replaying a protocol -------------------------------------------------------------------------------------------------
 
 
 def read_protocol(place):
-    """A protocol that was written down: "thesis", or the path of a record, a file of records, or what `describe` gives.
+    """Read a protocol: "thesis", or the path of a record, of a file of records, or of a `describe` dict.
 
-    returns  dict with "settings", and "weights" and "versions" where they are known
-    raises   TalkheadError if it holds none
+    returns  dict with "settings", and "weights" and "versions" if known
+    raises   TalkheadError if there is none
     """
     if str(place) == "thesis":
         return {"settings": dict(THESIS)}
@@ -487,33 +496,33 @@ def read_protocol(place):
         text = files.decoded(Path(place).read_bytes(), "replace")
     try:
         try:
-            told = json.loads(text)
+            protocol = json.loads(text)
         except ValueError:
-            told = json.loads(text.partition("\n")[0])  # a file of records
-        told = told.get("protocol", told)
-        unknown = set(told["settings"]) - set(DEFAULTS)
+            protocol = json.loads(text.partition("\n")[0])  # a file of records
+        protocol = protocol.get("protocol", protocol)
+        unknown = set(protocol["settings"]) - set(DEFAULTS)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TalkheadError(
-            f"{place}: no protocol of talkhead metrics; give thesis, or a file of what metrics printed"
+            f"{place}: no protocol of talkhead metrics; give thesis, or a file of the output of metrics"
         ) from None
     if unknown:
         raise TalkheadError(
-            f"{place}: its protocol sets {', '.join(sorted(unknown))}, which this version does not know; use the version it names"
+            f"{place}: its protocol sets {', '.join(sorted(unknown))}, unknown to this version; use the one it names"
         )
-    return told
+    return protocol
 
 
-def replay(told, options, explicit, place="--protocol"):
-    """The options for a `Protocol` that measures as another did.
+def replay(recorded, options, explicit, place="--protocol"):
+    """Options of a `Protocol` that repeats a recorded one.
 
-    told      from `read_protocol`
-    options   of `Protocol`, as they would be without it; files are taken from here
-    explicit  names of those that somebody chose: they may not contradict
-    place     what the protocol is called in messages
-    raises    TalkheadError if they do, or a file is missing that the protocol needs, or given that it does not
+    recorded  recorded protocol, from `read_protocol`
+    options   options of `Protocol` without it, from which files are taken
+    explicit  names of options that the user set: they may not contradict the protocol
+    place     name of the protocol in messages
+    raises    TalkheadError if they do, or if a file that the protocol needs is missing, or one it does not use is given
     """
     options = dict(options)
-    for name, value in (DEFAULTS | told["settings"]).items():
+    for name, value in (DEFAULTS | recorded["settings"]).items():
         flag = "--" + FILES.get(name, name).replace("_", "-")
         if name in FILES:
             if value and options[FILES[name]] is None:
@@ -529,14 +538,14 @@ def replay(told, options, explicit, place="--protocol"):
     return options
 
 
-def check(told, protocol, place="--protocol"):
-    """Compare the weights and versions of a protocol that is replayed with those at hand.
+def check(recorded, protocol, place="--protocol"):
+    """Compare the weights and versions of a replayed protocol with the present ones.
 
-    raises   TalkheadError if weights are others
-    warns    of other versions
+    raises   TalkheadError if weights differ
+    warns    if versions differ
     """
     mine = protocol.describe()
-    for role, wanted in told.get("weights", {}).items():
+    for role, wanted in recorded.get("weights", {}).items():
         found = mine["weights"].get(role, [])
         if [weight["sha256"] for weight in found] != [weight["sha256"] for weight in wanted]:
             names = [
@@ -548,22 +557,22 @@ def check(told, protocol, place="--protocol"):
             )
     other = [
         f"{name} {then}, here {mine['versions'].get(name)}"
-        for name, then in told.get("versions", {}).items()
+        for name, then in recorded.get("versions", {}).items()
         if mine["versions"].get(name) != then
     ]
     if other:
         warnings.warn(f"{place}: measured with {'; '.join(other)}", stacklevel=2)
 
 
-# Sets of pairs ----------------------------------------------------------------------------------------------------------
+# Sets of pairs --------------------------------------------------------------------------------------------------------
 
 
 def match(places):
-    """Pairs of clips: files as they come, folders of clips matched by name.
+    """Pairs of clips: files in their order, folders of clips matched by name.
 
-    places   real, fake, real, fake, …: clips, folders of pictures (a clip each), or two folders of clips, searched at any depth
-    returns  list of (real, fake), and a list of the clips in folders that have no partner
-    raises   TalkheadError if a place is not there, a folder faces a file, or no names agree
+    places   real, fake, real, fake, …: clips, folders of images (a clip each), or two folders of clips, at any depth
+    returns  list of (real, fake), and a list of the clips in folders without a partner
+    raises   TalkheadError if a place does not exist, a folder is paired with a file, or no names match
     """
     pairs, alone = [], []
     for real, fake in zip(places[::2], places[1::2]):
@@ -590,20 +599,20 @@ def match(places):
 
 
 def _is_set(place):
-    """Whether a place is a folder of clips. One that holds pictures is a clip itself."""
+    """True for a folder of clips; a folder of images is a clip itself."""
     if str(place) == "-" or not Path(place).is_dir():
         return False
     suffixes = {
         path.suffix.lower() for path in Path(place).iterdir() if path.is_file() and not files.is_hidden(path.name)
     }
-    return bool(suffixes & MOVING) or not suffixes & image_files.PICTURES
+    return bool(suffixes & VIDEO_SUFFIXES) or not suffixes & image_files.PICTURES
 
 
 def _clips(folder):
-    """The clips in a folder, by name: {path within it, without ending: path}."""
+    """Clips in a folder by name: {relative path without suffix: path}."""
     folder, found = Path(folder), {}
     for path in sorted(folder.rglob("*")):
-        is_clip = path.suffix.lower() in MOVING if path.is_file() else not _is_set(path)
+        is_clip = path.suffix.lower() in VIDEO_SUFFIXES if path.is_file() else not _is_set(path)
         if is_clip and not files.is_hidden(path.relative_to(folder)):
             name = path.relative_to(folder).with_suffix("") if path.is_file() else path.relative_to(folder)
             if str(name) in found:
@@ -613,20 +622,21 @@ def _clips(folder):
 
 
 def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=jobs.Shard(), watch=iter):
-    """Measure pairs one after the other, or several at a time; whatever fails is recorded, and the next is done.
+    """Measure pairs, in one or several processes; a failure is recorded, and the next pair follows.
 
-    pairs      list of (real, fake) paths, the whole of it
+    pairs      list of all (real, fake) paths
     protocol   Protocol
-    output     file of records (JSON, a line each), which grows as they are made: those that are in it are not made again, but those that
-               failed are. A shard writes its own, NAME-I-of-N, and reads all of them. None keeps no file
-    overwrite  make again what is in the file
-    workers    processes
-    shard      which of the pairs are this process's
-    watch      as `Protocol` takes it, for a single pair of which no file is kept
-    yields     the record of each pair, in order; of one that failed {"real", "fake", "error", "protocol"}, and "traceback" if it is our bug.
-               Of more than one, the last is what `summarise` gives, with FID and KID of all their frames
-    raises     TalkheadError if the file was made by another protocol, or cannot be written. A single pair of which no file is kept raises
-               its own error
+    output     file of records (JSON lines), to which each is appended; pairs in it are skipped unless they failed. A
+               shard writes its own, NAME-I-of-N, and reads those of all shards. None writes no file
+    overwrite  measure again the pairs in the file
+    workers    number of processes
+    shard      jobs.Shard, this process's part of the pairs
+    watch      as in `Protocol`, for a single pair without a file
+    yields     the record of each pair, in order; of a failed one {"real", "fake", "error", "protocol"}, and "traceback"
+               if it is a bug. For several pairs the last record is that of `summarise`, with FID and KID over all
+               frames
+    raises     TalkheadError if the file was made by another protocol, or cannot be written. A single pair without a
+               file raises its own error
     """
     alone, pairs = len(pairs) == 1, shard(pairs)
     if alone and output is None:
@@ -639,7 +649,9 @@ def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=job
             with files.os_errors_in_one_line(store):
                 store.mkdir(exist_ok=True)
         ledger = stack.enter_context(_Ledger(output, protocol.describe(), shard, overwrite)) if output else None
-        known = {pair: record for pair, record in (ledger.known if ledger else {}).items() if _is_kept(store, pair)}
+        known = {
+            pair: record for pair, record in (ledger.known if ledger else {}).items() if _has_features(store, pair)
+        }
         waiting = [pair for pair in pairs if pair not in known]
         made = stack.enter_context(_Workers(protocol, workers if len(waiting) > 1 else 1, store))(waiting)
         records = []
@@ -664,24 +676,24 @@ def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=job
 
 
 def measured(protocol, real, fake, store=None):
-    """The record of a pair, also if it fails."""
+    """Record of a pair, also if it fails."""
     try:
         return protocol(real, fake, store)
     except TalkheadError as problem:
-        told = {"error": str(problem)}
-    except Exception as problem:  # a bug of ours must not keep the other pairs waiting
-        told = {"error": f"{type(problem).__name__}: {problem}", "traceback": traceback.format_exc()}
-    return {"real": str(real), "fake": str(fake)} | told | {"protocol": protocol.describe()}
+        error = {"error": str(problem)}
+    except Exception as problem:  # a bug must not stop the other pairs
+        error = {"error": f"{type(problem).__name__}: {problem}", "traceback": traceback.format_exc()}
+    return {"real": str(real), "fake": str(fake)} | error | {"protocol": protocol.describe()}
 
 
 class _Workers:
-    """Records of pairs, in their order, by this process or several; a context, at whose end they are gone."""
+    """Records of pairs, in order, by this process or a pool; a context manager that ends the pool."""
 
     def __init__(self, protocol, count, store):
         self.protocol, self.store = protocol, store
         context = multiprocessing.get_context("spawn")
         self.pool = (
-            ProcessPoolExecutor(count, context, _begin, (protocol.options, protocol.describe(), store, count))
+            ProcessPoolExecutor(count, context, _start_worker, (protocol.options, protocol.describe(), store, count))
             if count > 1
             else None
         )
@@ -701,19 +713,20 @@ class _Workers:
             yield from self.pool.map(_measured, pairs)
         except BrokenProcessPool as problem:
             raise TalkheadError(
-                "metrics: a process was killed, for want of memory perhaps; lower --workers; with -o, what is done is kept"
+                "metrics: a process was killed, perhaps for lack of memory; lower --workers; "
+                "with -o, finished pairs are kept"
             ) from problem
 
 
-_worker = None  # in a worker process: what it measures with
+_worker = None  # in a worker process: its protocol and folder of features
 
 
-def _begin(options, described, store, count):
+def _start_worker(options, described, store, count):
     global _worker
     protocol = Protocol(**options)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(max(1, os.cpu_count() // count))
-    protocol._described = described  # the hashes of its weights are known
+    protocol._description = described  # saves hashing the weights again
     _worker = protocol, store
 
 
@@ -723,9 +736,9 @@ def _measured(pair):
 
 
 class _Ledger:
-    """A file of records that grows; a context.
+    """File of records that is appended to; a context manager.
 
-    known   {(real, fake): record} of those that it, or those of other shards, hold; not those that failed
+    known   {(real, fake): record} in this file and those of other shards, without failed ones
     """
 
     def __init__(self, path, protocol, shard, overwrite):
@@ -747,14 +760,14 @@ class _Ledger:
 
     @staticmethod
     def _read(path, protocol):
-        """The records of a file that need not be made again."""
+        """Records of a file that did not fail."""
         if not path.exists():
             return []
         with files.os_errors_in_one_line(path):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         records = []
         for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):  # a killed process may not have ended its last
+            if not line.endswith("\n"):  # cut off when a process was killed
                 continue
             try:
                 record = json.loads(line)
@@ -768,8 +781,8 @@ class _Ledger:
                 ) from None
             if other:
                 raise TalkheadError(
-                    f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to measure "
-                    "as then, --overwrite to measure all again, or name another file"
+                    f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; "
+                    f"pass --protocol {path} to repeat them, --overwrite to measure all again, or name another file"
                 )
             records += [record] if "real" in record and "error" not in record else []
         return records
@@ -787,59 +800,62 @@ class _Ledger:
             self._stream.close()
 
 
-def _kept(store, place):
-    """Where it is kept what the feature network saw in a clip."""
+def _feature_path(store, place):
+    """Path of the saved features of a clip."""
     return Path(store) / f"{sha256(str(place).encode()).hexdigest()[:24]}.npy"
 
 
-def _is_kept(store, pair):
-    return store is None or all(_kept(store, place).exists() for place in pair)
+def _has_features(store, pair):
+    return store is None or all(_feature_path(store, place).exists() for place in pair)
 
 
 def _set_distance(store, records, network):
-    """FID and KID of all frames of a set, from what is kept of its clips; memory does not grow with it."""
+    """FID and KID of all frames of a set, from the saved features of its clips, in constant memory."""
     sides = [
-        [np.load(_kept(store, place), mmap_mode="r") for place in dict.fromkeys(record[side] for record in records)]
+        [
+            np.load(_feature_path(store, place), mmap_mode="r")
+            for place in dict.fromkeys(record[side] for record in records)
+        ]
         for side in ("real", "fake")
     ]
     counts = [sum(map(len, side)) for side in sides]
     if min(counts) < 2:
         return {"fid": None, "kid": None, "fid_features": network.name, "fid_pictures": counts}
-    spreads = [_spread(side, network.width) for side in sides]
-    some = [_sample(side, count) for side, count in zip(sides, counts)]
+    statistics = [_statistics(side, network.width) for side in sides]
+    samples = [_sample(side, count) for side, count in zip(sides, counts)]
     fid.warn_of_few(min(counts), network)
     return {
-        "fid": fid.statistics_distance(*spreads),
-        "kid": fid.kernel_distance(*some),
+        "fid": fid.statistics_distance(*statistics),
+        "kid": fid.kernel_distance(*samples),
         "fid_features": network.name,
         "fid_pictures": counts,
     }
 
 
-def _spread(clouds, width):
-    spread, waiting = fid.FeatureStatistics(width), []
-    for number, cloud in enumerate(clouds, 1):
-        waiting.append(cloud)
-        # Many at a time: each triangle costs as much as some thousand pictures.
-        if sum(map(len, waiting)) > 2 * width or number == len(clouds):
-            spread.add(np.concatenate(waiting))
-            waiting = []
-    return spread
+def _statistics(arrays, width):
+    statistics, pending = fid.FeatureStatistics(width), []
+    for number, array in enumerate(arrays, 1):
+        pending.append(array)
+        # In large blocks: each QR decomposition costs as much as thousands of images.
+        if sum(map(len, pending)) > 2 * width or number == len(arrays):
+            statistics.add(np.concatenate(pending))
+            pending = []
+    return statistics
 
 
-def _sample(clouds, count):
-    """All features, or as many as the kernel distance takes, by lot."""
+def _sample(arrays, count):
+    """All features, or fid.KERNEL_MOST of them at random."""
     if count <= fid.KERNEL_MOST:
-        return np.concatenate(clouds)
+        return np.concatenate(arrays)
     chosen = np.sort(np.random.default_rng(0).choice(count, fid.KERNEL_MOST, replace=False))
-    starts = np.cumsum([0, *map(len, clouds)])
+    starts = np.cumsum([0, *map(len, arrays)])
     parts = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))
-    return np.concatenate([cloud[part - start] for cloud, part, start in zip(clouds, parts, starts)])
+    return np.concatenate([array[part - start] for array, part, start in zip(arrays, parts, starts)])
 
 
-# Many records as one ----------------------------------------------------------------------------------------------------
+# Summary of a set -----------------------------------------------------------------------------------------------------
 
-# By what a pair's number is weighed in the mean of a set: the field that counts its frames, or 1.
+# Weight of a pair in the mean of a set: the field that counts its frames; None is equal weights.
 _WEIGHED = {
     "psnr": "psnr_frames",
     "ssim": "frames",
@@ -875,9 +891,9 @@ _MEDIAN = ("opening_lag", "av_offset", "real_av_offset")
 
 
 def summarise(records):
-    """One record of a set: {"summary": True, "pairs", "failed", …}, the fields of its records summed, averaged or their median.
+    """Summary record of a set: {"summary": True, "pairs", "failed", …}, with sums, means or medians of the fields.
 
-    records  as `Protocol` gives them; those that failed are counted
+    records  records of `Protocol`; failed ones are only counted
     """
     good = [
         record | {"psnr_frames": record["frames"] - record["identical"]} for record in records if "error" not in record
@@ -920,19 +936,19 @@ _COLUMNS = (
 
 
 def table(records):
-    """Records as people read them: a line for each pair and for the set, then how it was measured; text."""
+    """Text table of records: a line for each pair and for the set, then the protocol."""
     shown = [record for record in records if "error" not in record and "networks" not in record]
     columns = [column for column in _COLUMNS if any(column[0] in record for record in shown)]
     lines = [["", "frames", *(heading for _, heading, _ in columns)]]
     for record in shown:
         name = f"all {record['pairs'] - record['failed']}" if record.get("summary") else _short(record["fake"])
-        endless = record.get("psnr") is None and record.get("identical")
+        infinite = record.get("psnr") is None and record.get("identical")
         lines.append(
             [
                 name,
                 str(record.get("frames", "–")),
                 *(
-                    "∞" if field == "psnr" and endless else _number(record.get(field), digits)
+                    "∞" if field == "psnr" and infinite else _number(record.get(field), digits)
                     for field, _, digits in columns
                 ),
             ]
@@ -941,8 +957,8 @@ def table(records):
     text = (
         [
             "  ".join(
-                cell.ljust(width) if not place else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths))
+                cell.ljust(width) if not column else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths))
             ).rstrip()
             for line in lines
         ]
@@ -951,20 +967,20 @@ def table(records):
     )
     text += [f"failed: {' '.join(record['error'].split())}" for record in records if "error" in record]
     text += [_table_of_networks(record) for record in records if "networks" in record]
-    return "\n".join([*text, *(["", _told(shown[-1])] if shown else [])])
+    return "\n".join([*text, *(["", _protocol_line(shown[-1])] if shown else [])])
 
 
-def _short(path, most=40):
+def _short(path, limit=40):
     path = str(path)
-    return path if len(path) <= most else "…" + path[1 - most :]
+    return path if len(path) <= limit else "…" + path[1 - limit :]
 
 
 def _number(value, digits):
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _told(record):
-    """The protocol in a line."""
+def _protocol_line(record):
+    """The protocol in one line."""
     protocol, size = record["protocol"], record.get("size")
     settings = protocol["settings"]
     parts = [f"{settings['fps']:g} fps"] + ([f"{size[1]}x{size[0]} pixels"] if size else [])
@@ -976,20 +992,23 @@ def _told(record):
 
 def _table_of_networks(record):
     millions = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in record["parameters"].items())
-    return f"{record['frames_per_second']:.1f} frames/s at {record['size'][0]}x{record['size'][1]} on {record['device']}; parameters: {millions}"
+    return (
+        f"{record['frames_per_second']:.1f} frames/s at {record['size'][0]}x{record['size'][1]} on {record['device']}; "
+        f"parameters: {millions}"
+    )
 
 
-# The generator's own size and speed -------------------------------------------------------------------------------------
+# Size and speed of the networks ---------------------------------------------------------------------------------------
 
 
 def network_speed(generator, encoder, audio2latent, seconds=4.0, batch=8):
-    """How large and how fast a generator of talking heads is (thesis, Table 5.2).
+    """Parameters and speed of the networks of a talking head (thesis, Table 5.2).
 
-    generator, encoder, audio2latent   networks made for each other, on one device
-    seconds   of speech that is spoken, after a second to warm up
-    batch     frames made together
-    returns   dict: "networks", True; "parameters", of each and in all; "frames_per_second", from a face and a sound in memory to frames in
-              memory; "frames"; "size", [height, width]; "batch"; "device"; "threads" of a CPU
+    generator, encoder, audio2latent   networks trained for one generator, on one device
+    seconds   duration of the timed speech, after a second of warm-up
+    batch     frames synthesized together
+    returns   dict: "networks", True; "parameters", of each and in all; "frames_per_second", from a face and a sound in
+              memory to frames in memory; "frames"; "size", [height, width]; "batch"; "device"; "threads" of the CPU
     """
     import time
 

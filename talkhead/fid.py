@@ -1,7 +1,7 @@
-"""What networks see in pictures: the features whose clouds FID and KID compare.
+"""FID and KID, and the feature networks for them.
 
-A feature network here is a function of uint8 frames (N, H, W, 3) that returns float32 (N, D), with `name` and `width`, its
-D. Distances by two networks have nothing to do with each other, so the name goes wherever such a number goes.
+A feature network here is a function of uint8 frames (N, H, W, 3) that returns float32 (N, D), with attributes `name`
+and `width`, its D. Distances of different networks are not comparable, so the name is reported with each number.
 """
 
 import warnings
@@ -19,12 +19,12 @@ from talkhead.fingerprints import digest
 from talkhead.images import to_images
 
 WEIGHTS = REGISTRY["inception-fid"].file
-CLASSES = 1008  # of the network from 2015; later ones of the same layers have 1000
-SIDE = 299  # pixels
-SMALLEST = 75  # pixels: below it, a map of its vanishes
-EPSILON = 0.001  # of its batch normalisation
+CLASSES = 1008  # of the Inception network of 2015; later ones with the same layers have 1000
+SIDE = 299  # pixels, Inception's input
+SMALLEST = 75  # pixels; smaller inputs leave an empty feature map
+EPSILON = 0.001  # of Inception's batch normalisation
 
-# Its blocks: branches side by side, each a chain of convolutions, of which the last may be two on the same map.
+# Branches of Inception's blocks: each is a chain of convolutions; "a+b" are two convolutions of the same map.
 _BRANCHES = {
     "A": ("branch1x1", "branch5x5_1 branch5x5_2", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"),
     "B": ("branch3x3", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"),
@@ -56,9 +56,9 @@ _BLOCKS = {
 
 
 def named(network, device="cpu"):
-    """A feature network by its name, "inception" or "mobilenet"; or itself, if it is one.
+    """Feature network by name, "inception" or "mobilenet"; a network is returned as it is.
 
-    raises   TalkheadError if the name is another, or its weights are not there
+    raises   TalkheadError if the name is unknown, or its weights are missing
     """
     if network == "inception":
         return Inception(device=device)
@@ -72,14 +72,14 @@ def named(network, device="cpu"):
 
 
 class Inception:
-    """Inception-v3 up to its last average (pool3), with the weights from 2015 that FID is defined by: 2048 features.
+    """Inception-v3 up to the last average pooling (pool3), with FID's weights of 2015: 2048 features.
 
-    path     the weights as pytorch-fid publishes them; None is their place in torch's hub cache
-    device   where to compute
+    path     the weights as pytorch-fid publishes them; None is their path in torch's hub cache
+    device   torch device
     raises   TalkheadError if the file is missing, damaged or of another network
 
-    Sizes come from the shapes in the file. Where TensorFlow's network differs from the published one, so does this: an
-    average at a border counts no padding, and the last block takes a maximum where the others average.
+    Sizes come from the shapes in the file. As in TensorFlow's network, and unlike the published one, average pooling
+    excludes padding, and the last block has max pooling.
 
     Source: Heusel et al. 2017; Szegedy et al. 2016 for the layers.
     """
@@ -88,15 +88,15 @@ class Inception:
 
     def __init__(self, path=None, device="cpu"):
         path = Path(path) if path else files.hub_folder() / WEIGHTS
-        mend = f"talkhead weights fetch inception-fid, or put pytorch-fid's {WEIGHTS} there"
+        hint = f"talkhead weights fetch inception-fid, or put pytorch-fid's {WEIGHTS} there"
         if not path.is_file():
-            raise TalkheadError(f"{path}: not there, and FID looks through it; run {mend}")
+            raise TalkheadError(f"{path}: file not found; FID needs it; run {hint}")
         try:
             self.convolutions, self.device = _read(path), "cpu"
-            self.width = self._pool3(torch.zeros(1, 3, SMALLEST, SMALLEST)).shape[1]  # fails where the parts do not fit
+            self.width = self._pool3(torch.zeros(1, 3, SMALLEST, SMALLEST)).shape[1]  # fails if layers do not fit
         except (TalkheadError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
             raise TalkheadError(
-                f"{path}: not the Inception weights of FID, or damaged; delete it and run {mend}"
+                f"{path}: not the Inception weights of FID, or damaged; delete it and run {hint}"
             ) from problem
         self.convolutions = {
             name: (weight.to(device), bias.to(device)) for name, (weight, bias) in self.convolutions.items()
@@ -133,17 +133,17 @@ class Inception:
         return torch.cat([*outputs, self._conv(pooled, block + "branch_pool")], 1)
 
     def _conv(self, x, name, stride=1, inner=False):
-        """Convolve and cut off what is negative. One that strides, or is `inner`, pads nothing; others keep the map's size."""
+        """Convolution and ReLU; without padding if strided or `inner`, else the map keeps its size."""
         weight, bias = self.convolutions[name]
         padding = 0 if inner or stride > 1 else [side // 2 for side in weight.shape[2:]]
         return F.relu_(F.conv2d(x, weight, bias, stride, padding))
 
 
 def _read(path):
-    """The convolutions in a file of weights, their batch normalisation worked into them: {name: (weight, bias)}."""
+    """Convolutions {name: (weight, bias)} of a weights file, with batch normalisation folded in."""
     state, end, convolutions = files.load_weights(path), ".conv.weight", {}
     if len(state["fc.bias"]) != CLASSES:
-        raise TalkheadError(f"{path}: a classifier of other classes")
+        raise TalkheadError(f"{path}: a classifier of {len(state['fc.bias'])} classes, not {CLASSES}")
     for name in [key.removesuffix(end) for key in state if key.endswith(end)]:
         scale, shift, mean, variance = (
             state[f"{name}.bn.{part}"].float() for part in ("weight", "bias", "running_mean", "running_var")
@@ -154,7 +154,7 @@ def _read(path):
 
 
 class MobileNetFeatures:
-    """What MobileNetV2's classifier looks at, for pictures of the size that it has learnt at: 1280 features. Its file is 14 MB.
+    """MobileNetV2's pooled features at its training resolution: 1280 features; 14 MB of weights.
 
     raises   TalkheadError if its weights are missing or damaged
     """
@@ -178,111 +178,114 @@ class MobileNetFeatures:
 
 
 class FaceFeatures:
-    """The last map of an image encoder, averaged: a network that has learnt nothing but faces.
+    """Features of an image encoder, trained on faces alone: its last feature map, averaged.
 
     encoder  ResNetEncoder in evaluation mode, on its device
     raises   TalkheadError if it is of another architecture
 
-    `name` holds a hash of its numbers: another encoder sees otherwise.
+    `name` contains a hash of its weights, because features of different encoders are not comparable.
     """
 
     def __init__(self, encoder):
         if not isinstance(encoder, ResNetEncoder):
-            raise TalkheadError("features for FID: an encoder of another architecture; take one of architecture resnet")
+            raise TalkheadError("FID features: the encoder has another architecture; take one of architecture resnet")
         self.encoder, self.name, self.width = encoder, f"encoder-{digest(encoder)}", encoder.layer4[-1].bn2.num_features
 
     @torch.no_grad()
     def __call__(self, frames):
-        seen = self.encoder.features(to_images(frames).to(self.encoder.w_avg.device))
-        return seen.unflatten(1, (self.width, -1)).mean(2).cpu().numpy()
+        maps = self.encoder.features(to_images(frames).to(self.encoder.w_avg.device))
+        return maps.unflatten(1, (self.width, -1)).mean(2).cpu().numpy()
 
 
-TOGETHER = 16  # frames that a feature network looks at at once
-KERNEL_MOST = 10_000  # pictures of a set that the kernel distance takes, by lot
+TOGETHER = 16  # frames in a batch of a feature network
+KERNEL_MOST = 10_000  # images of a set, chosen at random, that KID takes
+TOO_FEW = "features: fewer than two images; FID and KID need two or more"
 
 
 class FeatureAccumulator:
-    """What a feature network sees in frames that come one by one, without keeping them."""
+    """Features of frames that are added one by one; the frames are not kept."""
 
     def __init__(self, network):
-        # One growing buffer: many small arrays would lie between the network's own and keep the heap from shrinking.
-        self.network, self.waiting, self.numbers = network, [], bytearray()
+        # One growing buffer: many small arrays between the network's own would fragment the heap.
+        self.network, self._pending, self._buffer = network, [], bytearray()
 
     def add(self, frame):
-        """Take one frame, uint8 (H, W, 3)."""
-        self.waiting.append(frame)
-        if len(self.waiting) == TOGETHER:
-            self.look(np.stack(self.waiting))
-            self.waiting = []
+        """Add one frame, uint8 (H, W, 3)."""
+        self._pending.append(frame)
+        if len(self._pending) == TOGETHER:
+            self._flush()
 
     def look(self, frames):
-        """Take some frames, uint8 (N, H, W, 3), at once."""
-        self.numbers += self.network(frames).astype(np.float32).tobytes()
+        """Add a batch of frames, uint8 (N, H, W, 3)."""
+        self._buffer += self.network(frames).astype(np.float32).tobytes()
+
+    def _flush(self):
+        if self._pending:
+            self.look(np.stack(self._pending))
+            self._pending = []
 
     def features(self):
-        """float32 (N, D) of all frames so far."""
-        if self.waiting:
-            self.look(np.stack(self.waiting))
-            self.waiting = []
-        return np.frombuffer(bytes(self.numbers), np.float32).reshape(-1, self.network.width)
+        """Features of all frames so far, float32 (N, D)."""
+        self._flush()
+        return np.frombuffer(bytes(self._buffer), np.float32).reshape(-1, self.network.width)
 
 
 def compare_features(real, fake, network):
-    """Both distances of two clouds of features, and whose features they are.
+    """FID and KID of two sets of features, and the name of their network.
 
-    real, fake  float (N, D), as `network` saw them
+    real, fake  float (N, D), features by `network`
     network     feature network as in fid.py
-    returns     {"fid": `frechet_distance`, "kid": `kernel_distance`, "fid_features": the network's name}. Numbers of two
-                networks, or of two numbers of pictures, may not be compared
-    raises      TalkheadError as they do
+    returns     {"fid": `frechet_distance`, "kid": `kernel_distance`, "fid_features": the network's name}. FID is
+                comparable only for the same feature network and number of images
+    raises      TalkheadError as `frechet_distance` and `kernel_distance`
     """
     return {"fid": frechet_distance(real, fake), "kid": kernel_distance(real, fake), "fid_features": network.name}
 
 
 def warn_of_few(count, network):
-    """Warn if so many pictures are fewer than a network's features: FID's covariances are singular then, its bias large."""
+    """Warn if there are fewer images than features: FID's covariances are singular then, and its bias is large."""
     if count < network.width:
         warnings.warn(
-            f"FID of {count} pictures by {network.width} features: its covariances are singular, and it comes out too large; "
-            "compare it with nothing but FID of as many pictures, or look at KID, which has no bias",
+            f"FID of {count} images by {network.width} features: its covariances are singular, its bias is large; "
+            "compare it only with FID of as many images, or use KID, which has no bias",
             stacklevel=2,
         )
 
 
 def frechet_distance(real, fake):
-    """Distance of two clouds of features, each taken for a normal distribution: FID, where they are Inception's.
+    """Fréchet distance between two sets of features, FID for Inception's.
 
-    real, fake  float (N, D), a feature vector for each picture; two at least
-    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), of the means and the covariances over N − 1; the fewer pictures,
-                the larger: its bias goes with 1/N, so that only numbers of one N may be compared
-    raises      TalkheadError if the widths differ, there are too few or one is not finite
+    real, fake  float (N, D), a feature vector for each image; at least two
+    returns     float: |m1 − m2|² + tr(S1 + S2 − 2·√(S1·S2)), with means m and covariances S (over N − 1). Its bias
+                falls with 1/N, so that only numbers of the same N are comparable
+    raises      TalkheadError if the widths differ, there are too few vectors or one is not finite
 
     Source: thesis §5.2.1; Heusel et al. 2017.
-    √(S1·S2) is never formed: its trace is the sum of the singular values of the product of the centred clouds, which
-    is exact, and real, also where there are fewer pictures than features and the matrix root fails.
+    The trace of √(S1·S2) is computed as the sum of the singular values of the product of the centred features, which is
+    exact and real even with fewer images than features, where the matrix square root fails.
     """
-    spreads = []
-    for cloud in _features_of(real, fake):
-        spreads.append(FeatureStatistics(cloud.shape[1]))
-        spreads[-1].add(cloud)
-    return statistics_distance(*spreads)
+    statistics = []
+    for features in _checked(real, fake):
+        statistics.append(FeatureStatistics(features.shape[1]))
+        statistics[-1].add(features)
+    return statistics_distance(*statistics)
 
 
 class FeatureStatistics:
-    """Mean and scatter of a cloud of features that comes in pieces: what the Fréchet distance needs, in memory that does not grow.
+    """Running mean and scatter matrix of features, for the Fréchet distance in constant memory.
 
-    `root` is a matrix R with RᵀR = Σ (x − mean)(x − mean)ᵀ: the rows themselves while they are few, then the triangle of their QR
-    decomposition.
+    `root` is a matrix R with RᵀR = Σ (x − mean)(x − mean)ᵀ: the centred rows while they are few, then the triangular
+    factor of their QR decomposition.
     """
 
     def __init__(self, width):
         self.count, self.mean, self.root = 0, np.zeros(width), np.zeros((0, width))
 
     def add(self, rows):
-        """Take some more features, (n, D)."""
+        """Add features (n, D)."""
         rows = np.asarray(rows, np.float64)
         mean, count = rows.mean(0), self.count + len(rows)
-        # What two groups scatter together is what each does, and one row more for the gap between their means.
+        # The joint scatter is the sum of both, plus one row for the gap between the means.
         gap = np.sqrt(self.count * len(rows) / count) * (mean - self.mean)
         stack = np.concatenate([self.root, rows - mean, gap[None]] if self.count else [rows - mean])
         self.root = np.linalg.qr(stack, mode="r") if len(stack) > stack.shape[1] else stack
@@ -291,32 +294,33 @@ class FeatureStatistics:
 
 
 def statistics_distance(real, fake):
-    """`frechet_distance` of two clouds of which only the `FeatureStatistics` is left."""
+    """Fréchet distance of two `FeatureStatistics`; as `frechet_distance`."""
     if min(real.count, fake.count) < 2:
-        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+        raise TalkheadError(TOO_FEW)
     gap = real.mean - fake.mean
-    real, fake = (cloud.root / np.sqrt(cloud.count - 1) for cloud in (real, fake))
+    real, fake = (each.root / np.sqrt(each.count - 1) for each in (real, fake))
     root = np.linalg.svd(real @ fake.T, compute_uv=False).sum()
     return float(gap @ gap + np.square(real).sum() + np.square(fake).sum() - 2 * root)
 
 
 def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
-    """Distance of two clouds of features without taking them for normal: KID, where they are Inception's.
+    """Kernel distance between two sets of features, KID for Inception's.
 
     real, fake  float (N, D)
-    subsets     how many pairs of subsets are compared, of `size` vectors each, or as many as there are
-    returns     float: the mean over pairs of the unbiased squared maximum mean discrepancy for the kernel (x·y / D + 1)³;
-                about 0, and sometimes below, where both come from one distribution
-    raises      TalkheadError if the widths differ, there are too few or one is not finite
+    subsets     number of pairs of random subsets
+    size        vectors in a subset, at most N
+    returns     float: the mean over pairs of the unbiased squared maximum mean discrepancy for the kernel (x·y / D +
+                1)³; about 0, sometimes negative, for sets from one distribution
+    raises      TalkheadError if the widths differ, there are too few vectors or one is not finite
 
     Source: Bińkowski et al. 2018.
     """
-    real, fake = _features_of(real, fake)
+    real, fake = _checked(real, fake)
     random, size = np.random.default_rng(seed), min(size, len(real), len(fake))
     return float(
         np.mean(
             [
-                _discrepancy(*(cloud[random.choice(len(cloud), size, replace=False)] for cloud in (real, fake)))
+                _discrepancy(*(each[random.choice(len(each), size, replace=False)] for each in (real, fake)))
                 for _ in range(subsets)
             ]
         )
@@ -325,23 +329,23 @@ def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
 
 def _discrepancy(x, y):
     count = len(x)
-    within = sum(
-        values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y))
-    )  # no vector is compared with itself
+    # Without the diagonal: no vector is compared with itself.
+    within = sum(values.sum() - np.trace(values) for values in (_kernel(x, x), _kernel(y, y)))
     return within / (count * (count - 1)) - 2 * _kernel(x, y).mean()
 
 
 def _kernel(x, y):
     values = x @ y.T / x.shape[1] + 1
-    return values * values * values  # numpy takes some fifty times as long for a power
+    return values * values * values  # about fifty times faster than numpy's power
 
 
-def _features_of(real, fake):
+def _checked(real, fake):
+    """Both sets as float64 (N, D); TalkheadError if they do not fit."""
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise TalkheadError(f"features of shapes {real.shape} and {fake.shape}: wanted (N, D) both, of one network")
+        raise TalkheadError(f"features: shapes {real.shape} and {fake.shape}; pass (N, D) both, of one network")
     if min(len(real), len(fake)) < 2:
-        raise TalkheadError("features of fewer than two pictures: a distance of distributions needs more")
+        raise TalkheadError(TOO_FEW)
     if not (np.isfinite(real).all() and np.isfinite(fake).all()):
-        raise TalkheadError("features that are not finite: nothing can be said of their distance")
+        raise TalkheadError("features: values are not finite; check the frames and the feature network")
     return real, fake

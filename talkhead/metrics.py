@@ -1,4 +1,4 @@
-"""Numbers that compare videos: how alike the pictures are, and whether the mouth follows the speech."""
+"""Video metrics: PSNR, SSIM, landmark distance (LMD), sharpness, mouth lag, bilabial closure and pause opening."""
 
 from functools import cache
 from itertools import zip_longest
@@ -12,112 +12,112 @@ from talkhead.landmarks import mouth_opening
 
 PEAK = 255.0  # the largest pixel value
 MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips, then inner
-SSIM_WINDOW = 11  # pixels; the sides of a frame may not be shorter
+SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5  # pixels
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-MIDDLE = 256.0  # of the sum of two pixels: from here, squares are small enough for float32
+SUM_OFFSET = 256.0  # subtracted from the sum of two pixels, so that its square is accurate in float32
 MAX_LAG = 5  # frames
-SHUT = 0.25  # lips count as shut below this share of the way from the true clip's 5th to its 95th percentile of opening
-TOLERANCE = 1  # frames by which lips may shut too early or too late
-OUT_OF_STEP = (*range(-10, -3), *range(4, 11))  # frames: shifts at which a mouth meets closures by luck alone
+CLOSED_SHARE = 0.25  # lips are closed below this share of the range from the 5th to the 95th percentile of opening
+CLOSURE_TOLERANCE = 1  # frames by which lips may close too early or too late
+CHANCE_SHIFTS = (*range(-10, -3), *range(4, 11))  # frames; shifts of the mouth for the chance level of closures
 
 _OFFSETS = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
 _GAUSSIAN = np.exp(-0.5 * (_OFFSETS / SSIM_SIGMA) ** 2)
 _GAUSSIAN /= _GAUSSIAN.sum()
-_ROWS, _COLUMNS = 24, 16  # blurred in one product of matrices: so few that all stays in the cache, and in one thread
+_ROWS, _COLUMNS = 24, 16  # blurred in one matrix product; small, to stay in the cache and in one thread
 
 
 class LagCorrelation(NamedTuple):
-    """How one signal follows another, as `correlation_and_lag` found it."""
+    """Correlation of two signals and the lag of the second one, from `correlation_and_lag`."""
 
-    correlation: float  # Pearson's r of the two as they stand, without any shift
-    lag: int  # the shift in frames at which they agree best; positive: the second one is late
-    best: float  # Pearson's r at that shift
+    correlation: float  # Pearson's r without a shift
+    lag: int  # frames, the shift of the highest correlation; positive if the second signal is late
+    best: float  # Pearson's r at that lag
 
 
 def psnr(real, fake):
-    """Say how far two pictures, or two clips, are apart: the peak signal-to-noise ratio, mean over frames.
+    """PSNR in dB, averaged over frames.
 
     real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape
-    returns     float, decibels; infinite where a frame equals its partner in every pixel
+    returns     float, dB; infinite if two frames are identical
     raises      TalkheadError if the shapes differ
 
     Source: thesis §5.2.1, eqs 5.1 and 5.2: 10·log10(255²/MSE) of each frame, MSE over all channels.
     """
-    real, fake = _pictures(real, fake)
-    values = [_psnr(a, b) for a, b in zip(real, fake)]
-    return float(np.mean(values))
+    real, fake = _as_clips(real, fake)
+    return float(np.mean([_psnr(a, b) for a, b in zip(real, fake)]))
 
 
 def _psnr(real, fake):
-    apart = np.subtract(real, fake, dtype=np.float32).ravel()
-    # Of up to 256 values the sum of squares is exact in float32, which has 24 bits.
-    rows, rest = apart[: apart.size // 256 * 256].reshape(-1, 256), apart[apart.size // 256 * 256 :]
-    error = (np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64) + float(rest @ rest)) / apart.size
+    difference = np.subtract(real, fake, dtype=np.float32).ravel()
+    # The sum of 256 squares fits float32's 24 bits, so it is exact.
+    whole = difference.size // 256 * 256
+    rows, rest = difference[:whole].reshape(-1, 256), difference[whole:]
+    error = (np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64) + float(rest @ rest)) / difference.size
     return float(10.0 * np.log10(PEAK**2 / error)) if error else np.inf
 
 
 def ssim(real, fake):
-    """Say how alike two pictures, or two clips, are in structure: mean over patches, channels and frames.
+    """SSIM, averaged over windows, channels and frames.
 
     real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape, 11 pixels a side or more
-    returns     float, at most 1 (equal pictures)
+    returns     float, at most 1 (identical images)
     raises      TalkheadError if the shapes differ or a side is shorter than the window
 
-    Source: thesis §5.2.1, eqs 5.3 and 5.4; Wang et al. 2004. Patches are weighted by an 11×11 Gaussian of
-    σ 1.5; those that would leave the picture are not counted, as in scikit-image.
-    Departure: C2 is (0.03)² = 0.0009 of the squared range; the printed 0.0003 is taken for a slip.
+    Source: thesis §5.2.1, eqs 5.3 and 5.4; Wang et al. 2004. Windows have 11×11 Gaussian weights of σ 1.5 and lie
+    inside the image, as in scikit-image.
+    Departure: C2 is (0.03)² = 0.0009 of the squared range; the printed 0.0003 seems to be a misprint.
     """
-    real, fake = _pictures(real, fake)
+    real, fake = _as_clips(real, fake)
     return float(np.mean([_ssim(a, b) for a, b in zip(real, fake)]))
 
 
 def _ssim(real, fake):
     if min(real.shape[:2]) < SSIM_WINDOW:
         raise TalkheadError(
-            f"metrics: SSIM looks through a window of {SSIM_WINDOW} pixels, the frames are "
+            f"metrics: SSIM has a window of {SSIM_WINDOW} pixels, the frames are "
             f"{real.shape[1]}x{real.shape[0]}; compare larger frames"
         )
     height, width = (side - SSIM_WINDOW + 1 for side in real.shape[:2])
-    # In stripes of rows, whose many intermediate values never leave the cache.
+    # In stripes of rows, so that intermediate values stay in the cache.
     total = sum(
-        _alike(real[top : top + _ROWS + SSIM_WINDOW - 1], fake[top : top + _ROWS + SSIM_WINDOW - 1])
+        _ssim_sum(real[top : top + _ROWS + SSIM_WINDOW - 1], fake[top : top + _ROWS + SSIM_WINDOW - 1])
         for top in range(0, height, _ROWS)
     )
     return float(total / (height * width * real.shape[2]))
 
 
-def _alike(real, fake):
-    """The sum of SSIM over the patches of two pictures.
+def _ssim_sum(real, fake):
+    """Sum of SSIM over the windows and channels of two images.
 
-    Worked out by u = x + y − 256 and v = x − y, because 2(x² + y²) = (x + y)² + v² and 4xy = (x + y)² − v², and so it is with variances and
-    covariance: there are four planes to blur, all of them small enough for float32.
+    Computed from u = x + y − 256 and v = x − y, because 2(x² + y²) = (x + y)² + v² and 4xy = (x + y)² − v², and
+    likewise for variances and covariance: only four planes are blurred, all accurate in float32.
     """
-    x, y = (np.moveaxis(picture, -1, 0).astype(np.float32, order="C") for picture in (real, fake))
+    x, y = (np.moveaxis(image, -1, 0).astype(np.float32, order="C") for image in (real, fake))
     planes = np.empty((4, *x.shape), np.float32)
     np.add(x, y, out=planes[0])
     np.subtract(x, y, out=planes[1])
-    planes[0] -= MIDDLE
+    planes[0] -= SUM_OFFSET
     np.multiply(planes[:2], planes[:2], out=planes[2:])
-    u, v, spread_u, spread_v = _blur(planes)
+    u, v, var_u, var_v = _blur(planes)
     c1, c2 = 2 * (SSIM_K1 * PEAK) ** 2, 2 * (SSIM_K2 * PEAK) ** 2
-    means = u + MIDDLE  # variances do not know where zero is; means do
+    means = u + SUM_OFFSET  # the offset matters to means, not to variances
     means *= means
     means += c1
-    spread_u -= np.square(u, out=u)
-    spread_u += c2
-    spread_v -= np.square(v, out=v)
-    alike = (means - v) * np.subtract(spread_u, spread_v, out=u)
+    var_u -= np.square(u, out=u)
+    var_u += c2
+    var_v -= np.square(v, out=v)
+    ssim = (means - v) * np.subtract(var_u, var_v, out=u)
     means += v
-    spread_u += spread_v
-    alike /= np.multiply(means, spread_u, out=means)
-    return alike.sum(dtype=np.float64)
+    var_u += var_v
+    ssim /= np.multiply(means, var_u, out=means)
+    return ssim.sum(dtype=np.float64)
 
 
 def _blur(planes):
-    """Gaussian mean around each pixel whose window lies inside: float32 (4, C, H, W) → (4, C · (H − 10) · (W − 10)).
+    """Gaussian mean of each window inside the image: float32 (4, C, H, W) → (4, C · (H − 10) · (W − 10)).
 
-    A product with a narrow band matrix, which a machine does faster than any sum of shifted copies.
+    Computed as products with narrow band matrices, faster than a sum of shifted copies.
     """
     edge = SSIM_WINDOW - 1
     height, width = planes.shape[-2] - edge, planes.shape[-1] - edge
@@ -131,7 +131,7 @@ def _blur(planes):
 
 @cache
 def _band(count):
-    """The matrix that takes `count` Gaussian means out of as many values and ten more: (count + 10, count)."""
+    """Band matrix (count + 10, count) of the Gaussian means of `count` windows."""
     band = np.zeros((count + SSIM_WINDOW - 1, count), np.float32)
     for column in range(count):
         band[column : column + SSIM_WINDOW, column] = _GAUSSIAN
@@ -139,14 +139,14 @@ def _band(count):
 
 
 def lmd(real_landmarks, fake_landmarks):
-    """Say how far apart two mouths are: mean distance of the 20 mouth landmarks, over points and frames.
+    """Landmark distance (LMD): mean distance of the 20 mouth landmarks, over points and frames.
 
     real_landmarks, fake_landmarks  (68, 2) or (T, 68, 2), pixels
-    returns                         float, pixels: tell it together with the frame size, it grows with it
+    returns                         float, pixels; proportional to the frame size, so report it together with that
     raises                          TalkheadError if the shapes differ or are not of 68 points
 
     Source: thesis §5.2.1, eq. 5.6; Chen et al. 2018.
-    Departure: both mouths are compared where they are in the picture; Chen et al. shift their centres together first.
+    Departure: mouths are compared at their positions in the frame; Chen et al. align their centres first.
     """
     real, fake = np.asarray(real_landmarks, np.float64), np.asarray(fake_landmarks, np.float64)
     if real.shape != fake.shape or real.shape[-2:] != (68, 2):
@@ -157,12 +157,13 @@ def lmd(real_landmarks, fake_landmarks):
 
 
 def sharpness(frame, landmarks):
-    """Say how sharp the mouth is: the variance of the Laplacian of its grey values.
+    """Sharpness of the mouth: variance of the Laplacian of its grey values.
 
     frame      uint8 (H, W, 3) RGB
     landmarks  (68, 2), pixels
-    returns    float; None if fewer than 3 x 3 pixels of the mouth are in the picture. The mouth is the box around its 20 points and a quarter
-               of its width more on each side. It grows with contrast and shrinks with the frame's size: compare it with the true clip's alone
+    returns    float; None if fewer than 3 x 3 pixels of the mouth are in the frame. The mouth is the box around its 20
+               points, with a margin of a quarter of its width. It grows with contrast and falls with the frame size:
+               compare it only with the true clip's
     """
     points = np.asarray(landmarks, np.float64)[MOUTH]
     margin = np.ptp(points[:, 0]) / 4
@@ -175,18 +176,18 @@ def sharpness(frame, landmarks):
     return float(edges.var(dtype=np.float64))
 
 
-def _pictures(real, fake):
-    """Both as (T, H, W, 3) of one shape."""
+def _as_clips(real, fake):
+    """Both as (T, H, W, 3) of one shape; TalkheadError if the shapes do not fit."""
     real, fake = np.asarray(real), np.asarray(fake)
     if real.shape != fake.shape:
-        raise TalkheadError(f"metrics: pictures of shape {real.shape} and {fake.shape}; compare pictures of one size")
+        raise TalkheadError(f"metrics: images of shape {real.shape} and {fake.shape}; compare images of one size")
     if real.ndim not in (3, 4) or real.shape[-1] != 3 or not real.size:
-        raise TalkheadError(f"metrics: pictures of shape {real.shape}; give uint8 (H, W, 3) or (T, H, W, 3) RGB")
+        raise TalkheadError(f"metrics: images of shape {real.shape}; give uint8 (H, W, 3) or (T, H, W, 3) RGB")
     return (real[None], fake[None]) if real.ndim == 3 else (real, fake)
 
 
 class Pair(NamedTuple):
-    """A frame of either clip, and the 68 landmarks found in it: None where no face was, or nobody looked."""
+    """A real and a fake frame, and their 68 landmarks; None if no face was found, or without a detector."""
 
     real: np.ndarray  # uint8 (H, W, 3)
     fake: np.ndarray
@@ -195,25 +196,26 @@ class Pair(NamedTuple):
 
 
 def compare(real, fake, detector=None, real_landmarks=None, features=None, measures=(), max_lag=MAX_LAG):
-    """Compare a generated clip with the true one, frame by frame, holding few frames of each at a time.
+    """Compare a generated clip with the true one, frame by frame, in constant memory.
 
-    real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the shorter
-    detector        landmarks.Detector, called on frames for landmarks; None leaves out what needs them
-    real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), where the truth is known: then only `fake` is searched
-    features        feature network as in fid.py, for distances of all frames of the clips; None leaves them out. Or two
-                    `Seen`, which are filled: then the distances are left to the caller
-    measures        what else to measure: objects whose `add` takes each `Pair` and whose `report` gives a dict
-    max_lag         frames by which the mouth may be early or late
-    returns         dict that JSON can hold:
-                      frames       how many were compared
-                      real_frames, fake_frames    how many each clip has
+    real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the
+                    shorter
+    detector        landmarks.Detector; None leaves out measures of landmarks
+    real_landmarks  (T, 68, 2) pixels, or an iterator of (68, 2), if known: then detection runs on `fake` alone
+    features        feature network as in fid.py, for FID and KID of the clips; None leaves them out. Or two
+                    `fid.FeatureAccumulator`, which are filled for the caller's own distances
+    measures        further measures: objects with `add(Pair)` and `report()`, which returns a dict
+    max_lag         frames, largest lag of the mouth that is tried
+    returns         dict for JSON:
+                      frames       number of compared frames
+                      real_frames, fake_frames    frames of each clip
                       size         [height, width], pixels
-                      psnr         decibels, mean over the frames that differ; null if none does (it would be infinite)
-                      identical    how many frames are equal in every pixel: those that `psnr` leaves out
+                      psnr         dB, mean over frames that differ; null if all are identical
+                      identical    number of identical frames, which `psnr` leaves out
                       ssim         mean over frames
-                      lmd, detector, …            as `LandmarkMeasures` has them, with a detector
-                      fid, kid, fid_features      as `compare_features` has them, over all frames, also those of no partner
-                    and what `measures` report
+                      lmd, detector, …            as in `LandmarkMeasures`, with a detector
+                      fid, kid, fid_features      as in `compare_features`, over all frames of either clip
+                    and the reports of `measures`
     raises          TalkheadError if a clip is empty or the frame sizes differ
     warns           as `warn_of_few`
 
@@ -222,12 +224,12 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
     totals = {"psnr": _Mean(), "ssim": _Mean()}
     mouths = None if detector is None else LandmarkMeasures(detector.name, max_lag)
     truth = None if real_landmarks is None else iter(real_landmarks)
-    seen = [FeatureAccumulator(features), FeatureAccumulator(features)] if callable(features) else features or []
+    accumulators = [FeatureAccumulator(features) for _ in range(2)] if callable(features) else features or []
     counts, identical, size = [0, 0], 0, None
     for a, b in zip_longest(real, fake):
-        for cloud, frame in zip(seen, (a, b)):
+        for accumulator, frame in zip(accumulators, (a, b)):
             if frame is not None:
-                cloud.add(frame)
+                accumulator.add(frame)
         counts[0] += a is not None
         counts[1] += b is not None
         if a is None or b is None:
@@ -267,86 +269,88 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
         report |= measure.report()
     if callable(features):
         warn_of_few(min(counts), features)
-        report |= compare_features(*(cloud.features() for cloud in seen), features)
+        report |= compare_features(*(accumulator.features() for accumulator in accumulators), features)
     return report
 
 
 def _face(frame, detector):
-    """The landmarks of the largest face, or None."""
+    """Landmarks of the largest face, or None."""
     return next(iter(detector(frame)), None)
 
 
 class LandmarkMeasures:
-    """What the landmarks of two clips tell, as the frames come.
+    """Landmark measures of two clips, frame by frame.
 
-    detector   the name of who finds them
-    max_lag    as for `correlation_and_lag`
+    detector   name of the detector
+    max_lag    as in `correlation_and_lag`
 
     `report()` is a dict:
-      lmd, lmd_frames             pixels, mean over the frames with a face in both clips (the largest is taken); null if there are none
-      detector                    who found them
-      real_no_face, fake_no_face  frames in which nobody was seen
-      velocity_error, velocity_frames     pixels a frame: how far apart the mouth points' movements from frame to frame are, mean over
-                                  points and over the pairs of neighbouring frames with a face in both clips
-      opening_correlation, opening_lag, opening_best   of the mouths' openings, as `LagCorrelation`; null where the clips are too short for
-                                  it or a mouth was never seen
-      real_jitter, fake_jitter    pixels: mean size of the second difference in time of the landmarks that are not the mouth's
-      real_sharpness, fake_sharpness      mean over frames of `sharpness`
+      lmd, lmd_frames             pixels, mean over frames with a face in both clips (the largest one); null if there
+                                  are none
+      detector                    name of the detector
+      real_no_face, fake_no_face  frames without a face
+      velocity_error, velocity_frames     pixels per frame: distance between the mouth points' velocities, mean over
+                                  points and over pairs of neighbouring frames with a face in both clips
+      opening_correlation, opening_lag, opening_best   of the mouth openings, as `LagCorrelation`; null if the clips are
+                                  too short or a mouth was never found
+      real_jitter, fake_jitter    pixels: mean norm of the second time difference of the landmarks outside the mouth
+      real_sharpness, fake_sharpness      `sharpness`, mean over frames
 
-    `openings` holds the two mouths' openings so far, a number a frame, NaN where no face was.
+    `openings` holds the two mouth openings so far, one value per frame, NaN without a face.
     """
 
     def __init__(self, detector, max_lag=MAX_LAG):
-        self.detector, self.max_lag, self.openings, self._unseen = detector, max_lag, ([], []), [0, 0]
+        self.detector, self.max_lag, self.openings, self._no_face = detector, max_lag, ([], []), [0, 0]
         self._lmd, self._velocity = _Mean(), _Mean()
         self._jitter, self._sharpness, self._before = (_Mean(), _Mean()), (_Mean(), _Mean()), ([], [])
 
     def add(self, pair):
         points = [None if face is None else np.asarray(face, np.float64) for face in pair[2:]]
         both = all(face is not None for face in points)
-        last = [before[-1] if before else None for before in self._before]
+        previous = [before[-1] if before else None for before in self._before]
         if both:
             self._lmd.add(lmd(*points))
-        if both and all(face is not None for face in last):
-            self._velocity.add(lmd(points[0] - last[0], points[1] - last[1]))
+        if both and all(face is not None for face in previous):
+            self._velocity.add(lmd(points[0] - previous[0], points[1] - previous[1]))
         for side, (frame, face) in enumerate(zip(pair[:2], points)):
-            self._unseen[side] += face is None
+            self._no_face[side] += face is None
             self.openings[side].append(_opening(face))
-            # Three neighbours, all with a face: their second difference.
-            near = [*self._before[side], face]
-            if len(near) == 3 and all(each is not None for each in near):
-                self._jitter[side].add(np.linalg.norm((near[0] - 2 * near[1] + near[2])[: MOUTH.start], axis=-1).mean())
-            self._before[side][:] = near[-2:]
+            # The second difference needs three neighbouring frames with a face.
+            last = [*self._before[side], face]
+            if len(last) == 3 and all(each is not None for each in last):
+                self._jitter[side].add(np.linalg.norm((last[0] - 2 * last[1] + last[2])[: MOUTH.start], axis=-1).mean())
+            self._before[side][:] = last[-2:]
             self._sharpness[side].add(None if face is None else sharpness(frame, face))
 
     def report(self):
         found = {"lmd": self._lmd.value(), "lmd_frames": self._lmd.count, "detector": self.detector}
-        found |= {"real_no_face": self._unseen[0], "fake_no_face": self._unseen[1]}
+        found |= {"real_no_face": self._no_face[0], "fake_no_face": self._no_face[1]}
         found |= {"velocity_error": self._velocity.value(), "velocity_frames": self._velocity.count}
         known = np.isfinite(self.openings).all(0).any() and len(self.openings[0]) >= self.max_lag + 3
-        following = correlation_and_lag(*self.openings, self.max_lag) if known else (None, None, None)
-        found |= dict(zip(("opening_correlation", "opening_lag", "opening_best"), following))
+        result = correlation_and_lag(*self.openings, self.max_lag) if known else (None, None, None)
+        found |= dict(zip(("opening_correlation", "opening_lag", "opening_best"), result))
         for name, values in (("jitter", self._jitter), ("sharpness", self._sharpness)):
             found |= {f"{side}_{name}": value.value() for side, value in zip(("real", "fake"), values)}
         return found
 
 
 class BilabialClosure:
-    """Whether two mouths shut for the /p b m/, as the frames come.
+    """Bilabial closure: the share of /p b m/ at which the lips of two clips are closed, frame by frame.
 
-    times      list of (start, end), seconds: when lips must be shut
-    source     how that is known, for the report
-    share      lips count as shut below this share of the true mouth's way, as `closed_threshold`
-    fps        frames a second
-    tolerance  frames by which they may shut too early or too late
+    times      list of (start, end), seconds, of the /p b m/
+    source     origin of the times, for the report
+    share      lips are closed below this share of the true mouth's range, as in `closed_threshold`
+    fps        frames per second
+    tolerance  frames by which lips may close too early or too late
 
-    `report()` is a dict: closures, how many there are in the clip; closures_from, the source; closure_rate and real_closure_rate, the share
-    met by either mouth; closure_luck, the share that the fake mouth would meet out of step. Shares are null where there are no closures.
+    `report()` is a dict: closures, their number in the clip; closures_from, the source; closure_rate and
+    real_closure_rate, the shares of closures made; closure_luck, the chance level of the fake mouth
+    (`chance_closures`). Shares are null without closures.
 
-    Source: thesis §5.3 (there judged by eye).
+    Source: thesis §5.3 (there by eye).
     """
 
-    def __init__(self, times, source="phonemes", share=SHUT, fps=25.0, tolerance=TOLERANCE):
+    def __init__(self, times, source="phonemes", share=CLOSED_SHARE, fps=25.0, tolerance=CLOSURE_TOLERANCE):
         self.times, self.source, self.share, self.timing = times, source, share, (fps, tolerance)
         self.openings = ([], [])
 
@@ -356,20 +360,20 @@ class BilabialClosure:
 
     def report(self):
         real, fake = self.openings
-        shut = closed_threshold(real, self.share)
-        asked = len(met_closures(real, self.times, shut, *self.timing))
-        luck = chance_closures(fake, self.times, shut, *self.timing)
+        threshold = closed_threshold(real, self.share)
+        count = len(met_closures(real, self.times, threshold, *self.timing))
+        chance = chance_closures(fake, self.times, threshold, *self.timing)
         return {
-            "closures": asked,
+            "closures": count,
             "closures_from": self.source,
-            "closure_rate": closure_rate(fake, self.times, shut, *self.timing),
-            "real_closure_rate": closure_rate(real, self.times, shut, *self.timing),
-            "closure_luck": luck / asked if asked else None,
+            "closure_rate": closure_rate(fake, self.times, threshold, *self.timing),
+            "real_closure_rate": closure_rate(real, self.times, threshold, *self.timing),
+            "closure_luck": chance / count if count else None,
         }
 
 
 def _opening(face):
-    """How far a mouth is open; NaN where there is no face, or one without a distance between its eyes."""
+    """Mouth opening; NaN without a face, or if the eyes coincide."""
     if face is None:
         return np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -378,7 +382,7 @@ def _opening(face):
 
 
 class _Mean:
-    """A running mean; None is not counted."""
+    """Running mean that skips None."""
 
     def __init__(self):
         self.count, self.sum = 0, 0.0
@@ -393,19 +397,19 @@ class _Mean:
 
 
 def correlation_and_lag(real, fake, max_lag=MAX_LAG):
-    """Say how well one signal follows another, and how late it is.
+    """Pearson correlation of two signals, and the lag of the second one.
 
-    real, fake  (T,), one value a frame, e.g. mouth openings; NaN where a value is not known; the longer is cut to the shorter
+    real, fake  (T,), one value per frame, such as mouth openings; NaN if unknown; the longer is cut to the shorter
     max_lag     frames; shifts from −max_lag to max_lag are tried
-    returns     Following(correlation, lag, best). A positive lag says that `fake` is late: fake[t] goes with real[t − lag].
-                Of equal correlations the smallest shift wins. A signal that never changes follows nothing: 0.0
-    raises      TalkheadError if fewer than max_lag + 3 frames are left to compare
+    returns     LagCorrelation(correlation, lag, best). A positive lag means that `fake` is late: fake[t] corresponds to
+                real[t − lag]. Of equal correlations the smallest shift wins. A constant signal has correlation 0
+    raises      TalkheadError if there are fewer than max_lag + 3 frames
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     frames = min(len(real), len(fake))
     if frames < max_lag + 3:
         raise TalkheadError(
-            f"metrics: {frames} frames are too few to look for lags of {max_lag}; give a longer clip or a smaller max_lag"
+            f"metrics: {frames} frames are too few for lags of {max_lag}; give a longer clip or a smaller max_lag"
         )
     real, fake = real[:frames], fake[:frames]
     shifts = sorted(range(-max_lag, max_lag + 1), key=abs)
@@ -415,45 +419,45 @@ def correlation_and_lag(real, fake, max_lag=MAX_LAG):
         )
         for shift in shifts
     }
-    lag = max(shifts, key=lambda shift: round(found[shift], 9))  # rounding errors decide nothing
+    lag = max(shifts, key=lambda shift: round(found[shift], 9))  # ties within rounding errors
     return LagCorrelation(found[0], lag, found[lag])
 
 
 def _correlation(a, b):
-    """Pearson's r over the places where both are known."""
+    """Pearson's r over the values that are known in both."""
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 3:
         return 0.0
     a, b = a[known] - a[known].mean(), b[known] - b[known].mean()
     norm = np.sqrt((a @ a) * (b @ b))
-    # Signals constant up to rounding have no direction to compare.
+    # Signals that are constant up to rounding have no correlation.
     return float(a @ b / norm) if norm > 1e-12 * max(1.0, len(a)) else 0.0
 
 
-def met_closures(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
-    """Say for each sound made with shut lips whether the lips did shut.
+def met_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+    """Bilabial closures at which the lips are closed.
 
-    opening    (T,), mouth opening of each frame; NaN where it is not known
+    opening    (T,), mouth opening of each frame; NaN if unknown
     closures   list of (start, end), seconds: the /p b m/ of the speech
-    threshold  the mouth counts as shut below it
-    fps        frames a second
-    tolerance  frames by which the lips may shut too early or too late
-    returns    bool (C',): one for each closure that begins within the clip
+    threshold  opening below which the mouth is closed
+    fps        frames per second
+    tolerance  frames by which the lips may close too early or too late
+    returns    bool (C',), one for each closure that begins within the clip
 
-    Source: thesis §5.3 (bilabial closure, there judged by eye).
+    Source: thesis §5.3 (there by eye).
     """
     opening = np.asarray(opening, np.float64)
     met = []
     for start, end in closures:
-        # Frame t shows the time from t / fps to (t + 1) / fps. The rounding keeps an end that falls on a frame's edge out of the next frame.
+        # Frame t lasts from t / fps to (t + 1) / fps. Rounding keeps an end on a frame's edge out of the next frame.
         first, last = int(np.floor(round(start * fps, 6))), int(np.ceil(round(end * fps, 6)))
         if first < len(opening):
             met.append(bool((opening[max(0, first - tolerance) : max(last, first + 1) + tolerance] < threshold).any()))
     return np.array(met, bool)
 
 
-def closure_rate(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
-    """Say what share of the /p b m/ was made with shut lips; arguments as `met_closures`.
+def closure_rate(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+    """Share of bilabial closures with closed lips; arguments as `met_closures`.
 
     returns  float in [0, 1], or None if the clip has no closure
 
@@ -463,39 +467,42 @@ def closure_rate(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
     return float(met.mean()) if len(met) else None
 
 
-def closed_threshold(opening, share=SHUT):
-    """The opening below which a clip's lips count as shut.
+def closed_threshold(opening, share=CLOSED_SHARE):
+    """Threshold of the mouth opening below which lips are closed.
 
-    opening  (T,), the true clip's; NaN where it is not known
-    share    of the way from its 5th to its 95th percentile: detectors never see a shut mouth as 0, each in its own way
-    returns  float; NaN if the mouth was never seen, and below that nothing is
+    opening  (T,), the true clip's; NaN if unknown
+    share    of the range from its 5th to its 95th percentile: detectors read closed mouths as different small openings
+    returns  float; NaN if the mouth was never found, so that no opening is below it
     """
     known = np.asarray(opening, np.float64)
     known = known[np.isfinite(known)]
     if not len(known):
         return np.nan
-    rest, wide = np.percentile(known, [5, 95])
-    return float(rest + share * (wide - rest))
+    low, high = np.percentile(known, [5, 95])
+    return float(low + share * (high - low))
 
 
-def chance_closures(opening, closures, threshold, fps=25.0, tolerance=TOLERANCE):
-    """How many closures the same mouth would meet if it were out of step: mean over shifts of 4 to 10 frames; arguments as `met_closures`.
+def chance_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+    """Chance level of the number of closures: mean over shifts of 4 to 10 frames; arguments as `met_closures`.
 
-    A mouth that hardly opens meets them all, and one that moves at random meets some.
+    A nearly closed mouth makes all closures at any shift, random motion some.
     """
     return float(
         np.mean(
-            [met_closures(np.roll(opening, shift), closures, threshold, fps, tolerance).sum() for shift in OUT_OF_STEP]
+            [
+                met_closures(np.roll(opening, shift), closures, threshold, fps, tolerance).sum()
+                for shift in CHANCE_SHIFTS
+            ]
         )
     )
 
 
 def envelope(audio, frames, sample_rate=16000, fps=25.0):
-    """Say how loud the speech is at each video frame.
+    """RMS envelope of speech, one value per video frame.
 
     audio    float32 (N,) in [-1, 1]
-    frames   how many values to give
-    returns  float64 (frames,): root mean square under a Hann window two frames long, centred on the frame
+    frames   number of values
+    returns  float64 (frames,): root mean square under a Hann window of two frames, centred on the frame
     """
     hop = sample_rate / fps
     window = np.hanning(int(2 * hop))
@@ -506,12 +513,12 @@ def envelope(audio, frames, sample_rate=16000, fps=25.0):
 
 
 def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
-    """Say which frames lie in a pause of the speech.
+    """Frames within pauses of the speech.
 
     loudness  (T,), from `envelope`
-    quiet     share of the loudness' 95th percentile under which a frame is silent (0.1 is −20 dB)
+    quiet     share of the loudness' 95th percentile below which a frame is silent (0.1 is −20 dB)
     shortest  seconds; a shorter silence is a stop consonant, not a pause
-    margin    frames left out at either end, where a mouth is still closing or already opening
+    margin    frames left out at either end of a pause, where the mouth is still closing or already opening
     returns   bool (T,)
     """
     silent = np.asarray(loudness) < quiet * np.percentile(loudness, 95)
@@ -519,17 +526,17 @@ def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
     inside = np.zeros(len(silent), bool)
     for start, end in edges.reshape(-1, 2):
         if end - start >= shortest * fps:
-            # The clip's own ends are not edges of speech.
+            # No margin at the clip's own ends.
             inside[start + margin * (start > 0) : end - margin * (end < len(silent))] = True
     return inside
 
 
 def pause_opening(opening, inside):
-    """Say how far the mouth stands open while nothing is said.
+    """Mean mouth opening in pauses of the speech.
 
-    opening  (T,), NaN where it is not known
+    opening  (T,), NaN if unknown
     inside   bool (T,), from `pauses`
-    returns  float: mean opening in the pauses as a share of the clip's 95th percentile; None if there is no pause, or the mouth never opens
+    returns  float, as a share of the clip's 95th percentile; None if there is no pause, or the mouth never opens
     """
     opening = np.asarray(opening, np.float64)
     quiet = opening[np.asarray(inside) & np.isfinite(opening)]

@@ -1,6 +1,6 @@
-"""MobileNetV2 as it learnt ImageNet: a small network whose features tell pictures apart as people do, for a distance and for FID.
+"""MobileNetV2 trained on ImageNet: a small feature network for a perceptual distance and for FID.
 
-Torchvision's own network, and the file that torchvision downloads for it; nothing here fetches it.
+Torchvision's network and its weights file, which is not downloaded here.
 
 Source: Sandler et al. 2018.
 """
@@ -16,12 +16,12 @@ from talkhead.errors import TalkheadError
 
 URL = REGISTRY["mobilenet-v2"].urls[0]  # what torchvision downloads for `mobilenet_v2(weights="IMAGENET1K_V1")`
 DEPTHS = (1, 3, 6, 13, 17)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's size
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels from 0 to 1
-SIDE = 224  # pixels that it has learnt at
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, in [0, 1]
+SIDE = 224  # pixels, the training resolution
 
 
 def weights_path():
-    """The place where torch's cache keeps (or would keep) the weights."""
+    """Path of the weights in torch's cache, whether they exist or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
 
 
@@ -38,9 +38,9 @@ class MobileNet(nn.Module):
         path = weights_path()
         if not path.is_file():
             raise TalkheadError(
-                f"{path.name}: not found; download {URL} into {path.parent}, by talkhead weights fetch mobilenet-v2"
+                f"{path.name}: not found; download {URL} into {path.parent}, or run talkhead weights fetch mobilenet-v2"
             )
-        from torchvision.models import mobilenet_v2  # seconds that who does not need it does not pay
+        from torchvision.models import mobilenet_v2  # slow to import
 
         network = mobilenet_v2(weights=None)
         try:
@@ -60,19 +60,19 @@ class MobileNet(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def train(self, mode=True):
-        return super().train(False)  # its batch statistics are ImageNet's
+        return super().train(False)  # keep the batch statistics of ImageNet
 
     def maps(self, images):
-        """Feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size: list of (N, C, h, w) with C = 16, 24, 32, 96, 320."""
-        x, seen = self._normalised(images), []
+        """Feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size: list of (N, C, h, w), C = 16, 24, 32, 96, 320."""
+        x, maps = self._normalised(images), []
         for depth, block in enumerate(self.blocks[: DEPTHS[-1] + 1]):
             x = block(x)
             if depth in DEPTHS:
-                seen.append(x)
-        return seen
+                maps.append(x)
+        return maps
 
     def forward(self, images):
-        """What the classifier would see: the last map averaged, (N, 1280)."""
+        """Pooled features (N, 1280), the classifier's input."""
         return self.blocks(self._normalised(images)).mean((2, 3))
 
     def _normalised(self, images):

@@ -1,7 +1,7 @@
-"""Pictures people would rather look at than numbers: paths through the latent space, losses, mouths, strips and sheets of frames.
+"""Plots: latent trajectories, losses, mouth openings, strips and sheets of frames, study results.
 
-Each function draws what it is given and returns a matplotlib Figure; `save` writes it as PNG, SVG or PDF. matplotlib is an extra, imported when
-something is drawn. Colours are Okabe and Ito's and cividis, which every kind of eye can tell apart; where colour tells lines apart, dashes do too.
+Each function returns a matplotlib Figure; `save` writes it as PNG, SVG or PDF. matplotlib is an extra, imported on use.
+Colours are Okabe and Ito's and cividis, distinguishable with colour blindness; lines differ in their dashes too.
 """
 
 import importlib.util
@@ -39,20 +39,13 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 PLANES = ("shared", "centred", "own")
-COUNTERS = (
-    "step",
-    "steps",
-    "frame",
-    "seconds",
-    "data_seconds",
-    "images",
-    "clips",
-)  # what a record of a log has besides its curves
-FAR = 10  # curves of positive numbers that differ by such a factor are drawn on a logarithmic axis
-LINE = 28  # letters after which a long label goes on in the next line
+# Fields of a log record that are not curves.
+COUNTERS = ("step", "steps", "frame", "seconds", "data_seconds", "images", "clips")
+LOG_RATIO = 10  # ratio of the largest to the smallest positive value from which an axis is logarithmic
+LABEL_WIDTH = 28  # characters, at which labels are wrapped
 
 
-# The drawing board -----------------------------------------------------------------------------------------------------
+# Figures --------------------------------------------------------------------------------------------------------------
 
 
 def installed():
@@ -63,7 +56,7 @@ def installed():
 
 @contextmanager
 def style():
-    """matplotlib's settings for what is drawn here, within the block."""
+    """Context manager with the matplotlib settings of these plots."""
     installed()
     import matplotlib
 
@@ -72,7 +65,7 @@ def style():
 
 
 def board(width, height, rows=1, columns=1, **options):
-    """An empty Figure of so many inches, with no window behind it, and its axes (rows, columns)."""
+    """Empty Figure of `width` x `height` inches, without a window, and its axes (rows, columns)."""
     installed()
     from matplotlib.figure import Figure
 
@@ -81,15 +74,15 @@ def board(width, height, rows=1, columns=1, **options):
 
 
 def save(figure, destination, synthetic=False):
-    """Write a figure: the same bytes for the same figure, whole or not at all.
+    """Write a figure atomically; the same figure gives the same bytes.
 
     destination  path that ends in .png, .svg or .pdf
-    synthetic    it shows faces that a generator drew: mark it so, as image_files.write_image does; in an SVG or PDF, as its keywords
-    raises       TalkheadError if it ends in something else or cannot be written
+    synthetic    mark it as showing generated faces, as image_files.write_image does; in SVG and PDF by keywords
+    raises       TalkheadError if the suffix is another, or the file cannot be written
     """
     kind = Path(destination).suffix.lower()
     if kind not in KINDS:
-        raise TalkheadError(f"{destination}: cannot draw such a picture; end the name in {', '.join(KINDS)}")
+        raise TalkheadError(f"{destination}: unknown figure format; end the name in {', '.join(KINDS)}")
     tags = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     if synthetic:
         tags |= (
@@ -102,19 +95,19 @@ def save(figure, destination, synthetic=False):
 
 
 def names(paths):
-    """Short labels for files: their names without the ending, and with their folders where two would be the same."""
+    """Short labels of files: names without suffix, with their folders if names are equal."""
     paths = [Path(path) for path in paths]
     stems = [path.stem for path in paths]
     return [path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")) for path in paths]
 
 
-def _line(index):
-    """Colour and dash of the n-th line."""
+def _line_style(index):
+    """Colour and dashes of a line by its index."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def _wrapped(label):
-    return "\n".join(textwrap.wrap(label, LINE)) or label
+    return "\n".join(textwrap.wrap(label, LABEL_WIDTH)) or label
 
 
 def _hide(panels):
@@ -122,51 +115,52 @@ def _hide(panels):
         axes.set_visible(False)
 
 
-# Paths -----------------------------------------------------------------------------------------------------------------
+# Latent trajectories --------------------------------------------------------------------------------------------------
 
 
 def in_plane(*paths):
-    """Paths in the first two principal components of all their codes.
+    """Project latent trajectories on the first two principal components of all their latents.
 
     paths    float (T, L, 512) each
     returns  [(T, 2), …] and the share of the variance on each axis, (2,)
-    raises   TalkheadError if their layers differ or they have fewer than three codes in all
+    raises   TalkheadError if their layers differ or they have fewer than three latents in all
 
     Source: thesis §3.3.1.1 (Figs 3.7 and 3.8).
     """
     if len({path.shape[1:] for path in paths}) > 1:
         raise TalkheadError(
-            f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; draw each alone"
+            f"latents of {' and '.join(str(len(path[0])) for path in paths)} layers: made with different generators; "
+            "draw each alone"
         )
-    codes = torch.from_numpy(np.concatenate(paths)).double()
-    if len(codes) < 3:
+    latents = torch.from_numpy(np.concatenate(paths)).double()
+    if len(latents) < 3:
         raise TalkheadError(
-            f"latents of {len(codes)} frame{'s' * (len(codes) > 1)}: a plane takes three; draw longer paths"
+            f"latents of {len(latents)} frame{'s' * (len(latents) > 1)}: a plane takes three; draw longer paths"
         )
-    basis = Basis.fit(codes, 2)
-    total = (codes - codes.mean(0)).square().sum() / (len(codes) - 1)
+    basis = Basis.fit(latents, 2)
+    total = (latents - latents.mean(0)).square().sum() / (len(latents) - 1)
     return [basis.project(torch.from_numpy(path)).numpy() for path in paths], (
         basis.stdev.double().square() / total
     ).numpy()
 
 
 def trajectories(paths, fps=files.FPS, plane="shared"):
-    """Each path in a plane of principal components, its colour telling the time.
+    """Plot latent trajectories in a plane of principal components, with time as colour.
 
     paths    {label: float32 (T, L, 512)}
     fps      frames per second
-    plane    "shared": all in the components of all; "centred": so, but each path from its own mean, which shows how they move and not where;
-             "own": each in its own components. The scale is one for all
+    plane    "shared": principal components of all latents; "centred": the same, after subtracting each path's mean;
+             "own": each path's own components. All panels have one scale
     returns  Figure
 
     Source: thesis §3.3.1.1 (Figs 3.7 and 3.8).
     """
     if plane not in PLANES:
         raise TalkheadError(f"plane {plane!r}: unknown; choose from {', '.join(PLANES)}")
-    codes = [path - path.mean(0) if plane == "centred" else path for path in paths.values()]
-    seen = [in_plane(path) for path in codes] if plane == "own" else [in_plane(*codes)]
-    points = [own_points for all_points, _ in seen for own_points in all_points]
-    shares = [share for all_points, share in seen for _ in all_points]
+    latents = [path - path.mean(0) if plane == "centred" else path for path in paths.values()]
+    planes = [in_plane(path) for path in latents] if plane == "own" else [in_plane(*latents)]
+    points = [each for projected, _ in planes for each in projected]
+    shares = [share for projected, share in planes for _ in projected]
     columns, rows = _grid(len(points), 3)
     longest = max(len(path) for path in points)
     with style():
@@ -178,20 +172,20 @@ def trajectories(paths, fps=files.FPS, plane="shared"):
             dots = path_panel(axes, points[index], shares[index], points, fps, longest)
             axes.set_title(_wrapped(label))
         _hide(panels.flat[len(points) :])
-        _ends(panels.flat[0], points[0], labelled=True)  # what the marks mean is told once for all panels
+        _ends(panels.flat[0], points[0], labelled=True)  # one legend for all panels
         figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.colorbar(dots, ax=panels, label="time in the clip, seconds", shrink=0.7)
     return figure
 
 
-def _grid(count, most):
-    """Columns, at most so many, and rows for some panels, with few places left empty."""
-    columns = count if count <= most else min(range(most, 1, -1), key=lambda columns: -count % columns)
+def _grid(count, max_columns):
+    """Columns and rows for `count` panels, with few empty cells."""
+    columns = count if count <= max_columns else min(range(max_columns, 1, -1), key=lambda columns: -count % columns)
     return columns, -(-count // columns)
 
 
 def path_panel(axes, points, share, among, fps=files.FPS, longest=None):
-    """Draw a path (T, 2) on axes that hold all paths `among`, at one scale both ways; what a colour bar of its time needs is returned."""
+    """Plot a path (T, 2), with equal scales that fit all paths `among`; returns the scatter plot for a colour bar."""
     axes.plot(*points.T, color="0.55", linewidth=1, zorder=2)
     among = np.concatenate(among)
     middle, half = (among.max(0) + among.min(0)) / 2, max(0.55 * np.ptp(among, axis=0).max(), 1e-6)
@@ -227,14 +221,14 @@ def _ends(axes, points, labelled=False):
         )
 
 
-# Logs ------------------------------------------------------------------------------------------------------------------
+# Logs -----------------------------------------------------------------------------------------------------------------
 
 
 def read_log(source):
-    """The records of a trainer's stdout, or of `invert --log`: a JSON object a line.
+    """Read the records of a trainer's stdout, or of `invert --log`: JSON lines.
 
     returns  list of dicts
-    raises   TalkheadError if a line is something else, or there is none; a last line that was cut short is left out
+    raises   TalkheadError if a line is not a record, or there is none; an incomplete last line is skipped
     """
     with files.reading(source) as stream:
         lines = files.decoded(stream.read(), "replace").split("\n")
@@ -248,16 +242,16 @@ def read_log(source):
             record = "no JSON"
         if record is not None and not _is_record(record):
             raise TalkheadError(
-                f"{source}, line {number}: wanted a JSON object with a step; pass what a trainer printed, or invert --log"
+                f"{source}, line {number}: not a JSON object with a step; pass a trainer's output, or invert --log"
             )
         records += [record] if record is not None else []
     if not records:
-        raise TalkheadError(f"{source}: holds no records; pass what a trainer printed, or invert --log")
+        raise TalkheadError(f"{source}: holds no records; pass a trainer's output, or invert --log")
     return records
 
 
 def _is_record(record):
-    """Whether it is an object with a step; it counts in whole numbers, and all of these are such as a float holds."""
+    """True for a dict with a step, integer counters, and no integer that a float cannot hold."""
     return (
         isinstance(record, dict)
         and "step" in record
@@ -267,13 +261,13 @@ def _is_record(record):
 
 
 def _keys(records):
-    """What records have curves of, in the order in which it comes first; speeds last."""
-    seen = {}
+    """Names of the curves in records, in order of appearance, with speeds last."""
+    found = {}
     for record in records:
-        seen |= dict.fromkeys(
+        found |= dict.fromkeys(
             key for key, value in record.items() if type(value) in (int, float) and key not in COUNTERS
         )
-    return sorted(seen, key=_is_speed)
+    return sorted(found, key=_is_speed)
 
 
 def _is_speed(key):
@@ -281,10 +275,10 @@ def _is_speed(key):
 
 
 def curve(records, key):
-    """A number of a log over its steps.
+    """Values of a log over its steps.
 
-    records  list of dicts, where "step" counts; of several frames, where "frame" counts them
-    returns  steps (n,), the number's mean over frames, its least and its most, each (n,)
+    records  list of dicts with "step", and with "frame" if there are several frames
+    returns  steps (n,), and mean, minimum and maximum over frames, each (n,)
     """
     found = {}
     for record in records:
@@ -295,8 +289,11 @@ def curve(records, key):
     return np.array(steps), *rows.T
 
 
-def _alike(label, records):
-    """The frames of an inversion that took as many steps as each other, for a mean over others would jump where they end: {label: records}."""
+def _by_steps(label, records):
+    """Group the frames of an inversion by their number of steps: {label: records}.
+
+    A mean over different numbers of steps would jump where the shorter ones end.
+    """
     groups = {}
     for record in records:
         groups.setdefault(record.get("steps"), []).append(record)
@@ -313,33 +310,34 @@ def _frames(frames):
 
 
 def _running(values, count):
-    """The mean of so many values around each, as far as there are."""
+    """Moving average of `count` values, of fewer at the ends."""
     ones = np.ones(min(count, len(values)))
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
 def losses(logs, keys=(), smooth=1):
-    """Curves of one or several runs over their steps, a panel for each number.
+    """Plot loss curves of one or several runs over steps, a panel for each key.
 
-    logs     {label: records}, as `read_log` gives them; of an inversion, the mean over frames is drawn, and the band from the least to the most
-    keys     which numbers; none: "loss", or if no log has it, all but speeds
-    smooth   mean of so many records, drawn over the records themselves
+    logs     {label: records}, from `read_log`; of an inversion, the mean over frames and the band from minimum to
+             maximum
+    keys     keys of the records; empty: "loss", or if no log has it, all but speeds
+    smooth   length of a moving average, drawn over the raw curve
     returns  Figure
-    raises   TalkheadError if no log has a number of this name
+    raises   TalkheadError if no log has a key
     """
     every = [key for records in logs.values() for key in _keys(records)]
     keys = list(keys) or (["loss"] if "loss" in every else [key for key in every if not _is_speed(key)])
     keys = list(dict.fromkeys(keys))
     unknown = [key for key in keys if key not in every]
     if unknown:
-        raise TalkheadError(f"{unknown[0]}: no log has such a number; choose from {', '.join(dict.fromkeys(every))}")
+        raise TalkheadError(f"{unknown[0]}: no log has this key; choose from {', '.join(dict.fromkeys(every))}")
     columns, rows = _grid(len(keys), 3)
     with style():
         figure, panels = board(max(5.2 * columns, 7), 3.8 * rows + 0.4, rows, columns)
         for axes, key in zip(panels.flat, keys):
             for index, (run, records) in enumerate(logs.items()):
-                for label, group in _alike(run, records).items():
-                    _curve(axes, group, key, label, _line(index), smooth)
+                for label, group in _by_steps(run, records).items():
+                    _curve(axes, group, key, label, _line_style(index), smooth)
             _scale(axes)
             axes.set(xlabel="step", ylabel=key)
         _hide(panels.flat[len(keys) :])
@@ -364,7 +362,7 @@ def _curve(axes, records, key, label, line, smooth):
 
 
 def _legend(panels):
-    """Each label of some panels once."""
+    """Legend lines and labels of all panels, each label once."""
     found = {}
     for axes in panels:
         for line, label in zip(*axes.get_legend_handles_labels()):
@@ -373,7 +371,7 @@ def _legend(panels):
 
 
 def _legend_above(figure, lines, labels):
-    """A legend over all panels, as wide as they are, for which the figure grows."""
+    """Add a legend above all panels; the figure grows for it."""
     width, height = figure.get_size_inches()
     columns = max(min(int(width / (0.7 + 0.09 * max(map(len, labels)))), len(labels)), 1)
     figure.set_size_inches(width, height + 0.26 * (-(-len(labels) // columns)))
@@ -381,18 +379,18 @@ def _legend_above(figure, lines, labels):
 
 
 def _scale(axes):
-    """A logarithmic axis with plain numbers where positive curves go far."""
+    """Make the y axis logarithmic if its values are positive and of a wide range."""
     from matplotlib import ticker
 
     values = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(1)])
     values = values[np.isfinite(values)]
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-    if len(values) and values.min() > 0 and values.max() > FAR * values.min():
+    if len(values) and values.min() > 0 and values.max() > LOG_RATIO * values.min():
         logarithmic(axes)
 
 
 def logarithmic(axes):
-    """A logarithmic axis upwards whose numbers can be read: at most about six of them, without powers."""
+    """Make the y axis logarithmic, with at most about six plain numbers."""
     from matplotlib import ticker
 
     axes.set_yscale("log")
@@ -403,24 +401,24 @@ def logarithmic(axes):
 
 
 def dashboard(records, title=None, smooth=1):
-    """Every number of a training log, each in a panel; one and the same measured on held-out clips ("val_…") in the same.
+    """Plot all curves of a training log, a panel each; validation curves ("val_…") share the panel of training.
 
-    records  list of dicts, as `read_log` gives them
-    title    what the run is called
-    smooth   as `losses` takes it
+    records  list of dicts, from `read_log`
+    title    name of the run
+    smooth   as in `losses`
     returns  Figure
     """
     panels_of = {}
     for key in _keys(records):
         panels_of.setdefault(key.removeprefix("val_"), []).append(key)
     if not panels_of:
-        raise TalkheadError(f"{title or 'log'}: its records hold nothing but steps; pass what a trainer printed")
+        raise TalkheadError(f"{title or 'log'}: its records hold nothing but steps; pass a trainer's output")
     columns, rows = _grid(len(panels_of), 4)
     with style():
         figure, panels = board(max(3.6 * columns, 6), 2.7 * rows + 0.5, rows, columns)
         for axes, (name, keys) in zip(panels.flat, panels_of.items()):
             for index, key in enumerate(keys):
-                _curve(axes, records, key, "held out" if key != name else "training", _line(index), smooth)
+                _curve(axes, records, key, "held out" if key != name else "training", _line_style(index), smooth)
             _scale(axes)
             axes.set_title(name if name in keys else keys[0])
             axes.set_xlabel("step")
@@ -433,18 +431,18 @@ def dashboard(records, title=None, smooth=1):
     return figure
 
 
-# Sheets of frames --------------------------------------------------------------------------------------------------------
+# Sheets of frames -----------------------------------------------------------------------------------------------------
 
 
 def sheet(rows, heads=None, side=1.1):
-    """Pictures in labelled rows under the heads of their columns.
+    """Sheet of images in labelled rows, with column heads.
 
-    rows     {label: n pictures, uint8 (H, W, 3)}
+    rows     {label: n images, uint8 (H, W, 3)}
     heads    n texts, or None
-    side     of a picture, inches
+    side     side of an image, inches
     returns  Figure
     """
-    count = max(len(pictures) for pictures in rows.values())
+    count = max(len(images) for images in rows.values())
     labels = [_wrapped(label) for label in rows]
     margin = 0.25 + 0.095 * max(len(line) for label in labels for line in label.split("\n"))
     lines = max((head.count("\n") + 1 for head in heads), default=0) if heads else 0
@@ -467,11 +465,11 @@ def sheet(rows, heads=None, side=1.1):
                 "hspace": 0.03,
             },
         )
-        for label, pictures, line in zip(labels, rows.values(), panels):
+        for label, images, line in zip(labels, rows.values(), panels):
             for axes in line:
                 axes.set_axis_off()
-            for axes, picture in zip(line, pictures):
-                axes.imshow(picture, aspect="auto", interpolation="nearest" if len(picture) < 64 else "antialiased")
+            for axes, image in zip(line, images):
+                axes.imshow(image, aspect="auto", interpolation="nearest" if len(image) < 64 else "antialiased")
             figure.text(
                 (margin - 0.1) / size[0],
                 np.mean([line[0].get_position().y0, line[0].get_position().y1]),
@@ -485,7 +483,7 @@ def sheet(rows, heads=None, side=1.1):
 
 
 def strip(rows, times, phonemes=()):
-    """Frames of several clips one under the other, at the same moments; on top the sound that is made then.
+    """Strips of frames of several clips at the same times, headed by the phonemes.
 
     rows      {label: frames at these times, uint8 (H, W, 3)}
     times     seconds, one for each column
@@ -495,16 +493,16 @@ def strip(rows, times, phonemes=()):
     Source: thesis §5.3 (Figs 5.1 to 5.4).
     """
     return sheet(
-        rows, [f"{_sound_at(time, phonemes)}\n{time:.2f} s" if phonemes else f"{time:.2f} s" for time in times]
+        rows, [f"{_phoneme_at(time, phonemes)}\n{time:.2f} s" if phonemes else f"{time:.2f} s" for time in times]
     )
 
 
-def _sound_at(time, phonemes):
+def _phoneme_at(time, phonemes):
     return next((label for start, end, label in phonemes if start <= time < end and label != "SIL"), "–")
 
 
 def moments(count, columns, start=0.0, seconds=None, fps=files.FPS):
-    """So many times, evenly over a part of a clip of `count` frames, each in the middle of a frame."""
+    """Evenly spaced times, `columns` of them, over part of a clip of `count` frames, each at the middle of a frame."""
     first = round(start * fps)
     last = count - 1 if seconds is None else min(first + round(seconds * fps), count) - 1
     if first > last:
@@ -513,7 +511,7 @@ def moments(count, columns, start=0.0, seconds=None, fps=files.FPS):
 
 
 def frames_at(reader, times):
-    """The frames of a clip that are seen at these times (seconds, rising); its last one stays for two frames more."""
+    """Frames of a clip at increasing times in seconds; the last frame also serves for two frames beyond the end."""
     wanted = [int(time * reader.fps) for time in times]
     frames, last = {}, -1
     for last, frame in zip(range(wanted[-1] + 1), reader):
@@ -526,12 +524,12 @@ def frames_at(reader, times):
 
 @torch.no_grad()
 def interpolation(generator, ends=None, columns=7, seed=0):
-    """Straight and round ways through the spaces of a generator, drawn.
+    """Images of linear and spherical interpolations in the latent spaces of a generator.
 
     generator  stylegan.Generator
-    ends       float32 (2, L, 512): the way is through W+; None: through Z and W, between two random faces
-    columns    pictures on each way, its ends among them
-    seed       of the random faces
+    ends       float32 (2, L, 512), interpolated in W+; None: two random faces, interpolated in Z and W
+    columns    images of each interpolation, including the ends
+    seed       seed of the random faces
     returns    {"W+, lerp": uint8 (columns, R, R, 3), …}
 
     Source: thesis §3.3.1.2, Fig. 3.12.
@@ -540,35 +538,35 @@ def interpolation(generator, ends=None, columns=7, seed=0):
     if ends is None:
         why = why_not_random(generator)
         if why:
-            raise TalkheadError(f"generator: {why}; pass latents of two faces, the ends of the way")
+            raise TalkheadError(f"generator: {why}; pass latents of two faces to interpolate")
         z = torch.randn(2, generator.z_dim, generator=z_stream(seed)).to(like)
         spaces = {"Z": (z, generator.mapping), "W": (generator.mapping(z), torch.clone)}
     else:
         spaces = {"W+": (torch.as_tensor(ends).to(like), torch.clone)}
     rows = {}
-    for space, (points, to_codes) in spaces.items():
+    for space, (points, to_w) in spaces.items():
         t = torch.linspace(0, 1, columns).view(-1, *[1] * (points.ndim - 1)).to(like)
-        for name, way in (("lerp", lerp), ("slerp", slerp)):
-            rows[f"{space}, {name}"] = to_frames(generator.synthesis(to_codes(way(points[:1], points[1:], t))))
+        for name, interpolate in (("lerp", lerp), ("slerp", slerp)):
+            rows[f"{space}, {name}"] = to_frames(generator.synthesis(to_w(interpolate(points[:1], points[1:], t))))
     return rows
 
 
 @torch.no_grad()
 def components(generator, latents, components=5, columns=7, reach=3.0):
-    """What the principal components of some codes do: the mean code, moved along each.
+    """Images of the mean latent moved along each principal component of some latents.
 
     generator   stylegan.Generator
     latents     float32 (N, L, 512)
-    components  how many, the widest first
-    columns     pictures of each
-    reach       how far to move to either side, in deviations of the codes along the component
+    components  number of components, in order of variance
+    columns     images of each component
+    reach       largest move to either side, in standard deviations along the component
     returns     {label: uint8 (columns, R, R, 3)}, and the heads of the columns
 
     Source: thesis §3.4, §4.3.1.3 (the basis V); §2.6.
     """
-    codes = torch.from_numpy(latents)
-    basis = Basis.fit(codes, components)
-    total = (codes.double() - codes.double().mean(0)).square().sum() / (len(codes) - 1)
+    latents = torch.from_numpy(latents)
+    basis = Basis.fit(latents, components)
+    total = (latents.double() - latents.double().mean(0)).square().sum() / (len(latents) - 1)
     like, rows = next(generator.parameters()), {}
     moves = torch.linspace(-reach, reach, columns)
     for index, stdev in enumerate(basis.stdev):
@@ -580,16 +578,17 @@ def components(generator, latents, components=5, columns=7, reach=3.0):
     return rows, ["mean" if abs(move) < 1e-6 else f"{move:+.1f} σ".replace("-", "−") for move in moves.tolist()]
 
 
-# Mouths ----------------------------------------------------------------------------------------------------------------
+# Mouths ---------------------------------------------------------------------------------------------------------------
 
 
 def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
-    """How far mouths are open, over the sound and its phonemes; shaded where /p b m/ want the lips shut.
+    """Plot mouth openings above the sound and its phonemes; bilabial closures (/p b m/) are shaded.
 
-    curves    {label: (T,)}, as `landmarks.mouth_opening` gives them; NaN where no face was seen
+    curves    {label: (T,)}, from `landmarks.mouth_opening`; NaN without a face
     audio     float32 (N,) in [-1, 1], or None
     phonemes  list of (start, end, label), seconds
-    fps, rate of the curves and of the audio
+    fps       frames per second of the curves
+    rate      sample rate of the audio, Hz
     returns   Figure
 
     Source: thesis §5.3 (bilabial events).
@@ -603,7 +602,7 @@ def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
         )
         axes = panels[0, 0]
         for index, (label, values) in enumerate(curves.items()):
-            axes.plot((np.arange(len(values)) + 0.5) / fps, values, label=label, linewidth=1.8, **_line(index))
+            axes.plot((np.arange(len(values)) + 0.5) / fps, values, label=label, linewidth=1.8, **_line_style(index))
         axes.set(ylabel="mouth opening /\ndistance of the eyes", xlim=(0, seconds))
         axes.set_ylim(bottom=0)
         for panel in panels.flat:
@@ -625,16 +624,16 @@ def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
 
 
 def _sound(axes, audio, phonemes, seconds, rate):
-    """The envelope of a waveform, and the phonemes in their places, each second one lower so that neighbours do not touch."""
-    loudest = 1.0
+    """Plot the envelope of a waveform and the phonemes, at alternating heights so that they do not overlap."""
+    peak = 1.0
     if audio is not None and len(audio):
         blocks = np.array_split(audio[: round(seconds * rate)], min(2000, len(audio)))
         time = (np.arange(len(blocks)) + 0.5) / len(blocks) * min(seconds, len(audio) / rate)
-        loudest = max(float(np.abs(audio).max()), 1e-3)
+        peak = max(float(np.abs(audio).max()), 1e-3)
         axes.fill_between(
             time,
-            [block.min() / loudest for block in blocks],
-            [block.max() / loudest for block in blocks],
+            [block.min() / peak for block in blocks],
+            [block.max() / peak for block in blocks],
             color="0.45",
             linewidth=0,
         )
@@ -648,15 +647,15 @@ def _sound(axes, audio, phonemes, seconds, rate):
     axes.grid(False)
 
 
-# Studies ---------------------------------------------------------------------------------------------------------------
+# Studies --------------------------------------------------------------------------------------------------------------
 
 OUTCOMES = {"ours": "#0072B2", "both": "#56B4E9", "none": "0.8", "others": "#E69F00"}
 
 
 def preferences(records):
-    """What people preferred: a bar for each pair of methods, a panel for each question, the interval of our share on it.
+    """Plot preferences: a bar for each pair of methods with the interval of our share, a panel for each question.
 
-    records  as `study.tally` gives them
+    records  from `study.tally`
     returns  Figure
 
     Source: thesis §5.4, Fig. 5.6.

@@ -1,13 +1,13 @@
-"""StyleGAN2 config-F: the image generator, its discriminator, and how the two are trained.
+"""StyleGAN2 config-F: generator and discriminator.
 
 Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN"; thesis §2.4.1, §3.3.1.
-Plain torch operations only, and some ways to spend them well that do not change the picture:
+Plain torch operations only, with optimisations that do not change the image:
 
-- Without gradients, a large picture is drawn in strips of rows: what lies between two operations stays in the cache.
-- On a CPU, where multiplying is what takes time, the blur beside an up- or downsampling convolution is a cheap filter of
-  its own. Elsewhere memory is what takes time, and the blur is folded into the weights: a 3x3 kernel and the 4x4 filter
-  [1, 3, 3, 1] make one 6x6 kernel, four times the work on an image that is read once.
-- Without gradients on a CPU, wide layers convolve in another basis, where it takes fewer multiplications (stylegan_ops.conv3x3).
+- Without gradients on a CPU, large images are synthesized in strips of rows, so that activations stay in the cache.
+- On a CPU, limited by arithmetic, the resampling filter of an up- or downsampling convolution is a separate cheap
+  operation. Elsewhere, limited by memory, it is folded into the weights: a 3x3 kernel and the 4x4 filter [1, 3, 3, 1]
+  make one 6x6 kernel, four times the arithmetic but one pass over the image.
+- Without gradients on a CPU, wide layers use Winograd convolution (stylegan_ops.conv3x3).
 """
 
 import copy
@@ -19,25 +19,34 @@ import torch.nn.functional as F
 from torch import nn
 
 from talkhead.errors import TalkheadError
-from talkhead.stylegan_ops import GAIN, _activate, _clamped, _conv, _conv_down, _conv_up, _rows, _taps, _wide
+from talkhead.stylegan_ops import (
+    GAIN,
+    at_least_float32,
+    bias_act,
+    clamped,
+    conv_down,
+    conv_same,
+    conv_up,
+    crop_rows,
+    resample_filter,
+)
 
-STRIP = (
-    2**23
-)  # bytes of activations worked on together; malloc maps blocks of 32 MB and more anew each time, page by page
+# Bytes of a strip's activations. Malloc maps blocks of 32 MB and more anew each time, page by page.
+STRIP_BYTES = 2**23
 
 
 def channel_widths(resolution, base=32768, largest=512):
-    """Channels at 4², 8² … R²: config-F's `min(base / resolution, largest)`."""
+    """Channels at 4², 8² … R² in config-F: `min(base / resolution, largest)`."""
     return [min(base // 2**k, largest) for k in range(2, int(math.log2(resolution)) + 1)]
 
 
 def extend_widths(channels, resolution):
-    """Widths for another resolution than they were made for: the same at the levels that both have.
+    """Channels for another resolution, the same at the levels that both have.
 
-    channels     widths at 4², 8² …
+    channels     channels at 4², 8² …
     resolution   a power of two
-    returns      list of int: fewer; or for each level more half of the one before, but no less than 16 unless that was. Those
-                 of config F go on as config F's
+    returns      list of int. Each further level has half the channels of the one before, down to 16; config-F's
+                 channels are continued as in config-F
     """
     wanted = int(math.log2(resolution)) - 1
     if list(channels) == channel_widths(2 ** (len(channels) + 1)):
@@ -61,12 +70,12 @@ def _check(resolution, channels):
 
 
 def _config(clamp, **config):
-    """What rebuilds a network; what it does not use is left out, so that older files and their like agree."""
+    """Config dict without an unused `clamp`, which older files do not have."""
     return config if clamp is None else config | {"clamp": clamp}
 
 
 class _Linear(nn.Module):
-    """A linear layer whose learning rate is equalised: weights are N(0, 1) and scaled on use."""
+    """Linear layer with equalised learning rate: weights are N(0, 1) and scaled on use."""
 
     def __init__(self, inputs, outputs, bias=0.0, lr_multiplier=1.0, activate=False):
         super().__init__()
@@ -76,15 +85,15 @@ class _Linear(nn.Module):
 
     def forward(self, x):
         if self.activate:
-            return _activate(F.linear(x, self.weight * (GAIN * self.scale)), self.bias * self.lr_multiplier)
+            return bias_act(F.linear(x, self.weight * (GAIN * self.scale)), self.bias * self.lr_multiplier)
         return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
 
 
 class _ModulatedConv(nn.Module):
-    """A convolution whose input channels are scaled by a style, and whose output variance is brought back to one.
+    """Modulated and demodulated convolution.
 
-    Scaling the input and the output of one shared convolution gives the same image as a convolution per sample, and
-    needs no grouped kernels.
+    Input and output of one shared convolution are scaled, instead of the kernel of each sample: the same result without
+    grouped convolution.
     """
 
     def __init__(self, inputs, outputs, kernel, w_dim, up=False, demodulate=True):
@@ -92,30 +101,35 @@ class _ModulatedConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = _Linear(w_dim, inputs, bias=1)
         self.scale, self.demodulate = 1 / math.sqrt(inputs * kernel**2), demodulate
-        self.convolve = _conv_up if up else _conv
+        self.convolve = conv_up if up else conv_same
 
-    def forward(self, x, w, edge=True, gain=1.0, noise=None):
-        """x (N, I, H, W), w (N, w_dim) -> (N, O, H, W), or twice the size, times gain, plus noise; `edge` as in `_conv`."""
+    def forward(self, x, w, pad_rows=True, gain=1.0, noise=None):
+        """Convolve x (N, I, H, W) by the style of w (N, w_dim) to (N, O, H, W), or to twice the size if `up`.
+
+        gain       standard deviation of the output, if demodulated
+        noise      (N, 1, H', W') added to the output
+        pad_rows   as in `conv_same`
+        """
         style = self.affine(w) * self.scale  # (N, I)
         scale = self._gain(style, gain) if self.demodulate else None  # (N, O)
         if self._folds(x):
             folded = style if scale is None else scale.T * style  # (1 or O, I)
-            y = self.convolve(x, self.weight * folded[..., None, None].to(x.dtype), edge)
+            y = self.convolve(x, self.weight * folded[..., None, None].to(x.dtype), pad_rows)
             return y if noise is None else y.add_(noise.to(y.dtype))
-        y = self.convolve(x * style.to(x.dtype)[:, :, None, None], self.weight, edge)
+        y = self.convolve(x * style.to(x.dtype)[:, :, None, None], self.weight, pad_rows)
         if scale is None:
             return y
         scale = scale.to(y.dtype)[:, :, None, None]
         return y * scale if noise is None else torch.addcmul(noise.to(y.dtype), y, scale)
 
     def _folds(self, x):
-        """Whether style and gain are better multiplied into the weights, where there is one picture: if there are fewer of them."""
+        """True if scaling the weights is cheaper than scaling x: one image, larger than the weights."""
         return len(x) == 1 and not torch.is_grad_enabled() and x.numel() > self.weight.numel()
 
     def _gain(self, style, gain):
-        """What brings the variance of each output channel to gain²: (N, O)."""
+        """Demodulation factors (N, O), which bring the variance of each output channel to gain²."""
         with torch.autocast(style.device.type, enabled=False):
-            power = F.linear(_wide(style).square(), _wide(self.weight).square().sum((2, 3)))
+            power = F.linear(at_least_float32(style).square(), at_least_float32(self.weight).square().sum((2, 3)))
             return (power + 1e-8).rsqrt() * gain
 
 
@@ -131,20 +145,20 @@ class _StyledConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
     def noise(self, mode, count):
-        """What is added to every channel of each image, with the activation's gain: (N, 1, R, R)."""
-        picture = self.noise_const * (mode == "const")
+        """Noise (N, 1, R, R) times its strength and the activation's gain; `mode` as in `Generator.synthesis`."""
+        noise = self.noise_const * (mode == "const")
         if mode == "random":
-            picture = picture.new_empty(count, 1, *picture.shape).normal_()
+            noise = noise.new_empty(count, 1, *noise.shape).normal_()
         elif callable(mode):
-            picture = mode(len(picture))
-        return (picture * (GAIN * self.noise_strength)).expand(count, 1, -1, -1)
+            noise = mode(len(noise))
+        return (noise * (GAIN * self.noise_strength)).expand(count, 1, -1, -1)
 
-    def forward(self, x, w, noise, edge=True):
-        return _activate(self.conv(x, w, edge, GAIN, noise), self.bias, self.clamp)
+    def forward(self, x, w, noise, pad_rows=True):
+        return bias_act(self.conv(x, w, pad_rows, GAIN, noise), self.bias, self.clamp)
 
 
 class _ToRGB(nn.Module):
-    """Features to colours."""
+    """Modulated 1x1 convolution from features to RGB, without demodulation."""
 
     def __init__(self, inputs, w_dim, clamp=None):
         super().__init__()
@@ -153,41 +167,45 @@ class _ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x, w):
-        return _clamped(_wide(self.conv(x, w)).add_(self.bias.view(1, 3, 1, 1)), self.clamp)
+        return clamped(at_least_float32(self.conv(x, w)).add_(self.bias.view(1, 3, 1, 1)), self.clamp)
 
 
-def _draw(layers, x, styles, noises, last):
-    """One level: features (N, C, H, H) -> features (N, C', 2H, 2H), None at the last, and what they add to the colours."""
+def _synthesize_level(layers, x, styles, noises, last):
+    """One level of the synthesis network, in strips of rows if large.
+
+    x        features (N, C, H, H)
+    returns  features (N, C', 2H, 2H), None at the last level, and the level's RGB (N, 3, 2H, 2H)
+    """
     up, conv, to_rgb = layers
     size = 2 * x.shape[-1]
-    row = size * len(up.bias) * x.element_size()  # bytes
-    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) * size * row <= STRIP:
+    row_bytes = size * len(up.bias) * x.element_size()
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) * size * row_bytes <= STRIP_BYTES:
         x = conv(up(x, styles[0], noises[0]), styles[1], noises[1])
         return x, to_rgb(x, styles[2])
     features = None if last else x.new_empty(len(x), size, size, len(up.bias)).permute(0, 3, 1, 2)
-    colours = _wide(x.new_empty(len(x), size, size, 3)).permute(0, 3, 1, 2)
-    rows = min(size, max(16, STRIP // row // 4 * 4))
+    rgb = at_least_float32(x.new_empty(len(x), size, size, 3)).permute(0, 3, 1, 2)
+    rows = min(size, max(16, STRIP_BYTES // row_bytes // 4 * 4))
     for n, top in itertools.product(range(len(x)), range(0, size, rows)):
-        # The second convolution looks one row further than its strip, and the first makes its rows in pairs.
+        # The second convolution needs one row beyond its strip, and the first makes rows in pairs.
         bottom, start, end = min(size, top + rows), max(0, top - 2), min(size, top + rows + 2)
-        w, noise = [style[n : n + 1] for style in styles], [picture[n : n + 1] for picture in noises]
-        y = up(_rows(x[n : n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], edge=False)
-        y = conv(_rows(y, top - 1 - start, bottom + 1 - start), w[1], noise[1][:, :, top:bottom], edge=False)
-        colours[n, :, top:bottom] = to_rgb(y, w[2])[0]
+        w, noise = [style[n : n + 1] for style in styles], [each[n : n + 1] for each in noises]
+        y = up(crop_rows(x[n : n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], pad_rows=False)
+        y = conv(crop_rows(y, top - 1 - start, bottom + 1 - start), w[1], noise[1][:, :, top:bottom], pad_rows=False)
+        rgb[n, :, top:bottom] = to_rgb(y, w[2])[0]
         if not last:
             features[n, :, top:bottom] = y[0]
-    return features, colours
+    return features, rgb
 
 
 class Generator(nn.Module):
     """StyleGAN2's generator.
 
-    resolution       side of the image, a power of two from 8
-    channels         widths at 4², 8² … R²; None gives config-F's
+    resolution       side R of the image, a power of two from 8
+    channels         channels at 4², 8² … R²; None is config-F's
     z_dim, w_dim     widths of Z and W
     mapping_layers   fully connected layers from Z to W
-    clamp            largest size of an activation, and of what a level adds to the colours; None sets no limit.
-                     NVIDIA trains with 256, so that half precision holds them
+    clamp            limit of the absolute value of activations and of each level's RGB; None is no limit. NVIDIA trains
+                     with 256, for half precision
 
     `num_ws` is L = 2·log2(R) − 2; `w_avg` (w_dim,) is the mean of W; `config` rebuilds the network.
 
@@ -224,7 +242,7 @@ class Generator(nn.Module):
         self.convs, self.rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
 
     def mapping(self, z, psi=1.0):
-        """z (N, z_dim) -> w_plus (N, L, w_dim), truncated towards `w_avg` by psi (1 = not at all)."""
+        """Map z (N, z_dim) to w_plus (N, L, w_dim), truncated towards `w_avg` by psi (1 is no truncation)."""
         z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
         w = self.mapping_net(z)
         if psi != 1.0:
@@ -232,11 +250,11 @@ class Generator(nn.Module):
         return w[:, None].expand(-1, self.num_ws, -1)
 
     def synthesis(self, w_plus, noise="const"):
-        """w_plus (N, L, w_dim) -> images (N, 3, R, R), about [-1, 1].
+        """Synthesize images (N, 3, R, R), about [-1, 1], of w_plus (N, L, w_dim).
 
-        noise    "const" (the stored pictures), "random" (fresh each call), "none", or a function that is given a side R
-                 and returns pictures (N, 1, R, R)
-        raises   TalkheadError if L or the width differs, or noise is another word
+        noise    "const" (stored with the weights), "random" (new in each call), "none", or a function of a side R that
+                 returns noise (N, 1, R, R)
+        raises   TalkheadError if L, the width or noise does not fit
         """
         if w_plus.dim() != 3 or tuple(w_plus.shape[1:]) != (self.num_ws, self.w_dim):
             raise TalkheadError(
@@ -248,25 +266,25 @@ class Generator(nn.Module):
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        pictures = [conv.noise(noise, len(x)) for conv in self.convs]
-        x = self.convs[0](x, w_plus[:, 0], pictures[0])
+        noises = [conv.noise(noise, len(x)) for conv in self.convs]
+        x = self.convs[0](x, w_plus[:, 0], noises[0])
         rgb = self.rgbs[0](x, w_plus[:, 1])
         for k in range(1, len(self.rgbs)):
             layers = self.convs[2 * k - 1], self.convs[2 * k], self.rgbs[k]
             styles = w_plus[:, 2 * k - 1 : 2 * k + 2].unbind(1)
-            x, delta = _draw(
-                layers, x, (*styles, styles[-1])[:3], pictures[2 * k - 1 : 2 * k + 1], last=k == len(self.rgbs) - 1
+            x, delta = _synthesize_level(
+                layers, x, (*styles, styles[-1])[:3], noises[2 * k - 1 : 2 * k + 1], last=k == len(self.rgbs) - 1
             )
-            rgb = delta.add_(F.conv_transpose2d(rgb, _taps(rgb, gain=4), stride=2, padding=1, groups=3))
+            rgb = delta.add_(F.conv_transpose2d(rgb, resample_filter(rgb, gain=4), stride=2, padding=1, groups=3))
         return rgb
 
     def forward(self, z, psi=1.0, noise="const"):
         return self.synthesis(self.mapping(z, psi), noise)
 
     def shallow(self, side):
-        """This generator as far as a smaller side, of which it has the weights in common: takes the same latents, and is faster.
+        """Generator of the levels up to a side, sharing weights and latents with this one; faster.
 
-        Its pictures are those that the whole generator has at that level, before finer levels have added what they do to them.
+        Its images are the sum of the RGB outputs of these levels.
         raises   TalkheadError if there is no level of that side
         """
         levels = 1 + (side // 4).bit_length() - 1
@@ -282,13 +300,13 @@ class Generator(nn.Module):
         return lower
 
 
-# Image generators by the architecture that the config in a weights file names. One is an nn.Module with `config`, `resolution`, `z_dim`, `w_dim`, `num_ws`,
-# `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)` and `shallow(side)`, as Generator has them.
+# Image generators by config["arch"] of a weights file. Each is an nn.Module with `config`, `resolution`, `z_dim`,
+# `w_dim`, `num_ws`, `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)` and `shallow(side)`, as in Generator.
 GENERATORS = {"stylegan2": Generator}
 
 
 def build(config):
-    """The generator that a `config` describes, untrained.
+    """Build an untrained generator from its config.
 
     config   {"arch": a name in GENERATORS, "resolution": int, …}; without "arch", StyleGAN2's
     raises   TalkheadError if the architecture is unknown; TypeError if the config does not fit it
@@ -303,7 +321,7 @@ def build(config):
 
 
 class _DownBlock(nn.Module):
-    """Residual block of the discriminator: two convolutions, the second of stride 2, beside a strided 1x1."""
+    """Residual block of the discriminator: two 3x3 convolutions, the second of stride 2, and a strided 1x1 skip."""
 
     def __init__(self, inputs, outputs, clamp=None):
         super().__init__()
@@ -317,16 +335,17 @@ class _DownBlock(nn.Module):
     def forward(self, x):
         inputs = x.shape[1]
         fan = math.sqrt(inputs * 9)
-        y = _activate(F.conv2d(x, self.conv0 * (GAIN / fan), padding=1), self.bias0, self.clamp)
-        # The sum of two branches is divided by √2, which takes the second activation's gain away.
-        y = _activate(_conv_down(y, self.conv1 / fan), self.bias1, self.clamp and self.clamp / GAIN, gain=1.0)
-        return _conv_down(x, self.skip / math.sqrt(2 * inputs)).add_(y)
+        y = bias_act(F.conv2d(x, self.conv0 * (GAIN / fan), padding=1), self.bias0, self.clamp)
+        # The sum of both branches is divided by √2, which cancels the second activation's gain.
+        y = bias_act(conv_down(y, self.conv1 / fan), self.bias1, self.clamp and self.clamp / GAIN, gain=1.0)
+        return conv_down(x, self.skip / math.sqrt(2 * inputs)).add_(y)
 
 
 class Discriminator(nn.Module):
     """StyleGAN2's residual discriminator with minibatch standard deviation.
 
-    images (N, 3, R, R) -> logits (N, 1); with `features=True` also the activations of each level. Options as Generator's.
+    Maps images (N, 3, R, R) to logits (N, 1); with `features=True` also returns the activations of each level. Options
+    as Generator's.
 
     Source: thesis §2.4.1; Karras et al. 2020, appendix B.
     """
@@ -349,42 +368,40 @@ class Discriminator(nn.Module):
         x = images
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        x = _activate(F.conv2d(x, self.from_rgb * (GAIN / math.sqrt(3))), self.from_rgb_bias, self.clamp)
-        seen = []
+        x = bias_act(F.conv2d(x, self.from_rgb * (GAIN / math.sqrt(3))), self.from_rgb_bias, self.clamp)
+        activations = []
         for block in self.blocks:
             x = block(x)
-            seen.append(x)
-        x = torch.cat([x, self._spread(x)], 1)
-        x = _activate(
-            F.conv2d(x, self.conv * (GAIN / math.sqrt(x.shape[1] * 9)), padding=1), self.conv_bias, self.clamp
-        )
-        logits = _wide(self.out(_wide(self.linear(x.flatten(1)))))
-        return (logits, seen) if features else logits
+            activations.append(x)
+        x = torch.cat([x, self._minibatch_std(x)], 1)
+        x = bias_act(F.conv2d(x, self.conv * (GAIN / math.sqrt(x.shape[1] * 9)), padding=1), self.conv_bias, self.clamp)
+        logits = at_least_float32(self.out(at_least_float32(self.linear(x.flatten(1)))))
+        return (logits, activations) if features else logits
 
     @staticmethod
-    def _spread(x):
-        """Standard deviation over groups of four samples, one number a group, as a channel: (N, 1, 4, 4)."""
+    def _minibatch_std(x):
+        """Standard deviation over groups of four samples, averaged to one number a group: a channel (N, 1, 4, 4)."""
         group = next(size for size in (4, 3, 2, 1) if len(x) % size == 0)
-        y = _wide(x).reshape(group, -1, *x.shape[1:])
+        y = at_least_float32(x).reshape(group, -1, *x.shape[1:])
         y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (N / group,)
         return y.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
 
 
 @torch.no_grad()
 def load_matching_weights(generator, state):
-    """Give a generator what fits of another one's weights; what it has beyond that starts without effect.
+    """Copy the weights that fit from another generator, such as one of lower resolution.
 
     generator   Generator of any resolution
-    state       state dict of a generator of the same widths at the levels that both have
-    raises      TalkheadError if nothing but the mapping network fits
+    state       state dict of a generator of the same channels at the levels that both have
+    raises      TalkheadError if only the mapping network fits
 
-    Colours of the levels that only the new generator has are zeroed, so that it first draws the old one's picture, larger.
+    RGB layers of new levels are zeroed, so that the generator starts with the other one's image, enlarged.
     """
     own = generator.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if "convs.0.conv.weight" not in fitting:
         raise TalkheadError(
-            "the weights to start from have other channels at 4x4; give the same --channels at the levels that both have"
+            "initial weights: other channels at 4x4; give the same --channels at the levels that both have"
         )
     generator.load_state_dict(own | fitting)
     for level, rgb in enumerate(generator.rgbs):

@@ -1,4 +1,4 @@
-"""Training of StyleGAN2, with ADA, FID, and an encoder beside it by reconstruction."""
+"""Training of StyleGAN2, with ADA, FID, and optionally an encoder trained along by reconstruction."""
 
 import copy
 import itertools
@@ -14,29 +14,25 @@ from talkhead.images import sheet, to_frames
 from talkhead.latents import z_stream
 from talkhead.training import Prefetcher, fit
 
-MOUTH = (
-    0.3125,
-    0.6875,
-    0.5625,
-    0.8125,
-)  # left, right, top, bottom of the mouth's surroundings in an FFHQ crop, of its side
+# Left, right, top and bottom of the box around the mouth in an FFHQ crop, as fractions of its side.
+MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)
 
 
 class _EMA:
-    """The slow copy of a generator that is used once training is done."""
+    """Exponential moving average of a generator's weights."""
 
     def __init__(self, generator, half_life):
         self.copy = copy.deepcopy(generator).eval().requires_grad_(False)
         self.half_life = half_life
 
     @torch.no_grad()
-    def update(self, generator, batch, seen):
-        # A short memory at first: an average over thousands of early images would lag far behind.
-        half_life = min(self.half_life, 0.05 * max(seen, 1))
+    def update(self, generator, batch, images):
+        # A short half-life at first: an average over thousands of early images would lag far behind.
+        half_life = min(self.half_life, 0.05 * max(images, 1))
         keep = 0.5 ** (batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.copy.parameters()), list(generator.parameters()), 1 - keep)
-        for slow, fast in zip(self.copy.buffers(), generator.buffers()):
-            slow.copy_(fast)
+        for average, buffer in zip(self.copy.buffers(), generator.buffers()):
+            average.copy_(buffer)
 
 
 def train(
@@ -83,53 +79,55 @@ def train(
     device="cpu",
     **run,
 ):
-    """Train a generator against a discriminator; yield log records. The file's "model" is the running average.
+    """Train a generator against a discriminator; yield log records.
 
-    images              datasets.Images
-    generator, discriminator   networks of one resolution; what they hold is the start
-    beta1               Adam's memory of gradients; StyleGAN2 has none, and reconstruction alone learns faster with 0.9
-    r1, r1_interval        weight γ of R1 and how often it is applied (lazily)
-    pl_weight, pl_interval    weight of path-length regularisation, 0 to leave it out, and how often
-    style_mixing        chance that an image takes its later layers from a second z
-    ema_half_life      half life of the running average, in images
-    freeze_d            levels of the discriminator that stay as they are, from the pictures' own downwards: for a start from
-                        weights of many pictures, and few new ones (Mo et al. 2020)
-    augment             whether all that the discriminator sees is changed at random, so that it cannot learn few images by heart:
-                        "none", "ada" (as often as it takes) or "fixed"
-    augment_p           how often: the probability of each change, from 0 to 1, if fixed, and where ada starts a new run
-    ada_target      what ada holds the mean sign of the discriminator's logits for real images at
-    ada_images      so many would take its probability from 0 to 1
-    jitter              probability with which a training image is moved and recoloured a little before anything learns from it (augmentation.jitter)
-    lr_decay           share of the steps, the last ones, over which all learning rates fall to nothing along a cosine: generator and encoder
-                        come to rest together, where the running average is of the generator alone
-    encoder             images -> w_plus; if given, it is trained with the generator to reconstruct the images, and
-                        the discriminator judges reconstructions too
-    sample_share        share of a fake batch that is drawn from z, where there is an encoder; the rest are reconstructions
-    reconstruction      distance of two image batches -> (N,); needed with an encoder
-    encoder_lr          its learning rate; 0 holds it still, so that latents keep their meaning while the pictures improve
-    mouth_weight        weight of the same distance between the mouths alone: an aligned face has its mouth in one place
-    lips, lip_weight    distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
-    feature_weight      weight of the distance between the discriminator's activations of image and reconstruction
-    reconstruct_only    first so many steps reconstruct and leave the discriminator alone
-    fid_every           steps between two measurements of FID and KID against the images, and one at the end; 0 for none. The
-                        file's "model" is then the best average by FID, unless an encoder learns along: it fits the last one
-    fid_images          pictures that the average draws for it, from z of their own, always the same; and as many of the
-                        images, or all. FID of few is too large: only numbers of equally many pictures may be compared
-    fid_features        "inception" or "mobilenet", for the weights in torch's hub cache, or a feature network as in fid.py
-    accumulate          turns in which a batch is worked on, to fit into memory: the result is the same
-    precision           "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and
-                        path length are always float32
-    lineage             fingerprints of the generators whose encoders and speech models fit this one too
-    run                 how training.fit logs and saves; its `samples` are faces drawn from the same z every time, and with an
-                        encoder pictures over their reconstructions
-    yields              {"step", "seconds", "images", losses…}, and "fid", "kid" and "fid_features", their network, where measured
-    raises              TalkheadError as training.fit does, and at once if Inception's weights are not there
+    images            datasets.Images
+    out               path of the .pt, resumed if it exists; its "model" is the EMA of the generator
+    generator, discriminator   networks of one resolution; training starts from their weights
+    beta1             Adam's β1; StyleGAN2's is 0, and reconstruction alone converges faster with 0.9
+    r1, r1_interval   weight γ of the R1 penalty, and the steps between two applications (lazy regularisation)
+    pl_weight, pl_interval   weight of path-length regularisation, 0 to leave it out, and the steps between applications
+    style_mixing      probability that an image takes its later layers from a second z
+    ema_half_life     half-life of the EMA, in images
+    freeze_d          frozen levels of the discriminator, highest resolution first (Mo et al. 2020): for fine-tuning
+                      weights of a large set on a small one
+    augment           augmentation of all discriminator inputs, against overfitting: "none", "ada" or "fixed"
+    augment_p         probability of each augmentation, 0 to 1, if fixed; with ada, that of the first step
+    ada_target        ADA's target for E[sign(D(real))]
+    ada_images        images in which ADA can move the probability from 0 to 1
+    jitter            probability of a slight shift and recolouring of each training image, for all losses (ada.jitter)
+    lr_decay          share of the steps, at the end, over which all learning rates decay to zero along a cosine, so
+                      that generator and encoder converge together; the EMA is of the generator alone
+    encoder           network images -> w_plus; if given, it is trained with the generator to reconstruct the images,
+                      and reconstructions are fakes for the discriminator too
+    sample_share      share of samples from z in a batch of fakes, if there is an encoder; the rest are reconstructions
+    reconstruction    distance of two image batches -> (N,); needed with an encoder
+    encoder_lr        learning rate of the encoder; 0 freezes it, so that latents keep their meaning
+    mouth_weight      weight of the reconstruction distance of the box around the mouth of aligned faces
+    lips, lip_weight  distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
+    feature_weight    weight of the distance between discriminator activations of image and reconstruction
+    reconstruct_only  number of first steps with reconstruction alone, without the discriminator
+    fid_every         steps between measurements of FID and KID against the images, also done at the end; 0 for none.
+                      The file's "model" is then the EMA of the best FID, or if an encoder is trained along, which fits
+                      only the latest generator, the last EMA
+    fid_images        fakes of each measurement, from fixed z; compared with as many images, or all. FID is biased
+                      upwards for few images: only numbers of equally many images may be compared
+    fid_features      "inception" or "mobilenet", with the weights in torch's hub cache, or a feature network of fid.py
+    accumulate        micro-batches per step and process, to save memory: the result is the same
+    precision         "float32", or "bfloat16" or "float16" for forward and backward passes under autocast; R1 and path
+                      length are always float32
+    lineage           fingerprints of the generators whose encoders and speech models fit this one too
+    run               logging and saving options of training.fit; its `samples` are faces of fixed z, and with an
+                      encoder images above their reconstructions
+    yields            {"step", "seconds", "images", losses…}, and where measured "fid", "kid" and "fid_features", the
+                      network's name
+    raises            TalkheadError as training.fit does, and at once if Inception's weights are missing
 
     Source: thesis §3.3.1.2, §4.2.2.1; Karras et al. 2020 for the losses.
-    Departure: the encoder, its reconstruction loss and the discriminator's feature distance (Larsen et al. 2016) are ours: they
-    make a generator out of few images in hours on a CPU, and are off unless an encoder is given. Path lengths are compared
-    with their mean before the step, not after it, so that parts of a batch need not wait for each other. Augmentation
-    leaves the reconstruction loss alone; the feature distance is between image and reconstruction changed alike.
+    Departure: the encoder, its reconstruction loss and the discriminator's feature distance (Larsen et al. 2016) are
+    ours: they train a generator on few images within hours on a CPU, and are off unless an encoder is given. Path
+    lengths are compared with their mean before the step, not after it, so that micro-batches are independent. The
+    reconstruction loss takes images without augmentation; the feature distance augments both sides alike.
     """
     team = Distributed(batch, accumulate, precision, device, whole=4)
     trainer = _Trainer(
@@ -176,45 +174,40 @@ def train(
 
 
 def _kind(images):
-    """What kind of pictures these are, if all are of one: "film", "still", "moments"."""
+    """Kind of all images, "film", "still" or "moments"; None if they are mixed or unknown."""
     kinds = {origin.kind for origin in getattr(images, "origins", ())}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 class _Fid:
-    """How far the pictures of a generator are from training images, as a feature network sees both. Both are looked at as bytes."""
+    """FID and KID between the images of a generator and training images, both as uint8."""
 
     def __init__(self, images, generator, count, network, seed, device):
         self.network = fid.named(network, device)
-        # A copy remembers an order of the images for itself: the Feed's thread looks up another meanwhile.
-        self.images, self.generator, self.count, self.seed, self.device = (
-            copy.copy(images),
-            generator,
-            count,
-            seed,
-            device,
-        )
-        self.real = None  # features of the images
+        # A copy, because Images caches one order at a time and the Prefetcher's thread uses another.
+        self.images, self.generator, self.count = copy.copy(images), generator, count
+        self.seed, self.device = seed, device
+        self.real = None  # features of the training images
         if min(count, len(images)) < 2:
             raise TalkheadError(
-                f"FID of {min(count, len(images))} pictures: it compares two or more; pass more, or leave fid_every out"
+                f"FID of {min(count, len(images))} images: needs two or more; pass more, or leave fid_every out"
             )
         fid.warn_of_few(min(count, len(images)), self.network)
 
     def __call__(self):
         if self.real is None:
             batches = (self.images.batch(index, fid.TOGETHER, self.seed) for index in itertools.count())
-            self.real = self._seen(batches, min(self.count, len(self.images)))
-        return fid.compare_features(self.real, self._seen(self._drawn(), self.count), self.network)
+            self.real = self._features(batches, min(self.count, len(self.images)))
+        return fid.compare_features(self.real, self._features(self._fakes(), self.count), self.network)
 
-    def _seen(self, batches, count):
-        cloud = fid.FeatureAccumulator(self.network)
+    def _features(self, batches, count):
+        features = fid.FeatureAccumulator(self.network)
         for batch in itertools.islice(batches, math.ceil(count / fid.TOGETHER)):
-            cloud.look(to_frames(batch))
-        return cloud.features()[:count]
+            features.look(to_frames(batch))
+        return features.features()[:count]
 
     @torch.no_grad()
-    def _drawn(self):
+    def _fakes(self):
         random, count = z_stream(self.seed), fid.TOGETHER
         while True:
             z = torch.randn(count, self.generator.z_dim, generator=random).to(self.device)
@@ -224,7 +217,7 @@ class _Fid:
 
 
 class _Scalars:
-    """Running numbers that a checkpoint must keep."""
+    """Running numbers that are saved in the checkpoint."""
 
     def __init__(self, **values):
         self.values = values
@@ -233,11 +226,11 @@ class _Scalars:
         return dict(self.values)
 
     def load_state_dict(self, values):
-        self.values |= values  # what a file of an older version does not have starts anew
+        self.values |= values  # values missing in a file of an older version keep their initial value
 
 
 class _Trainer:
-    """One optimiser step of each network, in StyleGAN2's order: generator, its regulariser, discriminator, its regulariser."""
+    """Optimiser steps in StyleGAN2's order: generator, its regulariser, discriminator, its regulariser."""
 
     def __init__(self, images, generator, discriminator, encoder, team, options):
         self.generator, self.discriminator, self.encoder, self.team = generator, discriminator, encoder, team
@@ -247,25 +240,26 @@ class _Trainer:
             if key not in ("images", "generator", "discriminator", "encoder", "team")
         }
         if encoder is not None and options["reconstruction"] is None:
-            raise TalkheadError("an encoder is to be trained along: pass reconstruction, the distance that it lowers")
+            raise TalkheadError("encoder: needs a reconstruction loss; pass reconstruction")
         if generator.resolution != discriminator.config["resolution"]:
             raise TalkheadError(
-                f"generator is {generator.resolution}², discriminator {discriminator.config['resolution']}²; give both one resolution"
+                f"resolution: generator {generator.resolution}², discriminator {discriminator.config['resolution']}²; "
+                "use the same for both"
             )
         ada.check(options["augment"], options["augment_p"], options["jitter"])
         self.device = team.device
         self.ema = _EMA(generator, options["ema_half_life"])
         self.g_optimizer = _lazy_adam(generator, options, options["pl_interval"] if options["pl_weight"] else 0)
         self.d_optimizer = _lazy_adam(discriminator, options, options["r1_interval"])
-        self.learning = _above(discriminator, options["freeze_d"])
+        self.d_trained = _unfrozen(discriminator, options["freeze_d"])
         self.g_optimizers = [self.g_optimizer]
         self.rates = [
             (self.g_optimizer, self.g_optimizer.param_groups[0]["lr"]),
             (self.d_optimizer, self.d_optimizer.param_groups[0]["lr"]),
         ]
-        self.samples = team.batch  # how many of the fakes are drawn from z
+        self.samples = team.batch  # fakes from z; with an encoder the rest are reconstructions
         if encoder is not None:
-            self._take_along(encoder)
+            self._add_encoder(encoder)
         adaptive = (
             {"augment": float(options["augment_p"]), "signs": 0, "judged": 0} if options["augment"] == "ada" else {}
         )
@@ -275,9 +269,9 @@ class _Trainer:
                 images.batch(index, team.batch, options["seed"], options["flip"], share) for share in team.shares
             ]
         )
-        self.shown = images.batch(0, 8, options["seed"]) if encoder is not None else None
+        self.sheet_images = images.batch(0, 8, options["seed"]) if encoder is not None else None
 
-    def _take_along(self, encoder):
+    def _add_encoder(self, encoder):
         rate, parts = self.options["encoder_lr"], self.team.shares[0].of
         self.e_optimizer = torch.optim.Adam(encoder.parameters(), lr=rate)
         if rate > 0:
@@ -288,22 +282,23 @@ class _Trainer:
         self.samples = round(self.team.batch * self.options["sample_share"])
         if self.samples % parts:
             raise TalkheadError(
-                f"sample_share: {self.samples} of {self.team.batch} pictures cannot be cut into {parts} parts; pass a multiple"
+                f"sample_share: {self.samples} of {self.team.batch} images do not divide into {parts} micro-batches; "
+                "pass a share that gives a multiple"
             )
 
     def _latents(self, count, share):
-        """w_plus of fresh z, some with two styles."""
+        """Latents (count, L, w_dim) of random z, some with style mixing."""
         generator = self.generator
         z = torch.cat([share.randn(count, generator.z_dim), share.randn(count, generator.z_dim)]).to(self.device)
         first, second = generator.mapping(z).chunk(2)
-        self.drawn.append(first[:, 0].detach().float().mean(0))
+        self.w_means.append(first[:, 0].detach().float().mean(0))
         cut = torch.randint(1, generator.num_ws, (count,))
         cut[torch.rand(count) >= self.options["style_mixing"]] = generator.num_ws
         early = (torch.arange(generator.num_ws) < share(cut)[:, None]).to(self.device)
         return torch.where(early[..., None], first, second)
 
-    def _pictures(self, w_plus, count, share):
-        """Pictures of latents, with fresh noise in each."""
+    def _synthesize(self, w_plus, count, share):
+        """Images of latents, each with its own random noise."""
         return self.generator.synthesis(w_plus, lambda side: share.randn(count, 1, side, side, device=self.device))
 
     def step(self, index):
@@ -312,16 +307,16 @@ class _Trainer:
         self._set_rates(index)
         adversarial = self.encoder is None or index >= options["reconstruct_only"]
         record, fakes = {"images": (index + 1) * options["batch"]}, []
-        self.drawn = []  # means of W
-        self._judge(False)
+        self.w_means = []  # per micro-batch, for w_avg
+        self._set_requires_grad(False)
         record |= optimizer_step(
             lambda share: self._generator_loss(share, real[share.turn], adversarial, fakes), *self.g_optimizers
         )
-        self._judge(True)
+        self._set_requires_grad(True)
         if adversarial:
             if options["pl_weight"] and index % options["pl_interval"] == 0:
                 record |= optimizer_step(self._path_loss, self.g_optimizer, scaled=False)
-                self._remember_path(record["pl_weight"])
+                self._update_pl_mean(record["path_length"])
             record |= optimizer_step(
                 lambda share: self._discriminator_loss(share, real[share.turn], fakes[share.turn]), self.d_optimizer
             )
@@ -330,22 +325,22 @@ class _Trainer:
                     lambda share: self._r1_loss(share, real[share.turn]), self.d_optimizer, scaled=False
                 )
             if options["augment"] != "none":
-                record["augment"] = self._probability()
+                record["augment"] = self._augment_p()
             if options["augment"] == "ada":
-                self._adapt(record["real_signs"])
-        if self.drawn:
-            self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.drawn).mean(0)), 0.002)
+                self._update_augment_p(record["real_signs"])
+        if self.w_means:
+            self.generator.w_avg.lerp_(self.team.mean(torch.stack(self.w_means).mean(0)), 0.002)
         self.ema.update(self.generator, options["batch"], record["images"])
         return record
 
-    def _jittered(self, turns):
+    def _jittered(self, micro_batches):
         if not self.options["jitter"]:
-            return turns
-        start, changed = torch.randint(2**62, ()).item(), []
-        for images, share in zip(turns, self.team.shares):
-            torch.manual_seed(start)  # every share draws for the whole batch
-            changed.append(ada.jitter(images, self.options["jitter"], share))
-        return changed
+            return micro_batches
+        seed, jittered = torch.randint(2**62, ()).item(), []
+        for images, share in zip(micro_batches, self.team.shares):
+            torch.manual_seed(seed)  # every micro-batch draws for the whole batch
+            jittered.append(ada.jitter(images, self.options["jitter"], share))
+        return jittered
 
     def _set_rates(self, index):
         if self.options["lr_decay"]:
@@ -353,33 +348,33 @@ class _Trainer:
             for optimizer, rate in self.rates:
                 optimizer.param_groups[0]["lr"] = rate * (0.5 - 0.5 * math.cos(math.pi * left))
 
-    def _judge(self, learning):
+    def _set_requires_grad(self, trained):
+        """Switch gradients of the discriminator's parameters that are not frozen."""
         self.discriminator.requires_grad_(False)
-        for parameter in self.learning:
-            parameter.requires_grad_(learning)
+        for parameter in self.d_trained:
+            parameter.requires_grad_(trained)
 
-    def _probability(self):
+    def _augment_p(self):
         return self.scalars.values["augment"] if self.options["augment"] == "ada" else float(self.options["augment_p"])
 
-    def _changes(self, share):
-        """Random changes for this share of a batch that the discriminator is to see."""
+    def _sample_params(self, share):
+        """Augmentation parameters of a micro-batch of discriminator inputs; None without augmentation."""
         return (
             None
             if self.options["augment"] == "none"
-            else ada.sample_params(self.options["batch"], self._probability(), share)
+            else ada.sample_params(self.options["batch"], self._augment_p(), share)
         )
 
-    def _adapt(self, signs):
-        """Count the signs of a step's logits for real images; after every few steps, move the probability."""
+    def _update_augment_p(self, signs):
+        """Add a step's mean sign of D(real); every `ada.INTERVAL` steps, update ADA's probability."""
         values, batch = self.scalars.values, self.options["batch"]
-        values["signs"] += round(
-            self.team.mean(signs).item() * batch
-        )  # a whole number, in however many parts it was summed
+        # A sum of signs is a whole number; rounding makes it independent of the micro-batches.
+        values["signs"] += round(self.team.mean(signs).item() * batch)
         values["judged"] += 1
-        if values["judged"] == ada.EVERY:
+        if values["judged"] == ada.INTERVAL:
             values["augment"] = ada.update_p(
                 values["augment"],
-                values["signs"] / (ada.EVERY * batch),
+                values["signs"] / (ada.INTERVAL * batch),
                 batch,
                 self.options["ada_target"],
                 self.options["ada_images"],
@@ -391,21 +386,21 @@ class _Trainer:
         batch, samples = options["batch"], self.samples
         with self.team.autocast():
             if adversarial and samples:
-                parts.append(self._pictures(self._latents(samples, share), samples, share))
+                parts.append(self._synthesize(self._latents(samples, share), samples, share))
             if self.encoder is not None:
-                rebuilt = self._pictures(self.encoder(real), batch, share)
+                rebuilt = self._synthesize(self.encoder(real), batch, share)
                 loss = loss + self._reconstruction(rebuilt.float(), real, record)
                 parts.append(rebuilt[: (batch - samples) // share.of])
             fake = torch.cat(parts)
             if adversarial:
-                changes = self._changes(share)
-                logits, seen = self.discriminator(_changed(fake, changes), features=True)
+                params = self._sample_params(share)
+                logits, activations = self.discriminator(_augmented(fake, params), features=True)
                 realism = F.softplus(-logits).mean()
                 loss = loss + realism
                 record["generator"] = realism.detach()
                 if self.encoder is not None and options["feature_weight"]:
                     loss = loss + options["feature_weight"] * self._feature_distance(
-                        seen, real, changes, samples // share.of
+                        activations, real, params, samples // share.of
                     )
         fakes.append(fake.detach().float())
         return loss, record
@@ -428,35 +423,35 @@ class _Trainer:
             loss = loss + options["lip_weight"] * lips
         return loss
 
-    def _feature_distance(self, seen, real, changes, samples):
+    def _feature_distance(self, activations, real, params, samples):
+        """L1 distance between discriminator activations of images and reconstructions, which follow `samples` fakes."""
         rebuilt = len(real) - samples
-        alike = changes and {name: values[samples:] for name, values in changes.items()}
+        params = params and {name: values[samples:] for name, values in params.items()}
         with torch.no_grad():
-            _, wanted = self.discriminator(_changed(real[:rebuilt], alike), features=True)
-        return sum(F.l1_loss(ours[samples:].float(), theirs.float()) for ours, theirs in zip(seen, wanted)) / len(
-            wanted
-        )
+            _, targets = self.discriminator(_augmented(real[:rebuilt], params), features=True)
+        distances = (F.l1_loss(x[samples:].float(), y.float()) for x, y in zip(activations, targets))
+        return sum(distances) / len(targets)
 
     def _path_loss(self, share):
         options, count = self.options, max(1, self.options["batch"] // 2)
         w_plus = self._latents(count, share)
-        images = self._pictures(w_plus, count, share)
+        images = self._synthesize(w_plus, count, share)
         weights = share.randn(count, *images.shape[1:], device=self.device) / self.generator.resolution
         (grad,) = torch.autograd.grad((images * weights).sum(), w_plus, create_graph=True)
         lengths = grad.square().sum(2).mean(1).sqrt()
         loss = (
             (lengths - self.scalars.values["pl_mean"]).square().mean() * options["pl_weight"] * options["pl_interval"]
         )
-        return loss, {"pl_weight": lengths.detach().mean()}
+        return loss, {"path_length": lengths.detach().mean()}
 
-    def _remember_path(self, length):
+    def _update_pl_mean(self, length):
         before = self.scalars.values["pl_mean"]
         self.scalars.values["pl_mean"] = before + 0.01 * (self.team.mean(length).item() - before)
 
     def _discriminator_loss(self, share, real, fake):
         with self.team.autocast():
-            fake_logits = self.discriminator(_changed(fake, self._changes(share)))
-            real_logits = self.discriminator(_changed(real, self._changes(share)))
+            fake_logits = self.discriminator(_augmented(fake, self._sample_params(share)))
+            real_logits = self.discriminator(_augmented(real, self._sample_params(share)))
             loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
         logits = {"real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
         return loss, {"discriminator": loss.detach()} | logits | {"real_signs": real_logits.detach().sign().mean()}
@@ -464,44 +459,44 @@ class _Trainer:
     def _r1_loss(self, share, real):
         real = real.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(
-            self.discriminator(_changed(real, self._changes(share))).sum(), real, create_graph=True
+            self.discriminator(_augmented(real, self._sample_params(share))).sum(), real, create_graph=True
         )
         penalty = grad.square().sum((1, 2, 3)).mean()
         return penalty * self.options["r1"] / 2 * self.options["r1_interval"], {"r1": penalty.detach()}
 
     @torch.no_grad()
     def draw(self):
-        """What the average draws: three rows from z, and with an encoder a row of pictures over their reconstructions."""
-        average, random = self.ema.copy, z_stream(self.options["seed"])
-        rows = [average(torch.randn(8, average.z_dim, generator=random).to(self.device)) for _ in range(3)]
+        """Sample sheet of the EMA: three rows from z, and with an encoder images above their reconstructions."""
+        ema, random = self.ema.copy, z_stream(self.options["seed"])
+        rows = [ema(torch.randn(8, ema.z_dim, generator=random).to(self.device)) for _ in range(3)]
         if self.encoder is not None:
             training = self.encoder.training
-            rows += [self.shown, average.synthesis(self.encoder.eval()(self.shown.to(self.device)))]
+            rows += [self.sheet_images, ema.synthesis(self.encoder.eval()(self.sheet_images.to(self.device)))]
             self.encoder.train(training)
         return sheet(*rows)
 
 
-def _changed(images, changes):
-    return images if changes is None else ada.augment(images, changes)
+def _augmented(images, params):
+    return images if params is None else ada.augment(images, params)
 
 
-def _above(discriminator, frozen):
-    """The discriminator's parameters but for those of so many levels from the pictures on; the first holds the colours too."""
+def _unfrozen(discriminator, frozen):
+    """Parameters of the discriminator without its first `frozen` levels; the first level includes from_rgb."""
     levels = [
         [discriminator.from_rgb, discriminator.from_rgb_bias],
         *(list(block.parameters()) for block in discriminator.blocks),
     ]
     if frozen > len(discriminator.blocks):
         raise TalkheadError(
-            f"freeze_d {frozen}: this discriminator has {len(discriminator.blocks)} levels to freeze; pass fewer"
+            f"freeze_d {frozen}: this discriminator has {len(discriminator.blocks)} levels; pass at most that"
         )
-    still = {id(parameter) for level in levels[: frozen + 1] for parameter in level} if frozen else set()
-    return [parameter for parameter in discriminator.parameters() if id(parameter) not in still]
+    excluded = {id(parameter) for level in levels[: frozen + 1] for parameter in level} if frozen else set()
+    return [parameter for parameter in discriminator.parameters() if id(parameter) not in excluded]
 
 
-def _lazy_adam(network, options, every):
-    """Adam as StyleGAN2 sets it when a regulariser is applied only every so many steps."""
-    ratio = every / (every + 1) if every else 1.0
+def _lazy_adam(network, options, interval):
+    """Adam with StyleGAN2's correction for a regulariser applied every `interval` steps (0: none)."""
+    ratio = interval / (interval + 1) if interval else 1.0
     return torch.optim.Adam(
         network.parameters(), lr=options["lr"] * ratio, betas=(options["beta1"] ** ratio, 0.99**ratio), fused=True
     )

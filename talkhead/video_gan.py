@@ -1,6 +1,6 @@
-"""Noise to displacements: how a face moves when nobody tells it to, learned from a discriminator that watches videos.
+"""Motion model: an LSTM from noise to displacements of an identity in W+, and the discriminators that train it.
 
-Source: thesis §3.4; Tian et al. 2021 (MoCoGAN-HD) for what it builds on and is compared with.
+Source: thesis §3.4; Tian et al. 2021 (MoCoGAN-HD), which it extends.
 """
 
 import itertools
@@ -16,30 +16,30 @@ from torch.nn.utils.parametrizations import spectral_norm
 from talkhead.errors import TalkheadError
 from talkhead.latents import W_DIM, Basis, extend_layers
 
-FORGET_BIAS, INPUT_GAIN = 2.5, 0.7  # of a new LSTM: forget bias, and size of the weights of the noise
-DIFFERENCE_GAIN = 10.0  # what brings the pixels' differences from an identity's picture near to one
+FORGET_BIAS, INPUT_GAIN = 2.5, 0.7  # LSTM initialisation: forget-gate bias, gain of the input weights
+DIFFERENCE_GAIN = 10.0  # scales pixel differences from the identity's image to about one
 
 
 class LatentGenerator(nn.Module):
-    """Noise and an identity to displacements of that identity: one LSTM, whose hidden outputs are coordinates.
+    """LSTM from noise and an identity to PCA coordinates of displacements.
 
     num_ws      L, the generator's latent layers
-    components  K, principal components of the basis V that a displacement is made of
-    noise       width of a frame's noise
-    hidden      width of the LSTM. None: K, and its outputs are the coordinates (eq. 3.5); else a linear layer and tanh
-                make them of it, as in MoCoGAN-HD
-    space       "w_plus": a displacement has L layers of its own; "w": one, which all layers share
-    displace    "identity": a displacement is from the identity; "previous": from the frame before
-    basis       latents.Basis of K components; one of zeros if not given, to be loaded or trained
+    components  K, principal components of the basis V
+    noise       width of a frame's noise vector
+    hidden      width H of the LSTM. None: K, and its outputs are the coordinates (eq. 3.5); else a linear layer and
+                tanh map outputs to coordinates, as in MoCoGAN-HD
+    space       "w_plus": displacements differ between the L layers; "w": all layers share one
+    displace    "identity": LSTM outputs are displacements from the identity; "previous": from the frame before
+    basis       latents.Basis of K components; None is a basis of zeros, to be loaded or fitted
 
-    `layers` are those of the generator that it is used with, if that grew out of its own and has more than num_ws; else None.
+    `layers`: the generator's latent layers if it was extended beyond num_ws, else None.
 
     Source: thesis §3.4.2, eqs 3.4 and 3.5.
-    Departure: the axes of V are turned, within what they span, to the principal axes of motion, and each hidden output is
-    multiplied by `motion_scale`, three spreads of the motion along its axis: the LSTM's outputs are smaller than one, and independent
-    outputs are then independent motions of the right size from the first step on. The linear layer that makes h_0 and c_0 reads
-    w_I by its coordinates in V, limited to five spreads. A new LSTM has a forget bias, and reads noise gently: it begins by moving
-    about as fast as the clips.
+    Departure: the axes of V are rotated, within their span, to the principal axes of motion, and each coordinate is
+    multiplied by `motion_scale`, three standard deviations of the motion along its axis: LSTM outputs are below one, so
+    independent outputs give independent motions of the right size from the first step. The linear layer that computes
+    h_0 and c_0 takes w_I as coordinates in V, clipped to five standard deviations. A forget bias and small input
+    weights make a new LSTM move about as fast as the clips.
     """
 
     layers = None
@@ -80,50 +80,49 @@ class LatentGenerator(nn.Module):
         self.lstm.bias_ih_l0.data[width : 2 * width] = FORGET_BIAS
 
     def forward(self, noise, identity, state=None):
-        """Noise (B, T, noise) and identities (B, L, 512) to displacements (B, T, L, 512).
+        """Displacements (B, T, L, 512) of noise (B, T, noise) and identities (B, L, 512).
 
-        state    what a call on the frames just before returned; None at the beginning
+        state    state returned for the frames before; None at the beginning
         returns  the displacements, and the state after the last frame
         """
-        moved, _, state = self.coordinates(noise, identity, state)
-        return self.expand(moved), state
+        coordinates, _, state = self.coordinates(noise, identity, state)
+        return self.expand(coordinates), state
 
     def coordinates(self, noise, identity, state=None):
-        """As calling the model, but the displacements' coordinates (B, T, K) and the LSTM's outputs (B, T, H), h_t of eq. 3.4."""
-        *memory, place = self._begin(identity) if state is None else state
+        """Coordinates (B, T, K), LSTM outputs (B, T, H), h_t of eq. 3.4, and state; arguments as `forward`."""
+        *memory, last = self._initial_state(identity) if state is None else state
         hidden, memory = self.lstm(noise, tuple(memory))
-        moved = self.output(hidden) * self.motion_scale
+        coordinates = self.output(hidden) * self.motion_scale
         if self.displace == "previous":
-            moved = place[:, None] + moved.cumsum(1)
-        return moved, hidden, (*memory, moved[:, -1])
+            coordinates = last[:, None] + coordinates.cumsum(1)
+        return coordinates, hidden, (*memory, coordinates[:, -1])
 
-    def _begin(self, identity):
-        spread = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
-        who = (self.basis.project(self._own(identity)) / spread).clamp(-5, 5)
-        h, c = self.initial(who)[None].chunk(2, -1)  # (1, B, H)
-        return h.contiguous(), c.contiguous(), torch.zeros_like(who)
+    def _initial_state(self, identity):
+        stdev = self.basis.stdev.clamp(min=max(0.01 * self.basis.stdev.max().item(), 1e-6))
+        identity_coords = (self.basis.project(self._basis_layers(identity)) / stdev).clamp(-5, 5)
+        h, c = self.initial(identity_coords)[None].chunk(2, -1)  # (1, B, H)
+        return h.contiguous(), c.contiguous(), torch.zeros_like(identity_coords)
 
-    def _own(self, w_plus):
-        """Latents as the basis has them: those of W have one layer, the mean."""
+    def _basis_layers(self, w_plus):
+        """Latents with the layers of the basis: all L, or in space "w" one, their mean."""
         return w_plus if self.space == "w_plus" else w_plus.mean(-2, keepdim=True)
 
     def project(self, displacement):
-        """Coordinates of displacements: (..., L, 512) to (..., K)."""
-        return self.basis.project(self._own(displacement), centre=False)
+        """Coordinates (..., K) of displacements (..., L, 512)."""
+        return self.basis.project(self._basis_layers(displacement), centre=False)
 
     def expand(self, coordinates):
-        """Displacements of coordinates: (..., K) to (..., L, 512)."""
+        """Displacements (..., L, 512) of coordinates (..., K)."""
         return self.basis.expand(coordinates).expand(*coordinates.shape[:-1], self.num_ws, W_DIM)
 
 
 def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
-    """How a face moves by chance, as it comes: in flat memory, however long.
+    """Stream of random displacements, in constant memory.
 
     model     LatentGenerator
     identity  float32 (L, 512), tensor or array
-    seed      of the noise: the same noise moves every identity alike. Or segments [(seed, frames), …], which follow each other
-              without a seam
-    frames    how many; None never ends. Not with segments
+    seed      seed of the noise; or segments [(seed, frames), …], which join without a jump
+    frames    number of frames; None is endless. Ignored with segments
     chunk     frames computed together; changes speed and memory, not the result
     gain      factor on the displacements
     yields    float32 numpy (L, 512), the displacement of each frame from the identity
@@ -143,10 +142,10 @@ def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
     rows, state = itertools.chain.from_iterable(_noise(model.noise, *segment) for segment in segments), None
     while block := list(islice(rows, chunk)):
         with torch.no_grad():
-            moved, state = model(
+            displacement, state = model(
                 torch.as_tensor(np.stack(block), device=device)[None], identity[None, : model.num_ws], state
             )  # (1, chunk, num_ws, 512)
-        yield from extend_layers(gain * moved[0], layers).cpu().numpy()
+        yield from extend_layers(gain * displacement[0], layers).cpu().numpy()
 
 
 def _noise(width, seed, frames):
@@ -155,21 +154,21 @@ def _noise(width, seed, frames):
         yield random.standard_normal(width, np.float32)
 
 
-# Discriminators --------------------------------------------------------------------------------------------------------------
+# Discriminators -------------------------------------------------------------------------------------------------------
 
 
 class VideoDiscriminator(nn.Module):
-    """A multi-scale PatchGAN of 3-D convolutions, which sees the identity beside every frame.
+    """Multi-scale PatchGAN of 3-D convolutions, conditioned on the identity's image.
 
     width        channels of the first layer; the next have 2, 4 and 8 times as many
-    scales       how many such networks; each sees the video at half the side of the one before
-    norm         "none", or "instance" normalisation of the three layers in the middle, as in MoCoGAN-HD
-    conditional  whether it sees the identity
+    scales       number of PatchGANs; each takes the video at half the side of the one before
+    norm         "none", or "instance" normalisation of the three middle layers, as in MoCoGAN-HD
+    conditional  concatenate the identity's image to every frame
 
     Source: thesis §3.4.3, Table 3.2; the scales after Tian et al. 2021.
-    Departure: beside the identity each frame is shown as its difference from it, many times enlarged. The first layer can make
-    one of the other; but a discriminator that begins with motion before its eyes tells jerky from smooth in 50 steps, where faces drown
-    it otherwise.
+    Departure: beside the identity, the input is each frame's difference from it, scaled by DIFFERENCE_GAIN. A first
+    layer could learn that from raw frames; but with scaled differences the discriminator detects jerky motion within
+    50 steps, while with raw frames appearance dominates.
     """
 
     def __init__(self, width=64, scales=2, norm="none", conditional=True):
@@ -191,21 +190,21 @@ class VideoDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # trains a third faster on a CPU
 
     def forward(self, video, identity=None):
-        """Video (B, T, 3, S, S) and identities (B, 3, S, S) to the logits of patches, a tensor (B, 1, t, s, s) for each scale."""
+        """Patch logits of video (B, T, 3, S, S) and identities (B, 3, S, S): (B, 1, t, s, s) for each scale."""
         x = video.transpose(1, 2)
         if self.conditional:
             identity = identity[:, :, None].expand_as(x)
             x = torch.cat([identity, DIFFERENCE_GAIN * (x - identity)], 1)  # (B, 6, T, S, S)
-        logits, pace = [], 1 if video.shape[1] <= 16 else 2
-        # On a CPU, torch 2.14 fills gradients of 3-D convolutions in bfloat16 with whatever was in memory.
+        logits, time_stride = [], 1 if video.shape[1] <= 16 else 2
+        # On a CPU, torch 2.14 leaves the gradients of 3-D convolutions in bfloat16 uninitialised.
         with torch.autocast("cpu", enabled=False):
             for layers in self.scales:
                 if logits:
-                    x = F.avg_pool3d(x, 3, (pace, 2, 2), 1, count_include_pad=False)
-                logits.append(self._judge(layers, x.contiguous(memory_format=torch.channels_last_3d)))
+                    x = F.avg_pool3d(x, 3, (time_stride, 2, 2), 1, count_include_pad=False)
+                logits.append(self._patch_logits(layers, x.contiguous(memory_format=torch.channels_last_3d)))
         return logits
 
-    def _judge(self, layers, x):
+    def _patch_logits(self, layers, x):
         for k, layer in enumerate(layers):
             x = layer(x)
             if k in (1, 2, 3) and self.norm == "instance":
@@ -216,13 +215,13 @@ class VideoDiscriminator(nn.Module):
 
 
 class ImageDiscriminator(nn.Module):
-    """Judges single frames, and says in few numbers what is on them: what MoCoGAN-HD needs to keep an identity.
+    """Image discriminator with a feature head for the contrastive loss; keeps the identity, as in MoCoGAN-HD.
 
+    size      side S of the images
     width     channels of the first layer
-    size      side of the pictures
-    features  how many numbers
+    features  F, width of the features
 
-    Departure from MoCoGAN-HD: strided convolutions with spectral normalisation, in the place of BigGAN's residual discriminator.
+    Departure from MoCoGAN-HD: strided convolutions with spectral normalisation replace BigGAN's residual discriminator.
     """
 
     def __init__(self, size, width=64, features=256):
@@ -241,12 +240,9 @@ class ImageDiscriminator(nn.Module):
         )
 
     def forward(self, images):
-        """Images (N, 3, S, S) to logits (N,) and features of length one (N, F)."""
-        seen = self.trunk(images).sum((2, 3))
-        return self.logit(seen)[:, 0], F.normalize(self.features(seen), dim=1)
-
-
-# What the discriminators say, as losses. Each list has the logits of one scale after the other.
+        """Logits (N,) and unit-length features (N, F) of images (N, 3, S, S)."""
+        pooled = self.trunk(images).sum((2, 3))
+        return self.logit(pooled)[:, 0], F.normalize(self.features(pooled), dim=1)
 
 
 def _check_choice(name, value, choices):

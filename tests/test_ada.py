@@ -51,20 +51,20 @@ def test_nothing_happens_at_probability_zero():
 
 def test_what_is_left_alone_is_the_same_to_the_last_bit():
     images = noise(3, 3, 8, 8)
-    changed = augment(images, only(3, turn=[[0.0], [0.5], [0.0]], hue=[[0.0], [0.5], [0.0]]))
+    changed = augment(images, only(3, rotate_pre=[[0.0], [0.5], [0.0]], hue=[[0.0], [0.5], [0.0]]))
     assert torch.equal(changed[::2], images[::2]) and not torch.allclose(changed[1], images[1], atol=0.1)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 12)])
 def test_flips_and_half_turns_are_exact(shape):
     images = noise(2, 3, *shape)
-    torch.testing.assert_close(augment(images, only(2, flip=1)), images.flip(-1), rtol=0, atol=2e-5)
-    torch.testing.assert_close(augment(images, only(2, quarter_turns=2)), images.flip(-1, -2), rtol=0, atol=2e-5)
+    torch.testing.assert_close(augment(images, only(2, xflip=1)), images.flip(-1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(augment(images, only(2, rotate90=2)), images.flip(-1, -2), rtol=0, atol=2e-5)
 
 
 def test_quarter_turns_are_exact():
     images = noise(3, 3, 16, 16)
-    turned = augment(images, only(3, quarter_turns=[[1.0], [2.0], [3.0]]))
+    turned = augment(images, only(3, rotate90=[[1.0], [2.0], [3.0]]))
     for index in range(3):
         torch.testing.assert_close(turned[index], torch.rot90(images[index], index + 1, (2, 1)), rtol=0, atol=2e-5)
 
@@ -72,7 +72,7 @@ def test_quarter_turns_are_exact():
 @pytest.mark.parametrize("across, down", [(2, 0), (0, -1), (-2, 1), (40, -35)])
 def test_whole_pixels_are_exact_and_what_comes_in_is_mirrored_for_ever(across, down):
     images = noise(1, 3, 16, 16)
-    moved = augment(images, only(jump=[[across / 16 + 0.02, down / 16 - 0.02]]))  # rounded to whole pixels
+    moved = augment(images, only(xint=[[across / 16 + 0.02, down / 16 - 0.02]]))  # rounded to whole pixels
     wide = np.pad(images.numpy(), ((0, 0), (0, 0), (40, 40), (40, 40)), "reflect")
     top, left = 40 - down, 40 - across
     np.testing.assert_allclose(moved, wide[:, :, top : top + 16, left : left + 16], rtol=0, atol=2e-5)
@@ -81,20 +81,20 @@ def test_whole_pixels_are_exact_and_what_comes_in_is_mirrored_for_ever(across, d
 @pytest.mark.parametrize(
     "changes",
     [
-        {"zoom": 0.4},
-        {"zoom": -0.3},
-        {"turn": 0.7},
-        {"stretch": 0.3},
-        {"drift": [[0.1, -0.07]]},
+        {"scale": 0.4},
+        {"scale": -0.3},
+        {"rotate_pre": 0.7},
+        {"aniso": 0.3},
+        {"xfrac": [[0.1, -0.07]]},
         {
-            "flip": 1,
-            "quarter_turns": 1,
-            "jump": [[0.1, 0.0]],
-            "zoom": 0.2,
-            "turn": 1.0,
-            "stretch": -0.2,
-            "second_turn": -0.4,
-            "drift": [[0.05, 0.1]],
+            "xflip": 1,
+            "rotate90": 1,
+            "xint": [[0.1, 0.0]],
+            "scale": 0.2,
+            "rotate_pre": 1.0,
+            "aniso": -0.2,
+            "rotate_post": -0.4,
+            "xfrac": [[0.05, 0.1]],
         },
     ],
 )
@@ -106,11 +106,11 @@ def test_geometry_is_what_scipy_makes_of_the_same_steps(changes):
     def turn(angle):  # down, across
         return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
-    scale, stretch = 2.0 ** value["zoom"][0], 2.0 ** value["stretch"][0]
-    linear = np.diag([1, 1 - 2 * value["flip"][0]])
-    linear = turn(value["quarter_turns"][0] * math.pi / 2) @ linear
-    after = turn(value["second_turn"][0]) @ np.diag([1 / stretch, stretch]) @ turn(value["turn"][0]) * scale
-    shift = after @ np.round(np.resize(value["jump"], 2)[::-1] * side) + np.resize(value["drift"], 2)[::-1] * side
+    scale, stretch = 2.0 ** value["scale"][0], 2.0 ** value["aniso"][0]
+    linear = np.diag([1, 1 - 2 * value["xflip"][0]])
+    linear = turn(value["rotate90"][0] * math.pi / 2) @ linear
+    after = turn(value["rotate_post"][0]) @ np.diag([1 / stretch, stretch]) @ turn(value["rotate_pre"][0]) * scale
+    shift = after @ np.round(np.resize(value["xint"], 2)[::-1] * side) + np.resize(value["xfrac"], 2)[::-1] * side
     inverse = np.linalg.inv(after @ linear)
     middle = np.full(2, (side - 1) / 2)
     wanted = [
@@ -126,7 +126,7 @@ def test_shrinking_does_not_alias():
     """Stripes too fine for the smaller picture vanish, where picking pixels would show other stripes."""
     x = torch.arange(64.0)
     stripes = torch.cos(0.85 * math.pi * x).expand(1, 3, 64, 64)
-    assert augment(stripes, only(zoom=-0.8))[..., 8:-8].abs().max() < 0.15
+    assert augment(stripes, only(scale=-0.8))[..., 8:-8].abs().max() < 0.15
     grid = F.affine_grid(torch.eye(2, 3)[None] * 2**0.8, stripes.shape, align_corners=True)
     picked = F.grid_sample(stripes, grid, padding_mode="reflection", align_corners=True)
     assert picked[..., 8:-8].abs().max() > 0.7
@@ -144,7 +144,7 @@ def test_brightness_and_contrast_are_added_and_multiplied():
 
 def test_a_negative_mirrors_what_the_colours_have_in_common():
     images = noise(1, 3, 4, 4)
-    torch.testing.assert_close(augment(images, only(negative=1)), images - 2 * images.mean(1, keepdim=True))
+    torch.testing.assert_close(augment(images, only(lumaflip=1)), images - 2 * images.mean(1, keepdim=True))
 
 
 def test_saturation_scales_the_distance_from_grey():
@@ -165,7 +165,7 @@ def test_hue_turns_the_colour_wheel():
 
 def test_colours_follow_one_another_in_the_papers_order():
     images = noise(1, 3, 4, 4)
-    changes = {"brightness": 0.3, "contrast": 0.4, "negative": 1, "hue": 1.1, "saturation": -0.6}
+    changes = {"brightness": 0.3, "contrast": 0.4, "lumaflip": 1, "hue": 1.1, "saturation": -0.6}
     one_by_one = images
     for name, value in changes.items():
         one_by_one = augment(one_by_one, only(**{name: value}))
@@ -183,33 +183,37 @@ def test_each_change_happens_with_its_probability_and_spread(p):
         assert abs(share - wanted) <= 5 * math.sqrt(max(wanted * (1 - wanted), 1e-4) / count), (share, wanted)
 
     spread = {
-        "zoom": 0.2,
-        "stretch": 0.2,
-        "drift": 0.125,
+        "scale": 0.2,
+        "aniso": 0.2,
+        "xfrac": 0.125,
         "brightness": 0.2,
         "contrast": 0.5,
         "saturation": 1.0,  # normal
-        "jump": 0.125 / math.sqrt(3),
-        "turn": math.pi / math.sqrt(3),
-        "second_turn": math.pi / math.sqrt(3),
+        "xint": 0.125 / math.sqrt(3),
+        "rotate_pre": math.pi / math.sqrt(3),
+        "rotate_post": math.pi / math.sqrt(3),
         "hue": math.pi / math.sqrt(3),
     }
     for name, values in drawn.items():
-        assert values.dtype == torch.float64 and values.shape == (count, 2 if name in ("jump", "drift") else 1)
+        assert values.dtype == torch.float64 and values.shape == (count, 2 if name in ("xint", "xfrac") else 1)
         happened = (values != 0).any(1)
         half = 1 - math.sqrt(1 - p)
-        chance = {"flip": p / 2, "negative": p / 2, "quarter_turns": p * 3 / 4, "turn": half, "second_turn": half}.get(
-            name, p
-        )
+        chance = {
+            "xflip": p / 2,
+            "lumaflip": p / 2,
+            "rotate90": p * 3 / 4,
+            "rotate_pre": half,
+            "rotate_post": half,
+        }.get(name, p)
         near(happened.double().mean().item(), chance)
         if name in spread:
             assert values[happened].std().item() == pytest.approx(spread[name], rel=0.05), name
             assert abs(values[happened].mean().item()) < 0.1 * spread[name], name
-    near(((drawn["turn"] != 0) | (drawn["second_turn"] != 0)).double().mean().item(), p)
-    for name in ("jump", "turn", "hue"):
-        assert 0.97 < drawn[name].abs().max() / {"jump": 0.125}.get(name, math.pi) <= 1
+    near(((drawn["rotate_pre"] != 0) | (drawn["rotate_post"] != 0)).double().mean().item(), p)
+    for name in ("xint", "rotate_pre", "hue"):
+        assert 0.97 < drawn[name].abs().max() / {"xint": 0.125}.get(name, math.pi) <= 1
     for quarter in (1, 2, 3):
-        near((drawn["quarter_turns"] == quarter).double().mean().item(), p / 4)
+        near((drawn["rotate90"] == quarter).double().mean().item(), p / 4)
     if p < 1:
         for matrix, chance in (
             (ada.geometric_matrix(drawn, 4096, 4096), (1 - p / 2) * (1 - p * 3 / 4) * (1 - p) ** 5),
@@ -278,7 +282,7 @@ def test_the_probability_follows_the_discriminator():
         ("sometimes", 0.0, "must be none, ada or fixed"),
         ("fixed", 1.5, "is a probability"),
         ("ada", -0.1, "is a probability"),
-        ("none", 0.2, "nothing is augmented"),
+        ("none", 0.2, "augment is none"),
     ],
 )
 def test_what_makes_no_sense_is_refused(augment, p, message):

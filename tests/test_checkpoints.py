@@ -207,9 +207,7 @@ def test_what_cannot_follow_a_generator_that_grew_or_shrank(toy_weights, tmp_pat
     ):
         checkpoints.load_encoder(tmp_path / "psp.pt", checkpoints.load_generator(tmp_path / "grown.pt"))
     for load in (checkpoints.load_encoder, checkpoints.load_audio2latent, checkpoints.load_video_gan):
-        with pytest.raises(
-            TalkheadError, match="of 6 layers, the generator has 4; pass its own --generator"
-        ):
+        with pytest.raises(TalkheadError, match="of 6 layers, the generator has 4; pass its own --generator"):
             load(toy_weights / f"{load.__name__[5:]}.pt", checkpoints.load_generator(tmp_path / "shrunk.pt"))
 
 

@@ -1043,7 +1043,7 @@ def test_metrics_of_distributions(scene, toy, monkeypatch):
     result = run(*line, "--fid-features", "encoder")
     record = json.loads(result.stdout)
     assert record["fid_features"].startswith("encoder-") and record["fid"] == pytest.approx(0, abs=1e-4)
-    assert "talkhead: FID of 8 pictures by 64 features: its covariances are singular" in result.stderr
+    assert "talkhead: FID of 8 images by 64 features: its covariances are singular" in result.stderr
     monkeypatch.setenv("TORCH_HOME", str(scene))
     result = run(*line)
     assert result.exit_code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 1
@@ -1663,7 +1663,7 @@ def test_train_stylegan_measures_fid(scene, toy_inception):
     ]
     result = run(*line, "-o", scene / "g.pt")
     assert [record["fid_features"] for record in records(result)] == ["inception"] * 2
-    assert "FID of 5 pictures by 128 features" in result.stderr
+    assert "FID of 5 images by 128 features" in result.stderr
     named = {
         record["fid_features"] for record in records(run(*line, "-o", scene / "h.pt", "--fid-features", "encoder"))
     }
@@ -1873,9 +1873,7 @@ def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):
     monkeypatch.setattr(talkhead.datasets, "memory_left", lambda: 10_000)
     result = run("train-stylegan", scene / "clip.mp4", "-o", scene / "x.pt", "--resolution", 64, *BRIEF)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
-    assert (
-        "about 8 frames of 64x64, but memory has room for 0; train on a file made by talkhead pack" in result.stderr
-    )
+    assert "about 8 frames of 64x64, but memory has room for 0; train on a file made by talkhead pack" in result.stderr
 
 
 def test_train_encoder(scene):

@@ -224,9 +224,7 @@ def test_frames_of_several_sizes_are_counted_and_said(tmp_path, recwarn):
     datasets.Images([tmp_path / "films"], 32)
     assert not recwarn
     clip(tmp_path / "films" / "c.mp4", 3, 64)
-    wanted = (
-        "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) become blurred"
-    )
+    wanted = "frames of 2 sizes, 16x16 to 64x64, are all resized to 32x32; smaller ones (11 of 14) become blurred"
     with pytest.warns(UserWarning) as said:
         datasets.Images([tmp_path / "films"], 32)
     assert [str(warning.message) for warning in said] == [wanted]

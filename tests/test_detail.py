@@ -142,7 +142,7 @@ def test_a_warp_of_a_tilted_head_is_torn_between_the_lips_alone(points):
     seam, share, low = detail._seam(mouth, across, down)
     x, y = mouth.local(across, down)
     wanted = np.clip(
-        0.5 + (y - mouth.look(mouth.middle, x)) / (1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)), 0, 1
+        0.5 + (y - mouth.height(mouth.middle, x)) / (1 + 0.5 * mouth.half * np.clip(np.abs(x) - 1, 0, None)), 0, 1
     )
     found = np.repeat(low[:, None].astype(np.float32), len(across), 1)
     found[seam] = share

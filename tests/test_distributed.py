@@ -434,9 +434,9 @@ def test_groups_of_four_stay_whole_in_a_share():
     from talkhead.stylegan import Discriminator
 
     images = torch.randn(16, 5, 4, 4)
-    whole = Discriminator._spread(images)
+    whole = Discriminator._minibatch_std(images)
     for first in range(2):
-        torch.testing.assert_close(Discriminator._spread(images[first::2]), whole[first::2])
+        torch.testing.assert_close(Discriminator._minibatch_std(images[first::2]), whole[first::2])
 
 
 def test_gradients_are_of_the_mean_over_turns():

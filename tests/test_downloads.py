@@ -708,8 +708,7 @@ def test_what_could_not_be_done_is_said_in_one_line(arguments, message, tmp_path
 def test_the_licence_is_said_before_it_is_refused():
     first, _ = run("fetch", "syncnet").stderr.splitlines()
     assert (
-        first
-        == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not stated"
+        first == "talkhead: syncnet: licence: MIT code; the weights' terms are not stated; commercial use is not stated"
     )
 
 

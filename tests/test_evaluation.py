@@ -133,13 +133,13 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
     files.write_array(tmp_path / "half.npy", (np.stack([Pointing()(clip[0])[0]] * 3) + 0.5) * 2 - 0.5)
     assert Protocol(landmarks=tmp_path / "half.npy", size=16)(path, path)["lmd"] == pytest.approx(0, abs=1e-5)
     files.write_array(tmp_path / "bad.npy", points[:, :20])
-    with pytest.raises(TalkheadError, match="what one detector sees of both mouths; leave --landmarks out"):
+    with pytest.raises(TalkheadError, match="landmarks of both clips by one detector; leave --landmarks out"):
         Protocol(landmarks=tmp_path, phonemes=tmp_path)
     with pytest.raises(TalkheadError, match=r"bad.npy: holds .*wanted landmarks \(frames, 68, 2\)"):
         Protocol(landmarks=tmp_path / "bad.npy")(path, path)
     known = np.load(tmp_path / "half.npy").astype(np.float32)
     for value, message in (
-        (np.nan, "frame 1: holds NaN"),
+        (np.nan, "frame 1: landmarks are NaN"),
         (np.inf, "frame 1: landmarks outside of any image"),
         (1e30, "frame 1: landmarks outside"),
     ):
@@ -235,8 +235,8 @@ def test_missing_weights_are_said_with_url_size_and_place(tmp_path, monkeypatch)
     for options, parts in (
         ({"lpips": True}, ("vgg16-397923af.pth", "download.pytorch.org", "553 MB")),
         ({"fid": True}, ("pt_inception-2015-12-05", "github.com", "96 MB", "talkhead weights fetch inception-fid")),
-        ({"identity_network": tmp_path / "no.pth"}, ("no.pth: not there", "175 MB", "fetch ir-se50")),
-        ({"syncnet": tmp_path / "no.model"}, ("no.model: not there", "robots.ox.ac.uk", "55 MB", "fetch syncnet")),
+        ({"identity_network": tmp_path / "no.pth"}, ("no.pth: file not found", "175 MB", "fetch ir-se50")),
+        ({"syncnet": tmp_path / "no.model"}, ("no.model: file not found", "robots.ox.ac.uk", "55 MB", "fetch syncnet")),
     ):
         with pytest.raises(TalkheadError) as caught:
             Protocol(lmd=False, **options)
@@ -298,9 +298,9 @@ def test_syncnet_looks_at_either_clip_with_its_sound(tmp_path):
     with pytest.raises(TalkheadError, match="neither has a sound track"):
         Protocol(lmd=False, syncnet=weights, device="cpu")(mute, mute)
     small = write(tmp_path / "s.mkv", frames(3), (np.zeros(2000, np.float32), 16000))
-    with pytest.raises(TalkheadError, match="SyncNet looks at crops of 224x224"):
+    with pytest.raises(TalkheadError, match="SyncNet needs crops of 224x224"):
         Protocol(lmd=False, syncnet=weights, device="cpu")(small, small)
-    with pytest.raises(TalkheadError, match="SyncNet knows 25 frames a second, not 30"):
+    with pytest.raises(TalkheadError, match="SyncNet needs 25 frames per second, not 30"):
         Protocol(lmd=False, syncnet=weights, fps=30)
 
 
@@ -392,7 +392,7 @@ def test_distances_of_a_set_are_those_of_all_its_frames(sets, monkeypatch):
             return clip.mean((1, 2), dtype=np.float32)
 
     monkeypatch.setattr(evaluation, "features", lambda name, device: Colours())
-    monkeypatch.setattr(evaluation, "_wanted", lambda name, purpose, path=None: __file__)
+    monkeypatch.setattr(evaluation, "_weights_path", lambda name, purpose, path=None: __file__)
     pairs = paired(sets)[:3]
     protocol = Protocol(lmd=False, fid=True, device="cpu")
     clouds = [np.concatenate([files_of(pair[side]).mean((1, 2)) for pair in pairs]) for side in (0, 1)]

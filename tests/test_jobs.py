@@ -208,7 +208,10 @@ def test_names_of_results_of_two_sources():
     "text, message",
     [
         ("\n# nothing\n", "holds no items; write SOURCE"),
-        ("a.mpg\nb.mpg\n\na.avi\n", "lines 1 and 4: both would be written to a.mp4; give one another name, after a tab"),
+        (
+            "a.mpg\nb.mpg\n\na.avi\n",
+            "lines 1 and 4: both would be written to a.mp4; give one another name, after a tab",
+        ),
         ("s1/a.mpg\tx.mp4\ns2/b.mpg\t./x.mp4", "lines 1 and 2: both would be written to x.mp4"),
         ("a.mpg\tb.mp4\tc", "line 1: wanted SOURCE .RESULT., separated by tabs"),
         ("a.mpg\n\tb.mp4", "line 2: wanted SOURCE"),

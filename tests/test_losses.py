@@ -72,7 +72,7 @@ def test_ssim_has_gradients_and_wants_pictures_as_large_as_its_window():
     assert (loss(images + step) - loss(images - step)).item() == pytest.approx(2e-2 * gradient.norm().item(), rel=0.01)
     with torch.autocast("cpu", torch.bfloat16):
         assert loss(images.bfloat16()).item() == pytest.approx(loss(images).item(), abs=0.01)
-    with pytest.raises(TalkheadError, match="8x8: ssim looks at windows of 11 pixels; take the pyramid"):
+    with pytest.raises(TalkheadError, match="8x8: ssim needs 11 or more; take the pyramid"):
         Perceptual("ssim").toward(torch.zeros(1, 3, 8, 8))
 
 

@@ -950,9 +950,7 @@ def test_pillow_logs_nothing_unasked(tmp_path):
 
 def test_sound_of_channels_that_nobody_has(tmp_path):
     (tmp_path / "a.au").write_bytes(struct.pack(">4s5I", b".snd", 24, 258 * 200, 3, 48000, 258) + bytes(258 * 200))
-    with pytest.raises(
-        TalkheadError, match="a.au: damaged, its sound of 48000 Hz, 258 channels, cannot be converted"
-    ):
+    with pytest.raises(TalkheadError, match="a.au: damaged, its sound of 48000 Hz, 258 channels, cannot be converted"):
         audio_files.read_audio(tmp_path / "a.au")
 
 

@@ -346,7 +346,7 @@ def test_compare_warns_where_frames_are_fewer_than_features():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metrics.compare(real, fake, features=Colours())
-        with pytest.raises(UserWarning, match="FID of 2 pictures by 3 features: its covariances are singular"):
+        with pytest.raises(UserWarning, match="FID of 2 images by 3 features: its covariances are singular"):
             metrics.compare(real, fake[:2], features=Colours())
     with pytest.raises(TalkheadError, match="fewer than two"), pytest.warns(UserWarning):
         metrics.compare(real[:1], fake, features=Colours())

@@ -49,7 +49,7 @@ def test_fid_looks_at_pictures_as_large_as_imagenets(random_mobilenet, monkeypat
     )
     network(frames[:, ::2, ::2])
     assert shapes == [(3, 3, 224, 224)]
-    with pytest.warns(UserWarning, match="FID of 3 pictures"):
+    with pytest.warns(UserWarning, match="FID of 3 images"):
         fid.warn_of_few(3, network)
 
 

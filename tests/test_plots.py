@@ -133,7 +133,7 @@ def test_a_running_mean_by_hand():
 
 
 def test_no_such_number():
-    with pytest.raises(TalkheadError, match="nonsense: no log has such a number; choose from loss"):
+    with pytest.raises(TalkheadError, match="nonsense: no log has this key; choose from loss"):
         plots.losses({"run": inversion()}, keys=("nonsense",))
 
 
@@ -164,12 +164,12 @@ def test_logs_are_read(tmp_path):
     assert plots.read_log(path) == [{"step": 1, "loss": 2}]
     for text, message in (
         ("", "holds no records"),
-        ('{"loss": 1}\n', "line 1: wanted a JSON object with a step"),
-        ("x\n{}\n", "line 1: wanted"),
-        ('{"step": 1}\n{"step": {}}\n', "line 2: wanted"),
-        ('{"step": 1e400}\n', "line 1: wanted"),
-        ('{"step": 1, "steps": []}\n', "line 1: wanted"),
-        (f'{{"step": 1, "loss": {10**20}}}\n', "line 1: wanted"),
+        ('{"loss": 1}\n', "line 1: not a JSON object with a step"),
+        ("x\n{}\n", "line 1: not a JSON object"),
+        ('{"step": 1}\n{"step": {}}\n', "line 2: not a JSON object"),
+        ('{"step": 1e400}\n', "line 1: not a JSON object"),
+        ('{"step": 1, "steps": []}\n', "line 1: not a JSON object"),
+        (f'{{"step": 1, "loss": {10**20}}}\n', "line 1: not a JSON object"),
     ):
         path.write_text(text)
         with pytest.raises(TalkheadError, match=message):
@@ -430,12 +430,12 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
         ("trajectory a.npy -o nowhere/x.png", 1, "nowhere/x.png: its folder does not exist"),
         ("trajectory a.npy b.npy --labels one -o x.png", 2, "--labels: 2 files need as many different labels"),
         ("trajectory a.npy tall.npy -o x.png", 1, "latents of 6 and 10 layers"),
-        ("losses a.npy -o x.png", 1, "a.npy, line 1: wanted a JSON object with a step"),
-        ("losses log.jsonl --keys nonsense -o x.png", 1, "nonsense: no log has such a number"),
+        ("losses a.npy -o x.png", 1, "a.npy, line 1: not a JSON object with a step"),
+        ("losses log.jsonl --keys nonsense -o x.png", 1, "nonsense: no log has this key"),
         ("strip clip.mp4 --start 9 -o x.png", 1, "the clip ends at 0.32 s"),
         ("strip clip.mp4 none.mp4 -o x.png", 1, "none.mp4: no such file"),
         ("mouth a.npy -o x.png", 1, "a.npy: holds float32 (6, 6, 512), wanted landmarks"),
-        ("interpolate -o x.png", 1, "random z give no faces; pass latents of two faces, the ends of the way"),
+        ("interpolate -o x.png", 1, "random z give no faces; pass latents of two faces to interpolate"),
         ("interpolate a.npy -o x.png", 2, "pass two files of latents"),
         ("interpolate a.npy tall.npy -o x.png", 1, "tall.npy: latents of 10 layers, this generator has 6"),
         ("components foreign.npy -o x.png", 1, "foreign.npy: latents of generator somebody"),

@@ -265,7 +265,7 @@ def test_strips_make_the_whole_picture(monkeypatch, noise, clamp, folding, strip
     monkeypatch.setattr(stylegan_ops, "FOLDING", folding)
     torch.manual_seed(1)
     whole = generator.synthesis(w_plus, noise)  # gradients are possible here, and then it is drawn whole
-    monkeypatch.setattr(stylegan, "STRIP", strip)
+    monkeypatch.setattr(stylegan, "STRIP_BYTES", strip)
     torch.manual_seed(1)
     with torch.no_grad():
         strips = generator.synthesis(w_plus, noise)
@@ -284,7 +284,7 @@ def test_folded_blur_is_the_blur(monkeypatch):
 
 
 def test_strips_remember_nothing_of_the_weights(monkeypatch):
-    monkeypatch.setattr(stylegan, "STRIP", 2**12)
+    monkeypatch.setattr(stylegan, "STRIP_BYTES", 2**12)
     generator, w_plus = uneven()
     names = list(generator.state_dict())
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_strips_in_half_precision(monkeypatch):
     generator, w_plus = uneven()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = generator.synthesis(w_plus)
-        monkeypatch.setattr(stylegan, "STRIP", 2**12)
+        monkeypatch.setattr(stylegan, "STRIP_BYTES", 2**12)
         strips = generator.synthesis(w_plus)
         monkeypatch.undo()
     exact = generator.synthesis(w_plus)
@@ -817,11 +817,11 @@ def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("gain, padding, stride", [(4, (0, 1), 1), (1, (2, 2), 1), (1, (1, 1), 2)])
-def test_the_blur_knows_its_gradients(gain, padding, stride):
+def test_gradients_of_the_resampling_filter(gain, padding, stride):
     """Twice, for R1 and path length differentiate gradients."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: stylegan_ops._Blur.apply(x, gain, padding, stride), x)
-    assert torch.autograd.gradgradcheck(lambda x: stylegan_ops._Blur.apply(x, gain, padding, stride).sin(), x)
+    assert torch.autograd.gradcheck(lambda x: stylegan_ops.Downsample.apply(x, gain, padding, stride), x)
+    assert torch.autograd.gradgradcheck(lambda x: stylegan_ops.Downsample.apply(x, gain, padding, stride).sin(), x)
 
 
 # FID while training --------------------------------------------------------------------------------------------------------
@@ -932,7 +932,7 @@ def test_an_encoder_that_learns_along_fits_the_model_in_the_file(tmp_path, noise
 
 
 def test_fid_by_inception(tmp_path, noise, toy_inception):
-    with pytest.warns(UserWarning, match="FID of 24 pictures by 128 features"):
+    with pytest.warns(UserWarning, match="FID of 24 images by 128 features"):
         *_, record = measured(noise, tmp_path / "g.pt", steps=1, fid_features="inception")
     assert record["fid_features"] == "inception" and record["fid"] > 0
 
@@ -940,8 +940,8 @@ def test_fid_by_inception(tmp_path, noise, toy_inception):
 def test_what_fid_lacks_is_said_before_training(tmp_path, noise, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for options, message in (
-        ({"fid_features": "inception"}, "not there.*talkhead weights fetch inception-fid"),
-        ({"fid_images": 1}, "FID of 1 pictures: it compares two or more"),
+        ({"fid_features": "inception"}, "file not found.*talkhead weights fetch inception-fid"),
+        ({"fid_images": 1}, "FID of 1 images: needs two or more"),
     ):
         with pytest.raises(TalkheadError, match=message):
             measured(noise, tmp_path / "g.pt", **options)

@@ -29,7 +29,7 @@ def test_parts_make_the_whole(monkeypatch):
     """Kernels and rows of tiles taken a few at a time, as where there are many."""
     x, weight = numbers(2, 6, 20, 8), numbers(10, 6, 3, 3, seed=1)
     whole = stylegan_ops.conv3x3(x, weight)
-    monkeypatch.setattr(stylegan_ops, "PART", 36 * 6 * 4)  # two rows of two tiles, and four kernels
+    monkeypatch.setattr(stylegan_ops, "CHUNK", 36 * 6 * 4)  # two rows of two tiles, and four kernels
     torch.testing.assert_close(stylegan_ops.conv3x3(x, weight), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
 
 

@@ -61,7 +61,7 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
         return (
             run.step(index)
             | ({"r1": float(index)} if index % 4 == 0 else {})
-            | ({"pl_weight": -float(index)} if index % 2 == 0 else {})
+            | ({"path_length": -float(index)} if index % 2 == 0 else {})
         )
 
     records = list(
@@ -76,7 +76,7 @@ def test_a_loss_computed_now_and_then_is_logged_whatever_the_logged_steps(tmp_pa
     )
     # By hand: steps 0, 4 and 8 have r1; records end with the steps of index 2, 5, 8 and 9.
     assert [record.get("r1") for record in records] == [0.0, 4.0, 8.0, None]
-    assert [record.get("pl_weight") for record in records] == [-2.0, -4.0, -8.0, None]
+    assert [record.get("path_length") for record in records] == [-2.0, -4.0, -8.0, None]
 
 
 @pytest.mark.parametrize(

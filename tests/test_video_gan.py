@@ -203,12 +203,12 @@ def test_pictures_that_are_alike_cost_less_contrast():
             away = [math.exp(float(a @ q) / 0.07) for q in others.queue[:, 1]]
             near = math.exp(float(a @ b) / 0.07)
             by_hand -= math.log(near / (near + sum(away))) / 8
-    assert others.contrast(1, one, other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert others.contrast(1, one, one) < others.contrast(1, one, other)
+    assert others.info_nce(1, one, other).item() == pytest.approx(by_hand, rel=1e-4)
+    assert others.info_nce(1, one, one) < others.info_nce(1, one, other)
     for turn in range(2):  # in two parts
-        others.note(MicroBatch(turn, turn, 2), torch.stack([one, other], 1)[turn::2])
-    others.remember()
-    assert torch.equal(others.queue[:4], torch.stack([one, other], 1)) and others.place == 4
+        others.stage(MicroBatch(turn, turn, 2), torch.stack([one, other], 1)[turn::2])
+    others.push()
+    assert torch.equal(others.queue[:4], torch.stack([one, other], 1)) and others.position == 4
 
 
 def test_image_critic_keeps_its_features_at_length_one():
@@ -465,7 +465,7 @@ STEADY = {
 @pytest.mark.parametrize(
     "collapsed, message",
     [
-        ({"motion": 0.01}, r"faces move 0.0\d+ of what they do in the clips"),
+        ({"motion": 0.01}, r"faces move 0.0\d+ times as much as in the clips"),
         ({"variety": 1e-4}, "all noise makes the same motion"),
         ({"discriminator": 1e-4}, "the discriminator is never wrong"),
     ],
@@ -476,7 +476,7 @@ def test_a_collapse_is_told(collapsed, message):
         told = watch(dict(STEADY))
     assert told == pytest.approx({"motion": 1.0, "speed": 1.0, "variety": 1.0})
     with pytest.raises(
-        TalkheadError, match=f"training has collapsed: {message}.*a.pt, if it is there, holds the last checkpoint"
+        TalkheadError, match=f"training has collapsed: {message}.*a.pt, if it exists, is the last checkpoint"
     ):
         for _ in range(600):
             watch(STEADY | collapsed)
@@ -484,7 +484,7 @@ def test_a_collapse_is_told(collapsed, message):
 
 def test_a_short_collapse_is_none():
     watch = train_video_gan._CollapseMonitor(Distributed(1), "a.pt")
-    for _ in range(train_video_gan._CollapseMonitor.AFTER):
+    for _ in range(train_video_gan._CollapseMonitor.GRACE_STEPS):
         watch(STEADY | {"motion": 0.0})
     watch = train_video_gan._CollapseMonitor(Distributed(1), "a.pt")
     for step in range(300):
@@ -492,8 +492,8 @@ def test_a_short_collapse_is_none():
 
 
 def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_video_gan._CollapseMonitor, "AFTER", 2)
-    monkeypatch.setattr(train_video_gan, "SPREADS", 1e-3)
+    monkeypatch.setattr(train_video_gan._CollapseMonitor, "GRACE_STEPS", 2)
+    monkeypatch.setattr(train_video_gan, "MOTION_RANGE", 1e-3)
     with pytest.raises(TalkheadError, match="training has collapsed: faces move 0.000"):
         run(clips, networks, tmp_path / "a.pt", 5, save_minutes=0)
     assert files.load_weights(tmp_path / "a.pt")["step"] == 2
@@ -509,10 +509,10 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
             {"frames": 11},
             r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower --frames",
         ),
-        ({"frames": 1}, "motion takes two at least"),
-        ({"d_size": 32}, "d_size 32: the generator draws 16x16; pass no more"),
+        ({"frames": 1}, "motion needs at least two"),
+        ({"d_size": 32}, "d_size 32: exceeds the generator's 16x16; pass no more"),
         ({"d_size": 12, "shallow": True}, "side 12: this generator has levels of 8, 16"),
-        ({"real": "video", "shallow": True}, "shallow: only projected video"),
+        ({"real": "video", "shallow": True}, "shallow: real video does not come from"),
         ({"real": "any"}, "real 'any': unknown; take auto, video or projected"),
         ({"start": "any"}, "start 'any'"),
         ({"adversarial": "any"}, "adversarial 'any'"),
@@ -537,14 +537,14 @@ def test_clips_that_cannot_be_used_are_told(networks, tmp_path):
         attempt()
     write_clip(tmp_path / "clips", "a", 0)
     with pytest.raises(
-        TalkheadError, match="a.mp4: is the only clip of 4 frames or more, which a discriminator would learn by heart"
+        TalkheadError, match="a.mp4: is the only clip of 4 frames or more, and a discriminator would memorise it"
     ):
         attempt()
     write_clip(tmp_path / "clips", "b", 1, frames=3)
     with pytest.raises(TalkheadError, match="a.mp4: is the only clip"):
         attempt()
     write_clip(tmp_path / "clips", "c", 2)
-    with pytest.warns(UserWarning, match="1 of 3 clips are shorter than a window of 4 frames, and left out"):
+    with pytest.warns(UserWarning, match="1 of 3 clips are shorter than a window of 4 frames, and skipped"):
         attempt()
     write_clip(tmp_path / "clips", "d", 3, size=(16, 24))
     with pytest.raises(TalkheadError, match="d.mp4: 24x16 is not a square face; align it first"):
