@@ -11,11 +11,11 @@ from talkhead import __version__, cli_io, cli_options
 from talkhead.errors import TalkheadError
 
 # ---------------------------------------------------------------------------------------------------------------
-# What several commands do with their options
+# Shared by several commands
 
 
 def _perceptual(name, device):
-    """A perceptual distance by name; where "auto" had to choose, which one it is gets said."""
+    """A perceptual distance by name; the choice of "auto" is logged."""
     from talkhead.losses import Perceptual
 
     perceptual = Perceptual(name).to(device)
@@ -36,7 +36,7 @@ def _load(device, **paths):
 
 
 def _device(name, listing):
-    """Where to compute: for a list, a device of this process's own."""
+    """The torch device; for a list, one of this process's own."""
     from talkhead import jobs
     from talkhead.distributed import pick_device
 
@@ -44,7 +44,7 @@ def _device(name, listing):
 
 
 def _finder(detector, detector_model, device):
-    """A function that gives the face detector. It is loaded once, and not before it is wanted: what is aligned needs none."""
+    """A function that returns the face detector, loaded on its first call: aligned input needs none."""
 
     @functools.cache
     def find():
@@ -56,7 +56,7 @@ def _finder(detector, detector_model, device):
 
 
 def _images(sources, size, every, limit):
-    """Training images, saying which files were left out."""
+    """Training images; files left out are logged."""
     from talkhead.datasets import Images
 
     images = Images(sources, size, every, limit)
@@ -74,7 +74,7 @@ def _left_out(problems, frames):
 
 
 def _labelled(paths, labels):
-    """What each file is called in a picture: as told, or as it is named."""
+    """{label: file} for a figure; labels default to the file names."""
     from talkhead import plots
 
     labels = labels or plots.names(paths)
@@ -84,7 +84,7 @@ def _labelled(paths, labels):
 
 
 def _openings(path, find):
-    """How far the mouth is open in each frame of a clip, or in landmarks (.npy); NaN where no face is seen."""
+    """Mouth opening in each frame of a clip, or of landmarks (.npy); NaN where no face is found."""
     import numpy as np
 
     from talkhead import faces, landmarks, video_files
@@ -118,7 +118,9 @@ def cli():
 @cli_options.output("Aligned clip, picture, or folder of pictures.")
 @cli_options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @cli_options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
-@cli_options.one_of("--on-missing", ["fail", "hold", "skip"], "fail", "What to do with a frame where no face is found.")
+@cli_options.one_of(
+    "--on-missing", ["fail", "hold", "skip"], "fail", "Frames without a face: fail, hold the last one, or skip."
+)
 @cli_options.face
 @cli_options.output(
     "Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None
@@ -157,7 +159,7 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
     metavar="FILE",
     required=True,
     callback=cli_options.from_stdin,
-    help="Where the face was cut out: what align --quads wrote.",
+    help="Corners of the crops, as align --quads writes them.",
 )
 @cli_options.output("Video, picture, folder of pictures, or a pipe.")
 @cli_options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
@@ -170,7 +172,7 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
 def paste(source, into, quads, output, feather, match_colour):
     """Put a talking head back into the frames that it was cut from.
 
-    It keeps its sound; where it has none, the clip's is taken.
+    It keeps its sound; without one, the clip's is used.
 
     \b
       talkhead align photo.jpg --quads quads.npy -o face.png
@@ -190,7 +192,7 @@ def paste(source, into, quads, output, feather, match_colour):
     "--method",
     ["encoder", "optimise", "sequential", "hybrid"],
     "encoder",
-    "Encoder; Algorithm 1 (each frame alone); Algorithm 2 (from the one before); or from the encoder's code.",
+    "Encoder; Algorithm 1 (frames alone) or 2 (from the one before); or encoder, then optimisation.",
 )
 @cli_options.one_of("--space", ["w+", "w", "z"], "w+", "Latent space of the optimisation.")
 @cli_options.steps(5000)
@@ -238,33 +240,28 @@ def invert(
 @cli.command()
 @cli_options.input_option(
     "--identity",
-    "The face that speaks or moves: a picture or a clip; or prepared, so that no encoder is asked: latents that invert "
-    "or others wrote (.npy, .npz, .pt), or a tuned generator and its face, of pti (.pt).",
+    "The face: an image or clip; latents (.npy, .npz, .pt); or a tuned generator of pti (.pt).",
 )
 @cli_options.input_option(
     "--audio",
-    "What it says: any file with a sound track, or a pipe, which is spoken as it comes. With --latents, the sound to go along.",
+    "Speech: any file with sound, or a live pipe; with --latents, the sound track.",
 )
 @click.option(
     "--noise-seed",
     metavar="N,N,…",
     callback=cli_options.whole_numbers,
-    help="No speech: move the face by chance. The same seed moves every face alike; several follow each other without a seam.",
+    help="Move the face from noise instead of speech; several seeds follow each other.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="How long it moves by chance.  [default: 4]"
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the motion from noise.  [default: 4]"
 )
-@cli_options.input_option(
-    "--latents", "Render these latents instead (.npy; NVIDIA's .npz; a .pt of one tensor, as e4e and PTI write)."
-)
+@cli_options.input_option("--latents", "Latents to render (.npy; NVIDIA's .npz; a .pt of one tensor).")
 @cli_options.output("Video, folder of pictures, or a pipe.")
 @cli_options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @cli_options.weights_in("generator")
 @cli_options.weights_in("encoder")
 @cli_options.weights_in("audio2latent")
-@click.option(
-    "--model", type=click.Choice(["first", "second"]), help="Which of the bundled speech models.  [default: second]"
-)
+@click.option("--model", type=click.Choice(["first", "second"]), help="Bundled speech model.  [default: second]")
 @cli_options.audio_features
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @cli_options.weights_in("video_gan")
@@ -273,7 +270,7 @@ def invert(
     "--on-missing",
     ["fail", "hold", "skip"],
     "fail",
-    "What to do with a frame of an identity clip where no face is found.",
+    "Identity frames without a face: fail, hold the last one, or skip.",
 )
 @click.option(
     "--detail/--no-detail",
@@ -301,7 +298,7 @@ def invert(
     "Arithmetic of the drawing; a GPU is faster at the halves.",
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Frames drawn together.  [default: 8, 1 for live sound]")
-@cli_options.listed("identity, tab, audio; with --noise-seed, identity")
+@cli_options.listed("identity, tab, audio")
 @cli_options.seed
 @cli_options.device
 @cli_options.settings("identities.load_identity")
@@ -394,7 +391,7 @@ def generate(
 
 
 def _speech_model(model, file):
-    """The file of the speech model that is meant; None is the bundled second one."""
+    """The speech model's file; None is the bundled second one."""
     from talkhead import checkpoints
 
     if model and file:
@@ -503,7 +500,7 @@ def pti(
     "--lmd/--no-lmd",
     default=True,
     show_default=True,
-    help="Measure what needs landmarks, and so a detector: LMD and its velocity, the mouth's opening, jitter, sharpness.",
+    help="Measures that need a detector: LMD, mouth opening, jitter, sharpness.",
 )
 @click.option(
     "--landmarks",
@@ -513,26 +510,23 @@ def pti(
 @click.option(
     "--phonemes",
     metavar="PATH",
-    help="When sounds are made, for the share of /p b m/ with shut lips: a TextGrid, .mlf, .lab, .align "
-    "or a puppet's .json, or a folder of them by REAL's names.",
+    help="Timed phonemes for /p b m/ closures: TextGrid, .mlf, .lab, .align, .json, or a folder of them.",
 )
 @click.option(
     "--fid",
     is_flag=True,
-    help="Compare all frames of REAL with all of FAKE, as FID and KID; of several pairs, all of the set.",
+    help="FID and KID of all frames; of several pairs, over the whole set.",
 )
 @cli_options.fid_features
 @click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
 @click.option(
     "--identity-network",
     metavar="FILE",
-    help="Face recognition for the cosine of identities: model_ir_se50.pth, or a program of torch.export.",
+    help="Face recognition for identity similarity: model_ir_se50.pth, or a torch.export program.",
 )
 @click.option("--aligned", is_flag=True, help="The faces are aligned already.")
 @click.option("--syncnet", metavar="FILE", help="SyncNet's weights, syncnet_v2.model, for LSE-C and LSE-D.")
-@click.option(
-    "--networks", is_flag=True, help="Tell how large and how fast the three networks are, too; or alone, without clips."
-)
+@click.option("--networks", is_flag=True, help="Size and speed of the three networks, with clips or alone.")
 @cli_options.weights_in("generator")
 @cli_options.weights_in("encoder")
 @cli_options.weights_in("audio2latent")
@@ -585,7 +579,7 @@ def metrics(
 
 
 def _pairs(places, listing, networks):
-    """Which clips are compared."""
+    """Pairs of clips to compare."""
     from talkhead import evaluation, jobs
 
     if places and listing is not None:
@@ -603,21 +597,21 @@ def _pairs(places, listing, networks):
 
 
 def _protocol(place, options):
-    """How they are compared: as the options say, or as somebody did before."""
+    """The evaluation protocol of the options, or of a former record."""
     from talkhead import evaluation
 
     if place is None:
         return evaluation.Protocol(**options)
     source = click.get_current_context().get_parameter_source
     explicit = {name for name in options if source(name) is not click.core.ParameterSource.DEFAULT}
-    told = evaluation.read_protocol(place)
-    protocol = evaluation.Protocol(**evaluation.replay(told, options, explicit, f"--protocol {place}"))
-    evaluation.check(told, protocol, f"--protocol {place}")
+    recorded = evaluation.read_protocol(place)
+    protocol = evaluation.Protocol(**evaluation.replay(recorded, options, explicit, f"--protocol {place}"))
+    evaluation.check(recorded, protocol, f"--protocol {place}")
     return protocol
 
 
 def _measured(pairs, protocol, output, quiet, shard, **options):
-    """Measure pairs, print the records unless they go to a file, say what failed; all of them."""
+    """Records of all pairs, printed unless they go to a file; failures are logged."""
     from talkhead import evaluation
 
     records = []
@@ -753,7 +747,7 @@ def train_stylegan(
 @click.option(
     "--identity-network",
     metavar="FILE",
-    help="Face recognition for an identity loss: model_ir_se50.pth, or a program of torch.export.",
+    help="Face recognition for an identity loss: model_ir_se50.pth, or a torch.export program.",
 )
 @cli_options.perceptual
 @click.option("--flip", is_flag=True, help="Mirror half of the images.")
@@ -919,7 +913,7 @@ def train_video_gan(sources, output, generator, encoder, tensorboard, device, **
 
 @cli.group()
 def plot():
-    """Draw paths, losses, frames and mouths, for people to look at (PNG, SVG, PDF); needs the extra plot."""
+    """Draw figures (PNG, SVG, PDF); needs the extra plot."""
 
 
 @plot.command("trajectory")
@@ -933,7 +927,7 @@ def plot():
 )
 @cli_options.labels
 def plot_trajectory(sources, output, plane, labels):
-    """Draw latents (.npy) in the plane of their first two principal components, colour telling the time.
+    """Draw latents (.npy) in the plane of their first two principal components, coloured by time.
 
     \b
       talkhead plot trajectory encoder.npy sequential.npy -o paths.png
@@ -980,7 +974,7 @@ def plot_dashboard(source, output, smooth):
 
 
 def _said(phonemes, clips):
-    """What is said in the first clip, by a file of times or a folder of them."""
+    """Timed phonemes of the first clip, from a file or a folder of them."""
     from talkhead.phonemes import read
 
     return read(phonemes, clips[0]) if phonemes else ()
@@ -990,7 +984,7 @@ def _said(phonemes, clips):
 @cli_options.sources
 @cli_options.figure
 @cli_options.number("--columns", 8, "Frames of each clip.", least=1)
-@cli_options.number("--start", 0.0, "Where to begin, in seconds.")
+@cli_options.number("--start", 0.0, "Start time in seconds.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -1026,7 +1020,7 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
 @cli_options.detection
 @cli_options.device
 def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
-    """Draw how far mouths are open, in clips or by landmarks (.npy), over the sound and its phonemes.
+    """Draw mouth openings of clips or landmarks (.npy) over the sound and its phonemes.
 
     \b
       talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
@@ -1048,7 +1042,7 @@ def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_mode
 @cli_options.seed
 @cli_options.device
 def plot_interpolate(ends, output, generator, columns, seed, device):
-    """Draw the straight and the round way through W+ between two latents (.npy), or through Z and W between random faces.
+    """Draw lerp and slerp between two latents (.npy), or between random faces in Z and W.
 
     \b
       talkhead plot interpolate me.npy you.npy -o ways.png
@@ -1074,12 +1068,12 @@ def plot_interpolate(ends, output, generator, columns, seed, device):
 @cli_options.sources
 @cli_options.figure
 @cli_options.weights_in("generator")
-@cli_options.number("--components", 5, "How many principal components, the widest first.", least=1)
+@cli_options.number("--components", 5, "Number of principal components, largest variance first.", least=1)
 @cli_options.number("--columns", 7, "Pictures of each.", least=2)
-@cli_options.number("--reach", 3.0, "How far to go to either side, in standard deviations.")
+@cli_options.number("--reach", 3.0, "Range to either side, in standard deviations.")
 @cli_options.device
 def plot_components(sources, output, generator, components, columns, reach, device):
-    """Draw what moves along each principal component of some latents (.npy), from their mean.
+    """Draw images along each principal component of latents (.npy), from their mean.
 
     \b
       talkhead plot components latents.npy -o components.png
@@ -1101,12 +1095,12 @@ def plot_components(sources, output, generator, components, columns, reach, devi
 
 @cli.group()
 def weights():
-    """Files of weights: what is to be had, what they hold, and copies of them."""
+    """Weight files: list, fetch, verify, describe, convert and export."""
 
 
 @weights.command("list")
 def weights_list():
-    """Tell about weights: those that came with the package, then public ones that can be fetched, a JSON object each."""
+    """List weights: the bundled ones, then public ones that can be fetched, a JSON object each."""
     from talkhead import checkpoints, downloads
 
     found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
@@ -1125,7 +1119,7 @@ def weights_list():
     "--output",
     metavar="FILE",
     callback=cli_options.writable,
-    help="Where to put the file.  [default: where the library that wants it looks]",
+    help="Destination.  [default: the cache of the library that needs it]",
 )
 @click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
 @click.option("--url", help="Take it from here instead.")
@@ -1172,7 +1166,7 @@ def weights_verify(ctx, places):
 @weights.command("show")
 @click.argument("file")
 def weights_show(file):
-    """Tell what a weights file holds, as JSON: talkhead's, rosinality's, NVIDIA's, PTI's, pSp's, e4e's or ReStyle's.
+    """Describe a weights file as JSON: talkhead's, rosinality's, NVIDIA's, PTI's, pSp's, e4e's or ReStyle's.
 
     \b
       talkhead weights show stylegan2-ffhq-config-f.pt
@@ -1185,9 +1179,11 @@ def weights_show(file):
 @weights.command("convert")
 @click.argument("source", metavar="SOURCE")
 @cli_options.weights_out("the converted weights")
-@cli_options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Whose layout.")
+@cli_options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Layout of the copy.")
 @click.option(
-    "--part", type=click.Choice(["generator", "encoder"]), help="Which of two networks in one file, as pSp's have them."
+    "--part",
+    type=click.Choice(["generator", "encoder"]),
+    help="Network to take from a file that holds two, as pSp's do.",
 )
 def weights_convert(source, output, to, part):
     """Rewrite weights in another project's layout, number for number.

@@ -1,4 +1,4 @@
-"""How every command talks: errors and warnings in a line, progress on stderr, records on stdout."""
+"""Output of the commands: one-line errors and warnings, progress on stderr, records on stdout."""
 
 import errno
 import functools
@@ -18,9 +18,9 @@ from talkhead.errors import TalkheadError
 
 
 class Script(Command):
-    """A command that turns what the caller can mend into one line on stderr and an exit status, and a warning into one line.
+    """A command that reports a TalkheadError as one line on stderr and an exit status, and a warning as one line.
 
-    Everything else keeps its traceback: it is our bug. click itself ends silently with 1 when the reader of stdout has left.
+    Any other exception keeps its traceback. click itself exits silently with 1 when the reader of stdout has closed it.
     """
 
     def main(self, *arguments, **options):
@@ -69,7 +69,7 @@ def _logged():
 
 
 class Group(Script, click.Group):
-    """A group of commands that does so for all of them."""
+    """A group of such commands."""
 
     command_class = Command
 
@@ -90,7 +90,7 @@ def _open_streams():
 
 
 def _stdout_failed():
-    """Say why stdout could not be written, and drop what Python still holds for it."""
+    """Report why stdout could not be written, and drop its buffer."""
     from talkhead import files
 
     try:
@@ -146,7 +146,7 @@ def log(text):
 
 
 def _batch(key):
-    """What is known of the batch job at work: its "shard", and the "notes" on the item in hand; None outside one."""
+    """The "shard" of the running batch job, or the "notes" on its current item; None outside one."""
     context = click.get_current_context(silent=True)
     return context and context.meta.get(f"talkhead.{key}")
 
@@ -157,7 +157,7 @@ def _rank():
 
 
 def _who():
-    """How the lines on stderr begin."""
+    """Prefix of the lines on stderr."""
     shard = _batch("shard")
     if shard and shard.of > 1:
         return f"talkhead, shard {shard}"
@@ -172,7 +172,7 @@ def init_process_group(device):
 
 
 def shard_of(shard):
-    """The share of this process: as told, else by the environment. From now on it speaks for itself."""
+    """The shard of this process: as given, else by the environment. Its lines on stderr then carry its prefix."""
     from talkhead import jobs
 
     shard = click.get_current_context().meta["talkhead.shard"] = shard or jobs.shard()
@@ -193,7 +193,7 @@ def print_records(records):
 
 
 def follow_training(records, steps, tensorboard):
-    """A trainer's records on stdout, how far it is on stderr, and its curves in TensorBoard's folder, if one is named."""
+    """A trainer's records on stdout, its progress on stderr, and its curves in a TensorBoard folder, if one is named."""
     draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with progress(None, steps, "step") as bar:
         for record in records:
@@ -223,7 +223,7 @@ def _curves(folder):
 
 
 def run_list(work, listing, folder, shard, overwrite, fields=("source",), suffix=".mp4", beside=()):
-    """Do the work of this process's share of a list; one line tells how it went, the manifest the rest."""
+    """Do this process's shard of a list; one line sums it up, the manifest has the rest."""
     from talkhead import jobs
 
     shard = shard_of(shard)
@@ -249,7 +249,7 @@ def _counts(counts):
 
 
 def _noted(work, *arguments):
-    """Do some work; what would be said on the way is recorded with the number of frames."""
+    """Do one item; its log lines are recorded with the number of frames."""
     meta = click.get_current_context().meta
     notes = meta["talkhead.notes"] = []
     try:
@@ -260,7 +260,7 @@ def _noted(work, *arguments):
 
 
 def _watch_list(records, fields, total, counts):
-    """Count records by status, and say at once what failed."""
+    """Count records by status; failures are logged at once."""
     with progress(None, total, "clip") as bar:
         for record in records:
             bar.update()

@@ -1,4 +1,4 @@
-"""The options that mean the same in every command, and what is refused before a command begins."""
+"""Options shared by commands, `--set`, and checks before a command begins."""
 
 import importlib
 import inspect
@@ -141,7 +141,7 @@ class Command(click.Command):
 
 
 def _of_a_list(ctx, param):
-    """Whether a list names what is read and written; an option that names it for a single clip is then asked wrongly."""
+    """True if a list names inputs and outputs; raises on an option that names one for a single clip."""
     if ctx.params.get("listing") is None:
         return False
     if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
@@ -163,7 +163,7 @@ def from_stdin(ctx, param, value):
 
 
 def writable(ctx, param, value):
-    """Say at once, not after hours of work, that there is no place for the result."""
+    """Refuse an output that cannot be written, before any work is done."""
     return None if _of_a_list(ctx, param) else _has_place(value)
 
 
@@ -243,29 +243,27 @@ records = click.option(
     default="-",
     show_default=True,
     callback=lambda ctx, param, value: _has_place(value),
-    help="Where to write the records; those that are there already are not made again.",
+    help="Records (JSON lines); pairs already in the file are skipped.",
 )
 
 
 def weights_out(what):
-    return click.option(
-        "-o", "--output", metavar="FILE", required=True, callback=writable, help=f"Where to write {what} (.pt)."
-    )
+    return click.option("-o", "--output", metavar="FILE", required=True, callback=writable, help=f"{what} (.pt).")
 
 
 def trained(what):
-    return weights_out(f"{what}, and where a run that was stopped is resumed")
+    return weights_out(f"{what[0].upper()}{what[1:]}, also of a run to resume")
 
 
 def weights_in(kind):
     origin = {
-        "generator": ": talkhead's, rosinality's, NVIDIA's, PTI's, or those inside a pSp or e4e file",
-        "encoder": ": talkhead's, pSp's, e4e's or ReStyle's",
+        "generator": " (talkhead, rosinality, NVIDIA, PTI, pSp or e4e)",
+        "encoder": " (talkhead, pSp, e4e or ReStyle)",
     }.get(kind, "")
     return click.option(
         f"--{kind.replace('_', '-')}",
         metavar="FILE",
-        help=f"Weights, of the kind {kind}{origin}.  [default: the bundled ones]",
+        help=f"Weights of the {kind}{origin}.  [default: bundled]",
     )
 
 
@@ -295,7 +293,7 @@ def steps(default):
 
 
 def batch(default):
-    return number("--batch", default, "Images worked on together.", least=1)
+    return number("--batch", default, "Batch size.", least=1)
 
 
 def lr(default):
@@ -329,10 +327,10 @@ def listed(line):
             metavar="FILE",
             is_eager=True,
             callback=from_stdin,
-            help=f"Do this for every line of a file: {line}. -o is then the folder of the results; after a tab, a line may name its own.",
+            help=f"File with one job a line: {line}; -o is then the output folder.",
         ),
         shard,
-        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Make again what is there already."),
+        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Overwrite existing results."),
     )
 
 
@@ -340,7 +338,7 @@ shard = click.option(
     "--shard",
     metavar="I/N",
     callback=_shard,
-    help="Do every N-th only, from the I-th on, 0 to N-1.  [default: what torchrun or Slurm says, else all]",
+    help="Take every N-th line from the I-th on.  [default: by torchrun or Slurm, else all]",
 )
 
 
@@ -356,22 +354,22 @@ def _layers(ctx, param, value):
 
 motion = together(
     number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider."),
-    click.option("--gate", is_flag=True, help="Shut the mouth where nobody speaks: in pauses, noise and music."),
+    click.option("--gate", is_flag=True, help="Close the mouth without speech: in pauses, noise and music."),
     click.option(
         "--layers",
         metavar="A-B",
         callback=_layers,
-        help="Let speech move these layers of the latents alone, counted from 0.  [default: all]",
+        help="Latent layers that speech moves, counted from 0.  [default: all]",
     ),
-    number("--blink", 0.0, "Blinks a minute, at moments that --seed sets; people blink some 15 to 20 times."),
+    number("--blink", 0.0, "Blinks a minute, at times set by --seed; people blink 15 to 20 times."),
     click.option(
-        "--blink-latent", metavar="FILE", help="What shuts the eyes (.npy), for other generators than the bundled one."
+        "--blink-latent", metavar="FILE", help="Latent displacement that closes the eyes (.npy), for another generator."
     ),
 )
 source = click.argument("source", default="-", callback=from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
-seed = number("--seed", 0, "Where randomness starts; the same seed gives the same result.")
-device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Where to compute.")
+seed = number("--seed", 0, "Random seed; the same seed gives the same result.")
+device = one_of("--device", ["auto", "cpu", "cuda", "mps"], "auto", "Torch device.")
 perceptual = one_of(
     "--perceptual",
     ["auto", "lpips", "mobilenet", "ssim", "pyramid"],
@@ -379,7 +377,7 @@ perceptual = one_of(
     "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.",
 )
 detection = together(
-    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Who finds the landmarks."),
+    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Landmark detector."),
     click.option(
         "--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"
     ),
@@ -401,10 +399,10 @@ face = click.option(
     default="largest",
     show_default=True,
     callback=_face,
-    help="Which of several faces to take; N counts from the left, from 1.",
+    help="Face to take of several; N counts from the left, from 1.",
 )
 alignment = together(
-    click.option("--aligned", is_flag=True, help="The faces are aligned already; do not look for them."),
+    click.option("--aligned", is_flag=True, help="The faces are aligned already."),
     face,
     detection,
 )
@@ -412,33 +410,31 @@ audio_features = together(
     click.option(
         "--features",
         metavar="NAME",
-        help="What the speech model hears: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+        help="Audio features: mfcc, bundled, deepspeech, wav2vec2 or hubert.  "
         "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]",
     ),
-    click.option(
-        "--features-model", metavar="FILE", help="The network that makes those features.  [default: their own]"
-    ),
+    click.option("--features-model", metavar="FILE", help="Weights of the feature network.  [default: its own]"),
 )
 fid_features = one_of(
     "--fid-features",
     ["inception", "mobilenet", "encoder"],
     "inception",
-    "Whose features FID and KID compare: Inception's, MobileNetV2's, or the bundled encoder's, which has seen nothing but faces and needs no file.",
+    "Feature network of FID and KID; the bundled encoder needs no file.",
 )
 precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option(
-    "--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all; a resumed run goes on to here."
+    "--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all, those of resumed runs included."
 )
 data = together(
-    number("--every", 1, "Take one frame in so many.", least=1),
-    click.option("--limit", type=click.IntRange(min=1), help="Stop reading after so many frames."),
+    number("--every", 1, "Take every N-th frame.", least=1),
+    click.option("--limit", type=click.IntRange(min=1), help="Maximum number of frames to read."),
 )
 run = together(
     one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks in training."),
     click.option(
         "--tensorboard",
         metavar="FOLDER",
-        help="Write the records there too, for TensorBoard; needs the extra tensorboard.",
+        help="TensorBoard folder for the records; needs the extra tensorboard.",
     ),
     seed,
     device,
@@ -478,10 +474,9 @@ def names(flag, help, default):
 phonemes = click.option(
     "--phonemes",
     metavar="PATH",
-    help="When which sound is made in the first clip: a TextGrid, .mlf, .lab, .align or a puppet's .json, or a "
-    "folder of them.",
+    help="Timed phonemes of the first clip: TextGrid, .mlf, .lab, .align, .json, or a folder of them.",
 )
-labels = names("--labels", "What each file is called in the picture.  [default: its name]", ())
+labels = names("--labels", "Label of each file.  [default: its name]", ())
 
 
 def hold_out(ctx, param, value):

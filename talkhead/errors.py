@@ -1,4 +1,4 @@
-"""What the caller can mend."""
+"""The exception for errors that the caller can fix."""
 
 
 class TalkheadError(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talkhead import files
+from talkhead import files, legacy
 from talkhead.errors import TalkheadError
 from talkhead.fingerprints import digest
 from talkhead.images import resize_images, to_images
@@ -416,7 +416,7 @@ class _Partial:
 
     def _check(self, head, options):
         try:
-            found = json.loads(head)
+            found = legacy.renamed(json.loads(head))
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.pop("talkhead", None) != "partial latents":
@@ -429,6 +429,7 @@ class _Partial:
                     f"{self.path}: was begun with {name}={found.get(name)}, now {options.get(name)}; "
                     "pass the same options to resume, or delete it to start again"
                 )
+        self.head = head  # as version 0.1 may have written it
 
     def recall(self, images):
         """Stored codes of the next images, float (n, …); None unless all are stored."""

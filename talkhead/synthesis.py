@@ -1,4 +1,4 @@
-"""Latents → frames, and the whole chain from a face and a voice, or noise, to a talking head."""
+"""Latents → frames, and the whole chain from a face and speech, or noise, to a talking head."""
 
 from itertools import chain, islice, tee
 
@@ -18,11 +18,11 @@ from talkhead.mfcc import SAMPLE_RATE
 from talkhead.video_gan import motion
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # after two seconds, nothing that was said before is felt any more
+SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # seconds after which no earlier speech has an effect
 
 
 def synthesize(generator, latents, batch=8, noise="const", precision="float32"):
-    """Draw one frame per latent, as the latents come.
+    """Draw one frame per latent, as they arrive.
 
     generator  stylegan.Generator; frames are made on the device it lies on
     latents    float32 (T, L, 512), or an iterator of (L, 512)
@@ -88,7 +88,7 @@ def speech_to_latents(
     seed=0,
     deterministic=False,
 ):
-    """Say where in W+ a face goes while it speaks.
+    """W+ trajectory of a speaking face.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
     audio2latent  audio2latent.FirstModel or SecondModel
@@ -98,7 +98,7 @@ def speech_to_latents(
                   latents need, and changes nothing else
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
-    features      what the model hears, as audio2latent.load_features_for makes it; None makes it here
+    features      audio features, as audio2latent.load_features_for loads them; None loads them here
     gate          shut the mouth where nobody speaks: in pauses, in noise and in music
     layers        (first, last), counted from 0: speech moves only these layers of W+; None moves all
     blink         blinks a minute, at moments that `seed` sets; 0 for none
@@ -112,9 +112,9 @@ def speech_to_latents(
     """
     start = _start(encoder, identity, batch)
     features = features or load_features_for(audio2latent)
-    heard, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
+    blocks, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
     moved = displacements(
-        audio2latent, features.stream(heard), start, chunk=batch, seed=None if deterministic else seed
+        audio2latent, features.stream(blocks), start, chunk=batch, seed=None if deterministic else seed
     )
     if gate:
         *_, rest = displacements(audio2latent, features.windows(SILENCE), start, seed=None)
@@ -130,7 +130,7 @@ def speech_to_latents(
 
 
 def noise_to_latents(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
-    """Say where in W+ a face goes by chance.
+    """W+ trajectory of a face from the motion model.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
     video_gan     video_gan.LatentGenerator
@@ -165,7 +165,7 @@ def generate(
     neutral=True,
     **motion,
 ):
-    """Make a face speak: a still picture and a sound become a talking head.
+    """Make a face speak: a photo and speech become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
     identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken, and the
@@ -175,7 +175,7 @@ def generate(
     detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does, and so does a code
     neutral     bring a mouth that is open in the photo to rest first
     motion      gain       factor on all movement [1.0]
-                features   what the model hears, as `load_features_for` makes it [made here]
+                features   audio features, as `load_features_for` loads them [loaded here]
                 gate       shut the mouth where nobody speaks [False]
                 layers     (first, last) layers of W+ that speech moves, counted from 0 [all]
                 blink, blink_latent        blinks a minute [0], and float32 (L, 512), what shuts the eyes
@@ -305,12 +305,12 @@ def with_detail(
 
 
 def label(frames, text="synthetic"):
-    """Write a word into the lower left corner of every frame, so that nobody takes it for a recording.
+    """Write a word into the lower left corner of every frame.
 
     frames  iterator of uint8 (H, W, 3), all of one size
     yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide, and at least 48 pixels to be read
 
-    Source: thesis §6.2 asks that such videos can be told from real ones.
+    Source: thesis §6.2 asks that such videos can be distinguished from real ones.
     """
     plate = None
     for frame in frames:

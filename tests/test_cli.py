@@ -2405,3 +2405,14 @@ def test_latents_move_a_photo(scene):
     lower = slice(40, 60)  # of 64: the mouth; with latents the head may move, too
     for one, other in zip(video_files.read_frames(scene / "a"), video_files.read_frames(scene / "b")):
         assert np.abs(one.astype(int) - other)[lower].mean() < 2
+
+
+@pytest.mark.parametrize("name, command", COMMANDS)
+def test_help_is_short_and_names_things(name, command):
+    if name in SCRIPTS or name.split()[0] in SCRIPTS:
+        return
+    assert not command.help.startswith(("What ", "How ", "Who ", "Whether ", "Tell ", "Say "))
+    for param in command.params:
+        if isinstance(param, click.Option) and not isinstance(param, cli_options.Settings):
+            text = param.help.partition("[default")[0].strip()
+            assert len(text) <= 100 and not text.startswith(("What ", "How ", "Who", "Whether ", "Where ")), param.opts
