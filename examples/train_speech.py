@@ -302,13 +302,9 @@ def _text(path):
 @click.command(cls=cli_io.Script)
 @cli_options.sources
 @cli_options.trained("the character model")
-@cli_options.number("--channels", 192, "Channels of its three convolutions.", least=1)
-@cli_options.number("--hidden", 320, "Width of its two LSTM layers.", least=1)
-@cli_options.number("--delay", 7, "Steps of 20 ms that it hears on before it says what a step was.")
 @cli_options.training_steps
 @cli_options.batch(16)
 @cli_options.lr(1e-3)
-@cli_options.number("--phoneme-weight", 0.5, "Weight of telling phonemes, where transcripts have their times.")
 @click.option(
     "--augment/--no-augment",
     default=True,
@@ -316,9 +312,9 @@ def _text(path):
     help="Vary loudness, speed, noise, room and microphone of the speech.",
 )
 @cli_options.validation
-@cli_options.number("--ema-decay", 0.995, "Share that the running average of the weights keeps each step.")
 @cli_options.run
-def main(sources, output, channels, hidden, delay, tensorboard, device, **options):
+@cli_options.settings(train, speech_models.CharacterModel, training.fit)
+def main(sources, output, tensorboard, device, **options):
     """Train the character model, which spells speech, on recordings with transcripts.
 
     \b
@@ -327,7 +323,7 @@ def main(sources, output, channels, hidden, delay, tensorboard, device, **option
     """
     device = cli_io.init_process_group(device)
     torch.manual_seed(options["seed"])
-    model = speech_models.CharacterModel(channels, hidden, delay)
+    model = speech_models.CharacterModel(**cli_options.taken(options, speech_models.CharacterModel))
     cli_io.follow_training(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
 
 

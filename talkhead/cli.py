@@ -703,7 +703,7 @@ def train_stylegan(
     """
     import torch
 
-    from talkhead import checkpoints, encoders, fid, losses, train_autoencoder, train_stylegan
+    from talkhead import checkpoints, encoders, evaluation, losses, train_autoencoder, train_stylegan
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new discriminator is trained at every level")
@@ -711,7 +711,7 @@ def train_stylegan(
         raise click.UsageError("--set reconstruct_only needs --encoder-out or --encoder-init: an encoder reconstructs")
     device = cli_io.init_process_group(device)
     if options["fid_every"]:
-        options["fid_features"] = fid.named(options.get("fid_features", "inception"), device)
+        options["fid_features"] = evaluation.features(options.get("fid_features", "inception"), device)
     torch.manual_seed(options["seed"])
     shape, frozen = cli_options.taken(options, encoders.ResNetEncoder), options["freeze_d"]
     networks = train_autoencoder.new_networks(init, **cli_options.taken(options, train_autoencoder.new_networks))
@@ -848,7 +848,10 @@ def train_audio2latent(
     sizes = {}
     for network in audio2latent.MODELS.values():
         sizes |= cli_options.taken(options, network)
-    sizes = audio2latent.check_sizes(model, sizes | ({"noise_width": 0} if deterministic else {}))
+    try:
+        sizes = audio2latent.check_sizes(model, sizes | ({"noise_width": 0} if deterministic else {}))
+    except TalkheadError as problem:
+        raise click.UsageError(str(problem)) from problem
     device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
     torch.manual_seed(options["seed"])
     name = features or audio2latent.MODELS[model].defaults["features"]

@@ -30,8 +30,7 @@ NOT_ZERO = (
 class Settings(click.Option):
     """`--set NAME=VALUE`, repeatable: any plain parameter of library functions that has no option of its own.
 
-    functions   "module.function" or "module.Class": the defaults and types are those of their signatures. A class or function
-                of the command's own choosing takes its part by `taken`
+    functions   whose signatures give defaults and types: callables, or "module.name" of talkhead, imported when needed
     """
 
     def __init__(self, *functions):
@@ -41,7 +40,7 @@ class Settings(click.Option):
             multiple=True,
             expose_value=False,
             callback=self._apply,
-            help=f"Another parameter of {', '.join(functions)}; an unknown name lists all.",
+            help="Another parameter of the library functions; an unknown name lists all.",
         )
         self.functions = functions
 
@@ -66,6 +65,8 @@ class Settings(click.Option):
 
 
 def _function(place):
+    if callable(place):
+        return place
     module, name = place.split(".")
     return getattr(importlib.import_module(f"talkhead.{module}"), name)
 

@@ -175,6 +175,8 @@ def test_defaults_agree_with_the_library(name, command):
     places = LIBRARY.get(name) or [place for param in command.params for place in getattr(param, "functions", ())]
     library = {}
     for place in places:
+        if callable(place):
+            continue
         room, function = place.rsplit(".", 1)
         home = getattr(talkhead, room) if room in talkhead.MODULES else example(room)
         for key, parameter in inspect.signature(getattr(home, function)).parameters.items():
@@ -334,7 +336,7 @@ def test_every_command_is_in_the_readme():
         (["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--channels", "8,x"], "whole numbers with commas"),
         (
             ["train-stylegan", "clips", "-o", "x.pt", "--steps", "1", "--reconstruct-only", "5"],
-            "only an encoder can reconstruct",
+            "an encoder reconstructs",
         ),
         (["metrics", "a.mp4"], "a.mp4 has no partner; name real and fake clips by turns"),
         (["metrics"], "name REAL and FAKE, or a --list of such pairs"),
@@ -360,15 +362,15 @@ def test_every_command_is_in_the_readme():
         ),
         (
             ["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--model", "first", "--hidden", "9"],
-            "--hidden: the first model has no such part",
+            "hidden: the first model has no such part",
         ),
         (
             ["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--noise-width", "9"],
-            "--noise-width: the second model has no such part",
+            "noise_width: the second model has no such part",
         ),
         (
             ["train-audio2latent", "clips", "-o", "x.pt", "--steps", "1", "--channels", "4,4"],
-            "--channels: the second model has 5 convolutions",
+            "channels: the second model has 5 convolutions",
         ),
         (["align", "--list", "clips.txt"], "name the folder for them"),
         (["align", "a.mp4", "--list", "clips.txt", "-o", "x"], "it is for a single clip; leave it out with --list"),
@@ -741,7 +743,7 @@ def test_a_photo_is_aligned_for_tuning_at_the_generators_size(puppet, fine, tmp_
 
     seen = []
     monkeypatch.setattr(pti, "train", lambda images, *_, **__: seen.append(images) or [])
-    monkeypatch.setattr(talkhead, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
+    monkeypatch.setattr(pti, "tune", lambda generator, images, *_, **__: seen.append(images) or generator)
     assert run("pti", puppet / "photo.png", "-o", tmp_path / "me.pt", "--perceptual", "pyramid", *fine).exit_code == 0
     photo, points = image_files.read_image(puppet / "photo.png"), np.load(puppet / "landmarks.npy")
     wanted = to_images(faces.align(photo, points, 512)[None])
