@@ -1,9 +1,10 @@
 """Audio files: reading from recordings, video clips and pipes, writing WAV."""
 
-import wave
+import io
 from contextlib import ExitStack
 
 import numpy as np
+import soundfile
 
 from talkhead.containers import Decoder, Media, PushQueue, open_source
 from talkhead.errors import TalkheadError
@@ -154,10 +155,11 @@ def write_audio(path, audio, sample_rate=16000):
     audio    float (N,) in [-1, 1]; louder samples are clipped
     raises   TalkheadError if the file cannot be written
     """
-    samples = np.rint(np.asarray(audio) * 32768.0).clip(-32768, 32767).astype("<i2")
-    with atomic(path) as temporary, wave.open(str(temporary), "wb") as stream:
-        stream.setparams((1, 2, sample_rate, len(samples), "NONE", ""))
-        stream.writeframes(samples.tobytes())
+    samples = np.rint(np.asarray(audio) * 32768.0).clip(-32768, 32767).astype(np.int16)
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, sample_rate, "PCM_16", format="WAV")
+    with atomic(path) as temporary:
+        temporary.write_bytes(wav.getbuffer())
 
 
 class SampleBlocks:

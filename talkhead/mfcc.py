@@ -4,10 +4,12 @@ Features are causal up to the look-ahead of a window: those of the first minute 
 can be streamed, and a long recording needs memory only for its twelve coefficients every 10 ms.
 """
 
-import math
 from functools import cache
 
 import numpy as np
+from python_speech_features import get_filterbanks, lifter
+from python_speech_features.sigproc import powspec
+from scipy.fft import dct
 
 from talkhead.errors import TalkheadError
 
@@ -248,7 +250,7 @@ def _power(emphasised, centre):
     chunks = np.lib.stride_tricks.sliding_window_view(emphasised, _FRAME)[::_HOP]
     if centre:
         chunks = chunks - chunks.mean(axis=1, keepdims=True)
-    return np.abs(np.fft.rfft(chunks, _FFT)) ** 2 / _FFT
+    return powspec(chunks, _FFT)
 
 
 class _Level:
@@ -270,18 +272,11 @@ class _Level:
 
 @cache
 def _mel_filters():
-    """Triangular filters (26, 257), evenly spaced in mels from 0 Hz to 8 kHz, corners rounded down to FFT bins."""
-    mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), FILTERS + 2)
-    corners = np.floor((_FFT + 1) * 700 * (10 ** (mels / 2595) - 1) / SAMPLE_RATE)
-    bins = np.arange(_FFT // 2 + 1)
-    left, peak, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    rise, fall = (bins - left) / (peak - left), (right - bins) / (right - peak)
-    return np.where(bins < peak, np.maximum(rise, 0), np.maximum(fall, 0))
+    """Triangular filters (26, 257), evenly spaced in mels from 0 Hz to 8 kHz."""
+    return get_filterbanks(FILTERS, _FFT, SAMPLE_RATE)
 
 
 @cache
 def _cepstral_matrix(count):
     """Matrix (26, count - 1) of the orthonormal DCT-II and the lifter, for coefficients 1 to `count` - 1."""
-    order = np.arange(1, count)
-    phase = np.pi * (np.arange(FILTERS)[:, None] + 0.5) * order / FILTERS
-    return math.sqrt(2 / FILTERS) * np.cos(phase) * (1 + _LIFTER / 2 * np.sin(np.pi * order / _LIFTER))
+    return lifter(dct(np.eye(FILTERS), norm="ortho")[:, :count], _LIFTER)[:, 1:]

@@ -10,13 +10,14 @@ preprocessing of frames and audio are those of SyncNet's public code.
 from typing import NamedTuple
 
 import numpy as np
+import python_speech_features
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from talkhead import files
 from talkhead.errors import TalkheadError
-from talkhead.mfcc import SAMPLE_RATE, mfcc
+from talkhead.mfcc import SAMPLE_RATE
 
 FPS = 25  # frames per second, the only rate of SyncNet
 SIDE = 224  # pixels of a crop
@@ -138,13 +139,7 @@ def sync_scores(lips, audio, shifts=SHIFTS):
 def sound_features(audio):
     """MFCC, float32 (M, 13), of audio, float (N,) in [-1, 1] at 16 kHz: those of python_speech_features for 16 bits."""
     samples = np.rint(np.clip(np.asarray(audio, np.float64) * 32768, -32768, 32767))
-    others = mfcc(samples, floor=None)  # (M, 12): all but the first, which is the log energy
-    emphasised = np.append(samples[0], samples[1:] - 0.97 * samples[:-1])
-    padded = np.pad(emphasised, (0, max(0, (len(others) - 1) * 160 + 400 - len(emphasised))))
-    starts = range(0, 160 * len(others), 160)
-    energy = np.array([np.square(np.abs(np.fft.rfft(padded[k : k + 400], 512))).sum() / 512 for k in starts])
-    log_energy = np.log(np.where(energy == 0, np.finfo(float).eps, energy))
-    return np.column_stack([log_energy, others]).astype(np.float32)
+    return python_speech_features.mfcc(samples, SAMPLE_RATE, appendEnergy=True).astype(np.float32)
 
 
 def face_box(landmarks):
