@@ -9,7 +9,7 @@ Public names are imported on first use: torch takes seconds to import, and
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The files of the library and their public names, in import order: each imports only from those before it.
 MODULES = {
