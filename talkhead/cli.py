@@ -7,32 +7,10 @@ import functools
 
 import click
 
-from talkhead import __version__, cli_io, cli_options
-from talkhead.errors import TalkheadError
+from talkhead import __version__, cli_io, cli_options, cli_plot, cli_train, cli_weights
 
 # ---------------------------------------------------------------------------------------------------------------
 # Shared by several commands
-
-
-def _perceptual(name, device):
-    """A perceptual distance by name; the choice of "auto" is logged."""
-    from talkhead.losses import Perceptual
-
-    perceptual = Perceptual(name).to(device)
-    if name == "auto":
-        cli_io.log(
-            f"perceptual loss: {perceptual.name}"
-            + ("" if perceptual.name == "lpips" else ", because torch's cache holds no VGG weights for lpips")
-        )
-    return perceptual
-
-
-def _load(device, **paths):
-    """The device, and the networks at `paths` (None: the bundled ones), which fit each other."""
-    from talkhead import checkpoints, distributed
-
-    device = distributed.pick_device(device)
-    return device, *checkpoints.load_networks(device, **paths).values()
 
 
 def _device(name, listing):
@@ -41,59 +19,6 @@ def _device(name, listing):
     from talkhead.distributed import pick_device
 
     return pick_device(name) if listing is None else jobs.own_device(pick_device(name))
-
-
-def _finder(detector, detector_model, device):
-    """A function that returns the face detector, loaded on its first call: aligned input needs none."""
-
-    @functools.cache
-    def find():
-        from talkhead import landmarks
-
-        return landmarks.detector(detector, detector_model, device)
-
-    return find
-
-
-def _images(sources, size, every, limit):
-    """Training images; files left out are logged."""
-    from talkhead.datasets import Images
-
-    images = Images(sources, size, every, limit)
-    _left_out(images.skipped, len(images))
-    return images
-
-
-def _left_out(problems, frames):
-    for problem in problems:
-        cli_io.log(f"left out: {problem}")
-    if problems:
-        cli_io.log(
-            f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
-        )
-
-
-def _labelled(paths, labels):
-    """{label: file} for a figure; labels default to the file names."""
-    from talkhead import plots
-
-    labels = labels or plots.names(paths)
-    if len(labels) != len(paths) or len(set(labels)) < len(labels):
-        raise click.UsageError(f"--labels: {len(paths)} files need as many different labels")
-    return dict(zip(labels, paths))
-
-
-def _openings(path, find):
-    """Mouth opening in each frame of a clip, or of landmarks (.npy); NaN where no face is found."""
-    import numpy as np
-
-    from talkhead import faces, landmarks, video_files
-
-    if path.endswith(".npy"):
-        return landmarks.mouth_opening(faces.read_landmarks(path))
-    with video_files.read_frames(path) as reader:
-        seen = [find()(frame) for frame in cli_io.progress(reader, reader.count)]
-    return np.array([landmarks.mouth_opening(found[0]) if found else np.nan for found in seen])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -138,7 +63,7 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
     """
     from talkhead import clips
 
-    find = _finder(detector, detector_model, _device(device, listing))
+    find = cli_io.finder(detector, detector_model, _device(device, listing))
     work = functools.partial(clips.align_clip, find=find, progress=cli_io.progress, **options)
     if listing is not None:
         return cli_io.run_list(work, listing, output, shard, overwrite)
@@ -230,7 +155,7 @@ def invert(
     device = _device(device, listing)
     encoder = {"encoder": encoder} if method in ("encoder", "hybrid") else {}
     options |= checkpoints.load_networks(device, generator=generator, **encoder)
-    options["perceptual"] = None if method == "encoder" else _perceptual(perceptual, device)
+    options["perceptual"] = None if method == "encoder" else cli_io.perceptual(perceptual, device)
     work = functools.partial(clips.invert_clip, method=method, device=device, progress=cli_io.progress, **options)
     if listing is not None:
         return cli_io.run_list(work, listing, output, shard, overwrite, suffix=".npy", beside=[".json"])
@@ -357,8 +282,8 @@ def generate(
     audio2latent, device = _speech_model(model, audio2latent), _device(device, listing)
     if audio is not None and latents is None:  # what is wrong with it is known before networks are loaded
         audio = click.get_current_context().with_resource(live_sound(audio))
-    options |= {"tune": pti, "find": _finder(detector, detector_model, device)}
-    options["perceptual"] = _perceptual("auto", device) if pti else None
+    options |= {"tune": pti, "find": cli_io.finder(detector, detector_model, device)}
+    options["perceptual"] = cli_io.perceptual("auto", device) if pti else None
     motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"]}
     head = TalkingHead(
         generator,
@@ -463,10 +388,10 @@ def pti(
     """
     from talkhead import clips, pti
 
-    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    find = _finder(detector, detector_model, device)
+    device, generator, encoder = cli_io.load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
+    find = cli_io.finder(detector, detector_model, device)
     images, pivots, photo = clips.read_tuning_set(source, generator, encoder, find, aligned, face, limit, device)
-    perceptual = _perceptual(perceptual, device)
+    perceptual = cli_io.perceptual(perceptual, device)
     records = pti.train(images, generator, pivots, output, photo=photo, perceptual=perceptual, **options)
     cli_io.follow_training(records, options["steps"], tensorboard)
 
@@ -564,7 +489,7 @@ def metrics(
     speed, records = [], []
     if networks:
         paths = {"generator": generator, "encoder": encoder, "audio2latent": audio2latent}
-        speed = [evaluation.network_speed(*_load(options["device"], **paths)[1:])]
+        speed = [evaluation.network_speed(*cli_io.load(options["device"], **paths)[1:])]
     if clips:
         place = None if output == "-" else output
         work = {"overwrite": overwrite, "workers": workers, "shard": cli_io.shard_of(shard)}
@@ -659,558 +584,16 @@ def pack(sources, output, size, every, limit):
         [record["left_out"] for record in records if "left_out" in record],
         sum(record.get("frames", 0) for record in records),
     )
-    _left_out(problems, frames)
+    cli_io.left_out(problems, frames)
     cli_io.print_records([{"file": output, "frames": frames, "size": size, "left_out": len(problems)}])
 
 
-@cli.command("train-stylegan")
-@cli_options.sources
-@cli_options.trained("the generator")
-@click.option("--resolution", type=click.IntRange(min=8), help="Side of the images.  [default: 256, or that of --init]")
-@cli_options.widths("Channels at 4², 8², … up to the resolution.  [default: config F's, or those of --init]")
-@cli_options.init_option("Generator to start from, of this or a lower resolution.")
-@cli_options.training_steps
-@cli_options.batch(16)
-@cli_options.lr(0.002)
-@click.option("--flip", is_flag=True, help="Mirror half of the images.")
-@cli_options.number("--freeze-d", 0, "Discriminator levels of --init to freeze, highest resolution first.")
-@cli_options.one_of(
-    "--augment", ["none", "ada", "fixed"], "none", "Discriminator augmentation: none, adaptive or fixed."
-)
-@click.option(
-    "--encoder-out",
-    metavar="FILE",
-    callback=cli_options.writable,
-    help="Train an encoder along, by reconstruction, and write it here (.pt).",
-)
-@click.option("--encoder-init", metavar="FILE", help="Encoder to start from, made for --init.  [default: a new one]")
-@cli_options.number("--encoder-lr", 0.001, "The encoder's learning rate; 0 freezes it.")
-@cli_options.number("--fid-every", 0, "Steps between two measurements of FID and KID; the best is kept.")
-@cli_options.perceptual
-@cli_options.data
-@cli_options.samples
-@cli_options.run
-@cli_options.settings(
-    "train_stylegan.train", "train_autoencoder.new_networks", "encoders.ResNetEncoder", "training.fit"
-)
-def train_stylegan(
-    sources, output, init, encoder_out, encoder_init, perceptual, every, limit, tensorboard, device, **options
+for command in (
+    cli_train.train_stylegan,
+    cli_train.train_encoder,
+    cli_train.train_audio2latent,
+    cli_train.train_video_gan,
+    cli_plot.plot,
+    cli_weights.weights,
 ):
-    """Train the face generator on images or clips, or on what was packed of them.
-
-    \b
-      talkhead train-stylegan clips/ -o generator.pt --resolution 64 --steps 100000
-    """
-    import torch
-
-    from talkhead import checkpoints, encoders, evaluation, losses, train_autoencoder, train_stylegan
-
-    if options["freeze_d"] and not init:
-        raise click.UsageError("--freeze-d needs --init: a new discriminator is trained at every level")
-    if options.get("reconstruct_only") and not (encoder_out or encoder_init):
-        raise click.UsageError("--set reconstruct_only needs --encoder-out or --encoder-init: an encoder reconstructs")
-    device = cli_io.init_process_group(device)
-    if options["fid_every"]:
-        options["fid_features"] = evaluation.features(options.get("fid_features", "inception"), device)
-    torch.manual_seed(options["seed"])
-    shape, frozen = cli_options.taken(options, encoders.ResNetEncoder), options["freeze_d"]
-    networks = train_autoencoder.new_networks(init, **cli_options.taken(options, train_autoencoder.new_networks))
-    generator, discriminator, lineage = networks
-    if encoder_out or encoder_init:
-        encoder = train_autoencoder.paired_encoder(encoder_init, generator, **shape)
-        options |= {"encoder": encoder, "reconstruction": _perceptual(perceptual, device)}
-        if options.get("lip_weight"):
-            options["lips"] = losses.LipDistance(checkpoints.load_keypoints()).to(device)
-        if options["encoder_lr"] == 0:
-            options["lineage"] = lineage
-        if encoder_out:
-            options["on_save"] = functools.partial(train_autoencoder.save_encoder, encoder_out, encoder)
-    images = _images(sources, generator.resolution, every, limit)
-    images.warn_of_mixture()
-    records = train_stylegan.train(images, output, generator, discriminator, freeze_d=frozen, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
-
-
-@cli.command("train-encoder")
-@cli_options.sources
-@cli_options.trained("the encoder")
-@cli_options.weights_in("generator")
-@cli_options.one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's feature pyramid.")
-@cli_options.number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1)
-@cli_options.number("--input-size", 256, "Side of the encoder's input images.", least=1)
-@click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
-@click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
-@cli_options.init_option("Encoder to start from, with its architecture and sizes.")
-@cli_options.training_steps
-@cli_options.batch(8)
-@cli_options.number("--lr", None, "Learning rate.  [default: 0.004, psp 0.0001]")
-@click.option(
-    "--identity-network",
-    metavar="FILE",
-    help="Face recognition for an identity loss: model_ir_se50.pth, or a torch.export program.",
-)
-@cli_options.perceptual
-@click.option("--flip", is_flag=True, help="Mirror half of the images.")
-@cli_options.validation
-@cli_options.data
-@cli_options.samples
-@cli_options.run
-@cli_options.settings("train_encoder.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.fit")
-def train_encoder(
-    sources,
-    output,
-    generator,
-    arch,
-    imagenet,
-    irse,
-    init,
-    identity_network,
-    perceptual,
-    validation,
-    every,
-    limit,
-    tensorboard,
-    device,
-    **options,
-):
-    """Train an encoder to find the latents of a frozen generator.
-
-    \b
-      talkhead train-encoder clips/ --generator generator.pt -o encoder.pt --steps 50000
-      talkhead train-encoder clips/ --arch psp --irse model_ir_se50.pth --identity-network model_ir_se50.pth -o psp.pt --steps 500000
-    """
-    import torch
-
-    from talkhead import checkpoints, encoders, losses, train_encoder
-
-    others = {"resnet": encoders.PSPEncoder, "psp": encoders.ResNetEncoder}[arch]
-    shape = cli_options.taken(options, {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}[arch])
-    if not init and (cli_options.taken(options, others) or (irse if arch == "resnet" else imagenet)):
-        raise click.UsageError(
-            "--imagenet, stem_stride and pool_size are for --arch resnet, --irse, head and deltas for --arch psp"
-        )
-    device, generator = _load(cli_io.init_process_group(device), generator=generator)
-    torch.manual_seed(options["seed"])
-    if init:
-        encoder = checkpoints.load_encoder(init)
-    else:
-        encoder = train_encoder.new_encoder(arch, generator, imagenet, irse, **shape)
-    if identity_network:
-        options["identity"] = losses.identity_network(identity_network, device)
-    size = train_encoder.training_size(generator, encoder, options.get("loss_size"))
-    images = _images(sources, size, every, limit)
-    options["validation"] = _images(validation, size, every, limit) if validation else None
-    options["perceptual"] = _perceptual(perceptual, device)
-    records = train_encoder.train(images, generator, output, encoder, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
-
-
-@cli.command("train-audio2latent")
-@cli_options.sources
-@cli_options.trained("the speech model")
-@cli_options.weights_in("generator")
-@cli_options.weights_in("encoder")
-@cli_options.one_of(
-    "--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second."
-)
-@cli_options.audio_features
-@click.option("--components", type=click.IntRange(min=1), help="Second model: size of its PCA basis.  [default: 2500]")
-@click.option("--deterministic", is_flag=True, help="First model: without noise.")
-@cli_options.training_steps
-@cli_options.batch(16)
-@cli_options.lr(2e-4)
-@cli_options.perceptual
-@click.option(
-    "--hold-out",
-    metavar="N|NAME,…",
-    default="10",
-    show_default=True,
-    callback=cli_options.hold_out,
-    help="Validation speakers, or single clips: how many, or which.",
-)
-@cli_options.run
-@cli_options.settings("train_audio2latent.train", "audio2latent.FirstModel", "audio2latent.SecondModel", "training.fit")
-def train_audio2latent(
-    sources, output, generator, encoder, model, features, features_model, deterministic, tensorboard, device, **options
-):
-    """Train the speech model on talking clips.
-
-    \b
-      talkhead train-audio2latent clips/ --generator generator.pt --encoder encoder.pt \\
-          -o audio2latent.pt --steps 50000
-      talkhead train-audio2latent clips/ --model first --generator generator.pt --encoder encoder.pt \\
-          -o first.pt --steps 50000
-    """
-    import torch
-
-    from talkhead import audio2latent, audio_features, train_audio2latent
-
-    sizes = {}
-    for network in audio2latent.MODELS.values():
-        sizes |= cli_options.taken(options, network)
-    try:
-        sizes = audio2latent.check_sizes(model, sizes | ({"noise_width": 0} if deterministic else {}))
-    except TalkheadError as problem:
-        raise click.UsageError(str(problem)) from problem
-    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    torch.manual_seed(options["seed"])
-    name = features or audio2latent.MODELS[model].defaults["features"]
-    features = audio_features.features(name, features_model, device)
-    model = audio2latent.build(model, num_ws=generator.num_ws, window_shape=features.shape, **sizes)
-    if options.get("image_frames") != 0:
-        options["perceptual"] = _perceptual(options["perceptual"], device)
-    records = train_audio2latent.train(
-        sources, generator, encoder, output, model, features=features, device=device, **options
-    )
-    cli_io.follow_training(records, options["steps"], tensorboard)
-
-
-@cli.command("train-video-gan")
-@cli_options.sources
-@cli_options.trained("the motion model")
-@cli_options.weights_in("generator")
-@cli_options.weights_in("encoder")
-@click.option(
-    "--preset",
-    type=click.Choice(["mocogan-hd"]),
-    is_eager=True,
-    expose_value=False,
-    callback=cli_options.preset,
-    help="Another model's settings instead of the defaults.",
-)
-@cli_options.number("--components", 384, "Size of the PCA basis of its motion.", least=1)
-@cli_options.one_of("--start", ["encode", "sample"], "encode", "Faces to train on: those of the clips, or random ones.")
-@cli_options.one_of(
-    "--real",
-    ["auto", "video", "projected"],
-    "auto",
-    "Real samples: clips (eq. 3.7), or their reconstructions (eq. 3.10).",
-)
-@cli_options.training_steps
-@cli_options.batch(8)
-@cli_options.number("--frames", 16, "Video frames of each sample.", least=2)
-@cli_options.lr(1e-4)
-@cli_options.samples
-@cli_options.run
-@cli_options.settings(
-    "train_video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"
-)
-def train_video_gan(sources, output, generator, encoder, tensorboard, device, **options):
-    """Train the motion model on clips: head and face motion from noise alone.
-
-    \b
-      talkhead train-video-gan clips/ -o video_gan.pt --steps 20000 --samples sheets/
-      talkhead train-video-gan clips/ -o theirs.pt --steps 20000 --preset mocogan-hd
-    """
-    import torch
-
-    from talkhead import train_video_gan, video_gan
-
-    device, generator, encoder = _load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    torch.manual_seed(options["seed"])
-    model = video_gan.LatentGenerator(generator.num_ws, **cli_options.taken(options, video_gan.LatentGenerator))
-    discriminator = video_gan.VideoDiscriminator(**cli_options.taken(options, video_gan.VideoDiscriminator))
-    records = train_video_gan.train(sources, generator, encoder, output, model, discriminator, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
-
-
-@cli.group()
-def plot():
-    """Draw figures (PNG, SVG, PDF); needs the extra plot."""
-
-
-@plot.command("trajectory")
-@cli_options.sources
-@cli_options.figure
-@cli_options.one_of(
-    "--plane",
-    ["shared", "centred", "own"],
-    "shared",
-    "Components of all paths; of all, each from its own mean; or each path's own.",
-)
-@cli_options.labels
-def plot_trajectory(sources, output, plane, labels):
-    """Draw latents (.npy) in the plane of their first two principal components, coloured by time.
-
-    \b
-      talkhead plot trajectory encoder.npy sequential.npy -o paths.png
-    """
-    from talkhead import files, plots
-
-    paths = {label: files.read_latents(path) for label, path in _labelled(sources, labels).items()}
-    plots.save(plots.trajectories(paths, plane=plane), output)
-
-
-@plot.command("losses")
-@cli_options.sources
-@cli_options.figure
-@cli_options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
-@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
-@cli_options.labels
-def plot_losses(sources, output, keys, smooth, labels):
-    """Draw curves from the logs of trainers and of invert --log; several runs together.
-
-    \b
-      talkhead plot losses optimise.jsonl sequential.jsonl -o losses.svg
-    """
-    from talkhead import plots
-
-    logs = {label: plots.read_log(path) for label, path in _labelled(sources, labels).items()}
-    plots.save(plots.losses(logs, keys, smooth), output)
-
-
-@plot.command("dashboard")
-@cli_options.source
-@cli_options.figure
-@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
-def plot_dashboard(source, output, smooth):
-    """Draw every number of a training log.
-
-    \b
-      talkhead plot dashboard train.jsonl -o run.png
-    """
-    from talkhead import plots
-
-    plots.save(
-        plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output
-    )
-
-
-def _said(phonemes, clips):
-    """Timed phonemes of the first clip, from a file or a folder of them."""
-    from talkhead.phonemes import read
-
-    return read(phonemes, clips[0]) if phonemes else ()
-
-
-@plot.command("strip")
-@cli_options.sources
-@cli_options.figure
-@cli_options.number("--columns", 8, "Frames of each clip.", least=1)
-@cli_options.number("--start", 0.0, "Start time in seconds.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Stop after so long.  [default: at the end of the first clip]",
-)
-@cli_options.phonemes
-@cli_options.labels
-def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
-    """Draw frames of clips one under the other, at the same moments.
-
-    \b
-      talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
-    """
-    from talkhead import files, plots, video_files
-
-    rows, times, synthetic = {}, None, False
-    for label, path in _labelled(sources, labels).items():
-        with video_files.read_frames(path) as reader:
-            if times is None:
-                count = reader.count or sum(1 for _ in video_files.read_frames(path))  # some kinds of file do not tell
-                times = plots.moments(count, columns, start, seconds)
-            rows[label] = plots.frames_at(reader, times)
-            synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
-    plots.save(plots.strip(rows, times, _said(phonemes, sources)), output, synthetic)
-
-
-@plot.command("mouth")
-@cli_options.sources
-@cli_options.figure
-@cli_options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
-@cli_options.phonemes
-@cli_options.labels
-@cli_options.detection
-@cli_options.device
-def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
-    """Draw mouth openings of clips or landmarks (.npy) over the sound and its phonemes.
-
-    \b
-      talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
-    """
-    from talkhead import audio_files, plots
-
-    find = _finder(detector, detector_model, device)
-    said = _said(phonemes, sources)
-    sound = None if audio is None else audio_files.read_audio(audio)
-    curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
-    plots.save(plots.mouths(curves, sound, said), output)
-
-
-@plot.command("interpolate")
-@click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
-@cli_options.figure
-@cli_options.weights_in("generator")
-@cli_options.number("--columns", 7, "Pictures on each way.", least=2)
-@cli_options.seed
-@cli_options.device
-def plot_interpolate(ends, output, generator, columns, seed, device):
-    """Draw lerp and slerp between two latents (.npy), or between random faces in Z and W.
-
-    \b
-      talkhead plot interpolate me.npy you.npy -o ways.png
-    """
-    import numpy as np
-
-    from talkhead import files, identities, plots
-
-    if len(ends) not in (0, 2):
-        raise click.UsageError("pass two files of latents, the ends of the way, or none")
-    codes = [files.read_latents(path)[0] for path in ends]
-    _, generator = _load(device, generator=generator)
-    for path, code in zip(ends, codes):
-        identities.check_fit(path, code, generator)
-    plots.save(
-        plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)),
-        output,
-        synthetic=True,
-    )
-
-
-@plot.command("components")
-@cli_options.sources
-@cli_options.figure
-@cli_options.weights_in("generator")
-@cli_options.number("--components", 5, "Number of principal components, largest variance first.", least=1)
-@cli_options.number("--columns", 7, "Pictures of each.", least=2)
-@cli_options.number("--reach", 3.0, "Range to either side, in standard deviations.")
-@cli_options.device
-def plot_components(sources, output, generator, components, columns, reach, device):
-    """Draw images along each principal component of latents (.npy), from their mean.
-
-    \b
-      talkhead plot components latents.npy -o components.png
-    """
-    import numpy as np
-
-    from talkhead import files, identities, plots
-
-    codes = [files.read_latents(path) for path in sources]
-    _, generator = _load(device, generator=generator)
-    for path, each in zip(sources, codes):
-        identities.check_fit(path, each[0], generator)
-    plots.save(
-        plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)),
-        output,
-        synthetic=True,
-    )
-
-
-@cli.group()
-def weights():
-    """Weight files: list, fetch, verify, describe, convert and export."""
-
-
-@weights.command("list")
-def weights_list():
-    """List weights: the bundled ones, then public ones that can be fetched, a JSON object each."""
-    from talkhead import checkpoints, downloads
-
-    found = sorted(checkpoints.WEIGHTS.glob("*.pt"))
-    cli_io.print_records({"file": str(path)} | checkpoints.describe(path) for path in found)
-    cli_io.print_records(downloads.describe(name) for name in downloads.REGISTRY)
-    if not found:
-        raise TalkheadError(
-            f"{checkpoints.WEIGHTS}: no weights came with this package; train them, or install a release"
-        )
-
-
-@weights.command("fetch")
-@click.argument("name")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    callback=cli_options.writable,
-    help="Destination.  [default: the cache of the library that needs it]",
-)
-@click.option("--accept-licence", is_flag=True, help="You read the licence that is printed, and accept it.")
-@click.option("--url", help="Take it from here instead.")
-def weights_fetch(name, output, accept_licence, url):
-    """Download public weights; one that was cut short goes on where it stopped.
-
-    \b
-      talkhead weights fetch face-landmarker
-      talkhead weights fetch vgg16 --accept-licence
-    """
-    from tqdm import tqdm
-
-    from talkhead import downloads
-
-    cli_io.log(downloads.terms(name))
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, smoothing=0, disable=None) as bar:
-
-        def on_progress(done, total):
-            if bar.n == 0:
-                bar.initial = done  # what an earlier call brought is not this one's speed
-            bar.total = total
-            bar.update(done - bar.n)
-
-        record = downloads.fetch(name, output, accept_licence, url, on_progress)
-    cli_io.print_records([record])
-
-
-@weights.command("verify")
-@click.argument("places", metavar="FILE|NAME...", nargs=-1, required=True)
-@click.pass_context
-def weights_verify(ctx, places):
-    """Compare files with the sizes and hashes that public weights should have; exit status 1 if any is wrong.
-
-    \b
-      talkhead weights verify vgg16 e4e_ffhq_encode.pt
-    """
-    from talkhead import downloads
-
-    records = [downloads.verify(place) for place in places]
-    cli_io.print_records(records)
-    ctx.exit(int(any(record["ok"] is False for record in records)))
-
-
-@weights.command("show")
-@click.argument("file")
-def weights_show(file):
-    """Describe a weights file as JSON: talkhead's, rosinality's, NVIDIA's, PTI's, pSp's, e4e's or ReStyle's.
-
-    \b
-      talkhead weights show stylegan2-ffhq-config-f.pt
-    """
-    from talkhead import checkpoints
-
-    cli_io.print_records([checkpoints.describe(file)])
-
-
-@weights.command("convert")
-@click.argument("source", metavar="SOURCE")
-@cli_options.weights_out("the converted weights")
-@cli_options.one_of("--to", ["talkhead", "rosinality", "nvidia"], "talkhead", "Layout of the copy.")
-@click.option(
-    "--part",
-    type=click.Choice(["generator", "encoder"]),
-    help="Network to take from a file that holds two, as pSp's do.",
-)
-def weights_convert(source, output, to, part):
-    """Rewrite weights in another project's layout, number for number.
-
-    \b
-      talkhead weights convert stylegan2-ffhq-config-f.pt -o ffhq.pt
-      talkhead weights convert network-snapshot.pkl -o ffhq.pt --to rosinality
-      talkhead weights convert psp_ffhq_encode.pt -o encoder.pt --part encoder
-    """
-    from talkhead import checkpoints
-
-    checkpoints.convert(source, output, to, part)
-
-
-@weights.command("export")
-@click.argument("source", metavar="SOURCE")
-@cli_options.weights_out("the copy")
-@click.option("--half/--full", default=True, show_default=True, help="Half precision, or as it is.")
-def weights_export(source, output, half):
-    """Copy weights without what only training needs.
-
-    \b
-      talkhead weights export run/generator.pt -o generator.pt
-    """
-    from talkhead import checkpoints
-
-    checkpoints.export(source, output, half)
+    cli.add_command(command)

@@ -270,3 +270,45 @@ def _watch_list(records, fields, total, counts):
                 sources, reason = [record[field] for field in fields], " ".join(record["reason"].split())
                 named = any(source in reason for source in sources)
                 log("failed: " + ("" if named else f"{', '.join(sources)}: ") + reason)
+
+
+def load(device, **paths):
+    """The device, and the networks at `paths` (None: the bundled ones), which fit each other."""
+    from talkhead import checkpoints, distributed
+
+    device = distributed.pick_device(device)
+    return device, *checkpoints.load_networks(device, **paths).values()
+
+
+def finder(detector, detector_model, device):
+    """A function that returns the face detector, loaded on its first call: aligned input needs none."""
+
+    @functools.cache
+    def find():
+        from talkhead import landmarks
+
+        return landmarks.detector(detector, detector_model, device)
+
+    return find
+
+
+def perceptual(name, device):
+    """A perceptual distance by name; the choice of "auto" is logged."""
+    from talkhead.losses import Perceptual
+
+    distance = Perceptual(name).to(device)
+    if name == "auto":
+        log(
+            f"perceptual loss: {distance.name}"
+            + ("" if distance.name == "lpips" else ", because torch's cache holds no VGG weights for lpips")
+        )
+    return distance
+
+
+def left_out(problems, frames):
+    for problem in problems:
+        log(f"left out: {problem}")
+    if problems:
+        log(
+            f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
+        )

@@ -13,7 +13,7 @@ import talkhead
 
 ROOT = Path(__file__).parents[1]
 # The files of the command line, after all that Python users import.
-COMMAND = ("cli_options", "cli_io", "cli", "__main__")
+COMMAND = ("cli_options", "cli_io", "cli_plot", "cli_train", "cli_weights", "cli", "__main__")
 
 
 def imported(path):

@@ -1,0 +1,210 @@
+"""The command `plot`: figures of latents, logs, clips and mouths."""
+
+import click
+
+from talkhead import cli_io, cli_options
+
+
+@click.group()
+def plot():
+    """Draw figures (PNG, SVG, PDF); needs the extra plot."""
+
+
+@plot.command("trajectory")
+@cli_options.sources
+@cli_options.figure
+@cli_options.one_of(
+    "--plane",
+    ["shared", "centred", "own"],
+    "shared",
+    "Components of all paths; of all, each from its own mean; or each path's own.",
+)
+@cli_options.labels
+def plot_trajectory(sources, output, plane, labels):
+    """Draw latents (.npy) in the plane of their first two principal components, coloured by time.
+
+    \b
+      talkhead plot trajectory encoder.npy sequential.npy -o paths.png
+    """
+    from talkhead import files, plots
+
+    paths = {label: files.read_latents(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.trajectories(paths, plane=plane), output)
+
+
+@plot.command("losses")
+@cli_options.sources
+@cli_options.figure
+@cli_options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
+@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
+@cli_options.labels
+def plot_losses(sources, output, keys, smooth, labels):
+    """Draw curves from the logs of trainers and of invert --log; several runs together.
+
+    \b
+      talkhead plot losses optimise.jsonl sequential.jsonl -o losses.svg
+    """
+    from talkhead import plots
+
+    logs = {label: plots.read_log(path) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.losses(logs, keys, smooth), output)
+
+
+@plot.command("dashboard")
+@cli_options.source
+@cli_options.figure
+@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
+def plot_dashboard(source, output, smooth):
+    """Draw every number of a training log.
+
+    \b
+      talkhead plot dashboard train.jsonl -o run.png
+    """
+    from talkhead import plots
+
+    plots.save(
+        plots.dashboard(plots.read_log(source), None if source == "-" else plots.names([source])[0], smooth), output
+    )
+
+
+def _said(phonemes, clips):
+    """Timed phonemes of the first clip, from a file or a folder of them."""
+    from talkhead.phonemes import read
+
+    return read(phonemes, clips[0]) if phonemes else ()
+
+
+@plot.command("strip")
+@cli_options.sources
+@cli_options.figure
+@cli_options.number("--columns", 8, "Frames of each clip.", least=1)
+@cli_options.number("--start", 0.0, "Start time in seconds.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so long.  [default: at the end of the first clip]",
+)
+@cli_options.phonemes
+@cli_options.labels
+def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
+    """Draw frames of clips one under the other, at the same moments.
+
+    \b
+      talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
+    """
+    from talkhead import files, plots, video_files
+
+    rows, times, synthetic = {}, None, False
+    for label, path in _labelled(sources, labels).items():
+        with video_files.read_frames(path) as reader:
+            if times is None:
+                count = reader.count or sum(1 for _ in video_files.read_frames(path))  # some kinds of file do not tell
+                times = plots.moments(count, columns, start, seconds)
+            rows[label] = plots.frames_at(reader, times)
+            synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
+    plots.save(plots.strip(rows, times, _said(phonemes, sources)), output, synthetic)
+
+
+@plot.command("mouth")
+@cli_options.sources
+@cli_options.figure
+@cli_options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
+@cli_options.phonemes
+@cli_options.labels
+@cli_options.detection
+@cli_options.device
+def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
+    """Draw mouth openings of clips or landmarks (.npy) over the sound and its phonemes.
+
+    \b
+      talkhead plot mouth real.mp4 out.mp4 --audio real.mp4 --phonemes real.json -o mouth.png
+    """
+    from talkhead import audio_files, plots
+
+    find = cli_io.finder(detector, detector_model, device)
+    said = _said(phonemes, sources)
+    sound = None if audio is None else audio_files.read_audio(audio)
+    curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
+    plots.save(plots.mouths(curves, sound, said), output)
+
+
+@plot.command("interpolate")
+@click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
+@cli_options.figure
+@cli_options.weights_in("generator")
+@cli_options.number("--columns", 7, "Pictures on each way.", least=2)
+@cli_options.seed
+@cli_options.device
+def plot_interpolate(ends, output, generator, columns, seed, device):
+    """Draw lerp and slerp between two latents (.npy), or between random faces in Z and W.
+
+    \b
+      talkhead plot interpolate me.npy you.npy -o ways.png
+    """
+    import numpy as np
+
+    from talkhead import files, identities, plots
+
+    if len(ends) not in (0, 2):
+        raise click.UsageError("pass two files of latents, the ends of the way, or none")
+    codes = [files.read_latents(path)[0] for path in ends]
+    _, generator = cli_io.load(device, generator=generator)
+    for path, code in zip(ends, codes):
+        identities.check_fit(path, code, generator)
+    plots.save(
+        plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)),
+        output,
+        synthetic=True,
+    )
+
+
+@plot.command("components")
+@cli_options.sources
+@cli_options.figure
+@cli_options.weights_in("generator")
+@cli_options.number("--components", 5, "Number of principal components, largest variance first.", least=1)
+@cli_options.number("--columns", 7, "Pictures of each.", least=2)
+@cli_options.number("--reach", 3.0, "Range to either side, in standard deviations.")
+@cli_options.device
+def plot_components(sources, output, generator, components, columns, reach, device):
+    """Draw images along each principal component of latents (.npy), from their mean.
+
+    \b
+      talkhead plot components latents.npy -o components.png
+    """
+    import numpy as np
+
+    from talkhead import files, identities, plots
+
+    codes = [files.read_latents(path) for path in sources]
+    _, generator = cli_io.load(device, generator=generator)
+    for path, each in zip(sources, codes):
+        identities.check_fit(path, each[0], generator)
+    plots.save(
+        plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)),
+        output,
+        synthetic=True,
+    )
+
+
+def _labelled(paths, labels):
+    """{label: file} for a figure; labels default to the file names."""
+    from talkhead import plots
+
+    labels = labels or plots.names(paths)
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        raise click.UsageError(f"--labels: {len(paths)} files need as many different labels")
+    return dict(zip(labels, paths))
+
+
+def _openings(path, find):
+    """Mouth opening in each frame of a clip, or of landmarks (.npy); NaN where no face is found."""
+    import numpy as np
+
+    from talkhead import faces, landmarks, video_files
+
+    if path.endswith(".npy"):
+        return landmarks.mouth_opening(faces.read_landmarks(path))
+    with video_files.read_frames(path) as reader:
+        seen = [find()(frame) for frame in cli_io.progress(reader, reader.count)]
+    return np.array([landmarks.mouth_opening(found[0]) if found else np.nan for found in seen])
