@@ -5,7 +5,10 @@ Source: thesis §4.2 (first model), §4.3 (second model).
 
 import inspect
 import math
+import os
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +39,7 @@ class _SpeechModel(nn.Module):
 
     feature_id = audio_features.Mfcc.identity
     noise_width = 0
-    layers = None
+    layers: int | None = None
 
     def forward(self, windows, identity, state=None, noise=None):
         """Displacements (B, T, L, 512) of feature windows (B, T, C, S) and identities (B, L, 512).
@@ -80,18 +83,23 @@ class FirstModel(_SpeechModel):
 
     defaults = {"features": "bundled", "latent_weight": 0.0, "identity_noise": 0.0, "patience": 10}
 
+    feature_std: torch.Tensor
+    identity_mean: torch.Tensor
+    identity_std: torch.Tensor
+    motion_std: torch.Tensor
+
     def __init__(
         self,
-        num_ws,
-        window_shape=(29, 16),
-        channels=(32, 32, 64, 64),
-        lstm=64,
-        identity_width=128,
-        noise_width=10,
-        decoder=256,
-    ):
+        num_ws: int,
+        window_shape: list[int] | tuple[int, ...] = (29, 16),
+        channels: list[int] | tuple[int, ...] = (32, 32, 64, 64),
+        lstm: int = 64,
+        identity_width: int = 128,
+        noise_width: int = 10,
+        decoder: int = 256,
+    ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict = {
             "model": "first",
             "num_ws": num_ws,
             "window_shape": list(window_shape),
@@ -126,9 +134,9 @@ class FirstModel(_SpeechModel):
         self.register_buffer("identity_std", torch.ones(identity_width))
         self.register_buffer("motion_std", torch.ones(decoder))
         self._initialise(SLOPE)
-        nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))
+        nn.init.normal_(self.decoder[-2].weight, std=0.3 / math.sqrt(decoder))  # type: ignore[arg-type]  # of a Linear
 
-    def init_from_pca(self, basis, motion_std, feature_std):
+    def init_from_pca(self, basis: Basis, motion_std: torch.Tensor, feature_std: torch.Tensor) -> None:
         """Initialise from the principal components of the training latents and the stds along them."""
         width, decoder = self.config["identity_width"], self.config["decoder"]
         with torch.no_grad():
@@ -141,11 +149,17 @@ class FirstModel(_SpeechModel):
         self.motion_std.copy_(motion_std[:decoder])
         self.feature_std.copy_(feature_std)
 
-    def project_identity(self, identity):
+    def project_identity(self, identity: torch.Tensor) -> torch.Tensor:
         """Identity embeddings (B, identity_width), in standard deviations, of identities (B, L, 512)."""
         return self.identity((identity.flatten(-2) - self.identity_mean) / self.length) / self.identity_std
 
-    def predict_coords(self, windows, identity_coords, state=None, noise=None):
+    def predict_coords(
+        self,
+        windows: torch.Tensor,
+        identity_coords: torch.Tensor,
+        state: tuple | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple]:
         """Motion (B, T, L·512) from the result of `project_identity`; otherwise as `forward`."""
         batch, frames = windows.shape[:2]
         audio_state, noise_state = state or (None, None)
@@ -159,10 +173,10 @@ class FirstModel(_SpeechModel):
         hidden = self.decoder(torch.cat(parts, -1))  # thesis: 202 → 256
         return self.out(hidden * self.motion_std) / self.length, (audio_state, noise_state)
 
-    def expand(self, motion):
+    def expand(self, motion: torch.Tensor) -> torch.Tensor:
         return motion.unflatten(-1, (self.num_ws, W_DIM))
 
-    def project(self, displacement):
+    def project(self, displacement: torch.Tensor) -> torch.Tensor:
         return displacement.flatten(-2)
 
 
@@ -192,20 +206,23 @@ class SecondModel(_SpeechModel):
 
     defaults = {"features": "mfcc", "latent_weight": 250.0, "identity_noise": 0.3, "patience": 0}
 
+    feature_std: torch.Tensor
+    motion_std: torch.Tensor
+
     def __init__(
         self,
-        num_ws,
-        components=2500,
-        channels=(64, 128, 256, 256, 512),
-        hidden=2048,
-        embedding=256,
-        lstm=256,
-        decoder=512,
-        basis=None,
-        window_shape=audio_features.Mfcc.shape,
-    ):
+        num_ws: int,
+        components: int = 2500,
+        channels: list[int] | tuple[int, ...] = (64, 128, 256, 256, 512),
+        hidden: int = 2048,
+        embedding: int = 256,
+        lstm: int = 256,
+        decoder: int = 512,
+        basis: Basis | None = None,
+        window_shape: list[int] | tuple[int, ...] = audio_features.Mfcc.shape,
+    ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict = {
             "model": "second",
             "num_ws": num_ws,
             "components": components,
@@ -253,20 +270,26 @@ class SecondModel(_SpeechModel):
         self.register_buffer("feature_std", torch.ones(window_shape[0]))
         self.register_buffer("motion_std", torch.ones(components))
         self._initialise()
-        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(decoder))
+        nn.init.normal_(self.decoder[-1].weight, std=0.3 / math.sqrt(decoder))  # type: ignore[arg-type]  # of a Linear
         self.audio.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def init_from_pca(self, basis, motion_std, feature_std):
+    def init_from_pca(self, basis: Basis, motion_std: torch.Tensor, feature_std: torch.Tensor) -> None:
         """Set the PCA basis of the training latents, and the stds of motion and features."""
         self.basis = basis
         self.motion_std.copy_(motion_std)
         self.feature_std.copy_(feature_std)
 
-    def project_identity(self, identity):
+    def project_identity(self, identity: torch.Tensor) -> torch.Tensor:
         """Basis coordinates (B, K), in standard deviations, of identities (B, L, 512)."""
         return (self.basis.project(identity) / _safe_std(self.basis)).clamp(-5, 5)
 
-    def predict_coords(self, windows, identity_coords, state=None, noise=None):
+    def predict_coords(
+        self,
+        windows: torch.Tensor,
+        identity_coords: torch.Tensor,
+        state: tuple | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple]:
         """Motion (B, T, K), h_t of eq. 4.3, from the result of `project_identity`; otherwise as `forward`."""
         batch, frames = windows.shape[:2]
         audio = self.narrow((windows / self.feature_std[:, None]).flatten(0, 1))[:, None]  # (B·T, 1, 12, 28)
@@ -275,22 +298,22 @@ class SecondModel(_SpeechModel):
         inputs = torch.cat([identity_coords[:, None].expand(-1, frames, -1), audio], -1)
         return self.decoder(inputs) * self.motion_std, state
 
-    def expand(self, motion):
+    def expand(self, motion: torch.Tensor) -> torch.Tensor:
         return self.basis.expand(motion)
 
-    def project(self, displacement):
+    def project(self, displacement: torch.Tensor) -> torch.Tensor:
         return self.basis.project(displacement, centre=False)
 
 
 MODELS = {"first": FirstModel, "second": SecondModel}
 
 
-def build(model="second", **config):
+def build(model: str = "second", **config: Any) -> FirstModel | SecondModel:
     """Build a model from its `config`; one without "model", from the earliest files, is a SecondModel."""
     return MODELS[model](**config)
 
 
-def check_sizes(model, sizes):
+def check_sizes(model: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """The sizes that were asked of a speech model, if it has such parts.
 
     model    "first" or "second"
@@ -312,7 +335,12 @@ def _safe_std(basis):
     return basis.stdev.clamp(min=max(0.01 * basis.stdev.max().item(), 1e-6))
 
 
-def load_features_for(model, name=None, path=None, device="cpu"):
+def load_features_for(
+    model: FirstModel | SecondModel,
+    name: str | None = None,
+    path: str | os.PathLike | None = None,
+    device: str | torch.device = "cpu",
+) -> audio_features.AudioFeatures:
     """Load the audio features that a speech model was trained on; arguments as in `audio_features.features`.
 
     raises  TalkheadError if other features are named, or the file holds another network
@@ -332,7 +360,14 @@ def _format_id(identity):
     return identity["name"] + (f" ({rest})" if rest else "")
 
 
-def displacements(model, windows, identity, chunk=25, gain=1.0, seed=0):
+def displacements(
+    model: FirstModel | SecondModel,
+    windows: np.ndarray | Iterable[np.ndarray],
+    identity: torch.Tensor | np.ndarray,
+    chunk: int = 25,
+    gain: float = 1.0,
+    seed: int | None = 0,
+) -> Iterator[np.ndarray]:
     """Predict displacements from a stream of feature windows.
 
     model     FirstModel or SecondModel

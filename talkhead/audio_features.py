@@ -5,15 +5,19 @@ To add features, subclass AudioFeatures and register them in FEATURES.
 Source: thesis §4.2.3, §4.3.3.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from talkhead import fingerprints, mfcc, speech_models
 from talkhead.errors import TalkheadError
+
+if TYPE_CHECKING:
+    import torch
 
 BUNDLED = Path(__file__).parent / "weights" / "speech.pt"
 
@@ -28,13 +32,17 @@ class AudioFeatures:
     per_frame  steps per video frame
     """
 
-    before, per_frame = None, mfcc.STEPS_PER_FRAME
+    name: str
+    identity: dict[str, str]
+    shape: tuple[int, int]
+    before: int | None = None
+    per_frame: int = mfcc.STEPS_PER_FRAME
 
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Stream features, float32 (m, C), zero in silence, of blocks of audio, float (n,) at 16 kHz."""
         raise NotImplementedError
 
-    def windows(self, audio):
+    def windows(self, audio: np.ndarray) -> np.ndarray:
         """Windows float32 (T, C, S), T = mfcc.num_frames(audio), of audio float (N,) at 16 kHz, padded with silence.
 
         raises   TalkheadError unless audio is one row of samples
@@ -47,7 +55,7 @@ class AudioFeatures:
         steps = np.concatenate(list(self.steps([samples])))
         return mfcc.windows(steps, mfcc.num_frames(samples), self.shape[1], self.before, self.per_frame)
 
-    def stream(self, blocks):
+    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Stream the same windows, float32 (C, S), from an iterator of audio blocks, with the least delay."""
         counter = mfcc.FrameCounter(blocks)
         return mfcc.slide(self.steps(counter), counter.frames, self.shape[1], self.before, self.per_frame)
@@ -63,7 +71,7 @@ class Mfcc(AudioFeatures):
     identity = {"name": "mfcc"}
     shape = (mfcc.COEFFICIENTS, mfcc.WINDOW)
 
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return mfcc.stream_mfcc(blocks)
 
 
@@ -83,11 +91,13 @@ class LogitWindows(AudioFeatures):
     WINDOW = 16  # steps: 320 ms
     before, per_frame = 6, speech_models.RATE // mfcc.FPS
 
-    def __init__(self, model):
+    def __init__(
+        self, model: speech_models.CharacterModel | speech_models.DeepSpeech | speech_models.TransformersFeatures
+    ) -> None:
         self.model, self.name, self.shape = model, model.name, (model.width, self.WINDOW)
 
     @cached_property
-    def identity(self):
+    def identity(self) -> dict[str, str]:  # type: ignore[override]  # nothing sets it
         rounded = {
             name: value.half() if value.is_floating_point() else value
             for name, value in self.model.state_dict().items()
@@ -95,12 +105,12 @@ class LogitWindows(AudioFeatures):
         return {"name": self.name, "fingerprint": fingerprints.digest(rounded)}
 
     @cached_property
-    def silence(self):
+    def silence(self) -> np.ndarray:
         """Features of digital silence, float32 (C,): those in the middle of two seconds."""
         steps = np.concatenate(list(self.model.steps([np.zeros(2 * mfcc.SAMPLE_RATE, np.float32)])))
         return steps[len(steps) // 2]
 
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return (steps - self.silence for steps in self.model.steps(blocks))
 
 
@@ -139,7 +149,7 @@ FEATURES = {
 }
 
 
-def features(name, path=None, device="cpu"):
+def features(name: str, path: str | os.PathLike | None = None, device: "str | torch.device" = "cpu") -> AudioFeatures:
     """Create AudioFeatures by name.
 
     name     "mfcc"; "bundled", our own character model; "deepspeech"; "wav2vec2" or "hubert"

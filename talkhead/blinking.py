@@ -1,5 +1,7 @@
 """Random blinks: closure of the lids in each frame."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from talkhead import mfcc
@@ -13,7 +15,7 @@ DOUBLE_PROBABILITY = 0.2  # that a second blink follows at once; s1: 0.4, the ot
 DOUBLE_INTERVAL = (0.32, 0.38)  # from the first to the second
 
 
-def blinks(rate, seed=0):
+def blinks(rate: float, seed: int = 0) -> Iterator[float]:
     """Yield the closure of the lids, 0 (open) to 1 (shut), at 25 frames per second, endlessly.
 
     rate   blinks per minute, on average; 0: none

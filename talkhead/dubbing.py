@@ -8,6 +8,7 @@ pose; the motion for the new audio is added, and the frame's own pixels are warp
 """
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from itertools import islice, tee
 
 import numpy as np
@@ -16,7 +17,7 @@ from talkhead import faces
 from talkhead.detail import Detail, Frame, Inside, Photo, draw, follow, locate, transfer
 from talkhead.errors import TalkheadError
 from talkhead.images import resize
-from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, places
+from talkhead.keypoints import LOWER_INNER, MOVED_BY_SPEECH, NOT_MOVED_BY_SPEECH, UPPER_INNER, KeypointNetwork, places
 
 REST_QUANTILE = 0.15  # fraction of the frames, those of the smallest opening, in which the mouth counts as at rest
 # Measured opening of dubbed lips over the intended one, by MediaPipe on dubbed clips of GRID's speaker s1.
@@ -40,14 +41,22 @@ class Film:
     `starts` those with the mouth at rest, both in fractions of the quads.
     """
 
-    def __init__(self, tracked, network, size=None, sound=None):
-        self.network, self.sound, self.quads, self.gain, points = network, sound, [], 1.0, []
+    def __init__(
+        self,
+        tracked: Iterable[tuple[np.ndarray, np.ndarray | None, int]],
+        network: KeypointNetwork,
+        size: int | None = None,
+        sound: np.ndarray | None = None,
+    ) -> None:
+        self.network, self.sound, self.gain = network, sound, 1.0
+        self.quads: list[np.ndarray | None] = []
+        points: list[np.ndarray] = []
         self._file = tempfile.TemporaryFile()
-        tracked = ((frame, quad) for frame, quad, _ in tracked)
+        pairs: Iterator[tuple[np.ndarray, np.ndarray | None]] = ((frame, quad) for frame, quad, _ in tracked)
         if size is not None:
-            tracked = ((_crop(frame, quad, size), None) for frame, quad in tracked)
-        while chunk := list(islice(tracked, BATCH)):
-            geometry = [Frame(*frame.shape[:2], quad) for frame, quad in chunk]
+            pairs = ((_crop(frame, quad, size), None) for frame, quad in pairs)
+        while chunk := list(islice(pairs, BATCH)):
+            geometry = [Frame(*frame.shape[:2], quad) for frame, quad in chunk]  # type: ignore[call-arg]  # two sides
             points.extend(locate(network, [frame for frame, _ in chunk], geometry))
             for frame, quad in chunk:
                 self._file.write(np.ascontiguousarray(frame).tobytes())
@@ -59,31 +68,31 @@ class Film:
         self.starts = rest_keypoints(self.points, network)
         self.blur = self.photo(len(points) - 1).blur
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.points)
 
-    def image(self, index):
+    def image(self, index: int) -> np.ndarray:
         """Frame of an index: uint8 (H, W, 3)."""
         count = int(np.prod(self.shape))
         self._file.seek(index * count)
         return np.frombuffer(self._file.read(count), np.uint8).reshape(self.shape)
 
-    def photo(self, index):
+    def photo(self, index: int) -> Photo:
         """detail.Photo of a frame, with the mouth at rest."""
         photo = Photo(self.image(index), self.network, self.quads[index], neutral=False, points=self.points[index])
         photo.start = self.starts[index]
         return photo
 
-    def crop(self, index, size):
+    def crop(self, index: int, size: int) -> np.ndarray:
         """Aligned face of a frame: uint8 (size, size, 3)."""
         return _crop(self.image(index), self.quads[index], size)
 
     @property
-    def resting(self):
+    def resting(self) -> int:
         """Index of the frame with the smallest mouth opening."""
         return int(openings(self.points).argmin())
 
-    def face(self, size):
+    def face(self, size: int) -> np.ndarray:
         """Aligned face with the mouth at rest: uint8 (size, size, 3)."""
         return self.photo(self.resting).face(size)
 
@@ -92,13 +101,13 @@ def _crop(frame, quad, size):
     return resize(frame, size) if quad is None else faces.crop(frame, quad, size)
 
 
-def openings(points):
+def openings(points: np.ndarray) -> np.ndarray:
     """Gap of the inner lips, (T,), in mouth widths, of keypoints (T, K, 2)."""
     gap = np.linalg.norm(points[:, _UPPER] - points[:, _LOWER], axis=-1).mean(1)
     return gap / np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
 
 
-def rest_keypoints(points, network):
+def rest_keypoints(points: np.ndarray, network: KeypointNetwork) -> np.ndarray:
     """Keypoints of a film with the mouth at rest in every frame.
 
     points   float (T, K, 2)
@@ -127,7 +136,7 @@ def _similarity(source, target):
     return matrix, target.mean(0) - source.mean(0) @ matrix.T
 
 
-def back_and_forth(count):
+def back_and_forth(count: int) -> Iterator[int]:
     """Endless frame indices, forwards and backwards: 0, 1, …, count - 1, count - 2, …, 1, 0, 1, …"""
     index, step = 0, 1
     while True:
@@ -137,7 +146,7 @@ def back_and_forth(count):
         index = min(max(index + step, 0), count - 1)
 
 
-def dub(film, frames, rest, batch=1):
+def dub(film: Film, frames: Iterable[np.ndarray], rest: np.ndarray, batch: int = 1) -> Iterator[np.ndarray]:
     """Transfer the lip motion of a generator's frames to a film, which is repeated back and forth.
 
     film    Film
@@ -158,7 +167,7 @@ def dub(film, frames, rest, batch=1):
     return follow(film.network, zip(frames, indices, map(film.image, again)), dub_frame, batch)
 
 
-def own_gain(film, frames):
+def own_gain(film: Film, frames: Iterable[np.ndarray]) -> float:
     """Gain that gives the generated mouth the range of opening that it has in the film.
 
     film    Film

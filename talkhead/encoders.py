@@ -8,6 +8,9 @@ Source: thesis §3.3.2.
 """
 
 import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +19,9 @@ from torch.nn import functional as F
 from talkhead import files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize_images
+
+if TYPE_CHECKING:
+    from talkhead.stylegan import Generator
 
 # torchvision's names of ResNet18's stem and first four residual blocks, two per layer.
 IMAGENET_PARTS = ("conv1", "bn1", "layer1", "layer2")
@@ -31,18 +37,18 @@ class Sparse(nn.Conv2d):
     of bounds.
     """
 
-    def __init__(self, in_channels, out_channels, step):
+    def __init__(self, in_channels: int, out_channels: int, step: int) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False)
         self.step = step
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x[..., :: self.step, :: self.step])
 
 
 class Block(nn.Module):
     """ResNet's basic block: two 3×3 convolutions and a shortcut, with torchvision's parameter names."""
 
-    def __init__(self, in_channels, out_channels, stride):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -52,7 +58,7 @@ class Block(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(Sparse(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
@@ -76,11 +82,22 @@ class ResNetEncoder(nn.Module):
     Departure: the table prints 6144 outputs for a 256×256 generator; L·512 are needed.
     """
 
-    def __init__(self, num_ws, width=64, input_size=256, w_dim=512, stem_stride=4, pool_size=1, w_avg=None):
+    w_avg: torch.Tensor
+
+    def __init__(
+        self,
+        num_ws: int,
+        width: int = 64,
+        input_size: int = 256,
+        w_dim: int = 512,
+        stem_stride: int = 4,
+        pool_size: int = 1,
+        w_avg: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         if stem_stride not in (1, 2, 4):
             raise TalkheadError(f"encoder: stem_stride {stem_stride}; take 1, 2 or 4")
-        self.config = {
+        self.config: dict = {
             "num_ws": num_ws,
             "width": width,
             "input_size": input_size,
@@ -111,19 +128,19 @@ class ResNetEncoder(nn.Module):
         nn.init.normal_(self.fc.weight, std=1e-3)
         nn.init.zeros_(self.fc.bias)
 
-    def features(self, images):
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features, float (N, 8·width·pool_size²), of images, float (N, 3, H, W) in [-1, 1]."""
         images = resize_images(images, self.input_size)
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """W+ latents, float (N, L, w_dim), of images, float (N, 3, H, W) in [-1, 1] of any size."""
         offset = self.fc(self.features(images)).view(-1, self.num_ws, self.w_dim)
         return self.w_avg + offset
 
-    def load_imagenet(self, path):
+    def load_imagenet(self, path: str | os.PathLike) -> None:
         """Initialise the stem and the first four residual blocks from ImageNet weights.
 
         path    torchvision's resnet18 state dict, such as resnet18-f37072fd.pth
@@ -135,7 +152,7 @@ class ResNetEncoder(nn.Module):
 
 
 @torch.no_grad()
-def extend_layers(smaller, num_ws):
+def extend_layers(smaller: ResNetEncoder, num_ws: int) -> ResNetEncoder:
     """Copy a ResNetEncoder for `num_ws` latent layers, at least its own; the new layers' heads copy its last one."""
     encoder, state = ResNetEncoder(**smaller.config | {"num_ws": num_ws}), smaller.state_dict()
     for name in ("fc.weight", "fc.bias", "w_avg"):
@@ -199,22 +216,22 @@ IRSE_WEIGHTS, IRSE_FILE = "the weights of an IR-SE-50 face recognition network",
 class Excitation(nn.Module):
     """Squeeze-and-excitation: channel weights from globally pooled features (Hu et al. 2018)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, max(1, channels // SE_REDUCTION), 1, bias=False)
         self.fc2 = nn.Conv2d(max(1, channels // SE_REDUCTION), channels, 1, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
 class IRBlock(nn.Module):
     """IR-SE residual block: batch normalisation first, excitation last; the shortcut subsamples where widths agree."""
 
-    def __init__(self, in_channels, out_channels, stride):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         if in_channels == out_channels:
-            self.shortcut_layer = nn.MaxPool2d(1, stride)
+            self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
         else:
             self.shortcut_layer = nn.Sequential(Sparse(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
         self.res_layer = nn.Sequential(
@@ -226,7 +243,7 @@ class IRBlock(nn.Module):
             Excitation(out_channels),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.res_layer(x) + self.shortcut_layer(x)
 
 
@@ -239,7 +256,7 @@ class IRSE50(nn.Module):
     Source: Deng et al. 2019 (ArcFace), §3.2; thesis §3.3.2.1.
     """
 
-    def __init__(self, width=64, channels=3):
+    def __init__(self, width: int = 64, channels: int = 3) -> None:
         super().__init__()
         self.input_layer = nn.Sequential(
             nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
@@ -252,7 +269,7 @@ class IRSE50(nn.Module):
             in_channels = out_channels
         self.body = nn.Sequential(*blocks)
 
-    def maps(self, images):
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps at H/4, H/8 and H/16, with 2, 4 and 8 times `width` channels, of float (N, channels, H, H)."""
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
@@ -274,7 +291,7 @@ class FaceRecognition(IRSE50):
     Source: the identity loss of pSp (thesis §3.3.2.1): its crop of the face, and the layout of model_ir_se50.pth.
     """
 
-    def __init__(self, width=64, size=512, affine=True):
+    def __init__(self, width: int = 64, size: int = 512, affine: bool = True) -> None:
         super().__init__(width)
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(8 * width),
@@ -284,18 +301,18 @@ class FaceRecognition(IRSE50):
             nn.BatchNorm1d(size, affine=affine),
         )
 
-    def embed(self, images):
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings, float (N, size) of length 1, of cropped faces, float (N, 3, 112, 112)."""
         return F.normalize(self.output_layer(self.maps(images)[-1]), dim=1)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings, float (N, size) of length 1, of FFHQ-aligned images, float (N, 3, H, H) in [-1, 1], any size."""
         top, bottom, left, right = RECOGNITION_CROP
         images = resize_images(images, ALIGNED_SIZE)[:, :, top:bottom, left:right]
         return self.embed(F.adaptive_avg_pool2d(images, RECOGNITION_SIZE))
 
 
-def load_face_recognition(path):
+def load_face_recognition(path: str | os.PathLike) -> FaceRecognition:
     """Load a FaceRecognition, frozen and in evaluation mode, from a file of the layout of model_ir_se50.pth.
 
     raises   TalkheadError if the file has another layout
@@ -321,19 +338,19 @@ COARSE, MIDDLE = 3, 7  # the pyramid's map at H/16 gives latents 0-2, H/8 latent
 class EqualLinear(nn.Module):
     """StyleGAN's linear layer with equalised learning rate: weights from N(0, 1), scaled at run time."""
 
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight / math.sqrt(self.weight.shape[1]), self.bias)
 
 
 class Map2Style(nn.Module):
     """Head for one latent: strided convolutions down to one pixel, and a linear layer."""
 
-    def __init__(self, channels, w_dim, halvings):
+    def __init__(self, channels: int, w_dim: int, halvings: int) -> None:
         super().__init__()
         layers = []
         for _ in range(halvings):
@@ -341,7 +358,7 @@ class Map2Style(nn.Module):
         self.convs = nn.Sequential(*layers)
         self.linear = EqualLinear(channels, w_dim)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(self.convs(x).flatten(1))
 
 
@@ -363,14 +380,24 @@ class PSPEncoder(IRSE50):
     Source: thesis §3.3.2.1; Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et al. 2021 (ReStyle).
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
-        self, num_ws, head="pyramid", deltas=False, width=64, input_size=256, w_dim=512, channels=3, w_avg=None
-    ):
+        self,
+        num_ws: int,
+        head: str = "pyramid",
+        deltas: bool = False,
+        width: int = 64,
+        input_size: int = 256,
+        w_dim: int = 512,
+        channels: int = 3,
+        w_avg: torch.Tensor | None = None,
+    ) -> None:
         super().__init__(width, channels)
         halvings = int(math.log2(max(input_size, 1))) - 4
         if input_size != 2 ** (halvings + 4) or halvings < 1:
             raise TalkheadError(f"encoder: input_size {input_size}; take a power of two from 32")
-        self.config = {
+        self.config: dict = {
             "arch": "psp",
             "num_ws": num_ws,
             "head": head,
@@ -406,11 +433,11 @@ class PSPEncoder(IRSE50):
         if w_avg is not None:
             self.w_avg.copy_(w_avg)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """W+ latents, float (N, L, w_dim), of images, float (N, channels, H, W) in [-1, 1] of any size."""
         return self.w_avg + self.offset(images)
 
-    def offset(self, images):
+    def offset(self, images: torch.Tensor) -> torch.Tensor:
         """Offset of `forward` from the mean latent, float (N, L, w_dim)."""
         fine, middle, coarse = self.maps(resize_images(images, self.input_size))
         if self.head == "w":
@@ -426,7 +453,7 @@ class PSPEncoder(IRSE50):
         latents = torch.stack([style(x) for style, x in zip(self.styles, maps)], 1)
         return torch.cat([latents[:, :1], latents[:, :1] + latents[:, 1:]], 1) if self.deltas else latents
 
-    def load_irse(self, path):
+    def load_irse(self, path: str | os.PathLike) -> None:
         """Initialise the trunk from a face recognition network, as pSp does.
 
         path    state dict of the layout of model_ir_se50.pth
@@ -455,14 +482,14 @@ class ReStyle(nn.Module):
     Source: Alaluf et al. 2021, §3.
     """
 
-    def __init__(self, encoder, decoder, iterations=5):
+    def __init__(self, encoder: PSPEncoder, decoder: "Generator", iterations: int = 5) -> None:
         super().__init__()
         if encoder.num_ws != decoder.num_ws:
             raise TalkheadError(
                 f"encoder has {encoder.num_ws} layers, its generator {decoder.num_ws}; the file is damaged"
             )
         self.encoder, self.decoder, self.iterations = encoder, decoder.requires_grad_(False), iterations
-        self.config = {
+        self.config: dict = {
             "arch": "restyle",
             "encoder": encoder.config,
             "decoder": decoder.config,
@@ -471,10 +498,10 @@ class ReStyle(nn.Module):
         self.num_ws, self.w_dim, self.input_size = encoder.num_ws, encoder.w_dim, encoder.input_size
 
     @property
-    def w_avg(self):
+    def w_avg(self) -> torch.Tensor:
         return self.encoder.w_avg
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """W+ latents, float (N, L, w_dim), of images, float (N, 3, H, W) in [-1, 1] of any size."""
         images = resize_images(images, self.input_size)
         latents = self.w_avg.expand(len(images), -1, -1)
@@ -492,8 +519,10 @@ class ReStyle(nn.Module):
 
 # ---- encoders from files ----
 
+Encoder = ResNetEncoder | PSPEncoder | ReStyle
 
-def build(config, generator=None):
+
+def build(config: dict, generator: Callable[..., "Generator"] | None = None) -> Encoder:
     """Build an untrained encoder from its `config`.
 
     config     {"arch": "psp" or "restyle", …}; without "arch", a ResNetEncoder
@@ -507,7 +536,8 @@ def build(config, generator=None):
     if arch == "psp":
         return PSPEncoder(**config)
     if arch == "restyle":
-        return ReStyle(build(config["encoder"]), generator(**config["decoder"]), config["iterations"])
+        encoder, decoder = build(config["encoder"]), generator(**config["decoder"])  # type: ignore[misc]  # not None
+        return ReStyle(encoder, decoder, config["iterations"])  # type: ignore[arg-type]  # a PSPEncoder
     raise TalkheadError(f"encoder of architecture {arch!r}: unknown to this version; take resnet, psp or restyle")
 
 
@@ -524,7 +554,12 @@ PSP_TYPES = {
 RESTYLE_ITERATIONS = 5
 
 
-def from_psp(state, latent_avg, opts, decoder=None):
+def from_psp(
+    state: dict[str, torch.Tensor],
+    latent_avg: torch.Tensor | None,
+    opts: dict,
+    decoder: tuple[dict, dict[str, torch.Tensor]] | None = None,
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """Convert an encoder of pSp, e4e or ReStyle to the arguments of `build` and `load_state_dict`.
 
     state       state dict of the encoder alone: names without their prefix "encoder."
@@ -552,12 +587,13 @@ def from_psp(state, latent_avg, opts, decoder=None):
         state, head, latent_avg, opts
     )
     shape = config["num_ws"], config["w_dim"]
-    if wanted and tuple(latent_avg.shape) not in (shape, (1, shape[1]), shape[1:]):
+    mean = latent_avg if wanted else None
+    if mean is not None and tuple(mean.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise TalkheadError(
-            f"{name}: latent_avg has shape {tuple(latent_avg.shape)}, latents {shape}; "
+            f"{name}: latent_avg has shape {tuple(mean.shape)}, latents {shape}; "
             "the file is damaged or mixes two networks"
         )
-    state = {**state, "w_avg": (latent_avg.float() if wanted else torch.zeros(1)).expand(shape).clone()}
+    state = {**state, "w_avg": (torch.zeros(1) if mean is None else mean.float()).expand(shape).clone()}
     _check_names(name, config, state)
     if not restyle:
         return config, state

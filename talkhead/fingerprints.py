@@ -3,9 +3,10 @@
 import hashlib
 
 import torch
+from torch import nn
 
 
-def digest(network):
+def digest(network: nn.Module | dict[str, torch.Tensor]) -> str:
     """Exact hash, 16 hex digits, of a network's weights or of a dict of tensors."""
     sha256 = hashlib.sha256()
     for name, value in sorted((network if isinstance(network, dict) else network.state_dict()).items()):
@@ -13,7 +14,7 @@ def digest(network):
     return sha256.hexdigest()[:16]
 
 
-def fingerprint(state):
+def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """Hash, 16 hex digits, of a generator's weights rounded to half precision, which an export keeps.
 
     state    state dict of tensors, in our layout

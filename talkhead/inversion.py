@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 
 from talkhead import files, legacy
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.fingerprints import digest
 from talkhead.images import resize_images, to_images
 from talkhead.latents import z_stream
 from talkhead.losses import Perceptual, pixel_loss
+from talkhead.stylegan import Generator
 from talkhead.training import has_converged
 
 # Fractions of a frame's steps over which the learning rate ramps up and down; Karras et al. 2020, appendix D.
@@ -30,7 +33,9 @@ NEXT_STEPS = {"sequential": 500, "hybrid": 100}
 # ---- frames to latents ----
 
 
-def encode(encoder, frames, batch=16, device=None):
+def encode(
+    encoder: Encoder, frames: Iterable[np.ndarray], batch: int = 16, device: str | torch.device | None = None
+) -> Iterator[np.ndarray]:
     """Encode frames to W+ latents.
 
     encoder  one of `encoders`; set to evaluation mode, in which a latent does not depend on its batch
@@ -50,26 +55,26 @@ def encode(encoder, frames, batch=16, device=None):
 
 
 def invert(
-    frames,
-    generator,
-    method="encoder",
-    encoder=None,
-    space="w+",
-    steps=5000,
+    frames: Iterable[np.ndarray],
+    generator: Generator,
+    method: str = "encoder",
+    encoder: Encoder | None = None,
+    space: str = "w+",
+    steps: int = 5000,
     next_steps: int | None = None,
-    hybrid_steps=500,
-    lr=0.01,
-    pixel_weight=1.0,
-    perceptual="auto",
-    w_noise=0.01,
-    tolerance=0.0,
-    precision="float32",
-    seed=0,
-    batch=4,
-    device=None,
-    partial=None,
-    on_record=None,
-):
+    hybrid_steps: int = 500,
+    lr: float = 0.01,
+    pixel_weight: float = 1.0,
+    perceptual: str | Perceptual = "auto",
+    w_noise: float = 0.01,
+    tolerance: float = 0.0,
+    precision: str = "float32",
+    seed: int = 0,
+    batch: int = 4,
+    device: str | torch.device | None = None,
+    partial: os.PathLike | str | None = None,
+    on_record: Callable[[dict], None] | None = None,
+) -> Iterator[np.ndarray]:
     """Invert frames: find the latents from which the generator reproduces them.
 
     frames        iterable of uint8 (H, H, 3), aligned faces; resized to the generator's size
@@ -118,16 +123,17 @@ def invert(
         _check_encoder(encoder, generator, method, space)
     device = _settle(device, generator, *([encoder] if encoder is not None else []))
     if method == "encoder":
-        return encode(encoder, frames, batch, device)
+        return encode(encoder, frames, batch, device)  # type: ignore[arg-type]  # it is not None, by _check_encoder
     if isinstance(perceptual, str):
         perceptual = Perceptual(perceptual)
     projector = _Projector(generator, perceptual.to(device), space, lr, pixel_weight, tolerance, precision, on_record)
     next_steps = next_steps or NEXT_STEPS.get(method)
-    plan = {
+    plans: dict[str, Callable[[], _Independent | _Sequential | _Hybrid]] = {
         "optimise": lambda: _Independent(projector, steps, w_noise, seed),
         "sequential": lambda: _Sequential(projector, steps, next_steps, w_noise, seed),
         "hybrid": lambda: _Hybrid(projector, encoder, hybrid_steps, next_steps),
-    }[method]()
+    }
+    plan = plans[method]()
     batch = 1 if method in NEXT_STEPS else batch
     options = {"method": method, "batch": batch} | projector.options() | plan.options() if partial is not None else {}
     return _optimised(frames, projector, plan, batch, _Partial(partial, options, projector.mean.shape))
@@ -245,7 +251,7 @@ class _Hybrid:
         return codes.mean(1, keepdim=True) if self.projector.space == "w" else codes
 
 
-def planned_steps(method, steps, next_steps, hybrid_steps):
+def planned_steps(method: str, steps: int, next_steps: int | None, hybrid_steps: int) -> Callable[[int], int]:
     """Number of steps that `invert` plans, as a function of the frame index. Arguments as in `invert`."""
     if method == "optimise":
         return lambda frame: steps
@@ -390,7 +396,7 @@ class _Projector:
             )
 
 
-def learning_rate_ramp(step, steps):
+def learning_rate_ramp(step: int, steps: int) -> float:
     """Factor of the learning rate: ramps up over the first 5 % of the steps, down along a cosine over the last 25 %.
 
     Source: Karras et al. 2020, appendix D.

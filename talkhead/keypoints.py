@@ -7,6 +7,8 @@ time. Unlike a face detector, the network also works on the soft renders of a sm
 frame.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ VERTICES = tuple(dict.fromkeys(LIPS + sum(UPPER_LIDS + LOWER_LIDS + BROWS, ()) +
 _INDEX = {vertex: index for index, vertex in enumerate(VERTICES)}
 
 
-def places(*vertices):
+def places(*vertices: int) -> np.ndarray:
     """Keypoint indices of vertices of MediaPipe's mesh: an int, or an array of them."""
     return np.array([_INDEX[vertex] for vertex in vertices]).squeeze()
 
@@ -47,7 +49,7 @@ NEUTRAL_FROM, NEUTRAL_FULL = 0.02, 0.06
 REST_HANG = -0.02  # `hang` of shut lips at rest, in mouth widths: the median of 64 portraits
 
 
-def hang(points):
+def hang(points: np.ndarray) -> float:
     """Distance of the mouth corners below the middle of the lips, in mouth widths: negative for a smile."""
     corners = points[places(61, 291)]
     offset = corners.mean(0) - points[places(13, 14)].mean(0)
@@ -71,8 +73,13 @@ class KeypointNetwork(nn.Module):
     WINDOW = 1.7  # side of the mouth crop, in mouth widths
 
     def __init__(
-        self, widths=(24, 48, 96, 128, 160), mouth_widths=(24, 48, 96, 128), size=96, mouth_size=64, hidden=192
-    ):
+        self,
+        widths: list[int] | tuple[int, ...] = (24, 48, 96, 128, 160),
+        mouth_widths: list[int] | tuple[int, ...] = (24, 48, 96, 128),
+        size: int = 96,
+        mouth_size: int = 64,
+        hidden: int = 192,
+    ) -> None:
         super().__init__()
         self.config = {
             "widths": list(widths),
@@ -91,7 +98,7 @@ class KeypointNetwork(nn.Module):
         ):
             self.register_buffer(f"neutral_{name}", torch.zeros(shape))
 
-    def neutral(self, points):
+    def neutral(self, points: np.ndarray) -> np.ndarray:
         """Estimate the keypoints of a face with its mouth shut and at rest, by regression learned on other faces.
 
         points   float (K, 2), fractions of the side
@@ -118,7 +125,7 @@ class KeypointNetwork(nn.Module):
             result[places(*LIPS)] -= lift * np.linalg.norm(along) * np.clip(x**2, 0, 1)[:, None] * down
         return result
 
-    def read(self, frames, looks=1):
+    def read(self, frames: np.ndarray | Sequence[np.ndarray], looks: int = 1) -> np.ndarray:
         """Detect the keypoints of aligned faces.
 
         frames    uint8 (N, S, S, 3) RGB, aligned, of any size
@@ -160,7 +167,7 @@ def _uncross_lips(points):
     return points
 
 
-def mouth_windows(points):
+def mouth_windows(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Square mouth crops of keypoints (N, K, 2): centres (N, 2) and sides (N,), fractions of the frame's side."""
     centres = points[:, places(*dict.fromkeys(UPPER_OUTER + LOWER_OUTER))].mean(1)
     width = np.linalg.norm(points[:, places(61)] - points[:, places(291)], axis=-1)
@@ -175,7 +182,7 @@ _OPPOSITE = {
 _MIRRORED_LIPS = places(*(_OPPOSITE[vertex] for vertex in LIPS))
 
 
-def window(image, centre, side, size):
+def window(image: np.ndarray, centre: np.ndarray, side: float, size: int) -> np.ndarray:
     """Crop a square of an image, uint8 (S, S, 3), to uint8 (size, size, 3); centre and side in fractions of S."""
     scale = side * len(image) / size  # pixels of the image per pixel of the result
     if scale > 1.5:  # area averaging first, against aliasing
@@ -184,7 +191,7 @@ def window(image, centre, side, size):
         scale = side * small / size
     corner = np.asarray(centre) * len(image) - size * scale / 2
     shift = corner + (scale - 1) / 2
-    matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
 

@@ -1,17 +1,24 @@
 """On-disk cache of encoded clips, and the train/validation split by speaker."""
 
 import json
+import os
 import sqlite3
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from talkhead import audio_files, datasets, files, fingerprints, mfcc, video_files
-from talkhead.audio_features import Mfcc
+from talkhead.audio_features import AudioFeatures, Mfcc
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.inversion import encode
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLES_PER_FRAME = mfcc.SAMPLE_RATE // mfcc.FPS
 STILLS = {".png", ".jpg", ".jpeg"}
@@ -40,10 +47,10 @@ class LatentCache:
     sound   store the clips' audio; False also accepts clips without it
     """
 
-    def __init__(self, path, encoder, sound=True):
+    def __init__(self, path: Path, encoder: Encoder, sound: bool = True) -> None:
         self.path, self.encoder, self.fingerprint, self.sound = path, encoder, fingerprints.digest(encoder), sound
 
-    def __enter__(self):
+    def __enter__(self) -> "LatentCache":
         if not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
         with self._errors_in_one_line():
@@ -65,7 +72,7 @@ class LatentCache:
                 f"{self.path}: cannot cache latents ({problem}); free disk space, or delete the file"
             ) from problem
 
-    def encode(self, clip, device):
+    def encode(self, clip: Path, device: "str | torch.device") -> EncodedClip:
         """Encode a clip unless it is cached; return its EncodedClip."""
         state = clip.stat()
         key = f"{self.fingerprint} {clip.resolve()} {state.st_size} {state.st_mtime_ns}" + (
@@ -100,7 +107,7 @@ class LatentCache:
             return latents, audio
         return latents, np.pad(audio, (0, max(len(latents) * SAMPLES_PER_FRAME - len(audio), 0)))
 
-    def read(self, clip):
+    def read(self, clip: EncodedClip) -> tuple[np.ndarray, np.ndarray]:
         """Latents float32 (T, L, 512) and audio float32 (N,) of an EncodedClip."""
         with self._errors_in_one_line():
             shape, mean, rest, audio = self.file.execute(
@@ -118,7 +125,7 @@ class Windows:
     features   AudioFeatures
     """
 
-    def __init__(self, cache, features):
+    def __init__(self, cache: LatentCache, features: AudioFeatures) -> None:
         self.cache, self.features, self.cached = cache, features, features.name != Mfcc.name
         self.name = json.dumps(features.identity, sort_keys=True)
         if self.cached:
@@ -127,7 +134,7 @@ class Windows:
                     "create table if not exists windows (key text primary key, shape text, windows blob)"
                 )
 
-    def encode(self, clip):
+    def encode(self, clip: EncodedClip) -> None:
         """Compute and cache the windows of an EncodedClip, unless they are cached or cheap to compute."""
         if self.cached and self._row("1", clip) is None:
             windows = self._compute(clip)
@@ -137,7 +144,7 @@ class Windows:
                     [self._key(clip), " ".join(map(str, windows.shape)), windows.astype(np.float16).tobytes()],
                 )
 
-    def read(self, clip):
+    def read(self, clip: EncodedClip) -> np.ndarray:
         """Windows float32 (T, C, S) of an EncodedClip."""
         if not self.cached:
             return self._compute(clip)
@@ -155,7 +162,7 @@ class Windows:
             return self.cache.file.execute(f"select {columns} from windows where key = ?", [self._key(clip)]).fetchone()
 
 
-def list_clips(sources):
+def list_clips(sources: Collection[str | os.PathLike]) -> list[Path]:
     """List the clips among files and in folders, as datasets.clips does, without images.
 
     raises   TalkheadError if there are none
@@ -185,7 +192,9 @@ def _opening(clip, frames):
     return np.pad(track[:frames, 0], (0, max(frames - len(track), 0)), "edge")
 
 
-def split(clips, hold_out, seed):
+def split(
+    clips: list[EncodedClip], hold_out: int | Sequence[str], seed: int
+) -> tuple[list[EncodedClip], list[EncodedClip]]:
     """Split encoded clips into training and validation clips, which share no speaker unless clips or folders are named.
 
     clips      list of EncodedClip
@@ -202,7 +211,7 @@ def split(clips, hold_out, seed):
                 f"hold_out: {hold_out} of {len(speakers)} speakers would leave no training clips; hold out fewer"
             )
         hold_out = np.random.default_rng(seed).permutation(speakers)[:hold_out].tolist()
-    kept = set(hold_out)
+    kept = set(hold_out)  # type: ignore[arg-type]  # by now names
     unknown = kept.difference(*names)
     if unknown:
         raise TalkheadError(

@@ -4,6 +4,8 @@ All functions take tensors; those of plain arithmetic also take numpy arrays.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -13,11 +15,16 @@ from torch import nn
 
 from talkhead.errors import TalkheadError
 
+if TYPE_CHECKING:
+    from talkhead.stylegan import Generator
+
+_Array = TypeVar("_Array", np.ndarray, torch.Tensor)
+
 W_DIM = 512  # width of one latent
 W_AVG_TOLERANCE = 0.1  # stds of W between w_avg and the mean of W once w_avg has converged: after some 1200 steps
 
 
-def to_w_plus(w, num_ws):
+def to_w_plus(w: torch.Tensor, num_ws: int) -> torch.Tensor:
     """Repeat a latent for every layer: float (N, 512) to (N, num_ws, 512).
 
     Source: thesis §3.3.1.1 (W as the part of W+ whose layers agree).
@@ -25,20 +32,22 @@ def to_w_plus(w, num_ws):
     return w[:, None].expand(-1, num_ws, -1).clone()
 
 
-def extend_layers(w_plus, num_ws):
+def extend_layers(w_plus: _Array, num_ws: int) -> _Array:
     """Extend latents or displacements to the layers of a larger generator by repeating the last layer.
 
     w_plus    (..., L, 512), tensor or numpy array; L at most num_ws
     returns   (..., num_ws, 512) of the same type; w_plus itself if L is num_ws
     """
-    more = num_ws - w_plus.shape[-2]
+    more: int = num_ws - w_plus.shape[-2]
     if not more:
         return w_plus
     parts = [w_plus, *[w_plus[..., -1:, :]] * more]
-    return torch.cat(parts, -2) if isinstance(w_plus, torch.Tensor) else np.concatenate(parts, -2)
+    if isinstance(w_plus, torch.Tensor):
+        return torch.cat(parts, -2)  # type: ignore[arg-type]  # the parts are tensors too
+    return np.concatenate(parts, -2)
 
 
-def displacement(w_plus, identity):
+def displacement(w_plus: _Array, identity: _Array) -> _Array:
     """Displacements from the identity to each latent, the inverse of `displace`.
 
     w_plus    float (T, L, 512)
@@ -52,7 +61,7 @@ def displacement(w_plus, identity):
     return w_plus - identity
 
 
-def displace(identity, displacement):
+def displace(identity: _Array, displacement: _Array) -> _Array:
     """Add displacements to an identity: one W+ latent per frame.
 
     identity      float (L, 512)
@@ -74,7 +83,7 @@ def _same_layers(path, identity):
         )
 
 
-def lerp(a, b, t):
+def lerp(a: _Array, b: _Array, t: float | _Array) -> _Array:
     """Linear interpolation from a to b at t, a number or an array that broadcasts.
 
     Source: thesis §3.3.1.2, Fig. 3.12.
@@ -82,7 +91,7 @@ def lerp(a, b, t):
     return a + (b - a) * t
 
 
-def slerp(a, b, t):
+def slerp(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
     """Spherical interpolation from a to b at t, along the arc between their directions.
 
     a, b     float tensors (..., D); each last axis is one vector; lengths are interpolated too
@@ -98,7 +107,7 @@ def slerp(a, b, t):
     return torch.where(sine.abs() < 1e-4, lerp(a, b, t), arc)
 
 
-def z_stream(seed=0):
+def z_stream(seed: int = 0) -> torch.Generator:
     """torch.Generator for sampling z, seeded apart from `torch.manual_seed(seed)`.
 
     A network initialised after `torch.manual_seed(seed)` holds the first numbers of that stream as mapping weights. As
@@ -108,7 +117,7 @@ def z_stream(seed=0):
 
 
 @torch.no_grad()
-def mean_latent(generator, samples=10000, random=None):
+def mean_latent(generator: "Generator", samples: int = 10000, random: torch.Generator | None = None) -> torch.Tensor:
     """Mean of W, float32 (512,) on the generator's device: w averaged over `samples` random z.
 
     random   torch.Generator for z; None: `z_stream()`
@@ -117,7 +126,7 @@ def mean_latent(generator, samples=10000, random=None):
     """
     random = random or z_stream()
     like = next(generator.parameters())
-    total = 0
+    total: Any = 0
     for start in range(0, samples, 1000):
         z = torch.randn(min(1000, samples - start), generator.z_dim, generator=random)
         total = total + generator.mapping(z.to(like))[:, 0].double().sum(0)
@@ -136,7 +145,13 @@ class Basis(nn.Module):
     Source: thesis §4.3.1.3, §3.4 (V in eqs 3.5 and 4.3).
     """
 
-    def __init__(self, mean, components, stdev):
+    mean: torch.Tensor
+    components: torch.Tensor
+    stdev: torch.Tensor
+
+    def __init__(
+        self, mean: np.ndarray | torch.Tensor, components: np.ndarray | torch.Tensor, stdev: np.ndarray | torch.Tensor
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
         self.register_buffer("components", torch.as_tensor(components, dtype=torch.float32).clone())
@@ -144,11 +159,11 @@ class Basis(nn.Module):
         assert self.components.shape == (len(self.stdev), len(self.mean)) and len(self.mean) % W_DIM == 0
 
     @property
-    def num_ws(self):
+    def num_ws(self) -> int:
         return len(self.mean) // W_DIM
 
     @classmethod
-    def fit(cls, codes, components):
+    def fit(cls, codes: np.ndarray | torch.Tensor | Iterable[np.ndarray | torch.Tensor], components: int) -> "Basis":
         """Fit the exact principal components of latents.
 
         codes       float (N, L, 512), or an iterable of such chunks of any sizes; each is read once, and memory
@@ -160,27 +175,27 @@ class Basis(nn.Module):
         mean, variances, directions = _principal(chunks, components)
         return cls(mean, directions, variances.clamp(min=0).sqrt())
 
-    def project(self, x, centre=True):
+    def project(self, x: torch.Tensor, centre: bool = True) -> torch.Tensor:
         """Coordinates (..., K) of latents, float (..., L, 512). Displacements need `centre=False`: no mean."""
         x = x.flatten(-2)
         return (x - self.mean if centre else x) @ self.components.T
 
-    def expand(self, h, add_mean=False):
+    def expand(self, h: torch.Tensor, add_mean: bool = False) -> torch.Tensor:
         """Displacements, or latents if `add_mean`, float (..., L, 512), of coordinates (..., K)."""
         x = h @ self.components
         return (x + self.mean if add_mean else x).unflatten(-1, (self.num_ws, W_DIM))
 
-    def state(self):
+    def state(self) -> dict[str, torch.Tensor]:
         """Plain dict of the three tensors, for a weights file."""
         return dict(self.state_dict())
 
     @classmethod
-    def from_state(cls, state):
+    def from_state(cls, state: dict[str, torch.Tensor]) -> "Basis":
         """Rebuild a basis from its `state`."""
         return cls(state["mean"], state["components"], state["stdev"])
 
 
-def why_not_random(generator):
+def why_not_random(generator: "Generator") -> str:
     """Message that a generator does not map random z to faces, with the reason; "" if it seems to.
 
     Training by reconstruction leaves the mapping network untrained. w_avg shows it: each training step on random z
@@ -198,7 +213,7 @@ def why_not_random(generator):
     )
 
 
-def random_latents(generator, count, times, seed=0):
+def random_latents(generator: "Generator", count: int, times: int, seed: int = 0) -> Iterator[torch.Tensor]:
     """Yield `times` batches of latents (count, 1, 512) of random z, on the CPU."""
     random, like = z_stream(seed), next(generator.parameters())
     for _ in range(times):

@@ -1,5 +1,7 @@
 """Names in weight files of version 0.1, and those that replaced them."""
 
+from typing import Any
+
 TENSORS = {
     "feature_spread": "feature_std",
     "identity_spread": "identity_std",
@@ -31,7 +33,7 @@ SETTINGS = {
 }
 
 
-def renamed(tree, names=TENSORS | SETTINGS):
+def renamed(tree: Any, names: dict[str, str] = TENSORS | SETTINGS) -> Any:
     """A dict of weights and settings with the present names for its keys, at every depth; other values are left alone."""
     if type(tree) is not dict:
         return tree

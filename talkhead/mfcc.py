@@ -4,6 +4,7 @@ Features are causal up to the look-ahead of a window: those of the first minute 
 can be streamed, and a long recording needs memory only for its twelve coefficients every 10 ms.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -33,7 +34,7 @@ _SMOOTHING = 5  # steps, longer than a click and shorter than a vowel
 _BLOCK = 1000  # steps per FFT call
 
 
-def num_frames(audio):
+def num_frames(audio: np.ndarray) -> int:
     """Number of video frames at 25 fps of a recording, the last possibly incomplete: ceil(25 · N / 16000).
 
     audio    float (N,) at 16 kHz
@@ -41,7 +42,7 @@ def num_frames(audio):
     return -(-len(audio) * FPS // SAMPLE_RATE)
 
 
-def mfcc(audio, floor=FLOOR):
+def mfcc(audio: np.ndarray, floor: float | None = FLOOR) -> np.ndarray:
     """Mel-frequency cepstral coefficients at 100 Hz.
 
     audio    float (N,) at 16 kHz, mono, in [-1, 1]; NaN counts as silence
@@ -62,7 +63,7 @@ def mfcc(audio, floor=FLOOR):
     return np.concatenate(list(stream_mfcc([samples], floor)))
 
 
-def log_mel(blocks):
+def log_mel(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Stream log-mel energies at 100 Hz, relative to the floor of `mfcc`.
 
     blocks   iterator of float (n,), the next samples at 16 kHz, mono, in [-1, 1]; NaN counts as silence
@@ -74,7 +75,7 @@ def log_mel(blocks):
         yield np.log1p(energies / 10 ** ((level(energies) + FLOOR) / 10)[:, None]).astype(np.float32)
 
 
-def mfcc_26(blocks):
+def mfcc_26(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Stream all 26 coefficients of python_speech_features for 16-bit samples, at 100 Hz.
 
     blocks   as in `log_mel`
@@ -87,7 +88,9 @@ def mfcc_26(blocks):
         yield np.column_stack([logs[:, -1], logs[:, :-1] @ _cepstral_matrix(FILTERS)]).astype(np.float32)
 
 
-def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
+def windows(
+    features: np.ndarray, frames: int, size: int = WINDOW, before: int | None = None, per_frame: int = STEPS_PER_FRAME
+) -> np.ndarray:
     """Cut features into one window per video frame, padded with silence.
 
     features   float32 (M, C), zero in silence
@@ -109,7 +112,13 @@ def windows(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAM
     return view[::per_frame][:frames]
 
 
-def slide(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME):
+def slide(
+    features: Iterable[np.ndarray],
+    frames: Callable[[], int],
+    size: int = WINDOW,
+    before: int | None = None,
+    per_frame: int = STEPS_PER_FRAME,
+) -> Iterator[np.ndarray]:
     """Stream the windows of streamed features, each as soon as its last step arrives.
 
     features   iterator of float32 (m, C), the next steps
@@ -126,6 +135,7 @@ def slide(features, frames, size=WINDOW, before=None, per_frame=STEPS_PER_FRAME)
         held, done = held[per_frame * max(ready, 0) :], done + max(ready, 0)
     left = frames() - done
     if left > 0:
+        assert held is not None  # audio that begins a frame has steps
         missing = per_frame * (left - 1) + size - len(held)
         yield from _cut(np.pad(held, ((0, max(missing, 0)), (0, 0))), size, per_frame, left)
 
@@ -138,24 +148,24 @@ def _cut(steps, size, per_frame, count):
 class FrameCounter:
     """Iterator that passes blocks of samples through and counts the video frames begun in them."""
 
-    def __init__(self, blocks):
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
         self.blocks, self.samples = blocks, 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         for block in self.blocks:
             self.samples += len(block)
             yield block
 
-    def frames(self):
+    def frames(self) -> int:
         return -(-self.samples * FPS // SAMPLE_RATE)
 
 
-def mfcc_windows(audio):
+def mfcc_windows(audio: np.ndarray) -> np.ndarray:
     """MFCC windows of a recording, input of the second model: float32 (T, 12, 28), T = num_frames(audio)."""
     return windows(mfcc(audio), num_frames(audio))
 
 
-def augment_audio(audio, rng):
+def augment_audio(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Augment a recording for training: random microphone, transmission band, gain and noise.
 
     audio    float (N,) at 16 kHz
@@ -178,18 +188,18 @@ def augment_audio(audio, rng):
     noise = rng.standard_normal((2, len(hertz)))
     noise = (noise[0] + 1j * noise[1]) * hertz ** -rng.uniform(0, 1)
     speech = spectrum * response
-    ratio = np.linalg.norm(speech) / max(np.linalg.norm(noise), 1e-12)
+    ratio = np.linalg.norm(speech) / max(float(np.linalg.norm(noise)), 1e-12)
     noisy = speech + noise * ratio * 10 ** (-rng.uniform(10, 50) / 20)
     return np.fft.irfft(noisy * 10 ** (rng.uniform(-20, 6) / 20), length)[: len(audio)]
 
 
-def change_speed(audio, factor):
+def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
     """Resample a recording, float (N,), to `factor` times its speed and pitch, float64 (N / factor,), for training."""
     times = np.arange(int(len(audio) / factor)) * factor
     return np.interp(times, np.arange(len(audio)), audio)
 
 
-def reverberate(audio, rng):
+def reverberate(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add random room reverberation of 0.1 to 0.7 s to a recording, for training.
 
     audio    float (N,) at 16 kHz
@@ -208,7 +218,7 @@ def reverberate(audio, rng):
     return np.fft.irfft(np.fft.rfft(audio, length) * np.fft.rfft(tail, length), length)[: len(audio)]
 
 
-def stream_mfcc(blocks, floor=FLOOR):
+def stream_mfcc(blocks: Iterable[np.ndarray], floor: float | None = FLOOR) -> Iterator[np.ndarray]:
     """Stream the features of `mfcc`: blocks of float (n,), the next samples, to float32 (m, 12), the next steps."""
     level = _Level()
     for energies in _mel_energies(blocks, centre=floor is not None):

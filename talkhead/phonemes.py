@@ -6,10 +6,12 @@ an error of some tens of milliseconds.
 """
 
 import json
+import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from talkhead.errors import TalkheadError
 
@@ -63,7 +65,7 @@ class Closures(NamedTuple):
     source: str  # "phonemes", or "words" if only the words were timed
 
 
-def closures(phonemes):
+def closures(phonemes: Iterable[tuple[float, float, str]]) -> list[tuple[float, float]]:
     """Times of lip closures: those of /p b m/.
 
     phonemes  list of (start, end, label)
@@ -72,7 +74,7 @@ def closures(phonemes):
     return [(start, end) for start, end, label in phonemes if label in ("P", "B", "M")]
 
 
-def read_phonemes(source):
+def read_phonemes(source: str | os.PathLike) -> list[tuple[float, float, str]]:
     """Read phonemes from a JSON file: a list of [start, end, label], or an object that holds one as "phonemes".
 
     source   path
@@ -90,7 +92,11 @@ def read_phonemes(source):
         raise TalkheadError(f"{path}: holds no phonemes; wanted a JSON list of [start, end, label]") from None
 
 
-def read_closures(place, clip=None, dictionary=None):
+def read_closures(
+    place: str | os.PathLike,
+    clip: str | os.PathLike | None = None,
+    dictionary: Mapping[str, Sequence[str]] | None = None,
+) -> Closures:
     """Read the lip closures of a clip: its /p b m/.
 
     place       a timing file, of one of KINDS; or a folder with a timing file of the clip's name
@@ -103,7 +109,11 @@ def read_closures(place, clip=None, dictionary=None):
     return Closures(closures(rows), "words" if words else "phonemes")
 
 
-def read(place, clip=None, dictionary=None):
+def read(
+    place: str | os.PathLike,
+    clip: str | os.PathLike | None = None,
+    dictionary: Mapping[str, Sequence[str]] | None = None,
+) -> list[tuple[float, float, str]]:
     """Read the phonemes of a clip: [(start, end, label)]. Arguments and errors are those of `read_closures`."""
     return _aligned(place, clip, dictionary)[0]
 
@@ -117,7 +127,7 @@ def _aligned(place, clip, dictionary):
     return _merged((start, end, arpabet(label)) for start, end, label in rows), words
 
 
-def find(place, clip=None):
+def find(place: str | os.PathLike, clip: str | os.PathLike | None = None) -> Path:
     """Find the timing file of a clip: `place` itself, or the file of the clip's name if `place` is a folder."""
     place = Path(place)
     if not place.is_dir():
@@ -161,11 +171,11 @@ def _text(path):
 # File formats ---------------------------------------------------------------------------------------------------------
 
 
-def read_textgrid(path):
+def read_textgrid(path: str | os.PathLike) -> dict[str, list[tuple[float, float, str]]]:
     """Read the interval tiers of a Praat TextGrid, long or short: {name: [(start, end, text)]}, in its order."""
     # Like Praat, read only free-standing numbers and quoted strings; other text is comment.
-    tokens = re.findall(r'"((?:[^"]|"")*)"|(?<!\S)(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)%?(?!\S)', _text(path))
-    tokens = iter([float(number) if number else text.replace('""', '"') for text, number in tokens])
+    found = re.findall(r'"((?:[^"]|"")*)"|(?<!\S)(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)%?(?!\S)', _text(path))
+    tokens: Iterator[Any] = iter([float(number) if number else text.replace('""', '"') for text, number in found])
     tiers = {}
     try:
         if [next(tokens), next(tokens)] != ["ooTextFile", "TextGrid"]:
@@ -196,7 +206,7 @@ def _tier(tiers, path):
     )
 
 
-def read_lab(path):
+def read_lab(path: str | os.PathLike) -> list[tuple[float, float, str]]:
     """Read an HTK label file: [(start, end, label)]."""
     return [
         _row(line.split(), HTK_RATE, f"{path}, line {number}")
@@ -205,7 +215,7 @@ def read_lab(path):
     ]
 
 
-def read_align(path):
+def read_align(path: str | os.PathLike) -> list[tuple[float, float, str]]:
     """Read the words of a GRID .align file: [(start, end, word)]."""
     return [
         _row(line.split(), GRID_RATE, f"{path}, line {number}")
@@ -230,12 +240,13 @@ def _row(fields, rate, where):
         raise TalkheadError(f"{where}: wanted start, end and label, such as 0 1200000 sil") from None
 
 
-def read_mlf(path):
+def read_mlf(path: str | os.PathLike) -> dict[str, list[tuple[float, float, str]]]:
     """Read an HTK master label file: {name: [(start, end, label)]}."""
     lines = _text(path).splitlines()
     if not lines or lines[0].strip() != "#!MLF!#":
         raise TalkheadError(f"{path}: not a master label file; its first line should be #!MLF!#")
-    entries, rows = {}, None
+    entries: dict[str, list[tuple[float, float, str]]] = {}
+    rows = None
     for number, line in enumerate(lines[1:], 2):
         line = line.strip()
         if line.startswith('"') and line.endswith('"'):
@@ -247,7 +258,7 @@ def read_mlf(path):
                 f"{path}, line {number}: outside of an entry; "
                 'an entry begins with its name, such as "*/s1.lab", and ends with a dot'
             )
-        elif line:
+        elif line and rows is not None:
             rows.append(_row(line.split(), HTK_RATE, f"{path}, line {number}"))
     return entries
 
@@ -291,7 +302,7 @@ def _are_phonemes(rows):
     return all(arpabet(label) in _ARPABET | {SILENCE} for _, _, label in rows)
 
 
-def arpabet(label):
+def arpabet(label: str) -> str:
     """Convert a label of ARPABET or TIMIT, or IPA's [p b m], to ARPABET without stress: "AH0" → "AH", "bcl" → "B"."""
     plain = label.strip().lower()
     if plain in _SILENCES:
@@ -313,7 +324,12 @@ def _merged(rows):
     return merged
 
 
-def pronounce(words, dictionary, where="words", mend="pass a --dictionary that has them, in the format of CMUdict"):
+def pronounce(
+    words: list[tuple[float, float, str]],
+    dictionary: Mapping[str, Sequence[str]],
+    where: str | os.PathLike = "words",
+    mend: str = "pass a --dictionary that has them, in the format of CMUdict",
+) -> list[tuple[float, float, str]]:
     """Convert timed words to timed phonemes, which share the time of a word by their typical durations.
 
     words        list of (start, end, word), seconds; case-insensitive
@@ -341,7 +357,7 @@ def pronounce(words, dictionary, where="words", mend="pass a --dictionary that h
     return rows
 
 
-def read_dictionary(path):
+def read_dictionary(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     """Read a pronouncing dictionary in the format of CMUdict.
 
     path     text file: lines of a word and its phonemes; ";;;" and "#" begin a comment. Of alternatives, such as
@@ -353,12 +369,12 @@ def read_dictionary(path):
 
     with files.os_errors_in_one_line(path):
         text = files.decoded(Path(path).read_bytes(), "replace")
-    words = {}
+    words: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        word, *sounds = ("" if line.startswith(";;;") else line.partition(" #")[0]).split() or [""]
+        word, *spoken = ("" if line.startswith(";;;") else line.partition(" #")[0]).split() or [""]
         if not word:
             continue
-        sounds = tuple(arpabet(sound) for sound in sounds)
+        sounds = tuple(arpabet(sound) for sound in spoken)
         if not sounds or not _ARPABET.issuperset(sounds):
             raise TalkheadError(
                 f"{path}, line {number}: wanted a word and its ARPABET phonemes, such as PLEASE  P L IY1 Z"

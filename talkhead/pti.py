@@ -5,6 +5,9 @@ Source: thesis §4.3.2.2; Roich et al. 2021.
 
 import copy
 import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +17,26 @@ from talkhead.errors import TalkheadError
 from talkhead.fingerprints import digest
 from talkhead.images import sheet
 from talkhead.losses import Perceptual
+from talkhead.stylegan import Generator
 from talkhead.training import EarlyStopping, fit, seeded
 
 SHEET_IMAGES = 8  # at most, in a sample sheet
 
 
 def tune(
-    generator,
-    images,
-    pivots,
-    steps=350,
-    lr=3e-4,
-    perceptual="auto",
-    batch=4,
-    locality=0.0,
-    locality_radius=30.0,
-    min_delta=0.02,
-    seed=0,
-    on_record=None,
-):
+    generator: Generator,
+    images: torch.Tensor,
+    pivots: torch.Tensor | np.ndarray,
+    steps: int = 350,
+    lr: float = 3e-4,
+    perceptual: str | Perceptual = "auto",
+    batch: int = 4,
+    locality: float = 0.0,
+    locality_radius: float = 30.0,
+    min_delta: float = 0.02,
+    seed: int = 0,
+    on_record: Callable[[dict], None] | None = None,
+) -> Generator:
     """Tune a copy of the generator to reproduce the images at the pivots.
 
     generator        stylegan.Generator; not changed
@@ -71,24 +75,24 @@ def tune(
 
 
 def train(
-    images,
-    generator,
-    pivots,
-    out,
+    images: torch.Tensor,
+    generator: Generator,
+    pivots: torch.Tensor | np.ndarray,
+    out: str | os.PathLike,
     *,
-    photo=None,
-    steps=350,
-    batch=4,
-    lr=3e-4,
-    perceptual="auto",
-    locality=0.0,
-    locality_radius=30.0,
-    min_delta=0.02,
-    accumulate=1,
-    precision="float32",
-    seed=0,
-    **run,
-):
+    photo: np.ndarray | None = None,
+    steps: int = 350,
+    batch: int = 4,
+    lr: float = 3e-4,
+    perceptual: str | Perceptual = "auto",
+    locality: float = 0.0,
+    locality_radius: float = 30.0,
+    min_delta: float = 0.02,
+    accumulate: int = 1,
+    precision: str = "float32",
+    seed: int = 0,
+    **run: Any,
+) -> Iterator[dict]:
     """Tune a generator as `tune` does, into a resumable file; yield log records.
 
     images, generator, pivots   as in `tune`

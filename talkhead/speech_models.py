@@ -7,10 +7,13 @@ rows.
 Source: thesis §4.2.3; Hannun et al. 2014; Graves et al. 2006 (CTC).
 """
 
+import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +41,7 @@ class CharacterModel(nn.Module):
 
     name, width = "bundled", BLANK + 1
 
-    def __init__(self, channels=192, hidden=320, delay=7):
+    def __init__(self, channels: int = 192, hidden: int = 320, delay: int = 7) -> None:
         super().__init__()
         self.config = {"channels": channels, "hidden": hidden, "delay": delay}
         self.delay = delay
@@ -53,7 +56,7 @@ class CharacterModel(nn.Module):
         self.lstm = nn.LSTM(channels, hidden, 2, batch_first=True)
         self.spell = nn.Linear(hidden, BLANK + 1)
 
-    def forward(self, features, state=None):
+    def forward(self, features: torch.Tensor, state: dict | None = None) -> tuple[torch.Tensor, dict]:
         """Logits (B, K, 29), not delayed, of log-mel energies (B, 2 K, 26).
 
         state    state that the call on the preceding features returned; None at the beginning
@@ -62,11 +65,11 @@ class CharacterModel(nn.Module):
         hidden, state = self.encode(features, state)
         return self.spell(hidden), state
 
-    def encode(self, features, state=None):
+    def encode(self, features: torch.Tensor, state: dict | None = None) -> tuple[torch.Tensor, dict]:
         """Hidden states (B, K, hidden), the input of the logits' layer; otherwise as `forward`."""
         x, tails, state = features / 4, [], state or {}  # scaled so that ordinary speech is about 1
         for k, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
-            past = convolution.kernel_size[0] - convolution.stride[0]
+            past: Any = convolution.kernel_size[0] - convolution.stride[0]  # type: ignore[index]  # of a Conv1d
             before = state["tails"][k] if state else x.new_zeros(len(x), past, x.shape[2])
             padded = torch.cat([before, x], 1)
             tails.append(padded[:, padded.shape[1] - past :])
@@ -76,7 +79,7 @@ class CharacterModel(nn.Module):
         return x, {"tails": tails, "memory": memory}
 
     @torch.no_grad()
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Stream the logits of a recording.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
@@ -101,7 +104,7 @@ class CharacterModel(nn.Module):
                     yield logits[0, early:].cpu().numpy()
 
 
-def load(path, device="cpu"):
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CharacterModel:
     """Load a CharacterModel from a weights file, frozen and in evaluation mode.
 
     raises   TalkheadError if the file is missing, damaged or of another kind
@@ -141,7 +144,9 @@ class DeepSpeech(nn.Module):
     name, width = "deepspeech", BLANK + 1
     block = 2000  # steps
 
-    def __init__(self, widths=(2048, 2048, 4096, 2048, 2048), labels=BLANK + 1):
+    def __init__(
+        self, widths: list[int] | tuple[int, ...] = (2048, 2048, 4096, 2048, 2048), labels: int = BLANK + 1
+    ) -> None:
         super().__init__()
         first, second, third, cells, fifth = widths
         self.config = {"widths": list(widths), "labels": labels}
@@ -151,13 +156,14 @@ class DeepSpeech(nn.Module):
         self.forwards, self.backwards = nn.LSTM(third, cells), nn.LSTM(third, cells)
         self.after, self.spell = nn.Linear(2 * cells, fifth), nn.Linear(fifth, labels)
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield logits (k, 29) of MFCC (K, 26) at 50 Hz."""
         padded = F.pad(features, (0, 0, CONTEXT, CONTEXT))  # zeros, before the normalisation, as in Mozilla's code
         windows = padded.unfold(0, 2 * CONTEXT + 1, 1)  # (K, 26, 19), a view
         mean, std = self._statistics(features)
         starts = range(0, len(features), self.block)
-        states, state = {}, None
+        states: dict[int, tuple | None] = {}
+        state = None
         for first in reversed(starts):
             states[first] = state
             if first:
@@ -190,7 +196,7 @@ class DeepSpeech(nn.Module):
         return mean.float(), std.float().clamp(min=1e-6)
 
     @torch.no_grad()
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Logits of a recording, computed after its last block.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
@@ -206,7 +212,7 @@ def _clipped_relu(values):
     return values.clamp(0, 20)
 
 
-def read_deepspeech(path, device="cpu"):
+def read_deepspeech(path: str | os.PathLike, device: str | torch.device = "cpu") -> DeepSpeech:
     """Load Mozilla's DeepSpeech 0.1.0 from its output_graph.pb without TensorFlow; widths are those of the file.
 
     raises   TalkheadError if the file is missing, damaged, or another version; or if protobuf is not installed
@@ -243,7 +249,7 @@ def read_deepspeech(path, device="cpu"):
         + [constants[ways[0][1]].shape[-1] // 4, constants["b5"].shape[-1]]
     )
     layers = zip((1, 2, 3, 5, 6), ("dense.0", "dense.1", "dense.2", "after", "spell"))
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for theirs, ours in layers:
         state |= {f"{ours}.weight": constants[f"h{theirs}"].mT, f"{ours}.bias": constants[f"b{theirs}"]}
     for ours, way in zip(("forwards", "backwards"), ways):
@@ -333,7 +339,7 @@ _MESSAGES = {
 }
 
 
-def graph_messages(where="graph"):
+def graph_messages(where: str = "graph") -> dict[str, type]:
     """Protobuf classes of a TensorFlow graph's messages, by name.
 
     raises   TalkheadError if protobuf is not installed
@@ -386,7 +392,7 @@ class TransformersFeatures:
 
     BLOCK, MARGIN = 20, 2  # seconds
 
-    def __init__(self, name, path, device="cpu"):
+    def __init__(self, name: str, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
         try:
             from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
         except ImportError:
@@ -413,11 +419,11 @@ class TransformersFeatures:
         for kernel, stride in zip(reversed(self.network.config.conv_kernel), reversed(self.network.config.conv_stride)):
             self.receptive_field = (self.receptive_field - 1) * stride + kernel
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return self.network.state_dict()
 
     @torch.no_grad()
-    def steps(self, blocks):
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Hidden states, float32 (m, width), of a recording, computed after its last block."""
         blocks = [np.asarray(block, np.float32) for block in blocks if len(block)]
         if blocks:
@@ -463,7 +469,7 @@ def _interpolated(rows, times):
 # CTC decoding ---------------------------------------------------------------------------------------------------------
 
 
-def greedy_decode(logits):
+def greedy_decode(logits: torch.Tensor | np.ndarray) -> str:
     """Greedy CTC decoding: the text of the most likely label of each step.
 
     logits   (K, 29), tensor or array
@@ -474,6 +480,6 @@ def greedy_decode(logits):
     return "".join(LABELS[label] for label in kept if label != BLANK)
 
 
-def transcribe(model, audio):
+def transcribe(model: CharacterModel | DeepSpeech, audio: np.ndarray) -> str:
     """Transcribe a recording, float (N,) at 16 kHz, with a CharacterModel or DeepSpeech: str."""
     return greedy_decode(np.concatenate(list(model.steps([audio]))))

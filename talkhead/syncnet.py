@@ -7,6 +7,7 @@ Source: Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-C and LSE-D
 preprocessing of frames and audio are those of SyncNet's public code.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -57,18 +58,18 @@ class SyncNet(nn.Module):
     narrow   divisor of the widths: 1 is SyncNet, larger values are for tests
     """
 
-    def __init__(self, narrow=1):
+    def __init__(self, narrow: int = 1) -> None:
         super().__init__()
         self.netcnnaud = _chain(1, _AUDIO_LAYERS, narrow, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
         self.netfcaud = _head(narrow)
         self.netcnnlip = _chain(3, _LIP_LAYERS, narrow, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
         self.netfclip = _head(narrow)
 
-    def hear(self, features):
+    def hear(self, features: torch.Tensor) -> torch.Tensor:
         """Audio embeddings, float (N, 1024), of MFCC of 200 ms, float (N, 1, 13, 20)."""
         return self.netfcaud(self.netcnnaud(features).flatten(1))
 
-    def see(self, frames):
+    def see(self, frames: torch.Tensor) -> torch.Tensor:
         """Lip embeddings, float (T − 4, 1024), of 5 successive frames, float (T, 3, 224, 224), BGR in [0, 255]."""
         maps = self.netcnnlip(frames.transpose(0, 1)[None])  # (1, 512, T − 4, 1, 1)
         return self.netfclip(maps[0, :, :, 0, 0].T)
@@ -96,7 +97,7 @@ def _head(narrow):
     )
 
 
-def load(path, device="cpu"):
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SyncNet:
     """Load SyncNet from syncnet_v2.model, a flat state dict.
 
     raises   TalkheadError if it cannot be read or holds another network
@@ -120,7 +121,7 @@ class Sync(NamedTuple):
     offset: int  # frames, with the sign of the public code: positive if the audio must be delayed to match the lips
 
 
-def sync_scores(lips, audio, shifts=SHIFTS):
+def sync_scores(lips: np.ndarray | torch.Tensor, audio: np.ndarray | torch.Tensor, shifts: int = SHIFTS) -> Sync:
     """LSE-D, LSE-C and offset of lip and audio embeddings.
 
     lips, audio  float (N, 1024) each, embeddings of the same times
@@ -136,13 +137,13 @@ def sync_scores(lips, audio, shifts=SHIFTS):
     return Sync(float(means[best]), float(means.median() - means[best]), shifts - best)
 
 
-def sound_features(audio):
+def sound_features(audio: np.ndarray) -> np.ndarray:
     """MFCC, float32 (M, 13), of audio, float (N,) in [-1, 1] at 16 kHz: those of python_speech_features for 16 bits."""
     samples = np.rint(np.clip(np.asarray(audio, np.float64) * 32768, -32768, 32767))
     return python_speech_features.mfcc(samples, SAMPLE_RATE, appendEnergy=True).astype(np.float32)
 
 
-def face_box(landmarks):
+def face_box(landmarks: np.ndarray) -> tuple[float, float, float]:
     """Estimate a face detector's box from landmarks: (x, y, half a side), pixels.
 
     Departure: the public code crops around the boxes of the detector S3FD; here they are estimated from the landmarks,
@@ -154,7 +155,7 @@ def face_box(landmarks):
     return (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
 
 
-def crop(frame, box):
+def crop(frame: np.ndarray, box: tuple[float, float, float] | np.ndarray | None) -> np.ndarray:
     """Crop SyncNet's input, uint8 (224, 224, 3), from a frame, uint8 (H, W, 3) RGB.
 
     box   (x, y, half a side) of the face; None: the whole frame
@@ -178,11 +179,15 @@ class SyncNetEvaluator:
     network  SyncNet
     """
 
-    def __init__(self, network):
+    def __init__(self, network: SyncNet) -> None:
         self.network, self.device = network, next(network.parameters()).device
-        self._pending, self._boxes, self._crops, self._embeddings, self._cropped = [], [], [], [], 0
+        self._pending: list[np.ndarray] = []
+        self._boxes: list[tuple[float, ...]] = []
+        self._crops: list[np.ndarray] = []
+        self._embeddings: list[np.ndarray] = []
+        self._cropped = 0
 
-    def add(self, frame, landmarks=None):
+    def add(self, frame: np.ndarray, landmarks: np.ndarray | None = None) -> None:
         """Add a frame, uint8 (H, W, 3), and the face's 68 landmarks; a frame of 224 x 224 is a crop and needs none."""
         whole = frame.shape[:2] == (SIDE, SIDE)
         self._boxes.append((np.nan,) * 3 if landmarks is None or whole else face_box(landmarks))
@@ -207,7 +212,7 @@ class SyncNetEvaluator:
             self._crops = self._crops[1 - FRAMES :]
 
     @torch.no_grad()
-    def score(self, audio):
+    def score(self, audio: np.ndarray) -> Sync | None:
         """Sync of all frames so far with their audio, float (N,) at 16 kHz; None if there are fewer than six frames."""
         while self._pending:
             self._crop()

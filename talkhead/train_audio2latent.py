@@ -5,7 +5,10 @@ Source: thesis §4.2.2.3 (first model), §4.3.2.1 (second model).
 
 import copy
 import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from talkhead import mfcc, training
-from talkhead.audio2latent import displacements
-from talkhead.audio_features import Mfcc
+from talkhead.audio2latent import FirstModel, SecondModel, displacements
+from talkhead.audio_features import AudioFeatures, Mfcc
 from talkhead.distributed import Distributed
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.latent_cache import SAMPLES_PER_FRAME, LatentCache, Windows, list_clips, split
 from talkhead.latents import W_DIM, Basis
 from talkhead.losses import Perceptual
+from talkhead.stylegan import Generator
 
 # Frames of audio before a training window, at most; the features estimate the speech level from them.
 CONTEXT_BEFORE = 25
@@ -28,36 +33,36 @@ FEATURE_STD_CLIPS = 100  # clips from which the std of the features is estimated
 
 
 def train(
-    clips,
-    generator,
-    encoder,
-    out,
-    model,
+    clips: Sequence[str | os.PathLike],
+    generator: Generator,
+    encoder: Encoder,
+    out: str | os.PathLike,
+    model: FirstModel | SecondModel,
     *,
-    steps,
-    features=None,
-    batch=16,
-    frames=25,
-    lr=2e-4,
+    steps: int,
+    features: AudioFeatures | None = None,
+    batch: int = 16,
+    frames: int = 25,
+    lr: float = 2e-4,
     latent_weight: float | None = None,
-    image_weight=1.0,
-    image_frames=8,
-    mouth_weight=0.0,
-    perceptual="auto",
-    augment=True,
+    image_weight: float = 1.0,
+    image_frames: int = 8,
+    mouth_weight: float = 0.0,
+    perceptual: str | Perceptual = "auto",
+    augment: bool = True,
     identity_noise: float | None = None,
-    best_of_n=1,
+    best_of_n: int = 1,
     patience: int | None = None,
-    lr_decay=0.0,
-    hold_out=10,
-    validate_every=200,
-    ema_decay=0.998,
-    accumulate=1,
-    precision="float32",
-    seed=0,
-    device="cpu",
-    **run,
-):
+    lr_decay: float = 0.0,
+    hold_out: int | Sequence[str] = 10,
+    validate_every: int = 200,
+    ema_decay: float = 0.998,
+    accumulate: int = 1,
+    precision: str = "float32",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **run: Any,
+) -> Iterator[dict]:
     """Train an audio2latent model on talking clips; yield log records. The file's "model" is the best by validation.
 
     clips           clips of aligned faces with audio, or folders of them. Optional files beside a clip: NNNNNN.json
@@ -113,7 +118,7 @@ def train(
             f"this speech model takes {model.window_shape}; build it for these features"
         )
     model.feature_id = features.identity
-    latent_weight, identity_noise, patience = (
+    latent_weight, identity_noise, patience = (  # type: ignore[assignment]  # the defaults have these types
         model.defaults[name] if given is None else given
         for name, given in (
             ("latent_weight", latent_weight),
@@ -182,9 +187,9 @@ def train(
                 "encoder": cache.fingerprint,
                 "training": settings | {"clips": len(training_set), "held_out": len(held_out)},
             },
-            "perceptual": perceptual.name if image_frames else None,
+            "perceptual": perceptual.name if image_frames else None,  # type: ignore[union-attr]  # loaded above
         }
-        checks = (
+        checks: dict[str, Any] = (
             {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"}
             if held_out
             else {}

@@ -1,16 +1,22 @@
 """Training of encoders for a frozen generator by reconstruction (thesis §3.2)."""
 
 import math
+import os
+from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch import nn
 
+from talkhead.datasets import Images
 from talkhead.distributed import Distributed
 from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.images import resize_images, sheet
 from talkhead.inversion import _check_encoder, _settle
 from talkhead.losses import Perceptual, identity_loss, pixel_loss
+from talkhead.stylegan import Generator
 from talkhead.training import Prefetcher, fit
 
 # Published hyper-parameters of each architecture, the defaults of `train`.
@@ -21,31 +27,31 @@ RECIPES = {
 
 
 def train(
-    images,
-    generator,
-    out,
-    encoder,
+    images: Images,
+    generator: Generator,
+    out: str | os.PathLike,
+    encoder: ResNetEncoder | PSPEncoder,
     *,
-    steps,
-    batch=8,
+    steps: int,
+    batch: int = 8,
     lr: float | None = None,
     pixel: str | None = None,
-    pixel_weight=1.0,
+    pixel_weight: float = 1.0,
     perceptual_weight: float | None = None,
-    perceptual="auto",
-    latent_weight=0.0,
-    identity=None,
-    identity_weight=0.1,
+    perceptual: str | Perceptual = "auto",
+    latent_weight: float = 0.0,
+    identity: nn.Module | None = None,
+    identity_weight: float = 0.1,
     loss_size: int | None = None,
-    flip=False,
-    validation=None,
-    validate_every=500,
-    accumulate=1,
-    precision="float32",
-    seed=0,
-    device="cpu",
-    **run,
-):
+    flip: bool = False,
+    validation: Images | None = None,
+    validate_every: int = 500,
+    accumulate: int = 1,
+    precision: str = "float32",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **run: Any,
+) -> Iterator[dict]:
     """Train an encoder by reconstructing the images with a frozen generator; yield log records.
 
     images             datasets.Images
@@ -119,7 +125,7 @@ def train(
         "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)},
         "perceptual": perceptual.name,
     }
-    checks = {}
+    checks: dict[str, Any] = {}
     if validation is not None:
         checks = {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(
@@ -137,7 +143,7 @@ def train(
     )
 
 
-def training_size(generator, encoder, loss_size=None):
+def training_size(generator: Generator, encoder: ResNetEncoder | PSPEncoder, loss_size: int | None = None) -> int:
     """Image size that `train` needs, pixels: smaller images lack detail, larger ones waste memory.
 
     Arguments and errors as in `train`.
@@ -180,7 +186,13 @@ class _Reconstruction:
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
 
 
-def new_encoder(arch, generator, imagenet=None, irse=None, **shape):
+def new_encoder(
+    arch: str,
+    generator: Generator,
+    imagenet: str | os.PathLike | None = None,
+    irse: str | os.PathLike | None = None,
+    **shape: Any,
+) -> ResNetEncoder | PSPEncoder:
     """A new encoder for a generator, whose first output is the mean latent.
 
     arch       "resnet" or "psp"

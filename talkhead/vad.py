@@ -3,6 +3,7 @@
 Both are streaming, with no more look-ahead than the speech model.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -29,11 +30,11 @@ class VoiceActivityDetector:
     Departure: ours; trained and evaluated by `examples/learn_voice.py`.
     """
 
-    def __init__(self, weights=None):
+    def __init__(self, weights: np.ndarray | None = None) -> None:
         weights = (_bundled("voice") if weights is None else weights).astype(np.float32)
         self._first, (self._bias, self._second, (self._last, *_)) = weights[:-3], weights[-3:]
 
-    def stream(self, blocks):
+    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[float]:
         """Stream the probability of speech, one float in [0, 1] per video frame, with the delay of MFCC windows.
 
         blocks   iterator of audio blocks, float (n,) at 16 kHz
@@ -43,7 +44,7 @@ class VoiceActivityDetector:
             yield float(1 / (1 + np.exp(-(hidden @ self._second + self._last).clip(-50, 50))))
 
 
-def vad_features(audio):
+def vad_features(audio: np.ndarray) -> np.ndarray:
     """Input features of VoiceActivityDetector, float32 (T, F), of a recording, float (N,) at 16 kHz."""
     return np.stack(list(_stream_features([audio])))
 
@@ -63,7 +64,9 @@ def _bundled(name):
     return files.read_array(WEIGHTS / f"{name}.npy")
 
 
-def gate_mouth(displacements, speaking, rest):
+def gate_mouth(
+    displacements: Iterable[np.ndarray], speaking: Iterable[float], rest: np.ndarray
+) -> Iterator[np.ndarray]:
     """Gate displacements by voice activity: blend them to a rest displacement where nobody speaks.
 
     displacements   iterator of float32 (L, 512)

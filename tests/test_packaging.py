@@ -17,9 +17,12 @@ COMMAND = ("cli_options", "cli_io", "cli_plot", "cli_train", "cli_weights", "cli
 
 
 def imported(path):
-    """The files of the package that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The files of the package that a file imports, anywhere in it but for type checkers."""
+    names, tree = set(), ast.parse(path.read_text())
+    tree.body = [
+        part for part in tree.body if not (isinstance(part, ast.If) and "TYPE_CHECKING" in ast.dump(part.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
