@@ -100,10 +100,10 @@ def fit(
     keep: int = 0,
     converged: Callable[[dict], bool] | None = None,
     validate: Callable[[], dict] | None = None,
-    validate_every: None | int = None,  # None first: trainers set these two, not `--set`
+    validate_every: None | int = None,  # None first: not for `--set`, as `samples` below
     keep_best: None | str = None,
     draw: Callable[[], np.ndarray] | None = None,
-    samples: str | os.PathLike | None = None,
+    samples: None | str | os.PathLike = None,
     samples_every: int = 1000,
     on_save: Callable[[dict], None] | None = None,
 ) -> Iterator[dict]:
