@@ -1,7 +1,10 @@
 """Audio files: reading from recordings, video clips and pipes, writing WAV."""
 
 import io
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -51,14 +54,20 @@ class SoundReader:
 
     channels = 1
 
-    def __init__(self, source, sample_rate=16000, keep=False, on_wait=None):
+    def __init__(
+        self,
+        source: str | os.PathLike | BinaryIO,
+        sample_rate: int = 16000,
+        keep: bool = False,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
         self.name, self.rate, self.count = name_of(source), int(sample_rate), None
         self._kept = PushQueue(1) if keep else None
         self._stack = ExitStack()
         self._media = self._decoder = None
         self._input = self._stack.enter_context(open_source(source, on_wait))
         self.live = isinstance(self._input, Source) and self._input.live
-        if self.live:
+        if isinstance(self._input, Source) and self.live:
             self._input.widen()  # opened at the first read, because opening waits for the header
         else:
             with ExitStack() as undo:
@@ -90,33 +99,38 @@ class SoundReader:
         if empty:
             raise TalkheadError(f"{self.name}: its sound track is empty; pass a recording")
 
-    def __iter__(self):
+    def __iter__(self) -> "SoundReader":
         return self
 
-    def __next__(self):
+    def __next__(self) -> np.ndarray:
         block = next(self._blocks)
         if self._kept is not None:
             self._kept.push(_to_int16(block)[None])
         return block
 
-    def take(self, count, wait=False):
+    def take(self, count: int, wait: bool = False) -> np.ndarray:
         """Take the next `count` samples, int16 (n, 1), reading on if needed; fewer at the end."""
         assert self._kept is not None, "pass keep=True"
         while self._kept.size < count and next(self, None) is not None:
             pass
         return self._kept.take(count)
 
-    def close(self):
+    def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "SoundReader":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def read_sound(source, sample_rate=16000, keep=False, on_wait=None):
+def read_sound(
+    source: str | os.PathLike | BinaryIO,
+    sample_rate: int = 16000,
+    keep: bool = False,
+    on_wait: Callable[[], None] | None = None,
+) -> SoundReader:
     """Open audio for reading block by block.
 
     source       path, "-" or binary stream of any audio or video file. The path may be that of a pipe or a device
@@ -130,7 +144,7 @@ def read_sound(source, sample_rate=16000, keep=False, on_wait=None):
     return SoundReader(source, sample_rate, keep, on_wait)
 
 
-def read_audio(source, sample_rate=16000):
+def read_audio(source: str | os.PathLike | BinaryIO, sample_rate: int = 16000) -> np.ndarray:
     """Read all audio of any audio or video file.
 
     source       path, "-" or binary stream
@@ -149,7 +163,7 @@ def _to_int16(samples):
     return np.rint(samples * 32768.0).clip(-32768, 32767).astype(np.int16)
 
 
-def write_audio(path, audio, sample_rate=16000):
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = 16000) -> None:
     """Write mono audio as a 16-bit .wav.
 
     audio    float (N,) in [-1, 1]; louder samples are clipped
@@ -165,7 +179,7 @@ def write_audio(path, audio, sample_rate=16000):
 class SampleBlocks:
     """Audio samples in memory, with the interface of `Sound`."""
 
-    def __init__(self, samples, rate):
+    def __init__(self, samples: np.ndarray, rate: int) -> None:
         samples = np.asarray(samples)
         samples = samples[:, None] if samples.ndim == 1 else samples  # (N, channels)
         assert samples.shape[1] in (1, 2), samples.shape
@@ -174,6 +188,6 @@ class SampleBlocks:
         self._samples, self._position = samples, 0
         self.rate, self.channels = int(rate), samples.shape[1]
 
-    def take(self, count, wait=False):
+    def take(self, count: int, wait: bool = False) -> np.ndarray:
         start, self._position = self._position, self._position + count
         return self._samples[start : start + count]

@@ -8,8 +8,10 @@ record no generator: only their size is checked.
 """
 
 import argparse
+import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,10 +20,16 @@ from talkhead.errors import TalkheadError
 from talkhead.fingerprints import fingerprint
 from talkhead.stylegan import Generator, build
 
+if TYPE_CHECKING:
+    from talkhead.audio2latent import FirstModel, SecondModel
+    from talkhead.keypoints import KeypointNetwork
+    from talkhead.video_gan import LatentGenerator
+
 WEIGHTS = Path(__file__).parent / "weights"
+Encoder = encoders.ResNetEncoder | encoders.PSPEncoder | encoders.ReStyle
 
 
-def bundled(kind):
+def bundled(kind: str) -> Path:
     """Path of the bundled weights of a kind.
 
     kind     "generator", "encoder", "audio2latent" (the second model), "first" (the first model), "video_gan", "speech"
@@ -41,7 +49,7 @@ def bundled(kind):
 # Loading networks -----------------------------------------------------------------------------------------------------
 
 
-def load_generator(path, device="cpu"):
+def load_generator(path: str | os.PathLike, device: str | torch.device = "cpu") -> Generator:
     """Load the generator of a weights file, frozen and in evaluation mode.
 
     path      ours: a training run, an exported file or a tuned generator; or another project's, as `read` takes them
@@ -95,7 +103,9 @@ def _photo(path, photo):
     return photo.numpy()
 
 
-def load_encoder(path, generator=None, device="cpu"):
+def load_encoder(
+    path: str | os.PathLike, generator: Generator | None = None, device: str | torch.device = "cpu"
+) -> Encoder:
     """Load the image encoder of a weights file, frozen and in evaluation mode.
 
     path        ours, or one of pSp, e4e or ReStyle
@@ -111,7 +121,9 @@ def load_encoder(path, generator=None, device="cpu"):
     return _load_fitted(path, read(path, "encoder", training=False), encoder, generator, device)
 
 
-def load_audio2latent(path, generator=None, device="cpu"):
+def load_audio2latent(
+    path: str | os.PathLike, generator: Generator | None = None, device: str | torch.device = "cpu"
+) -> "FirstModel | SecondModel":
     """Load the speech model of a weights file, frozen and in evaluation mode; arguments as `load_encoder`.
 
     returns   audio2latent.FirstModel or SecondModel; `feature_id` is the id of its audio features
@@ -124,7 +136,12 @@ def load_audio2latent(path, generator=None, device="cpu"):
     return _load_fitted(path, read(path, "audio2latent", training=False), speech_model, generator, device)
 
 
-def load_video_gan(path, generator=None, encoder=None, device="cpu"):
+def load_video_gan(
+    path: str | os.PathLike,
+    generator: Generator | None = None,
+    encoder: Encoder | None = None,
+    device: str | torch.device = "cpu",
+) -> "LatentGenerator":
     """Load the motion model of a weights file, frozen and in evaluation mode.
 
     generator, encoder   if given, must be those that it was trained with; the generator may also be one tuned from it
@@ -143,7 +160,7 @@ def load_video_gan(path, generator=None, encoder=None, device="cpu"):
     return model
 
 
-def load_keypoints(path=None, device="cpu"):
+def load_keypoints(path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> "KeypointNetwork":
     """Load the keypoint network of a weights file, frozen and in evaluation mode; it is independent of generators.
 
     path      weights file; None: the bundled one
@@ -212,7 +229,7 @@ def _build(network, config, state, path, device):
 # Reading files of any project -----------------------------------------------------------------------------------------
 
 
-def read(path, kind=None, training=True):
+def read(path: str | os.PathLike, kind: str | None = None, training: bool = True) -> dict:
     """Read the weights of one network from a file of any supported project, converted to our layout.
 
     path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of
@@ -531,7 +548,9 @@ def _complete(state, config):
 # Converting and exporting files ---------------------------------------------------------------------------------------
 
 
-def convert(source, destination, to="talkhead", part=None):
+def convert(
+    source: str | os.PathLike, destination: str | os.PathLike, to: str = "talkhead", part: str | None = None
+) -> None:
     """Convert a weights file to another project's layout, bit for bit: generators, discriminator, noise, mean of W.
 
     source        as `read` takes it
@@ -633,7 +652,7 @@ def _nvidia_widths(config):
     return widths
 
 
-def export(source, destination, half=True):
+def export(source: str | os.PathLike, destination: str | os.PathLike, half: bool = True) -> None:
     """Export a weights file without its training state, by default in half precision.
 
     source   as `read` takes it
@@ -654,7 +673,7 @@ def export(source, destination, half=True):
 # Describing files -----------------------------------------------------------------------------------------------------
 
 
-def describe(path):
+def describe(path: str | os.PathLike) -> dict:
     """Describe a weights file of any supported project as a dict of plain values.
 
     returns   format ("talkhead", "rosinality", "nvidia" or "psp"), kind, step, parameters (number of trained ones),
@@ -770,20 +789,26 @@ def _plain(value):
 # Networks that fit each other -----------------------------------------------------------------------------------------
 
 
-def load_networks(device="cpu", **paths):
+def load_networks(device: str | torch.device = "cpu", **paths: str | os.PathLike | None) -> dict:
     """{kind: network} for {kind: path}, checked against each other.
 
     paths    generator, and any of encoder, audio2latent, video_gan; None is the bundled one
     raises   TalkheadError if one was trained against another
     """
     found = {kind: path or bundled(kind) for kind, path in paths.items()}
-    networks = {"generator": load_generator(found.pop("generator"), device)}
+    networks: dict = {"generator": load_generator(found.pop("generator"), device)}
     if "encoder" in found:
         networks["encoder"] = load_encoder(found.pop("encoder"), networks["generator"], device)
     return networks | {kind: load_driver(kind, path, device=device, **networks) for kind, path in found.items()}
 
 
-def load_driver(kind, path, generator, encoder=None, device="cpu"):
+def load_driver(
+    kind: str,
+    path: str | os.PathLike | None,
+    generator: Generator,
+    encoder: Encoder | None = None,
+    device: str | torch.device = "cpu",
+) -> "FirstModel | SecondModel | LatentGenerator":
     """The speech model ("audio2latent") or motion model ("video_gan") in a file, None for the bundled one, if it fits the others."""
     path = path or bundled(kind)
     if kind == "video_gan":

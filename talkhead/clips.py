@@ -3,25 +3,41 @@
 import json
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from talkhead import audio_files, faces, files, inversion, synthesis, video_files
-from talkhead.detail import native_side
+from talkhead.checkpoints import Encoder
+from talkhead.detail import Photo, native_side
+from talkhead.dubbing import Film
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
+from talkhead.landmarks import Detector
+from talkhead.losses import Perceptual
+from talkhead.stylegan import Generator
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("talkhead")
 
 
-def silent(items=None, total=None, unit="frame"):
+def silent(items: Iterable | None = None, total: int | None = None, unit: str = "frame") -> tqdm:
     """A progress bar that shows nothing: the default of `progress` below, which takes any function like it."""
     return tqdm(items, total=total, unit=unit, disable=True)
 
 
-def track(reader, find, aligned=False, face="largest", on_missing="fail"):
+def track(
+    reader: video_files.FrameReader,
+    find: Callable[[], Detector],
+    aligned: bool = False,
+    face: str | int = "largest",
+    on_missing: str = "fail",
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
     """The frames of a clip, each with the quad of the face in it.
 
     reader      video_files.FrameReader
@@ -42,14 +58,22 @@ def track(reader, find, aligned=False, face="largest", on_missing="fail"):
     return faces.follow(reader, detector, on_missing=on_missing, face=face)
 
 
-def crop(frame, quad, size):
+def crop(frame: np.ndarray, quad: np.ndarray | None, size: int | None) -> np.ndarray:
     """The face in a tracked frame, uint8 (size, size, 3); an aligned frame is returned as it is."""
-    return frame if quad is None else faces.crop(frame, quad, size)
+    return frame if quad is None else faces.crop(frame, quad, size)  # type: ignore[arg-type]  # it has a size then
 
 
 def align_clip(
-    source, output, find, size=256, smoothing=2.0, on_missing="fail", face="largest", quads=None, progress=silent
-):
+    source: str | os.PathLike | BinaryIO,
+    output: str | os.PathLike | BinaryIO,
+    find: Callable[[], Detector],
+    size: int = 256,
+    smoothing: float = 2.0,
+    on_missing: str = "fail",
+    face: str | int = "largest",
+    quads: str | os.PathLike | None = None,
+    progress: Callable[..., tqdm] = silent,
+) -> int:
     """Crop a clip or image to its face, as FFHQ does, from file to file.
 
     source, output   as `read_frames` and `FrameWriter` take them
@@ -66,12 +90,14 @@ def align_clip(
         if reader.aligned:
             log.info(f"{reader.name}: aligned already, only resized")
             about |= {"size": reader.size[0], "smoothing": 0.0}
-            crops = ((resize(frame, size), faces.whole_quad(frame), index) for index, frame in enumerate(reader))
+            crops: Iterator = (
+                (resize(frame, size), faces.whole_quad(frame), index) for index, frame in enumerate(reader)
+            )
         else:
             detector = find()
             log.info(f"{reader.name}: landmarks by {detector.name}")
             crops = faces.align_frames(reader, detector, size, smoothing=smoothing, on_missing=on_missing, face=face)
-        corners = []
+        corners: list[np.ndarray] = []
         metadata = reader.metadata | {files.ALIGNED_TAG: str(size)}
         with video_files.FrameWriter(output, sound=reader.sound, metadata=metadata) as writer:
             for image, quad, index in progress(crops):
@@ -84,7 +110,15 @@ def align_clip(
     return writer.count
 
 
-def paste_clip(source, into, quads, output, feather=0.15, match_colour=True, progress=silent):
+def paste_clip(
+    source: str | os.PathLike | BinaryIO,
+    into: str | os.PathLike | BinaryIO,
+    quads: str | os.PathLike,
+    output: str | os.PathLike | BinaryIO,
+    feather: float = 0.15,
+    match_colour: bool = True,
+    progress: Callable[..., tqdm] = silent,
+) -> None:
     """Put a talking head back into the frames that it was cut from, from file to file.
 
     source          the head: clip of aligned frames
@@ -109,17 +143,17 @@ def paste_clip(source, into, quads, output, feather=0.15, match_colour=True, pro
 
 
 def invert_clip(
-    source,
-    output,
-    generator,
-    encoder=None,
-    method="encoder",
-    perceptual=None,
-    log_file=None,
-    log_every=10,
-    progress=silent,
-    **options,
-):
+    source: str | os.PathLike | BinaryIO,
+    output: str,
+    generator: Generator,
+    encoder: Encoder | None = None,
+    method: str = "encoder",
+    perceptual: Perceptual | None = None,
+    log_file: str | os.PathLike | None = None,
+    log_every: int = 10,
+    progress: Callable[..., tqdm] = silent,
+    **options: Any,
+) -> int:
     """The latents of a clip or image, from file to file.
 
     source, output  clip; .npy to write, float32 (T, L, 512). An optimisation into a named file keeps what is done in
@@ -152,7 +186,8 @@ def invert_clip(
         with InversionLog(progress(None, total, "step"), log_file, log_every, resumed) as steps:
             options |= {"perceptual": perceptual, "partial": partial, "on_record": steps.record}
             latents = inversion.invert(reader, generator, method, encoder, **options)
-            count = files.write_latents(output, steps.follow(latents, planned), about | {"perceptual": perceptual.name})
+            about["perceptual"] = perceptual.name  # type: ignore[union-attr]  # all methods but "encoder" have one
+            count = files.write_latents(output, steps.follow(latents, planned), about)
     if options.get("tolerance"):
         log.info(
             f"{steps.early} of {len(steps.taken)} frames converged early; {sum(steps.taken.values())} steps in all"
@@ -170,7 +205,10 @@ class InversionLog:
     resumed  frames found before come first: they leave no records, and the log keeps theirs
     """
 
-    def __init__(self, bar, path, log_every, resumed):
+    taken: dict[int, int]
+    log: Any
+
+    def __init__(self, bar: tqdm, path: str | os.PathLike | None, log_every: int, resumed: bool) -> None:
         self.bar, self.every, self.taken, self.early = bar, log_every, {}, 0
         self.log = path and self._open(path, "r+" if resumed and os.path.exists(path) else "w+")
 
@@ -179,7 +217,7 @@ class InversionLog:
         with files.os_errors_in_one_line(path):
             return open(path, mode, encoding="utf-8")
 
-    def record(self, record):
+    def record(self, record: dict) -> None:
         frame, step = record["frame"], record["step"]
         if not self.taken and self.log is not None:
             self._forget(frame)
@@ -197,7 +235,7 @@ class InversionLog:
         self.log.truncate()
         self.log.writelines(kept)
 
-    def follow(self, latents, planned):
+    def follow(self, latents: Iterable[np.ndarray], planned: Callable[[int], int]) -> Iterator[np.ndarray]:
         """Pass latents on; the bar's total shrinks by the steps that they did not take."""
         for frame, latent in enumerate(latents):
             saved = planned(frame) - self.taken.get(frame, 0)
@@ -206,16 +244,18 @@ class InversionLog:
                 self.bar.total -= saved
             yield latent
 
-    def __enter__(self):
+    def __enter__(self) -> "InversionLog":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.log is not None:
             self.log.close()
 
 
-def tuning_set(name, generator, encoder, frames, device="cpu"):
+def tuning_set(
+    name: str, generator: Generator, encoder: Encoder, frames: list[np.ndarray], device: "str | torch.device" = "cpu"
+) -> "tuple[torch.Tensor, np.ndarray]":
     """Images and pivots for pivotal tuning.
 
     frames    list of uint8 (S, S, 3), aligned
@@ -231,7 +271,16 @@ def tuning_set(name, generator, encoder, frames, device="cpu"):
     return to_images(np.stack([resize(frame, generator.resolution) for frame in frames])), pivots
 
 
-def read_tuning_set(source, generator, encoder, find, aligned=False, face="largest", limit=125, device="cpu"):
+def read_tuning_set(
+    source: str | os.PathLike | BinaryIO,
+    generator: Generator,
+    encoder: Encoder,
+    find: Callable[[], Detector],
+    aligned: bool = False,
+    face: str | int = "largest",
+    limit: int = 125,
+    device: "str | torch.device" = "cpu",
+) -> "tuple[torch.Tensor, np.ndarray, np.ndarray]":
     """Images, pivots and the photo for `pti.train`, from an image or clip.
 
     find, aligned, face   as `track` takes them
@@ -248,22 +297,22 @@ def read_tuning_set(source, generator, encoder, find, aligned=False, face="large
 
 
 def draw_clip(
-    generator,
-    latents,
-    output,
-    sound=None,
-    latents_out=None,
-    look=None,
-    code=None,
-    batch=8,
-    precision="float32",
-    labelled=False,
-    blink=0.0,
-    seed=0,
-    head=False,
-    frames=None,
-    progress=silent,
-):
+    generator: Generator,
+    latents: Iterable[np.ndarray],
+    output: str | os.PathLike | BinaryIO,
+    sound: audio_files.SoundReader | None = None,
+    latents_out: str | os.PathLike | BinaryIO | None = None,
+    look: Photo | Film | None = None,
+    code: np.ndarray | None = None,
+    batch: int = 8,
+    precision: str = "float32",
+    labelled: bool = False,
+    blink: float = 0.0,
+    seed: int = 0,
+    head: bool = False,
+    frames: int | None = None,
+    progress: Callable[..., tqdm] = silent,
+) -> int:
     """Draw latents as a video file, with the detail of a photo or film.
 
     latents      iterator of float32 (L, 512)
@@ -284,7 +333,15 @@ def draw_clip(
         metadata = {files.ALIGNED_TAG: str(generator.resolution)}
         if look is not None:
             images = synthesis.with_detail(
-                images, look, generator, code, precision=precision, blink=blink, seed=seed, head=head, batch=batch
+                images,
+                look,
+                generator,
+                code,  # type: ignore[arg-type]  # a look comes with a code
+                precision=precision,
+                blink=blink,
+                seed=seed,
+                head=head,
+                batch=batch,
             )
             metadata = {files.ALIGNED_TAG: str(look.frame.height)} if look.frame.quad is None else {}
         if labelled:
@@ -295,7 +352,7 @@ def draw_clip(
     return writer.count
 
 
-def live_sound(source):
+def live_sound(source: str | os.PathLike | BinaryIO) -> audio_files.SoundReader:
     """Sound read as it comes, which goes along with the frames: an audio_files.SoundReader."""
     waiting = f"{source}: nothing has come for {files.PATIENCE:.0f} s; waiting"
     return audio_files.read_sound(source, keep=True, on_wait=lambda: log.info(waiting))

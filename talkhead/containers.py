@@ -5,10 +5,12 @@ import stat
 import struct
 import warnings
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -38,7 +40,9 @@ class Decoder:
     rate, layout, format  of the blocks: samples per second, "mono" or "stereo", "s16p" or "s32p"
     """
 
-    def __init__(self, media, start, end, rate, layout, format):
+    def __init__(
+        self, media: "Media", start: Fraction | None, end: Fraction | None, rate: int, layout: str, format: str
+    ) -> None:
         self._media, self._start, self._end, self._rate, self._layout, self._format = (
             media,
             start,
@@ -55,7 +59,7 @@ class Decoder:
         self._exact = False  # place the next frame at its time stamp even if the drift is small
         self._lost = None  # end of the last damaged packet, seconds on the container's clock
 
-    def decode(self, packet):
+    def decode(self, packet: av.Packet) -> Iterator[np.ndarray]:
         """Decode a packet, or the empty one that ends the stream, to an iterator of (channels, n) blocks."""
         for block in self._blocks(packet):
             block = self._trim(block)
@@ -155,14 +159,16 @@ class Decoder:
 class PushQueue:
     """FIFO queue of samples, pushed in blocks (channels, n)."""
 
-    def __init__(self, channels):
+    _blocks: deque[np.ndarray]
+
+    def __init__(self, channels: int) -> None:
         self._channels, self._blocks, self.size = channels, deque(), 0
 
-    def push(self, block):
+    def push(self, block: np.ndarray) -> None:
         self._blocks.append(block)
         self.size += block.shape[1]
 
-    def take(self, count):
+    def take(self, count: int) -> np.ndarray:
         """Take the next `count` samples, int16 (n, channels); fewer if the queue holds fewer."""
         taken = []
         while count > 0 and self._blocks:
@@ -182,20 +188,20 @@ class Sound:
     frame.
     """
 
-    def __init__(self, media):
+    def __init__(self, media: "Media") -> None:
         self._media = media
-        self._packets = deque()
+        self._packets: deque[av.Packet] = deque()
         self.rate = media.audio.codec_context.sample_rate
         self.channels = min(media.audio.codec_context.channels, 2)
         layout = "mono" if self.channels == 1 else "stereo"
         self._decoder = Decoder(media, media.origin, media.end(media.audio), self.rate, layout, "s16p")
-        self._coming = iter(())  # blocks of the packet being decoded
+        self._coming: Iterator[np.ndarray] = iter(())  # blocks of the packet being decoded
         self._decoded = PushQueue(self.channels)
 
     def _push(self, packet):
         self._packets.append(packet)
 
-    def take(self, count, wait=False):
+    def take(self, count: int, wait: bool = False) -> np.ndarray:
         """Take the next samples, int16 (n, channels): at most `count`, fewer if they have not been read yet.
 
         wait  read on (past frames) until there are `count`, or the clip ends
@@ -325,10 +331,12 @@ def _number(data):
 
 
 @contextmanager
-def open_source(source, on_wait=None):
+def open_source(
+    source: str | os.PathLike | BinaryIO, on_wait: Callable[[], None] | None = None
+) -> Iterator[Path | Source]:
     """Open an input for FFmpeg: the Path of a regular file, or a Source around anything that is not seekable."""
     if not is_path(source):
-        yield Source(source, on_wait)
+        yield Source(source, on_wait)  # type: ignore[arg-type]  # no path
         return
     with os_errors_in_one_line(source):
         stream = open(source, "rb", buffering=0)  # Python's error for a folder or a missing file
@@ -373,7 +381,14 @@ class Media:
     name     name of the source in messages
     """
 
-    def __init__(self, source, name):
+    # Streams or None; PyAV declares most of what they record as optional.
+    video: Any
+    audio: Any
+    sound: Sound | None
+    _container: Any
+    _packets: Any
+
+    def __init__(self, source: Path | Source, name: str) -> None:
         self.name = name
         self._stack = ExitStack()
         self._source = source if isinstance(source, Source) else None
@@ -414,8 +429,10 @@ class Media:
             )
         self.sound = None
         self._packets = None
-        self._warned = set()  # messages given so far
-        self._reached = {}  # {stream index: Fraction, end of its packets so far, seconds on the container's clock}
+        self._warned: set[str] = set()  # messages given so far
+        self._reached: dict[
+            int, Fraction
+        ] = {}  # {stream index: Fraction, end of its packets so far, seconds on the container's clock}
 
     def _peek(self, position, count):
         """Read the bytes at a position without consuming them; of a pipe only near its start."""
@@ -435,12 +452,12 @@ class Media:
         raise TalkheadError(f"{self.name}: not a video or a sound file, or damaged; {fix}") from error
 
     @property
-    def origin(self):
+    def origin(self) -> Fraction:
         """Time of the first frame, Fraction in seconds on the container's clock; without video, of the first audio."""
         stream = self.video or self.audio
         return Fraction(0) if stream.start_time is None else stream.start_time * stream.time_base
 
-    def packets(self, video=True):
+    def packets(self, video: bool = True) -> Iterator[av.Packet]:
         """Yield audio and video packets, and at the end an empty one of each stream; raise if the file is cut short.
 
         video   False yields no video packets, but still reads them: they keep the audio's clock in step
@@ -448,7 +465,7 @@ class Media:
         restarts = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         reached = self._reached = dict.fromkeys((stream.index for stream in streams), Fraction(0))
-        starts = {
+        starts: dict = {
             stream.index: None if stream.start_time is None else stream.start_time * stream.time_base
             for stream in streams
         }
@@ -476,14 +493,15 @@ class Media:
             keep = "" if self._source is not None else ", or keep the readable part with ffmpeg -i IN -c copy OUT"
             raise TalkheadError(f"{self.name}: cut short; copy it again{keep}")
 
-    def conceal(self, packet, replacement):
+    def conceal(self, packet: av.Packet | av.frame.Frame, replacement: str) -> None:
         """Warn that a packet or frame is damaged and replaced."""
         stamp = packet.dts if packet.pts is None else packet.pts
         # Our own stream on a pipe is cut short rather than damaged: an error, raised at its end.
         if not self._is_stream:
-            self.warn(f"damaged; {replacement} is put there", None if stamp is None else stamp * packet.time_base)
+            moment: Any = None if stamp is None else stamp * packet.time_base  # type: ignore[operator]
+            self.warn(f"damaged; {replacement} is put there", moment)
 
-    def warn(self, message, moment=None):
+    def warn(self, message: str, moment: Fraction | None = None) -> None:
         """Issue a warning, once for each message; moment: seconds on the container's clock where the problem begins."""
         if message not in self._warned:
             self._warned.add(message)
@@ -518,16 +536,16 @@ class Media:
             end is not None and end - reached[index] > MAX_MISSING for index, end in ends.items()
         )
 
-    def end(self, stream):
+    def end(self, stream: av.stream.Stream) -> Fraction | None:
         """End of a stream by the file's header, Fraction in seconds on the container's clock; None if not recorded."""
         kind = self._container.format.name.split(",")[0]
         # In other formats, and in a fragmented MP4 (without a sample table), the duration is an estimate.
         if not stream.duration or not (kind in ("flac", "wav") or kind == "mov" and stream.frames):
             return None
-        seconds = stream.duration * stream.time_base
+        seconds: Any = stream.duration * stream.time_base  # type: ignore[operator]  # every stream has one
         if kind == "wav" and seconds * stream.codec_context.bit_rate / 8 > UNKNOWN_SIZE:
             return None
-        return (stream.start_time or 0) * stream.time_base + seconds
+        return (stream.start_time or 0) * stream.time_base + seconds  # type: ignore[operator]
 
     def _tail(self, count):
         """Last `count` bytes of a file; of a pipe, the last ones kept."""
@@ -537,19 +555,19 @@ class Media:
             stream.seek(-min(count, os.path.getsize(self.name)), os.SEEK_END)
             return stream.read()
 
-    def begin(self):
+    def begin(self) -> None:
         """Start reading frames, and the audio with them."""
         self.sound = None if self.audio is None else Sound(self)
         self._packets = self.packets()
 
-    def read_on(self):
+    def read_on(self) -> bool:
         """Read one more packet, keeping its audio and skipping its frames; False at the end."""
         packet = next(self._packets, None)
         if packet is not None and packet.stream.index == self.audio.index:
-            self.sound._push(packet)
+            self.sound._push(packet)  # type: ignore[union-attr]  # set by `begin`
         return packet is not None
 
-    def frames(self):
+    def frames(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Decode frames: (Fraction seconds after the first frame, Fraction duration in seconds, av.VideoFrame)."""
         rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         rate = rate if rate * RESTART > 1 else Fraction(FPS)  # a lower rate comes from wrong time stamps
@@ -565,7 +583,8 @@ class Media:
 
         damaged = []  # packets still to be warned of
         # Start and end of the packet that ends last, with or without a frame; time and frame of the last decoded frame.
-        until, last = (Fraction(0), Fraction(0)), None
+        until: Any = (Fraction(0), Fraction(0))
+        last: tuple[Fraction, av.VideoFrame] | None = None
         for packet in self._packets:
             if packet.stream.index != self.video.index:
                 if self.sound is not None:
@@ -601,11 +620,11 @@ class Media:
             time, frame = last
             yield time, until - time, frame
 
-    def close(self):
+    def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Media":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()

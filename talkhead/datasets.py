@@ -6,10 +6,12 @@ import re
 import warnings
 from bisect import bisect_right
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from talkhead import files, image_files, video_files
 from talkhead.distributed import MicroBatch
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
+
+if TYPE_CHECKING:
+    import torch
 
 # Mean difference of two images, out of 255, below which they may be consecutive frames of a film. Consecutive frames
 # differ by 1 to 2 (median), frames a second apart by 3 to 11; portraits of different people by 52, the most similar of
@@ -39,7 +44,9 @@ class Images:
     error message for each file that could not be read, `origins` an Origin for each of the others.
     """
 
-    def __init__(self, sources, size, every=1, limit=None):
+    def __init__(
+        self, sources: Sequence[str | os.PathLike], size: int, every: int = 1, limit: int | None = None
+    ) -> None:
         self.size, self.frames = size, _Frames(size)
         reading, paths = _Reader(size, every, limit), clips(sources)
         held = _FrameBuffer(size, _max_frames(paths, reading, sources), sources)
@@ -57,15 +64,15 @@ class Images:
         self.origins, self.skipped = reading.origins, reading.skipped
         self.names = [origin.file for origin in self.origins for _ in range(origin.frames)]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.frames)
 
-    def warn_of_mixture(self):
+    def warn_of_mixture(self) -> None:
         """Warn if films and still images are mixed, because a generator then learns neither well.
 
         Unconnected frames ("moments") may be mixed with both. Source: thesis §3.5.
         """
-        count = Counter()
+        count: Counter[str] = Counter()
         for origin in self.origins:
             count[origin.kind] += origin.frames
         if count["film"] and count["still"]:
@@ -75,7 +82,9 @@ class Images:
                 stacklevel=2,
             )
 
-    def batch(self, step, count, seed=0, flip=False, share=MicroBatch()):
+    def batch(
+        self, step: int, count: int, seed: int = 0, flip: bool = False, share: MicroBatch = MicroBatch()
+    ) -> "torch.Tensor":
         """Batch of images of one step: every frame once per epoch, in an order that depends on the seed alone.
 
         share    MicroBatch: the part of the `count` images to return
@@ -300,7 +309,7 @@ def _too_many(count, most, size, sources):
     )
 
 
-def memory_left():
+def memory_left() -> int | None:
     """Available memory in bytes, within the limits of the control groups; None if unknown."""
     found = []
     with suppress(OSError):
@@ -320,7 +329,13 @@ def memory_left():
     return min(found, default=None)
 
 
-def pack(sources, output, size=256, every=1, limit=None):
+def pack(
+    sources: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    size: int = 256,
+    every: int = 1,
+    limit: int | None = None,
+) -> Iterator[dict]:
     """Pack the frames of clips and images into one .npy, which `Images` reads in any order.
 
     sources  as in Images
@@ -365,7 +380,7 @@ def pack(sources, output, size=256, every=1, limit=None):
     )
 
 
-def unpack(path):
+def unpack(path: str | os.PathLike) -> tuple[np.memmap, list[Origin]]:
     """Open a packed file: memory-mapped frames, uint8 (N, S, S, 3), and an Origin for each range of them.
 
     raises  TalkheadError if it is damaged or holds anything else
@@ -398,7 +413,7 @@ def unpack(path):
     return array, origins
 
 
-def clips(sources):
+def clips(sources: Iterable[str | os.PathLike]) -> list[Path]:
     """List the video and image files among some paths, with folders searched recursively by `files.find`."""
     suffixes = {".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg"}
     found = []

@@ -8,9 +8,11 @@ are averaged, so the result equals that of one process with the same batch, exce
 import os
 import secrets
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 
@@ -23,11 +25,13 @@ from talkhead.errors import TalkheadError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUCKET = 8_000_000  # gradient values averaged in one message
+Samples = TypeVar("Samples")  # a sequence, array or tensor with one entry per sample
+Thing = TypeVar("Thing")
 TIMEOUT = timedelta(hours=6)  # others wait while one process encodes or validates; torchrun ends them if it dies
 
 
 @contextmanager
-def init_process_group(device):
+def init_process_group(device: torch.device) -> Iterator[torch.device]:
     """Join torchrun's process group, if there is one, for the time of the block; yields the device of this process.
 
     device   torch.device; each process of a machine takes a CUDA device of its own
@@ -86,11 +90,11 @@ class MicroBatch:
     first: int = 0
     of: int = 1
 
-    def __call__(self, batch):
+    def __call__(self, batch: Samples) -> Samples:
         """Select this micro-batch from a sequence or tensor with one entry per sample."""
-        return batch[self.first :: self.of]
+        return batch[self.first :: self.of]  # type: ignore[index]  # all of them can be sliced
 
-    def randn(self, count, *shape, device=None):
+    def randn(self, count: int, *shape: int, device: str | torch.device | None = None) -> torch.Tensor:
         """Draw `count` standard normal samples, the same in every process, and return this micro-batch's."""
         return self(torch.randn(count, *shape, device=device))
 
@@ -107,7 +111,14 @@ class Distributed:
     raises       TalkheadError if the batch cannot be split like that
     """
 
-    def __init__(self, batch=1, accumulate=1, precision="float32", device="cpu", whole=1):
+    def __init__(
+        self,
+        batch: int = 1,
+        accumulate: int = 1,
+        precision: str = "float32",
+        device: str | torch.device = "cpu",
+        whole: int = 1,
+    ) -> None:
         if precision not in PRECISIONS:
             raise TalkheadError(f"precision {precision!r}: unknown; take {', '.join(PRECISIONS)}")
         together = distributed.is_available() and distributed.is_initialized()
@@ -129,14 +140,20 @@ class Distributed:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         """True for the process that writes files and logs (rank 0)."""
         return self.rank == 0
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "float32")
 
-    def optimizer_step(self, loss, *optimizers, scaled=True, longest=None):
+    def optimizer_step(
+        self,
+        loss: Callable[[MicroBatch], tuple[torch.Tensor, dict]],
+        *optimizers: torch.optim.Optimizer,
+        scaled: bool = True,
+        longest: float | None = None,
+    ) -> dict:
         """Take one optimiser step on a loss that is a mean over the batch.
 
         loss      function of a MicroBatch: mean loss of its samples, and a dict of numbers for the log
@@ -191,13 +208,13 @@ class Distributed:
             for tensor, mean in zip(bucket, (message / self.size).split([tensor.numel() for tensor in bucket])):
                 tensor.copy_(mean.view(tensor.shape))
 
-    def mean(self, value):
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the processes."""
         value = value.detach().clone()
         self._average([value])
         return value
 
-    def reduce_record(self, record, stop):
+    def reduce_record(self, record: dict, stop: bool) -> tuple[dict, bool]:
         """Average the record of a step over the processes, as floats, and combine `stop` by "or".
 
         record   {name: number or tensor of one number}; ints are taken to be equal in all processes
@@ -205,23 +222,23 @@ class Distributed:
         names = [name for name, value in record.items() if not isinstance(value, int)]
         values = torch.tensor([*(float(record[name]) for name in names), float(stop)], dtype=torch.float64)
         # Communication needs the processes' device; a single process uses the CPU, because MPS has no float64.
-        values = (self.mean(values.to(self.device)) if self.size > 1 else values).tolist()
-        return record | dict(zip(names, values)), values[-1] > 0
+        *means, stopped = (self.mean(values.to(self.device)) if self.size > 1 else values).tolist()
+        return record | dict(zip(names, means)), stopped > 0
 
-    def copy(self, thing):
+    def copy(self, thing: Thing) -> Thing:
         """Broadcast an object from rank 0: numbers, strings, CPU tensors, and dicts and lists of them."""
         if self.size == 1:
             return thing
-        box = [thing if self.is_main else None]
+        box: list = [thing if self.is_main else None]
         with _raise_if_others_ended():
             distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait for all processes (a barrier)."""
         self.copy(None)
 
-    def convert_sync_batchnorm(self, network):
+    def convert_sync_batchnorm(self, network: nn.Module) -> None:
         """Make a network's batch normalisation use the statistics of all processes' samples."""
         for module in network.modules():
             if self.size > 1 and type(module) is nn.BatchNorm2d:
@@ -277,7 +294,7 @@ class _AllGather(torch.autograd.Function):
         return gradient[distributed.get_rank()]
 
 
-def pick_device(name="auto"):
+def pick_device(name: str = "auto") -> torch.device:
     """Choose the torch device of a name.
 
     name     "auto" (cuda, then mps, then cpu), "cpu", "cuda", "cuda:1", "mps"

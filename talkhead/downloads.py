@@ -15,6 +15,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from talkhead.errors import TalkheadError
 try:
     import fcntl
 except ImportError:  # Windows: two simultaneous downloads of a file are noticed only by the hash
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 BLOCK = 1 << 18  # bytes read at a time
 SPARE = 64 << 20  # bytes of disk that a download leaves free
@@ -60,7 +61,7 @@ class Weights:
     hub: bool = False
 
     @property
-    def path(self):
+    def path(self) -> Path:
         return (files.hub_folder() if self.hub else files.cache_folder()) / self.file
 
 
@@ -282,14 +283,14 @@ REGISTRY = {
 }
 
 
-def find(name):
+def find(name: str) -> Weights:
     """Look up Weights by name; an unknown name is a TalkheadError that lists the names."""
     if name not in REGISTRY:
         raise TalkheadError(f"{name}: unknown weights; take one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
 
 
-def describe(name):
+def describe(name: str) -> dict:
     """Registry entry of a name, with the local path and `present`, as a plain dict."""
     weights = find(name)
     return {
@@ -305,7 +306,7 @@ def describe(name):
     }
 
 
-def terms(name):
+def terms(name: str) -> str:
     """Licence terms in one line, to be read before a download."""
     weights = find(name)
     use = {True: "allowed", False: "not allowed", None: "not stated"}[weights.commercial]
@@ -315,7 +316,7 @@ def terms(name):
 # Verification ---------------------------------------------------------------------------------------------------------
 
 
-def verify(place):
+def verify(place: str | os.PathLike) -> dict:
     """Verify size and hash of a file against the registry.
 
     place    name in the registry, or path
@@ -372,7 +373,16 @@ class _Broken(Exception):
         self.offline = offline
 
 
-def fetch(name, destination=None, accept_licence=False, url=None, on_progress=None, timeout=30.0, retries=5, pause=1.0):
+def fetch(
+    name: str,
+    destination: str | os.PathLike | None = None,
+    accept_licence: bool = False,
+    url: str | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+    timeout: float = 30.0,
+    retries: int = 5,
+    pause: float = 1.0,
+) -> dict:
     """Download public weights, completely or not at all.
 
     name            name in the registry
@@ -414,7 +424,7 @@ def fetch(name, destination=None, accept_licence=False, url=None, on_progress=No
                     if address == addresses[-1]:
                         raise TalkheadError(f"{name}: {refused}") from refused
             os.replace(part, destination)
-    size, sha256 = measured
+    size, sha256 = measured  # type: ignore[misc]  # every address failing is an error
     return {
         "file": str(destination),
         "size": size,

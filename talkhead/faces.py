@@ -11,8 +11,11 @@ Pillow does the resampling, because the FFHQ crop is defined by Pillow's filters
 
 import itertools
 import math
+import os
 import warnings
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -25,7 +28,7 @@ from talkhead.landmarks import overlap
 # Geometry
 
 
-def quad(landmarks):
+def quad(landmarks: np.ndarray) -> np.ndarray:
     """FFHQ quad of a face: a square centred below the eyes, rotated with the head.
 
     landmarks  (68, 2)
@@ -47,18 +50,18 @@ def quad(landmarks):
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
-def whole_quad(image):
+def whole_quad(image: np.ndarray) -> np.ndarray:
     """Quad of a whole image that is a crop already: its corners, (4, 2)."""
     height, width = np.shape(image)[:2]
     return np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5
 
 
-def align(image, landmarks, size=256):
+def align(image: np.ndarray, landmarks: np.ndarray, size: int = 256) -> np.ndarray:
     """FFHQ crop of the face with these landmarks: `crop(image, quad(landmarks), size)`."""
     return crop(image, quad(landmarks), size)
 
 
-def crop(image, quad, size=256):
+def crop(image: np.ndarray, quad: np.ndarray, size: int = 256) -> np.ndarray:
     """Crop the square of a quad out of an image, upright, like FFHQ.
 
     image    uint8 (H, W, 3)
@@ -154,7 +157,7 @@ DETECTION_SIDE = (
 TRUSTED_ERROR = 0.05  # eye distances between two detections of one face that can be trusted
 
 
-def upright_rotation(image, detector):
+def upright_rotation(image: np.ndarray, detector: Callable[[np.ndarray], list[np.ndarray]]) -> int:
     """Number of counterclockwise quarter turns that put the largest face of a photo upright, 0 to 3.
 
     image     uint8 (H, W, 3)
@@ -229,7 +232,15 @@ MAX_LOST = 25  # frames without the face, 1 s, after which a face is chosen anew
 SHOT_JUMP = 0.25  # sides; a quad that moves further in one frame is another shot or a detection error
 
 
-def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
+def align_frames(
+    frames: Iterable[np.ndarray],
+    detector: Callable[[np.ndarray], list[np.ndarray]],
+    size: int = 256,
+    smoothing: float = 2.0,
+    on_missing: str = "fail",
+    missing: list[int] | None = None,
+    face: str | int = "largest",
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip and crop it like FFHQ, with quads smoothed in time.
 
     frames      iterator of uint8 (H, W, 3); its .name, if it has one, begins the error messages
@@ -260,7 +271,14 @@ def align_frames(frames, detector, size=256, smoothing=2.0, on_missing="fail", m
     )
 
 
-def follow(frames, detector, smoothing=2.0, on_missing="fail", missing=None, face="largest"):
+def follow(
+    frames: Iterable[np.ndarray],
+    detector: Callable[[np.ndarray], list[np.ndarray]],
+    smoothing: float = 2.0,
+    on_missing: str = "fail",
+    missing: list[int] | None = None,
+    face: str | int = "largest",
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip without cropping; arguments as `align_frames`.
 
     returns  iterator of (frame uint8 (H, W, 3), quad float64 (4, 2), index of the frame)
@@ -389,7 +407,14 @@ OVAL = (0.5, 0.51, 0.42, 0.48)  # pasted ellipse: centre x, y, half width, half 
 GAIN_RANGE = (2 / 3, 3 / 2)  # limits of the contrast change by the colour match
 
 
-def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
+def paste(
+    frames: Iterable[np.ndarray],
+    crops: Iterable[np.ndarray],
+    quads: np.ndarray,
+    size: int | None = None,
+    feather: float = 0.15,
+    match_colour: bool = True,
+) -> Iterator[np.ndarray]:
     """Paste generated crops back into the frames, the inverse of `align_frames`.
 
     frames        iterator of uint8 (H, W, 3), the clip that was aligned; a single frame is a photo, used for all crops
@@ -435,7 +460,7 @@ def paste(frames, crops, quads, size=None, feather=0.15, match_colour=True):
         yield _pasted(frame, crop, corners, size or len(crop), feather, transfer)
 
 
-def read_landmarks(path):
+def read_landmarks(path: str | os.PathLike | BinaryIO) -> np.ndarray:
     """Read landmarks from a .npy: numbers (T, 68, 2), pixels; NaN where no face was found.
 
     raises  TalkheadError if it holds anything else, or points outside of any image

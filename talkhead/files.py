@@ -20,8 +20,10 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
 
 import av
 import numpy as np
@@ -58,7 +60,7 @@ _HINTS = {
 
 
 @contextmanager
-def os_errors_in_one_line(name):
+def os_errors_in_one_line(name: str | os.PathLike) -> Iterator[None]:
     """Turn the operating system's errors into a TalkheadError about `name`. BrokenPipeError stays as it is."""
     try:
         yield
@@ -67,23 +69,25 @@ def os_errors_in_one_line(name):
     except (OSError, av.error.FFmpegError) as error:
         if not isinstance(error, OSError) and error.errno not in _HINTS:
             raise  # an error of FFmpeg's own kind is a bug of ours
-        reason = _HINTS.get(error.errno) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
+        reason = (
+            _HINTS.get(error.errno or 0) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
+        )
         raise TalkheadError(f"{name}: {reason}") from error
 
 
-def hub_folder():
+def hub_folder() -> Path:
     """Path of torch's download cache, by torch's rules, without the seconds that importing torch takes."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Path of talkhead's download cache: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
     own = os.environ.get("TALKHEAD_CACHE")
     return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
 
 
-def find(folder, suffixes, deep=False):
+def find(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = False) -> list[Path]:
     """List the files with some suffixes in a folder, sorted, without hidden files and folders.
 
     Hidden files are not the user's: macOS puts ._x.jpg beside x.jpg, and a killed process leaves its partial files
@@ -98,16 +102,16 @@ def find(folder, suffixes, deep=False):
     return sorted(path for path in found if path.suffix.lower() in suffixes and not is_hidden(path.relative_to(folder)))
 
 
-def is_hidden(path):
+def is_hidden(path: str | os.PathLike) -> bool:
     """True if the name of a file, or of a folder in its path, begins with a dot."""
     return any(part.startswith(".") for part in Path(path).parts if part not in (os.curdir, os.pardir))
 
 
-def is_path(place):
+def is_path(place: str | os.PathLike | BinaryIO) -> TypeGuard[str | os.PathLike]:
     return isinstance(place, (str, os.PathLike)) and str(place) != "-"
 
 
-def name_of(place):
+def name_of(place: str | os.PathLike | BinaryIO) -> str:
     return str(place) if isinstance(place, (str, os.PathLike)) else getattr(place, "name", None) or "-"
 
 
@@ -117,8 +121,8 @@ class Source:
     on_wait   called each time that no data arrive for PATIENCE seconds
     """
 
-    def __init__(self, stream, on_wait=None):
-        stream = sys.stdin.buffer if stream == "-" else stream
+    def __init__(self, stream: str | BinaryIO, on_wait: Callable[[], None] | None = None) -> None:
+        stream = sys.stdin.buffer if isinstance(stream, str) else stream
         self._descriptor = _descriptor_of_pipe(stream)
         self._on_wait = on_wait if self.live else None
         if self._on_wait is not None:
@@ -130,11 +134,11 @@ class Source:
         self.kept = MFRO_BYTES
 
     @property
-    def live(self):
+    def live(self) -> bool:
         """True for a pipe, a terminal or a socket, whose writer may be slow."""
         return self._descriptor is not None
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         if self._start:
             end = len(self._start) if size < 0 else size
             data = bytes(self._start[:end])
@@ -149,7 +153,7 @@ class Source:
         if self._on_wait is not None and not select.select([self._descriptor], [], [], PATIENCE)[0]:
             self._on_wait()
 
-    def look(self, position, count):
+    def look(self, position: int, count: int) -> bytes:
         """Peek at `count` bytes from a position on, without consuming them; fewer at the end of the stream."""
         while len(self._start) < position + count:
             self._wait()
@@ -160,18 +164,18 @@ class Source:
             self._start += data
         return bytes(self._start[position : position + count])
 
-    def rest(self):
+    def rest(self) -> bytes:
         """Read all bytes to the end."""
         return b"".join(iter(lambda: self.read(1 << 16), b""))
 
-    def widen(self):
+    def widen(self) -> None:
         """Enlarge the pipe's buffer, so that a live recorder loses no audio before reading starts."""
         with suppress(ImportError, AttributeError, OSError):  # Linux only
             import fcntl
 
             fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    def drain(self):
+    def drain(self) -> None:
         """Read and discard the rest, so that the command before can finish writing."""
         while self.read(1 << 16):
             pass
@@ -193,15 +197,15 @@ class Sink:
     `check` raises the error outside of the C callback.
     """
 
-    def __init__(self, stream):
-        if stream == "-":
+    def __init__(self, stream: str | BinaryIO) -> None:
+        if isinstance(stream, str):
             sys.stdout.flush()
             stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: nothing to flush at exit
         self._stream = stream
         self.cut = False
-        self.error = None
+        self.error: OSError | None = None
 
-    def write(self, data):
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
         size = len(view)
         while view and not self.cut:
@@ -211,17 +215,17 @@ class Sink:
                 self.error, self.cut = error, True
         return size
 
-    def flush(self):
+    def flush(self) -> None:
         """Do nothing: there is no buffer, but torch calls it."""
 
-    def check(self):
+    def check(self) -> None:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
 
 @contextmanager
-def atomic(path):
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Temporary path beside `path`, renamed to it when the block ends and removed if it raises.
 
     path    file to write, in an existing folder. An existing device or FIFO is written in place
@@ -233,7 +237,7 @@ def atomic(path):
 
 
 @contextmanager
-def placed(path, folder=False):
+def placed(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
     """`atomic` for a file or a folder, without translating the errors raised in the block."""
     name, path = str(path), Path(os.path.realpath(path))  # of a symbolic link, the target is replaced
     if not path.parent.is_dir():
@@ -261,27 +265,28 @@ def placed(path, folder=False):
 
 
 @contextmanager
-def reading(source):
+def reading(source: str | os.PathLike | BinaryIO) -> Iterator[BinaryIO | Source]:
     """Open a path (seekable), "-" or a stream (only `read`) as binary input, with OS errors in one line."""
     if is_path(source):
         with os_errors_in_one_line(source), open(source, "rb") as stream:
             yield stream
     else:
-        yield Source(source)
+        yield Source(source)  # type: ignore[arg-type]  # no path
 
 
 @contextmanager
-def writing(destination):
+def writing(destination: str | os.PathLike | BinaryIO) -> Iterator[Sink]:
     """Open a binary stream to `destination`, which appears only if the block succeeds."""
     with os_errors_in_one_line(name_of(destination)), ExitStack() as stack:
         if is_path(destination):
             destination = stack.enter_context(open(stack.enter_context(placed(destination)), "wb"))
-        sink = Sink(destination)  # given a real file, numpy writes through C and loses the reason of an error
+        # Given a real file, numpy writes through C and loses the reason of an error.
+        sink = Sink(destination)  # type: ignore[arg-type]  # no path any more
         yield sink
         sink.check()
 
 
-def read_array(source):
+def read_array(source: str | os.PathLike | BinaryIO) -> np.ndarray:
     """Read one .npy array; pickled objects are refused.
 
     source   path, "-" or binary stream
@@ -290,10 +295,11 @@ def read_array(source):
     """
     name = name_of(source)
     with reading(source) as stream, _whole_array(name):
-        return np.lib.format.read_array(PushBack(_array_start(name, stream), stream), allow_pickle=False)
+        whole = PushBack(_array_start(name, stream), stream)
+        return np.lib.format.read_array(whole, allow_pickle=False)  # type: ignore[arg-type]  # it always gives a size
 
 
-def map_array(path):
+def map_array(path: str | os.PathLike) -> np.memmap:
     """Memory-map one .npy array.
 
     returns  numpy.memmap, read-only
@@ -328,15 +334,15 @@ def _whole_array(name):
 class PushBack:
     """A stream whose first bytes, already read, are returned first."""
 
-    def __init__(self, start, stream):
+    def __init__(self, start: bytes, stream: BinaryIO | Source) -> None:
         self._start, self._stream = start, stream
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         head, self._start = self._start[:size], self._start[size:]
         return head or self._stream.read(size)
 
 
-def write_array(destination, array):
+def write_array(destination: str | os.PathLike | BinaryIO, array: np.ndarray) -> None:
     """Write one .npy array of numbers.
 
     destination  path, "-" or binary stream
@@ -348,7 +354,9 @@ def write_array(destination, array):
 
 
 @contextmanager
-def array_writer(path, shape, dtype=np.uint8):
+def array_writer(
+    path: str | os.PathLike, shape: tuple[int, ...], dtype: type[np.generic] | np.dtype = np.uint8
+) -> Iterator["_Rows"]:
     """Write one .npy array row by row in constant memory; the file appears only if the block succeeds.
 
     path    .npy to write
@@ -391,7 +399,7 @@ class _Rows:
         self._stream.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
 
 
-def read_latents(source):
+def read_latents(source: str | os.PathLike | BinaryIO) -> np.ndarray:
     """Read W+ latents, ours or another project's.
 
     source   path of a .npy; of a .npz, as NVIDIA's projectors write (projected_w.npz); or of a .pt that holds one
@@ -419,7 +427,7 @@ def read_latents(source):
     return latents
 
 
-def is_latents(path):
+def is_latents(path: str | os.PathLike) -> bool:
     """True for a file of latents that `read_latents` reads, False for one of images or of a network."""
     if _suffix(path) != ".pt":
         return _suffix(path) in (".npy", ".npz")
@@ -480,7 +488,9 @@ def _tensor(path):
 _LATENT_READERS = {".npz": _npz, ".pt": _tensor}
 
 
-def write_latents(destination, latents, about=None):
+def write_latents(
+    destination: str | os.PathLike | BinaryIO, latents: np.ndarray | Iterable[np.ndarray], about: dict | None = None
+) -> int:
     """Write W+ latents as one .npy; beside a named file, their metadata as JSON of the same name.
 
     destination  path, "-" or binary stream
@@ -498,7 +508,9 @@ def write_latents(destination, latents, about=None):
 
 
 @contextmanager
-def tee_latents(destination, latents, about=None):
+def tee_latents(
+    destination: str | os.PathLike | BinaryIO, latents: Iterable[np.ndarray], about: dict | None = None
+) -> Iterator[Iterator[np.ndarray]]:
     """Pass latents through, and write them like `write_latents` if the block succeeds; a named file in constant memory.
 
     destination, about   as in write_latents
@@ -506,8 +518,8 @@ def tee_latents(destination, latents, about=None):
     yields               an iterator of the same latents
     """
     if not is_path(destination) or os.path.exists(destination) and not os.path.isfile(destination):
-        kept = []
-        yield (kept.append(latent) or latent for latent in latents)
+        kept: list[np.ndarray] = []
+        yield (kept.append(latent) or latent for latent in latents)  # type: ignore[func-returns-value]
         write_latents(destination, kept, about)
         return
     with ExitStack() as stack:
@@ -525,7 +537,7 @@ def tee_latents(destination, latents, about=None):
         write_json(Path(destination).with_suffix(".json"), about)
 
 
-def read_about(source):
+def read_about(source: str | os.PathLike | BinaryIO) -> dict:
     """Read the metadata beside latents: the dict given to write_latents, empty for a pipe or if there is none."""
     path = Path(source).with_suffix(".json") if is_path(source) else None
     about = read_json(path) if path is not None and path.is_file() else {}
@@ -534,7 +546,7 @@ def read_about(source):
     return about
 
 
-def decoded(data, errors="strict"):
+def decoded(data: bytes, errors: str = "strict") -> str:
     """Decode the bytes of a text file: UTF-8 with or without a byte-order mark, or UTF-16 with one.
 
     errors   as of bytes.decode
@@ -544,7 +556,7 @@ def decoded(data, errors="strict"):
     return data.decode("utf-16" if marked else "utf-8-sig", errors)
 
 
-def read_json(source):
+def read_json(source: str | os.PathLike | BinaryIO) -> Any:
     """Read one JSON value from a path, "-" or a binary stream; TalkheadError if it is missing or not JSON."""
     with reading(source) as stream:
         try:
@@ -553,7 +565,7 @@ def read_json(source):
             raise TalkheadError(f"{name_of(source)}: not JSON ({error}); write it again") from error
 
 
-def write_json(destination, value):
+def write_json(destination: str | os.PathLike | BinaryIO, value: dict | list | str | float | bool | None) -> None:
     """Write one JSON value to a path, "-" or a binary stream."""
     with writing(destination) as stream:
         stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -562,7 +574,7 @@ def write_json(destination, value):
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
-def save_weights(path, weights):
+def save_weights(path: str | os.PathLike, weights: dict) -> None:
     """Write a dict of plain values and tensors as .pt, atomically and synced to the disk.
 
     raises  TalkheadError if it cannot be written
@@ -571,7 +583,7 @@ def save_weights(path, weights):
 
     with atomic(path) as temporary, open(temporary, "wb") as stream:
         sink = Sink(stream)
-        torch.save(weights, sink)
+        torch.save(weights, sink)  # type: ignore[arg-type]  # it needs only `write` and `flush`
         sink.check()
         stream.flush()
         os.fsync(stream.fileno())
@@ -581,7 +593,7 @@ class NotPlainWeights(TalkheadError):
     """The file holds more than tensors and plain values."""
 
 
-def load_weights(path, kind=None, mapped=False):
+def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, mapped: bool = False) -> dict:
     """Read the weights in a .pt or .safetensors, without running any code from the file.
 
     path     file of save_weights, or another project's plain one
@@ -597,15 +609,18 @@ def load_weights(path, kind=None, mapped=False):
     with reading(path) as stream:
         if is_path(path):
             start = stream.read(9)
-            stream.seek(0)
+            stream.seek(0)  # type: ignore[union-attr]  # a path is seekable
             if safetensors.is_safetensors(start):
-                return _of_kind(safetensors.read(stream, path), kind, path)
+                return _of_kind(safetensors.read(stream, path), kind, path)  # type: ignore[arg-type]
             if start.startswith(b"PK"):
                 _refuse_zipped_again(path)
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 weights = torch.load(
-                    os.fspath(path) if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped
+                    os.fspath(path) if mapped else stream,  # type: ignore[arg-type]  # torch takes what has `read` and `seek`
+                    map_location="cpu",
+                    weights_only=True,
+                    mmap=mapped,
                 )
         except pickle.UnpicklingError as error:
             raise NotPlainWeights(f"{path}: not a file of plain weights; pass one that talkhead wrote") from error
@@ -656,17 +671,17 @@ def _of_kind(weights, kind, path):
     return legacy.renamed(weights) if found is not None else weights
 
 
-def option(kind):
+def option(kind: str) -> str:
     """Command-line option that takes weights of a kind."""
     return {"speech": "--features-model"}.get(kind, f"--{kind.replace('_', '-')}")
 
 
-def a(noun):
+def a(noun: str) -> str:
     """A noun, or the name of a kind of weights, with its article."""
     noun = {"speech": "character model"}.get(noun, noun)
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def is_prepared(path):
+def is_prepared(path: str | os.PathLike) -> bool:
     """True if a file name is of latents or of a tuned generator, not of images."""
     return str(path).lower().endswith((".pt", ".npy", ".npz"))

@@ -1,18 +1,27 @@
 """The identity of a talking head, from a photo, a clip, latents, or a tuned generator."""
 
 import logging
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from talkhead import audio_files, checkpoints, faces, files, latents, pti, synthesis, video_files
+from talkhead.checkpoints import Encoder
 from talkhead.clips import crop, silent, track, tuning_set
 from talkhead.detail import Photo, native_side
 from talkhead.dubbing import Film
 from talkhead.errors import TalkheadError
+from talkhead.landmarks import Detector
+from talkhead.losses import Perceptual
 from talkhead.stylegan import Generator
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("talkhead")
 
@@ -26,26 +35,26 @@ class Identity(NamedTuple):
 
 
 def load_identity(
-    source,
-    generator,
-    encoder=None,
-    find=None,
-    dubbed=False,
-    detail=True,
-    whole=False,
-    size=None,
-    neutral=True,
-    tune=False,
-    tuning_steps=350,
-    tuning_frames=125,
-    perceptual=None,
-    seed=0,
-    aligned=False,
-    face="largest",
-    on_missing="fail",
-    device="cpu",
-    progress=silent,
-):
+    source: str | os.PathLike | BinaryIO,
+    generator: Generator,
+    encoder: Encoder | None = None,
+    find: Callable[[], Detector] | None = None,
+    dubbed: bool = False,
+    detail: bool = True,
+    whole: bool = False,
+    size: int | None = None,
+    neutral: bool = True,
+    tune: bool = False,
+    tuning_steps: int = 350,
+    tuning_frames: int = 125,
+    perceptual: Perceptual | None = None,
+    seed: int = 0,
+    aligned: bool = False,
+    face: str | int = "largest",
+    on_missing: str = "fail",
+    device: "str | torch.device" = "cpu",
+    progress: Callable[..., tqdm] = silent,
+) -> Identity:
     """The identity in an image or clip.
 
     source         as `read_frames` takes it
@@ -60,7 +69,7 @@ def load_identity(
     """
     frames = None if detail and dubbed else tuning_frames if tune else 1
     with video_files.read_frames(source, limit=frames) as reader:
-        tracked = track(reader, find, aligned, face, on_missing)
+        tracked = track(reader, find, aligned, face, on_missing)  # type: ignore[arg-type]  # aligned sources need no `find`
         side = synthesis.aligned_side(generator)
         if detail:
             look = _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral)
@@ -72,7 +81,7 @@ def load_identity(
             look = None
             crops = [crop(frame, quad, side) for frame, quad, _ in islice(tracked, tuning_frames if tune else 1)]
     if tune:
-        images, pivots = tuning_set(reader.name, generator, encoder, crops, device)
+        images, pivots = tuning_set(reader.name, generator, encoder, crops, device)  # type: ignore[arg-type]
         with progress(None, tuning_steps, "step") as bar:
             generator = pti.tune(
                 generator,
@@ -83,7 +92,7 @@ def load_identity(
                 seed=seed,
                 on_record=lambda _: bar.update(),
             )
-    return Identity(synthesis.encode_identity(encoder, crops[0]), generator, look)
+    return Identity(synthesis.encode_identity(encoder, crops[0]), generator, look)  # type: ignore[arg-type]
 
 
 def _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral):
@@ -105,14 +114,20 @@ def _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral):
     return look
 
 
-def latent_identity(source, generator):
+def latent_identity(source: str | os.PathLike, generator: Generator) -> Identity:
     """The identity in a file of latents: their mean. Raises TalkheadError if they are of another generator."""
     codes = files.read_latents(source)
     check_owner(source, files.read_about(source), generator)
     return Identity(codes.mean(0), generator, None)
 
 
-def tuned_identity(source, generator=None, detail=True, neutral=True, device="cpu"):
+def tuned_identity(
+    source: str | os.PathLike,
+    generator: Generator | None = None,
+    detail: bool = True,
+    neutral: bool = True,
+    device: "str | torch.device" = "cpu",
+) -> Identity:
     """The identity in a file of pivotal tuning, with its tuned generator.
 
     generator   the one that was asked for, which must be the tuned one; None takes any
@@ -133,10 +148,10 @@ def tuned_identity(source, generator=None, detail=True, neutral=True, device="cp
         if detail and tuned.photo is not None
         else None
     )
-    return Identity(tuned.identity, tuned, look)
+    return Identity(tuned.identity, tuned, look)  # type: ignore[arg-type]  # set by `load_generator`
 
 
-def blink_latent(generator, source=None):
+def blink_latent(generator: Generator, source: str | os.PathLike | None = None) -> np.ndarray:
     """The latent displacement that closes the eyes, float32 (L, 512).
 
     source   .npy; None is the bundled one
@@ -144,7 +159,7 @@ def blink_latent(generator, source=None):
     """
     source = source or str(checkpoints.WEIGHTS / "blink.npy")
     owner = files.read_about(source).get("generator")
-    if owner is not None and owner not in generator.lineage:
+    if owner is not None and owner not in generator.lineage:  # type: ignore[operator]  # set by `load_generator`
         raise TalkheadError(
             f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; "
             "pass its own as --blink-latent, which examples/learn_blink.py makes"
@@ -157,16 +172,16 @@ def blink_latent(generator, source=None):
     return latents.extend_layers(latent, generator.num_ws)
 
 
-def check_owner(name, about, generator):
+def check_owner(name: str | os.PathLike, about: dict, generator: Generator) -> None:
     """Raise TalkheadError if latents belong to a generator that is neither this one nor an ancestor of it."""
     owner = about.get("generator")
-    if owner is not None and owner not in generator.lineage:
+    if owner is not None and owner not in generator.lineage:  # type: ignore[operator]  # set by `load_generator`
         raise TalkheadError(
             f"{name}: latents of generator {owner}, not of {generator.fingerprint}; pass theirs as --generator"
         )
 
 
-def check_fit(name, latent, generator):
+def check_fit(name: str | os.PathLike, latent: np.ndarray, generator: Generator) -> None:
     """Raise TalkheadError if a latent (L, 512) out of a file is not of this generator, and of its layers."""
     check_owner(name, files.read_about(name), generator)
     if len(latent) != generator.num_ws:

@@ -6,9 +6,11 @@ import os
 import re
 import struct
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from talkhead.errors import TalkheadError
-from talkhead.files import STREAM_TAG, SYNTHETIC_TYPE, Source, is_path, name_of, reading, writing
+from talkhead.files import STREAM_TAG, SYNTHETIC_TYPE, Sink, Source, is_path, name_of, reading, writing
 
 # Without a handler, Python prints Pillow's log messages on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -28,7 +30,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 BLOCK = 1 << 16  # bytes read at once
 
 
-def is_picture(look):
+def is_picture(look: Callable[[int, int], bytes]) -> bool:
     """True if a file or pipe is one image, still or animated, for Pillow. Several PNGs or JPEGs in a row are a video.
 
     look  function look(position, count) that returns the bytes at a position; fewer at the end
@@ -49,15 +51,15 @@ def is_picture(look):
     )
 
 
-def is_heif(head):
+def is_heif(head: bytes) -> bool:
     """True if the first bytes of a file are those of a HEIC or an AVIF."""
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis")
 
 
-def opens_heif(head):
+def opens_heif(head: bytes) -> bool:
     """True if Pillow can open a HEIC or AVIF with these first bytes; for HEIC it needs pillow-heif."""
     if b"avif" in head or b"avis" in head:
-        return features.check("avif")
+        return bool(features.check("avif"))
     try:
         import pillow_heif
     except ImportError:
@@ -96,7 +98,7 @@ def _jpeg_end(look):
         at += 2 + int.from_bytes(mark[2:4], "big")
 
 
-def moving(image):
+def moving(image: Image.Image) -> Iterator[tuple[Fraction, Fraction, Image.Image]]:
     """Iterate over the frames of an image that Pillow opened: (time in seconds, duration in seconds, image).
 
     A frame without a duration lasts 0.1 s, as in browsers.
@@ -104,7 +106,7 @@ def moving(image):
     alone = not (image.format in MOVING and getattr(image, "is_animated", False))
     time = Fraction(0)
     # An APNG's default image is only for readers without APNG support.
-    for index in [0] if alone else range(getattr(image, "default_image", False), image.n_frames):
+    for index in [0] if alone else range(getattr(image, "default_image", False), image.n_frames):  # type: ignore[attr-defined]  # a moving one has it
         image.seek(index)
         image.load()
         lasts = Fraction(0) if alone else Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
@@ -133,7 +135,7 @@ PICTURES = {
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 
-def read_image(source):
+def read_image(source: str | os.PathLike | BinaryIO) -> np.ndarray:
     """Read an image as RGB.
 
     source   path, "-" or binary stream
@@ -143,7 +145,7 @@ def read_image(source):
     return read_with_tags(source)[0]
 
 
-def read_with_tags(source):
+def read_with_tags(source: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read an image, as `read_image`, and its text metadata, dict[str, str]."""
     name = name_of(source)
     with reading(source) as stream, image_errors(name):
@@ -151,7 +153,7 @@ def read_with_tags(source):
         return to_rgb(image), text_tags(image)
 
 
-def open_picture(stream, name):
+def open_picture(stream: BinaryIO | Source, name: str) -> Image.Image:
     """Open a file or a whole pipe as a Pillow image; `image_errors` translates the errors."""
     stream = io.BytesIO(stream.rest()) if isinstance(stream, Source) else stream
     head = stream.read(32)
@@ -185,7 +187,7 @@ def _silence():
 
 
 @contextmanager
-def image_errors(name):
+def image_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
@@ -212,14 +214,18 @@ def _decode_heif(stream, name):
         raise TalkheadError(f"{name}: damaged or cut short; pass a complete image") from error
 
 
-def text_tags(image):
+def text_tags(image: Image.Image) -> dict[str, str]:
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     comment = image.info.get("comment", b"") if image.format == "JPEG" else b""  # as save_image writes it
-    text.update(line.split(": ", 1) for line in comment.decode(errors="replace").splitlines() if ": " in line)
+    text.update(
+        line.split(": ", 1)  # type: ignore[misc]  # two parts, as ": " is in the line
+        for line in comment.decode(errors="replace").splitlines()
+        if ": " in line
+    )
     return text
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
@@ -229,7 +235,12 @@ def to_rgb(image):
     return np.asarray(image.convert("RGB"))
 
 
-def write_image(destination, image, metadata=None, synthetic=False):
+def write_image(
+    destination: str | os.PathLike | BinaryIO,
+    image: np.ndarray,
+    metadata: dict[str, str] | None = None,
+    synthetic: bool = False,
+) -> None:
     """Write one image.
 
     destination  path ending in .png, .jpg or .jpeg; or a binary stream or "-", which get PNG
@@ -245,26 +256,32 @@ def write_image(destination, image, metadata=None, synthetic=False):
         save_image(stream, np.asarray(image), format, tags)
 
 
-def save_image(stream, image, format, tags):
+def save_image(stream: BinaryIO | Sink, image: np.ndarray, format: str, tags: dict[str, str]) -> None:
     pil_image = Image.fromarray(np.ascontiguousarray(image))
     if format == "JPEG":
         comment = "\n".join(f"{key}: {value}" for key, value in tags.items())
-        pil_image.save(stream, format, quality=95, subsampling=0, **({"comment": comment.encode()} if tags else {}))
+        pil_image.save(
+            stream,  # type: ignore[arg-type]  # a Sink has `write` and `flush`, which is enough
+            format,
+            quality=95,
+            subsampling=0,
+            **({"comment": comment.encode()} if tags else {}),
+        )
         return
     text = PngInfo()
     for key, value in tags.items():
         text.add_itxt(key, value)
-    pil_image.save(stream, format, pnginfo=text, compress_level=3)
+    pil_image.save(stream, format, pnginfo=text, compress_level=3)  # type: ignore[arg-type]  # likewise
 
 
-def image_tags(metadata, synthetic):
+def image_tags(metadata: dict[str, str] | None, synthetic: bool) -> dict[str, str]:
     """Metadata to write: the caller's, without tags of the container it came from, and the synthetic mark."""
     foreign = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", STREAM_TAG}
     tags = {key: str(value) for key, value in (metadata or {}).items() if key.lower() not in foreign}
     return tags | (synthetic_tags() if synthetic else {})
 
 
-def synthetic_tags():
+def synthetic_tags() -> dict[str, str]:
     """IPTC metadata of media made by a trained model."""
     from talkhead import __version__
 
@@ -275,17 +292,17 @@ def synthetic_tags():
     }
 
 
-def rgb_of_frame(frame, aspect, scaler):
+def rgb_of_frame(frame: av.VideoFrame, aspect: Fraction | None, scaler: VideoReformatter) -> np.ndarray:
     """A decoded frame as uint8 (H, W, 3) RGB, with square pixels and upright.
 
     aspect  width / height of a pixel, Fraction or None
     scaler  VideoReformatter, one for all frames of a clip: each has threads of its own
     """
     stretched = aspect is not None and aspect > 0 and abs(aspect - 1) > 0.01  # less is a rounding error in the header
-    width = round(frame.width * aspect) if stretched else frame.width
+    width = round(frame.width * aspect) if aspect is not None and stretched else frame.width
     array = scaler.reformat(frame, width=width, format="rgb24", interpolation=SCALER, threads=1).to_ndarray()
     try:
-        side_data = frame.side_data
+        side_data: Any = frame.side_data
     except ValueError:  # a kind that PyAV does not know, such as EXIF
         side_data = _without_unknown_side_data(frame).side_data
     matrix = next((bytes(data) for data in side_data if data.type.name == "DISPLAYMATRIX"), None)

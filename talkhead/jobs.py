@@ -15,13 +15,17 @@ import shutil
 import time
 import traceback
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from talkhead import files
 from talkhead.errors import TalkheadError
+
+if TYPE_CHECKING:
+    import torch
 
 # Shards
 # -----------------------------------------------------------------------------------------------------------------
@@ -30,18 +34,18 @@ from talkhead.errors import TalkheadError
 class Shard(NamedTuple):
     """Shard of a list: every `of`-th item from `index` (0-based) on; `why` names who chose it, or is ""."""
 
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index
     of: int = 1
     why: str = ""
 
-    def __call__(self, items):
+    def __call__(self, items: list) -> list:
         return items[self.index :: self.of]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.index}/{self.of}"
 
 
-def shard(text=None, environment=os.environ):
+def shard(text: str | None = None, environment: Mapping[str, str] = os.environ) -> Shard:
     """Shard of this process.
 
     text         "i/n", i from 0 to n - 1; None: by the environment
@@ -94,7 +98,7 @@ def _step(environment):
     return _checked_shard(index, of, "the Slurm step", f"SLURM_PROCID={index}, SLURM_STEP_NUM_TASKS={of}")
 
 
-def own_device(device, environment=os.environ):
+def own_device(device: "torch.device", environment: Mapping[str, str] = os.environ) -> "torch.device":
     """Device of this process: processes of one machine get CUDA devices round-robin; other devices are shared."""
     import torch
 
@@ -104,7 +108,7 @@ def own_device(device, environment=os.environ):
     return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
-def barrier(environment=os.environ):
+def barrier(environment: Mapping[str, str] = os.environ) -> None:
     """Wait for the other processes of torchrun, which stops them all as soon as one fails."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return
@@ -131,7 +135,9 @@ class Item(NamedTuple):
     name: str
 
 
-def read_list(listing, fields=("source",), suffix=".mp4"):
+def read_list(  # type: ignore[return]  # it ends by raising
+    listing: str | os.PathLike | BinaryIO, fields: tuple[str, ...] = ("source",), suffix: str = ".mp4"
+) -> list[Item]:
     """Read the items of a job list.
 
     listing  path, "-" or binary stream of text (UTF-8, or UTF-16 with a byte-order mark): an item per line, its
@@ -162,7 +168,7 @@ def read_list(listing, fields=("source",), suffix=".mp4"):
                         f"{label}, line {number}: the result {name} would be hidden; give a name without the dot, after a tab"
                     )
             return [Item(dict(zip(fields, sources)), name) for (_, sources, _), name in zip(parsed, names)]
-    first = {}
+    first: dict[str, int] = {}
     for (number, _, _), name in zip(parsed, names):
         if first.setdefault(name, number) != number:
             raise TalkheadError(
@@ -227,12 +233,19 @@ def _name(sources, folders):
 # -------------------------------------------------------------------------------------------------------------------
 
 
-def manifest_path(folder, shard=Shard()):
+def manifest_path(folder: str | os.PathLike, shard: Shard = Shard()) -> Path:
     """Path of the manifest of a shard."""
     return Path(folder) / ("manifest.jsonl" if shard.of == 1 else f"manifest-{shard.index}-of-{shard.of}.jsonl")
 
 
-def run(items, work, folder, shard=Shard(), beside=(), overwrite=False):
+def run(
+    items: list[Item],
+    work: Callable[..., dict],
+    folder: str | os.PathLike,
+    shard: Shard = Shard(),
+    beside: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> Iterator[dict]:
     """Process the items of a shard one by one; a failure is recorded, and the next item follows.
 
     items      list of all Items

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -18,6 +19,9 @@ import PIL.Image
 from .downloads import REGISTRY
 from .errors import TalkheadError
 from .files import cache_folder, hub_folder
+
+if TYPE_CHECKING:
+    import torch
 
 DETECTORS = ("auto", "face-alignment", "mediapipe")
 MEDIAPIPE_MODEL_URL = REGISTRY["face-landmarker"].urls[0]
@@ -108,10 +112,10 @@ class Detector:
     """
 
     name = ""
-    weights = ()
+    weights: tuple[Path, ...] = ()
 
-    def __call__(self, image):
-        faces = [np.asarray(face, np.float32) for face in self._find(np.ascontiguousarray(image))]
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
+        faces = [np.asarray(face, np.float32) for face in self._find(np.ascontiguousarray(image))]  # type: ignore[attr-defined]  # of subclasses
         return sorted(faces, key=_area, reverse=True)
 
 
@@ -127,7 +131,7 @@ class MediaPipe(Detector):
 
     name = "mediapipe"
 
-    def __init__(self, model, faces=4):
+    def __init__(self, model: str | os.PathLike, faces: int = 4) -> None:
         self.weights = (Path(model),)
         try:
             weights = Path(model).read_bytes()
@@ -156,7 +160,7 @@ class MediaPipe(Detector):
         landmarker.__class__ = type("FaceLandmarker", (type(landmarker),), {"__del__": lambda self: None})
         weakref.finalize(self, landmarker.close).atexit = False
 
-    def meshes(self, image):
+    def meshes(self, image: np.ndarray) -> list[np.ndarray]:
         """Detect all 478 points of each face, in the library's order: list of float32 (478, 2), pixels.
 
         The detector is designed for faces at least a fifth of the image wide; if it finds none, overlapping squares of
@@ -173,7 +177,7 @@ class MediaPipe(Detector):
         for top, left in itertools.product(*starts):
             middle = (left + side / 2, top + side / 2)
             for mesh in self._detect_meshes(image[top : top + side, left : left + side]):
-                mesh += np.float32((left, top))
+                mesh += np.float32((left, top))  # type: ignore[arg-type]  # an array, which NumPy's stubs do not know
                 candidates.append((np.linalg.norm(mesh.mean(0) - middle), mesh))
         # A face lies in several squares: keep the detection nearest to the centre of its square.
         for _, mesh in sorted(candidates, key=lambda pair: pair[0]):
@@ -193,7 +197,7 @@ class MediaPipe(Detector):
         return [from_mesh(mesh) for mesh in self.meshes(image)]
 
 
-def from_mesh(mesh):
+def from_mesh(mesh: np.ndarray) -> np.ndarray:
     """Reduce a MediaPipe mesh to the 68 points: (..., 468 or 478, 2) -> (..., 68, 2)."""
     return mesh[..., MEDIAPIPE_68, :].mean(-2)
 
@@ -203,7 +207,7 @@ def _area(points):
     return width * height
 
 
-def overlap(points, others):
+def overlap(points: np.ndarray, others: np.ndarray) -> float:
     """Intersection over union of the bounding boxes of two sets of points, 0 to 1."""
     low = np.maximum(points.min(0), others.min(0))
     high = np.minimum(points.max(0), others.max(0))
@@ -254,7 +258,7 @@ class FaceAlignment(Detector):
     name = "face-alignment"
     longest = 1280  # pixels; S3FD's memory grows with the image, and FAN's input is 256 anyway
 
-    def __init__(self, folder=None, device="cpu"):
+    def __init__(self, folder: str | os.PathLike | None = None, device: "str | torch.device" = "cpu") -> None:
         folder = Path(folder) if folder else hub_folder()
         import face_alignment
         import torch
@@ -335,7 +339,9 @@ def _installed(package):
     return importlib.util.find_spec(package) is not None
 
 
-def detector(name="auto", model=None, device="cpu"):
+def detector(
+    name: str = "auto", model: str | os.PathLike | None = None, device: "str | torch.device" = "cpu"
+) -> Detector:
     """Create a face detector, by name or by what is installed.
 
     name     "face-alignment", "mediapipe", or "auto": face-alignment if its weights are in torch's cache, else
@@ -387,7 +393,7 @@ def _choose(name, model, device):
     return MediaPipe(found)
 
 
-def mouth_opening(landmarks):
+def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
     """Mouth opening: mean gap between the inner lips, divided by the distance between the eyes.
 
     landmarks  (..., 68, 2)

@@ -11,6 +11,7 @@ torch's own reader is not used, so its version and settings do not matter.
 
 import io
 import math
+import os
 import pickletools
 import re
 import struct
@@ -18,6 +19,7 @@ import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ class Module:
     children: dict = field(repr=False)
 
 
-def read(path):
+def read(path: str | os.PathLike) -> Any:
     """Read the contents of a pickle, or of a file that torch.save wrote.
 
     path     NVIDIA's .pkl, the tuned generator of PTI, or any .pt of plain containers and tensors
@@ -66,7 +68,7 @@ def read(path):
              table
     """
     with files.reading(path) as stream, _refusals(path):
-        size = stream.seek(0, io.SEEK_END)
+        size = stream.seek(0, io.SEEK_END)  # type: ignore[union-attr]  # a path is seekable
         budget = _Budget(size)
         source = _FileSlice(stream, 0, size)
         form = _form(source)
@@ -79,13 +81,14 @@ def read(path):
         return _Sanitizer(size).of(value)[0]
 
 
-def sniff(path):
+def sniff(path: str | os.PathLike) -> str:
     """Detect the format of a file: "zip" or "legacy" (torch.save's formats) or "pickle".
 
     raises   TalkheadError if it is missing or none of these
     """
     with files.reading(path) as stream, _refusals(path):
-        return _form(_FileSlice(stream, 0, stream.seek(0, io.SEEK_END)))
+        size = stream.seek(0, io.SEEK_END)  # type: ignore[union-attr]  # a path is seekable
+        return _form(_FileSlice(stream, 0, size))
 
 
 class _Refusal(Exception):

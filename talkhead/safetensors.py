@@ -10,9 +10,14 @@ Source: https://github.com/huggingface/safetensors, "Format".
 
 import json
 import math
+import os
 import struct
+from typing import TYPE_CHECKING, BinaryIO
 
 from talkhead.errors import TalkheadError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_HEADER = 100_000_000  # bytes, by the format's description
 DTYPES = {
@@ -29,12 +34,12 @@ DTYPES = {
 }
 
 
-def is_safetensors(start):
+def is_safetensors(start: bytes) -> bool:
     """True if the first bytes of a file, 9 or more, are those of a .safetensors."""
     return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= MAX_HEADER
 
 
-def read(stream, name):
+def read(stream: BinaryIO, name: str | os.PathLike) -> "dict[str, torch.Tensor]":
     """Read the tensors of a .safetensors file.
 
     stream   seekable binary stream

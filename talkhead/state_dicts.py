@@ -4,15 +4,20 @@ The three differ only in the names of tensors and in axes of length one: no kern
 round trip is exact. The size of a network is derived from the shapes of its tensors.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from talkhead.errors import TalkheadError
+
+if TYPE_CHECKING:
+    from talkhead.safe_pickle import Module
 
 # Resampling filter of all three projects
 FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
 
 
-def from_rosinality(state):
+def from_rosinality(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert rosinality's generator or discriminator to our layout.
 
     state     dict of tensors, as under g_ema, g or d
@@ -29,13 +34,13 @@ def from_rosinality(state):
     return _to_ours(state, [(ours, theirs) for ours, theirs, _ in names], _rosinality_filters)
 
 
-def to_rosinality(state):
+def to_rosinality(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert our generator or discriminator to rosinality's layout, with resampling filters and without `w_avg`."""
     theirs = _from_ours(state, [(ours, theirs) for ours, theirs, _ in _names(state) if theirs])
     return theirs | {name: FILTER * gain for name, gain in _rosinality_filters(theirs)}
 
 
-def from_nvidia(state):
+def from_nvidia(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert NVIDIA's generator or discriminator to our layout.
 
     state     state dict of G_ema, G or D
@@ -50,13 +55,13 @@ def from_nvidia(state):
     return _to_ours(state, [(ours, theirs) for ours, _, theirs in names], _nvidia_filters)
 
 
-def to_nvidia(state):
+def to_nvidia(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert our generator or discriminator to NVIDIA's layout, with its resampling filters."""
     theirs = _from_ours(state, [(ours, theirs) for ours, _, theirs in _names(state)])
     return theirs | {name: FILTER * gain for name, gain in _nvidia_filters(theirs)}
 
 
-def nvidia_clamp(module):
+def nvidia_clamp(module: "Module") -> float | None:
     """Activation limit of NVIDIA's network (its conv_clamp), or None.
 
     module   safe_pickle.Module of a generator or a discriminator
@@ -88,7 +93,7 @@ def _parts(module, prefix=""):
         yield from _parts(part, f"{prefix}{name}.")
 
 
-def generator_config(state):
+def generator_config(state: dict[str, torch.Tensor]) -> dict:
     """Config that builds our generator, derived from the shapes of its state dict."""
     levels, layers = _count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight")
     w_dim = _width(state, "convs.0.conv.affine.weight")
@@ -101,7 +106,7 @@ def generator_config(state):
     }
 
 
-def discriminator_config(state):
+def discriminator_config(state: dict[str, torch.Tensor]) -> dict:
     """Config that builds our discriminator, derived from the shapes of its state dict."""
     levels = _count(state, "blocks.{}.skip") + 1
     down = [_width(state, f"blocks.{k}.skip") for k in range(levels - 1)] + [_width(state, "out.weight")]

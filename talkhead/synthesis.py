@@ -1,13 +1,16 @@
 """Latents → frames, and the whole chain from a face and speech, or noise, to a talking head."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, tee
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from talkhead import blinking, checkpoints, faces, vad
-from talkhead.audio2latent import displacements, load_features_for
+from talkhead.audio2latent import FirstModel, SecondModel, displacements, load_features_for
+from talkhead.audio_features import AudioFeatures
 from talkhead.detail import Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
 from talkhead.errors import TalkheadError
@@ -15,13 +18,20 @@ from talkhead.images import resize, to_frames
 from talkhead.inversion import encode
 from talkhead.latents import displace
 from talkhead.mfcc import SAMPLE_RATE
-from talkhead.video_gan import motion
+from talkhead.stylegan import Generator
+from talkhead.video_gan import LatentGenerator, motion
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # seconds after which no earlier speech has an effect
 
 
-def synthesize(generator, latents, batch=8, noise="const", precision="float32"):
+def synthesize(
+    generator: Generator,
+    latents: np.ndarray | Iterable[np.ndarray],
+    batch: int = 8,
+    noise: str = "const",
+    precision: str = "float32",
+) -> Iterator[np.ndarray]:
     """Draw one frame per latent, as they arrive.
 
     generator  stylegan.Generator; frames are made on the device it lies on
@@ -60,7 +70,7 @@ def _checked(latent, generator, index):
     return latent
 
 
-def encode_identity(encoder, identity, batch=8):
+def encode_identity(encoder: checkpoints.Encoder, identity: np.ndarray, batch: int = 8) -> np.ndarray:
     """The code of a face.
 
     encoder   encoders.ResNetEncoder
@@ -70,24 +80,25 @@ def encode_identity(encoder, identity, batch=8):
     pictures = np.asarray(identity)
     pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
     device = next(encoder.parameters()).device
-    return np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
+    code: Any = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
+    return code
 
 
 def speech_to_latents(
-    encoder,
-    audio2latent,
-    identity,
-    audio,
-    batch=8,
-    gain=1.0,
-    features=None,
-    gate=False,
-    layers=None,
-    blink=0.0,
-    blink_latent=None,
-    seed=0,
-    deterministic=False,
-):
+    encoder: checkpoints.Encoder | None,
+    audio2latent: FirstModel | SecondModel,
+    identity: np.ndarray,
+    audio: np.ndarray | Iterable[np.ndarray],
+    batch: int = 8,
+    gain: float = 1.0,
+    features: AudioFeatures | None = None,
+    gate: bool = False,
+    layers: tuple[int, int] | None = None,
+    blink: float = 0.0,
+    blink_latent: np.ndarray | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+) -> Iterator[np.ndarray]:
     """W+ trajectory of a speaking face.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
@@ -126,10 +137,18 @@ def speech_to_latents(
     lids = blinking.blinks(blink, seed)
     for displacement, lid in zip(moved, lids):
         displacement = chosen * displacement
-        yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)
+        yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)  # type: ignore[operator]
 
 
-def noise_to_latents(encoder, video_gan, identity, seed=0, frames=None, batch=8, gain=1.0):
+def noise_to_latents(
+    encoder: checkpoints.Encoder | None,
+    video_gan: LatentGenerator,
+    identity: np.ndarray,
+    seed: int | Sequence[tuple[int, int]] = 0,
+    frames: int | None = None,
+    batch: int = 8,
+    gain: float = 1.0,
+) -> Iterator[np.ndarray]:
     """W+ trajectory of a face from the motion model.
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
@@ -153,18 +172,18 @@ def _start(encoder, identity, batch):
 
 
 def generate(
-    generator,
-    encoder,
-    audio2latent,
-    identity,
-    audio,
-    batch=8,
-    noise="const",
-    precision="float32",
-    detail=True,
-    neutral=True,
-    **motion,
-):
+    generator: Generator,
+    encoder: checkpoints.Encoder | None,
+    audio2latent: FirstModel | SecondModel,
+    identity: np.ndarray | Photo | Film,
+    audio: np.ndarray | Iterable[np.ndarray],
+    batch: int = 8,
+    noise: str = "const",
+    precision: str = "float32",
+    detail: bool = True,
+    neutral: bool = True,
+    **motion: Any,
+) -> Iterator[np.ndarray]:
     """Make a face speak: a photo and speech become a talking head.
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
@@ -191,10 +210,12 @@ def generate(
     elif detail and np.asarray(identity).dtype.kind != "f":
         identity = np.asarray(identity)
         photo = Photo(identity.reshape(-1, *identity.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
-    code = identity if photo is None else code_of(encoder, photo, generator)
+    code: Any = identity if photo is None else code_of(encoder, photo, generator)  # type: ignore[arg-type]
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
         code = np.mean(
-            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)], 0, np.float32
+            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)],  # type: ignore[union-attr]
+            0,
+            np.float32,
         )
     if isinstance(photo, Film):
         match_range(photo, generator, audio2latent, code, motion.get("features"))
@@ -218,7 +239,15 @@ def generate(
     )
 
 
-def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=None, name="photo"):
+def identity_of(
+    tracked: Iterable[tuple[np.ndarray, np.ndarray | None, int]],
+    generator: Generator,
+    whole: bool = False,
+    size: int | None = None,
+    neutral: bool = True,
+    sound: np.ndarray | None = None,
+    name: str = "photo",
+) -> Photo | Film:
     """The photo, or the clip to be dubbed, that `generate` takes as its identity.
 
     tracked    iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `follow` gives; the quad of an aligned frame is None. One frame is a
@@ -237,7 +266,7 @@ def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=
     if first is None:
         raise TalkheadError(f"{name}: no frames; pass a picture or a clip that shows a face")
     frame, quad, _ = first
-    side = None if whole else size or native_side(faces.whole_quad(frame) if quad is None else quad)
+    side: Any = None if whole else size or native_side(faces.whole_quad(frame) if quad is None else quad)
     if second is not None:
         return Film(chain([first, second], tracked), network, side, sound)
     try:
@@ -257,12 +286,18 @@ def identity_of(tracked, generator, whole=False, size=None, neutral=True, sound=
     )
 
 
-def aligned_side(generator):
+def aligned_side(generator: Generator) -> int:
     """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
     return max(256, generator.resolution)
 
 
-def match_range(film, generator, audio2latent, code, features=None):
+def match_range(
+    film: Film,
+    generator: Generator,
+    audio2latent: FirstModel | SecondModel,
+    code: np.ndarray,
+    features: AudioFeatures | None = None,
+) -> None:
     """Set the gain of a film by how far its speaker opens the mouth beside the speech model, on ten seconds of the film's own sound; without a sound
     the gain stays.
 
@@ -278,14 +313,23 @@ def match_range(film, generator, audio2latent, code, features=None):
         film.gain = own_gain(film, synthesize(generator, path))
 
 
-def code_of(encoder, photo, generator):
+def code_of(encoder: checkpoints.Encoder, photo: Photo | Film, generator: Generator) -> np.ndarray:
     """The code of the face in a detail.Photo or dubbing.Film, at rest: float32 (L, 512)."""
     return encode_identity(encoder, photo.face(aligned_side(generator)))
 
 
 def with_detail(
-    frames, photo, generator, code, noise="const", precision="float32", blink=0.0, seed=0, head=False, batch=1
-):
+    frames: Iterable[np.ndarray],
+    photo: Photo | Film,
+    generator: Generator,
+    code: np.ndarray,
+    noise: str = "const",
+    precision: str = "float32",
+    blink: float = 0.0,
+    seed: int = 0,
+    head: bool = False,
+    batch: int = 1,
+) -> Iterator[np.ndarray]:
     """Give a generator's frames the detail of a photo, as they come.
 
     frames            iterator of uint8 (R, R, 3), what `synthesize` draws
@@ -304,7 +348,7 @@ def with_detail(
         yield from Detail(photo, rest, head=head).stream(frames, blinking.blinks(blink, seed), batch)
 
 
-def label(frames, text="synthetic"):
+def label(frames: Iterable[np.ndarray], text: str = "synthetic") -> Iterator[np.ndarray]:
     """Write a word into the lower left corner of every frame.
 
     frames  iterator of uint8 (H, W, 3), all of one size

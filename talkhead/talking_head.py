@@ -1,11 +1,20 @@
 """A talking head from files to file: speech, motion from noise, or latents, drawn as a video."""
 
+import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tqdm import tqdm
 
 from talkhead import checkpoints, files, identities, synthesis
 from talkhead.audio2latent import load_features_for
+from talkhead.audio_files import SoundReader
 from talkhead.clips import draw_clip, live_sound, silent
 from talkhead.dubbing import Film
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TalkingHead:
@@ -24,26 +33,28 @@ class TalkingHead:
     drawing              of `clips.draw_clip`: batch, precision, labelled
     """
 
+    driver: Any
+
     def __init__(
         self,
-        generator=None,
-        encoder=None,
-        audio2latent=None,
-        video_gan=None,
-        identity=None,
-        drives="audio2latent",
-        features=None,
-        features_model=None,
-        device="cpu",
-        identity_options=None,
-        motion=None,
-        blink_latent=None,
-        batch=8,
-        drawing=None,
-        progress=silent,
-    ):
+        generator: str | os.PathLike | None = None,
+        encoder: str | os.PathLike | None = None,
+        audio2latent: str | os.PathLike | None = None,
+        video_gan: str | os.PathLike | None = None,
+        identity: str | os.PathLike | None = None,
+        drives: str | None = "audio2latent",
+        features: str | None = None,
+        features_model: str | os.PathLike | None = None,
+        device: "str | torch.device" = "cpu",
+        identity_options: dict | None = None,
+        motion: dict | None = None,
+        blink_latent: str | os.PathLike | None = None,
+        batch: int | None = 8,
+        drawing: dict | None = None,
+        progress: Callable[..., tqdm] = silent,
+    ) -> None:
         prepared = identity is not None and files.is_prepared(identity)
-        tuned = identity if prepared and not files.is_latents(identity) else None
+        tuned = identity if prepared and not files.is_latents(identity) else None  # type: ignore[arg-type]
         self.drivers = {
             None: {},
             "audio2latent": {"audio2latent": audio2latent},
@@ -62,7 +73,7 @@ class TalkingHead:
             self.features = load_features_for(self.driver, features, features_model, device)
         self.batch, self.drawing, self.progress = batch, {**(drawing or {}), "progress": progress}, progress
 
-    def identity(self, source, dubbed=False):
+    def identity(self, source: str | os.PathLike, dubbed: bool = False) -> identities.Identity:
         """The `identities.Identity` in a file."""
         options = self.identity_options
         if not files.is_prepared(source):
@@ -76,7 +87,13 @@ class TalkingHead:
             checkpoints.load_driver(kind, path, found.generator, device=self.device)  # raises if it does not fit
         return found
 
-    def speak(self, identity, audio, output, latents_out=None):
+    def speak(
+        self,
+        identity: str | os.PathLike,
+        audio: str | SoundReader,
+        output: str | os.PathLike | BinaryIO,
+        latents_out: str | os.PathLike | BinaryIO | None = None,
+    ) -> int:
         """An identity says a recording; returns the number of frames.
 
         identity, output   files
@@ -96,7 +113,13 @@ class TalkingHead:
             options = {"look": look, "code": code, "batch": batch, "frames": frames} | moments | self.drawing
             return draw_clip(generator, path, output, sound, latents_out, **options)
 
-    def move(self, identity, output, latents_out=None, segments=((0, 100),)):
+    def move(
+        self,
+        identity: str | os.PathLike,
+        output: str | os.PathLike | BinaryIO,
+        latents_out: str | os.PathLike | BinaryIO | None = None,
+        segments: Sequence[tuple[int, int]] = ((0, 100),),
+    ) -> int:
         """An identity moves by noise; returns the number of frames.
 
         segments   [(seed, frames), …]
@@ -110,7 +133,14 @@ class TalkingHead:
         options = {"look": look, "code": code, "head": True, "batch": batch, "frames": frames} | self.drawing
         return draw_clip(generator, path, output, None, latents_out, **options)
 
-    def render(self, latents, output, latents_out=None, identity=None, audio=None):
+    def render(
+        self,
+        latents: str | os.PathLike,
+        output: str | os.PathLike | BinaryIO,
+        latents_out: str | os.PathLike | BinaryIO | None = None,
+        identity: str | os.PathLike | None = None,
+        audio: str | os.PathLike | BinaryIO | None = None,
+    ) -> int:
         """Latents out of a file as a video, with the detail of a photo and a sound if they are named; returns the number of frames."""
         path = files.read_latents(latents)
         identities.check_owner(latents, files.read_about(latents), self.generator)
@@ -126,7 +156,7 @@ class TalkingHead:
             return draw_clip(self.generator, path, output, sound, latents_out, **options)
 
 
-def noise_segments(seeds, seconds=4.0):
+def noise_segments(seeds: Sequence[int], seconds: float = 4.0) -> list[tuple[int, int]]:
     """[(seed, frames), …]: a time at 25 fps divided among seeds as equally as possible."""
     frames = max(len(seeds), round(seconds * files.FPS))
     ends = [frames * k // len(seeds) for k in range(len(seeds) + 1)]

@@ -1,6 +1,11 @@
 """Repair of packet and frame time stamps that jump or run backward, following FFmpeg's program."""
 
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import av
 
 RESTART = 10  # seconds, FFmpeg's -dts_delta_threshold: a clock that jumps by more has started again
 MAX_PAUSE = 30 * 3600  # seconds, FFmpeg's -dts_error_threshold; a longer pause is a wrong time stamp
@@ -10,7 +15,7 @@ MAX_BACKWARD = Fraction(1, 10)  # seconds by which packets may be out of order
 MAX_WAITING = 1000  # packets held back until the other stream shows whether it pauses too
 
 
-def lasting(packet):
+def lasting(packet: "av.Packet") -> Fraction:
     """Duration of a packet, Fraction in seconds; 0 if unknown.
 
     For the last packet of each of several concatenated Ogg files, FFmpeg gives a negative duration as unsigned 32 bits.
@@ -37,17 +42,23 @@ class PacketClock:
     has started again, and not every pause of up to 30 hours is accepted.
     """
 
-    def __init__(self, restarts, starts, anchor, warn):
+    def __init__(
+        self,
+        restarts: bool,
+        starts: dict[int, Fraction | None],
+        anchor: int | None,
+        warn: Callable[[str, Fraction], None],
+    ) -> None:
         self._restarts, self._anchor, self._warn = restarts, anchor, warn
         self._expected = dict(starts)
         self._last = dict.fromkeys(starts)  # decoding times
         self._newest = dict.fromkeys(starts)  # decoding times, including packets held back
         self._step = dict.fromkeys(starts, Fraction(0))  # duration of a packet in seconds
-        self._waiting = {}  # {stream index: list of packets held back}
+        self._waiting: dict[int, list] = {}  # {stream index: list of packets held back}
         self._offset = Fraction(0)  # seconds to add to every time stamp
-        self._moved = set()  # indices of streams without a packet since the offset changed
+        self._moved: set[int] = set()  # indices of streams without a packet since the offset changed
 
-    def mend(self, packet):
+    def mend(self, packet: "av.Packet") -> Iterator["av.Packet"]:
         """Yield the packets that are ready, with repaired time stamps; the first after a clock restart is `opaque`."""
         index, moment = packet.stream.index, self._start_time(packet)
         if (
@@ -101,7 +112,7 @@ class PacketClock:
             and moment + MAX_BACKWARD < last
         )
 
-    def is_pause(self, index, moment, since):
+    def is_pause(self, index: int, moment: Fraction, since: Fraction) -> bool:
         """True if a stream pauses until a moment: the other stream is there too or, without one, the pause is short."""
         others = [newest for other, newest in self._newest.items() if other != index]
         return (
@@ -179,18 +190,18 @@ class PictureStamps:
     backward more often.
     """
 
-    def __init__(self, shown=True):
+    def __init__(self, shown: bool = True) -> None:
         self.shown = shown
+        self._last: list = [None, None]
         self._faults = [0, 0]  # number of presentation and of decoding times that did not increase
-        self._last = [None, None]
-        self._first = None  # decoding time of the first packet
-        self._delay = None  # in AVI, from a packet's time stamp to the one of its decoded frame
+        self._first: int | None = None  # decoding time of the first packet
+        self._delay: int | None = None  # in AVI, from a packet's time stamp to the one of its decoded frame
 
-    def sent(self, packet):
+    def sent(self, packet: "av.Packet") -> None:
         if self._first is None:
             self._first = packet.dts
 
-    def of(self, frame):
+    def of(self, frame: "av.VideoFrame") -> int | None:
         """Time stamp of a frame in units of frame.time_base; None: directly after the frame before."""
         for kind, stamp in enumerate((frame.pts, frame.dts)):
             if stamp is not None:
@@ -198,7 +209,7 @@ class PictureStamps:
                 self._last[kind] = stamp
         if not self.shown:
             if self._delay is None and None not in (frame.dts, self._first):
-                self._delay = frame.dts - self._first
+                self._delay = frame.dts - self._first  # type: ignore[operator]  # neither is None
             return None if frame.dts is None else frame.dts - (self._delay or 0)
         if frame.pts is not None and (self._faults[0] <= self._faults[1] or frame.dts is None):
             return frame.pts

@@ -1,5 +1,6 @@
 """The networks of a StyleGAN2 run: new, or grown out of a file, with an encoder trained along by reconstruction."""
 
+import os
 import warnings
 
 from talkhead import checkpoints, encoders, files, stylegan
@@ -8,13 +9,13 @@ from talkhead.fingerprints import fingerprint
 
 
 def new_networks(
-    init=None,
+    init: str | os.PathLike | None = None,
     resolution: int | None = None,
     channels: list[int] | None = None,
     mapping_layers: int | None = None,
     d_channels: list[int] | None = None,
-    freeze_d=0,
-):
+    freeze_d: int = 0,
+) -> tuple[stylegan.Generator, stylegan.Discriminator, set[str]]:
     """A generator and its discriminator, new or grown out of a file.
 
     init            generator file to start from, also of a lower resolution; None: new networks
@@ -27,7 +28,7 @@ def new_networks(
     raises          TalkheadError if `init` does not fit
     warns           if `init` holds no discriminator of this shape
     """
-    weights = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
+    weights: dict = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
     if init is not None and resolution not in (None, config["resolution"]):
         config["channels"] = stylegan.extend_widths(config["channels"], resolution)
@@ -55,7 +56,9 @@ def new_networks(
     return generator, discriminator, {fingerprint(weights["model"]), *weights["config"].get("lineage", ())}
 
 
-def paired_encoder(init, generator, **shape):
+def paired_encoder(
+    init: str | os.PathLike | None, generator: stylegan.Generator, **shape: int
+) -> encoders.ResNetEncoder:
     """The encoder that is trained along with a generator: new, or extended from a file to the generator's layers.
 
     init     encoder file of architecture resnet, or None
@@ -75,7 +78,7 @@ def paired_encoder(init, generator, **shape):
     return encoders.extend_layers(smaller, generator.num_ws)
 
 
-def save_encoder(path, encoder, weights):
+def save_encoder(path: str | os.PathLike, encoder: encoders.ResNetEncoder, weights: dict) -> None:
     """Write an encoder trained along with a generator.
 
     weights   what `training.fit` hands to `on_save`: {"model", "step", "perceptual"} of that generator

@@ -13,10 +13,13 @@ import signal
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from talkhead import files, image_files
@@ -24,6 +27,7 @@ from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 
 WINDOW = 50  # steps over which `has_converged` averages losses
+Result = TypeVar("Result")
 SLOW = 2.0  # seconds; a slower first step may be due to other programs
 
 
@@ -35,11 +39,13 @@ class Prefetcher:
     `seconds` is the total time that steps waited for data.
     """
 
-    def __init__(self, make):
+    _ahead: dict[int, Future]
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
         self.seconds = 0.0
         self._make, self._thread, self._ahead = make, ThreadPoolExecutor(1), {}
 
-    def __call__(self, index):
+    def __call__(self, index: int) -> Any:
         began = time.monotonic()
         made = (self._ahead.pop(index, None) or self._thread.submit(self._make, index)).result()
         self.seconds += time.monotonic() - began
@@ -47,7 +53,7 @@ class Prefetcher:
         return made
 
 
-def has_converged(history, min_delta):
+def has_converged(history: Sequence[float], min_delta: float) -> bool:
     """True if the mean loss of the last WINDOW (50) steps improved on the 50 before by at most `min_delta`, relative.
 
     history     losses, one per step
@@ -62,43 +68,45 @@ def has_converged(history, min_delta):
 class EarlyStopping:
     """Early stopping by `has_converged`, called with each step's record; its losses are part of the run's state."""
 
-    def __init__(self, min_delta):
+    losses: list[float]
+
+    def __init__(self, min_delta: float) -> None:
         self.min_delta, self.losses = min_delta, []
 
-    def __call__(self, record):
+    def __call__(self, record: dict) -> bool:
         self.losses = [*self.losses, record["loss"]][-2 * WINDOW :]
         return has_converged(self.losses, self.min_delta)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"losses": self.losses}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.losses = list(state["losses"])
 
 
 def fit(
-    step,
-    state,
+    step: Callable[[int], dict],
+    state: dict[str, Any],
     *,
-    steps,
-    out,
-    header,
-    team=None,
-    seed=0,
-    unit="images",
-    feed=None,
-    save_minutes=5.0,
-    log_every=10,
-    keep=0,
-    converged=None,
-    validate=None,
-    validate_every=None,
-    keep_best=None,
-    draw=None,
-    samples=None,
-    samples_every=1000,
-    on_save=None,
-):
+    steps: int,
+    out: str | os.PathLike,
+    header: dict,
+    team: Distributed | None = None,
+    seed: int = 0,
+    unit: str = "images",
+    feed: Prefetcher | None = None,
+    save_minutes: float = 5.0,
+    log_every: int = 10,
+    keep: int = 0,
+    converged: Callable[[dict], bool] | None = None,
+    validate: Callable[[], dict] | None = None,
+    validate_every: None | int = None,  # None first: not for `--set`, as `samples` below
+    keep_best: None | str = None,
+    draw: Callable[[], np.ndarray] | None = None,
+    samples: None | str | os.PathLike = None,
+    samples_every: int = 1000,
+    on_save: Callable[[dict], None] | None = None,
+) -> Iterator[dict]:
     """Train for `steps` steps, or until convergence, resuming from `out` if it exists; yield log records.
 
     step            function of the step index that takes one optimiser step and returns a dict of floats; a loss that
@@ -135,7 +143,8 @@ def fit(
     with file.locked(), _StopSignal() as stop:
         done, ended = file.resume(steps)
         saved, seconds, waited = time.monotonic(), 0.0, feed.seconds if feed else 0.0
-        complete, since = ended, {}  # since: values since the last record
+        complete = ended
+        since: dict = {}  # values since the last record
         for index in range(done, steps):
             if ended:
                 break
@@ -153,9 +162,9 @@ def fit(
             if not team.is_main:
                 continue
             since |= record
-            checked = validate is not None and (count % validate_every == 0 or ended)
+            checked = validate is not None and (count % validate_every == 0 or ended)  # type: ignore[operator]
             if checked:
-                record |= seeded(lambda _: validate(), index, seed, team.device)
+                record |= seeded(lambda _: validate(), index, seed, team.device)  # type: ignore[misc]  # not None here
                 file.consider(count, record.get(keep_best))
             if checked or count % log_every == 0 or ended:
                 speed = {f"{unit}_per_second": round(team.batch * (count - done) / seconds, 3)}
@@ -172,7 +181,9 @@ def fit(
             if folder and (count % samples_every == 0 or ended):
                 with _survived(f"{folder}, step {count}: no image written"):
                     image_files.write_image(
-                        folder / f"{count:08}.png", seeded(lambda _: draw(), 0, seed, team.device), synthetic=True
+                        folder / f"{count:08}.png",
+                        seeded(lambda _: draw(), 0, seed, team.device),  # type: ignore[misc]  # not None here
+                        synthetic=True,
                     )
             last = stopped or ended
             if last or time.monotonic() - saved > 60 * save_minutes:
@@ -203,7 +214,7 @@ def _warn_of_load(seconds):
         )
 
 
-def seeded(function, index, seed, device):
+def seeded(function: Callable[[int], Result], index: int, seed: int, device: torch.device) -> Result:
     """Call a function of the step index with torch's random state seeded by (seed, index), and restore the state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)

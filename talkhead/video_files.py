@@ -6,14 +6,15 @@ from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from talkhead import image_files
-from talkhead.audio_files import SampleBlocks
-from talkhead.containers import Media, open_source
+from talkhead.audio_files import SampleBlocks, SoundReader
+from talkhead.containers import Media, Sound, open_source
 from talkhead.errors import TalkheadError
 from talkhead.files import (
     ALIGNED_TAG,
@@ -137,7 +138,9 @@ class FrameReader:
     yields      uint8 (H, W, 3) RGB
     """
 
-    def __init__(self, source, fps=FPS, limit=None):
+    count: int | None
+
+    def __init__(self, source: str | os.PathLike | BinaryIO, fps: float = FPS, limit: int | None = None) -> None:
         self.fps = float(fps)
         self.name = name_of(source)
         self._left = limit
@@ -227,17 +230,17 @@ class FrameReader:
             yield image
 
     @property
-    def sound(self):
+    def sound(self) -> Sound | None:
         if self._media is None:
             return None
         assert self._wants_sound or not self._begun, "ask for the sound before the first frame"
         self._wants_sound = True
         return self._media.sound
 
-    def __iter__(self):
+    def __iter__(self) -> "FrameReader":
         return self
 
-    def __next__(self):
+    def __next__(self) -> np.ndarray:
         self._begun = True
         if self._media is not None and not self._wants_sound:
             self._media.sound = None  # not wanted: do not keep it
@@ -247,13 +250,13 @@ class FrameReader:
             self._left -= 1
         return next(self._frames)
 
-    def close(self):
+    def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "FrameReader":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -266,7 +269,7 @@ def _size(image):
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
-def read_frames(source, fps=FPS, limit=None):
+def read_frames(source: str | os.PathLike | BinaryIO, fps: float = FPS, limit: int | None = None) -> FrameReader:
     """Open a clip for reading frames.
 
     source   any video file, folder of images in the order of their names, still or animated image, "-" or a binary
@@ -299,10 +302,19 @@ class FrameWriter:
                  the reader of a pipe has closed it
     """
 
-    def __init__(self, destination, fps=FPS, sound=None, metadata=None, synthetic=False, lossless=None):
+    def __init__(
+        self,
+        destination: str | os.PathLike | BinaryIO,
+        fps: float = FPS,
+        sound: tuple[np.ndarray, int] | Sound | SoundReader | None = None,
+        metadata: dict[str, str] | None = None,
+        synthetic: bool = False,
+        lossless: bool | None = None,
+    ) -> None:
         self.name = name_of(destination)
         self._destination = destination
         tags = image_tags(metadata, synthetic)
+        self._output: _VideoOutput | _ImageOutput | _FolderOutput
         suffix = Path(destination).suffix.lower() if is_path(destination) else None
         if not is_path(destination):
             self._output = _VideoOutput(
@@ -319,21 +331,22 @@ class FrameWriter:
                 f"{self.name}: cannot write {suffix}; end the name in .mp4, .png or .jpg, or name a folder"
             )
         self.count = 0
-        self._size = None
+        self._size: tuple[int, ...] | None = None
         self._stack = ExitStack()
 
-    def __enter__(self):
+    def __enter__(self) -> "FrameWriter":
         with ExitStack() as stack, os_errors_in_one_line(self.name):
+            place: Path | Sink
             if is_path(self._destination):
                 place = stack.enter_context(placed(self._destination, self._output.folder))
             else:
-                place = Sink(self._destination)
+                place = Sink(self._destination)  # type: ignore[arg-type]  # no path
             self._output.open(place)
             stack.push(self._finish)
             self._stack = stack.pop_all()
         return self
 
-    def write(self, frame):
+    def write(self, frame: np.ndarray) -> None:
         """Add one frame, uint8 (H, W, 3) RGB, of the first frame's size."""
         frame = np.asarray(frame)
         assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
