@@ -375,7 +375,7 @@ def warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         [_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]]
     )
     fields = np.zeros((GRID * GRID, 2, 2), np.float32)
-    product = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0)  # type: ignore[call-overload]  # None: no third matrix
+    product = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0)  # type: ignore[call-overload]  # None: no third one
     fields[nodes] = product.reshape(-1, 2, 2) * limit[nodes, None, None]
     return fields.transpose(1, 0, 2).reshape(2, GRID, GRID, 2)
 
