@@ -46,7 +46,7 @@ DOWN = (
 )
 
 
-def sample_params(count, p, share=MicroBatch()):
+def sample_params(count: int, p: float, share: MicroBatch = MicroBatch()) -> dict[str, torch.Tensor]:
     """Sample augmentation parameters for a batch; each transform is applied to an image with probability p.
 
     count    size N of the whole batch
@@ -86,7 +86,7 @@ def sample_params(count, p, share=MicroBatch()):
     }
 
 
-def augment(images, params):
+def augment(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
     """Augment images; twice differentiable. Images without any transform stay bit for bit the same.
 
     images    float (N, 3, H, W) in [-1, 1]
@@ -99,7 +99,7 @@ def augment(images, params):
         return _transform(_recolored, images, color_matrix(params))
 
 
-def jitter(images, p, share=MicroBatch()):
+def jitter(images: torch.Tensor, p: float, share: MicroBatch = MicroBatch()) -> torch.Tensor:
     """Jitter geometry and colours of training images slightly, to enlarge a set of few faces.
 
     images    float (N, 3, H, W) in [-1, 1], a micro-batch
@@ -135,7 +135,7 @@ def jitter(images, p, share=MicroBatch()):
     return torch.where(recolored[:, None, None, None], colours.clamp(0, 1) * 2 - 1, images)
 
 
-def geometric_matrix(params, height, width):
+def geometric_matrix(params: dict[str, torch.Tensor], height: int, width: int) -> torch.Tensor:
     """Geometric transforms of `sample_params` as matrices: float64 (N, 3, 3).
 
     They map homogeneous pixel coordinates (x, y, 1), from the image's centre, x to the right and y down.
@@ -156,7 +156,7 @@ def geometric_matrix(params, height, width):
     return matrix
 
 
-def color_matrix(params):
+def color_matrix(params: dict[str, torch.Tensor]) -> torch.Tensor:
     """Colour transforms of `sample_params` as matrices on (red, green, blue, 1): float64 (N, 4, 4).
 
     Contrast scales colours, lumaflip reflects luma, hue rotates about the luma axis, saturation scales chroma.
@@ -174,7 +174,7 @@ def color_matrix(params):
     return matrix
 
 
-def update_p(p, r_t, batch, target=0.6, images=500_000):
+def update_p(p: float, r_t: float, batch: int, target: float = 0.6, images: int = 500_000) -> float:
     """Augmentation probability for the next INTERVAL steps: raised if r_t is above the target, lowered if below.
 
     r_t      mean E[sign(D(real))] of the last steps: 0 if the discriminator guesses, 1 if it overfits
@@ -184,7 +184,7 @@ def update_p(p, r_t, batch, target=0.6, images=500_000):
     return min(max(p + move * ((r_t > target) - (r_t < target)), 0.0), 1.0)
 
 
-def check(augment, p, jitter=0.0):
+def check(augment: str, p: float, jitter: float = 0.0) -> None:
     """Check options: `augment` is "none", "ada" or "fixed", p a probability that it uses, jitter a probability."""
     if not 0 <= jitter <= 1:
         raise TalkheadError(f"jitter {jitter}: is a probability; pass one from 0 to 1")

@@ -9,12 +9,20 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from talkhead.cli_options import Command
 from talkhead.errors import TalkheadError
+
+if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
+    from talkhead.jobs import Shard
 
 
 class Script(Command):
@@ -23,7 +31,7 @@ class Script(Command):
     Any other exception keeps its traceback. click itself exits silently with 1 when the reader of stdout has closed it.
     """
 
-    def main(self, *arguments, **options):
+    def main(self, *arguments: Any, **options: Any) -> Any:
         _open_streams()
         try:
             return super().main(*arguments, **options)
@@ -34,7 +42,7 @@ class Script(Command):
             _stdout_failed()
             sys.exit(1)
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             with _stoppable(), _logged(), warnings.catch_warnings(), memory():
                 warnings.showwarning = lambda message, *_: log(" ".join(str(message).split()))
@@ -73,7 +81,7 @@ class Group(Script, click.Group):
 
     command_class = Command
 
-    def list_commands(self, ctx):
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the work, not of the alphabet
 
 
@@ -127,7 +135,7 @@ def _stoppable():
 
 
 @contextmanager
-def memory():
+def memory() -> Iterator[None]:
     """Turn running out of memory into one line."""
     try:
         yield
@@ -138,7 +146,7 @@ def memory():
         raise TalkheadError("out of memory; lower --batch, or pass --device cpu") from problem
 
 
-def log(text):
+def log(text: str) -> None:
     if _batch("notes") is not None:
         _batch("notes").append(text)
     elif not _rank():
@@ -164,14 +172,14 @@ def _who():
     return f"talkhead, process {_rank()}" if _rank() else "talkhead"
 
 
-def init_process_group(device):
+def init_process_group(device: str) -> "torch.device":
     """Train together with the other processes that torchrun started, until the command ends; the device of this one."""
     from talkhead import distributed
 
     return click.get_current_context().with_resource(distributed.init_process_group(distributed.pick_device(device)))
 
 
-def shard_of(shard):
+def shard_of(shard: "Shard | None") -> "Shard":
     """The shard of this process: as given, else by the environment. Its lines on stderr then carry its prefix."""
     from talkhead import jobs
 
@@ -179,7 +187,7 @@ def shard_of(shard):
     return shard
 
 
-def progress(items, total=None, unit="frame"):
+def progress(items: Iterable | None, total: int | None = None, unit: str = "frame") -> "tqdm":
     from tqdm import tqdm
 
     # Within a list, the list's own is enough.
@@ -187,12 +195,12 @@ def progress(items, total=None, unit="frame"):
     return tqdm(items, total=total, unit=unit, desc=_who().partition(", ")[2] or None, disable=True if hidden else None)
 
 
-def print_records(records):
+def print_records(records: Iterable[dict]) -> None:
     for record in records:
         click.echo(json.dumps(record))
 
 
-def follow_training(records, steps, tensorboard):
+def follow_training(records: Iterable[dict], steps: int | None, tensorboard: str | None) -> None:
     """A trainer's records on stdout, its progress on stderr, and its curves in a TensorBoard folder, if one is named."""
     draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with progress(None, steps, "step") as bar:
@@ -222,7 +230,16 @@ def _curves(folder):
     return draw
 
 
-def run_list(work, listing, folder, shard, overwrite, fields=("source",), suffix=".mp4", beside=()):
+def run_list(
+    work: Callable,
+    listing: str,
+    folder: str,
+    shard: "Shard | None",
+    overwrite: bool,
+    fields: Sequence[str] = ("source",),
+    suffix: str = ".mp4",
+    beside: Sequence[str] = (),
+) -> None:
     """Do this process's shard of a list; one line sums it up, the manifest has the rest."""
     from talkhead import jobs
 
@@ -233,7 +250,8 @@ def run_list(work, listing, folder, shard, overwrite, fields=("source",), suffix
     if shard.why:
         log(f"{len(shard(items))} of {len(items)} lines of {listing}, by {shard.why}")
     records = jobs.run(items, functools.partial(_noted, work), folder, shard, beside, overwrite)
-    counts, manifest = Counter(), jobs.manifest_path(folder, shard)
+    counts: Counter[str] = Counter()
+    manifest = jobs.manifest_path(folder, shard)
     try:
         _watch_list(records, fields, len(shard(items)), counts)
     except (KeyboardInterrupt, SystemExit):

@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 import types
+from collections.abc import Callable, Sequence
 
 import click
 from click.core import ParameterSource
@@ -33,7 +34,7 @@ class Settings(click.Option):
     functions   whose signatures give defaults and types: callables, or "module.name" of talkhead, imported when needed
     """
 
-    def __init__(self, *functions):
+    def __init__(self, *functions: str) -> None:
         super().__init__(
             ["--set", "settings"],
             metavar="NAME=VALUE",
@@ -44,10 +45,10 @@ class Settings(click.Option):
         )
         self.functions = functions
 
-    def kinds(self, command):
+    def kinds(self, command: click.Command) -> dict[str, type]:
         """{name: type} of the parameters that can be set: int, float, bool, str or list."""
         own = {param.name for param in command.params}
-        found = {}
+        found: dict[str, type] = {}
         for place in self.functions:
             for name, parameter in inspect.signature(_function(place)).parameters.items():
                 if name not in own and name not in FIXED and (kind := _plain(parameter)):
@@ -102,7 +103,7 @@ def _typed(name, value, kind, ctx, param):
     return number
 
 
-def taken(options, function):
+def taken(options: dict, function: Callable) -> dict:
     """Take out of a dict the parameters of a function, as keyword arguments for it."""
     return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
 
@@ -110,7 +111,7 @@ def taken(options, function):
 class Command(click.Command):
     """A command that still takes options as version 0.1 spelled them, and as flags those that `--set` now gives."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._current(list(args)))
 
     def _current(self, args):
@@ -150,7 +151,7 @@ def _of_a_list(ctx, param):
     return True
 
 
-def from_stdin(ctx, param, value):
+def from_stdin(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if _of_a_list(ctx, param):
         return None
     if value == "-":
@@ -163,7 +164,7 @@ def from_stdin(ctx, param, value):
     return value
 
 
-def writable(ctx, param, value):
+def writable(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse an output that cannot be written, before any work is done."""
     return None if _of_a_list(ctx, param) else _has_place(value)
 
@@ -193,7 +194,7 @@ def _to_stdout(ctx, param, value):
     return writable(ctx, param, value)
 
 
-def pairs(ctx, param, value):
+def pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Real and fake clips by turns; stdin can be one of two."""
     if len(value) % 2:
         raise click.BadParameter(f"{value[-1]} has no partner; name real and fake clips by turns", ctx, param)
@@ -204,7 +205,7 @@ def pairs(ctx, param, value):
     return tuple("-" if place == "-" and from_stdin(ctx, param, place) else place for place in value)
 
 
-def drawable(ctx, param, value):
+def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     from importlib.util import find_spec
 
     if value is None:
@@ -226,11 +227,11 @@ figure = click.option(
 )
 
 
-def input_option(flag, help):
+def input_option(flag: str, help: str) -> Callable:
     return click.option(flag, metavar="FILE", callback=from_stdin, help=help)
 
 
-def output(help, flag="--output", default="-"):
+def output(help: str, flag: str = "--output", default: str | None = "-") -> Callable:
     names = ("-o", flag) if flag == "--output" else (flag,)
     return click.option(
         *names, metavar="FILE", default=default, show_default=default is not None, callback=_to_stdout, help=help
@@ -248,15 +249,15 @@ records = click.option(
 )
 
 
-def weights_out(what):
+def weights_out(what: str) -> Callable:
     return click.option("-o", "--output", metavar="FILE", required=True, callback=writable, help=f"{what} (.pt).")
 
 
-def trained(what):
+def trained(what: str) -> Callable:
     return weights_out(f"{what[0].upper()}{what[1:]}, also of a run to resume")
 
 
-def weights_in(kind):
+def weights_in(kind: str) -> Callable:
     origin = {
         "generator": " (talkhead, rosinality, NVIDIA, PTI, pSp or e4e)",
         "encoder": " (talkhead, pSp, e4e or ReStyle)",
@@ -268,17 +269,17 @@ def weights_in(kind):
     )
 
 
-def number(flag, default, help, least=0):
+def number(flag: str, default: float | None, help: str, least: int = 0) -> Callable:
     """An option for an int or a float, whichever its default is; no smaller than `least`."""
     kind = click.IntRange(min=least) if isinstance(default, int) else click.FloatRange(min=least)
     return click.option(flag, type=kind, default=default, show_default=True, help=help)
 
 
-def one_of(flag, choices, default, help):
+def one_of(flag: str, choices: Sequence[str], default: str | None, help: str) -> Callable:
     return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=help)
 
 
-def together(*options):
+def together(*options: Callable) -> Callable:
     """One decorator out of several, so that a set of options is written once."""
 
     def decorate(command):
@@ -289,15 +290,15 @@ def together(*options):
     return decorate
 
 
-def steps(default):
+def steps(default: int) -> Callable:
     return number("--steps", default, "Optimiser steps.", least=1)
 
 
-def batch(default):
+def batch(default: int) -> Callable:
     return number("--batch", default, "Batch size.", least=1)
 
 
-def lr(default):
+def lr(default: float) -> Callable:
     return number("--lr", default, "Learning rate.")
 
 
@@ -319,7 +320,7 @@ def _shard(ctx, param, value):
         raise click.BadParameter(str(problem), ctx, param) from None
 
 
-def listed(line):
+def listed(line: str) -> Callable:
     """The options with which a command works through a list."""
     return together(
         click.option(
@@ -449,7 +450,7 @@ validation = click.option(
 )
 
 
-def settings(*functions):
+def settings(*functions: str) -> Callable:
     """`--set NAME=VALUE` for the parameters of library functions."""
 
     def decorate(command):
@@ -459,11 +460,11 @@ def settings(*functions):
     return decorate
 
 
-def init_option(help):
+def init_option(help: str) -> Callable:
     return click.option("--init", metavar="FILE", help=help)
 
 
-def names(flag, help, default):
+def names(flag: str, help: str, default: Sequence[str] | None) -> Callable:
     """Several names with commas between; "none" is an empty list."""
 
     def split(ctx, param, value):
@@ -480,26 +481,26 @@ phonemes = click.option(
 labels = names("--labels", "Label of each file.  [default: its name]", ())
 
 
-def hold_out(ctx, param, value):
+def hold_out(ctx: click.Context, param: click.Parameter, value: str) -> int | tuple[str, ...]:
     return int(value) if value.isdecimal() else tuple(name for name in value.split(",") if name)
 
 
-def preset(ctx, param, value):
+def preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Let a preset set the defaults of the options beside it, and what `--set` gives."""
     if value is not None:
         from talkhead.train_video_gan import PRESETS
 
         own = {param.name for param in ctx.command.params}
-        ctx.default_map = (ctx.default_map or {}) | PRESETS[value]
+        ctx.default_map = (ctx.default_map or {}) | PRESETS[value]  # type: ignore[operator]  # click's own is a dict
         ctx.params |= {name: setting for name, setting in PRESETS[value].items() if name not in own}
     return value
 
 
-def widths(help, flag="--channels"):
+def widths(help: str, flag: str = "--channels") -> Callable:
     return click.option(flag, metavar="N,N,…", callback=whole_numbers, help=help)
 
 
-def whole_numbers(ctx, param, value):
+def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     try:
         return None if value is None else [int(number) for number in value.split(",")]
     except ValueError:

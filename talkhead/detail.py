@@ -10,9 +10,10 @@ below: closed lips can part, and open lips can close over teeth. Pixels that do 
 Source: thesis §6.1 (which leaves resolution and likeness open).
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ from talkhead.keypoints import (
     UPPER_LIDS,
     UPPER_OUTER,
     VERTICES,
+    KeypointNetwork,
     places,
 )
 
@@ -43,7 +45,7 @@ HEAD_NOISE = 0.008
 LID_NOISE = 0.12  # closing of the lids, as a share of the eye's opening; likewise
 MAX_CHIN_COMPRESSION = 0.5  # of the skin between lower lip and chin
 SMOOTHING = 1e-6  # of the splines, against folds where neighbouring keypoints contradict each other
-LUMA = np.float32((0.299, 0.587, 0.114))
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 # Brightness of the inside of the mouth relative to the skin, and the share kept of a render's contrast: small
 # generators exaggerate it.
 SHADE, CONTRAST = 0.4, 0.65
@@ -79,7 +81,15 @@ class Photo:
     rest.
     """
 
-    def __init__(self, picture, network, quad=None, neutral=True, points=None, aligned=None):
+    def __init__(
+        self,
+        picture: np.ndarray,
+        network: KeypointNetwork,
+        quad: np.ndarray | None = None,
+        neutral: bool = True,
+        points: np.ndarray | None = None,
+        aligned: np.ndarray | None = None,
+    ) -> None:
         self.picture, self.network, self.aligned = np.ascontiguousarray(picture), network, aligned
         self.frame = Frame(len(picture), len(picture[0]), quad)
         self.points = (
@@ -88,7 +98,7 @@ class Photo:
         self.start = network.neutral(self.points) if neutral else self.points
         self.blur = _blur(self.picture, self.frame)
 
-    def face(self, size):
+    def face(self, size: int) -> np.ndarray:
         """Aligned face at rest for an encoder: uint8 (S, S, 3); `size` is the side if it is cut out of the photo."""
         if self.frame.quad is not None:
             face = faces.crop(self.picture, self.frame.quad, size)
@@ -114,15 +124,19 @@ class Detail:
     `stream` does the same for an iterator of frames and one of blinks, faster with a larger `batch`.
     """
 
-    def __init__(self, photo, rest, network=None, head=False):
+    def __init__(
+        self, photo: Photo, rest: np.ndarray, network: KeypointNetwork | None = None, head: bool = False
+    ) -> None:
         self.photo, self.network, self.head = photo, network or photo.network, head
         self.rest = self.network.read(rest[None])[0].astype(np.float64)
         self.skins = _skin(rest, self.rest), _skin(photo.frame.aligned(photo.picture, 128), photo.points)
 
-    def __call__(self, frame, blink=0.0):
+    def __call__(self, frame: np.ndarray, blink: float = 0.0) -> np.ndarray:
         return next(self.stream([frame], [blink]))
 
-    def stream(self, frames, blinks=repeat(0.0), batch=1):
+    def stream(
+        self, frames: Iterable[np.ndarray], blinks: Iterable[float] = repeat(0.0), batch: int = 1
+    ) -> Iterator[np.ndarray]:
         return follow(self.network, zip(frames, blinks), self._draw, batch)
 
     def _draw(self, frame, points, blink):
@@ -131,7 +145,7 @@ class Detail:
         return draw(self.photo.picture, self.photo.frame, self.photo.points, target, lids, inside, self.photo.blur)
 
 
-def locate(network, pictures, places):
+def locate(network: KeypointNetwork, pictures: Sequence[np.ndarray], places: "Sequence[Frame]") -> np.ndarray:
     """Read the keypoints of still faces, averaged over several readings.
 
     network   keypoints.KeypointNetwork
@@ -151,7 +165,7 @@ def locate(network, pictures, places):
     return read
 
 
-def follow(network, items, draw, batch=1):
+def follow(network: KeypointNetwork, items: Iterable[tuple], draw: Callable[..., Any], batch: int = 1) -> Iterator[Any]:
     """Draw frames by the keypoints of others, in order.
 
     network  keypoints.KeypointNetwork
@@ -176,7 +190,7 @@ class Inside(NamedTuple):
     own_skin: np.ndarray  # float32 (3,), of the render of the identity
     skin: np.ndarray  # float32 (3,), of the photo
 
-    def coloured(self, image):
+    def coloured(self, image: np.ndarray) -> np.ndarray:
         """Colours of a part of the render adapted to the photo's lighting: float32 (h, w, 3).
 
         Brightness is scaled to the photo's skin, with less contrast; the hue is the skin's, redder where dark.
@@ -191,7 +205,7 @@ class Inside(NamedTuple):
 class Frame:
     """Position of an aligned face in an image: the transform between fractions of the quad and pixels."""
 
-    def __init__(self, height, width, quad=None):
+    def __init__(self, height: int, width: int, quad: np.ndarray | None = None) -> None:
         self.height, self.width, self.quad = height, width, quad
         corners = faces.whole_quad(np.empty((height, width))) if quad is None else np.asarray(quad, np.float64)
         self.corner = corners[0]
@@ -201,11 +215,11 @@ class Frame:
             raise TalkheadError("detail: the quad has no area; pass the quad of a face in this photo")
         self.inverse = np.linalg.inv(self.matrix)
 
-    def pixels(self, points):
+    def pixels(self, points: np.ndarray) -> np.ndarray:
         """Pixels of fractions (..., 2) of the quad."""
         return points @ self.matrix.T + self.corner
 
-    def aligned(self, image, size):
+    def aligned(self, image: np.ndarray, size: int) -> np.ndarray:
         """Aligned face by a fast crop, for keypoints: uint8 (size, size, 3)."""
         factor = self.scale / size
         small = (
@@ -222,12 +236,14 @@ class Frame:
         )
 
 
-def native_side(quad, most=1024):
+def native_side(quad: np.ndarray, most: int = 1024) -> int:
     """Side of a crop at the photo's own resolution: the quad's, even, and at most `most`."""
     return int(min(max(2 * round(np.linalg.norm(quad[3] - quad[0]) / 2), 2), most))
 
 
-def transfer(start, rest, points, head=False):
+def transfer(
+    start: np.ndarray, rest: np.ndarray, points: np.ndarray, head: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Transfer a render's keypoint motion from `rest` to `points` to the photo's keypoints `start`.
 
     start, rest, points  float (K, 2), fractions of the side
@@ -334,7 +350,7 @@ def _kernel(at, points):
     return square * np.sqrt(square)
 
 
-def warp(source, target):
+def warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Warp fields that move keypoints from `source` to `target`, above and below the line between the lips.
 
     source, target  float (K, 2), fractions of the side
@@ -359,7 +375,8 @@ def warp(source, target):
         [_kernel(_NODES[nodes], points.astype(np.float32)), np.ones(len(nodes), np.float32), _NODES[nodes]]
     )
     fields = np.zeros((GRID * GRID, 2, 2), np.float32)
-    fields[nodes] = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0).reshape(-1, 2, 2) * limit[nodes, None, None]
+    product = cv2.gemm(terms, weights.reshape(-1, 4), 1, None, 0)  # type: ignore[call-overload]  # None: no third one
+    fields[nodes] = product.reshape(-1, 2, 2) * limit[nodes, None, None]
     return fields.transpose(1, 0, 2).reshape(2, GRID, GRID, 2)
 
 
@@ -397,7 +414,15 @@ def _spline(points, kernel, values):
 # Rendering ------------------------------------------------------------------------------------------------------------
 
 
-def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
+def draw(
+    photo: np.ndarray,
+    place: Frame,
+    source: np.ndarray,
+    target: np.ndarray,
+    lids: Sequence[float] | np.ndarray = (0, 0),
+    inside: Inside | None = None,
+    blur: float = 0.5,
+) -> np.ndarray:
     """Render the photo with its keypoints moved from `source` to `target`.
 
     photo           uint8 (H, W, 3)
@@ -416,8 +441,8 @@ def draw(photo, place, source, target, lids=(0, 0), inside=None, blur=0.5):
     rows, columns = _box(moved, place)
     across, down = (np.arange(part.start, part.stop, dtype=np.float32) for part in (columns, rows))
     mouth = Lines(place.pixels(target))
-    at = _sources(fields, place, across, down, mouth)
-    part = cv2.remap(photo, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    at = x, y = _sources(fields, place, across, down, mouth)
+    part = cv2.remap(photo, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     for eye, closing in zip(_LIDS, lids):
         if closing > 0.01:
             _close_eye(part, photo, at, place.pixels(target), eye, closing, across, down, blur)
@@ -482,7 +507,7 @@ class Lines:
 
     KNOTS = np.linspace(-1, 1, 257)
 
-    def __init__(self, points):
+    def __init__(self, points: np.ndarray) -> None:
         corners = points[_UPPER_INNER[[0, -1]]]
         self.centre, along = corners.mean(0), corners[1] - corners[0]
         self.half = max(float(np.linalg.norm(along)) / 2, 1e-3)
@@ -497,11 +522,11 @@ class Lines:
         x = np.maximum.accumulate(points @ self.right / self.half)
         return np.interp(self.KNOTS, x, points @ self.down)
 
-    def local(self, across, down):
+    def local(self, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mouth coordinates of the pixels of a box: x and y, float32 (h, w)."""
         return self.of_pixels(*np.meshgrid(across, down))
 
-    def of_pixels(self, px, py):
+    def of_pixels(self, px: np.ndarray, py: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mouth coordinates x and y, float32 (h, w), of pixels."""
         px, py = px - np.float32(self.centre[0]), py - np.float32(self.centre[1])
         return (
@@ -509,14 +534,14 @@ class Lines:
             px * np.float32(self.down[0]) + py * np.float32(self.down[1]),
         )
 
-    def height(self, line, x):
+    def height(self, line: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Height y of a line at each x."""
         index = np.clip((x + 1) * np.float32(len(self.KNOTS) // 2) + np.float32(0.5), 0, len(self.KNOTS) - 1).astype(
             np.int16
         )
         return line.astype(np.float32)[index]
 
-    def pixels(self, x, y):
+    def pixels(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of mouth coordinates: float32 (h, w), (h, w)."""
         x = x * self.half
         return (
@@ -524,7 +549,7 @@ class Lines:
             (self.centre[1] + x * self.right[1] + y * self.down[1]).astype(np.float32),
         )
 
-    def cover(self, x, y, soft):
+    def cover(self, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
         """Share of each pixel that shows the inside of the mouth: float32 (h, w), 0 to 1."""
         upper, lower = self.height(self.upper, x), self.height(self.lower, x)
         inside = np.clip(0.5 + (y - upper) / soft, 0, 1) * np.clip(0.5 + (lower - y) / soft, 0, 1)

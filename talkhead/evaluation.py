@@ -14,12 +14,14 @@ import tempfile
 import traceback
 import warnings
 from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +40,12 @@ from talkhead import (
 )
 from talkhead.errors import TalkheadError
 from talkhead.phonemes import read_closures, read_dictionary
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from talkhead.stylegan import Generator
 
 AHEAD = 4  # frames decoded ahead of the measures
 FACE_SIDE = 256  # pixels, of the crops for the identity network
@@ -112,28 +120,31 @@ class Protocol:
     `describe()` returns settings, versions and hashes of the weights as a JSON dict.
     """
 
+    features: Any  # fid.FeatureNetwork, or None
+    _description: dict | None
+
     def __init__(
         self,
-        fps=25.0,
-        size=None,
-        lmd=True,
-        fid=False,
-        fid_features="inception",
-        lpips=False,
-        identity_network=None,
-        syncnet=None,
-        phonemes=None,
-        dictionary=None,
-        landmarks=None,
-        aligned=False,
-        detector="auto",
-        detector_model=None,
-        enlarge=1,
-        max_lag=metrics.MAX_LAG,
-        shut_below=metrics.CLOSED_SHARE,
-        closure_tolerance=metrics.CLOSURE_TOLERANCE,
-        device="auto",
-    ):
+        fps: float = 25.0,
+        size: int | None = None,
+        lmd: bool = True,
+        fid: bool = False,
+        fid_features: str = "inception",
+        lpips: bool = False,
+        identity_network: str | os.PathLike | None = None,
+        syncnet: str | os.PathLike | None = None,
+        phonemes: str | os.PathLike | None = None,
+        dictionary: str | os.PathLike | None = None,
+        landmarks: str | os.PathLike | None = None,
+        aligned: bool = False,
+        detector: str = "auto",
+        detector_model: str | os.PathLike | None = None,
+        enlarge: int = 1,
+        max_lag: int = metrics.MAX_LAG,
+        shut_below: float = metrics.CLOSED_SHARE,
+        closure_tolerance: int = metrics.CLOSURE_TOLERANCE,
+        device: str = "auto",
+    ) -> None:
         self.options = {name: value for name, value in locals().items() if name != "self" and not name.startswith("__")}
         self.fps, self.size, self.max_lag, self.lips = fps, size, max_lag, (shut_below, fps, closure_tolerance)
         self.phonemes, self.landmarks, self.aligned = phonemes, landmarks, aligned
@@ -203,13 +214,13 @@ class Protocol:
         self.packages += [] if "torch" in self.packages else ["torch"]
         return pick_device(name)
 
-    def settings(self):
+    def settings(self) -> dict:
         """Settings, in the form that `--protocol` replays."""
         own = {name: self.options[name] for name in DEFAULTS if name in self.options}
         own |= {name: self.options[option] is not None for name, option in FILES.items()}
         return own | {"detector": self.detector.name if self.detector else self.options["detector"]}
 
-    def describe(self):
+    def describe(self) -> dict:
         """JSON dict of settings, rules, files and sha256 of the weights, and versions."""
         if self._description is None:
             weights = {
@@ -224,7 +235,13 @@ class Protocol:
             }
         return self._description
 
-    def __call__(self, real, fake, store=None, watch=iter):
+    def __call__(
+        self,
+        real: str | os.PathLike,
+        fake: str | os.PathLike,
+        store: str | os.PathLike | None = None,
+        watch: Callable[[Iterable], Iterable] = iter,
+    ) -> dict:
         """Measure one pair.
 
         real, fake  paths of clips, or "-"
@@ -242,12 +259,12 @@ class Protocol:
         with ExitStack() as stack:
             readers = [stack.enter_context(video_files.read_frames(place, self.fps)) for place in (real, fake)]
             measures = [
-                *([metrics.BilabialClosure(*closures, *self.lips)] if closures else []),
+                *([metrics.BilabialClosure(closures.times, closures.source, *self.lips)] if closures else []),
                 *self._measures(readers, sounds),
             ]
             if known is not None and self.size:
                 known = (known + 0.5) * (self.size / readers[0].size[1]) - 0.5
-            extracted = [fid.FeatureAccumulator(self.features) for _ in readers] if store else self.features
+            extracted: Any = [fid.FeatureAccumulator(self.features) for _ in readers] if store else self.features
             clips = {
                 name: {
                     "codec": reader.codec,
@@ -311,10 +328,10 @@ class Enlarged:
     factor     whole number; 1 leaves frames as they are
     """
 
-    def __init__(self, detector, factor=1):
+    def __init__(self, detector: landmarks.Detector, factor: int = 1) -> None:
         self.detector, self.factor, self.name, self.weights = detector, factor, detector.name, detector.weights
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
         if self.factor == 1:
             return self.detector(image)
         from PIL import Image
@@ -326,7 +343,7 @@ class Enlarged:
         return [(face + 0.5) / self.factor - 0.5 for face in self.detector(np.asarray(large))]
 
 
-def features(name, device="cpu"):
+def features(name: str, device: "str | torch.device" = "cpu") -> fid.FeatureNetwork:
     """Feature network for FID by name: "inception", "mobilenet", or "encoder", the bundled encoder's trunk."""
     from talkhead import checkpoints, fid
 
@@ -484,7 +501,7 @@ def _version(package):
 # Replaying a protocol -------------------------------------------------------------------------------------------------
 
 
-def read_protocol(place):
+def read_protocol(place: str | os.PathLike) -> dict:
     """Read a protocol: "thesis", or the path of a record, of a file of records, or of a `describe` dict.
 
     returns  dict with "settings", and "weights" and "versions" if known
@@ -512,7 +529,7 @@ def read_protocol(place):
     return protocol
 
 
-def replay(recorded, options, explicit, place="--protocol"):
+def replay(recorded: dict, options: dict, explicit: Collection[str], place: str = "--protocol") -> dict:
     """Options of a `Protocol` that repeats a recorded one.
 
     recorded  recorded protocol, from `read_protocol`
@@ -538,7 +555,7 @@ def replay(recorded, options, explicit, place="--protocol"):
     return options
 
 
-def check(recorded, protocol, place="--protocol"):
+def check(recorded: dict, protocol: Protocol, place: str = "--protocol") -> None:
     """Compare the weights and versions of a replayed protocol with the present ones.
 
     raises   TalkheadError if weights differ
@@ -567,7 +584,7 @@ def check(recorded, protocol, place="--protocol"):
 # Sets of pairs --------------------------------------------------------------------------------------------------------
 
 
-def match(places):
+def match(places: Sequence[str | os.PathLike]) -> tuple[list[tuple[str, str]], list[str]]:
     """Pairs of clips: files in their order, folders of clips matched by name.
 
     places   real, fake, real, fake, …: clips, folders of images (a clip each), or two folders of clips, at any depth
@@ -621,7 +638,15 @@ def _clips(folder):
     return found
 
 
-def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=jobs.Shard(), watch=iter):
+def evaluate(
+    pairs: Sequence[tuple[str, str]],
+    protocol: Protocol,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+    shard: jobs.Shard = jobs.Shard(),
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[dict]:
     """Measure pairs, in one or several processes; a failure is recorded, and the next pair follows.
 
     pairs      list of all (real, fake) paths
@@ -675,7 +700,9 @@ def evaluate(pairs, protocol, output=None, overwrite=False, workers=1, shard=job
             yield summary
 
 
-def measured(protocol, real, fake, store=None):
+def measured(
+    protocol: Protocol, real: str | os.PathLike, fake: str | os.PathLike, store: str | os.PathLike | None = None
+) -> dict:
     """Record of a pair, also if it fails."""
     try:
         return protocol(real, fake, store)
@@ -890,7 +917,7 @@ _SUMMED = (
 _MEDIAN = ("opening_lag", "av_offset", "real_av_offset")
 
 
-def summarise(records):
+def summarise(records: Sequence[dict]) -> dict:
     """Summary record of a set: {"summary": True, "pairs", "failed", …}, with sums, means or medians of the fields.
 
     records  records of `Protocol`; failed ones are only counted
@@ -898,7 +925,7 @@ def summarise(records):
     good = [
         record | {"psnr_frames": record["frames"] - record["identical"]} for record in records if "error" not in record
     ]
-    summary = {"summary": True, "pairs": len(records), "failed": len(records) - len(good)}
+    summary: dict = {"summary": True, "pairs": len(records), "failed": len(records) - len(good)}
     for name in dict.fromkeys(name for record in good for name in record):
         found = [record for record in good if record.get(name) is not None]
         if name in _SUMMED:
@@ -935,7 +962,7 @@ _COLUMNS = (
 )
 
 
-def table(records):
+def table(records: Sequence[dict]) -> str:
     """Text table of records: a line for each pair and for the set, then the protocol."""
     shown = [record for record in records if "error" not in record and "networks" not in record]
     columns = [column for column in _COLUMNS if any(column[0] in record for record in shown)]
@@ -1001,7 +1028,9 @@ def _table_of_networks(record):
 # Size and speed of the networks ---------------------------------------------------------------------------------------
 
 
-def network_speed(generator, encoder, audio2latent, seconds=4.0, batch=8):
+def network_speed(
+    generator: "Generator", encoder: "nn.Module", audio2latent: "nn.Module", seconds: float = 4.0, batch: int = 8
+) -> dict:
     """Parameters and speed of the networks of a talking head (thesis, Table 5.2).
 
     generator, encoder, audio2latent   networks trained for one generator, on one device

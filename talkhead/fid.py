@@ -4,8 +4,10 @@ A feature network here is a function of uint8 frames (N, H, W, 3) that returns f
 and `width`, its D. Distances of different networks are not comparable, so the name is reported with each number.
 """
 
+import os
 import warnings
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -55,7 +57,16 @@ _BLOCKS = {
 }
 
 
-def named(network, device="cpu"):
+class FeatureNetwork(Protocol):
+    """Feature network: a function of uint8 frames (N, H, W, 3) that returns float32 (N, D)."""
+
+    name: str
+    width: int  # D
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray: ...
+
+
+def named(network: str | FeatureNetwork, device: str | torch.device = "cpu") -> FeatureNetwork:
     """Feature network by name, "inception" or "mobilenet"; a network is returned as it is.
 
     raises   TalkheadError if the name is unknown, or its weights are missing
@@ -85,8 +96,9 @@ class Inception:
     """
 
     name = "inception"
+    device: str | torch.device
 
-    def __init__(self, path=None, device="cpu"):
+    def __init__(self, path: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> None:
         path = Path(path) if path else files.hub_folder() / WEIGHTS
         hint = f"talkhead weights fetch inception-fid, or put pytorch-fid's {WEIGHTS} there"
         if not path.is_file():
@@ -104,7 +116,7 @@ class Inception:
         self.device = device
 
     @torch.no_grad()
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
         images = F.interpolate(to_images(frames).to(self.device), (SIDE, SIDE), mode="bilinear", align_corners=False)
         return self._pool3(images).cpu().numpy()
 
@@ -161,12 +173,12 @@ class MobileNetFeatures:
 
     name = "mobilenet"
 
-    def __init__(self, device="cpu"):
+    def __init__(self, device: str | torch.device = "cpu") -> None:
         self.network, self.device = mobilenet.MobileNet().to(device), device
         self.width = self.network.width
 
     @torch.no_grad()
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
         images = F.interpolate(
             to_images(frames).to(self.device),
             (mobilenet.SIDE, mobilenet.SIDE),
@@ -186,13 +198,13 @@ class FaceFeatures:
     `name` contains a hash of its weights, because features of different encoders are not comparable.
     """
 
-    def __init__(self, encoder):
+    def __init__(self, encoder: ResNetEncoder) -> None:
         if not isinstance(encoder, ResNetEncoder):
             raise TalkheadError("FID features: the encoder has another architecture; take one of architecture resnet")
         self.encoder, self.name, self.width = encoder, f"encoder-{digest(encoder)}", encoder.layer4[-1].bn2.num_features
 
     @torch.no_grad()
-    def __call__(self, frames):
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
         maps = self.encoder.features(to_images(frames).to(self.encoder.w_avg.device))
         return maps.unflatten(1, (self.width, -1)).mean(2).cpu().numpy()
 
@@ -205,17 +217,19 @@ TOO_FEW = "features: fewer than two images; FID and KID need two or more"
 class FeatureAccumulator:
     """Features of frames that are added one by one; the frames are not kept."""
 
-    def __init__(self, network):
+    _pending: list[np.ndarray]
+
+    def __init__(self, network: FeatureNetwork) -> None:
         # One growing buffer: many small arrays between the network's own would fragment the heap.
         self.network, self._pending, self._buffer = network, [], bytearray()
 
-    def add(self, frame):
+    def add(self, frame: np.ndarray) -> None:
         """Add one frame, uint8 (H, W, 3)."""
         self._pending.append(frame)
         if len(self._pending) == TOGETHER:
             self._flush()
 
-    def look(self, frames):
+    def look(self, frames: np.ndarray) -> None:
         """Add a batch of frames, uint8 (N, H, W, 3)."""
         self._buffer += self.network(frames).astype(np.float32).tobytes()
 
@@ -224,13 +238,13 @@ class FeatureAccumulator:
             self.look(np.stack(self._pending))
             self._pending = []
 
-    def features(self):
+    def features(self) -> np.ndarray:
         """Features of all frames so far, float32 (N, D)."""
         self._flush()
         return np.frombuffer(bytes(self._buffer), np.float32).reshape(-1, self.network.width)
 
 
-def compare_features(real, fake, network):
+def compare_features(real: np.ndarray, fake: np.ndarray, network: FeatureNetwork) -> dict:
     """FID and KID of two sets of features, and the name of their network.
 
     real, fake  float (N, D), features by `network`
@@ -242,7 +256,7 @@ def compare_features(real, fake, network):
     return {"fid": frechet_distance(real, fake), "kid": kernel_distance(real, fake), "fid_features": network.name}
 
 
-def warn_of_few(count, network):
+def warn_of_few(count: int, network: FeatureNetwork) -> None:
     """Warn if there are fewer images than features: FID's covariances are singular then, and its bias is large."""
     if count < network.width:
         warnings.warn(
@@ -252,7 +266,7 @@ def warn_of_few(count, network):
         )
 
 
-def frechet_distance(real, fake):
+def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet distance between two sets of features, FID for Inception's.
 
     real, fake  float (N, D), a feature vector for each image; at least two
@@ -278,32 +292,36 @@ class FeatureStatistics:
     factor of their QR decomposition.
     """
 
-    def __init__(self, width):
+    mean: np.ndarray
+    root: np.ndarray
+
+    def __init__(self, width: int) -> None:
         self.count, self.mean, self.root = 0, np.zeros(width), np.zeros((0, width))
 
-    def add(self, rows):
+    def add(self, rows: np.ndarray) -> None:
         """Add features (n, D)."""
         rows = np.asarray(rows, np.float64)
         mean, count = rows.mean(0), self.count + len(rows)
         # The joint scatter is the sum of both, plus one row for the gap between the means.
         gap = np.sqrt(self.count * len(rows) / count) * (mean - self.mean)
         stack = np.concatenate([self.root, rows - mean, gap[None]] if self.count else [rows - mean])
-        self.root = np.linalg.qr(stack, mode="r") if len(stack) > stack.shape[1] else stack
+        # In mode "r" it returns one matrix, which numpy does not type.
+        self.root = np.linalg.qr(stack, mode="r") if len(stack) > stack.shape[1] else stack  # type: ignore[assignment]
         self.mean = self.mean + (mean - self.mean) * (len(rows) / count)
         self.count = count
 
 
-def statistics_distance(real, fake):
+def statistics_distance(real: FeatureStatistics, fake: FeatureStatistics) -> float:
     """Fréchet distance of two `FeatureStatistics`; as `frechet_distance`."""
     if min(real.count, fake.count) < 2:
         raise TalkheadError(TOO_FEW)
     gap = real.mean - fake.mean
-    real, fake = (each.root / np.sqrt(each.count - 1) for each in (real, fake))
-    root = np.linalg.svd(real @ fake.T, compute_uv=False).sum()
-    return float(gap @ gap + np.square(real).sum() + np.square(fake).sum() - 2 * root)
+    own, other = (each.root / np.sqrt(each.count - 1) for each in (real, fake))
+    root = np.linalg.svd(own @ other.T, compute_uv=False).sum()
+    return float(gap @ gap + np.square(own).sum() + np.square(other).sum() - 2 * root)
 
 
-def kernel_distance(real, fake, subsets=100, size=1000, seed=0):
+def kernel_distance(real: np.ndarray, fake: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
     """Kernel distance between two sets of features, KID for Inception's.
 
     real, fake  float (N, D)

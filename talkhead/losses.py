@@ -1,8 +1,10 @@
 """Losses between images: perceptual (LPIPS and others), pixel, lip and identity."""
 
+import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from talkhead.downloads import REGISTRY
 from talkhead.encoders import load_face_recognition
 from talkhead.errors import TalkheadError
-from talkhead.keypoints import mouth_windows
+from talkhead.keypoints import KeypointNetwork, mouth_windows
 from talkhead.metrics import SSIM_K1, SSIM_K2, SSIM_SIGMA, SSIM_WINDOW
 from talkhead.mobilenet import MobileNet
 
@@ -23,7 +25,7 @@ BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial kernel of Burt and A
 SMALLEST_LEVEL = 4  # pixels; smaller pyramid levels do not resolve a face's layout
 
 
-def vgg_weights():
+def vgg_weights() -> Path:
     """Path of VGG-16's ImageNet weights in torch's cache, whether they exist or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16_URL).name
 
@@ -51,7 +53,7 @@ class Perceptual(nn.Module):
     VGG, at a hundredth of its cost.
     """
 
-    def __init__(self, name="auto"):
+    def __init__(self, name: str = "auto") -> None:
         super().__init__()
         if name == "auto":
             name = "lpips" if vgg_weights().is_file() else "pyramid"
@@ -59,16 +61,16 @@ class Perceptual(nn.Module):
         if name not in networks:
             raise TalkheadError(f"perceptual loss {name!r}: unknown; take auto, lpips, mobilenet, ssim or pyramid")
         self.name = name
-        self.network = networks[name] and networks[name]()
+        self.network = networks[name] and networks[name]()  # type: ignore[misc]  # called if not None
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Perceptual":
         # Always evaluation mode: LPIPS has dropout, and a distance must be deterministic.
         return super().train(False)
 
-    def forward(self, images, targets):
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self.toward(targets)(images)
 
-    def toward(self, targets):
+    def toward(self, targets: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Distance to fixed targets: a function of images (N, 3, H, W) that returns (N,)."""
         if self.name == "pyramid":
             return lambda images: pyramid_distance(images, targets)
@@ -116,7 +118,7 @@ def _unit_features(maps):
     return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in map(torch.Tensor.float, maps)]
 
 
-def pyramid_distance(images, targets):
+def pyramid_distance(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """L1 distance between the Laplacian pyramids of two images, with equal weights of all levels.
 
     images, targets  float (N, 3, H, W) in [-1, 1]
@@ -179,7 +181,7 @@ def _blur(images):
     return F.conv2d(images, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
 
 
-def pixel_loss(images, targets):
+def pixel_loss(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each pair of images: (1/N)·‖a − b‖² over its N pixel values.
 
     images, targets  float (N, 3, H, W)
@@ -202,14 +204,14 @@ class LipDistance(nn.Module):
     closure.
     """
 
-    def __init__(self, keypoints):
+    def __init__(self, keypoints: KeypointNetwork) -> None:
         super().__init__()
         self.keypoints = keypoints.eval().requires_grad_(False)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "LipDistance":
         return super().train(False)
 
-    def forward(self, images, targets):
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
             small = F.interpolate(
                 targets.float(), (self.keypoints.size,) * 2, mode="bilinear", antialias=True, align_corners=False
@@ -236,7 +238,7 @@ class LipDistance(nn.Module):
         return self.keypoints.mouth(windows).view(len(images), -1, 2)
 
 
-def identity_network(path, device="cpu"):
+def identity_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> nn.Module:
     """Load a frozen face recognition network for `identity_loss`.
 
     path    model_ir_se50.pth, the network of pSp's loss, or a state dict of its layout; or a program written by
@@ -261,7 +263,9 @@ def _is_program(path):
         return not any(name.count("/") == 1 and name.endswith("/data.pkl") for name in archive.namelist())
 
 
-def identity_loss(network, images, targets):
+def identity_loss(
+    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """Identity loss: 1 − cosine similarity of face embeddings.
 
     network          maps float (N, 3, H, W) in [-1, 1] to (N, D) embeddings, as ArcFace does

@@ -1,14 +1,15 @@
 """Video metrics: PSNR, SSIM, landmark distance (LMD), sharpness, mouth lag, bilabial closure and pause opening."""
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from talkhead.errors import TalkheadError
-from talkhead.fid import FeatureAccumulator, compare_features, warn_of_few
-from talkhead.landmarks import mouth_opening
+from talkhead.fid import FeatureAccumulator, FeatureNetwork, compare_features, warn_of_few
+from talkhead.landmarks import Detector, mouth_opening
 
 PEAK = 255.0  # the largest pixel value
 MOUTH = slice(48, 68)  # the 20 mouth points among the 68 landmarks: outer lips, then inner
@@ -35,7 +36,7 @@ class LagCorrelation(NamedTuple):
     best: float  # Pearson's r at that lag
 
 
-def psnr(real, fake):
+def psnr(real: np.ndarray, fake: np.ndarray) -> float:
     """PSNR in dB, averaged over frames.
 
     real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape
@@ -57,7 +58,7 @@ def _psnr(real, fake):
     return float(10.0 * np.log10(PEAK**2 / error)) if error else np.inf
 
 
-def ssim(real, fake):
+def ssim(real: np.ndarray, fake: np.ndarray) -> float:
     """SSIM, averaged over windows, channels and frames.
 
     real, fake  uint8 (H, W, 3) or (T, H, W, 3) RGB, of one shape, 11 pixels a side or more
@@ -138,7 +139,7 @@ def _band(count):
     return band
 
 
-def lmd(real_landmarks, fake_landmarks):
+def lmd(real_landmarks: np.ndarray, fake_landmarks: np.ndarray) -> float:
     """Landmark distance (LMD): mean distance of the 20 mouth landmarks, over points and frames.
 
     real_landmarks, fake_landmarks  (68, 2) or (T, 68, 2), pixels
@@ -156,7 +157,7 @@ def lmd(real_landmarks, fake_landmarks):
     return float(np.linalg.norm(real[..., MOUTH, :] - fake[..., MOUTH, :], axis=-1).mean())
 
 
-def sharpness(frame, landmarks):
+def sharpness(frame: np.ndarray, landmarks: np.ndarray) -> float | None:
     """Sharpness of the mouth: variance of the Laplacian of its grey values.
 
     frame      uint8 (H, W, 3) RGB
@@ -169,7 +170,7 @@ def sharpness(frame, landmarks):
     margin = np.ptp(points[:, 0]) / 4
     left, top = np.maximum(np.floor(points.min(0) - margin), 0).astype(int)
     right, bottom = np.maximum(np.ceil(points.max(0) + margin), 0).astype(int) + 1
-    grey = np.asarray(frame)[top:bottom, left:right] @ np.float32([0.299, 0.587, 0.114])
+    grey = np.asarray(frame)[top:bottom, left:right] @ np.array([0.299, 0.587, 0.114], np.float32)
     if min(grey.shape) < 3:
         return None
     edges = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
@@ -191,11 +192,27 @@ class Pair(NamedTuple):
 
     real: np.ndarray  # uint8 (H, W, 3)
     fake: np.ndarray
-    real_points: np.ndarray = None  # (68, 2), pixels
-    fake_points: np.ndarray = None
+    real_points: np.ndarray | None = None  # (68, 2), pixels
+    fake_points: np.ndarray | None = None
 
 
-def compare(real, fake, detector=None, real_landmarks=None, features=None, measures=(), max_lag=MAX_LAG):
+class Measure(Protocol):
+    """Measure of two clips, frame by frame."""
+
+    def add(self, pair: Pair) -> None: ...
+
+    def report(self) -> dict: ...
+
+
+def compare(
+    real: Iterable[np.ndarray],
+    fake: Iterable[np.ndarray],
+    detector: Detector | None = None,
+    real_landmarks: Iterable[np.ndarray] | None = None,
+    features: FeatureNetwork | Sequence[FeatureAccumulator] | None = None,
+    measures: Sequence[Measure] = (),
+    max_lag: int = MAX_LAG,
+) -> dict:
     """Compare a generated clip with the true one, frame by frame, in constant memory.
 
     real, fake      arrays (T, H, W, 3) or iterators of uint8 (H, W, 3), of one frame size; the longer is cut to the
@@ -269,7 +286,7 @@ def compare(real, fake, detector=None, real_landmarks=None, features=None, measu
         report |= measure.report()
     if callable(features):
         warn_of_few(min(counts), features)
-        report |= compare_features(*(accumulator.features() for accumulator in accumulators), features)
+        report |= compare_features(accumulators[0].features(), accumulators[1].features(), features)
     return report
 
 
@@ -299,19 +316,22 @@ class LandmarkMeasures:
     `openings` holds the two mouth openings so far, one value per frame, NaN without a face.
     """
 
-    def __init__(self, detector, max_lag=MAX_LAG):
+    openings: tuple[list[float], list[float]]
+    _before: tuple[list, list]
+
+    def __init__(self, detector: str, max_lag: int = MAX_LAG) -> None:
         self.detector, self.max_lag, self.openings, self._no_face = detector, max_lag, ([], []), [0, 0]
         self._lmd, self._velocity = _Mean(), _Mean()
         self._jitter, self._sharpness, self._before = (_Mean(), _Mean()), (_Mean(), _Mean()), ([], [])
 
-    def add(self, pair):
+    def add(self, pair: Pair) -> None:
         points = [None if face is None else np.asarray(face, np.float64) for face in pair[2:]]
         both = all(face is not None for face in points)
         previous = [before[-1] if before else None for before in self._before]
         if both:
-            self._lmd.add(lmd(*points))
+            self._lmd.add(lmd(*points))  # type: ignore[arg-type]  # `both`: neither is None
         if both and all(face is not None for face in previous):
-            self._velocity.add(lmd(points[0] - previous[0], points[1] - previous[1]))
+            self._velocity.add(lmd(points[0] - previous[0], points[1] - previous[1]))  # type: ignore[operator]
         for side, (frame, face) in enumerate(zip(pair[:2], points)):
             self._no_face[side] += face is None
             self.openings[side].append(_opening(face))
@@ -322,7 +342,7 @@ class LandmarkMeasures:
             self._before[side][:] = last[-2:]
             self._sharpness[side].add(None if face is None else sharpness(frame, face))
 
-    def report(self):
+    def report(self) -> dict:
         found = {"lmd": self._lmd.value(), "lmd_frames": self._lmd.count, "detector": self.detector}
         found |= {"real_no_face": self._no_face[0], "fake_no_face": self._no_face[1]}
         found |= {"velocity_error": self._velocity.value(), "velocity_frames": self._velocity.count}
@@ -350,15 +370,24 @@ class BilabialClosure:
     Source: thesis §5.3 (there by eye).
     """
 
-    def __init__(self, times, source="phonemes", share=CLOSED_SHARE, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+    openings: tuple[list[float], list[float]]
+
+    def __init__(
+        self,
+        times: Sequence[tuple[float, float]],
+        source: str = "phonemes",
+        share: float = CLOSED_SHARE,
+        fps: float = 25.0,
+        tolerance: int = CLOSURE_TOLERANCE,
+    ) -> None:
         self.times, self.source, self.share, self.timing = times, source, share, (fps, tolerance)
         self.openings = ([], [])
 
-    def add(self, pair):
+    def add(self, pair: Pair) -> None:
         for opening, face in zip(self.openings, pair[2:]):
             opening.append(_opening(face))
 
-    def report(self):
+    def report(self) -> dict:
         real, fake = self.openings
         threshold = closed_threshold(real, self.share)
         count = len(met_closures(real, self.times, threshold, *self.timing))
@@ -396,7 +425,9 @@ class _Mean:
         return float(self.sum / self.count) if self.count else None
 
 
-def correlation_and_lag(real, fake, max_lag=MAX_LAG):
+def correlation_and_lag(
+    real: Sequence[float] | np.ndarray, fake: Sequence[float] | np.ndarray, max_lag: int = MAX_LAG
+) -> LagCorrelation:
     """Pearson correlation of two signals, and the lag of the second one.
 
     real, fake  (T,), one value per frame, such as mouth openings; NaN if unknown; the longer is cut to the shorter
@@ -434,7 +465,13 @@ def _correlation(a, b):
     return float(a @ b / norm) if norm > 1e-12 * max(1.0, len(a)) else 0.0
 
 
-def met_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+def met_closures(
+    opening: Sequence[float] | np.ndarray,
+    closures: Iterable[tuple[float, float]],
+    threshold: float,
+    fps: float = 25.0,
+    tolerance: int = CLOSURE_TOLERANCE,
+) -> np.ndarray:
     """Bilabial closures at which the lips are closed.
 
     opening    (T,), mouth opening of each frame; NaN if unknown
@@ -456,7 +493,13 @@ def met_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLER
     return np.array(met, bool)
 
 
-def closure_rate(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+def closure_rate(
+    opening: Sequence[float] | np.ndarray,
+    closures: Iterable[tuple[float, float]],
+    threshold: float,
+    fps: float = 25.0,
+    tolerance: int = CLOSURE_TOLERANCE,
+) -> float | None:
     """Share of bilabial closures with closed lips; arguments as `met_closures`.
 
     returns  float in [0, 1], or None if the clip has no closure
@@ -467,7 +510,7 @@ def closure_rate(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLER
     return float(met.mean()) if len(met) else None
 
 
-def closed_threshold(opening, share=CLOSED_SHARE):
+def closed_threshold(opening: Sequence[float] | np.ndarray, share: float = CLOSED_SHARE) -> float:
     """Threshold of the mouth opening below which lips are closed.
 
     opening  (T,), the true clip's; NaN if unknown
@@ -482,7 +525,13 @@ def closed_threshold(opening, share=CLOSED_SHARE):
     return float(low + share * (high - low))
 
 
-def chance_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TOLERANCE):
+def chance_closures(
+    opening: Sequence[float] | np.ndarray,
+    closures: Sequence[tuple[float, float]],
+    threshold: float,
+    fps: float = 25.0,
+    tolerance: int = CLOSURE_TOLERANCE,
+) -> float:
     """Chance level of the number of closures: mean over shifts of 4 to 10 frames; arguments as `met_closures`.
 
     A nearly closed mouth makes all closures at any shift, random motion some.
@@ -497,7 +546,7 @@ def chance_closures(opening, closures, threshold, fps=25.0, tolerance=CLOSURE_TO
     )
 
 
-def envelope(audio, frames, sample_rate=16000, fps=25.0):
+def envelope(audio: np.ndarray, frames: int, sample_rate: int = 16000, fps: float = 25.0) -> np.ndarray:
     """RMS envelope of speech, one value per video frame.
 
     audio    float32 (N,) in [-1, 1]
@@ -512,7 +561,9 @@ def envelope(audio, frames, sample_rate=16000, fps=25.0):
     return np.sqrt([padded[start : start + len(window)] @ window / window.sum() for start in starts])
 
 
-def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
+def pauses(
+    loudness: np.ndarray, fps: float = 25.0, quiet: float = 0.1, shortest: float = 0.24, margin: int = 2
+) -> np.ndarray:
     """Frames within pauses of the speech.
 
     loudness  (T,), from `envelope`
@@ -531,7 +582,7 @@ def pauses(loudness, fps=25.0, quiet=0.1, shortest=0.24, margin=2):
     return inside
 
 
-def pause_opening(opening, inside):
+def pause_opening(opening: Sequence[float] | np.ndarray, inside: np.ndarray) -> float | None:
     """Mean mouth opening in pauses of the speech.
 
     opening  (T,), NaN if unknown

@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 SIDE = 224  # pixels, the training resolution
 
 
-def weights_path():
+def weights_path() -> Path:
     """Path of the weights in torch's cache, whether they exist or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
 
@@ -33,7 +33,7 @@ class MobileNet(nn.Module):
 
     width = 1280  # of the pooled features
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         path = weights_path()
         if not path.is_file():
@@ -59,10 +59,10 @@ class MobileNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "MobileNet":
         return super().train(False)  # keep the batch statistics of ImageNet
 
-    def maps(self, images):
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size: list of (N, C, h, w), C = 16, 24, 32, 96, 320."""
         x, maps = self._normalised(images), []
         for depth, block in enumerate(self.blocks[: DEPTHS[-1] + 1]):
@@ -71,7 +71,7 @@ class MobileNet(nn.Module):
                 maps.append(x)
         return maps
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, 1280), the classifier's input."""
         return self.blocks(self._normalised(images)).mean((2, 3))
 

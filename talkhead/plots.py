@@ -6,9 +6,12 @@ Colours are Okabe and Ito's and cividis, distinguishable with colour blindness; 
 
 import importlib.util
 import json
+import os
 import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +21,14 @@ from talkhead.errors import TalkheadError
 from talkhead.images import to_frames
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
 from talkhead.phonemes import closures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+
+    from talkhead.stylegan import Generator
+    from talkhead.video_files import FrameReader
 
 KINDS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -48,23 +59,23 @@ LABEL_WIDTH = 28  # characters, at which labels are wrapped
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
-def installed():
+def installed() -> None:
     """Raise TalkheadError if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise TalkheadError("matplotlib is not installed; pip install 'talkhead[plot]'")
 
 
 @contextmanager
-def style():
+def style() -> Iterator[None]:
     """Context manager with the matplotlib settings of these plots."""
     installed()
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # names are checked when it runs
         yield
 
 
-def board(width, height, rows=1, columns=1, **options):
+def board(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, np.ndarray]":
     """Empty Figure of `width` x `height` inches, without a window, and its axes (rows, columns)."""
     installed()
     from matplotlib.figure import Figure
@@ -73,7 +84,7 @@ def board(width, height, rows=1, columns=1, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(figure, destination, synthetic=False):
+def save(figure: "Figure", destination: str | os.PathLike, synthetic: bool = False) -> None:
     """Write a figure atomically; the same figure gives the same bytes.
 
     destination  path that ends in .png, .svg or .pdf
@@ -83,7 +94,7 @@ def save(figure, destination, synthetic=False):
     kind = Path(destination).suffix.lower()
     if kind not in KINDS:
         raise TalkheadError(f"{destination}: unknown figure format; end the name in {', '.join(KINDS)}")
-    tags = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
+    tags: dict = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     if synthetic:
         tags |= (
             image_files.synthetic_tags()
@@ -94,11 +105,11 @@ def save(figure, destination, synthetic=False):
         figure.savefig(temporary, metadata=tags)
 
 
-def names(paths):
+def names(paths: Iterable[str | os.PathLike]) -> list[str]:
     """Short labels of files: names without suffix, with their folders if names are equal."""
-    paths = [Path(path) for path in paths]
-    stems = [path.stem for path in paths]
-    return [path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")) for path in paths]
+    places = [Path(path) for path in paths]
+    stems = [place.stem for place in places]
+    return [place.stem if stems.count(place.stem) == 1 else str(place.with_suffix("")) for place in places]
 
 
 def _line_style(index):
@@ -118,7 +129,7 @@ def _hide(panels):
 # Latent trajectories --------------------------------------------------------------------------------------------------
 
 
-def in_plane(*paths):
+def in_plane(*paths: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     """Project latent trajectories on the first two principal components of all their latents.
 
     paths    float (T, L, 512) each
@@ -144,7 +155,7 @@ def in_plane(*paths):
     ).numpy()
 
 
-def trajectories(paths, fps=files.FPS, plane="shared"):
+def trajectories(paths: Mapping[str, np.ndarray], fps: float = files.FPS, plane: str = "shared") -> "Figure":
     """Plot latent trajectories in a plane of principal components, with time as colour.
 
     paths    {label: float32 (T, L, 512)}
@@ -184,11 +195,18 @@ def _grid(count, max_columns):
     return columns, -(-count // columns)
 
 
-def path_panel(axes, points, share, among, fps=files.FPS, longest=None):
+def path_panel(
+    axes: "Axes",
+    points: np.ndarray,
+    share: np.ndarray,
+    among: Sequence[np.ndarray],
+    fps: float = files.FPS,
+    longest: int | None = None,
+) -> "PathCollection":
     """Plot a path (T, 2), with equal scales that fit all paths `among`; returns the scatter plot for a colour bar."""
     axes.plot(*points.T, color="0.55", linewidth=1, zorder=2)
-    among = np.concatenate(among)
-    middle, half = (among.max(0) + among.min(0)) / 2, max(0.55 * np.ptp(among, axis=0).max(), 1e-6)
+    every = np.concatenate(among)
+    middle, half = (every.max(0) + every.min(0)) / 2, max(0.55 * np.ptp(every, axis=0).max(), 1e-6)
     axes.set(
         xlim=(middle[0] - half, middle[0] + half),
         ylim=(middle[1] - half, middle[1] + half),
@@ -198,7 +216,8 @@ def path_panel(axes, points, share, among, fps=files.FPS, longest=None):
     )
     _ends(axes, points)
     return axes.scatter(
-        *points.T,
+        points[:, 0],
+        points[:, 1],
         c=np.arange(len(points)) / fps,
         cmap=TIME,
         vmin=0,
@@ -224,7 +243,7 @@ def _ends(axes, points, labelled=False):
 # Logs -----------------------------------------------------------------------------------------------------------------
 
 
-def read_log(source):
+def read_log(source: str | os.PathLike | BinaryIO) -> list[dict]:
     """Read the records of a trainer's stdout, or of `invert --log`: JSON lines.
 
     returns  list of dicts
@@ -274,13 +293,13 @@ def _is_speed(key):
     return key.endswith("_per_second")
 
 
-def curve(records, key):
+def curve(records: Iterable[dict], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Values of a log over its steps.
 
     records  list of dicts with "step", and with "frame" if there are several frames
     returns  steps (n,), and mean, minimum and maximum over frames, each (n,)
     """
-    found = {}
+    found: dict[int, list[float]] = {}
     for record in records:
         if type(record.get(key)) in (int, float):
             found.setdefault(record["step"], []).append(record[key])
@@ -315,7 +334,7 @@ def _running(values, count):
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def losses(logs, keys=(), smooth=1):
+def losses(logs: Mapping[str, Sequence[dict]], keys: Sequence[str] = (), smooth: int = 1) -> "Figure":
     """Plot loss curves of one or several runs over steps, a panel for each key.
 
     logs     {label: records}, from `read_log`; of an inversion, the mean over frames and the band from minimum to
@@ -389,7 +408,7 @@ def _scale(axes):
         logarithmic(axes)
 
 
-def logarithmic(axes):
+def logarithmic(axes: "Axes") -> None:
     """Make the y axis logarithmic, with at most about six plain numbers."""
     from matplotlib import ticker
 
@@ -400,7 +419,7 @@ def logarithmic(axes):
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def dashboard(records, title=None, smooth=1):
+def dashboard(records: Sequence[dict], title: str | None = None, smooth: int = 1) -> "Figure":
     """Plot all curves of a training log, a panel each; validation curves ("val_…") share the panel of training.
 
     records  list of dicts, from `read_log`
@@ -408,7 +427,7 @@ def dashboard(records, title=None, smooth=1):
     smooth   as in `losses`
     returns  Figure
     """
-    panels_of = {}
+    panels_of: dict[str, list[str]] = {}
     for key in _keys(records):
         panels_of.setdefault(key.removeprefix("val_"), []).append(key)
     if not panels_of:
@@ -434,7 +453,9 @@ def dashboard(records, title=None, smooth=1):
 # Sheets of frames -----------------------------------------------------------------------------------------------------
 
 
-def sheet(rows, heads=None, side=1.1):
+def sheet(
+    rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], heads: Sequence[str] | None = None, side: float = 1.1
+) -> "Figure":
     """Sheet of images in labelled rows, with column heads.
 
     rows     {label: n images, uint8 (H, W, 3)}
@@ -482,7 +503,11 @@ def sheet(rows, heads=None, side=1.1):
     return figure
 
 
-def strip(rows, times, phonemes=()):
+def strip(
+    rows: Mapping[str, Sequence[np.ndarray] | np.ndarray],
+    times: Sequence[float],
+    phonemes: Sequence[tuple[float, float, str]] = (),
+) -> "Figure":
     """Strips of frames of several clips at the same times, headed by the phonemes.
 
     rows      {label: frames at these times, uint8 (H, W, 3)}
@@ -501,7 +526,9 @@ def _phoneme_at(time, phonemes):
     return next((label for start, end, label in phonemes if start <= time < end and label != "SIL"), "–")
 
 
-def moments(count, columns, start=0.0, seconds=None, fps=files.FPS):
+def moments(
+    count: int, columns: int, start: float = 0.0, seconds: float | None = None, fps: float = files.FPS
+) -> list[float]:
     """Evenly spaced times, `columns` of them, over part of a clip of `count` frames, each at the middle of a frame."""
     first = round(start * fps)
     last = count - 1 if seconds is None else min(first + round(seconds * fps), count) - 1
@@ -510,7 +537,7 @@ def moments(count, columns, start=0.0, seconds=None, fps=files.FPS):
     return sorted({(frame + 0.5) / fps for frame in np.linspace(first, last, columns).round().astype(int)})
 
 
-def frames_at(reader, times):
+def frames_at(reader: "FrameReader", times: Sequence[float]) -> list[np.ndarray]:
     """Frames of a clip at increasing times in seconds; the last frame also serves for two frames beyond the end."""
     wanted = [int(time * reader.fps) for time in times]
     frames, last = {}, -1
@@ -523,7 +550,9 @@ def frames_at(reader, times):
 
 
 @torch.no_grad()
-def interpolation(generator, ends=None, columns=7, seed=0):
+def interpolation(
+    generator: "Generator", ends: np.ndarray | None = None, columns: int = 7, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Images of linear and spherical interpolations in the latent spaces of a generator.
 
     generator  stylegan.Generator
@@ -535,6 +564,7 @@ def interpolation(generator, ends=None, columns=7, seed=0):
     Source: thesis §3.3.1.2, Fig. 3.12.
     """
     like = next(generator.parameters())
+    spaces: dict[str, tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
     if ends is None:
         why = why_not_random(generator)
         if why:
@@ -552,7 +582,9 @@ def interpolation(generator, ends=None, columns=7, seed=0):
 
 
 @torch.no_grad()
-def components(generator, latents, components=5, columns=7, reach=3.0):
+def components(
+    generator: "Generator", latents: np.ndarray, components: int = 5, columns: int = 7, reach: float = 3.0
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Images of the mean latent moved along each principal component of some latents.
 
     generator   stylegan.Generator
@@ -564,9 +596,9 @@ def components(generator, latents, components=5, columns=7, reach=3.0):
 
     Source: thesis §3.4, §4.3.1.3 (the basis V); §2.6.
     """
-    latents = torch.from_numpy(latents)
-    basis = Basis.fit(latents, components)
-    total = (latents.double() - latents.double().mean(0)).square().sum() / (len(latents) - 1)
+    codes = torch.from_numpy(latents)
+    basis = Basis.fit(codes, components)
+    total = (codes.double() - codes.double().mean(0)).square().sum() / (len(codes) - 1)
     like, rows = next(generator.parameters()), {}
     moves = torch.linspace(-reach, reach, columns)
     for index, stdev in enumerate(basis.stdev):
@@ -581,7 +613,13 @@ def components(generator, latents, components=5, columns=7, reach=3.0):
 # Mouths ---------------------------------------------------------------------------------------------------------------
 
 
-def mouths(curves, audio=None, phonemes=(), fps=files.FPS, rate=16000):
+def mouths(
+    curves: Mapping[str, Sequence[float] | np.ndarray],
+    audio: np.ndarray | None = None,
+    phonemes: Sequence[tuple[float, float, str]] = (),
+    fps: float = files.FPS,
+    rate: int = 16000,
+) -> "Figure":
     """Plot mouth openings above the sound and its phonemes; bilabial closures (/p b m/) are shaded.
 
     curves    {label: (T,)}, from `landmarks.mouth_opening`; NaN without a face
@@ -652,7 +690,7 @@ def _sound(axes, audio, phonemes, seconds, rate):
 OUTCOMES = {"ours": "#0072B2", "both": "#56B4E9", "none": "0.8", "others": "#E69F00"}
 
 
-def preferences(records):
+def preferences(records: Sequence[dict]) -> "Figure":
     """Plot preferences: a bar for each pair of methods with the interval of our share, a panel for each question.
 
     records  from `study.tally`

@@ -13,6 +13,8 @@ Plain torch operations only, with optimisations that do not change the image:
 import copy
 import itertools
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +37,12 @@ from talkhead.stylegan_ops import (
 STRIP_BYTES = 2**23
 
 
-def channel_widths(resolution, base=32768, largest=512):
+def channel_widths(resolution: int, base: int = 32768, largest: int = 512) -> list[int]:
     """Channels at 4², 8² … R² in config-F: `min(base / resolution, largest)`."""
     return [min(base // 2**k, largest) for k in range(2, int(math.log2(resolution)) + 1)]
 
 
-def extend_widths(channels, resolution):
+def extend_widths(channels: Sequence[int], resolution: int) -> list[int]:
     """Channels for another resolution, the same at the levels that both have.
 
     channels     channels at 4², 8² …
@@ -212,7 +214,18 @@ class Generator(nn.Module):
     Source: thesis §2.4.1, §3.3.1; Karras et al. 2020, appendix B.
     """
 
-    def __init__(self, resolution, channels=None, z_dim=512, w_dim=512, mapping_layers=8, clamp=None):
+    config: dict[str, Any]
+    w_avg: torch.Tensor
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: list[int] | None = None,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 8,
+        clamp: float | None = None,
+    ) -> None:
         super().__init__()
         channels = _check(resolution, channels)
         self.config = _config(
@@ -241,7 +254,7 @@ class Generator(nn.Module):
             rgbs.append(_ToRGB(wide, w_dim, clamp))
         self.convs, self.rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
 
-    def mapping(self, z, psi=1.0):
+    def mapping(self, z: torch.Tensor, psi: float = 1.0) -> torch.Tensor:
         """Map z (N, z_dim) to w_plus (N, L, w_dim), truncated towards `w_avg` by psi (1 is no truncation)."""
         z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
         w = self.mapping_net(z)
@@ -249,7 +262,7 @@ class Generator(nn.Module):
             w = self.w_avg.lerp(w, psi)
         return w[:, None].expand(-1, self.num_ws, -1)
 
-    def synthesis(self, w_plus, noise="const"):
+    def synthesis(self, w_plus: torch.Tensor, noise: str | Callable[[int], torch.Tensor] = "const") -> torch.Tensor:
         """Synthesize images (N, 3, R, R), about [-1, 1], of w_plus (N, L, w_dim).
 
         noise    "const" (stored with the weights), "random" (new in each call), "none", or a function of a side R that
@@ -266,7 +279,7 @@ class Generator(nn.Module):
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
-        noises = [conv.noise(noise, len(x)) for conv in self.convs]
+        noises = [conv.noise(noise, len(x)) for conv in self.convs]  # type: ignore[operator]  # a list's are any Module
         x = self.convs[0](x, w_plus[:, 0], noises[0])
         rgb = self.rgbs[0](x, w_plus[:, 1])
         for k in range(1, len(self.rgbs)):
@@ -278,10 +291,12 @@ class Generator(nn.Module):
             rgb = delta.add_(F.conv_transpose2d(rgb, resample_filter(rgb, gain=4), stride=2, padding=1, groups=3))
         return rgb
 
-    def forward(self, z, psi=1.0, noise="const"):
+    def forward(
+        self, z: torch.Tensor, psi: float = 1.0, noise: str | Callable[[int], torch.Tensor] = "const"
+    ) -> torch.Tensor:
         return self.synthesis(self.mapping(z, psi), noise)
 
-    def shallow(self, side):
+    def shallow(self, side: int) -> "Generator":
         """Generator of the levels up to a side, sharing weights and latents with this one; faster.
 
         Its images are the sum of the RGB outputs of these levels.
@@ -305,7 +320,7 @@ class Generator(nn.Module):
 GENERATORS = {"stylegan2": Generator}
 
 
-def build(config):
+def build(config: Mapping[str, Any]) -> Generator:
     """Build an untrained generator from its config.
 
     config   {"arch": a name in GENERATORS, "resolution": int, …}; without "arch", StyleGAN2's
@@ -350,7 +365,9 @@ class Discriminator(nn.Module):
     Source: thesis §2.4.1; Karras et al. 2020, appendix B.
     """
 
-    def __init__(self, resolution, channels=None, clamp=None):
+    config: dict[str, Any]
+
+    def __init__(self, resolution: int, channels: list[int] | None = None, clamp: float | None = None) -> None:
         super().__init__()
         channels = _check(resolution, channels)
         self.config, self.clamp = _config(clamp, resolution=resolution, channels=channels), clamp
@@ -364,7 +381,9 @@ class Discriminator(nn.Module):
         self.linear = _Linear(last * 16, last, activate=True)
         self.out = _Linear(last, 1)
 
-    def forward(self, images, features=False):
+    def forward(
+        self, images: torch.Tensor, features: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
         x = images
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
@@ -388,7 +407,7 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def load_matching_weights(generator, state):
+def load_matching_weights(generator: Generator, state: Mapping[str, torch.Tensor]) -> None:
     """Copy the weights that fit from another generator, such as one of lower resolution.
 
     generator   Generator of any resolution
@@ -406,4 +425,4 @@ def load_matching_weights(generator, state):
     generator.load_state_dict(own | fitting)
     for level, rgb in enumerate(generator.rgbs):
         if f"rgbs.{level}.conv.weight" not in fitting:
-            rgb.conv.weight.zero_()
+            rgb.conv.weight.zero_()  # type: ignore[union-attr, operator]  # a list's modules are any Module

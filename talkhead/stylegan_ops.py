@@ -10,6 +10,7 @@ Source: Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", 
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ _KERNEL = (
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-def pays(x, weight):
+def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """True if `conv3x3` supports this convolution and is faster than torch: CPU, float32, no gradients, many channels.
 
     x        float (N, C, H, W)
@@ -56,7 +57,7 @@ def pays(x, weight):
     )
 
 
-def conv3x3(x, weight, pad_rows=True):
+def conv3x3(x: torch.Tensor, weight: torch.Tensor, pad_rows: bool = True) -> torch.Tensor:
     """Winograd convolution, equal to F.conv2d(x, weight, padding=1); without `pad_rows`, to padding=(0, 1).
 
     x        float32 (N, C, H, W), W a multiple of 4
@@ -109,13 +110,13 @@ FOLDING = ("cuda", "mps")  # devices on which the resampling filter is folded in
 GAIN = math.sqrt(2)  # of the activation, which keeps the variance
 
 
-def resample_filter(like, gain=1.0):
+def resample_filter(like: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
     """Separable filter [1, 3, 3, 1], one copy for each channel of `like`: (C, 1, 4, 4)."""
     line = torch.tensor((1.0, 3.0, 3.0, 1.0), device=like.device, dtype=like.dtype) * (math.sqrt(gain) / 8)
     return torch.outer(line, line).expand(like.shape[1], 1, 4, 4)
 
 
-def fold_filter(weight, gain=1.0):
+def fold_filter(weight: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
     """Kernel (O, I, k+3, k+3) of a convolution by weight (O, I, k, k) followed by the resampling filter."""
     size = weight.shape[-1]
     matrix = torch.zeros(size + 3, size, device=weight.device, dtype=weight.dtype)
@@ -126,7 +127,7 @@ def fold_filter(weight, gain=1.0):
     return F.linear(weight.flatten(2), matrix).unflatten(2, (size + 3, size + 3))
 
 
-def conv_same(x, weight, pad_rows=True):
+def conv_same(x: torch.Tensor, weight: torch.Tensor, pad_rows: bool = True) -> torch.Tensor:
     """Convolution that keeps the size; without `pad_rows`, the border rows of x are only context and get no output."""
     if pays(x, weight):
         return conv3x3(x, weight, pad_rows)
@@ -134,7 +135,7 @@ def conv_same(x, weight, pad_rows=True):
     return F.conv2d(x, weight, padding=(reach if pad_rows else 0, reach))
 
 
-def conv_up(x, weight, pad_rows=True):
+def conv_up(x: torch.Tensor, weight: torch.Tensor, pad_rows: bool = True) -> torch.Tensor:
     """Transposed 3x3 convolution that doubles the size, then the resampling filter; `pad_rows` as in `conv_same`."""
     weight = weight.transpose(0, 1)
     if x.device.type in FOLDING:
@@ -143,7 +144,7 @@ def conv_up(x, weight, pad_rows=True):
     return Downsample.apply(x, 4, (1 if pad_rows else 0, 1))
 
 
-def conv_down(x, weight):
+def conv_down(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Resampling filter, then the convolution of stride 2 that halves the size."""
     reach = weight.shape[-1] // 2
     if x.device.type in FOLDING:
@@ -160,12 +161,14 @@ class Downsample(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, gain, padding, stride=1):
+    def forward(
+        ctx: Any, x: torch.Tensor, gain: float, padding: tuple[int, int] | list[int], stride: int = 1
+    ) -> torch.Tensor:
         ctx.gain, ctx.padding, ctx.stride = gain, padding, stride
         return F.conv2d(x, resample_filter(x, gain), stride=stride, padding=padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if ctx.stride == 1:
             return Downsample.apply(gradient, ctx.gain, [3 - size for size in ctx.padding]), None, None, None
         return Upsample.apply(gradient, ctx.gain, ctx.padding), None, None, None
@@ -175,32 +178,32 @@ class Upsample(torch.autograd.Function):
     """Transpose of `Downsample` with stride 2: an image of twice the size."""
 
     @staticmethod
-    def forward(ctx, x, gain, padding):
+    def forward(ctx: Any, x: torch.Tensor, gain: float, padding: tuple[int, int] | list[int]) -> torch.Tensor:
         ctx.gain, ctx.padding = gain, padding
         return F.conv_transpose2d(x, resample_filter(x, gain), stride=2, padding=padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return Downsample.apply(gradient, ctx.gain, ctx.padding, 2), None, None
 
 
-def crop_rows(x, top, bottom):
+def crop_rows(x: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
     """Rows `top` to `bottom` (excluded) of images (N, C, H, W), zero outside of them."""
     inside = x[:, :, max(top, 0) : bottom]
     missing = max(-top, 0), max(bottom - x.shape[2], 0)
     return F.pad(inside, (0, 0, *missing)) if any(missing) else inside
 
 
-def bias_act(x, bias, clamp=None, gain=GAIN):
+def bias_act(x: torch.Tensor, bias: torch.Tensor, clamp: float | None = None, gain: float = GAIN) -> torch.Tensor:
     """Leaky ReLU (0.2) of x + gain · bias, clamped to ± clamp, in place. The gain of x is already in its weights."""
     shape = (1, -1) + (1,) * (x.dim() - 2)
     return clamped(F.leaky_relu_(x.add_((bias * gain).to(x.dtype).view(shape)), 0.2), clamp)
 
 
-def clamped(x, clamp):
+def clamped(x: torch.Tensor, clamp: float | None) -> torch.Tensor:
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
-def at_least_float32(x):
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Convert half precision to float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

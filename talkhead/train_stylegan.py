@@ -3,16 +3,24 @@
 import copy
 import itertools
 import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from talkhead import ada, fid
 from talkhead.distributed import Distributed
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_frames
 from talkhead.latents import z_stream
+from talkhead.stylegan import Discriminator, Generator
 from talkhead.training import Prefetcher, fit
+
+if TYPE_CHECKING:
+    from talkhead.datasets import Images
 
 # Left, right, top and bottom of the box around the mouth in an FFHQ crop, as fractions of its side.
 MOUTH = (0.3125, 0.6875, 0.5625, 0.8125)
@@ -36,49 +44,49 @@ class _EMA:
 
 
 def train(
-    images,
-    out,
-    generator,
-    discriminator,
+    images: "Images",
+    out: str | os.PathLike,
+    generator: Generator,
+    discriminator: Discriminator,
     *,
-    steps,
-    batch=16,
-    lr=0.002,
-    beta1=0.0,
-    r1=10.0,
-    r1_interval=16,
-    pl_weight=2.0,
-    pl_interval=4,
-    style_mixing=0.9,
-    ema_half_life=10_000,
-    flip=False,
-    freeze_d=0,
-    encoder=None,
-    encoder_lr=0.001,
-    reconstruction=None,
-    reconstruction_weight=10.0,
-    mouth_weight=0.0,
-    lips=None,
-    lip_weight=0.0,
-    feature_weight=1.0,
-    sample_share=0.5,
-    augment="none",
-    augment_p=0.0,
-    ada_target=0.6,
-    ada_images=500_000,
-    jitter=0.0,
-    lr_decay=0.0,
-    fid_every=0,
-    fid_images=10_000,
-    fid_features="inception",
-    reconstruct_only=0,
-    accumulate=1,
-    precision="float32",
-    lineage=(),
-    seed=0,
-    device="cpu",
-    **run,
-):
+    steps: int,
+    batch: int = 16,
+    lr: float = 0.002,
+    beta1: float = 0.0,
+    r1: float = 10.0,
+    r1_interval: int = 16,
+    pl_weight: float = 2.0,
+    pl_interval: int = 4,
+    style_mixing: float = 0.9,
+    ema_half_life: int = 10_000,
+    flip: bool = False,
+    freeze_d: int = 0,
+    encoder: nn.Module | None = None,
+    encoder_lr: float = 0.001,
+    reconstruction: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    reconstruction_weight: float = 10.0,
+    mouth_weight: float = 0.0,
+    lips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    lip_weight: float = 0.0,
+    feature_weight: float = 1.0,
+    sample_share: float = 0.5,
+    augment: str = "none",
+    augment_p: float = 0.0,
+    ada_target: float = 0.6,
+    ada_images: int = 500_000,
+    jitter: float = 0.0,
+    lr_decay: float = 0.0,
+    fid_every: int = 0,
+    fid_images: int = 10_000,
+    fid_features: str | fid.FeatureNetwork = "inception",
+    reconstruct_only: int = 0,
+    accumulate: int = 1,
+    precision: str = "float32",
+    lineage: Iterable[str] = (),
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **run: Any,
+) -> Iterator[dict]:
     """Train a generator against a discriminator; yield log records.
 
     images            datasets.Images

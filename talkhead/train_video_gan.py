@@ -1,8 +1,11 @@
 """Training of the motion model, a video GAN in latent space (thesis §3.4)."""
 
 import copy
+import os
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from talkhead.errors import TalkheadError
 from talkhead.images import resize, sheet, to_images
 from talkhead.latent_cache import LatentCache, list_clips
 from talkhead.latents import Basis, random_latents, why_not_random
-from talkhead.video_gan import ImageDiscriminator, _check_choice, motion
+from talkhead.stylegan import Generator
+from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, _check_choice, motion
 
 MOTION_RANGE = 3.0  # standard deviations of real motion that an LSTM output of one stands for
 SAMPLED_STEP = 0.2  # largest step per frame from a sampled start, in standard deviations of W (MoCoGAN-HD)
@@ -74,39 +78,39 @@ ADVERSARIAL = {
 
 
 def train(
-    clips,
-    generator,
-    encoder,
-    out,
-    model,
-    discriminator,
+    clips: Iterable[str | os.PathLike],
+    generator: Generator,
+    encoder: nn.Module,
+    out: str | os.PathLike,
+    model: LatentGenerator,
+    discriminator: VideoDiscriminator,
     *,
-    steps,
-    batch=8,
-    frames=16,
+    steps: int,
+    batch: int = 8,
+    frames: int = 16,
     d_size: int | None = None,
-    shallow=False,
-    real="auto",
-    start="encode",
-    contrastive=False,
-    image_discriminator=False,
-    adversarial="log",
-    information_weight=1.0,
-    r1=1.0,
-    r1_interval=4,
-    interpolation=0.0,
-    burn_in=64,
-    generator_steps=1,
-    lr=1e-4,
+    shallow: bool = False,
+    real: str = "auto",
+    start: str = "encode",
+    contrastive: bool = False,
+    image_discriminator: bool = False,
+    adversarial: str = "log",
+    information_weight: float = 1.0,
+    r1: float = 1.0,
+    r1_interval: int = 4,
+    interpolation: float = 0.0,
+    burn_in: int = 64,
+    generator_steps: int = 1,
+    lr: float = 1e-4,
     d_lr: float | None = None,
-    beta1=0.5,
-    ema_decay=0.999,
-    accumulate=1,
-    precision="float32",
-    seed=0,
-    device="cpu",
-    **run,
-):
+    beta1: float = 0.5,
+    ema_decay: float = 0.999,
+    accumulate: int = 1,
+    precision: str = "float32",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **run: Any,
+) -> Iterator[dict]:
     """Train a motion model against a video discriminator on talking clips; yield log records.
 
     clips           clips of aligned faces, or folders of them; clips shorter than `frames` are skipped

@@ -5,7 +5,9 @@ Source: thesis §3.4; Tian et al. 2021 (MoCoGAN-HD), which it extends.
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,18 +44,20 @@ class LatentGenerator(nn.Module):
     weights make a new LSTM move about as fast as the clips.
     """
 
-    layers = None
+    config: dict[str, Any]
+    layers: int | None = None
+    motion_scale: torch.Tensor
 
     def __init__(
         self,
-        num_ws,
-        components=384,
-        noise=512,
+        num_ws: int,
+        components: int = 384,
+        noise: int = 512,
         hidden: int | None = None,
-        space="w_plus",
-        displace="identity",
-        basis=None,
-    ):
+        space: str = "w_plus",
+        displace: str = "identity",
+        basis: Basis | None = None,
+    ) -> None:
         super().__init__()
         _check_choice("space", space, ("w_plus", "w"))
         _check_choice("displace", displace, ("identity", "previous"))
@@ -72,14 +76,16 @@ class LatentGenerator(nn.Module):
         self.output = nn.Sequential(nn.Linear(width, components), nn.Tanh()) if hidden else nn.Identity()
         self.basis = basis or Basis(torch.zeros(size), torch.zeros(components, size), torch.zeros(components))
         self.register_buffer("motion_scale", torch.ones(components))
-        for weight, size in ((self.lstm.weight_ih_l0, INPUT_GAIN), (self.lstm.weight_hh_l0, 1.0)):
-            for gate in weight.data.chunk(4):
-                nn.init.orthogonal_(gate, size)
+        for weight, gain in ((self.lstm.weight_ih_l0, INPUT_GAIN), (self.lstm.weight_hh_l0, 1.0)):
+            for gate in weight.data.chunk(4):  # type: ignore[operator]  # torch does not type an LSTM's weights
+                nn.init.orthogonal_(gate, gain)
         for bias in (self.lstm.bias_ih_l0, self.lstm.bias_hh_l0):
-            nn.init.zeros_(bias)
-        self.lstm.bias_ih_l0.data[width : 2 * width] = FORGET_BIAS
+            nn.init.zeros_(bias)  # type: ignore[arg-type]  # nor its biases
+        self.lstm.bias_ih_l0.data[width : 2 * width] = FORGET_BIAS  # type: ignore[operator]
 
-    def forward(self, noise, identity, state=None):
+    def forward(
+        self, noise: torch.Tensor, identity: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Displacements (B, T, L, 512) of noise (B, T, noise) and identities (B, L, 512).
 
         state    state returned for the frames before; None at the beginning
@@ -88,7 +94,9 @@ class LatentGenerator(nn.Module):
         coordinates, _, state = self.coordinates(noise, identity, state)
         return self.expand(coordinates), state
 
-    def coordinates(self, noise, identity, state=None):
+    def coordinates(
+        self, noise: torch.Tensor, identity: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Coordinates (B, T, K), LSTM outputs (B, T, H), h_t of eq. 3.4, and state; arguments as `forward`."""
         *memory, last = self._initial_state(identity) if state is None else state
         hidden, memory = self.lstm(noise, tuple(memory))
@@ -107,16 +115,23 @@ class LatentGenerator(nn.Module):
         """Latents with the layers of the basis: all L, or in space "w" one, their mean."""
         return w_plus if self.space == "w_plus" else w_plus.mean(-2, keepdim=True)
 
-    def project(self, displacement):
+    def project(self, displacement: torch.Tensor) -> torch.Tensor:
         """Coordinates (..., K) of displacements (..., L, 512)."""
         return self.basis.project(self._basis_layers(displacement), centre=False)
 
-    def expand(self, coordinates):
+    def expand(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Displacements (..., L, 512) of coordinates (..., K)."""
         return self.basis.expand(coordinates).expand(*coordinates.shape[:-1], self.num_ws, W_DIM)
 
 
-def motion(model, identity, seed=0, frames=None, gain=1.0, chunk=25):
+def motion(
+    model: LatentGenerator,
+    identity: np.ndarray | torch.Tensor,
+    seed: int | Iterable[tuple[int, int | None]] = 0,
+    frames: int | None = None,
+    gain: float = 1.0,
+    chunk: int = 25,
+) -> Iterator[np.ndarray]:
     """Stream of random displacements, in constant memory.
 
     model     LatentGenerator
@@ -171,7 +186,9 @@ class VideoDiscriminator(nn.Module):
     50 steps, while with raw frames appearance dominates.
     """
 
-    def __init__(self, width=64, scales=2, norm="none", conditional=True):
+    config: dict[str, Any]
+
+    def __init__(self, width: int = 64, scales: int = 2, norm: str = "none", conditional: bool = True) -> None:
         super().__init__()
         _check_choice("norm", norm, ("none", "instance"))
         self.config = {"width": width, "scales": scales, "norm": norm, "conditional": conditional}
@@ -179,23 +196,25 @@ class VideoDiscriminator(nn.Module):
         channels = [6 if conditional else 3, width, 2 * width, 4 * width, 8 * width, 1]
         self.scales = nn.ModuleList(
             nn.ModuleList(
-                nn.Conv3d(*pair, 4, stride, 2) for *pair, stride in zip(channels, channels[1:], (2, 2, 2, 1, 1))
+                nn.Conv3d(*pair, 4, stride, 2)  # type: ignore[call-arg, arg-type]  # a pair is two
+                for *pair, stride in zip(channels, channels[1:], (2, 2, 2, 1, 1))
             )
             for _ in range(scales)
         )
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, 0.2)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # all layers have one
         self.to(memory_format=torch.channels_last_3d)  # trains a third faster on a CPU
 
-    def forward(self, video, identity=None):
+    def forward(self, video: torch.Tensor, identity: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Patch logits of video (B, T, 3, S, S) and identities (B, 3, S, S): (B, 1, t, s, s) for each scale."""
         x = video.transpose(1, 2)
         if self.conditional:
-            identity = identity[:, :, None].expand_as(x)
+            identity = identity[:, :, None].expand_as(x)  # type: ignore[index]  # given where it is a condition
             x = torch.cat([identity, DIFFERENCE_GAIN * (x - identity)], 1)  # (B, 6, T, S, S)
-        logits, time_stride = [], 1 if video.shape[1] <= 16 else 2
+        logits: list[torch.Tensor] = []
+        time_stride = 1 if video.shape[1] <= 16 else 2
         # On a CPU, torch 2.14 leaves the gradients of 3-D convolutions in bfloat16 uninitialised.
         with torch.autocast("cpu", enabled=False):
             for layers in self.scales:
@@ -224,7 +243,7 @@ class ImageDiscriminator(nn.Module):
     Departure from MoCoGAN-HD: strided convolutions with spectral normalisation replace BigGAN's residual discriminator.
     """
 
-    def __init__(self, size, width=64, features=256):
+    def __init__(self, size: int, width: int = 64, features: int = 256) -> None:
         super().__init__()
         channels = [3, *(width * min(2**k, 8) for k in range(max(1, round(math.log2(size)) - 2)))]
         self.trunk = nn.Sequential(
@@ -239,7 +258,7 @@ class ImageDiscriminator(nn.Module):
             spectral_norm(nn.Linear(channels[-1], features)), nn.ReLU(), spectral_norm(nn.Linear(features, features))
         )
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N,) and unit-length features (N, F) of images (N, 3, S, S)."""
         pooled = self.trunk(images).sum((2, 3))
         return self.logit(pooled)[:, 0], F.normalize(self.features(pooled), dim=1)
