@@ -43,8 +43,9 @@ from talkhead.phonemes import read_closures, read_dictionary
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from talkhead.audio2latent import FirstModel, SecondModel
+    from talkhead.encoders import Encoder
     from talkhead.stylegan import Generator
 
 AHEAD = 4  # frames decoded ahead of the measures
@@ -348,7 +349,7 @@ def features(name: str, device: "str | torch.device" = "cpu") -> fid.FeatureNetw
     from talkhead import checkpoints, fid
 
     if name == "encoder":
-        return fid.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))
+        return fid.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))  # type: ignore[arg-type]  # a resnet
     return fid.named(name, device)
 
 
@@ -1029,7 +1030,11 @@ def _table_of_networks(record):
 
 
 def network_speed(
-    generator: "Generator", encoder: "nn.Module", audio2latent: "nn.Module", seconds: float = 4.0, batch: int = 8
+    generator: "Generator",
+    encoder: "Encoder",
+    audio2latent: "FirstModel | SecondModel",
+    seconds: float = 4.0,
+    batch: int = 8,
 ) -> dict:
     """Parameters and speed of the networks of a talking head (thesis, Table 5.2).
 

@@ -201,7 +201,8 @@ class FaceFeatures:
     def __init__(self, encoder: ResNetEncoder) -> None:
         if not isinstance(encoder, ResNetEncoder):
             raise TalkheadError("FID features: the encoder has another architecture; take one of architecture resnet")
-        self.encoder, self.name, self.width = encoder, f"encoder-{digest(encoder)}", encoder.layer4[-1].bn2.num_features
+        self.encoder, self.name = encoder, f"encoder-{digest(encoder)}"
+        self.width: int = encoder.layer4[-1].bn2.num_features  # type: ignore[union-attr, assignment]  # a batch norm's
 
     @torch.no_grad()
     def __call__(self, frames: np.ndarray) -> np.ndarray:

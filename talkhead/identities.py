@@ -88,7 +88,7 @@ def load_identity(
                 images,
                 pivots,
                 tuning_steps,
-                perceptual=perceptual,
+                perceptual=perceptual or "auto",
                 seed=seed,
                 on_record=lambda _: bar.update(),
             )
@@ -144,7 +144,7 @@ def tuned_identity(
             f"{source}: a face of generator {tuned.fingerprint}, not of {generator.fingerprint}; leave --generator out"
         )
     look = (
-        Photo(tuned.photo, checkpoints.load_keypoints(), neutral=neutral)
+        Photo(np.asarray(tuned.photo), checkpoints.load_keypoints(), neutral=neutral)
         if detail and tuned.photo is not None
         else None
     )

@@ -15,7 +15,7 @@ import shutil
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path, PurePath
@@ -38,7 +38,7 @@ class Shard(NamedTuple):
     of: int = 1
     why: str = ""
 
-    def __call__(self, items: list) -> list:
+    def __call__(self, items: Sequence) -> Sequence:
         return items[self.index :: self.of]
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ class Item(NamedTuple):
 
 
 def read_list(  # type: ignore[return]  # it ends by raising
-    listing: str | os.PathLike | BinaryIO, fields: tuple[str, ...] = ("source",), suffix: str = ".mp4"
+    listing: str | os.PathLike | BinaryIO, fields: Sequence[str] = ("source",), suffix: str = ".mp4"
 ) -> list[Item]:
     """Read the items of a job list.
 
@@ -243,7 +243,7 @@ def run(
     work: Callable[..., dict],
     folder: str | os.PathLike,
     shard: Shard = Shard(),
-    beside: tuple[str, ...] = (),
+    beside: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Iterator[dict]:
     """Process the items of a shard one by one; a failure is recorded, and the next item follows.

@@ -217,7 +217,7 @@ class LipDistance(nn.Module):
                 targets.float(), (self.keypoints.size,) * 2, mode="bilinear", antialias=True, align_corners=False
             )
             centres, sides = mouth_windows(self.keypoints.face(small).view(len(targets), -1, 2).cpu().numpy())
-            centres, sides = (
+            centres, sides = (  # type: ignore[assignment]  # as tensors from here on
                 torch.as_tensor(value, dtype=torch.float32, device=images.device) for value in (centres, sides)
             )
             target_lips = self._lips(targets.float(), centres, sides)

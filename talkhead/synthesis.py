@@ -213,7 +213,7 @@ def generate(
     code: Any = identity if photo is None else code_of(encoder, photo, generator)  # type: ignore[arg-type]
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
         code = np.mean(
-            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)],  # type: ignore[union-attr]
+            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)],  # type: ignore[union-attr, arg-type]
             0,
             np.float32,
         )

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from typing import Any
 
 from talkhead import checkpoints, encoders, files, stylegan
 from talkhead.errors import TalkheadError
@@ -57,7 +58,7 @@ def new_networks(
 
 
 def paired_encoder(
-    init: str | os.PathLike | None, generator: stylegan.Generator, **shape: int
+    init: str | os.PathLike | None, generator: stylegan.Generator, **shape: Any
 ) -> encoders.ResNetEncoder:
     """The encoder that is trained along with a generator: new, or extended from a file to the generator's layers.
 

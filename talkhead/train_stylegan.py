@@ -157,7 +157,7 @@ def train(
         "perceptual": getattr(reconstruction, "name", None),
         "learnt_from": _kind(images),
     }
-    checks = {}
+    checks: dict[str, Any] = {}
     if fid_every:
         fid = _Fid(images, trainer.ema.copy, fid_images, fid_features, seed, device)
         header |= {"fid_images": fid_images, "fid_features": fid.network.name}

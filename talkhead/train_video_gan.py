@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from talkhead import ada, training, video_files
 from talkhead.distributed import Distributed
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, sheet, to_images
 from talkhead.latent_cache import LatentCache, list_clips
@@ -78,9 +79,9 @@ ADVERSARIAL = {
 
 
 def train(
-    clips: Iterable[str | os.PathLike],
+    clips: Collection[str | os.PathLike],
     generator: Generator,
-    encoder: nn.Module,
+    encoder: Encoder,
     out: str | os.PathLike,
     model: LatentGenerator,
     discriminator: VideoDiscriminator,

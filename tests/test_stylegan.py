@@ -617,7 +617,7 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
         refused = CliRunner().invoke(cli, line)
         assert (
             refused.exit_code == 1
-            and "--freeze-d holds levels" in refused.stderr
+            and "which --freeze-d needs" in refused.stderr
             and not (tmp_path / "out.pt").exists()
         )
         unlearnt = CliRunner().invoke(
