@@ -264,7 +264,7 @@ def run(
     is recorded first and moved to its final place afterwards: if a process is killed between the two, the record
     without a result does not count.
     """
-    folder, items = Path(folder), shard(items)
+    folder, items = Path(folder), list(shard(items))
 
     if folder.exists() and not folder.is_dir():
         raise TalkheadError(f"{folder}: is a file; name a folder for the results")
