@@ -28,7 +28,6 @@ from talkhead import (
     audio_files,
     checkpoints,
     distributed,
-    evaluation,
     faces,
     files,
     image_files,
@@ -36,6 +35,7 @@ from talkhead import (
     landmarks,
     metrics,
     mfcc,
+    protocol,
     pti,
     synthesis,
     video_files,
@@ -52,7 +52,7 @@ STILL = {"forehead": [(0.38, 0.24, 0.62, 0.34)], "backdrop": [(0.0, 0.0, 0.1, 0.
 ON_SHEET = 12  # rows of a contact sheet come from the first so many
 
 
-class Eye(evaluation.Enlarged):
+class Eye(protocol.Enlarged):
     """A detector that enlarges what it sees and remembers it, because several measures look at each frame."""
 
     def __init__(self, detector):

@@ -75,7 +75,8 @@ MODULES = {
     "talking_head": ("TalkingHead",),
     "plots": (),
     "jobs": (),
-    "evaluation": ("Protocol", "evaluate"),
+    "protocol": ("Protocol",),
+    "evaluation": ("evaluate",),
 }
 
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

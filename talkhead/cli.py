@@ -457,7 +457,7 @@ def pti(
 @cli_options.weights_in("audio2latent")
 @cli_options.detection
 @cli_options.device
-@cli_options.settings("evaluation.Protocol")
+@cli_options.settings("protocol.Protocol")
 def metrics(
     pairs,
     output,
@@ -523,15 +523,15 @@ def _pairs(places, listing, networks):
 
 def _protocol(place, options):
     """The evaluation protocol of the options, or of a former record."""
-    from talkhead import evaluation
+    from talkhead.protocol import Protocol, check, read_protocol, replay
 
     if place is None:
-        return evaluation.Protocol(**options)
+        return Protocol(**options)
     source = click.get_current_context().get_parameter_source
     explicit = {name for name in options if source(name) is not click.core.ParameterSource.DEFAULT}
-    recorded = evaluation.read_protocol(place)
-    protocol = evaluation.Protocol(**evaluation.replay(recorded, options, explicit, f"--protocol {place}"))
-    evaluation.check(recorded, protocol, f"--protocol {place}")
+    recorded = read_protocol(place)
+    protocol = Protocol(**replay(recorded, options, explicit, f"--protocol {place}"))
+    check(recorded, protocol, f"--protocol {place}")
     return protocol
 
 

@@ -50,7 +50,7 @@ def train_stylegan(
     """
     import torch
 
-    from talkhead import checkpoints, encoders, evaluation, losses, train_autoencoder, train_stylegan
+    from talkhead import checkpoints, encoders, losses, protocol, train_autoencoder, train_stylegan
 
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new discriminator is trained at every level")
@@ -58,7 +58,7 @@ def train_stylegan(
         raise click.UsageError("--set reconstruct_only needs --encoder-out or --encoder-init: an encoder reconstructs")
     device = cli_io.init_process_group(device)
     if options["fid_every"]:
-        options["fid_features"] = evaluation.features(options.get("fid_features", "inception"), device)
+        options["fid_features"] = protocol.features(options.get("fid_features", "inception"), device)
     torch.manual_seed(options["seed"])
     shape, frozen = cli_options.taken(options, encoders.ResNetEncoder), options["freeze_d"]
     networks = train_autoencoder.new_networks(init, **cli_options.taken(options, train_autoencoder.new_networks))

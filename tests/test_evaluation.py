@@ -15,7 +15,7 @@ from puppets import puppet
 from talkhead import evaluation, fid, files, metrics, video_files
 from talkhead.encoders import FaceRecognition
 from talkhead.errors import TalkheadError
-from talkhead.evaluation import Protocol
+from talkhead.protocol import Enlarged, Protocol, check, read_protocol, replay
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,7 +158,7 @@ def test_an_enlarged_detector_gives_points_of_the_frame():
 
     image = np.zeros((16, 16, 3), np.uint8)
     image[4:8, 6:12] = 255
-    assert np.allclose(evaluation.Enlarged(Corner(), 4)(image)[0].mean(0), Corner()(image)[0].mean(0), atol=0.2)
+    assert np.allclose(Enlarged(Corner(), 4)(image)[0].mean(0), Corner()(image)[0].mean(0), atol=0.2)
 
 
 class Knowing:
@@ -391,8 +391,8 @@ def test_distances_of_a_set_are_those_of_all_its_frames(sets, monkeypatch):
         def __call__(self, clip):
             return clip.mean((1, 2), dtype=np.float32)
 
-    monkeypatch.setattr(evaluation, "features", lambda name, device: Colours())
-    monkeypatch.setattr(evaluation, "_weights_path", lambda name, purpose, path=None: __file__)
+    monkeypatch.setattr("talkhead.protocol.features", lambda name, device: Colours())
+    monkeypatch.setattr("talkhead.protocol._weights_path", lambda name, purpose, path=None: __file__)
     pairs = paired(sets)[:3]
     protocol = Protocol(lmd=False, fid=True, device="cpu")
     clouds = [np.concatenate([files_of(pair[side]).mean((1, 2)) for pair in pairs]) for side in (0, 1)]
@@ -427,29 +427,29 @@ def test_a_protocol_is_replayed_from_what_was_printed(tmp_path):
     (tmp_path / "bare.json").write_text(json.dumps(record["protocol"]), encoding="utf-16")
     options = Protocol(lmd=False).options
     for name in ("record.json", "records.jsonl", "bare.json"):
-        told = evaluation.read_protocol(tmp_path / name)
-        again = Protocol(**evaluation.replay(told, options, {"lmd"}))
-        evaluation.check(told, again)
+        told = read_protocol(tmp_path / name)
+        again = Protocol(**replay(told, options, {"lmd"}))
+        check(told, again)
         assert again.describe() == record["protocol"]
     with pytest.raises(TalkheadError, match="the protocol says 12.5, not --fps 30"):
-        evaluation.replay(told, options | {"fps": 30.0}, {"fps"})
+        replay(told, options | {"fps": 30.0}, {"fps"})
     with pytest.raises(TalkheadError, match="the protocol measures without --syncnet; leave it out"):
-        evaluation.replay(told, options | {"syncnet": "x"}, set())
+        replay(told, options | {"syncnet": "x"}, set())
     told["settings"]["identity"] = True
     with pytest.raises(TalkheadError, match="the protocol measures with a file of --identity-network; pass it"):
-        evaluation.replay(told, options, set())
+        replay(told, options, set())
     for text in ("nonsense", "{}", "[1]", '{"settings": 3}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(TalkheadError, match="bad.json: no protocol of talkhead metrics"):
-            evaluation.read_protocol(tmp_path / "bad.json")
+            read_protocol(tmp_path / "bad.json")
     (tmp_path / "new.json").write_text(json.dumps({"settings": {"smell": 1}}))
     with pytest.raises(TalkheadError, match="its protocol sets smell"):
-        evaluation.read_protocol(tmp_path / "new.json")
+        read_protocol(tmp_path / "new.json")
 
 
 def test_the_thesis_protocol_asks_for_its_networks(tmp_path, monkeypatch):
-    told = evaluation.read_protocol("thesis")
-    options = evaluation.replay(told, Protocol(lmd=False).options, set())
+    told = read_protocol("thesis")
+    options = replay(told, Protocol(lmd=False).options, set())
     assert (
         options["lmd"]
         and options["fid"]
@@ -464,10 +464,10 @@ def test_other_weights_are_refused_and_other_versions_said(tmp_path, recognition
     told = json.loads(json.dumps(protocol.describe()))
     told["versions"]["numpy"] = "0.1"
     with pytest.warns(UserWarning, match="measured with numpy 0.1, here"):
-        evaluation.check(told, protocol)
+        check(told, protocol)
     told["weights"]["identity"][0]["sha256"] = "0" * 64
     with pytest.raises(TalkheadError, match="measured with the identity model_ir_se50.pth 000000000000…, and here is"):
-        evaluation.check(told, protocol)
+        check(told, protocol)
 
 
 # For people, and of networks --------------------------------------------------------------------------------------------

@@ -616,9 +616,7 @@ def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path
         line += ["--resolution", "32", "--channels", "8,6,4,4"]
         refused = CliRunner().invoke(cli, line)
         assert (
-            refused.exit_code == 1
-            and "which --freeze-d needs" in refused.stderr
-            and not (tmp_path / "out.pt").exists()
+            refused.exit_code == 1 and "which --freeze-d needs" in refused.stderr and not (tmp_path / "out.pt").exists()
         )
         unlearnt = CliRunner().invoke(
             cli, ["train-stylegan", "clips", "-o", str(tmp_path / "new.pt"), "--steps", "1", "--freeze-d", "1"]

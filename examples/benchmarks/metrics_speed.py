@@ -23,7 +23,8 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))
 
 from puppets import puppet  # noqa: E402
-from talkhead import evaluation, video_files  # noqa: E402
+from talkhead import video_files
+from talkhead.protocol import Protocol  # noqa: E402
 
 SIDE, NOISE = 256, 6  # pixels, grey levels
 
@@ -59,7 +60,7 @@ def main():
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    protocol = evaluation.Protocol(lmd=False)
+    protocol = Protocol(lmd=False)
     with tempfile.TemporaryDirectory() as folder:
         real, fake = make(Path(folder), options.frames)
         turns = [
