@@ -303,7 +303,7 @@ def test_every_command_is_in_the_readme():
         (["generate", "--latents", "a.npy", "--noise-seed", "7"], "pass one of --audio, --noise-seed and --latents"),
         (["generate", "--identity", "a.png", "--audio", "a.wav", "--seconds", "2"], "--seconds goes with --noise-seed"),
         (["generate", "--identity", "a.png", "--noise-seed", "x"], "whole numbers with commas"),
-        (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--space", "z"], "Invalid value for '--space'"),
+        (["train-video-gan", "clips", "-o", "x.pt", "--steps", "1", "--start", "z"], "Invalid value for '--start'"),
         (["generate", "--latents", "a.npy", "--identity", "a.npy"], "--identity is then the photo"),
         (
             ["generate", "--identity", "a.png", "--audio", "a.wav", "--whole", "--size", "64"],
@@ -2204,7 +2204,7 @@ def test_the_bundled_first_model_is_another_file(scene, toy):
 def test_every_kind_of_features_can_be_named():
     for name in ("generate", "train-audio2latent"):
         (option,) = [param for param in cli.commands[name].params if param.name == "features"]
-        assert option.help.startswith(f"What the speech model hears: {', '.join(talkhead.audio_features.FEATURES)}.")
+        assert option.help.startswith(f"Audio features: {', '.join(talkhead.audio_features.FEATURES)}.")
 
 
 def test_features_that_the_model_does_not_hear(scene, toy):

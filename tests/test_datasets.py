@@ -324,7 +324,7 @@ def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(film
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert "room for 7" in refused([films / "a.mp4", films / "c.mp4"], 15)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    monkeypatch.setattr(datasets, "_told", lambda path: 0)  # clips that say nothing of their length
+    monkeypatch.setattr(datasets, "_frame_count", lambda path: 0)  # clips that say nothing of their length
     assert "more than 10 frames" in refused([films / "a.mp4", films / "c.mp4"], 10)
     monkeypatch.setattr(datasets, "memory_left", lambda: None)
     assert len(datasets.Images([films], 16)) == 11

@@ -334,7 +334,7 @@ WIDE = {
     "second": {
         "channels": (8, 8, 16, 16, 16),
         "hidden": 64,
-        "features": 32,
+        "embedding": 32,
         "lstm": 32,
         "decoder": 64,
         "components": 4,
