@@ -9,6 +9,7 @@ TENSORS = {
     "reach": "motion_scale",
 }
 SETTINGS = {
+    "at_rest": "converged",
     "augment_images": "ada_images",
     "augment_target": "ada_target",
     "average": "ema_decay",
@@ -34,8 +35,8 @@ SETTINGS = {
 
 
 def renamed(tree: Any, names: dict[str, str] = TENSORS | SETTINGS) -> Any:
-    """A dict of weights and settings with the present names for its keys, at every depth; other values are left alone."""
-    if type(tree) is not dict:
+    """Weights and settings with the present names for the keys of its dicts, at every depth; other values are unchanged."""
+    if not isinstance(tree, dict):
         return tree
     return {_renamed(key, value, names): renamed(value, names) for key, value in tree.items()}
 
