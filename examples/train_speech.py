@@ -131,10 +131,7 @@ class _Trainer:
     def step(self, index):
         examples = self.feed(index)  # for each turn
         record = self.team.optimizer_step(lambda share: self._loss(examples[share.turn]), self.adam, longest=1.0)
-        keep = min(self.settings["ema_decay"], (1 + index) / (10 + index))
-        with torch.no_grad():
-            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
-                slow.lerp_(fast, 1 - keep)
+        training.update_ema(self.ema, self.model, self.settings["ema_decay"], index)
         return record
 
     def _loss(self, examples):

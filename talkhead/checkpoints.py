@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from talkhead.video_gan import LatentGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
-Encoder = encoders.ResNetEncoder | encoders.PSPEncoder | encoders.ReStyle
 
 
 def bundled(kind: str) -> Path:
@@ -105,7 +104,7 @@ def _photo(path, photo):
 
 def load_encoder(
     path: str | os.PathLike, generator: Generator | None = None, device: str | torch.device = "cpu"
-) -> Encoder:
+) -> encoders.Encoder:
     """Load the image encoder of a weights file, frozen and in evaluation mode.
 
     path        ours, or one of pSp, e4e or ReStyle
@@ -139,7 +138,7 @@ def load_audio2latent(
 def load_video_gan(
     path: str | os.PathLike,
     generator: Generator | None = None,
-    encoder: Encoder | None = None,
+    encoder: encoders.Encoder | None = None,
     device: str | torch.device = "cpu",
 ) -> "LatentGenerator":
     """Load the motion model of a weights file, frozen and in evaluation mode.
@@ -806,7 +805,7 @@ def load_driver(
     kind: str,
     path: str | os.PathLike | None,
     generator: Generator,
-    encoder: Encoder | None = None,
+    encoder: encoders.Encoder | None = None,
     device: str | torch.device = "cpu",
 ) -> "FirstModel | SecondModel | LatentGenerator":
     """The speech model ("audio2latent") or motion model ("video_gan") in a file, None for the bundled one, if it fits the others."""

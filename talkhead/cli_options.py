@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -14,18 +15,27 @@ from talkhead import legacy
 from talkhead.errors import TalkheadError
 
 FIXED = {"device", "dubbed", "tune", "unit", "w_dim", "z_dim"}  # set by the commands
-NOT_ZERO = (
-    "_interval",
-    "_every",
-    "_half_life",
-    "_images",
-    "every",
-    "accumulate",
-    "best_of_n",
-    "scales",
-    "width",
-    "_size",
-)
+OPPOSITES = {"unconditional": "conditional"}  # flags of version 0.1
+# Least values of numbers; of others it is 1 for whole numbers whose default is not 0, else 0.
+LEAST = {
+    "burn_in": 0,
+    "closure_tolerance": 0,
+    "d_size": 8,
+    "delay": 0,
+    "fid_images": 2,
+    "fps": 1,
+    "image_frames": 0,
+    "loss_size": 8,
+    "max_lag": 0,
+    "patience": 0,
+}
+
+
+class Setting(NamedTuple):
+    """The type of a parameter's values, int, float, bool, str or list of int, and the least of a number."""
+
+    kind: type
+    least: int
 
 
 class Settings(click.Option):
@@ -45,24 +55,24 @@ class Settings(click.Option):
         )
         self.functions = functions
 
-    def kinds(self, command: click.Command) -> dict[str, type]:
-        """{name: type} of the parameters that can be set: int, float, bool, str or list."""
+    def settable(self, command: click.Command) -> dict[str, Setting]:
+        """The parameters that can be set, by name."""
         own = {param.name for param in command.params}
-        found: dict[str, type] = {}
+        found: dict[str, Setting] = {}
         for place in self.functions:
             for name, parameter in inspect.signature(_function(place)).parameters.items():
-                if name not in own and name not in FIXED and (kind := _plain(parameter)):
-                    found.setdefault(name, kind)
+                if name not in own and name not in FIXED and (setting := _setting(name, parameter)):
+                    found.setdefault(name, setting)
         return found
 
     def _apply(self, ctx, param, values):
-        kinds = self.kinds(ctx.command) if values else {}
+        settable = self.settable(ctx.command) if values else {}
         for text in values:
             name, _, value = text.partition("=")
             name = legacy.SETTINGS.get(name, name)
-            if name not in kinds or not value:
-                raise click.BadParameter(f"{text}: wanted NAME=VALUE, of {', '.join(sorted(kinds))}", ctx, param)
-            ctx.params[name] = _typed(name, value, kinds[name], ctx, param)
+            if name not in settable or not value:
+                raise click.BadParameter(f"{text}: wanted NAME=VALUE, of {', '.join(sorted(settable))}", ctx, param)
+            ctx.params[name] = _typed(name, value, *settable[name], ctx, param)
 
 
 def _function(place):
@@ -72,18 +82,20 @@ def _function(place):
     return getattr(importlib.import_module(f"talkhead.{module}"), name)
 
 
-def _plain(parameter):
-    """The type of a parameter's values, by its annotation or default; None if no text can give them."""
+def _setting(name, parameter):
+    """The Setting of a parameter, by its annotation or default; None if no text can give its values."""
     kind = parameter.annotation
     if isinstance(kind, types.UnionType):
         kind = kind.__args__[0]
     if kind is parameter.empty:
         kind = type(parameter.default)
     kind = {list[int]: list, tuple: list}.get(kind, kind)
-    return kind if kind in (bool, int, float, str, list) and parameter.default is not parameter.empty else None
+    if kind not in (bool, int, float, str, list) or parameter.default is parameter.empty:
+        return None
+    return Setting(kind, LEAST.get(name, int(kind is int and parameter.default != 0)))
 
 
-def _typed(name, value, kind, ctx, param):
+def _typed(name, value, kind, least, ctx, param):
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
@@ -98,14 +110,15 @@ def _typed(name, value, kind, ctx, param):
             float: "a number",
         }
         raise click.BadParameter(f"{name}={value}: wanted {wanted[kind]}", ctx, param) from None
-    if kind is not str and not number >= (least := int(kind is int and name.endswith(NOT_ZERO))):
+    if kind is not str and not number >= least:
         raise click.BadParameter(f"{name}={value}: wanted at least {least}", ctx, param)
     return number
 
 
-def taken(options: dict, function: Callable) -> dict:
-    """Take out of a dict the parameters of a function, as keyword arguments for it."""
-    return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
+def taken(options: dict, *functions: Callable) -> dict:
+    """Take out of a dict the parameters of functions, as keyword arguments for them."""
+    names = [name for function in functions for name in inspect.signature(function).parameters]
+    return {name: options.pop(name) for name in names if name in options}
 
 
 class Command(click.Command):
@@ -117,7 +130,7 @@ class Command(click.Command):
     def _current(self, args):
         known = {flag for param in self.params for flag in (*param.opts, *param.secondary_opts)} | {"--help"}
         settings = next((param for param in self.params if isinstance(param, Settings)), None)
-        current, kinds = [], None
+        current, settable = [], None
         while args:
             flag, sign, value = args.pop(0).partition("=")
             if flag == "--":
@@ -128,15 +141,13 @@ class Command(click.Command):
                 if (renamed := f"--{name.replace('_', '-')}") in known:
                     flag = renamed
                 elif settings is not None:
-                    kinds = settings.kinds(self) if kinds is None else kinds
-                    off = (
-                        name.removeprefix("no_")
-                        if name.startswith("no_")
-                        else {"unconditional": "conditional"}.get(name)
-                    )
-                    if kinds.get(name) is bool or kinds.get(off) is bool:
-                        flag, sign, value = "--set", "=", f"{off}=false" if kinds.get(off) is bool else f"{name}=true"
-                    elif name in kinds and (sign or args):
+                    settable = settings.settable(self) if settable is None else settable
+                    off = name.removeprefix("no_") if name.startswith("no_") else OPPOSITES.get(name)
+                    if off in settable and settable[off].kind is bool:
+                        flag, sign, value = "--set", "=", f"{off}=false"
+                    elif name in settable and settable[name].kind is bool:
+                        flag, sign, value = "--set", "=", f"{name}=true"
+                    elif name in settable and (sign or args):
                         flag, sign, value = "--set", "=", f"{name}={value if sign else args.pop(0)}"
             current.append(flag + sign + value)
         return current

@@ -130,9 +130,10 @@ def train_encoder(
 
     from talkhead import checkpoints, encoders, losses, train_encoder
 
-    others = {"resnet": encoders.PSPEncoder, "psp": encoders.ResNetEncoder}[arch]
-    shape = cli_options.taken(options, {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}[arch])
-    if not init and (cli_options.taken(options, others) or (irse if arch == "resnet" else imagenet)):
+    networks = {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}
+    shape = cli_options.taken(options, networks.pop(arch))
+    others = cli_options.taken(options, *networks.values())
+    if not init and (others or (irse if arch == "resnet" else imagenet)):
         raise click.UsageError(
             "--imagenet, stem_stride and pool_size are for --arch resnet, --irse, head and deltas for --arch psp"
         )
@@ -192,9 +193,7 @@ def train_audio2latent(
 
     from talkhead import audio2latent, audio_features, train_audio2latent
 
-    sizes = {}
-    for network in audio2latent.MODELS.values():
-        sizes |= cli_options.taken(options, network)
+    sizes = cli_options.taken(options, *audio2latent.MODELS.values())
     try:
         sizes = audio2latent.check_sizes(model, sizes | ({"noise_width": 0} if deterministic else {}))
     except TalkheadError as problem:

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from talkhead import audio_files, faces, files, inversion, synthesis, video_files
-from talkhead.checkpoints import Encoder
 from talkhead.detail import Photo, native_side
 from talkhead.dubbing import Film
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 from talkhead.landmarks import Detector
@@ -175,22 +175,21 @@ def invert_clip(
         if method == "encoder":
             frames = progress(reader, reader.count)
             return files.write_latents(output, inversion.invert(frames, generator, method, encoder, **options), about)
-        planned = inversion.planned_steps(
-            method, options.get("steps", 5000), options.get("next_steps"), options.get("hybrid_steps", 500)
-        )
+        steps = {name: options[name] for name in ("steps", "next_steps", "hybrid_steps") if name in options}
+        planned = inversion.planned_steps(method, **steps)
         total = None if reader.count is None else sum(map(planned, range(reader.count)))
         partial = output + ".part" if output != "-" and (os.path.isfile(output) or not os.path.exists(output)) else None
         resumed = partial is not None and os.path.exists(partial)
         if resumed:
             log.info(f"{partial}: going on from what was done")
-        with InversionLog(progress(None, total, "step"), log_file, log_every, resumed) as steps:
-            options |= {"perceptual": perceptual, "partial": partial, "on_record": steps.record}
+        with InversionLog(progress(None, total, "step"), log_file, log_every, resumed) as progressed:
+            options |= {"perceptual": perceptual, "partial": partial, "on_record": progressed.record}
             latents = inversion.invert(reader, generator, method, encoder, **options)
             about["perceptual"] = perceptual.name  # type: ignore[union-attr]  # all methods but "encoder" have one
-            count = files.write_latents(output, steps.follow(latents, planned), about)
+            count = files.write_latents(output, progressed.follow(latents, planned), about)
     if options.get("tolerance"):
         log.info(
-            f"{steps.early} of {len(steps.taken)} frames converged early; {sum(steps.taken.values())} steps in all"
+            f"{progressed.early} of {len(progressed.taken)} frames converged early; {sum(progressed.taken.values())} steps in all"
         )
     if partial is not None and os.path.exists(partial):
         os.remove(partial)

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from talkhead import audio_files, checkpoints, faces, files, latents, pti, synthesis, video_files
-from talkhead.checkpoints import Encoder
 from talkhead.clips import crop, silent, track, tuning_set
 from talkhead.detail import Photo, native_side
 from talkhead.dubbing import Film
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.landmarks import Detector
 from talkhead.losses import Perceptual

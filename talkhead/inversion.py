@@ -28,6 +28,7 @@ from talkhead.training import has_converged
 RAMP_UP, RAMP_DOWN = 0.05, 0.25
 
 # Steps of each frame after the first, by method; the encoder's latent is a nearer start than that of the frame before.
+STEPS, HYBRID_STEPS = 5000, 500  # of a frame by itself, and from the encoder's code
 NEXT_STEPS = {"sequential": 500, "hybrid": 100}
 
 # ---- frames to latents ----
@@ -60,9 +61,9 @@ def invert(
     method: str = "encoder",
     encoder: Encoder | None = None,
     space: str = "w+",
-    steps: int = 5000,
+    steps: int = STEPS,
     next_steps: int | None = None,
-    hybrid_steps: int = 500,
+    hybrid_steps: int = HYBRID_STEPS,
     lr: float = 0.01,
     pixel_weight: float = 1.0,
     perceptual: str | Perceptual = "auto",
@@ -251,7 +252,9 @@ class _Hybrid:
         return codes.mean(1, keepdim=True) if self.projector.space == "w" else codes
 
 
-def planned_steps(method: str, steps: int, next_steps: int | None, hybrid_steps: int) -> Callable[[int], int]:
+def planned_steps(
+    method: str, steps: int = STEPS, next_steps: int | None = None, hybrid_steps: int = HYBRID_STEPS
+) -> Callable[[int], int]:
     """Number of steps that `invert` plans, as a function of the frame index. Arguments as in `invert`."""
     if method == "optimise":
         return lambda frame: steps

@@ -13,6 +13,7 @@ from talkhead.audio2latent import FirstModel, SecondModel, displacements, load_f
 from talkhead.audio_features import AudioFeatures
 from talkhead.detail import Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
+from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_frames
 from talkhead.inversion import encode
@@ -70,7 +71,7 @@ def _checked(latent, generator, index):
     return latent
 
 
-def encode_identity(encoder: checkpoints.Encoder, identity: np.ndarray, batch: int = 8) -> np.ndarray:
+def encode_identity(encoder: Encoder, identity: np.ndarray, batch: int = 8) -> np.ndarray:
     """The code of a face.
 
     encoder   encoders.ResNetEncoder
@@ -85,7 +86,7 @@ def encode_identity(encoder: checkpoints.Encoder, identity: np.ndarray, batch: i
 
 
 def speech_to_latents(
-    encoder: checkpoints.Encoder | None,
+    encoder: Encoder | None,
     audio2latent: FirstModel | SecondModel,
     identity: np.ndarray,
     audio: np.ndarray | Iterable[np.ndarray],
@@ -141,7 +142,7 @@ def speech_to_latents(
 
 
 def noise_to_latents(
-    encoder: checkpoints.Encoder | None,
+    encoder: Encoder | None,
     video_gan: LatentGenerator,
     identity: np.ndarray,
     seed: int | Sequence[tuple[int, int]] = 0,
@@ -173,7 +174,7 @@ def _start(encoder, identity, batch):
 
 def generate(
     generator: Generator,
-    encoder: checkpoints.Encoder | None,
+    encoder: Encoder | None,
     audio2latent: FirstModel | SecondModel,
     identity: np.ndarray | Photo | Film,
     audio: np.ndarray | Iterable[np.ndarray],
@@ -313,7 +314,7 @@ def match_range(
         film.gain = own_gain(film, synthesize(generator, path))
 
 
-def code_of(encoder: checkpoints.Encoder, photo: Photo | Film, generator: Generator) -> np.ndarray:
+def code_of(encoder: Encoder, photo: Photo | Film, generator: Generator) -> np.ndarray:
     """The code of the face in a detail.Photo or dubbing.Film, at rest: float32 (L, 512)."""
     return encode_identity(encoder, photo.face(aligned_side(generator)))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from talkhead import checkpoints, files, identities, synthesis
+from talkhead import checkpoints, files, identities, mfcc, synthesis
 from talkhead.audio2latent import load_features_for
 from talkhead.audio_files import SoundReader
 from talkhead.clips import draw_clip, live_sound, silent
@@ -109,7 +109,7 @@ class TalkingHead:
                 None, self.driver, code, sound, batch, features=self.features, **self.motion
             )
             moments = {name: self.motion[name] for name in ("blink", "seed") if name in self.motion}
-            frames = None if sound.count is None else -(-sound.count * 25 // sound.rate)
+            frames = None if sound.count is None else -(-sound.count * mfcc.FPS // sound.rate)
             options = {"look": look, "code": code, "batch": batch, "frames": frames} | moments | self.drawing
             return draw_clip(generator, path, output, sound, latents_out, **options)
 

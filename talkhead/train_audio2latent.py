@@ -237,7 +237,7 @@ class _Trainer:
         self._set_rate(index)
         parts = self.feed(index)  # one per micro-batch
         record = self.team.optimizer_step(lambda share: self._loss(share, *parts[share.turn]), self.adam, longest=1.0)
-        self._update_ema(min(self.settings["ema_decay"], (1 + index) / (10 + index)))
+        training.update_ema(self.ema, self.model, self.settings["ema_decay"], index)
         self.done = index + 1
         return record
 
@@ -311,11 +311,6 @@ class _Trainer:
             left = min((total - index) / (self.settings["lr_decay"] * total), 1.0)
             rate *= 0.5 - 0.5 * math.cos(math.pi * left)
         self.adam.param_groups[0]["lr"] = rate
-
-    def _update_ema(self, keep):
-        with torch.no_grad():
-            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
-                slow.lerp_(fast, 1 - keep)
 
     def _batch(self, index):
         """Arguments of `_loss` for each micro-batch: windows of random clips. A window may be longer than its clip."""

@@ -82,6 +82,8 @@ def train(
     size. pSp is trained here by Adam, not Ranger, and LPIPS uses VGG, not AlexNet.
     """
     _check_encoder(encoder, generator, "train", "w+")
+    if pixel not in (None, "rms", "mse"):
+        raise TalkheadError(f"pixel {pixel!r}: unknown; take rms or mse")
     recipe = _recipe(encoder, lr=lr, pixel=pixel, perceptual_weight=perceptual_weight, loss_size=loss_size)
     device = _settle(device, generator, encoder)
     generator.requires_grad_(False)

@@ -17,7 +17,7 @@ from talkhead.errors import TalkheadError
 from talkhead.images import sheet, to_frames
 from talkhead.latents import z_stream
 from talkhead.stylegan import Discriminator, Generator
-from talkhead.training import Prefetcher, fit
+from talkhead.training import Prefetcher, fit, update_ema
 
 if TYPE_CHECKING:
     from talkhead.datasets import Images
@@ -37,8 +37,7 @@ class _EMA:
     def update(self, generator, batch, images):
         # A short half-life at first: an average over thousands of early images would lag far behind.
         half_life = min(self.half_life, 0.05 * max(images, 1))
-        keep = 0.5 ** (batch / max(half_life, 1e-8))
-        torch._foreach_lerp_(list(self.copy.parameters()), list(generator.parameters()), 1 - keep)
+        update_ema(self.copy, generator, 0.5 ** (batch / max(half_life, 1e-8)))
         for average, buffer in zip(self.copy.buffers(), generator.buffers()):
             average.copy_(buffer)
 

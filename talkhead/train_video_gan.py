@@ -389,13 +389,8 @@ class _Trainer:
             record |= self.team.optimizer_step(self._r1_loss, self.d_adam, scaled=False)
         if self.negatives is not None:
             self.negatives.push()
-        self._update_ema(min(self.settings["ema_decay"], (1 + index) / (10 + index)))
+        training.update_ema(self.ema, self.model, self.settings["ema_decay"], index)
         return record | self.monitor(record)
-
-    def _update_ema(self, keep):
-        with torch.no_grad():
-            for average, parameter in zip(self.ema.parameters(), self.model.parameters()):
-                average.lerp_(parameter, 1 - keep)
 
     def _real(self, identity, window, face=None, video=None):
         """Real samples at the discriminators' size: images of the identities (b, 3, S, S), videos (b, T, 3, S, S)."""

@@ -53,6 +53,16 @@ class Prefetcher:
         return made
 
 
+@torch.no_grad()
+def update_ema(ema: torch.nn.Module, network: torch.nn.Module, decay: float, step: int | None = None) -> None:
+    """Move the parameters of an exponential moving average towards a network's: keep `decay` of them.
+
+    step   index of the optimiser step: the first ones keep less, (1 + step) / (10 + step); None keeps `decay` always
+    """
+    keep = decay if step is None else min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - keep)
+
+
 def has_converged(history: Sequence[float], min_delta: float) -> bool:
     """True if the mean loss of the last WINDOW (50) steps improved on the 50 before by at most `min_delta`, relative.
 

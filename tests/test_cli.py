@@ -196,16 +196,18 @@ def test_any_plain_parameter_of_the_library_can_be_set(name, command):
         return command.make_context(name, [*LEAST[name], *arguments]).params
 
     (settings,) = (param for param in command.params if isinstance(param, cli_options.Settings))
-    kinds = settings.kinds(command)
-    texts = {bool: ("true", True), int: ("3", 3), float: ("0.25", 0.25), str: ("x", "x"), list: ("4,8", [4, 8])}
+    settable = settings.settable(command)
+    kinds = {key: kind for key, (kind, _) in settable.items()}
+    texts = {bool: ("true", True), float: ("0.25", 0.25), str: ("x", "x"), list: ("4,8", [4, 8])}
     for key, kind in kinds.items():
-        text, value = texts[kind]
+        text, value = (str(settable[key].least + 3), settable[key].least + 3) if kind is int else texts[kind]
         assert params("--set", f"{key}={text}")[key] == value
         flag = f"--{key.replace('_', '-')}"
         assert params(*([flag] if kind is bool else [flag, text]))[key] == value  # as version 0.1 had it
     assert not kinds.keys() & params().keys()
     number = next(key for key, kind in kinds.items() if kind is float)
-    for text in ("nothing=1", "nothing", f"{number}=much", f"{number}=-1", f"{number}="):
+    bounded = [f"{key}={least - 1}" for key, (kind, least) in settable.items() if kind is int]
+    for text in ("nothing=1", "nothing", f"{number}=much", f"{number}=-1", f"{number}=", *bounded):
         result = run(name, *LEAST[name], "--set", text)
         assert result.exit_code == 2 and "--set" in result.stderr, text
     assert ", ".join(sorted(kinds)) in " ".join(run(name, *LEAST[name], "--set", "nothing=1").stderr.split())

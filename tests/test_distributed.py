@@ -194,7 +194,8 @@ TRAINERS = {
         "pyramid",
     ],
 }
-ADA = ["--augment", "ada", "--augment-p", "0.5", "--ada-images", "100"]
+# Resampling amplifies what the order of sums changes, so that the rate of the encoder is lower still.
+ADA = ["--encoder-lr", "1e-6", "--augment", "ada", "--augment-p", "0.5", "--ada-images", "100"]
 TRAINERS |= {f"{name} augmented": [*TRAINERS[name], *ADA] for name in ("stylegan", "joint")}
 
 
@@ -277,18 +278,17 @@ def assert_alike(ours, theirs, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", ["joint augmented", "encoder", "audio2latent", "first", "video_gan", "pti"])
 def test_two_processes_learn_what_one_learns(name, line, tmp_path):
-    """Losses to 1e-5 (1e-4 where images are resampled), over steps with every regulariser; and two go on from where one has stopped.
+    """Losses to 1e-5, over steps with every regulariser; and two go on from where one has stopped.
 
     Rates are low: sums in another order differ by 1e-7, which Adam makes a whole step where a gradient should vanish.
     """
-    tolerance = 1e-4 if "augmented" in name else 1e-5
     one = alone(line(name))
     whole = weights(tmp_path / "out.pt")
     (tmp_path / "out.pt").unlink()
-    assert_alike(stopped(line(name)) + together(line(name)), one, tolerance)
+    assert_alike(stopped(line(name)) + together(line(name)), one)
     for key, value in weights(tmp_path / "out.pt").items():
         if "optimizer" not in key:
-            torch.testing.assert_close(value, whole[key], rtol=100 * tolerance, atol=100 * tolerance, msg=key)
+            torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-3, msg=key)
 
 
 GRADIENTS = """
