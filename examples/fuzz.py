@@ -106,9 +106,9 @@ VIDEO = (
     "<align -o out.mp4 --size 32",
     "align {} -o out.mp4 --on-missing skip",
     f"generate --latents ../kit/latents.npy --audio {{}} -o out.mp4 {NETS[:31]}",
-    "paste ../other/clip.mp4 --into {} --quads ../kit/quads.npy -o out.mp4",
+    "paste ../kit/clip.mp4 --into {} --quads ../kit/quads.npy -o out.mp4",
     "plot strip {} -o out.png --columns 2",
-    "metrics ../other/clip.mp4 {} --no-lmd --size 16 -o out.jsonl",
+    "metrics ../kit/clip.mp4 {} --no-lmd --size 16 -o out.jsonl",
     "align --list ../kit/one.txt -o out --size 32",
 )
 SOUND = (
@@ -125,7 +125,7 @@ PICTURE = (
     f"<invert -o out.npy {NETS}",
     "pack {} -o out.npy --size 16",
     f"generate --identity {{}} --audio ../kit/speech.wav -o out.mp4 --whole {DRIVEN}",
-    "paste ../other/clip.mp4 --into {} --quads ../kit/quads.npy -o out.mp4",
+    "paste ../kit/clip.mp4 --into {} --quads ../kit/quads.npy -o out.mp4",
     f"generate --identity {{}} --noise-seed 1 --seconds 0.1 -o out.mp4 --size 32 {NETS} --video-gan ../kit/video_gan.pt",
 )
 LATENTS = (
@@ -142,9 +142,9 @@ GENERATOR = (
 FOREIGN = (*WEIGHTS, "weights convert {} -o out.pt", "generate --latents ../kit/latents.npy -o out.mp4 --generator {}")
 LISTED = "metrics --list {} --no-lmd --size 16 -o out.jsonl"
 TIMES = (
-    "plot strip ../other/clip.mp4 --phonemes {} -o out.png --columns 2",
+    "plot strip ../kit/clip.mp4 --phonemes {} -o out.png --columns 2",
     "plot mouth ../kit/landmarks.npy --phonemes {} -o out.png",
-    "metrics ../other/clip.mp4 ../other/clip.mp4 --phonemes {} -o out.jsonl",
+    "metrics ../kit/clip.mp4 ../kit/clip.mp4 --phonemes {} -o out.jsonl",
 )
 TRAIN = f"train-stylegan {{}} -o out.pt --resolution {TOY} --channels 4,4,4 --mapping-layers 1 --steps 1 --batch 2 --perceptual pyramid"
 
@@ -458,7 +458,7 @@ def seeds(folder, also=()):
     ]
     made += _arrays(folder, networks) + _weights(folder, networks) + _texts(folder)
     (folder / "one.txt").write_text(
-        "../elsewhere/one.bin\tfirst.mp4\n../other/clip.mp4\tsecond.mp4\n"
+        "../work/one.bin\tfirst.mp4\n../kit/clip.mp4\tsecond.mp4\n"
     )  # of whatever is the mutant, by that name
     return [seed for seed in made if seed.data is not None]
 
@@ -472,7 +472,7 @@ def _arrays(folder, networks):
     origin = asdict(datasets.Origin("a.mp4", FRAMES, TOY, "unknown"))
     packed = json.dumps({"frames": FRAMES, "size": TOY, "sources": [origin], "left_out": []}).encode()
     quads = json.dumps({"size": 32, "frame": [SIDE, SIDE], "fps": 25.0, "smoothing": 2.0}).encode()
-    paste = "paste ../other/clip.mp4 --into ../kit/face.png --quads quads.npy -o out.mp4"
+    paste = "paste ../kit/clip.mp4 --into ../kit/face.png --quads quads.npy -o out.mp4"
     pieces = io.BytesIO()
     np.savez(pieces, w=codes[:1])
     resumed = "invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator ../kit/generator.pt"
@@ -507,7 +507,7 @@ def _arrays(folder, networks):
         Seed(
             "points.npy",
             (folder / "landmarks.npy").read_bytes(),
-            ("plot mouth {} -o out.png", "metrics ../other/clip.mp4 ../other/clip.mp4 --landmarks {} -o out.jsonl"),
+            ("plot mouth {} -o out.png", "metrics ../kit/clip.mp4 ../kit/clip.mp4 --landmarks {} -o out.jsonl"),
         ),
         Seed("packed.npy", saved(np.save, frames), (TRAIN, "pack {} -o out.npy --size 16")),
         Seed(
@@ -569,8 +569,8 @@ def _weights(folder, networks):
 
 
 def _texts(folder):
-    clips = "../other/clip.mp4\n../kit/clips/0.mp4\tmine.mp4\n# a remark\n../kit/clips/1.mp4\n"
-    pairs = "../other/clip.mp4\t../kit/clips/0.mp4\n../kit/clips/1.mp4\t../other/clip.mp4\n"
+    clips = "../kit/clip.mp4\n../kit/clips/0.mp4\tmine.mp4\n# a remark\n../kit/clips/1.mp4\n"
+    pairs = "../kit/clip.mp4\t../kit/clips/0.mp4\n../kit/clips/1.mp4\t../kit/clip.mp4\n"
     phones = [(0.0, 0.05, "sil"), (0.05, 0.1, "b"), (0.1, 0.15, "AH1"), (0.15, 0.24, "m")]
     grid = "".join(
         f"{int(start * 25000)} {int(end * 25000)} {word}\n"
@@ -607,7 +607,7 @@ def _texts(folder):
     }
     answers = columns + "\n" + ",".join(row.get(name, "1") for name in study.COLUMNS) + "\n"
     measured = made_by(
-        "metrics ../other/clip.mp4 ../other/clip.mp4 --no-lmd --size 16 -o out.jsonl", folder, "out.jsonl"
+        "metrics ../kit/clip.mp4 ../kit/clip.mp4 --no-lmd --size 16 -o out.jsonl", folder, "out.jsonl"
     )
     manifest = "".join(
         json.dumps(
@@ -628,7 +628,7 @@ def _texts(folder):
         "aligned.txt": (clips.replace("mine.mp4", "mine.npy"), (f"invert --list {{}} -o out {NETS}",)),
         "pairs.txt": (pairs, (LISTED, "<metrics --list - --no-lmd --size 16 -o out.jsonl")),
         "speakers.txt": (
-            "../other/clip.mp4\t../kit/speech.wav\n../kit/latents.npy\t../other/clip.mp4\ttwo.mp4\n",
+            "../kit/clip.mp4\t../kit/speech.wav\n../kit/latents.npy\t../kit/clip.mp4\ttwo.mp4\n",
             (f"generate --list {{}} -o out --size 32 {DRIVEN}",),
         ),
         "times.TextGrid": (praat, TIMES),
@@ -638,17 +638,17 @@ def _texts(folder):
         "times.json": (json.dumps({"phonemes": phones}), TIMES),
         "words.dict": (
             ";;; remark\nPLEASE  P L IY1 Z\nBIN(2)  B IH1 N # x\n",
-            ("metrics ../other/clip.mp4 ../other/clip.mp4 --phonemes ../kit/times.align --dictionary {} -o out.jsonl",),
+            ("metrics ../kit/clip.mp4 ../kit/clip.mp4 --phonemes ../kit/times.align --dictionary {} -o out.jsonl",),
         ),
         "log.jsonl": (
             log,
             ("plot losses {} -o out.png", "plot dashboard {} -o out.png", "<plot dashboard - -o out.png"),
         ),
-        "protocol.jsonl": (measured, ("metrics ../other/clip.mp4 ../other/clip.mp4 --protocol {} -o out.jsonl",)),
+        "protocol.jsonl": (measured, ("metrics ../kit/clip.mp4 ../kit/clip.mp4 --protocol {} -o out.jsonl",)),
         "out.jsonl": (
             measured,
             (
-                "metrics ../other/clip.mp4 ../other/clip.mp4 ../other/clip.mp4 ../kit/clips/0.mp4 --no-lmd --size 16 -o out.jsonl",
+                "metrics ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clips/0.mp4 --no-lmd --size 16 -o out.jsonl",
             ),
         ),
         "out/manifest.jsonl": (manifest, ("align --list ../kit/clips.txt -o out --size 32",)),

@@ -1,4 +1,4 @@
-"""Output of the commands: one-line errors and warnings, progress on stderr, records on stdout."""
+"""Output and shared steps of the commands: one-line errors, progress, records, lists, and the loading of networks."""
 
 import errno
 import functools
