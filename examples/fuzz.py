@@ -606,9 +606,7 @@ def _texts(folder):
         "expected": "",
     }
     answers = columns + "\n" + ",".join(row.get(name, "1") for name in study.COLUMNS) + "\n"
-    measured = made_by(
-        "metrics ../kit/clip.mp4 ../kit/clip.mp4 --no-lmd --size 16 -o out.jsonl", folder, "out.jsonl"
-    )
+    measured = made_by("metrics ../kit/clip.mp4 ../kit/clip.mp4 --no-lmd --size 16 -o out.jsonl", folder, "out.jsonl")
     manifest = "".join(
         json.dumps(
             {
