@@ -17,6 +17,7 @@ import numpy as np
 
 from talkhead.errors import TalkheadError
 from talkhead.files import FPS, MFRO_BYTES, PIPE_BYTES, STREAM_TAG, Source, is_path, os_errors_in_one_line
+from talkhead.image_files import OPEN_OPTIONS
 from talkhead.timestamps import LEFT_OUT, RESTART, PacketClock, PictureStamps, lasting
 
 TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # formats by which FFmpeg would play text as a video of a terminal
@@ -404,7 +405,7 @@ class Media:
         try:
             # Files only: a playlist must not cause network access.
             options = {"protocol_whitelist": "file"} | low_latency
-            self._container = av.open(url, metadata_errors="replace", options=options)
+            self._container = av.open(url, options=options, **OPEN_OPTIONS)
         except (av.error.FFmpegError, ValueError) as error:
             self._refuse(error)
         self._stack.callback(self._container.close)

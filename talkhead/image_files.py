@@ -21,6 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 from talkhead.errors import TalkheadError
 from talkhead.files import STREAM_TAG, SYNTHETIC_TYPE, Sink, Source, is_path, name_of, reading, writing
 
+# PyAV before 19 refuses a file whose metadata is not UTF-8, unless told to replace what it cannot read.
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 # Without a handler, Python prints Pillow's log messages on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -202,7 +205,7 @@ def image_errors(name: str) -> Iterator[None]:
 def _decode_heif(stream, name):
     """Decode a HEIC with FFmpeg, which does not assemble tiles."""
     try:
-        with av.open(stream, metadata_errors="replace") as container:
+        with av.open(stream, **OPEN_OPTIONS) as container:
             streams = container.streams.video
             if any(stream.disposition & av.stream.Disposition.dependent for stream in streams):
                 raise TalkheadError(f"{name}: a HEIC in tiles; pip install pillow-heif, or convert it to JPEG")
@@ -305,7 +308,8 @@ def rgb_of_frame(frame: av.VideoFrame, aspect: Fraction | None, scaler: VideoRef
         side_data: Any = frame.side_data
     except ValueError:  # a kind that PyAV does not know, such as EXIF
         side_data = _without_unknown_side_data(frame).side_data
-    matrix = next((bytes(data) for data in side_data if data.type.name == "DISPLAYMATRIX"), None)
+    entries = (side_data[index] for index in range(len(side_data)))  # iterating gives entries before PyAV 19, then keys
+    matrix = next((bytes(data) for data in entries if data.type.name == "DISPLAYMATRIX"), None)
     return array if matrix is None else _upright(array, np.frombuffer(matrix, np.int32))
 
 
