@@ -34,17 +34,19 @@ class CharacterModel(nn.Module):
     channels   of the three convolutions
     hidden     width of the two LSTM layers
     delay      look-ahead in steps of 20 ms
+    embedding  width of a second output, an embedding of the sound that is taught by a larger network; 0: none
 
-    All layers are causal. The logits of a step are read `delay` steps later; with 7 steps the look-ahead is 155 ms. So
+    `steps` yields the embedding if there is one, else the logits; `width` is the width of that. All layers are causal. The logits of a step are read `delay` steps later; with 7 steps the look-ahead is 155 ms. So
     the result of live audio equals that of the whole recording.
     """
 
-    name, width = "bundled", BLANK + 1
+    name = "bundled"
 
-    def __init__(self, channels: int = 192, hidden: int = 320, delay: int = 7) -> None:
+    def __init__(self, channels: int = 192, hidden: int = 320, delay: int = 7, embedding: int = 0) -> None:
         super().__init__()
         self.config = {"channels": channels, "hidden": hidden, "delay": delay}
-        self.delay = delay
+        self.config |= {"embedding": embedding} if embedding else {}
+        self.delay, self.width = delay, embedding or BLANK + 1
         self.convolutions = nn.ModuleList(
             [
                 nn.Conv1d(mfcc.FILTERS, channels, 6, stride=2),
@@ -55,6 +57,7 @@ class CharacterModel(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in self.convolutions)
         self.lstm = nn.LSTM(channels, hidden, 2, batch_first=True)
         self.spell = nn.Linear(hidden, BLANK + 1)
+        self.embed = nn.Linear(hidden, embedding) if embedding else None
 
     def forward(self, features: torch.Tensor, state: dict | None = None) -> tuple[torch.Tensor, dict]:
         """Logits (B, K, 29), not delayed, of log-mel energies (B, 2 K, 26).
@@ -80,13 +83,13 @@ class CharacterModel(nn.Module):
 
     @torch.no_grad()
     def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Stream the logits of a recording.
+        """Stream the embedding of a recording, or without one the logits.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
-        yields   float32 (m, 29), the next steps, in total one per complete 20 ms. m is even, since a video frame needs
+        yields   float32 (m, width), the next steps, in total one per complete 20 ms. m is even, since a video frame needs
                  two steps, and two at once cost hardly more than one
         """
-        device = next(self.parameters()).device
+        device, output = next(self.parameters()).device, self.embed or self.spell
         held, state, done = np.empty((0, mfcc.FILTERS), np.float32), None, 0
         for piece in chain(mfcc.log_mel(blocks), [None]):
             if piece is None:  # the end: pad with silence for the look-ahead
@@ -97,11 +100,11 @@ class CharacterModel(nn.Module):
             if piece is not None:
                 count -= (done + count - self.delay) % 2
             if count > 0:
-                logits, state = self(torch.from_numpy(held[None, : 2 * count]).to(device), state)
+                hidden, state = self.encode(torch.from_numpy(held[None, : 2 * count]).to(device), state)
                 held, early = held[2 * count :], max(self.delay - done, 0)
                 done += count
                 if count > early:
-                    yield logits[0, early:].cpu().numpy()
+                    yield output(hidden)[0, early:].cpu().numpy()
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CharacterModel:

@@ -67,6 +67,7 @@ def train(
     mouth_weight: float = 0.0,
     lips: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     lip_weight: float = 0.0,
+    w_weight: float = 0.0,
     feature_weight: float = 1.0,
     sample_share: float = 0.5,
     augment: str = "none",
@@ -112,6 +113,8 @@ def train(
     encoder_lr        learning rate of the encoder; 0 freezes it, so that latents keep their meaning
     mouth_weight      weight of the reconstruction distance of the box around the mouth of aligned faces
     lips, lip_weight  distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
+    w_weight          weight of the reconstruction distance of a quarter of the images, drawn from the mean of their latents
+                      over the layers: it keeps the layers' latents alike, so that images are faces in W too
     feature_weight    weight of the distance between discriminator activations of image and reconstruction
     reconstruct_only  number of first steps with reconstruction alone, without the discriminator
     fid_every         steps between measurements of FID and KID against the images, also done at the end; 0 for none.
@@ -395,8 +398,11 @@ class _Trainer:
             if adversarial and samples:
                 parts.append(self._synthesize(self._latents(samples, share), samples, share))
             if self.encoder is not None:
-                rebuilt = self._synthesize(self.encoder(real), batch, share)
+                codes = self.encoder(real)
+                rebuilt = self._synthesize(codes, batch, share)
                 loss = loss + self._reconstruction(rebuilt.float(), real, record)
+                if options["w_weight"]:
+                    loss = loss + options["w_weight"] * self._w_reconstruction(codes, real, share, record)
                 parts.append(rebuilt[: (batch - samples) // share.of])
             fake = torch.cat(parts)
             if adversarial:
@@ -429,6 +435,15 @@ class _Trainer:
             record["lips"] = lips.detach()
             loss = loss + options["lip_weight"] * lips
         return loss
+
+    def _w_reconstruction(self, codes, real, share, record):
+        """Reconstruction distance of images of w, the mean of W+ over its layers."""
+        few = max(1, len(real) // 4)
+        w = codes[:few].mean(1, keepdim=True).expand(-1, self.generator.num_ws, -1)
+        images = self._synthesize(w, max(1, self.options["batch"] // 4), share)
+        distance = self.options["reconstruction"](images.float(), real[:few]).mean()
+        record["w_reconstruction"] = distance.detach()
+        return distance
 
     def _feature_distance(self, activations, real, params, samples):
         """L1 distance between discriminator activations of images and reconstructions, which follow `samples` fakes."""

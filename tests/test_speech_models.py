@@ -193,6 +193,21 @@ def test_two_steps_are_told_155_ms_after_them_and_each_hears_that_much(small):
     assert np.abs(whole(small, now)[30] - before[30]).max() > 1e-6
 
 
+def test_an_embedding_is_streamed_in_the_place_of_logits(tmp_path):
+    torch.manual_seed(3)
+    model, audio = speech_models.CharacterModel(8, 12, embedding=5).eval(), voice(1)
+    weights = {"kind": "speech", "config": {"network": model.config}, "step": 3, "model": model.state_dict()}
+    files.save_weights(tmp_path / "speech.pt", weights)
+    loaded = features("bundled", tmp_path / "speech.pt")
+    assert loaded.shape == (5, 16) and loaded.identity == LogitWindows(model).identity
+    rows = np.concatenate(list(mfcc.log_mel([audio])))
+    rows = np.pad(rows, ((0, len(rows) % 2 + 2 * model.delay), (0, 0)))
+    with torch.no_grad():
+        hidden, _ = model.encode(torch.from_numpy(rows[None]))
+        expected = model.embed(hidden)[0, model.delay :].numpy()
+    np.testing.assert_allclose(whole(loaded.model, audio, 777), expected, atol=1e-5)
+
+
 def test_the_character_model_equals_a_slow_loop(small):
     """Every step by itself, out of all that lies before it: nothing but dot products."""
     audio, layers = voice(0.4), {name: value.double().numpy() for name, value in small.state_dict().items()}

@@ -466,6 +466,7 @@ def test_four_steps_equal_two_and_two(tmp_path, joint, augment):
                 "reconstruct_only": 1,
                 "reconstruction": lambda a, b: (a - b).abs().mean((1, 2, 3)),
                 "mouth_weight": 1.0,
+                "w_weight": 1.0,
             }
         return list(
             train(
@@ -765,7 +766,7 @@ def test_all_that_learns_sees_the_same_jittered_pictures(tmp_path, monkeypatch):
     assert torch.allclose(parts, seen, atol=1e-6)
 
 
-def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
+def test_lips_and_w_are_asked_for_where_a_weight_says_so(tmp_path):
     from talkhead.encoders import ResNetEncoder
 
     def records(**options):
@@ -773,7 +774,7 @@ def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
         return list(
             train(
                 Pictures(),
-                tmp_path / f"{len(options)}.pt",
+                tmp_path / f"{len(list(tmp_path.iterdir()))}.pt",
                 generator,
                 discriminator,
                 steps=1,
@@ -787,6 +788,8 @@ def test_lips_are_asked_for_where_a_weight_says_so(tmp_path):
 
     assert "lips" not in records()
     assert records(lips=lambda images, targets: (images - targets).abs().amax((1, 2, 3)), lip_weight=3.0)["lips"] > 0
+    assert "w_reconstruction" not in records()
+    assert records(w_weight=2.0)["w_reconstruction"] > 0
 
 
 def test_a_held_encoder_stays_as_it_was_and_lineage_is_kept(tmp_path):
