@@ -146,13 +146,17 @@ FEATURES = {
         lambda path, device: LogitWindows(speech_models.TransformersFeatures("hubert", path, device)),
         "a network of transformers",
     ),
+    "whisper": Kind(
+        lambda path, device: LogitWindows(speech_models.WhisperFeatures("whisper", path, device)),
+        "a network of transformers",
+    ),
 }
 
 
 def features(name: str, path: str | os.PathLike | None = None, device: "str | torch.device" = "cpu") -> AudioFeatures:
     """Create AudioFeatures by name.
 
-    name     "mfcc"; "bundled", our own character model; "deepspeech"; "wav2vec2" or "hubert"
+    name     "mfcc"; "bundled", our own character model; "deepspeech"; "wav2vec2", "hubert" or "whisper"
     path     weights: a character model instead of the bundled one; DeepSpeech's output_graph.pb; folder or hub name of
              a network of transformers
     device   torch.device or its name

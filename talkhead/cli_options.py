@@ -423,7 +423,7 @@ audio_features = together(
     click.option(
         "--features",
         metavar="NAME",
-        help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+        help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert, whisper.  "
         "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]",
     ),
     click.option("--features-model", metavar="FILE", help="Weights of the feature network.  [default: its own]"),

@@ -1,4 +1,4 @@
-"""Acoustic models: character logits, or hidden states of wav2vec 2.0 or HuBERT, at 50 Hz.
+"""Acoustic models: character logits, or hidden states of wav2vec 2.0, HuBERT or Whisper, at 50 Hz.
 
 Two networks have logits of the same 29 labels: Mozilla's DeepSpeech 0.1.0 and CharacterModel, a small one of our own
 with a short look-ahead. The interface of an acoustic model: `name`, `width` and `steps`, which maps blocks of audio to
@@ -378,13 +378,13 @@ def graph_messages(where: str = "graph") -> dict[str, type]:
     }
 
 
-# wav2vec 2.0, HuBERT --------------------------------------------------------------------------------------------------
+# wav2vec 2.0, HuBERT, Whisper -----------------------------------------------------------------------------------------
 
 
 class TransformersFeatures:
     """Acoustic model of the last hidden states of a wav2vec 2.0 or HuBERT network of `transformers`.
 
-    name     "wav2vec2" or "hubert"
+    name     "wav2vec2" or "hubert"; "whisper" in WhisperFeatures
     path     folder, or hub name of a network in the local cache; nothing is downloaded
     device   torch.device or its name
     raises   TalkheadError if transformers is not installed, there is no such network, or it is of another kind
@@ -417,6 +417,9 @@ class TransformersFeatures:
                 "pass its folder, or download it to the hub's cache first"
             ) from problem
         self.name, self.width = name, self.network.config.hidden_size
+        self._set_up()
+
+    def _set_up(self):
         self.stride = int(np.prod(self.network.config.conv_stride))  # samples
         self.receptive_field = 1  # samples of one state
         for kernel, stride in zip(reversed(self.network.config.conv_kernel), reversed(self.network.config.conv_stride)):
@@ -428,9 +431,8 @@ class TransformersFeatures:
     @torch.no_grad()
     def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Hidden states, float32 (m, width), of a recording, computed after its last block."""
-        blocks = [np.asarray(block, np.float32) for block in blocks if len(block)]
-        if blocks:
-            audio = np.nan_to_num(np.concatenate(blocks), posinf=1.0, neginf=-1.0)
+        audio = _whole(blocks)
+        if len(audio):
             audio = self.prepare(audio, sampling_rate=mfcc.SAMPLE_RATE, return_tensors="np")["input_values"][0]
             states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.receptive_field - len(audio), 0))))))
             count = -(-len(states) * self.stride * RATE // mfcc.SAMPLE_RATE)
@@ -445,6 +447,38 @@ class TransformersFeatures:
             block = torch.from_numpy(audio[begin * stride : (end - 1) * stride + self.receptive_field])[None]
             states = self.network(block.to(self.network.device)).last_hidden_state
             yield states[0, first - begin :][:size].float().cpu().numpy()
+
+
+class WhisperFeatures(TransformersFeatures):
+    """Acoustic model of the encoder's last hidden states of a Whisper network of `transformers` (Radford et al. 2023).
+
+    Arguments as in TransformersFeatures, with the name "whisper". It needs the whole recording, which is processed in
+    blocks of 28 s with 1 s of context on either side, since the encoder takes 30 s.
+    """
+
+    BLOCK, MARGIN = 28, 1
+
+    def _set_up(self):
+        self.network = self.network.encoder
+        self.stride = mfcc.SAMPLE_RATE // RATE
+
+    @torch.no_grad()
+    def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Stream hidden states, float32 (m, width), one per started 20 ms, of a recording, after its last block."""
+        audio = _whole(blocks)
+        size, margin = (seconds * mfcc.SAMPLE_RATE for seconds in (self.BLOCK, self.MARGIN))
+        for first in range(0, len(audio), size):
+            begin, end = max(first - margin, 0), min(first + size, len(audio))
+            inputs = self.prepare(audio[begin : end + margin], sampling_rate=mfcc.SAMPLE_RATE, return_tensors="pt")
+            states = self.network(inputs["input_features"].to(self.network.device)).last_hidden_state[0]
+            wanted = slice((first - begin) // self.stride, -(-(end - begin) // self.stride))
+            yield states[wanted].float().cpu().numpy()
+
+
+def _whole(blocks):
+    """Join blocks of audio, float32 (N,), with finite samples."""
+    blocks = [np.asarray(block, np.float32) for block in blocks]
+    return np.nan_to_num(np.concatenate([np.empty(0, np.float32), *blocks]), posinf=1.0, neginf=-1.0)
 
 
 @contextmanager

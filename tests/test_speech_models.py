@@ -372,6 +372,33 @@ def test_hidden_states_are_those_of_the_network(tmp_path, kind):
         speech_models.TransformersFeatures(other, folder)
 
 
+def test_states_of_whisper_are_those_of_its_encoder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "vocab_size": 60, "pad_token_id": 50, "bos_token_id": 50, "eos_token_id": 50}
+    sizes |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    network = transformers.WhisperModel(transformers.WhisperConfig(**sizes, decoder_start_token_id=50)).eval()
+    network.save_pretrained(tmp_path)
+    prepare = transformers.WhisperFeatureExtractor()
+    prepare.save_pretrained(tmp_path)
+    model, audio = speech_models.WhisperFeatures("whisper", str(tmp_path)), voice(1.01)
+
+    def expected(audio):
+        inputs = prepare(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
+        with torch.no_grad():
+            return network.encoder(inputs).last_hidden_state[0].numpy()
+
+    np.testing.assert_allclose(whole(model, audio, 1000), expected(audio)[:51], atol=1e-5)
+    long = np.resize(audio, 16_000 * 31)
+    states = whole(model, long)
+    assert states.shape == (31 * 50, 16)
+    np.testing.assert_allclose(states[: 28 * 50], expected(long[: 16_000 * 29])[: 28 * 50], atol=1e-5)
+    np.testing.assert_allclose(states[28 * 50 :], expected(long[16_000 * 27 :])[50 : 4 * 50], atol=1e-5)
+    assert features("whisper", str(tmp_path)).shape == (16, 16)
+    with pytest.raises(TalkheadError, match="of type whisper; pass one of type hubert"):
+        speech_models.TransformersFeatures("hubert", str(tmp_path))
+
+
 def test_rows_between_rows():
     rows = np.array([[0.0], [2.0], [6.0]], np.float32)
     np.testing.assert_allclose(speech_models._interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
