@@ -1,4 +1,6 @@
-"""Train the character model, which spells speech, on recordings with transcripts. `python examples/train_speech.py --help` tells how.
+"""Train the character model, which spells speech, on recordings with transcripts.
+
+`python examples/train_speech.py --help` lists the options.
 
 Source: Graves et al. 2006 (CTC).
 """
@@ -27,7 +29,10 @@ SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".mpg", ".mp
 
 
 def spelled(text):
-    """A text in the 28 characters that have labels: lower case, without punctuation; None if it holds digits, or no letter."""
+    """A text in the 28 characters that have labels: lower case, without punctuation.
+
+    None if it holds digits, or no letter.
+    """
     text = text.lower().replace("’", "'")
     if re.search(r"\d", text):
         return None
@@ -74,7 +79,8 @@ def train(
     model        CharacterModel
     steps        optimiser steps of `batch` recordings
     lr           Adam's learning rate
-    phoneme_weight   weight of the wish that the phoneme of each step can be told, where the transcript has the phonemes'
+    phoneme_weight   weight of the wish that the phoneme of each step can be told, where the transcript has the
+                     phonemes'
                  times: it is learnt faster, and letters are then not put off until more has been heard
     augment      vary the sound: microphone, loudness, noise, room and speed
     validation   more recordings, to measure on
@@ -200,7 +206,7 @@ class _Trainer:
 
 
 class _Example:
-    """What a recording sounds like and says: features (2 K, 26), labels, and the phoneme of each step (K,), -1 if unknown."""
+    """Features (2 K, 26) and labels of a recording, and the phoneme of each step (K,), -1 if unknown."""
 
     def __init__(self, features, lesson, speed):
         features = np.pad(features, ((0, len(features) % 2), (0, 0)))
@@ -239,8 +245,8 @@ def recordings(sources):
     raises   TalkheadError if a source is not there, a transcript cannot be read, or no recording has one
 
     The words of NAME.wav are taken from NAME.json ("text", and "phonemes" if it has them; as synth.py writes it),
-    NAME.align (GRID's words and times) beside it or in ../align, NAME.txt or NAME.lab, or the line of NAME in a LibriSpeech
-    *.trans.txt beside it. What has none, or one with digits in it, is left out.
+    NAME.align (GRID's words and times) beside it or in ../align, NAME.txt or NAME.lab, or the line of NAME in a
+    LibriSpeech *.trans.txt beside it. What has none, or one with digits in it, is left out.
     """
     found, books = [], {}
     for source in map(Path, sources):
@@ -254,7 +260,8 @@ def recordings(sources):
                 found.append(Lesson(path, text, phonemes))
     if not found:
         raise TalkheadError(
-            f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"
+            f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt "
+            "beside it"
         )
     return found
 
