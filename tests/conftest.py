@@ -48,7 +48,8 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def toy_weights(tmp_path_factory):
-    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other, and the bundled keypoints.pt."""
+    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each
+    other, and the bundled keypoints.pt."""
     import torch
 
     from talkhead import checkpoints, files, fingerprints
@@ -96,7 +97,10 @@ def generator():
 
 @pytest.fixture
 def z_among_weights(monkeypatch):
-    """A function of a generator: how many of all z that any generator's mapping was given since are rows of this one's first weights."""
+    """A function of a generator.
+
+    How many of all z that any generator's mapping was given since are rows of this one's first weights.
+    """
     import torch
 
     from talkhead.stylegan import Generator
@@ -204,7 +208,10 @@ def puppet(tmp_path_factory):
 
 @pytest.fixture
 def toy_inception(tmp_path, monkeypatch):
-    """Torch's cache with nothing in it but Inception's weights: random ones of the real file's names, 128 features. Its path."""
+    """Torch's cache with nothing in it but Inception's weights: random ones of the real file's names, 128 features.
+
+    Its path.
+    """
     import json
     import runpy
 
@@ -223,7 +230,10 @@ def toy_inception(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def random_vgg_home(tmp_path_factory):
-    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
+    """A torch cache whose VGG-16 is random.
+
+    The features are full size, the unused classifier is one number repeated.
+    """
     import torch
 
     from talkhead.losses import vgg_weights
@@ -253,7 +263,10 @@ def random_vgg(random_vgg_home, monkeypatch):
 
 @pytest.fixture
 def random_mobilenet(tmp_path, monkeypatch):
-    """Torchvision's MobileNetV2 with weights by chance, and a torch cache that holds them; not as torchvision initialises them, so that every layer counts."""
+    """Torchvision's MobileNetV2 with weights by chance, and a torch cache that holds them.
+
+    Not as torchvision initialises them, so that every layer counts.
+    """
     import torch
 
     from talkhead import mobilenet

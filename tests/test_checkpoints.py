@@ -229,7 +229,7 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-# Other projects' files ---------------------------------------------------------------------------------------------------
+# Other projects' files ------------------------------------------------------------------------------------------------
 
 SMALL = {"z_dim": 6, "w_dim": 6, "channels": (5, 4, 3), "layers": 2}
 
@@ -513,7 +513,7 @@ def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
     )
 
 
-# pSp -----------------------------------------------------------------------------------------------------------------------
+# pSp ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -616,7 +616,7 @@ def test_converting_onto_itself(tmp_path, w_avg):
     )
 
 
-# What is none ---------------------------------------------------------------------------------------------------------------
+# What is none ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -711,7 +711,8 @@ def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
     for name, message in (
         (
             "packed",
-            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip its folder",
+            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip "
+            "its folder",
         ),
         ("flat", "was unpacked and zipped again, not as one folder, which torch cannot read; use the original"),
         ("mac", "was unpacked and zipped again, not as one folder"),
@@ -750,7 +751,10 @@ def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
 
 
 def test_weights_list_counts_parameters_as_metrics_does():
-    """Of each bundled network; a basis, pictures of noise and statistics are kept with it, and not learnt by descent."""
+    """Of each bundled network.
+
+    A basis, pictures of noise and statistics are kept with it, and not learnt by descent.
+    """
     from talkhead import evaluation, speech_models
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))

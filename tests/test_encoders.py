@@ -115,8 +115,8 @@ def test_stem_stride_is_checked():
 
 # ---- pSp, e4e, ReStyle ----
 
-# What the projects' own code answers, four times narrower: weights and picture come from the formula in this script, which
-# also compares the whole networks live.
+# What the projects' own code answers, four times narrower: weights and picture come from the formula in this script,
+# which also compares the whole networks live.
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_encoders.py")
 FROZEN_FACE, *FROZEN = [

@@ -66,7 +66,8 @@ def test_a_similarity_is_that_of_scikit_image(face_descriptor):
 
 
 def test_a_chip_is_cut_where_the_mean_face_lies(face_descriptor):
-    """A picture whose landmarks are the mean face, turned by a quarter and enlarged fourfold, with a cross of one colour a side."""
+    """A picture whose landmarks are the mean face, turned by a quarter and enlarged fourfold, with a cross of one
+    colour a side."""
     mean = (0.25 + face_descriptor.MEAN_FACE) / 1.5 * 150
     landmarks = np.concatenate([np.zeros((17, 2)), mean])
     picture = np.zeros((150, 150, 3), np.uint8)

@@ -612,9 +612,10 @@ def test_standard_streams():
     frames = noise(15)
     copy = """
         from talkhead import video_files
-        with video_files.read_frames("-") as reader, video_files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
-            for frame in reader:
-                writer.write(frame)
+        with video_files.read_frames("-") as reader:
+            with video_files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
+                for frame in reader:
+                    writer.write(frame)
         """
     result = run(copy, input=written(frames, sound=(tone(0.6), RATE), metadata={"talkhead_aligned": "17"}))
     assert (result.returncode, result.stderr) == (0, b"")
@@ -638,8 +639,9 @@ def test_memory_is_flat(tmp_path):
         import resource, sys
         from talkhead import video_files
         for count in (60, 600):
-            with open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0) as source, open("/dev/null", "wb", buffering=0) as target:
-                with video_files.read_frames(source) as reader, video_files.FrameWriter(target, sound=reader.sound) as writer:
+            source = open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0)
+            with source, open("/dev/null", "wb", buffering=0) as target, video_files.read_frames(source) as reader:
+                with video_files.FrameWriter(target, sound=reader.sound) as writer:
                     for frame in reader:
                         writer.write(frame)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -1121,7 +1123,7 @@ def test_wave_from_a_pipe(tmp_path, size):
         assert len(audio_files.read_audio(OneWay(data))) == 2 * RATE
 
 
-# Sound as it comes ------------------------------------------------------------------------------------------------------
+# Sound as it comes ----------------------------------------------------------------------------------------------------
 
 
 def wave_bytes(samples, rate, codec, size=0xFFFFFFFF):
@@ -1198,7 +1200,8 @@ def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec)
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A function that opens a pipe by its name, as `mkfifo` and a shell's <(…) do, and writes what it is told to, and when."""
+    """A function that opens a pipe by its name, as `mkfifo` and a shell's <(…) do, and writes what it is told to, and
+    when."""
     threads = []
 
     def record(*parts):
@@ -1374,7 +1377,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert files.cache_folder() == Path.home() / "own"
 
 
-# Damage of every kind --------------------------------------------------------------------------------------------------
+# Damage of every kind -------------------------------------------------------------------------------------------------
 
 
 def npy(shape, data=b"", close="}"):

@@ -1,4 +1,7 @@
-"""The inversion study: its numbers against values worked by hand and slow loops, and the whole script on toy weights."""
+"""The inversion study.
+
+Its numbers against values worked by hand and slow loops, and the whole script on toy weights.
+"""
 
 import json
 import os
@@ -121,7 +124,10 @@ def test_the_script_measures_what_it_made(made):
 
 
 def test_the_script_reports_the_loss_that_was_made_small(made):
-    """The first loss that the log of a run without noise tells is the loss of the code it began at; the report's is of the code it ended at."""
+    """The first loss that the log of a run without noise tells is the loss of the code it began at.
+
+    The report's is of the code it ended at.
+    """
     out, _ = made
     runs = json.loads((out / "study.json").read_text())["clips"]["puppet"]["runs"]
     first = [record["loss"] for record in map(json.loads, (out / "puppet/hybrid.jsonl").open()) if record["step"] == 0]

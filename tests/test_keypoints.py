@@ -86,7 +86,8 @@ def test_shut_lips_are_at_rest_and_a_smile_with_teeth_is_brought_there(network):
 
 @pytest.mark.parametrize("hanging", [-0.1, 0.1])
 def test_a_mouth_at_rest_from_a_smile_is_not_grim(hanging):
-    """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung lower there."""
+    """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung
+    lower there."""
     network, spots = (
         KeypointNetwork(),
         {vertex: index for index, vertex in enumerate(np.array(keypoints.VERTICES)[keypoints.MOVED_BY_SPEECH])},

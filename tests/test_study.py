@@ -53,7 +53,7 @@ def made(videos):
     return folder, files.read_json(videos / "study.key.json"), record
 
 
-# The page ----------------------------------------------------------------------------------------------------------------
+# The page -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_stands_alone_and_tells_nothing(made, videos):
@@ -143,7 +143,7 @@ def test_what_cannot_be_asked(tmp_path, videos, monkeypatch):
     assert not (tmp_path / "s/index.html").exists()
 
 
-# Answers -----------------------------------------------------------------------------------------------------------------
+# Answers --------------------------------------------------------------------------------------------------------------
 
 
 def answer(key, participant, pair, question, outcome, ours_left=True, expected="", choice=None):
@@ -335,7 +335,7 @@ def test_make_on_the_command_line(tmp_path, videos):
     assert result.exit_code == 1 and "two or more folders" in result.stderr and not (tmp_path / "t").exists()
 
 
-# In a browser ----------------------------------------------------------------------------------------------------------------
+# In a browser ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

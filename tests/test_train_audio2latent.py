@@ -87,7 +87,10 @@ def run(clips, networks, out, steps, kind="second", sizes=None, **options):
 
 
 class Steps:
-    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms. Counts what it was asked for."""
+    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms.
+
+    Counts what it was asked for.
+    """
 
     name, identity, shape = "steps", {"name": "steps", "network": "0123"}, (29, 16)
 
@@ -345,7 +348,8 @@ WIDE = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_hears_the_sound(networks, tmp_path, kind):
     """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
-    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
+    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's
+    rounding."""
     (tmp_path / "clips").mkdir()
     for k in range(16):
         write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)

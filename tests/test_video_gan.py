@@ -1,4 +1,7 @@
-"""Motion from noise: the thesis's table and equations by hand, streaming without drift, and training on clips made on the spot."""
+"""Motion from noise.
+
+The thesis's table and equations by hand, streaming without drift, and training on clips made on the spot.
+"""
 
 import copy
 import json
@@ -111,7 +114,10 @@ def test_segments_follow_each_other_without_a_seam():
 
 
 def test_endless_motion_stays_near_the_identity_unless_the_frame_before_is_displaced():
-    """A hidden output is smaller than one: no frame is farther than the motion_scale, and the last are no farther than the first."""
+    """A hidden output is smaller than one.
+
+    No frame is farther than the motion_scale, and the last are no farther than the first.
+    """
     model, identity = toy_model(), torch.randn(L, 512)
     far = np.array([np.linalg.norm(moved) for moved in motion(model, identity, 1, 3000, chunk=500)])
     assert far.max() <= model.motion_scale.norm() and far[-1000:].mean() < 1.2 * far[:1000].mean()
@@ -135,7 +141,7 @@ def test_unknown_words_are_refused(options, message):
         LatentGenerator(L, 4, 3, **options)
 
 
-# The discriminators ----------------------------------------------------------------------------------------------------------
+# The discriminators ---------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_table_3_2():
@@ -302,7 +308,8 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
 
 
 def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
-    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third of the motion_scale wide."""
+    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third
+    of the motion_scale wide."""
     run(clips, networks, tmp_path / "a.pt", 1)
     model = LatentGenerator(L, **NETWORK)
     model.load_state_dict(files.load_weights(tmp_path / "a.pt")["model"])
