@@ -19,7 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 import talkhead
-from conftest import example, toy_motion_model
+import toys
+from conftest import example
 from talkhead import (
     audio_files,
     checkpoints,
@@ -733,15 +734,10 @@ def fine(tmp_path):
     torch.manual_seed(0)
     generator = Generator(512, [1] * 8, mapping_layers=1)
     encoder = ResNetEncoder(generator.num_ws, width=2, input_size=16)
-    owner, motion = {"generator": fingerprints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
-    for kind, network, config in (
-        ("generator", generator, generator.config),
-        ("encoder", encoder, encoder.config | owner),
-        ("video_gan", motion, {"network": motion.config} | owner),
-    ):
-        files.save_weights(
-            tmp_path / f"fine-{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
-        )
+    owner, motion = fingerprints.fingerprint(generator.state_dict()), toys.motion_model(generator.num_ws)
+    toys.save_network(tmp_path / "fine-generator.pt", "generator", generator)
+    toys.save_network(tmp_path / "fine-encoder.pt", "encoder", encoder, generator=owner)
+    toys.save_network(tmp_path / "fine-video_gan.pt", "video_gan", motion, nested=True, generator=owner)
     return ["--generator", tmp_path / "fine-generator.pt", "--encoder", tmp_path / "fine-encoder.pt"]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import talkhead
+import toys
 from puppets import puppet
 from talkhead import evaluation, fid, files, metrics, video_files
 from talkhead.encoders import FaceRecognition
@@ -42,10 +43,7 @@ def pointing(monkeypatch):
 
 def write(path, frames, sound=None, **options):
     path.parent.mkdir(exist_ok=True)
-    with video_files.FrameWriter(path, sound=sound, lossless=True, **options) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return str(path)
+    return str(toys.write_frames(path, frames, sound=sound, **options))
 
 
 def frames(count=10, seed=0, size=32):

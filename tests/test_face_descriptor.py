@@ -2,24 +2,19 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toys
+from conftest import example
 from puppets import puppet
-from talkhead import TalkheadError, files, image_files, landmarks, video_files
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from talkhead import TalkheadError, files, image_files, landmarks
 
 
 @pytest.fixture(scope="module")
 def face_descriptor():
-    sys.path.insert(0, str(EXAMPLES))
-    import face_descriptor
-
-    yield face_descriptor
-    sys.path.remove(str(EXAMPLES))
+    return example("face_descriptor")
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +116,7 @@ def test_clips_of_somebody_are_moved_away(face_descriptor, weights, shared_data,
     for name, face in (("000000", still), ("000001", puppet.drawn(3, 256))):
         frames, landmarks = zip(*puppet.perform(face, np.zeros((2, 3)), 256, 0, independent=True))
         (tmp_path / "clips").mkdir(exist_ok=True)
-        with video_files.FrameWriter(tmp_path / "clips" / f"{name}.mp4", lossless=True) as writer:
-            for frame in frames:
-                writer.write(frame)
+        toys.write_frames(tmp_path / "clips" / f"{name}.mp4", frames)
         files.write_array(tmp_path / "clips" / f"{name}.landmarks.npy", np.stack(landmarks))
         files.write_json(tmp_path / "clips" / f"{name}.json", {})
     monkeypatch.setattr(puppet, "portraits", lambda *_, **__: [still])

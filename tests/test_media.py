@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+import toys
 from talkhead import audio_files, containers, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
@@ -157,9 +158,7 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
         samples[RATE * 2 : RATE * 3], audio_files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07
     )
     with pytest.warns(UserWarning, match="damaged"), video_files.read_frames(tmp_path / "damaged.mp4") as reader:
-        with video_files.FrameWriter(tmp_path / "out.mp4", sound=reader.sound) as writer:
-            for frame in reader:
-                writer.write(frame)
+        toys.write_frames(tmp_path / "out.mp4", reader, lossless=False, sound=reader.sound)
     assert len(audio_files.read_audio(tmp_path / "out.mp4")) == 4 * RATE
 
 
@@ -577,16 +576,7 @@ def oriented(orientation):
     standard."""
     seen = np.full((48, 32, 3), 90, np.uint8)
     seen[:16, :16], seen[:16, 16:] = [250, 20, 20], [20, 250, 20]  # top left, top right
-    stored = {
-        1: seen,
-        2: seen[:, ::-1],
-        3: seen[::-1, ::-1],
-        4: seen[::-1],
-        5: seen.swapaxes(0, 1),
-        6: np.rot90(seen, 1),
-        7: seen[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(seen, -1),
-    }[orientation]
+    stored = toys.stored_by_exif(seen, orientation)
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(stream, "JPEG", exif=exif, quality=95, subsampling=0)
@@ -739,9 +729,7 @@ def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
     for source in ways(tmp_path, stream.getvalue(), f"a{suffix}", "a"):
         frame = only_frame(source)
         assert frame.shape == (32, 48, 3) and np.abs(frame.astype(int) - [200, 100, 50]).max() <= 4
-    with video_files.read_frames(tmp_path / "a") as reader, video_files.FrameWriter(tmp_path / "face.png") as writer:
-        for frame in reader:
-            writer.write(frame)
+    toys.write_frames(tmp_path / "face.png", video_files.read_frames(tmp_path / "a"), lossless=False)
 
 
 def test_avif_without_pillow(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import toys
+
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
@@ -403,9 +405,7 @@ def test_each_command_draws(material, line):
 )
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
-    with video_files.FrameWriter("made.mkv", synthetic=True) as writer:
-        for frame in video_files.read_frames("clip.mp4"):
-            writer.write(frame)
+    toys.write_frames("made.mkv", video_files.read_frames("clip.mp4"), lossless=False, synthetic=True)
     result = run("plot", *line.split(), "-o", f"x.{kind}")
     assert result.exit_code == 0, result.output
     assert (files.SYNTHETIC_TYPE.encode() in (material / f"x.{kind}").read_bytes()) == marked

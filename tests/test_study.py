@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import toys
 from conftest import example
 from talkhead import TalkheadError, files, video_files
 from test_cli import run
@@ -35,12 +36,8 @@ def videos(tmp_path_factory, puppet):
     ):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
-        with (
-            video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader,
-            video_files.FrameWriter(path, sound=reader.sound) as writer,
-        ):
-            for frame in reader:
-                writer.write(frame)
+        with video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader:
+            toys.write_frames(path, reader, lossless=False, sound=reader.sound)
     return folder
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import toys
 from talkhead import files, image_files, latent_cache, train_video_gan, video_files
 from talkhead.distributed import Distributed, MicroBatch
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, mean_latent
-from talkhead.stylegan import Generator
 from talkhead.train_video_gan import train
 from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion
 
@@ -233,9 +233,7 @@ def write_clip(folder, name, seed, frames=FRAMES, size=(16, 16)):
     """A clip without sound, whose picture brightens and darkens."""
     rng = np.random.default_rng(seed)
     light, base = np.cumsum(rng.uniform(-40, 40, frames)), rng.integers(60, 120, (*size, 3))
-    with video_files.FrameWriter(folder / f"{name}.mp4", lossless=True) as writer:
-        for level in light:
-            writer.write(np.clip(base + level, 0, 255).astype(np.uint8))
+    toys.write_frames(folder / f"{name}.mp4", (np.clip(base + level, 0, 255).astype(np.uint8) for level in light))
 
 
 @pytest.fixture(scope="module")
@@ -248,12 +246,9 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks():
-    torch.manual_seed(0)
-    generator = Generator(16, channels=[8, 8, 8], mapping_layers=1)
+    generator, encoder = toys.pair()
     generator.fingerprint = "0123456789abcdef"
-    encoder = ResNetEncoder(L, width=4, input_size=16)
     encoder.fingerprint = "fedcba9876543210"
-    torch.nn.init.normal_(encoder.fc.weight, std=0.1)
     return generator, encoder
 
 
