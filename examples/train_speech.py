@@ -98,9 +98,6 @@ def train(
     settings = {"batch": batch, "phoneme_weight": phoneme_weight, "augment": augment, "ema_decay": ema_decay}
     trainer = _Trainer(model.to(device), lessons, held_out, settings, lr, seed, team)
     header = {"kind": "speech", "config": {"network": model.config, "training": settings}}
-    checks = (
-        {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_cer"} if held_out else {}
-    )
     state = {"model": trainer.ema, "live": model, "sounds": trainer.sounds, "optimizer": trainer.adam}
     yield from training.fit(
         trainer.step,
@@ -112,7 +109,9 @@ def train(
         team=team,
         unit="recordings",
         feed=trainer.feed,
-        **checks,
+        validate=trainer.validate if held_out else None,
+        validate_every=validate_every,
+        keep_best="val_cer",
         **run,
     )
 
@@ -121,14 +120,8 @@ class _Trainer:
     """One optimiser step of the character model, and its validation."""
 
     def __init__(self, model, lessons, held_out, settings, lr, seed, team):
-        self.model, self.lessons, self.held_out, self.settings, self.seed, self.team = (
-            model,
-            lessons,
-            held_out,
-            settings,
-            seed,
-            team,
-        )
+        self.model, self.settings, self.seed, self.team = model, settings, seed, team
+        self.lessons, self.held_out = lessons, held_out
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.sounds = nn.Linear(model.config["hidden"], len(PHONEMES)).to(team.device)
         self.adam = torch.optim.Adam([*model.parameters(), *self.sounds.parameters()], lr=lr)
