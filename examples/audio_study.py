@@ -1,14 +1,14 @@
 """Measure and draw the speech models that `audio_study.sh` trained: does the thesis's chapter 4 hold here?
 
-    python examples/audio_study.py CLIPS SEEN UNSEEN OUT --features mfcc bundled     # OUT/first-mfcc.pt, OUT/second-mfcc.pt …
+    python examples/audio_study.py CLIPS SEEN UNSEEN OUT --features mfcc bundled     # OUT/first-mfcc.pt, …
 
-Everything is measured in the pictures that were drawn, through one encoder, that of the second model: it finds the code of
-each frame. Two things are read from codes:
+Everything is measured in the pictures that were drawn, through one encoder, that of the second model: it finds the code
+of each frame. Two things are read from codes:
 
     the mouth's opening   by a linear reading, fitted to the true openings of CLIPS
-    who somebody is       the mean code of a clip. Of a clip of a person never seen, `stray` is the distance from who should speak,
-                          as a share of the distance from whoever of CLIPS is nearest: below 1 a face is still more of the person
-                          than of anybody in training, above 1 it has become one of those
+    who somebody is       the mean code of a clip. Of a clip of a person never seen, `stray` is the distance from who
+                          should speak, as a share of the distance from whoever of CLIPS is nearest: below 1 a face is
+                          still more of the person than of anybody in training, above 1 it has become one of those
 """
 
 import argparse
@@ -107,7 +107,10 @@ class Eye:
 
     @staticmethod
     def reading(paths, openings):
-        """float64 (L·512,): by it, how far codes lie from their mean tells how far the mouth opens beyond its own mean."""
+        """The direction of the mouth's opening, float64 (L·512,).
+
+        Along it, the distance of codes from their mean tells how far the mouth opens beyond its own mean.
+        """
         moved = torch.from_numpy(np.concatenate([path - path.mean(0) for path in paths])).float()
         wanted = np.concatenate([opening - opening.mean() for opening in openings])
         basis = Basis.fit(moved, min(COMPONENTS, len(moved) - 1, moved[0].numel()))
@@ -123,7 +126,10 @@ class Eye:
         return (path - path.mean(0)).reshape(len(path), -1).astype(np.float64) @ self.weights
 
     def stray(self, path, wanted):
-        """How a person strays in a path, when `wanted` is their true path: (distance from them / from the nearest in training, who that is)."""
+        """Distance of a path from its person, whose true path is `wanted`.
+
+        Returns (distance from them / from the nearest in training, who that is).
+        """
         mean = path.mean(0)
         distances = {name: np.linalg.norm(mean - other) for name, other in self.people.items()}
         nearest = min(distances, key=distances.get)
@@ -153,7 +159,10 @@ class Speaker:
 
 
 def motion(eye, heard, seen, true):
-    """How a mouth follows what is heard. heard: Clip whose sound it was; seen, true: codes of the frames drawn, and of that clip's own."""
+    """Measures of a mouth that follows a sound.
+
+    heard: Clip whose sound it was; seen, true: codes of the frames drawn, and of that clip's own.
+    """
     mine, theirs = eye.opening(seen), eye.opening(true)
     following = metrics.correlation_and_lag(heard.opening, mine)
     rest, wide = np.percentile(theirs, [5, 95])
@@ -183,7 +192,10 @@ def mean(records):
 
 
 def speaking(eye, speakers, pairs, strays=False):
-    """Every model drives the face of one clip by the sound of another: numbers by model, and the first pairs' rows for a strip."""
+    """Drive the face of one clip by the sound of another, with every model.
+
+    Returns numbers by model, and the first pairs' rows for a strip.
+    """
     numbers, rows = {name: [] for name in speakers}, []
     for face, heard in pairs:
         shown = [heard.frames]
@@ -201,7 +213,7 @@ def speaking(eye, speakers, pairs, strays=False):
 
 
 def seeds(eye, speaker, clip):
-    """What another seed of the noise changes: of the whole motion, and of the mouth's, as shares of the motion's own spread."""
+    """Changes by another seed of the noise, as shares of the motion's own std: of all motion, and of the mouth's."""
     one, two = (speaker.path(clip.frames[0], clip.audio, seed) for seed in (1, 2))
     moved, opened = one - one.mean(0), eye.opening(one)
     return {
@@ -211,7 +223,10 @@ def seeds(eye, speaker, clip):
 
 
 def tuning(eye, speaker, clips, frames, steps):
-    """Untuned, tuned on one frame, on a clip's beginning: how near the clip's end is drawn, and whether the mouth still moves."""
+    """Measure the clip's end by three generators: untuned, tuned on one frame, and tuned on the clip's beginning.
+
+    Returned are how near the frames are, and whether the mouth still moves.
+    """
     numbers, rows = {}, []
     for clip in clips:
         small = [resize(frame, speaker.generator.resolution) for frame in clip.frames]
@@ -324,7 +339,10 @@ def text(found):
             *([claim, "yes" if holds else "**no**", measured] for claim, holds, measured in found["claims"]),
         ]
     )
-    note = f"Generator `{found['generator']}`, the first model's `{found['first_generator']}`; {found['people']} people to learn from; talkhead {talkhead.__version__}.\n"
+    note = (
+        f"Generator `{found['generator']}`, the first model's `{found['first_generator']}`; {found['people']} people "
+        f"to learn from; talkhead {talkhead.__version__}.\n"
+    )
     return "\n".join(
         [
             note,

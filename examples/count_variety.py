@@ -2,8 +2,9 @@
 
     python examples/count_variety.py clips/ stills/ --sources photos/SOURCES.tsv
 
-Prints a Markdown table. A choice belongs to a face: where faces take turns (--people), each clip of theirs is counted. Sex and age of donors are counted where the
-table of sources tells them in its column "note" ("age=24 female"); none is guessed.
+Prints a Markdown table. A choice belongs to a face: where faces take turns (--people), each clip of theirs is counted.
+Sex and age of donors are counted where the table of sources tells them in its column "note" ("age=24 female"); none is
+guessed.
 """
 
 import argparse
@@ -20,7 +21,10 @@ from talkhead.errors import TalkheadError
 
 
 def told_of_donors(sources):
-    """Sex and decade of age of donors, by file stem, as the notes of tables of sources tell them: {stem: [(what, kind), …]}."""
+    """Sex and decade of age of donors, by file stem: {stem: [(what, kind), …]}.
+
+    They are read from the notes in tables of sources.
+    """
     told = {}
     for table in sources:
         with open(table, encoding="utf-8", newline="") as stream:
@@ -62,7 +66,8 @@ def main():
     people = {person for about in told for person in about.get("people", ())}
     print(
         "\n".join(lines)
-        + f"\n\n{len(told)} clips, {len(donors)} donors, {len(people)} people; the donor used most is in {max(donors.values())} clips."
+        + f"\n\n{len(told)} clips, {len(donors)} donors, {len(people)} people; "
+        + f"the donor used most is in {max(donors.values())} clips."
     )
 
 

@@ -1,9 +1,11 @@
-"""Photos that speak, measured: is it still the same person, does what should be still stand still, do the lips of a smile shut?
+"""Measure photos that speak: likeness, stillness of what should not move, and closed lips of smiling faces.
 
-    python examples/detail_portraits.py PHOTO... -o OUT --audio speech.mpg --phonemes speech.align --detector-model face_landmarker.task
+    python examples/detail_portraits.py PHOTO... -o OUT --audio speech.mpg --phonemes speech.align \\
+        --detector-model face_landmarker.task
 
-PHOTO are portraits or folders of them. --audio is a recording, --phonemes its timed words or sounds. OUT/portraits.json has a row for each photo, OUT/portraits.md
-the means; OUT/sheet-N.png shows photo, generator's frame and five moments each. Identities are told apart by dlib's face descriptor (face_descriptor.py).
+PHOTO are portraits or folders of them. --audio is a recording, --phonemes its timed words or sounds. OUT/portraits.json
+has a row for each photo, OUT/portraits.md the means; OUT/sheet-N.png shows photo, generator's frame and five moments
+each. Identities are told apart by dlib's face descriptor (face_descriptor.py).
 """
 
 import tempfile
@@ -82,7 +84,8 @@ def head(points, shape):
 
 
 def flicker(frames, points):
-    """Variance over time of the forehead in the written video, over what the codec changes in a still one (mean square)."""
+    """Variance over time of the forehead in the written video, over what the codec changes in a still one (mean
+    square)."""
     side = len(frames[0])
     brows = points[keypoints.places(*sum(keypoints.BROWS, ()))] * side
     top = points[keypoints.places(10)][1] * side
@@ -156,15 +159,17 @@ def as_table(rows):
     groups = {"all": rows, "toothy smiles": [row for row in rows if row["toothy"]]}
     groups |= {f"tone {tone}": [row for row in rows if row["tone"] == tone] for tone in variety.TONES}
     lines = [
-        "| photos | number | distance, mean | worst | outside, grey levels | forehead / codec noise, mean | worst | /p b m/ shut | range |",
+        "| photos | number | distance, mean | worst | outside, grey levels | forehead / codec noise, mean | worst | /p "
+        "b m/ shut | range |",
         "|" + "---|" * 9,
     ]
     for name, group in groups.items():
         if group:
             closures = [row["closures"] for row in group if row["closures"] is not None]
             lines.append(
-                f"| {name} | {len(group)} | {np.mean([row['distance'] for row in group]):.3f} | {max(row['worst'] for row in group):.3f} | "
-                f"{max(row['outside'] for row in group):.3f} | {np.mean([row['forehead'] for row in group]):.2f} | {max(row['forehead'] for row in group):.2f} | "
+                f"| {name} | {len(group)} | {np.mean([row['distance'] for row in group]):.3f} | "
+                f"{max(row['worst'] for row in group):.3f} | {max(row['outside'] for row in group):.3f} | "
+                f"{np.mean([row['forehead'] for row in group]):.2f} | {max(row['forehead'] for row in group):.2f} | "
                 f"{np.mean(closures):.2f} | {np.mean([row['range'] for row in group]):.3f} |"
             )
     return "\n".join(lines) + "\n"

@@ -2,13 +2,15 @@
 
     python examples/detail_study.py CLIPS -o OUT --detector-model face_landmarker.task [--mouths TRAINING_CLIPS]
 
-CLIPS is a folder of talking clips that nothing was trained on. OUT/study.md and OUT/study.json hold the table, OUT/NAME.png a sheet for each clip: film,
-generator's frames and result. Pictures are 256² crops; lips are found by MediaPipe in crops enlarged twice (the generator's four times).
+CLIPS is a folder of talking clips that nothing was trained on. OUT/study.md and OUT/study.json hold the table,
+OUT/NAME.png a sheet for each clip: film, generator's frames and result. Pictures are 256² crops; lips are found by
+MediaPipe in crops enlarged twice (the generator's four times).
 
-Rows: a still photo; the generator's own frames (`--no-detail`); the photo moved as `generate` does it, with the keypoints of each frame read in several ways:
-by the keypoint network (what ships), by MediaPipe, by dense optical flow (DIS) from the render of the identity, the same on an enlarged window around
-the mouth, and by a linear map from W+ fitted on --mouths; and, as a limit, with the keypoints that MediaPipe finds in the film itself: of mouth and jaw,
-which is what perfect lips would reach while the head is still, and of the whole face.
+Rows: a still photo; the generator's own frames (`--no-detail`); the photo moved as `generate` does it, with the
+keypoints of each frame read in several ways: by the keypoint network (what ships), by MediaPipe, by dense optical flow
+(DIS) from the render of the identity, the same on an enlarged window around the mouth, and by a linear map from W+
+fitted on --mouths; and, as a limit, with the keypoints that MediaPipe finds in the film itself: of mouth and jaw, which
+is what perfect lips would reach while the head is still, and of the whole face.
 """
 
 from pathlib import Path
@@ -106,7 +108,8 @@ def by_flow(rest, frames, points, around=None):
 
 
 def linear_map(paths, detector, networks):
-    """A map from the displacement in W+ to that of the keypoints, by ridge regression on renders of training clips that MediaPipe marks."""
+    """A map from the displacement in W+ to that of the keypoints, by ridge regression on renders of training clips that
+    MediaPipe marks."""
     generator, encoder, _ = networks
     sources, targets = [], []
     for path in tqdm(paths, desc="W+"):

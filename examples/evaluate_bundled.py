@@ -3,9 +3,10 @@
     synth.py -o held-out …                                    # faces and sentences never trained on
     python examples/evaluate_bundled.py --clips held-out --speech recordings/ --portraits photos/ -o evaluation/
 
-Prints one JSON object a line: every clip, recording and portrait, then the summary of each of the three parts. Writes into
-the output folder the same lines (evaluation.jsonl), the table of the model card (evaluation.md), a contact sheet of
-each part and one, captioned with its figures, of each of its first clips (PNG). A part whose material is not given is left out.
+Prints one JSON object a line: every clip, recording and portrait, then the summary of each of the three parts. Writes
+into the output folder the same lines (evaluation.jsonl), the table of the model card (evaluation.md), a contact sheet
+of each part and one, captioned with its figures, of each of its first clips (PNG). A part whose material is not given
+is left out.
 
 Mouths are found by MediaPipe on frames enlarged four times (bicubic), in true frames exactly as in generated ones. What
 the truth is known for without a detector, the puppet's own mouth track, correlations are taken with.
@@ -163,7 +164,10 @@ def puppet(path, model, eye):
 
 
 def shut_lips(seen, closures):
-    """How many of the /p b m/ each mouth shut for, how many there were, and how many are met by luck; the true mouth says what is shut."""
+    """Count the /p b m/: for how many each mouth shut, how many there were, and how many are met by luck.
+
+    The true mouth says what is shut.
+    """
     shut = metrics.closed_threshold(seen["truth"])
     counts = {name: int(metrics.met_closures(opening, closures, shut).sum()) for name, opening in seen.items()}
     luck = metrics.chance_closures(seen["fake"], closures, shut)
@@ -204,7 +208,8 @@ def summarise_puppets(records):
 
 
 def by_tone(records):
-    """{tone of skin: clips, correlation of the opening, and the closures asked and met}, so that no group is worse off unnoticed."""
+    """{tone of skin: clips, correlation of the opening, and the closures asked and met}, so that no group is worse off
+    unnoticed."""
     groups = {tone: [record for record in records if record["tone"] == tone] for tone in variety.TONES}
     return {
         tone: {
@@ -231,7 +236,8 @@ def puppet_rows(s, size, least):
         "mouth opening, correlation with the truth",
         correlation,
         at_least(correlation, least),
-        f"{beside('opening', 'correlation')}; synthetic voices {show(s['correlation_synthetic'])}, recorded {show(s['correlation_recorded'])}",
+        f"{beside('opening', 'correlation')}; synthetic voices {show(s['correlation_synthetic'])}, recorded "
+        f"{show(s['correlation_recorded'])}",
     )
     yield (
         "mouth opening, best lag in frames, median",
@@ -251,7 +257,8 @@ def puppet_rows(s, size, least):
             f"skin that looks {tone}: mouth opening, correlation with the truth",
             group["correlation"],
             None,
-            f"{group['clips']} clips; shut for {group['fake']} of {group['asked']} /p b m/, in the true frames' projection {group['projection']}",
+            f"{group['clips']} clips; shut for {group['fake']} of {group['asked']} /p b m/, in the true frames' "
+            f"projection {group['projection']}",
         )
     for name, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("lmd", f"LMD, pixels of {size}")):
         yield f"{label}, against the truth", s["to_truth"][name], None, f"its projection {show(s['projection'][name])}"
@@ -381,10 +388,11 @@ def coded(frames):
 
 
 def flicker(frames):
-    """What moves that should not, in grey levels squared: the variance over time of the parts that are STILL, mean over pixels.
+    """What moves that should not, in grey levels squared: the variance over time of the parts that are STILL, mean over
+    pixels.
 
-    Held against `noise`, what the codec changes in a still video of the first frame (mean square), and not against the variance of
-    that video, `still`: H.264 codes a still picture once and then repeats it, so that this is nearly 0.
+    Held against `noise`, what the codec changes in a still video of the first frame (mean square), and not against the
+    variance of that video, `still`: H.264 codes a still picture once and then repeats it, so that this is nearly 0.
     """
     clip, still = coded(frames), coded([frames[0]] * len(frames))
     size = len(frames[0])
@@ -477,7 +485,8 @@ def portrait_rows(s, size):
         "portraits, tuned: PSNR of the first frame, dB",
         s["tuned"]["psnr"],
         at_least(s["tuned"]["psnr"], 22),
-        f"{s['psnr_reached']} of {s['measured']} reach it, worst {show(s['worst_psnr'])}; untuned {show(s['untuned']['psnr'])}",
+        f"{s['psnr_reached']} of {s['measured']} reach it, worst {show(s['worst_psnr'])}; untuned "
+        f"{show(s['untuned']['psnr'])}",
     )
     yield "portraits, tuned: SSIM of the first frame", s["tuned"]["ssim"], None, f"untuned {show(s['untuned']['ssim'])}"
     yield (
@@ -492,16 +501,16 @@ def portrait_rows(s, size):
         "portraits, tuned: distance as a person, first frame to photo",
         s["identity"]["tuned"],
         None,
-        f"untuned {show(s['identity']['untuned'])}, to other people's photos {show(s['identity_others'])}; nearer its own photo than any "
-        f"other's in {s['recognised']} of {s['measured']}; by {s['identity_by']}",
+        f"untuned {show(s['identity']['untuned'])}, to other people's photos {show(s['identity_others'])}; nearer its "
+        f"own photo than any other's in {s['recognised']} of {s['measured']}; by {s['identity_by']}",
     )
     for part, figures in s["flicker"].items():
         yield (
             f"portraits, tuned: variance over time of the {part} / codec noise of a still video",
             figures["ratio"],
             at_most(figures["ratio"], 2),
-            f"worst {show(s['worst_flicker'][part])}; variance {figures['variance']:.3f} grey levels², codec noise {figures['noise']:.3f}; variance of the "
-            f"still video {figures['still']:.3f}",
+            f"worst {show(s['worst_flicker'][part])}; variance {figures['variance']:.3f} grey levels², codec noise "
+            f"{figures['noise']:.3f}; variance of the still video {figures['still']:.3f}",
         )
 
 
@@ -524,9 +533,10 @@ def caption(record):
     if record["part"] == "puppets":
         fake, shut = record["opening"]["fake"], record["closures"]
         return (
-            f"{record['clip']}: truth, its projection, generated from the first frame and the sound ({record['source']})",
-            f"opening correlation {show(fake['correlation'])} at lag {fake['lag']}; /p b m/ shut {shut['fake']} of {shut['asked']} (truth {shut['truth']}); "
-            f"PSNR {show(record['to_truth']['psnr'])} dB",
+            f"{record['clip']}: truth, its projection, generated from the first frame and the sound "
+            f"({record['source']})",
+            f"opening correlation {show(fake['correlation'])} at lag {fake['lag']}; /p b m/ shut {shut['fake']} of "
+            f"{shut['asked']} (truth {shut['truth']}); PSNR {show(record['to_truth']['psnr'])} dB",
         )
     if record["part"] == "recordings":
         return (
@@ -537,7 +547,8 @@ def caption(record):
     tuned, untuned = record["tuned"], record["untuned"]
     return (
         f"{record['portrait']}: photo, generated untuned, generated after tuning",
-        f"first frame PSNR {untuned['psnr']:.1f} / {tuned['psnr']:.1f} dB; person {untuned['identity']['distance']:.2f} / {tuned['identity']['distance']:.2f} "
+        f"first frame PSNR {untuned['psnr']:.1f} / {tuned['psnr']:.1f} dB; person "
+        f"{untuned['identity']['distance']:.2f} / {tuned['identity']['distance']:.2f} "
         f"({record['identity_by'].split(',')[0]})",
         f"opening range {untuned['range']:.3f} / {tuned['range']:.3f}; flicker / codec noise: "
         + ", ".join(f"{part} {show(figures['ratio'])}" for part, figures in tuned["flicker"].items()),
@@ -661,8 +672,9 @@ def main():
             if jobs:
                 rows += rows_of(run(part, jobs, summarise, log, options.output), model.size)
     note = (
-        f"{len(clips)} puppet clips, {len(recordings)} recordings, {len(portraits)} portraits; talkhead {talkhead.__version__}, "
-        f"generator `{model.generator.fingerprint}` of {model.size} pixels, mouths by {eye.name}."
+        f"{len(clips)} puppet clips, {len(recordings)} recordings, {len(portraits)} portraits; talkhead "
+        f"{talkhead.__version__}, generator `{model.generator.fingerprint}` of {model.size} pixels, mouths by "
+        f"{eye.name}."
     )
     (options.output / "evaluation.md").write_text(table(rows, note))
 

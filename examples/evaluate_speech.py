@@ -1,9 +1,9 @@
 """How well a character model spells: python examples/evaluate_speech.py MODEL FOLDER…
 
-MODEL is a file that train_speech.py wrote, or "bundled"; a FOLDER holds recordings with transcripts. Prints a JSON object for each
-folder: the character error rate of the likeliest labels, with no language model; where phonemes and their times are known, how long
-after the middle of a consonant its letter is spelled (median, ms); and how many seconds of sound are heard in a second. The first
-recordings are printed as they were read, on stderr.
+MODEL is a file that train_speech.py wrote, or "bundled"; a FOLDER holds recordings with transcripts. Prints a JSON
+object for each folder: the character error rate of the likeliest labels, with no language model; where phonemes and
+their times are known, how long after the middle of a consonant its letter is spelled (median, ms); and how many seconds
+of sound are heard in a second. The first recordings are printed as they were read, on stderr.
 """
 
 import json

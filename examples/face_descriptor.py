@@ -1,9 +1,11 @@
 """Tell people apart by dlib's face descriptor: 128 numbers a face, nearer than 0.6 if two faces are one person's.
 
-    python examples/face_descriptor.py --weights face_descriptor/ --detector-model face_landmarker.task photo.jpg other.jpg
+    python examples/face_descriptor.py --weights face_descriptor/ --detector-model face_landmarker.task \\
+        photo.jpg other.jpg
 
-Prints a JSON object for each pair of photos: their distance. The weights are dlib's dlib_face_recognition_resnet_model_v1 (public domain), as face-api converted
-them (MIT): face_recognition_model.bin, one byte a number, and its manifest, which tells where each array lies and its scale.
+Prints a JSON object for each pair of photos: their distance. The weights are dlib's
+dlib_face_recognition_resnet_model_v1 (public domain), as face-api converted them (MIT): face_recognition_model.bin, one
+byte a number, and its manifest, which tells where each array lies and its scale.
 """
 
 import argparse
@@ -160,7 +162,8 @@ class Descriptor:
         } - self.weights.keys()
         if missing or "fc" not in self.weights:
             raise TalkheadError(
-                f"{folder}: not dlib's face descriptor ({', '.join(sorted(missing)[:1] or ['fc'])} is not in it); give face-api's face_recognition_model"
+                f"{folder}: not dlib's face descriptor ({', '.join(sorted(missing)[:1] or ['fc'])} is not in it); give "
+                "face-api's face_recognition_model"
             )
 
     def _blocks(self):
@@ -236,7 +239,10 @@ _loaded = {}
 
 
 def descriptors(images, weights=WEIGHTS):
-    """Descriptors of face chips: uint8 (N, 150, 150, 3), see `chip`, to float32 (N, 128). `weights` is the folder of the model, read once."""
+    """Descriptors of face chips: uint8 (N, 150, 150, 3), see `chip`, to float32 (N, 128).
+
+    `weights` is the folder of the model, read once.
+    """
     key = str(weights)
     if key not in _loaded:
         _loaded[key] = Descriptor(weights)
@@ -244,9 +250,11 @@ def descriptors(images, weights=WEIGHTS):
 
 
 def chip(image, landmarks):
-    """Cut a face out as dlib does, upright and scaled: uint8 (H, W, 3) and landmarks (68, 2) in pixels to uint8 (150, 150, 3).
+    """Cut a face out as dlib does, upright and scaled: uint8 (H, W, 3) and landmarks (68, 2) in pixels to uint8 (150,
+    150, 3).
 
-    The similarity is the one of least squares from the mean face to the landmarks. What lies outside the picture is black.
+    The similarity is the one of least squares from the mean face to the landmarks. What lies outside the picture is
+    black.
 
     Source: dlib's get_face_chip_details and extract_image_chip, bilinear over a pyramid.
     """
@@ -266,7 +274,10 @@ def chip(image, landmarks):
 
 
 def similarity(start, end):
-    """The turn, scale and shift that bring points nearest to others: (N, 2), (N, 2) to (2, 2) and (2,), end ≈ start @ turn.T + shift. No mirroring."""
+    """The turn, scale and shift that bring points nearest to others, without mirroring.
+
+    (N, 2), (N, 2) to (2, 2) and (2,): end ≈ start @ turn.T + shift.
+    """
     a, b = start - start.mean(0), end - end.mean(0)
     size = (a**2).sum()
     along, across = (a * b).sum() / size, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / size

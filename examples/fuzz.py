@@ -2,10 +2,11 @@
 
     python examples/fuzz.py --count 10000
 
-Small whole files are made first: video and sound of every container and codec that FFmpeg here can write, pictures, arrays, latents, weights in
-several layouts, lists, timing files, logs, answers and the JSON that lies beside such files. A mutant is one of them that is cut, has bytes
-flipped, blocks swapped, ranges zeroed, taken out or put in, lengths changed, or another file joined on. A command that takes it runs in a
-process of its own, forked from one that has loaded everything, with limits of time (60 s) and memory (2 GB), in an empty folder. Found is
+Small whole files are made first: video and sound of every container and codec that FFmpeg here can write, pictures,
+arrays, latents, weights in several layouts, lists, timing files, logs, answers and the JSON that lies beside such
+files. A mutant is one of them that is cut, has bytes flipped, blocks swapped, ranges zeroed, taken out or put in,
+lengths changed, or another file joined on. A command that takes it runs in a process of its own, forked from one that
+has loaded everything, with limits of time (60 s) and memory (2 GB), in an empty folder. Found is
 
     traceback   a traceback on stderr, or in a manifest or a record of metrics
     says        a line on stderr that is not talkhead's own, none where the exit status is 1, or a warning of numpy's
@@ -16,9 +17,10 @@ process of its own, forked from one that has loaded everything, with limits of t
     left        a file left behind by a command that failed, a hidden file, an input that was changed
     broken      a result of a command that did well and that cannot be read back
 
-A JSON line on stdout for each kind of file tells how many mutants there were, of how many the command did well, was refused, or found a fault;
-a last line tells of all. Faults are told on stderr, and what repeats them lies in a folder that is named there. The same --seed and number give
-the same mutant: --first N --count 1 runs it alone. Exit status 1 if anything was found.
+A JSON line on stdout for each kind of file tells how many mutants there were, of how many the command did well, was
+refused, or found a fault; a last line tells of all. Faults are told on stderr, and what repeats them lies in a folder
+that is named there. The same --seed and number give the same mutant: --first N --count 1 runs it alone. Exit status 1
+if anything was found.
 """
 
 import argparse
@@ -85,7 +87,10 @@ TOY = 16  # pixels: the generator's pictures
 
 
 class Seed(NamedTuple):
-    """A whole file, what lies beside it, and the commands that take it. In a command, {} is its name; one that begins with < has it on stdin."""
+    """A whole file, what lies beside it, and the commands that take it.
+
+    In a command, {} is its name; one that begins with < has it on stdin.
+    """
 
     name: str
     data: bytes
@@ -126,7 +131,8 @@ PICTURE = (
     "pack {} -o out.npy --size 16",
     f"generate --identity {{}} --audio ../kit/speech.wav -o out.mp4 --whole {DRIVEN}",
     "paste ../kit/clip.mp4 --into {} --quads ../kit/quads.npy -o out.mp4",
-    f"generate --identity {{}} --noise-seed 1 --seconds 0.1 -o out.mp4 --size 32 {NETS} --video-gan ../kit/video_gan.pt",
+    f"generate --identity {{}} --noise-seed 1 --seconds 0.1 -o out.mp4 --size 32 {NETS} --video-gan "
+    "../kit/video_gan.pt",
 )
 LATENTS = (
     f"generate --latents {{}} -o out.mp4 {NETS[:31]}",
@@ -146,7 +152,10 @@ TIMES = (
     "plot mouth ../kit/landmarks.npy --phonemes {} -o out.png",
     "metrics ../kit/clip.mp4 ../kit/clip.mp4 --phonemes {} -o out.jsonl",
 )
-TRAIN = f"train-stylegan {{}} -o out.pt --resolution {TOY} --channels 4,4,4 --mapping-layers 1 --steps 1 --batch 2 --perceptual pyramid"
+TRAIN = (
+    f"train-stylegan {{}} -o out.pt --resolution {TOY} --channels 4,4,4 --mapping-layers 1 --steps 1 --batch 2 "
+    "--perceptual pyramid"
+)
 
 CLIPS = {  # name: video codec, sound codec, options
     "h264.mp4": ("libx264", "aac", {}),
@@ -319,7 +328,10 @@ def safetensors(state):
 
 
 def kit(folder):
-    """What commands need beside the mutant, written to a folder: networks, sound, clips, latents. Returns the networks by kind."""
+    """Write what commands need beside the mutant to a folder: networks, sound, clips, latents.
+
+    Returns the networks by kind.
+    """
     torch.manual_seed(0)
     generator = stylegan.Generator(TOY, channels=[4, 4, 4], mapping_layers=1)
     count = generator.num_ws
@@ -475,7 +487,10 @@ def _arrays(folder, networks):
     paste = "paste ../kit/clip.mp4 --into ../kit/face.png --quads quads.npy -o out.mp4"
     pieces = io.BytesIO()
     np.savez(pieces, w=codes[:1])
-    resumed = "invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator ../kit/generator.pt"
+    resumed = (
+        "invert ../kit/two -o out.npy --method optimise --steps 2 --batch 1 --perceptual pyramid --generator "
+        "../kit/generator.pt"
+    )
     (folder / "two").mkdir()
     for index, picture in enumerate(pictures(2)):
         image_files.write_image(folder / f"two/{index}.png", picture[:TOY, :TOY])
@@ -530,13 +545,16 @@ def _weights(folder, networks):
             "generator": GENERATOR,
             "encoder": (*WEIGHTS, "invert ../kit/face.png -o out.npy --generator ../kit/generator.pt --encoder {}"),
             "audio2latent": (
-                f"generate --identity ../kit/latents.npy --audio ../kit/speech.wav -o out.mp4 {NETS} --audio2latent {{}}",
+                f"generate --identity ../kit/latents.npy --audio ../kit/speech.wav -o out.mp4 {NETS} --audio2latent "
+                f"{{}}",
             ),
             "video_gan": (
-                f"generate --identity ../kit/latents.npy --noise-seed 1 --seconds 0.1 -o out.mp4 {NETS} --video-gan {{}}",
+                f"generate --identity ../kit/latents.npy --noise-seed 1 --seconds 0.1 -o out.mp4 {NETS} --video-gan "
+                f"{{}}",
             ),
             "speech": (
-                f"generate --identity ../kit/latents.npy --audio ../kit/speech.wav -o out.mp4 {DRIVEN} --features bundled --features-model {{}}",
+                f"generate --identity ../kit/latents.npy --audio ../kit/speech.wav -o out.mp4 {DRIVEN} --features "
+                f"bundled --features-model {{}}",
             ),
         }.items()
     ]
@@ -563,7 +581,10 @@ def _weights(folder, networks):
                     FOREIGN,
                 )
             )
-    trained = f"train-stylegan ../kit/clips -o {{}} --resolution {TOY} --channels 4,4,4 --mapping-layers 1 --batch 2 --perceptual pyramid --steps"
+    trained = (
+        f"train-stylegan ../kit/clips -o {{}} --resolution {TOY} --channels 4,4,4 --mapping-layers 1 --batch 2 "
+        "--perceptual pyramid --steps"
+    )
     found.append(Seed("out.pt", made_by(f"{trained} 1".format("out.pt"), folder, "out.pt"), (f"{trained} 2",)))
     return found
 
@@ -578,10 +599,12 @@ def _texts(folder):
     )
     lab = "".join(f"{int(start * 1e7)} {int(end * 1e7)} {label}\n" for start, end, label in phones)
     praat = (
-        'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = 0.24\ntiers? <exists>\nsize = 1\nitem []:\n    item [1]:\n'
-        '        class = "IntervalTier"\n        name = "phones"\n        xmin = 0\n        xmax = 0.24\n        intervals: size = 4\n'
+        'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = 0.24\ntiers? <exists>\nsize = 1\nitem '
+        '[]:\n    item [1]:\n        class = "IntervalTier"\n        name = "phones"\n        xmin = 0\n        xmax = '
+        "0.24\n        intervals: size = 4\n"
         + "".join(
-            f'        intervals [{number}]:\n            xmin = {start}\n            xmax = {end}\n            text = "{label}"\n'
+            f"        intervals [{number}]:\n            xmin = {start}\n            xmax = {end}\n            text = "
+            f'"{label}"\n'
             for number, (start, end, label) in enumerate(phones, 1)
         )
     )
@@ -646,7 +669,8 @@ def _texts(folder):
         "out.jsonl": (
             measured,
             (
-                "metrics ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clips/0.mp4 --no-lmd --size 16 -o out.jsonl",
+                "metrics ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clip.mp4 ../kit/clips/0.mp4 --no-lmd --size 16 -o "
+                "out.jsonl",
             ),
         ),
         "out/manifest.jsonl": (manifest, ("align --list ../kit/clips.txt -o out --size 32",)),
@@ -930,7 +954,8 @@ def verdict(told, command, folder, before):
         return "says", lines[-1]  # these commands are right
     after = {str(path.relative_to(folder)): path for path in folder.rglob("*") if not path.is_dir()}
     kept = [name for name in after if name not in before and (files.is_hidden(name) or told.status and not batch)]
-    # A command that does well writes to what it resumes, or takes it away; lists and metrics do so with their records in any case.
+    # A command that does well writes to what it resumes, or takes it away; lists and metrics do so with their records
+    # in any case.
     still = [name for name in before if not (name.startswith("out") and (batch or told.status == 0))]
     changed = [name for name in still if name not in after or after[name].read_bytes() != before[name]]
     if kept or changed:
@@ -1005,7 +1030,8 @@ def keep(place, root, command, seed, told, number, kind, what):
     shutil.copytree(root / "work", place)
     (place / "HOW").write_text(
         f"mutant {number}: {kind}: {what}\ntalkhead {plain(command, seed)}"
-        f"{f' < {seed.name}' if command.startswith('<') else ''}\nexit status {told.status}, {told.seconds:.1f} s\n{told.said}"
+        f"{f' < {seed.name}' if command.startswith('<') else ''}\nexit status {told.status}, {told.seconds:.1f} s\n"
+        f"{told.said}"
     )
 
 

@@ -1,7 +1,7 @@
 """Measure and draw what `inversion_study.sh` made: does the thesis's §3.3 hold here?
 
     python examples/inversion_study.py cut CLIP SHORT.mp4 --frames 16     # the middle of a clip
-    python examples/inversion_study.py report OUT puppet film             # OUT/puppet/ …: clip.mp4 and RUN.npy, .jsonl, .seconds
+    python examples/inversion_study.py report OUT puppet film             # OUT/puppet/: clip.mp4, RUN.npy, RUN.jsonl, …
 
 Two numbers without a unit, which no scaling of the latent space changes, tell how smooth a path is:
 
@@ -28,7 +28,8 @@ from talkhead import checkpoints, files, image_files, inversion, latents, losses
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_images
 
-# Every run: what it is called, and its colour and line (Okabe and Ito's colours, which every kind of eye can tell apart).
+# Every run: what it is called, and its colour and line (Okabe and Ito's colours, which every kind of eye can tell
+# apart).
 RUNS = {
     "optimise-w": ("Algorithm 1 in W", "#D55E00", "--"),
     "optimise-0": ("Algorithm 1", "#0072B2", "-"),
@@ -58,8 +59,8 @@ def path_numbers(codes):
     """How a path runs.
 
     codes    float (T, …), T ≥ 3; distances are Euclidean over all other axes
-    returns  dict: length (sum of the distances of neighbours), step (their mean), curvature (mean ‖w_t − 2w_{t−1} + w_{t−2}‖),
-             bend (curvature / step), spread (mean distance of two different frames), stride (step / spread)
+    returns  dict: length (sum of the distances of neighbours), step (their mean), curvature (mean ‖w_t − 2w_{t−1} +
+             w_{t−2}‖), bend (curvature / step), spread (mean distance of two different frames), stride (step / spread)
     """
     codes = np.asarray(codes, np.float64).reshape(len(codes), -1)
     steps = np.linalg.norm(np.diff(codes, axis=0), axis=1)
@@ -76,7 +77,10 @@ def path_numbers(codes):
 
 
 def pair_numbers(a, b):
-    """How far two runs over one video lie apart: mean distance of the same frame, and as a share of that of two frames within a run."""
+    """Distance of two runs over one video.
+
+    Mean distance of the same frame, and as a share of that of two frames within a run.
+    """
     between = np.linalg.norm((np.asarray(a, np.float64) - b).reshape(len(a), -1), axis=1).mean()
     within = (path_numbers(a)["spread"] + path_numbers(b)["spread"]) / 2
     return {"between": between, "within": within, "ratio": between / within}
@@ -105,7 +109,10 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, codes, frames):
-        """Numbers of a run, and its pictures, uint8 (T, R, R, 3). The loss is `invert`'s, at λ = 1 and without w_noise."""
+        """Numbers of a run, and its pictures, uint8 (T, R, R, 3).
+
+        The loss is `invert`'s, at λ = 1 and without w_noise.
+        """
         pictures = np.stack(list(synthesis.synthesize(self.generator, codes)))
         rows = [self.distances(code, frame) for code, frame in zip(torch.from_numpy(codes), frames)]
         means = {
@@ -129,7 +136,10 @@ class Judge:
 
 
 def read_losses(path):
-    """The log of `invert --log`: the loss of every frame before every step, float (T, steps), NaN after a frame's last."""
+    """The loss of every frame before every step, float (T, steps), NaN after a frame's last.
+
+    Read from the log of `invert --log`.
+    """
     records = plots.read_log(path)
     table = np.full([1 + max(record[name] for record in records) for name in ("frame", "step")], np.nan)
     for record in records:
@@ -165,7 +175,10 @@ class Clip:
         self.claims = claims(self.numbers, self.pairs)
 
     def times(self, run):
-        """Seconds of a frame and of a step of it; the command's start-up, which a clip of one frame showed, is taken off."""
+        """Seconds of a frame and of a step of it.
+
+        The command's start-up, which a clip of one frame showed, is taken off.
+        """
         startup, seconds = (float((self.folder / f"{name}.seconds").read_text()) for name in ("startup", run))
         taken = max(seconds - startup, 0.0)
         if run == "encoder":
@@ -261,7 +274,10 @@ def draw_methods(clip, path):
 
 
 def draw_paths(clip, path):
-    """Figs 3.7 and 3.8: two runs of Algorithm 1 and one of Algorithm 2, in one plane, and each in its own at one scale."""
+    """Figures 3.7 and 3.8: two runs of Algorithm 1 and one of Algorithm 2.
+
+    They are drawn in one plane, and each in its own at one scale.
+    """
     runs = ("optimise-0", "optimise-1", "sequential-0")
     together, share = plots.in_plane(*(clip.codes[run] for run in runs))
     own = [plots.in_plane(clip.codes[run]) for run in runs]
@@ -292,8 +308,8 @@ def draw_strips(clip, path, columns=6):
 
 @torch.no_grad()
 def interpolation(generator, encoder, frame, perceptual, path, columns=6):
-    """Fig. 3.12: straight and round ways through Z, W and W+, drawn, and how direct and how even each is. Through Z and W only
-    where random z are faces to the generator.
+    """Fig. 3.12: straight and round ways through Z, W and W+, drawn, and how direct and how even each is. Through Z and
+    W only where random z are faces to the generator.
 
     frame    a face whose code is one end of the way in W+; the other end is that of face.png
     returns  {row: {"detour", "jump"}}: length of the way / distance of its ends, longest / mean step, both as the eye
@@ -406,7 +422,10 @@ def report(out, clips, generator=None, encoder=None, perceptual="auto"):
             "interpolation": ways,
         },
     )
-    note = f"Generator `{generator.fingerprint}` of {generator.resolution} pixels; loss: {judge.perceptual.name} + pixels; LPIPS {about['lpips']}.\n"
+    note = (
+        f"Generator `{generator.fingerprint}` of {generator.resolution} pixels; loss: {judge.perceptual.name} + "
+        f"pixels; LPIPS {about['lpips']}.\n"
+    )
     ways = [["way", "detour", "jump"], *([name, way["detour"], way["jump"]] for name, way in ways.items())]
     (out / "study.md").write_text("\n".join([note, *map(text, clips), "## Interpolation\n", table(ways)]))
 

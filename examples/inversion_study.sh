@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What the thesis says about projecting a video into the latent space (§3.3, Figures 3.6 to 3.9, 3.12 and 3.14), tried on a
-# puppet and on a filmed clip.
+# What the thesis says about projecting a video into the latent space (§3.3, Figures 3.6 to 3.9, 3.12 and 3.14), tried
+# on a puppet and on a filmed clip.
 #
 #     examples/inversion_study.sh OUT [CLIP [LANDMARKER]]
 #
-# Needs bash 5 and `pip install '.[plot,synth]'`. CLIP is somebody who talks; LANDMARKER is MediaPipe's face landmarker, which
-# aligns it (left out: talkhead's own choice). Without CLIP the puppet is all. OUT is made: OUT/study.md and study.json hold the
-# numbers, OUT/*.png and OUT/*/*.png the pictures. Set FRAMES, STEPS and NEXT_STEPS for another scale (the thesis: 5000 and
-# 500), GENERATOR and ENCODER for other weights, PERCEPTUAL for another loss.
+# Needs bash 5 and `pip install '.[plot,synth]'`. CLIP is somebody who talks; LANDMARKER is MediaPipe's face landmarker,
+# which aligns it (left out: talkhead's own choice). Without CLIP the puppet is all. OUT is made: OUT/study.md and
+# study.json hold the numbers, OUT/*.png and OUT/*/*.png the pictures. Set FRAMES, STEPS and NEXT_STEPS for another
+# scale (the thesis: 5000 and 500), GENERATOR and ENCODER for other weights, PERCEPTUAL for another loss.
 set -euo pipefail
 
 out=${1:?usage: inversion_study.sh OUT [CLIP [LANDMARKER]]}
@@ -21,8 +21,10 @@ mkdir -p "$out"
 invert() {  # FOLDER CLIP RUN OPTION…
     local folder=$1 clip=$2 run=$3 began=$EPOCHREALTIME ended
     shift 3
-    talkhead invert "$folder/$clip.mp4" -o "$folder/$run.npy" --log "$folder/$run.jsonl" --log-every 1 "${networks[@]}" \
-        --perceptual "${PERCEPTUAL:-auto}" --steps "$steps" --next-steps "$next_steps" --hybrid-steps "$((10 * hybrid_steps))" --lr "$lr" --batch 8 "$@"
+    talkhead invert "$folder/$clip.mp4" -o "$folder/$run.npy" --log "$folder/$run.jsonl" \
+        --log-every 1 "${networks[@]}" \
+        --perceptual "${PERCEPTUAL:-auto}" --steps "$steps" --next-steps "$next_steps" \
+        --hybrid-steps "$((10 * hybrid_steps))" --lr "$lr" --batch 8 "$@"
     ended=$EPOCHREALTIME
     awk -v began="${began/,/.}" -v ended="${ended/,/.}" 'BEGIN { print ended - began }' > "$folder/$run.seconds"
 }

@@ -2,14 +2,16 @@
 
     python examples/kill_and_resume.py --kills 100
 
-Four commands take turns: train-stylegan with an encoder along, pti, invert --list and align --list, on toy networks and drawn faces that
-are made first. Each time a command starts in an empty folder, is sent SIGKILL at a moment drawn evenly from the time that it took when it was left
-alone, and is given again. Then every file must be there that was there before: latents, their JSON and aligned clips byte for byte,
-weights and optimisers tensor for tensor, manifests by all that they tell but the seconds, and that the work went on. A JSON line on stdout for
-each command tells how many kills there were, and after how many of them there was something to go on from ("resumed"). Exit status 1, and the
-folders stay, if anything differs.
+Four commands take turns: train-stylegan with an encoder along, pti, invert --list and align --list, on toy networks and
+drawn faces that are made first. Each time a command starts in an empty folder, is sent SIGKILL at a moment drawn evenly
+from the time that it took when it was left alone, and is given again. Then every file must be there that was there
+before: latents, their JSON and aligned clips byte for byte, weights and optimisers tensor for tensor, manifests by all
+that they tell but the seconds, and that the work went on. A JSON line on stdout for each command tells how many kills
+there were, and after how many of them there was something to go on from ("resumed"). Exit status 1, and the folders
+stay, if anything differs.
 
-The commands are forked from one process that has loaded torch, so that a run takes a second and moments are not spent on imports.
+The commands are forked from one process that has loaded torch, so that a run takes a second and moments are not spent
+on imports.
 """
 
 import argparse
@@ -104,7 +106,10 @@ JOBS = {  # name: arguments; what is written is in the folder "out"
 
 
 def make(folder):
-    """Write the toy networks, and clips of drawn faces, aligned and not; returns the landmarks in those that are not."""
+    """Write the toy networks, and clips of drawn faces, aligned and not.
+
+    Returns the landmarks in those that are not.
+    """
     torch.manual_seed(0)
     generator = stylegan.Generator(SIZE, channels=[8, 8, 8], mapping_layers=2)
     encoder = encoders.ResNetEncoder(generator.num_ws, width=8, input_size=SIZE)
@@ -200,7 +205,10 @@ def desk(material, folder):
 
 
 def results(folder):
-    """What lies in a folder, by name, as values that can be compared; what a killed process left under a hidden name is not looked at."""
+    """Contents of a folder, by name, as values that can be compared.
+
+    What a killed process left under a hidden name is not looked at.
+    """
     return {
         path.name: _READERS.get(path.suffix, Path.read_bytes)(path)
         for path in files.find(folder, {".pt", ".npy", ".json", ".jsonl", ".mp4", ".part"})

@@ -3,11 +3,11 @@
     synth.py -o puppets/ --count 300 --size 128 --portraits photos/
     python examples/learn_blink.py puppets/ -o talkhead/weights/blink.npy
 
-Puppets tell when their lids are shut. The bundled encoder tells it too softly (regression of its codes on the lids gives a direction that
-moves nothing to be seen), so the direction is found through the generator: one latent b, the same for all faces, with which
-G(E(open) + b) - G(E(open)) comes nearest, around the eyes, to what the puppet's own frames of shut and open eyes differ by, and to
-nothing elsewhere. Prints a JSON object now and then, with the share of that difference which is missed on faces left out, and draws
-those: open, shut, and G(E(open)) with 0, 1/2 and 1 b.
+Puppets tell when their lids are shut. The bundled encoder tells it too softly (regression of its codes on the lids
+gives a direction that moves nothing to be seen), so the direction is found through the generator: one latent b, the
+same for all faces, with which G(E(open) + b) - G(E(open)) comes nearest, around the eyes, to what the puppet's own
+frames of shut and open eyes differ by, and to nothing elsewhere. Prints a JSON object now and then, with the share of
+that difference which is missed on faces left out, and draws those: open, shut, and G(E(open)) with 0, 1/2 and 1 b.
 """
 
 import argparse

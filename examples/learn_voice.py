@@ -3,11 +3,12 @@
     synth.py -o puppets/ --count 1000 --size 64 …
     python examples/learn_voice.py puppets/ --recordings grid/s1/ --aligns grid/align/ --speeches speeches/ -o voice.npy
 
-Speech to learn from: puppets that espeak-ng speaks, whose phonemes are known; recordings, with GRID's .align of each; and a few speeches. It is mixed
-with drawn noise (white to brown, hum, gusts, knocks) and with drawn music of two kinds (chords with drums; leads, pads and
-arpeggios), and heard through drawn microphones. The test mixes other recordings with the same noise, and with music of those two
-kinds and of a third that was never learnt (plucked strings and bells). Prints a JSON object for each condition: "hit", the share of
-frames within words in which the mouth is more free than shut, and "false", the share of those without.
+Speech to learn from: puppets that espeak-ng speaks, whose phonemes are known; recordings, with GRID's .align of each;
+and a few speeches. It is mixed with drawn noise (white to brown, hum, gusts, knocks) and with drawn music of two kinds
+(chords with drums; leads, pads and arpeggios), and heard through drawn microphones. The test mixes other recordings
+with the same noise, and with music of those two kinds and of a third that was never learnt (plucked strings and bells).
+Prints a JSON object for each condition: "hit", the share of frames within words in which the mouth is more free than
+shut, and "false", the share of those without.
 """
 
 import argparse
@@ -26,7 +27,7 @@ TWICE = 4  # speeches are few: so often each is taken, in other mixtures
 EDGE = 2  # frames beside the start and the end of words that the test leaves out
 
 
-# What is no speech ------------------------------------------------------------------------------------------------------
+# What is no speech ----------------------------------------------------------------------------------------------------
 
 
 def scaled(samples):
@@ -120,7 +121,7 @@ def strings(rng, length):
     return scaled(out)
 
 
-# Speech -----------------------------------------------------------------------------------------------------------------
+# Speech ---------------------------------------------------------------------------------------------------------------
 
 
 def puppets(folder):
@@ -154,7 +155,10 @@ def recordings(folder, aligns):
 
 
 def speeches(folder, seconds=4):
-    """(sound, spoken) of pieces of recordings whose words nobody wrote down: their own loudness tells where they pause."""
+    """(sound, spoken) of pieces of recordings whose words nobody wrote down.
+
+    Their own loudness tells where they pause.
+    """
     for path in sorted(path for path in Path(folder).iterdir() if not files.is_hidden(path.name)):
         audio = audio_files.read_audio(path)
         for start in range(0, len(audio) - seconds * RATE + 1, seconds * RATE):
@@ -190,7 +194,7 @@ def room(audio, rng):
     return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(answer, size), size)[: len(audio)]
 
 
-# Learning ---------------------------------------------------------------------------------------------------------------
+# Learning -------------------------------------------------------------------------------------------------------------
 
 
 def lessons(pairs, rng):
@@ -244,7 +248,7 @@ def learn(features, spoken, steps, hidden=24):
     return torch.cat(rows).detach().numpy().astype(np.float16)
 
 
-# Measuring --------------------------------------------------------------------------------------------------------------
+# Measuring ------------------------------------------------------------------------------------------------------------
 
 
 def conditions(rng):

@@ -15,8 +15,8 @@ class Likeness:
 
     strangers  list of uint8 (S, S, 3), aligned faces of different people: what they share is left out by the stand-in
     model      path of a face recognition network (`losses.identity_network`), in the place of the stand-in
-    encoder    makes the stand-in: the last map of an image encoder, averaged. It has learnt to draw faces again, not to tell them apart. None
-               for the bundled one, so that models are judged by the same eyes
+    encoder    makes the stand-in: the last map of an image encoder, averaged. It has learnt to draw faces again, not to
+               tell them apart. None for the bundled one, so that models are judged by the same eyes
 
     `name` says which of the two it is, for the record.
     """

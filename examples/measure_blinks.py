@@ -1,11 +1,12 @@
-"""Measure how people blink in real clips: how often, how long, how far. Where the constants of talkhead/vad.py come from.
+"""Measure how people blink in real clips: how often, how long, how far. Where the constants of talkhead/vad.py come
+from.
 
     python examples/measure_blinks.py grid/s1/ --model face_landmarker_v2_with_blendshapes.task
 
-Needs MediaPipe. A lid's closure is the mean of MediaPipe's eyeBlinkLeft and eyeBlinkRight; a blink is a rise above the clip's median by
-more than --least. Prints a JSON object for each clip, and one for all: blinks a minute; how many are followed by another at once, and after
-how long; and what a blink lasts at half its height, takes to close from a tenth of it and to open to a tenth, and its height: medians, and
-the spread of the logarithm.
+Needs MediaPipe. A lid's closure is the mean of MediaPipe's eyeBlinkLeft and eyeBlinkRight; a blink is a rise above the
+clip's median by more than --least. Prints a JSON object for each clip, and one for all: blinks a minute; how many are
+followed by another at once, and after how long; and what a blink lasts at half its height, takes to close from a tenth
+of it and to open to a tenth, and its height: medians, and the spread of the logarithm.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def blinks(lids, fps, least):
 
 
 def crossing(above, peak, way, height):
-    """Frames from the peak to half and to a tenth of its height, between frames linearly; None where the clip ends before."""
+    """Frames from the peak to half and to a tenth of its height, between frames linearly.
+
+    None where the clip ends before.
+    """
     reached = []
     for level in (0.5 * height, 0.1 * height):
         at = peak
@@ -106,7 +110,8 @@ def summary(clips):
         ("height", height),
     ):
         logs = np.log(values)
-        # Quartiles, because a gaze that sinks before a blink draws out some of them: 1.35 deviations lie between those of a normal curve.
+        # Quartiles, because a gaze that sinks before a blink draws out some of them: 1.35 deviations lie between those
+        # of a normal curve.
         told[name] = {
             "median": round(float(np.exp(np.median(logs))), 3),
             "log_spread": round(float(np.subtract(*np.percentile(logs, [75, 25])) / 1.35), 3),

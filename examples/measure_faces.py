@@ -1,14 +1,15 @@
 """Measure a face generator and its encoder on people that neither was trained on, and on faces drawn from noise.
 
-    python examples/measure_faces.py --generator generator.pt --encoder encoder.pt --portraits photos/ --people examples/held_out_people.txt \\
-        --composites held-out.npy --detector-model face_landmarker.task -o report/
+    python examples/measure_faces.py --generator generator.pt --encoder encoder.pt --portraits photos/ \\
+        --people examples/held_out_people.txt --composites held-out.npy --detector-model face_landmarker.task -o report/
 
 Prints JSON objects:
-  inversion  PSNR in dB and sharpness of G(E(photo)) at --size, for each collection of photos and each tone of skin. Sharpness is how much lies in the finest
-             octave (what a 3x3 mean takes away), beside the photo's
-  drawn      Fréchet and kernel distance (FID, KID) of --count faces drawn from z to composites of held-out people, by MobileNetV2's features, and of one half
-             of the composites to the other
-  nobody     how near drawn faces, and composites, come to a portrait by dlib's face descriptor, and how many come nearer than --least
+  inversion  PSNR in dB and sharpness of G(E(photo)) at --size, for each collection of photos and each tone of skin.
+             Sharpness is how much lies in the finest octave (what a 3x3 mean takes away), beside the photo's
+  drawn      Fréchet and kernel distance (FID, KID) of --count faces drawn from z to composites of held-out people, by
+             MobileNetV2's features, and of one half of the composites to the other
+  nobody     how near drawn faces, and composites, come to a portrait by dlib's face descriptor, and how many come
+             nearer than --least
 Writes inverted.png (photos over G(E(photo)), by tone) and drawn.png. A part whose input is missing is left out.
 """
 
@@ -33,7 +34,7 @@ COLUMNS = 12  # pictures in a row of a sheet
 
 
 def detail(frame):
-    """How much lies in the finest octave: the standard deviation of what a 3x3 mean takes away. uint8 (S, S, 3) to float."""
+    """Sharpness: standard deviation of the finest octave, which a 3x3 mean takes away. uint8 (S, S, 3) to float."""
     image = to_images(frame[None])
     return (image - F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), 3, 1)).std().item()
 

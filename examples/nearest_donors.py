@@ -5,11 +5,13 @@
 Draws --by
   codes  the codes that the encoder gives composite faces (a clip of synth.py each), drawn again
   mix    means of three such codes, weighted by chance: faces that are in no clip
-  z      noise through the mapping network, for a generator that was trained to draw so (the bundled one was not: its card says it)
+  z      noise through the mapping network, for a generator that was trained to draw so (the bundled one was not: its
+         card says it)
 
-Prints a JSON object for each face and a summary, and writes pairs.png: the drawn face, its three nearest donors, their distances.
-As a person, a face is the nearer to a donor the smaller the distance; whether it is too near is told by two yardsticks: how far donors are
-from their own rendering by the generator (the same person) and from the donor nearest to them (someone else, the most alike).
+Prints a JSON object for each face and a summary, and writes pairs.png: the drawn face, its three nearest donors, their
+distances. As a person, a face is the nearer to a donor the smaller the distance; whether it is too near is told by two
+yardsticks: how far donors are from their own rendering by the generator (the same person) and from the donor nearest to
+them (someone else, the most alike).
 """
 
 import argparse
@@ -146,9 +148,11 @@ def main():
         options.output / "pairs.png",
         captioned(
             page,
-            f"{len(faces)} faces drawn by {options.by}, each beside its {NEAREST} nearest of {len(donors)} donors, by {likeness.name}",
-            f"nearest donor {summary['nearest_donor']['mean']:.2f} on average; a donor to its own rendering {np.median(same):.2f} (median), "
-            f"to the nearest other donor {alike.mean():.2f}; as near as 95 % of donors to their own rendering: {summary['as_near_as_the_same_person']}",
+            f"{len(faces)} faces drawn by {options.by}, each beside its {NEAREST} nearest of {len(donors)} donors, by "
+            f"{likeness.name}",
+            f"nearest donor {summary['nearest_donor']['mean']:.2f} on average; a donor to its own rendering "
+            f"{np.median(same):.2f} (median), to the nearest other donor {alike.mean():.2f}; as near as 95 % of donors "
+            f"to their own rendering: {summary['as_near_as_the_same_person']}",
         ),
     )
 

@@ -2,10 +2,12 @@
 
     python examples/perceptual_study.py aligned/*.mp4 --detector-model face_landmarker.task -o study/
 
-A few frames of each aligned clip are inverted by the hybrid method, every loss with the same start, steps and λ = 1 for the squared error beside it.
-No judge but SSIM was minimised by any: SSIM, the distance of the landmarks that MediaPipe finds (all, and the mouth's), and how much fine detail there is beside
-the frame's (1: as much; below: blurred). PSNR is shown, and favours whoever minimises squares. Prints a JSON object for each loss; OUT/sheet.png holds
-the frames over what each loss drew. `mobilenet` and `lpips` are among them where their weights are; with random weights (`random-vgg`) it needs none.
+A few frames of each aligned clip are inverted by the hybrid method, every loss with the same start, steps and λ = 1 for
+the squared error beside it. No judge but SSIM was minimised by any: SSIM, the distance of the landmarks that MediaPipe
+finds (all, and the mouth's), and how much fine detail there is beside the frame's (1: as much; below: blurred). PSNR is
+shown, and favours whoever minimises squares. Prints a JSON object for each loss; OUT/sheet.png holds the frames over
+what each loss drew. `mobilenet` and `lpips` are among them where their weights are; with random weights (`random-vgg`)
+it needs none.
 """
 
 import argparse
@@ -45,7 +47,10 @@ class Mean(Nothing):
 
 
 class Features(Nothing):
-    """As LPIPS without its learnt weights: what a network sees at several depths, each place's features of length one."""
+    """LPIPS without its learnt weights.
+
+    Compares a network's features at several depths, each place's of length one.
+    """
 
     def __init__(self, name, layers):
         self.name, self.layers = name, layers

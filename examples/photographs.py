@@ -2,14 +2,16 @@
 
     python examples/photographs.py photos/ more/ -o report/ --detector-model face_landmarker.task
 
-Takes pictures evenly out of all folders, and of some of them what cameras, scanners and painters make of a picture: turned by EXIF, lying on its side
-without it, in grey, lit from one side, painted (flat patches instead of detail), with a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a
-picture), photographs.md (success, time and likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned
-one). To hold generators of different sizes against each other, give all the same --compare-at: what they draw is enlarged to it.
+Takes pictures evenly out of all folders, and of some of them what cameras, scanners and painters make of a picture:
+turned by EXIF, lying on its side without it, in grey, lit from one side, painted (flat patches instead of detail), with
+a face of 64 pixels, of 8000 pixels. Writes photographs.jsonl (a line a picture), photographs.md (success, time and
+likeness, by kind of picture and by tone of skin) and photographs.png (the aligned face, its inversion, the tuned one).
+To hold generators of different sizes against each other, give all the same --compare-at: what they draw is enlarged to
+it.
 
-Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L* - 50) / b*) in degrees,
-dark below 10, tan to 28, intermediate to 41, light above. Light
-and camera move it, so a group is about how a photo looks, not about who is in it.
+Tone of skin is measured on the aligned photo, as the individual typology angle of its cheeks (Chardon 1991): arctan((L*
+- 50) / b*) in degrees, dark below 10, tan to 28, intermediate to 41, light above. Light and camera move it, so a group
+is about how a photo looks, not about who is in it.
 """
 
 import argparse
@@ -104,7 +106,8 @@ def attempt(path, detector, generator, encoder, steps, size):
 
 def table(records, key, groups):
     lines = [
-        f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | least | SSIM tuned | align, s | invert, s | tune, s |",
+        f"| {key} | pictures | came through | PSNR inverted, dB | PSNR tuned, dB | least | SSIM tuned | align, s | "
+        "invert, s | tune, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in groups:

@@ -2,7 +2,8 @@
 
     folders of videos ─ pairs ─▶ ─ make ─▶ a folder with index.html, a key ─ people ─▶ .csv ─ tally ─▶ shares
 
-The page is one static file without anything from elsewhere; only it and the videos go to the web. Who made which video is in the key alone.
+The page is one static file without anything from elsewhere; only it and the videos go to the web. Who made which video
+is in the key alone.
 """
 
 import csv
@@ -23,8 +24,14 @@ from talkhead.errors import TalkheadError
 
 # The thesis's two questions (§5.4), word for word but for the grammar.
 QUESTIONS = {
-    "realism": "Based on the visual quality of each video, which video looks better? Which one is more photo-realistic than the other?",
-    "sync": "Based on the audio-visual synchronisation quality, which video looks better? Which one has more accurate lip movements, synced with the audio?",
+    "realism": (
+        "Based on the visual quality of each video, which video looks better? Which one is more photo-realistic than "
+        "the other?"
+    ),
+    "sync": (
+        "Based on the audio-visual synchronisation quality, which video looks better? Which one has more accurate lip "
+        "movements, synced with the audio?"
+    ),
 }
 CHOICES = ("left", "right", "both", "none")
 OUTCOMES = ("ours", "both", "none", "others")
@@ -76,7 +83,8 @@ def pairs(folders, labels=()):
         shared = sorted(found[0].keys() & videos.keys())
         if not shared:
             raise TalkheadError(
-                f"{folder}: has no video that is called like one in {folders[0]}; give videos of one speech the same name"
+                f"{folder}: has no video that is called like one in {folders[0]}; give videos of one speech the same "
+                "name"
             )
         both += [Pair(name, found[0][name], videos[name], labels[0], label) for name in shared]
     return both
@@ -102,7 +110,8 @@ def make(
 
     pairs      list of Pair
     folder     where index.html and videos/ go: all of it may be shown. Videos that an earlier call left are kept
-    seed       of names, order and sides; each participant has an order of their own, which the seed and their name decide
+    seed       of names, order and sides; each participant has an order of their own, which the seed and their name
+               decide
     checks     tasks that tell which answer to choose, so that those who do not read can be told
     questions  names in QUESTIONS; each pair is shown once for each
     title      of the page
@@ -185,7 +194,8 @@ def _page(folder, shown, keys, ours, seed, checks, questions, title, welcome, po
     size = len(text.encode())
     if size > LONGEST:
         raise TalkheadError(
-            f"{folder}: the page would be {size} bytes for {len(shown)} pairs, the most is {LONGEST}; make several studies of them"
+            f"{folder}: the page would be {size} bytes for {len(shown)} pairs, the most is {LONGEST}; make several "
+            "studies of them"
         )
     page, key = folder / "index.html", folder.resolve().parent / f"{folder.resolve().name}.key.json"
     with files.atomic(page) as temporary:
@@ -237,13 +247,14 @@ def tally(answers, key, failures=0, confidence=0.95):
     key         the dict in the key that `make` wrote
     failures    attention checks that a participant may fail; the answers of one who fails more do not count
     confidence  of the intervals
-    returns     a dict for each question and other method: {"question", "ours", "others", "participants", "answers", "shares": {outcome: share},
-                "intervals": {outcome: [low, high]}, "counts", "confidence"}, with the OUTCOMES ours, both, none, others; and last a dict that
-                tells how many participants, answers and left-out ones there were
+    returns     a dict for each question and other method: {"question", "ours", "others", "participants", "answers",
+                "shares": {outcome: share}, "intervals": {outcome: [low, high]}, "counts", "confidence"}, with the
+                OUTCOMES ours, both, none, others; and last a dict that tells how many participants, answers and
+                left-out ones there were
     raises      TalkheadError if an answer is of another study
 
-    Each task of a participant counts once, the last answer to it. Intervals are Wilson's, one outcome against all others, as if answers did not
-    depend on who gives them: where few people give many answers, they are too narrow.
+    Each task of a participant counts once, the last answer to it. Intervals are Wilson's, one outcome against all
+    others, as if answers did not depend on who gives them: where few people give many answers, they are too narrow.
 
     Source: thesis §5.4, Fig. 5.6; Wilson 1927.
     """
@@ -293,11 +304,13 @@ def _is_key(key):
 def _check(answer, key):
     if answer["study"] != key["study"]:
         raise TalkheadError(
-            f"answers of {answer['participant']}: of study {answer['study']}, the key is of {key['study']}; pass the key of theirs"
+            f"answers of {answer['participant']}: of study {answer['study']}, the key is of {key['study']}; pass the "
+            "key of theirs"
         )
     if {answer["left"], answer["right"]} != set(key["pairs"].get(answer["pair"], ())):
         raise TalkheadError(
-            f"answers of {answer['participant']}, pair {answer['pair']}: other videos than the key's; pass the key of this study"
+            f"answers of {answer['participant']}, pair {answer['pair']}: other videos than the key's; pass the key of "
+            "this study"
         )
 
 
@@ -362,7 +375,8 @@ def main():
 @click.option("--post", metavar="URL", help="Where the page posts the answers.  [default: people download them]")
 @cli_options.seed
 def make_command(folders, output, labels, welcome, **options):
-    """Make a page that shows videos in pairs, ours with each other method's: those of one name in folders of videos, ours first.
+    """Make a page that shows videos in pairs, ours with each other method's: those of one name in folders of videos,
+    ours first.
 
     \b
       python examples/study.py make ours/ wav2lip/ -o study/ --seed 1

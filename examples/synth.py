@@ -1,4 +1,7 @@
-"""Make clips of talking puppets, with their truth: landmarks, phonemes and mouth tracks. `python examples/synth.py --help` tells how."""
+"""Make clips of talking puppets, with their truth: landmarks, phonemes and mouth tracks.
+
+`python examples/synth.py --help` lists the options.
+"""
 
 import click
 

@@ -1,9 +1,11 @@
-"""Sort out composites that are still somebody: clips of synth.py whose face is too near to a portrait's, by dlib's face descriptor.
+"""Sort out clips of synth.py whose face is too near to a portrait's, by dlib's face descriptor.
 
-    python examples/too_near.py stills/ --portraits photos/ --weights face_descriptor/ --detector-model face_landmarker.task --away near/
+    python examples/too_near.py stills/ --portraits photos/ --weights face_descriptor/ \\
+        --detector-model face_landmarker.task --away near/
 
-Prints a JSON object for each clip that is nearer than --least to somebody, and a summary; --away moves the files of such clips there, and so nothing is trained
-on them. A clip is looked at where its mouth is shut best. The portraits are all that may be known again, whether they were donors or not.
+Prints a JSON object for each clip that is nearer than --least to somebody, and a summary; --away moves the files of
+such clips there, and so nothing is trained on them. A clip is looked at where its mouth is shut best. The portraits are
+all that may be known again, whether they were donors or not.
 """
 
 import argparse

@@ -6,9 +6,11 @@
     python examples/train_keypoints.py train photos.npz clips.npz renders.npz -o keypoints.pt --minutes 25
     python examples/train_keypoints.py neutral photos.npz keypoints.pt
 
-`label` cuts out aligned faces, a little off their place, and lets MediaPipe mark them. --renders takes aligned clips of talking faces: frames of them,
-and the bundled generator's renders of those frames' codes, which carry the frames' own marks, since MediaPipe reads soft lips too narrow. `train` learns both parts of the network side by side, in alternate steps, from pictures that are shifted, turned,
-blurred, made small and recoloured. `test FILE.npz keypoints.pt` prints the mean error of lips and of all points in thousandths of the side.
+`label` cuts out aligned faces, a little off their place, and lets MediaPipe mark them. --renders takes aligned clips of
+talking faces: frames of them, and the bundled generator's renders of those frames' codes, which carry the frames' own
+marks, since MediaPipe reads soft lips too narrow. `train` learns both parts of the network side by side, in alternate
+steps, from pictures that are shifted, turned, blurred, made small and recoloured. `test FILE.npz keypoints.pt` prints
+the mean error of lips and of all points in thousandths of the side.
 """
 
 import time
@@ -49,7 +51,10 @@ class Labels:
         )
 
     def crops(self, picture, count, name):
-        """Mark the largest face of a picture; keep crops of it, the first as FFHQ has it, the others off their place."""
+        """Mark the largest face of a picture, and keep crops of it.
+
+        The first crop is FFHQ's, the others are off their place.
+        """
         meshes = self.detector.meshes(picture)
         if not meshes:
             return
@@ -151,7 +156,10 @@ class Pictures:
 
 
 def cut(images, points, centres, sides, size, turn, shift, zoom, rng):
-    """Windows around `centres`, off their place by chance: float32 (N, size, size, 3), and the points in fractions of each."""
+    """Windows around `centres`, off their place by chance.
+
+    Returns float32 (N, size, size, 3), and the points in fractions of each.
+    """
     windows, places = [], []
     for image, place, centre, side in zip(images, points, centres, sides):
         angle, side = rng.normal() * turn, side * np.exp(rng.normal() * zoom)
@@ -199,7 +207,7 @@ def recolour(images, rng):
 
 
 def batch(part, pictures, network, count, rng):
-    """Images (N, 3, S, S) for one part of the network, and the keypoints that it should find, in fractions of the window."""
+    """Images (N, 3, S, S) for one part of the network, and their keypoints, in fractions of the window."""
     images, points = pictures.draw(count, rng)
     if part == "face":
         windows, places = cut(
@@ -325,8 +333,9 @@ def test(labelled, weights):
         for points in (found, file["points"])
     ]
     click.echo(
-        f"{len(found)} faces, thousandths of the side: lips {distance[:, : len(keypoints.LIPS)].mean():.2f}, all {distance.mean():.2f}; "
-        f"gap of the lips: correlation {np.corrcoef(*gaps)[0, 1]:.3f}, bias {(gaps[0] - gaps[1]).mean() * 1000:.2f}"
+        f"{len(found)} faces, thousandths of the side: lips {distance[:, : len(keypoints.LIPS)].mean():.2f}, all "
+        f"{distance.mean():.2f}; gap of the lips: correlation {np.corrcoef(*gaps)[0, 1]:.3f}, bias "
+        f"{(gaps[0] - gaps[1]).mean() * 1000:.2f}"
     )
 
 

@@ -1,4 +1,6 @@
-"""Train the character model, which spells speech, on recordings with transcripts. `python examples/train_speech.py --help` tells how.
+"""Train the character model, which spells speech, on recordings with transcripts.
+
+`python examples/train_speech.py --help` lists the options.
 
 Source: Graves et al. 2006 (CTC).
 """
@@ -27,7 +29,10 @@ SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".mpg", ".mp
 
 
 def spelled(text):
-    """A text in the 28 characters that have labels: lower case, without punctuation; None if it holds digits, or no letter."""
+    """A text in the 28 characters that have labels: lower case, without punctuation.
+
+    None if it holds digits, or no letter.
+    """
     text = text.lower().replace("’", "'")
     if re.search(r"\d", text):
         return None
@@ -74,7 +79,8 @@ def train(
     model        CharacterModel
     steps        optimiser steps of `batch` recordings
     lr           Adam's learning rate
-    phoneme_weight   weight of the wish that the phoneme of each step can be told, where the transcript has the phonemes'
+    phoneme_weight   weight of the wish that the phoneme of each step can be told, where the transcript has the
+                     phonemes'
                  times: it is learnt faster, and letters are then not put off until more has been heard
     augment      vary the sound: microphone, loudness, noise, room and speed
     validation   more recordings, to measure on
@@ -92,9 +98,6 @@ def train(
     settings = {"batch": batch, "phoneme_weight": phoneme_weight, "augment": augment, "ema_decay": ema_decay}
     trainer = _Trainer(model.to(device), lessons, held_out, settings, lr, seed, team)
     header = {"kind": "speech", "config": {"network": model.config, "training": settings}}
-    checks = (
-        {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_cer"} if held_out else {}
-    )
     state = {"model": trainer.ema, "live": model, "sounds": trainer.sounds, "optimizer": trainer.adam}
     yield from training.fit(
         trainer.step,
@@ -106,7 +109,9 @@ def train(
         team=team,
         unit="recordings",
         feed=trainer.feed,
-        **checks,
+        validate=trainer.validate if held_out else None,
+        validate_every=validate_every,
+        keep_best="val_cer",
         **run,
     )
 
@@ -115,14 +120,8 @@ class _Trainer:
     """One optimiser step of the character model, and its validation."""
 
     def __init__(self, model, lessons, held_out, settings, lr, seed, team):
-        self.model, self.lessons, self.held_out, self.settings, self.seed, self.team = (
-            model,
-            lessons,
-            held_out,
-            settings,
-            seed,
-            team,
-        )
+        self.model, self.settings, self.seed, self.team = model, settings, seed, team
+        self.lessons, self.held_out = lessons, held_out
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.sounds = nn.Linear(model.config["hidden"], len(PHONEMES)).to(team.device)
         self.adam = torch.optim.Adam([*model.parameters(), *self.sounds.parameters()], lr=lr)
@@ -200,7 +199,7 @@ class _Trainer:
 
 
 class _Example:
-    """What a recording sounds like and says: features (2 K, 26), labels, and the phoneme of each step (K,), -1 if unknown."""
+    """Features (2 K, 26) and labels of a recording, and the phoneme of each step (K,), -1 if unknown."""
 
     def __init__(self, features, lesson, speed):
         features = np.pad(features, ((0, len(features) % 2), (0, 0)))
@@ -239,8 +238,8 @@ def recordings(sources):
     raises   TalkheadError if a source is not there, a transcript cannot be read, or no recording has one
 
     The words of NAME.wav are taken from NAME.json ("text", and "phonemes" if it has them; as synth.py writes it),
-    NAME.align (GRID's words and times) beside it or in ../align, NAME.txt or NAME.lab, or the line of NAME in a LibriSpeech
-    *.trans.txt beside it. What has none, or one with digits in it, is left out.
+    NAME.align (GRID's words and times) beside it or in ../align, NAME.txt or NAME.lab, or the line of NAME in a
+    LibriSpeech *.trans.txt beside it. What has none, or one with digits in it, is left out.
     """
     found, books = [], {}
     for source in map(Path, sources):
@@ -254,7 +253,8 @@ def recordings(sources):
                 found.append(Lesson(path, text, phonemes))
     if not found:
         raise TalkheadError(
-            f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it"
+            f"{', '.join(map(str, sources))}: no recordings with transcripts; put the words of NAME.wav into NAME.txt "
+            "beside it"
         )
     return found
 

@@ -4,18 +4,24 @@
 #     sudo examples/two_hosts.sh CLIPS [OUT]
 #
 # Each host starts torchrun as two machines would, one process each. The losses are those of one process, which is run
-# after them, and the difference is printed. Needs iproute2, and root for the namespaces; nothing of them is left behind.
+# after them, and the difference is printed. Needs iproute2, and root for the namespaces; nothing of them is left
+# behind.
 set -euo pipefail
 
 clips=${1:?usage: two_hosts.sh CLIPS [OUT]}
 out=${2:-$(mktemp -d)}
 python=${PYTHON:-python}
-options=(train-stylegan "$clips" --resolution 32 --channels 32,32,32,32 --mapping-layers 2 --batch 8 --steps "${STEPS:-20}" --log-every 1)
+options=(train-stylegan "$clips" --resolution 32 --channels 32,32,32,32 --mapping-layers 2 --batch 8
+    --steps "${STEPS:-20}" --log-every 1)
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
 rm -f "$out"/{one,two}.pt
 
-tidy() { kill $(jobs -p) 2> /dev/null || true; ip netns delete left 2> /dev/null || true; ip netns delete right 2> /dev/null || true; }
+tidy() {
+    kill $(jobs -p) 2> /dev/null || true
+    ip netns delete left 2> /dev/null || true
+    ip netns delete right 2> /dev/null || true
+}
 trap tidy EXIT
 tidy
 ip netns add left
@@ -28,7 +34,8 @@ for host in left right; do
 done
 
 host() {  # NAME RANK: torchrun there
-    GLOO_SOCKET_IFNAME="cable-$1" ip netns exec "$1" "$python" -m torch.distributed.run --nnodes 2 --node-rank "$2" --nproc-per-node 1 \
+    GLOO_SOCKET_IFNAME="cable-$1" ip netns exec "$1" "$python" -m torch.distributed.run --nnodes 2 --node-rank "$2" \
+        --nproc-per-node 1 \
         --master-addr 10.77.0.1 --master-port 29500 -m talkhead "${options[@]}" -o "$out/two.pt"
 }
 host right 1 > "$out/right.jsonl" 2> "$out/right.log" &
@@ -42,6 +49,8 @@ one, two = ([json.loads(line) for line in open(f"{sys.argv[1]}/{name}.jsonl")] f
 losses = ("generator", "discriminator", "path_length", "r1")
 apart = max(abs(a[k] - b[k]) / max(abs(a[k]), 1e-3) for a, b in zip(one, two) for k in losses if k in a)
 rate = lambda records: records[-1]["images_per_second"]
-print(json.dumps({"steps": len(two), "largest_relative_difference": apart, "one_images_per_second": rate(one), "two_images_per_second": rate(two)}))
-assert len(one) == len(two) and not open(f"{sys.argv[1]}/right.jsonl").read(), "the second host should say nothing on stdout"
+speeds = {"one_images_per_second": rate(one), "two_images_per_second": rate(two)}
+print(json.dumps({"steps": len(two), "largest_relative_difference": apart, **speeds}))
+assert len(one) == len(two), "both runs should take as many steps"
+assert not open(f"{sys.argv[1]}/right.jsonl").read(), "the second host should say nothing on stdout"
 END

@@ -2,18 +2,25 @@
 
     python examples/video_gan_study.py OUT TRAINING HELD_OUT thesis video w …     # OUT/NAME.pt
 
-What a face does is read from pictures alone. A linear reader, fitted on the training clips, tells five features of a frame from its code as the
-encoder sees it, less the clip's mean: how far mouth and eyes are open, and where the head turns, nods and tilts. How well it reads, held-out
-clips with known landmarks tell; everything measured is read by it, generated and real frames alike, and real frames are first projected.
+What a face does is read from pictures alone. A linear reader, fitted on the training clips, tells five features of a
+frame from its code as the encoder sees it, less the clip's mean: how far mouth and eyes are open, and where the head
+turns, nods and tilts. How well it reads, held-out clips with known landmarks tell; everything measured is read by it,
+generated and real frames alike, and real frames are first projected.
 
-    diversity   mean distance of two motions of one face by different noise, as part of that of two held-out clips; features in real spreads
-    motion      Fréchet distance of windows of 16 frames, as eight moments of the five features, from those of the clips of the held-out people;
-                "floor" is that of one half of them from the other
-    frames      Fréchet distance of the frames as the encoder's last map sees them, averaged (inception.FaceFeatures), likewise
-    identity    mean cosine distance of that map from the identity's picture; and of the real clips' frames from their first
-    transfer    correlation of the mouth's and of the head's motion of two faces under the same noise, and of one face under two noises
-    blinks, mouth   movements a minute: how often the eyes close by more than two real spreads, or the mouth opens and shuts by one
-    drift       a long sequence: the last tenth's distance from the identity by the first tenth's, of latents, and of the encoder's map
+    diversity   mean distance of two motions of one face by different noise, as part of that of two held-out clips;
+                features in real spreads
+    motion      Fréchet distance of windows of 16 frames, as eight moments of the five features, from those of the clips
+                of the held-out people; "floor" is that of one half of them from the other
+    frames      Fréchet distance of the frames as the encoder's last map sees them, averaged (inception.FaceFeatures),
+                likewise
+    identity    mean cosine distance of that map from the identity's picture; and of the real clips' frames from their
+                first
+    transfer    correlation of the mouth's and of the head's motion of two faces under the same noise, and of one face
+                under two noises
+    blinks, mouth   movements a minute: how often the eyes close by more than two real spreads, or the mouth opens and
+                    shuts by one
+    drift       a long sequence: the last tenth's distance from the identity by the first tenth's, of latents, and of
+                the encoder's map
     frames_per_s   latents and pictures, one after the other
 """
 
@@ -329,10 +336,10 @@ def main():
         "",
         table(results),
         "",
-        f"Read from frames by a linear reader, whose correlation with the landmarks of {len(held_out)} held-out clips is "
-        + ", ".join(f"{name} {value:.2f}" for name, value in reads.items())
-        + ".",
-        f"Frames are compared as `{stage.look.name}` sees them. Strips: three noises of one face, then three faces under one noise (Fig. 3.28).",
+        f"Read from frames by a linear reader, whose correlation with the landmarks of {len(held_out)} held-out clips "
+        "is " + ", ".join(f"{name} {value:.2f}" for name, value in reads.items()) + ".",
+        f"Frames are compared as `{stage.look.name}` sees them. Strips: three noises of one face, then three faces "
+        "under one noise (Fig. 3.28).",
         "",
         *(f"![{name}]({name}.png)" for name in (*results, "real")),
     ]

@@ -83,7 +83,8 @@ def _identity(path, latent, generator):
         or not latent.isfinite().all()
     ):
         raise TalkheadError(
-            f"{path}: its identity is not one finite latent ({generator.num_ws}, {latents.W_DIM}); the file is damaged: tune again"
+            f"{path}: its identity is not one finite latent ({generator.num_ws}, {latents.W_DIM}); the file is "
+            "damaged: tune again"
         )
     return latent.float().numpy()
 
@@ -186,8 +187,8 @@ def _load_fitted(path, weights, network, generator, device):
     if generator is not None and model.num_ws != generator.num_ws:
         if unknown or model.num_ws > generator.num_ws:
             raise TalkheadError(
-                f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has {generator.num_ws}; "
-                "pass its own --generator"
+                f"{path}: {'an' if kind[0] in 'ae' else 'a'} {kind} of {model.num_ws} layers, the generator has "
+                f"{generator.num_ws}; pass its own --generator"
             )
         model = _extend_layers(path, kind, model, generator)
     model.trained_on, model.fingerprint = trained_on, fingerprint(weights["model"])
@@ -203,8 +204,8 @@ def _extend_layers(path, kind, model, generator):
         return model
     if not isinstance(model, encoders.ResNetEncoder):
         raise TalkheadError(
-            f"{path}: encoder has {model.num_ws} layers, generator {generator.num_ws}; only resnet encoders can be extended: "
-            "train one for it (talkhead train-encoder)"
+            f"{path}: encoder has {model.num_ws} layers, generator {generator.num_ws}; only resnet encoders can be "
+            "extended: train one for it (talkhead train-encoder)"
         )
     return encoders.extend_layers(model, generator.num_ws).to(model.w_avg.device).eval().requires_grad_(False)
 
@@ -271,12 +272,14 @@ class _File:
             bad = [name for name, tensor in part.items() if not tensor.isfinite().all()]
             if bad:
                 raise TalkheadError(
-                    f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: training diverged, "
-                    "or a half-precision copy overflowed; use an earlier checkpoint, or the original"
+                    f"{self.path}: {len(bad)} of its {len(part)} tensors hold NaN or infinity, {bad[0]} first: "
+                    "training diverged, or a half-precision copy overflowed; use an earlier checkpoint, or the "
+                    "original"
                 )
         if "w_avg" in weights["missing"]:
             warnings.warn(
-                f"{self.path}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would record it",
+                f"{self.path}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would "
+                "record it",
                 stacklevel=1,
             )
         if "noise" in weights["missing"]:
@@ -287,7 +290,8 @@ class _File:
         """Weights as from `read`, with "missing", the names of tensors that had to be made, instead of a warning."""
         if kind is None and len(self.kinds) > 1:
             raise TalkheadError(
-                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; extract one with talkhead weights convert --part"
+                f"{self.path}: holds {' and '.join(map(files.a, self.kinds))}; extract one with talkhead weights "
+                "convert --part"
             )
         kind = kind or self.kinds[0]
         if kind not in self.kinds:
@@ -733,7 +737,8 @@ def _parameters(path, kind, config):
             network = _network(kind, config.get("network", config))
     except (TypeError, RuntimeError, KeyError) as error:
         raise TalkheadError(
-            f"{path}: its config makes no {kind} ({str(error).splitlines()[0]}); the file is damaged or from another version"
+            f"{path}: its config makes no {kind} ({str(error).splitlines()[0]}); the file is damaged or from another "
+            "version"
         ) from error
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -808,7 +813,10 @@ def load_driver(
     encoder: encoders.Encoder | None = None,
     device: str | torch.device = "cpu",
 ) -> "FirstModel | SecondModel | LatentGenerator":
-    """The speech model ("audio2latent") or motion model ("video_gan") in a file, None for the bundled one, if it fits the others."""
+    """The speech model ("audio2latent") or motion model ("video_gan") in a file, if it fits the others.
+
+    None is the bundled one.
+    """
     path = path or bundled(kind)
     if kind == "video_gan":
         return load_video_gan(path, generator, encoder, device)

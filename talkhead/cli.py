@@ -101,7 +101,8 @@ def paste(source, into, quads, output, feather, match_colour):
 
     \b
       talkhead align photo.jpg --quads quads.npy -o face.png
-      talkhead generate --identity face.png --audio speech.wav | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
+      talkhead generate --identity face.png --audio speech.wav \\
+          | talkhead paste --into photo.jpg --quads quads.npy -o out.mp4
     """
     from talkhead import clips
 
@@ -516,7 +517,8 @@ def _pairs(places, listing, networks):
     pairs, alone = evaluation.match(places)
     if alone:
         cli_io.log(
-            f"{len(alone)} clips have no partner of the same name and are left out: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
+            f"{len(alone)} clips have no partner of the same name and are left out: "
+            f"{', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
         )
     return pairs
 

@@ -89,7 +89,10 @@ _OF_A_STREAM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _open_streams():
-    """Give the descriptors 0 to 2 to nobody else where the caller closed them: what C code says there would end in a file of ours."""
+    """Give the descriptors 0 to 2 to nobody else where the caller closed them.
+
+    C code writes there, and would write into a file of ours.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -119,7 +122,10 @@ def _tell(line):
 
 @contextmanager
 def _stoppable():
-    """SIGTERM, and the SIGHUP of a terminal that closes, end like an exit, so that half-written outputs are removed on the way."""
+    """End on SIGTERM, and on SIGHUP of a terminal that closes, like an exit.
+
+    Half-written outputs are then removed on the way.
+    """
 
     def stop(number, _):
         raise SystemExit(128 + number)
@@ -160,7 +166,7 @@ def _batch(key):
 
 
 def _rank():
-    """Which process of a run that torchrun started this is; only the first one, 0, tells how it goes. Shards each tell."""
+    """Rank of this process in a run that torchrun started; only the first one, 0, reports. Shards each report."""
     return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ and not _batch("shard") else 0
 
 
@@ -201,7 +207,7 @@ def print_records(records: Iterable[dict]) -> None:
 
 
 def follow_training(records: Iterable[dict], steps: int | None, tensorboard: str | None) -> None:
-    """A trainer's records on stdout, its progress on stderr, and its curves in a TensorBoard folder, if one is named."""
+    """A trainer's records on stdout, its progress on stderr, and its curves in a TensorBoard folder, if any."""
     draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with progress(None, steps, "step") as bar:
         for record in records:
@@ -328,5 +334,6 @@ def left_out(problems, frames):
         log(f"left out: {problem}")
     if problems:
         log(
-            f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the others were taken"
+            f"{len(problems)} {'file was' if len(problems) == 1 else 'files were'} left out; {frames} frames of the "
+            "others were taken"
         )

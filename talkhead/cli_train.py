@@ -124,7 +124,8 @@ def train_encoder(
 
     \b
       talkhead train-encoder clips/ --generator generator.pt -o encoder.pt --steps 50000
-      talkhead train-encoder clips/ --arch psp --irse model_ir_se50.pth --identity-network model_ir_se50.pth -o psp.pt --steps 500000
+      talkhead train-encoder clips/ --arch psp --irse model_ir_se50.pth \\
+          --identity-network model_ir_se50.pth -o psp.pt --steps 500000
     """
     import torch
 

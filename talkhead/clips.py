@@ -189,7 +189,8 @@ def invert_clip(
             count = files.write_latents(output, progressed.follow(latents, planned), about)
     if options.get("tolerance"):
         log.info(
-            f"{progressed.early} of {len(progressed.taken)} frames converged early; {sum(progressed.taken.values())} steps in all"
+            f"{progressed.early} of {len(progressed.taken)} frames converged early; {sum(progressed.taken.values())} "
+            "steps in all"
         )
     if partial is not None and os.path.exists(partial):
         os.remove(partial)
@@ -284,7 +285,8 @@ def read_tuning_set(
 
     find, aligned, face   as `track` takes them
     limit                 frames of a clip to tune on
-    returns               images and pivots as `tuning_set` gives them, and the first crop at its own size, uint8 (S, S, 3)
+    returns               images and pivots as `tuning_set` gives them, and the first crop at its own size,
+                          uint8 (S, S, 3)
     """
     with video_files.read_frames(source, limit=limit) as reader:
         tracked = track(reader, find, aligned, face)

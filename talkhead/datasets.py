@@ -77,8 +77,8 @@ class Images:
             count[origin.kind] += origin.frames
         if count["film"] and count["still"]:
             warnings.warn(
-                f"films ({count['film']} frames) and still images ({count['still']}) are mixed: a generator learns neither well "
-                "(thesis §3.5); train on the images alone, and then on the films with --init",
+                f"films ({count['film']} frames) and still images ({count['still']}) are mixed: a generator learns "
+                "neither well (thesis §3.5); train on the images alone, and then on the films with --init",
                 stacklevel=2,
             )
 
@@ -253,8 +253,8 @@ class _Reader:
         if len(sizes) > 1:
             blurred = f"; smaller ones ({small} of {self.count}) become blurred" if small else ""
             warnings.warn(
-                f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all resized to "
-                f"{self.size}x{self.size}{blurred}",
+                f"frames of {len(sizes)} sizes, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}, are all "
+                f"resized to {self.size}x{self.size}{blurred}",
                 stacklevel=3,
             )
 
@@ -304,8 +304,8 @@ def _frame_count(path):
 
 def _too_many(count, most, size, sources):
     return TalkheadError(
-        f"{_shorten(sources)}: {count} frames of {size}x{size}, but memory has room for {most}; train on a file made by "
-        "talkhead pack, or pass --every or --limit"
+        f"{_shorten(sources)}: {count} frames of {size}x{size}, but memory has room for {most}; train on a file made "
+        "by talkhead pack, or pass --every or --limit"
     )
 
 

@@ -504,7 +504,8 @@ def _pull(weights, address, part, on_progress, timeout):
             and re.match(rb"\s*<(!doctype\s+)?html", block, re.I)
         ):
             raise _Refused(
-                f"{address}: gives a web page, not the file; download it in a browser and save it as {part.with_suffix('')}"
+                f"{address}: gives a web page, not the file; download it in a browser and save it as "
+                f"{part.with_suffix('')}"
             )
         if None not in (total, weights.size) and total != weights.size:
             raise _Refused(

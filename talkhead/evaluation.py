@@ -493,7 +493,8 @@ def network_speed(
     seconds   duration of the timed speech, after a second of warm-up
     batch     frames synthesized together
     returns   dict: "networks", True; "parameters", of each and in all; "frames_per_second" without detail, from a face
-              and sound in memory to frames in memory; "frames"; "size", [height, width]; "batch"; "device"; "threads" of the CPU
+              and sound in memory to frames in memory; "frames"; "size", [height, width]; "batch"; "device"; "threads"
+              of the CPU
     """
     import time
 

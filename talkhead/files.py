@@ -452,7 +452,8 @@ def _npz(path):
             key = "w" if "w" in arrays else arrays.files[0] if len(arrays.files) == 1 else None
             if key is None:
                 raise TalkheadError(
-                    f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save the latents alone"
+                    f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), none called w; save "
+                    "the latents alone"
                 )
             if not isinstance(arrays[key], np.ndarray):  # an archive member that is no .npy
                 raise ValueError
@@ -480,7 +481,8 @@ def _tensor(path):
     value = load_weights(path)
     if not isinstance(value, torch.Tensor):
         raise TalkheadError(
-            f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that alone"
+            f"{path}: holds {a(type(value).__name__)}, wanted one tensor of latents (frames, layers, 512); save that "
+            "alone"
         )
     return (value.float() if value.is_floating_point() else value).detach().numpy()
 
@@ -617,7 +619,8 @@ def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, ma
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 weights = torch.load(
-                    os.fspath(path) if mapped else stream,  # type: ignore[arg-type]  # torch takes what has `read` and `seek`
+                    # torch takes what has `read` and `seek`
+                    os.fspath(path) if mapped else stream,  # type: ignore[arg-type]
                     map_location="cpu",
                     weights_only=True,
                     mmap=mapped,
@@ -656,8 +659,8 @@ def _refuse_zipped_again(path):
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or len({name.partition("/")[0] for name in names}) > 1:
         raise TalkheadError(
-            f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which torch "
-            "cannot read; use the original file, or zip its folder again: zip -0 -r NAME.pt FOLDER"
+            f"{path}: was unpacked and zipped again, {'with compression' if packed else 'not as one folder'}, which "
+            "torch cannot read; use the original file, or zip its folder again: zip -0 -r NAME.pt FOLDER"
         )
 
 

@@ -63,13 +63,14 @@ def load_identity(
     dubbed         a clip becomes a Film, whose frames get new lips; else its first frame is the photo
     detail         keep the photo's detail; False: look is None
     whole, size, neutral   as `synthesis.identity_of` takes them
-    tune           tune the generator on the identity, in `tuning_steps` steps on at most `tuning_frames` frames, with the
-                   losses.Perceptual `perceptual`
+    tune           tune the generator on the identity, in `tuning_steps` steps on at most `tuning_frames` frames, with
+                   the losses.Perceptual `perceptual`
     aligned, face, on_missing   as `clips.track` takes them
     """
     frames = None if detail and dubbed else tuning_frames if tune else 1
     with video_files.read_frames(source, limit=frames) as reader:
-        tracked = track(reader, find, aligned, face, on_missing)  # type: ignore[arg-type]  # aligned sources need no `find`
+        # Aligned sources need no `find`.
+        tracked = track(reader, find, aligned, face, on_missing)  # type: ignore[arg-type]
         side = synthesis.aligned_side(generator)
         if detail:
             look = _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral)
@@ -103,8 +104,8 @@ def _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral):
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
         log.info(
-            f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the generator; "
-            "a larger photo is drawn better"
+            f"{reader.name}: the face is {own} pixels wide there, fewer than the {generator.resolution} of the "
+            "generator; a larger photo is drawn better"
         )
     tracked = islice(chain([first], tracked), None if dubbed else 1)
     look = synthesis.identity_of(tracked, generator, whole, size, neutral, name=reader.name)
@@ -186,5 +187,6 @@ def check_fit(name: str | os.PathLike, latent: np.ndarray, generator: Generator)
     check_owner(name, files.read_about(name), generator)
     if len(latent) != generator.num_ws:
         raise TalkheadError(
-            f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as --generator"
+            f"{name}: latents of {len(latent)} layers, this generator has {generator.num_ws}; pass theirs as "
+            "--generator"
         )

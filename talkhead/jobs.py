@@ -165,14 +165,16 @@ def read_list(  # type: ignore[return]  # it ends by raising
             for (number, _, _), name in zip(parsed, names):
                 if files.is_hidden(name):
                     raise TalkheadError(
-                        f"{label}, line {number}: the result {name} would be hidden; give a name without the dot, after a tab"
+                        f"{label}, line {number}: the result {name} would be hidden; give a name without the dot, "
+                        "after a tab"
                     )
             return [Item(dict(zip(fields, sources)), name) for (_, sources, _), name in zip(parsed, names)]
     first: dict[str, int] = {}
     for (number, _, _), name in zip(parsed, names):
         if first.setdefault(name, number) != number:
             raise TalkheadError(
-                f"{label}, lines {first[name]} and {number}: both would be written to {name}; give one another name, after a tab"
+                f"{label}, lines {first[name]} and {number}: both would be written to {name}; give one another name, "
+                "after a tab"
             )
 
 

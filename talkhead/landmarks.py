@@ -115,7 +115,8 @@ class Detector:
     weights: tuple[Path, ...] = ()
 
     def __call__(self, image: np.ndarray) -> list[np.ndarray]:
-        faces = [np.asarray(face, np.float32) for face in self._find(np.ascontiguousarray(image))]  # type: ignore[attr-defined]  # of subclasses
+        found = self._find(np.ascontiguousarray(image))  # type: ignore[attr-defined]  # of subclasses
+        faces = [np.asarray(face, np.float32) for face in found]
         return sorted(faces, key=_area, reverse=True)
 
 
@@ -377,7 +378,8 @@ def _choose(name, model, device):
         lacking = [] if _installed("mediapipe") else ["pip install mediapipe"]
         if not found:
             lacking.append(
-                f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as {cache_folder() / 'face_landmarker.task'})"
+                f"run talkhead weights fetch face-landmarker ({MEDIAPIPE_MODEL_URL} as "
+                f"{cache_folder() / 'face_landmarker.task'})"
             )
         raise TalkheadError(
             f"detector: no {'weights' if not found else 'library'} found; {' and '.join(lacking)}, "

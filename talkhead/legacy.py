@@ -35,7 +35,10 @@ SETTINGS = {
 
 
 def renamed(tree: Any, names: dict[str, str] = TENSORS | SETTINGS) -> Any:
-    """Weights and settings with the present names for the keys of its dicts, at every depth; other values are unchanged."""
+    """Weights and settings with the present names for the keys of its dicts, at every depth.
+
+    Other values are unchanged.
+    """
     if not isinstance(tree, dict):
         return tree
     return {_renamed(key, value, names): renamed(value, names) for key, value in tree.items()}

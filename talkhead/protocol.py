@@ -326,7 +326,8 @@ def features(name: str, device: "str | torch.device" = "cpu") -> fid.FeatureNetw
     from talkhead import checkpoints, fid
 
     if name == "encoder":
-        return fid.FaceFeatures(checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device))  # type: ignore[arg-type]  # a resnet
+        encoder = checkpoints.load_encoder(checkpoints.bundled("encoder"), device=device)
+        return fid.FaceFeatures(encoder)  # type: ignore[arg-type]  # a resnet
     return fid.named(name, device)
 
 

@@ -402,7 +402,10 @@ def _type_name(value):
 
 def _unknown(name):
     if name.startswith("dnnlib.tflib."):
-        return f"a TensorFlow network ({_printable(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, and pass the result"
+        return (
+            f"a TensorFlow network ({_printable(name)}); convert it with legacy.py of NVIDIA's stylegan3 repository, "
+            "and pass the result"
+        )
     return (
         f"refers to {_printable(name)}, which is code, not weights, and nothing was run; "
         "ask its authors for plain weights (a state_dict)"
@@ -433,7 +436,8 @@ class _Dtype:
     def __init__(self, machine, code, *_):
         if not re.fullmatch("b1|[iu][1248]|f[248]", code):
             raise _Refusal(
-                f"holds numpy values of type {_printable(code)}, not numbers; ask its authors for plain weights (a state_dict)"
+                f"holds numpy values of type {_printable(code)}, not numbers; ask its authors for plain weights (a "
+                "state_dict)"
             )
         self._code, self._order = code, "="
 
@@ -541,7 +545,8 @@ def _tensor(machine, storage, offset, sizes, strides, *_):
     )
     if count > len(values) or count and offset + last >= len(values):
         raise _Refusal(
-            f"a tensor of shape {sizes} does not fit its storage of {len(values)} numbers; get it again from its authors"
+            f"a tensor of shape {sizes} does not fit its storage of {len(values)} numbers; get it again from its "
+            "authors"
         )
     return values.as_strided(sizes, strides, offset) if count else values.new_empty(sizes)
 

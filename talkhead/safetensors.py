@@ -62,7 +62,8 @@ def read(stream: BinaryIO, name: str | os.PathLike) -> "dict[str, torch.Tensor]"
             (start, end), shape = about["data_offsets"], about["shape"]
             if about["dtype"] not in DTYPES:
                 raise TalkheadError(
-                    f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not supported; save it in float16 or float32"
+                    f"{name}: holds {key} as {str(about['dtype'])[:20]}, which is not supported; save it in float16 or "
+                    "float32"
                 )
             dtype = getattr(torch, DTYPES[about["dtype"]])
             if not all(type(side) is int and side >= 0 for side in shape) or (start, end) != (

@@ -75,7 +75,8 @@ def encode_identity(encoder: Encoder, identity: np.ndarray, batch: int = 8) -> n
     """The code of a face.
 
     encoder   encoders.ResNetEncoder
-    identity  uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken
+    identity  uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes
+              is taken
     returns   float32 (L, 512)
     """
     pictures = np.asarray(identity)
@@ -104,10 +105,10 @@ def speech_to_latents(
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
     audio2latent  audio2latent.FirstModel or SecondModel
-    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken;
-                  or the code itself, float32 (L, 512)
-    audio         float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it, which is read no further than the next
-                  latents need, and changes nothing else
+    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their
+                  codes is taken; or the code itself, float32 (L, 512)
+    audio         float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it, which is read no further than
+                  the next latents need, and changes nothing else
     batch         video frames predicted together; the result does not depend on it
     gain          factor on all movement
     features      audio features, as audio2latent.load_features_for loads them; None loads them here
@@ -120,7 +121,8 @@ def speech_to_latents(
     yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
-    Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech moves.
+    Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech
+    moves.
     """
     start = _start(encoder, identity, batch)
     features = features or load_features_for(audio2latent)
@@ -138,7 +140,9 @@ def speech_to_latents(
     lids = blinking.blinks(blink, seed)
     for displacement, lid in zip(moved, lids):
         displacement = chosen * displacement
-        yield displace(start, displacement + np.float32(lid) * blink_latent if lid else displacement)  # type: ignore[operator]
+        if lid:
+            displacement = displacement + np.float32(lid) * blink_latent  # type: ignore[operator]
+        yield displace(start, displacement)
 
 
 def noise_to_latents(
@@ -155,7 +159,8 @@ def noise_to_latents(
     encoder       encoders.ResNetEncoder; None if the identity is a code
     video_gan     video_gan.LatentGenerator
     identity      as `speech_to_latents` takes it
-    seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every face alike
+    seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every
+                  face alike
     frames        how many; None never ends
     batch, gain   as `speech_to_latents` takes them
     yields        float32 (L, 512)
@@ -187,12 +192,16 @@ def generate(
 ) -> Iterator[np.ndarray]:
     """Make a face speak: a photo and speech become a talking head.
 
-    generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the identity is a code
-    identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes is taken, and the
-                detail of the first; or a detail.Photo or dubbing.Film, as `identity_of` makes them; or the code itself, float32 (L, 512)
+    generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the
+                                      identity is a code
+    identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes
+                is taken, and the detail of the first; or a detail.Photo or dubbing.Film, as `identity_of` makes them;
+                or the code itself, float32 (L, 512)
     audio       float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it
-    batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it can be
-    detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does, and so does a code
+    batch, noise, precision           as `synthesize` takes them; batch=1 where each frame is to be drawn as soon as it
+                                      can be
+    detail      carry the photo along at its own resolution; False gives the generator's own frames, as the thesis does,
+                and so does a code
     neutral     bring a mouth that is open in the photo to rest first
     motion      gain       factor on all movement [1.0]
                 features   audio features, as `load_features_for` loads them [loaded here]
@@ -213,11 +222,9 @@ def generate(
         photo = Photo(identity.reshape(-1, *identity.shape[-3:])[0], checkpoints.load_keypoints(), neutral=neutral)
     code: Any = identity if photo is None else code_of(encoder, photo, generator)  # type: ignore[arg-type]
     if photo is not None and isinstance(identity, np.ndarray) and identity.ndim == 4 and len(identity) > 1:
-        code = np.mean(
-            [code, *encode(encoder, identity[1:], batch=batch, device=next(encoder.parameters()).device)],  # type: ignore[union-attr, arg-type]
-            0,
-            np.float32,
-        )
+        device = next(encoder.parameters()).device  # type: ignore[union-attr]
+        others = encode(encoder, identity[1:], batch=batch, device=device)  # type: ignore[arg-type]
+        code = np.mean([code, *others], 0, np.float32)
     if isinstance(photo, Film):
         match_range(photo, generator, audio2latent, code, motion.get("features"))
     frames = synthesize(
@@ -251,13 +258,14 @@ def identity_of(
 ) -> Photo | Film:
     """The photo, or the clip to be dubbed, that `generate` takes as its identity.
 
-    tracked    iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `follow` gives; the quad of an aligned frame is None. One frame is a
-               photo, several are a clip
+    tracked    iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `follow` gives; the quad of an aligned
+               frame is None. One frame is a photo, several are a clip
     generator  stylegan.Generator, which will draw the face
     whole      keep the whole picture; False cuts the face out
     size       side of the face that is cut out, pixels; None is its own, even and at most 1024
     neutral    bring a mouth that is open in the photo to rest first
-    sound      float32 (N,) mono at 16 kHz, what is said in the clip: `generate` then opens the mouth as far as this speaker does
+    sound      float32 (N,) mono at 16 kHz, what is said in the clip: `generate` then opens the mouth as far as this
+               speaker does
     name       of the source, for errors
     returns    detail.Photo or dubbing.Film
     raises     TalkheadError if there are no frames, or the mouth lies outside the picture
@@ -288,7 +296,10 @@ def identity_of(
 
 
 def aligned_side(generator: Generator) -> int:
-    """The side at which a face is cropped for a generator, pixels: its own, so that nothing is enlarged; of small ones 256, at which encoders look."""
+    """The side at which a face is cropped for a generator, pixels.
+
+    It is the generator's own, so that nothing is enlarged; for small ones 256, at which encoders look.
+    """
     return max(256, generator.resolution)
 
 
@@ -299,8 +310,9 @@ def match_range(
     code: np.ndarray,
     features: AudioFeatures | None = None,
 ) -> None:
-    """Set the gain of a film by how far its speaker opens the mouth beside the speech model, on ten seconds of the film's own sound; without a sound
-    the gain stays.
+    """Set the gain of a film by how far its speaker opens the mouth beside the speech model.
+
+    Both are compared on ten seconds of the film's own sound; without a sound the gain stays.
 
     film                     dubbing.Film
     generator, audio2latent  as `generate` takes them
@@ -338,7 +350,8 @@ def with_detail(
     code              float32 (L, 512), the identity, from which the frames' latents were displaced
     noise, precision  as `synthesize` took them
     blink, seed       as `speech_to_latents` took them; a film keeps its own blinks
-    head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does not
+    head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does
+                      not
     batch             frames drawn together; it changes the speed and the memory, not the picture
     yields            uint8 (H, W, 3), of the photo's size
     """
@@ -353,7 +366,8 @@ def label(frames: Iterable[np.ndarray], text: str = "synthetic") -> Iterator[np.
     """Write a word into the lower left corner of every frame.
 
     frames  iterator of uint8 (H, W, 3), all of one size
-    yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide, and at least 48 pixels to be read
+    yields  uint8 (H, W, 3); the word stands on a dark plate two fifths of the frame wide, and at least 48 pixels to be
+            read
 
     Source: thesis §6.2 asks that such videos can be distinguished from real ones.
     """

@@ -141,7 +141,10 @@ class TalkingHead:
         identity: str | os.PathLike | None = None,
         audio: str | os.PathLike | BinaryIO | None = None,
     ) -> int:
-        """Latents out of a file as a video, with the detail of a photo and a sound if they are named; returns the number of frames."""
+        """Latents out of a file as a video, with the detail of a photo and a sound if they are named.
+
+        Returns the number of frames.
+        """
         path = files.read_latents(latents)
         identities.check_owner(latents, files.read_about(latents), self.generator)
         code, _, look = (None, None, None) if identity is None else self.identity(identity)

@@ -189,11 +189,6 @@ def train(
             },
             "perceptual": perceptual.name if image_frames else None,  # type: ignore[union-attr]  # loaded above
         }
-        checks: dict[str, Any] = (
-            {"validate": trainer.validate, "validate_every": validate_every, "keep_best": "val_error"}
-            if held_out
-            else {}
-        )
         state = {
             "model": trainer.ema,
             "live": model,
@@ -211,7 +206,9 @@ def train(
             team=team,
             unit="chunks",
             feed=trainer.feed,
-            **checks,
+            validate=trainer.validate if held_out else None,
+            validate_every=validate_every,
+            keep_best="val_error",
             **run,
         )
 

@@ -127,9 +127,6 @@ def train(
         "config": encoder.config | {"generator": getattr(generator, "fingerprint", None)},
         "perceptual": perceptual.name,
     }
-    checks: dict[str, Any] = {}
-    if validation is not None:
-        checks = {"validate": validate, "validate_every": validate_every, "keep_best": "validation"}
     yield from fit(
         step,
         {"model": encoder, "optimizer": adam},
@@ -140,7 +137,9 @@ def train(
         team=team,
         feed=feed,
         draw=draw,
-        **checks,
+        validate=None if validation is None else validate,
+        validate_every=validate_every,
+        keep_best="validation",
         **run,
     )
 

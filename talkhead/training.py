@@ -218,8 +218,8 @@ def _warn_of_load(seconds):
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     if seconds > SLOW and threads > 1 and load > processors:
         warnings.warn(
-            f"the first step took {seconds:.1f} s with {threads} threads, and the load of this machine is {load:.0f} for {processors} "
-            "processors; on busy processors, OMP_NUM_THREADS=1 can be many times as fast",
+            f"the first step took {seconds:.1f} s with {threads} threads, and the load of this machine is {load:.0f} "
+            f"for {processors} processors; on busy processors, OMP_NUM_THREADS=1 can be many times as fast",
             stacklevel=1,
         )
 
@@ -296,7 +296,8 @@ class _CheckpointFile:
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if bad:
             raise TalkheadError(
-                f"{self.path}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last good checkpoint"
+                f"{self.path}, step {index}: {bad[0]} is not finite; lower --lr and resume: the file holds the last "
+                "good checkpoint"
             )
 
     def consider(self, count, value):
@@ -378,7 +379,8 @@ class _CheckpointFile:
             )
         for name in sorted(self.state.keys() - training.keys() - {"model", "scaler"}):
             raise TalkheadError(
-                f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass another --output"
+                f"{self.path}: was trained without {name.replace('_', ' ')}; resume with the same options or pass "
+                "another --output"
             )
         if "last" in training:
             self.best = {"value": training["best_value"], "step": training["best_step"], "model": weights["model"]}
@@ -392,7 +394,8 @@ class _CheckpointFile:
         """Load the model of a finished run; returns its last step."""
         if not weights["converged"] and weights["step"] < steps:
             raise TalkheadError(
-                f"{self.path}: ended at step {weights['step']} and cannot be continued; pass another --output for {steps} steps"
+                f"{self.path}: ended at step {weights['step']} and cannot be continued; pass another --output for "
+                f"{steps} steps"
             )
         _load(self.state["model"], weights["model"])
         return weights["step"]

@@ -443,7 +443,8 @@ class _VideoOutput:
     def _start(self, height, width):
         if max(height, width) > MAX_SIDE:
             raise TalkheadError(
-                f"{self._name}: frames of {width}x{height} are too large for a video, at most {MAX_SIDE} pixels a side; make them smaller"
+                f"{self._name}: frames of {width}x{height} are too large for a video, at most {MAX_SIDE} pixels a "
+                "side; make them smaller"
             )
         if self._lossless:
             # On a pipe, no frame may wait for the next; lossless files use the same settings.

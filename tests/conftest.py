@@ -1,4 +1,4 @@
-"""What several tests share: where real data lies, and tiny networks that stand for the bundled ones."""
+"""Fixtures that several test files share: real data, toy weights in the place of the bundled ones, the puppet."""
 
 import importlib
 import shutil
@@ -7,34 +7,10 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+import toys
+from toys import EXAMPLES
+
 sys.path.append(str(EXAMPLES))  # where its scripts find each other
-TOY = 16  # pixels: the resolution of the toy generator
-
-
-def toy_second_model(num_ws):
-    """A tiny untrained speech model that does move: its basis is random, where a new model's is zero."""
-    import torch
-
-    from talkhead.audio2latent import SecondModel
-    from talkhead.latents import Basis
-
-    components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
-    basis = Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4))
-    return SecondModel(num_ws, 4, channels=(4, 4, 4, 4, 4), hidden=8, embedding=8, lstm=8, decoder=8, basis=basis)
-
-
-def toy_motion_model(num_ws):
-    """A tiny untrained motion model; it moves."""
-    import torch
-
-    from talkhead.latents import Basis
-    from talkhead.video_gan import LatentGenerator
-
-    components, _ = torch.linalg.qr(torch.randn(num_ws * 512, 4))
-    return LatentGenerator(
-        num_ws, 4, 3, basis=Basis(torch.zeros(num_ws * 512), components.T.contiguous(), torch.ones(4))
-    )
 
 
 @pytest.fixture(scope="session")
@@ -48,35 +24,26 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def toy_weights(tmp_path_factory):
-    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each other, and the bundled keypoints.pt."""
+    """A folder with generator.pt, encoder.pt, audio2latent.pt and video_gan.pt, untrained, tiny and made for each
+    other, and the bundled keypoints.pt."""
     import torch
 
-    from talkhead import checkpoints, files, fingerprints
+    from talkhead import checkpoints, fingerprints
     from talkhead.encoders import ResNetEncoder
     from talkhead.stylegan import Generator
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    generator = Generator(TOY, channels=[8, 8, 8], mapping_layers=2)
-    networks = {
-        "generator": generator,
-        "encoder": ResNetEncoder(generator.num_ws, width=8, input_size=TOY),
-        "audio2latent": toy_second_model(generator.num_ws),
-        "video_gan": toy_motion_model(generator.num_ws),
-    }
+    generator = Generator(toys.RESOLUTION, channels=[8, 8, 8], mapping_layers=2)
+    encoder = ResNetEncoder(generator.num_ws, width=8, input_size=toys.RESOLUTION)
+    audio2latent, video_gan = toys.second_model(generator.num_ws), toys.motion_model(generator.num_ws)
     shutil.copy(checkpoints.bundled("keypoints"), folder)
     owner = fingerprints.fingerprint(generator.state_dict())
-    for kind, network in networks.items():
-        config = network.config if kind == "generator" else network.config | {"generator": owner}
-        if kind == "video_gan":
-            config = {
-                "network": network.config,
-                "generator": owner,
-                "encoder": fingerprints.fingerprint(networks["encoder"].state_dict()),
-            }
-        files.save_weights(
-            folder / f"{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
-        )
+    toys.save_network(folder / "generator.pt", "generator", generator)
+    toys.save_network(folder / "encoder.pt", "encoder", encoder, generator=owner)
+    toys.save_network(folder / "audio2latent.pt", "audio2latent", audio2latent, generator=owner)
+    owners = {"generator": owner, "encoder": fingerprints.fingerprint(encoder.state_dict())}
+    toys.save_network(folder / "video_gan.pt", "video_gan", video_gan, nested=True, **owners)
     return folder
 
 
@@ -96,7 +63,10 @@ def generator():
 
 @pytest.fixture
 def z_among_weights(monkeypatch):
-    """A function of a generator: how many of all z that any generator's mapping was given since are rows of this one's first weights."""
+    """A function of a generator.
+
+    How many of all z that any generator's mapping was given since are rows of this one's first weights.
+    """
     import torch
 
     from talkhead.stylegan import Generator
@@ -133,15 +103,6 @@ def example(name):
     return importlib.import_module(name)
 
 
-def toy_speech(seconds, seed=0, rate=16000):
-    """Noise in syllables, four a second: float32 (N,)."""
-    import numpy as np
-
-    time = np.arange(round(seconds * rate)) / rate
-    noise = np.random.default_rng(seed).normal(size=len(time))
-    return (0.1 * noise * np.sin(2 * np.pi * 2 * time) ** 2).astype(np.float32)
-
-
 @pytest.fixture(scope="session")
 def puppet(tmp_path_factory):
     """A folder of material that needs no data: a drawn face, clips and photos of it, and something like speech.
@@ -159,7 +120,7 @@ def puppet(tmp_path_factory):
     import numpy as np
 
     from puppets import puppet as room
-    from talkhead import files, video_files
+    from talkhead import files
 
     folder = tmp_path_factory.mktemp("puppet")
     still = room.drawn(seed=3, size=64)
@@ -169,10 +130,8 @@ def puppet(tmp_path_factory):
     aligned = {"talkhead_aligned": "64"}
 
     def write(name, frames, seconds=None, seed=0, metadata=None):
-        sound = None if seconds is None else (toy_speech(seconds, seed), 16000)
-        with video_files.FrameWriter(folder / name, sound=sound, metadata=metadata, lossless=True) as writer:
-            for frame in frames:
-                writer.write(frame)
+        sound = None if seconds is None else (toys.speech(seconds, seed), 16000)
+        toys.write_frames(folder / name, frames, sound=sound, metadata=metadata)
 
     def photo(frame):
         wide = np.full((120, 160, 3), 110, np.uint8)
@@ -198,13 +157,16 @@ def puppet(tmp_path_factory):
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(16000)
-        sound.writeframes((toy_speech(0.5 + 1 / 16000) * 32767).astype("<i2").tobytes())
+        sound.writeframes((toys.speech(0.5 + 1 / 16000) * 32767).astype("<i2").tobytes())
     return folder
 
 
 @pytest.fixture
 def toy_inception(tmp_path, monkeypatch):
-    """Torch's cache with nothing in it but Inception's weights: random ones of the real file's names, 128 features. Its path."""
+    """Torch's cache with nothing in it but Inception's weights: random ones of the real file's names, 128 features.
+
+    Its path.
+    """
     import json
     import runpy
 
@@ -223,7 +185,10 @@ def toy_inception(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def random_vgg_home(tmp_path_factory):
-    """A torch cache whose VGG-16 is random: the features are full size, the unused classifier is one number repeated."""
+    """A torch cache whose VGG-16 is random.
+
+    The features are full size, the unused classifier is one number repeated.
+    """
     import torch
 
     from talkhead.losses import vgg_weights
@@ -253,7 +218,10 @@ def random_vgg(random_vgg_home, monkeypatch):
 
 @pytest.fixture
 def random_mobilenet(tmp_path, monkeypatch):
-    """Torchvision's MobileNetV2 with weights by chance, and a torch cache that holds them; not as torchvision initialises them, so that every layer counts."""
+    """Torchvision's MobileNetV2 with weights by chance, and a torch cache that holds them.
+
+    Not as torchvision initialises them, so that every layer counts.
+    """
     import torch
 
     from talkhead import mobilenet

@@ -2,8 +2,8 @@
 
     python tests/foreign.py ROSINALITY NVIDIA > tests/data/peers.json
 
-runs the two projects' own code (checkouts of rosinality/stylegan2-pytorch and NVlabs/stylegan2-ada-pytorch) on weights of the same
-formula, and writes down what it draws and how it judges: the numbers that the tests compare with.
+runs the two projects' own code (checkouts of rosinality/stylegan2-pytorch and NVlabs/stylegan2-ada-pytorch) on weights
+of the same formula, and writes down what it draws and how it judges: the numbers that the tests compare with.
 """
 
 import json
@@ -189,7 +189,7 @@ def nvidia_discriminator(channels, **_):
     )
 
 
-# What the networks are asked, and what is written down of their answers ------------------------------------------------
+# What the networks are asked, and what is written down of their answers -----------------------------------------------
 
 
 def questions(z_dim, side):

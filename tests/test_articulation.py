@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import toys
 from puppets import articulation
 from puppets.articulation import measure, recorded, sentence, speak, track_from_phonemes, voices, write_phonemes
 from talkhead.errors import TalkheadError
@@ -346,14 +347,11 @@ def test_a_track_is_moved_to_where_the_lips_shut():
 
 
 def test_a_recording_is_measured_once(tmp_path):
-    video_files = pytest.importorskip("talkhead.video_files")
     sound = np.sin(np.arange(16000) / 10).astype(np.float32) / 2
     (tmp_path / "video").mkdir()
     (tmp_path / "align").mkdir()
     clip = tmp_path / "video" / "c.mp4"
-    with video_files.FrameWriter(clip, sound=(sound, 16000)) as writer:
-        for _ in range(25):
-            writer.write(np.zeros((32, 32, 3), np.uint8))
+    toys.write_frames(clip, np.zeros((25, 32, 32, 3), np.uint8), lossless=False, sound=(sound, 16000))
     (tmp_path / "align" / "c.align").write_text("0 10000 sil\n10000 20000 bin\n20000 25000 sil\n")
     answers = iter([[drawn_face(0.004 * i)] for i in range(25)])
     u = recorded(clip, lambda frame: next(answers), tmp_path / "cache")

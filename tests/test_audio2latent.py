@@ -50,7 +50,7 @@ def model(request):
     return MODELS[request.param][0]()
 
 
-# The first model --------------------------------------------------------------------------------------------------------
+# The first model ------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_tables_4_1_and_4_2():
@@ -84,7 +84,10 @@ def test_parameters_of_the_first_models_tables():
 
 
 def test_it_begins_at_the_principal_components():
-    """E_L's rows are the first of them, and the last layer is their inverse: it undoes the projection of what they span."""
+    """E_L's rows are the first of them, and the last layer is their inverse.
+
+    It undoes the projection of what they span.
+    """
     model, basis = toy_first(begun=False), Basis.fit(torch.randn(30, L, 512), 8)
     model.init_from_pca(basis, torch.ones(8), torch.ones(29))
     codes = torch.randn(5, L, 512)
@@ -142,7 +145,7 @@ def test_seeds_of_noise_make_different_motions_and_none_makes_one():
     assert np.array_equal(one, other) and one.std() > 0
 
 
-# Windows of other features ----------------------------------------------------------------------------------------------
+# Windows of other features --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(12, 28), (29, 16), (768, 16)])
@@ -199,7 +202,7 @@ def test_a_model_is_given_the_features_that_it_was_trained_on(monkeypatch):
         load_features_for(model, "mfcc")
 
 
-# The second model -------------------------------------------------------------------------------------------------------
+# The second model -----------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_table_4_3():
@@ -269,7 +272,7 @@ def test_forward_equals_a_slow_reading_of_the_tables():
     torch.testing.assert_close(model(windows, identity)[0].flatten(2)[0], torch.cat(made), atol=1e-5, rtol=1e-4)
 
 
-# Both -------------------------------------------------------------------------------------------------------------------
+# Both -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_equals_its_members(model):

@@ -1,17 +1,17 @@
 """The audio study: its numbers against values worked by hand, and the whole script on toy weights."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import EXAMPLES, example
+import toys
+from conftest import example
 from talkhead import files
+from toys import EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,7 @@ def test_the_script_on_toy_weights(tmp_path, puppet, toy_weights):
                 tmp_path / name / f"{index:06d}.json",
                 {"speaker": f"s{index}", "donors": [name[:2], str(index % 2)], "phonemes": [[0.0, 0.1, "P"]]},
             )
-    for name, module in (("talkhead", "-m talkhead"), ("python", "")):
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (tmp_path / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(EXAMPLES.parent),
-        "OMP_NUM_THREADS": "1",
+    environment = toys.environment(tmp_path / "bin") | {
         "FEATURES": "mfcc",
         "STEPS": "2",
         "TRAIN": "--batch 2 --frames 4 --latent-weight 250 --image-frames 0 --hold-out 1",

@@ -12,6 +12,7 @@ import torch
 
 import foreign
 import test_safe_pickle
+import toys
 from talkhead import checkpoints, files, latents
 from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder
@@ -40,15 +41,7 @@ def generator_file(tmp_path):
 
 def save_encoder(path, trained_on):
     encoder = ResNetEncoder(4, width=2, input_size=32, w_dim=8)
-    files.save_weights(
-        path,
-        {
-            "kind": "encoder",
-            "config": {**encoder.config, "generator": trained_on},
-            "step": 1,
-            "model": encoder.state_dict(),
-        },
-    )
+    toys.save_network(path, "encoder", encoder, step=1, generator=trained_on)
     return encoder
 
 
@@ -125,15 +118,7 @@ def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator
     tuned = tmp_path / "tuned.pt"
     with torch.no_grad():
         generator.const.add_(1)
-    files.save_weights(
-        tuned,
-        {
-            "kind": "generator",
-            "config": {**generator.config, "lineage": sorted(parent.lineage)},
-            "step": 1,
-            "model": generator.state_dict(),
-        },
-    )
+    toys.save_network(tuned, "generator", generator, step=1, lineage=sorted(parent.lineage))
     child = checkpoints.load_generator(tuned)
     assert (
         child.fingerprint != parent.fingerprint
@@ -148,15 +133,7 @@ def test_encoder_of_another_generator_is_refused_and_of_a_parent_taken(generator
 def test_a_grown_generator_takes_what_was_trained_for_its_parent(toy_weights, tmp_path):
     parent = checkpoints.load_generator(toy_weights / "generator.pt")
     larger = Generator(32, channels=[8, 8, 8, 4], mapping_layers=2)
-    files.save_weights(
-        tmp_path / "grown.pt",
-        {
-            "kind": "generator",
-            "config": larger.config | {"lineage": sorted(parent.lineage)},
-            "step": 1,
-            "model": larger.state_dict(),
-        },
-    )
+    toys.save_network(tmp_path / "grown.pt", "generator", larger, step=1, lineage=sorted(parent.lineage))
     child = checkpoints.load_generator(tmp_path / "grown.pt")
     image = torch.rand(1, 3, 32, 32)
     small, large = (checkpoints.load_encoder(toy_weights / "encoder.pt", generator) for generator in (parent, child))
@@ -182,25 +159,9 @@ def test_what_cannot_follow_a_generator_that_grew_or_shrank(toy_weights, tmp_pat
     parent = checkpoints.load_generator(toy_weights / "generator.pt")
     for name, channels in (("grown", [8, 8, 8, 4]), ("shrunk", [8, 8])):
         other = Generator(2 ** (len(channels) + 1), channels=channels, mapping_layers=2)
-        files.save_weights(
-            tmp_path / f"{name}.pt",
-            {
-                "kind": "generator",
-                "config": other.config | {"lineage": sorted(parent.lineage)},
-                "step": 1,
-                "model": other.state_dict(),
-            },
-        )
+        toys.save_network(tmp_path / f"{name}.pt", "generator", other, step=1, lineage=sorted(parent.lineage))
     psp = PSPEncoder(parent.num_ws, width=4, input_size=32)
-    files.save_weights(
-        tmp_path / "psp.pt",
-        {
-            "kind": "encoder",
-            "config": psp.config | {"generator": parent.fingerprint},
-            "step": 1,
-            "model": psp.state_dict(),
-        },
-    )
+    toys.save_network(tmp_path / "psp.pt", "encoder", psp, step=1, generator=parent.fingerprint)
     with pytest.raises(
         TalkheadError,
         match="encoder has 6 layers, generator 8; only resnet encoders can be extended",
@@ -215,21 +176,13 @@ def test_wrong_kind_and_damaged_config(generator_file, tmp_path):
     path, generator = generator_file
     with pytest.raises(TalkheadError, match="holds a generator, wanted an encoder"):
         checkpoints.load_encoder(path)
-    files.save_weights(
-        tmp_path / "bad.pt",
-        {
-            "kind": "generator",
-            "config": {**generator.config, "channels": [4, 8]},
-            "step": 0,
-            "model": generator.state_dict(),
-        },
-    )
+    toys.save_network(tmp_path / "bad.pt", "generator", generator, channels=[4, 8])
     with pytest.raises(TalkheadError, match="bad.pt: channels does not match the rest") as caught:
         checkpoints.load_generator(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
 
 
-# Other projects' files ---------------------------------------------------------------------------------------------------
+# Other projects' files ------------------------------------------------------------------------------------------------
 
 SMALL = {"z_dim": 6, "w_dim": 6, "channels": (5, 4, 3), "layers": 2}
 
@@ -513,7 +466,7 @@ def test_describe_tells_what_rosinalitys_training_recorded(tmp_path, w_avg):
     )
 
 
-# pSp -----------------------------------------------------------------------------------------------------------------------
+# pSp ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -560,9 +513,7 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
     with pytest.raises(TalkheadError, match="holds an encoder; only a generator can be written for nvidia"):
         checkpoints.convert(path, tmp_path / "x.pt", "nvidia", "encoder")
     other = Generator(32, [4, 4, 4, 4], z_dim=16, w_dim=16, mapping_layers=1)
-    files.save_weights(
-        tmp_path / "other.pt", {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}
-    )
+    toys.save_network(tmp_path / "other.pt", "generator", other)
     with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has 8"):
         checkpoints.load_encoder(path, checkpoints.load_generator(tmp_path / "other.pt"))
 
@@ -616,7 +567,7 @@ def test_converting_onto_itself(tmp_path, w_avg):
     )
 
 
-# What is none ---------------------------------------------------------------------------------------------------------------
+# What is none ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -711,7 +662,8 @@ def test_an_archive_that_was_zipped_again_says_so(tmp_path, w_avg):
     for name, message in (
         (
             "packed",
-            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip its folder",
+            "was unpacked and zipped again, with compression, which torch cannot read; use the original file, or zip "
+            "its folder",
         ),
         ("flat", "was unpacked and zipped again, not as one folder, which torch cannot read; use the original"),
         ("mac", "was unpacked and zipped again, not as one folder"),
@@ -750,7 +702,10 @@ def test_a_damaged_archive_is_refused_at_any_length(tmp_path, w_avg):
 
 
 def test_weights_list_counts_parameters_as_metrics_does():
-    """Of each bundled network; a basis, pictures of noise and statistics are kept with it, and not learnt by descent."""
+    """Of each bundled network.
+
+    A basis, pictures of noise and statistics are kept with it, and not learnt by descent.
+    """
     from talkhead import evaluation, speech_models
 
     generator = checkpoints.load_generator(checkpoints.bundled("generator"))

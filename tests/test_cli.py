@@ -19,7 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 import talkhead
-from conftest import example, toy_motion_model
+import toys
+from conftest import example
 from talkhead import (
     audio_files,
     checkpoints,
@@ -107,7 +108,10 @@ COMMANDS = list(_commands())
 
 
 def run(*arguments, stdin=None):
-    """Run a command, or a script of examples/, in this process; what was printed to each stream, and the exit status."""
+    """Run a command, or a script of examples/, in this process.
+
+    What was printed to each stream, and the exit status.
+    """
     arguments = [str(argument) for argument in arguments]
     if arguments and arguments[0] in SCRIPTS:
         return CliRunner().invoke(SCRIPTS[arguments[0]], arguments[1:], input=stdin, prog_name=f"{arguments[0]}.py")
@@ -121,7 +125,7 @@ def toy(toy_weights, monkeypatch):
     return toy_weights
 
 
-# Help, names, options ---------------------------------------------------------------------------------------------------
+# Help, names, options -------------------------------------------------------------------------------------------------
 
 
 def test_help_takes_a_moment():
@@ -288,7 +292,7 @@ def test_every_command_is_in_the_readme():
         assert f"`{name}`" in text or f"talkhead {name}" in text, name
 
 
-# Asked wrongly ---------------------------------------------------------------------------------------------------------
+# Asked wrongly --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -402,7 +406,7 @@ def test_usage_errors_exit_2(arguments, message):
     assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
 
 
-# Could not --------------------------------------------------------------------------------------------------------------
+# Could not ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -550,7 +554,7 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch, problem):
     assert result.exit_code == 1 and result.stderr == "talkhead: out of memory; lower --batch, or pass --device cpu\n"
 
 
-# Done -------------------------------------------------------------------------------------------------------------------
+# Done -----------------------------------------------------------------------------------------------------------------
 
 
 def test_generate_makes_a_marked_video_as_long_as_the_speech(scene):
@@ -589,7 +593,10 @@ def test_latents_out_renders_the_same_video(scene):
 
 
 def test_noise_moves_a_face(scene):
-    """As long as asked for, the same for the same seed, and written as latents too; faces move alike, segments follow each other."""
+    """As long as asked for, the same for the same seed, and written as latents too.
+
+    Faces move alike, segments follow each other.
+    """
 
     def moved(name, seed, face="face.png", seconds=0.4):
         result = run(
@@ -727,15 +734,10 @@ def fine(tmp_path):
     torch.manual_seed(0)
     generator = Generator(512, [1] * 8, mapping_layers=1)
     encoder = ResNetEncoder(generator.num_ws, width=2, input_size=16)
-    owner, motion = {"generator": fingerprints.fingerprint(generator.state_dict())}, toy_motion_model(generator.num_ws)
-    for kind, network, config in (
-        ("generator", generator, generator.config),
-        ("encoder", encoder, encoder.config | owner),
-        ("video_gan", motion, {"network": motion.config} | owner),
-    ):
-        files.save_weights(
-            tmp_path / f"fine-{kind}.pt", {"kind": kind, "config": config, "step": 0, "model": network.state_dict()}
-        )
+    owner, motion = fingerprints.fingerprint(generator.state_dict()), toys.motion_model(generator.num_ws)
+    toys.save_network(tmp_path / "fine-generator.pt", "generator", generator)
+    toys.save_network(tmp_path / "fine-encoder.pt", "encoder", encoder, generator=owner)
+    toys.save_network(tmp_path / "fine-video_gan.pt", "video_gan", motion, nested=True, generator=owner)
     return ["--generator", tmp_path / "fine-generator.pt", "--encoder", tmp_path / "fine-encoder.pt"]
 
 
@@ -1204,8 +1206,8 @@ def test_one_of_two_faces_is_taken_and_said(scene, puppet, monkeypatch, face, ta
     number = f"number {taken + 1} from the left"
     assert result.exit_code == 0, result.output
     assert (
-        f"two.png: 2 faces found, and {f'the largest, {number},' if taken else number} is taken; pass --face for another\n"
-        in result.stderr
+        f"two.png: 2 faces found, and {f'the largest, {number},' if taken else number} is taken; pass --face for "
+        "another\n" in result.stderr
     )
     assert (np.load(scene / "q.npy")[0].mean(0)[0] > 160) == taken
     wanted = image_files.read_image(scene / "out.png")
@@ -1403,16 +1405,16 @@ def test_a_warning_is_one_line_on_stderr(scene, toy):
 
     result = run("weights", "convert", toy / "generator.pt", "-o", scene / "r.pt", "--to", "rosinality")
     assert result.exit_code == 0 and result.stdout == ""
-    assert (
-        result.stderr
-        == "talkhead: rosinality's code builds no generator of the channels [8, 8, 8]; change its table to load this file\n"
+    assert result.stderr == (
+        "talkhead: rosinality's code builds no generator of the channels [8, 8, 8]; "
+        "change its table to load this file\n"
     )
     contents = files.load_weights(scene / "r.pt")
     torch.save({"g_ema": contents["g_ema"]}, scene / "bare.pt")
     result = run("generate", "--latents", scene / "lat.npy", "--generator", scene / "bare.pt", "-o", scene / "out")
-    assert (
-        result.stderr
-        == f"talkhead: {scene / 'bare.pt'}: lacks the mean of W; computed from 10000 random z; talkhead weights convert would record it\n"
+    assert result.stderr == (
+        f"talkhead: {scene / 'bare.pt'}: lacks the mean of W; computed from 10000 random z; "
+        "talkhead weights convert would record it\n"
     )
 
 
@@ -1445,7 +1447,7 @@ def test_no_bundled_weights(tmp_path, monkeypatch):
     assert result.exit_code == 1 and "no weights came with this package" in result.stderr
 
 
-# Lists ------------------------------------------------------------------------------------------------------------------
+# Lists ----------------------------------------------------------------------------------------------------------------
 
 
 def told(path):
@@ -1575,7 +1577,7 @@ def test_synth_in_shards(tmp_path, monkeypatch):
     assert result.stderr.splitlines() == ["talkhead, shard 0/2: 3 of 5 clips, by the Slurm array"]
 
 
-# Training ---------------------------------------------------------------------------------------------------------------
+# Training -------------------------------------------------------------------------------------------------------------
 
 
 def records(result):
@@ -2293,7 +2295,10 @@ def test_synth_writes_clips_that_say_they_are_aligned(tmp_path):
 
 
 def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
-    """By default the aligned crop at the photo's own resolution; --size another; --whole the photo; --no-detail the generator's."""
+    """By default the aligned crop at the photo's own resolution.
+
+    --size another; --whole the photo; --no-detail the generator's.
+    """
     photo, speech = image_files.read_image(puppet / "photo.png"), ["--audio", puppet / "speech.wav"]
     side = talkhead.detail.native_side(faces.quad(np.load(puppet / "landmarks.npy")))
     for options, wanted in (

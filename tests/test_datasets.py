@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import toys
 from talkhead import datasets, files, image_files, video_files
 from talkhead.errors import TalkheadError
 from talkhead.images import resize, to_frames
@@ -60,9 +61,7 @@ def clip(path, count=6, size=16, seed=0):
     first = rng.integers(20, 230, (size, size, 3))
     frames = [(first + rng.integers(-3, 4, first.shape)).astype(np.uint8) for _ in range(count)]
     path.parent.mkdir(exist_ok=True)
-    with video_files.FrameWriter(path, lossless=True) as writer:
-        for frame in frames:
-            writer.write(frame)
+    toys.write_frames(path, frames)
     return frames
 
 
@@ -257,10 +256,7 @@ def moments(folder):
 def extracted(folder):
     """A film as a folder of pictures."""
     clip(folder.with_suffix(".mp4"), seed=8)
-    with video_files.read_frames(folder.with_suffix(".mp4")) as reader, video_files.FrameWriter(folder) as writer:
-        for frame in reader:
-            writer.write(frame)
-    return folder
+    return toys.write_frames(folder, video_files.read_frames(folder.with_suffix(".mp4")), lossless=False)
 
 
 def warned(images):

@@ -303,7 +303,8 @@ with init_process_group(torch.device("cpu")):
     held_still = torch.optim.SGD(encoder.parameters(), lr=0.0)
     team.optimizer_step(lambda share: (encoder(share(images)).sin().mean() * 1e3, {}), held_still)
     if team.is_main:
-        torch.save({name: value.grad for name, value in encoder.named_parameters()} | dict(encoder.named_buffers()), sys.argv[1])
+        gradients = {name: value.grad for name, value in encoder.named_parameters()}
+        torch.save(gradients | dict(encoder.named_buffers()), sys.argv[1])
 """
 
 
@@ -339,7 +340,10 @@ assert not held, "others hold the group, and so its threads"
 
 
 def test_no_thread_outlives_a_run(tmp_path):
-    """Else it may let go of the last tensors while Python ends, and the process aborts: once in fifty runs on a busy machine."""
+    """Else it may let go of the last tensors while Python ends, and the process aborts.
+
+    Once in fifty runs on a busy machine.
+    """
     (tmp_path / "script.py").write_text(LAST_STEP)
     with torchrun([], program=[tmp_path / "script.py"]) as run:
         _, said = run.communicate()
@@ -401,7 +405,7 @@ def test_an_error_of_one_ends_the_other(line, tmp_path):
     assert "talkhead, process 1: another training process exited" in said or "SIGTERM" in said
 
 
-# In one process ---------------------------------------------------------------------------------------------------------
+# In one process -------------------------------------------------------------------------------------------------------
 
 
 def test_shares_are_strided_and_make_up_the_batch():
@@ -422,7 +426,8 @@ def test_a_batch_that_cannot_be_cut_is_told_why():
     for options, said in (
         (
             {"whole": 4},
-            "pass --batch as a multiple of 8: the minibatch std of the discriminator needs multiples of 4 in each of the 2 parts",
+            "pass --batch as a multiple of 8: the minibatch std of the discriminator needs multiples of 4 in each of "
+            "the 2 parts",
         ),
         ({}, "pass --batch as a multiple of 2"),
     ):
@@ -467,7 +472,8 @@ def test_gradients_are_of_the_mean_over_turns():
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["joint", "joint augmented", "encoder", "audio2latent", "first", "pti"])
 def test_half_precision_learns_nearly_the_same_and_goes_on(name, precision, line, tmp_path):
-    # Pictures of 16 leave maps of one pixel to an encoder, and oneDNN's bfloat16 gradient of their 3x3 kernels may hold anything.
+    # Pictures of 16 leave maps of one pixel to an encoder, and oneDNN's bfloat16 gradient of their 3x3 kernels may hold
+    # anything.
     more = ["--input-size", "64"] if name in ("joint", "joint augmented", "encoder") else []
     wanted = alone(line(name, *more))[0]
     (tmp_path / "out.pt").unlink()

@@ -32,8 +32,9 @@ PAGE = b"<!DOCTYPE html><html><title>Virus scan warning</title></html>"
 class Server(ThreadingHTTPServer):
     """Answers each request by the next plan, the last one for ever; keeps the requests' headers in `asked`.
 
-    A plan is a dict: status, body (BODY), etag, date, ranges (True), send (bytes to send of what it promised), stall (seconds to
-    wait after them), length (what to promise; None for nothing, "chunked"), location, kind (content type), weak (ignore If-Range).
+    A plan is a dict: status, body (BODY), etag, date, ranges (True), send (bytes to send of what it promised), stall
+    (seconds to wait after them), length (what to promise; None for nothing, "chunked"), location, kind (content type),
+    weak (ignore If-Range).
     """
 
     daemon_threads = True
@@ -139,7 +140,7 @@ def ranges(server):
     return [headers["Range"] for headers in server.asked]
 
 
-# The registry -----------------------------------------------------------------------------------------------------------
+# The registry ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", downloads.REGISTRY)
@@ -205,7 +206,7 @@ def test_face_generators_are_not_for_commerce():
             assert weights.commercial is False, name
 
 
-# A download -------------------------------------------------------------------------------------------------------------
+# A download -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_file_arrives(server, toy, caches):
@@ -260,7 +261,7 @@ def test_a_prefix_of_the_hash_is_enough(server, toy, monkeypatch):
         fetch("short")
 
 
-# Broken connections -----------------------------------------------------------------------------------------------------
+# Broken connections ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -327,8 +328,8 @@ def test_a_stopped_download_goes_on(server, tmp_path, sent, status):
     """The shell in a process of its own, stopped while the server stalls."""
     code = (
         "import sys; from talkhead import downloads; from talkhead.cli import cli; "
-        f"downloads.REGISTRY['toy'] = downloads.Weights('a toy', 'weights.pt', ({server.url!r},), 'MIT', True, {len(BODY)}, {HASH!r}); "
-        "cli(['weights', 'fetch', 'toy', '-o', sys.argv[1]], prog_name='talkhead')"
+        f"downloads.REGISTRY['toy'] = downloads.Weights('a toy', 'weights.pt', ({server.url!r},), 'MIT', True, "
+        f"{len(BODY)}, {HASH!r}); cli(['weights', 'fetch', 'toy', '-o', sys.argv[1]], prog_name='talkhead')"
     )
     place, part = tmp_path / "weights.pt", tmp_path / "weights.pt.part"
     shell = [sys.executable, "-c", code, str(place)]
@@ -352,7 +353,7 @@ def test_a_stopped_download_goes_on(server, tmp_path, sent, status):
     assert ranges(server) == [None, f"bytes={there}-"] and left(tmp_path) == ["weights.pt"]
 
 
-# Servers that cannot go on, or have something else ------------------------------------------------------------------------
+# Servers that cannot go on, or have something else --------------------------------------------------------------------
 
 
 def test_a_server_without_ranges_starts_again(server, toy):
@@ -504,7 +505,7 @@ def test_a_web_page_does_not_cost_what_is_there(server, toy):
     assert fetch()["ok"] and ranges(server)[-1] == f"bytes={HALF}-"
 
 
-# No way there -----------------------------------------------------------------------------------------------------------
+# No way there ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status, reason", [(404, "Not Found"), (403, "Forbidden"), (410, "Gone")])
@@ -593,7 +594,7 @@ def test_a_page_of_google_drive_stands_for_its_file(page):
     assert downloads._direct(page) == downloads._direct(direct) == direct
 
 
-# The disk ---------------------------------------------------------------------------------------------------------------
+# The disk -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_too_full(server, toy, caches, monkeypatch):
@@ -643,7 +644,7 @@ def test_a_file_system_without_locks_will_do(server, toy, monkeypatch):
     assert fetch()["ok"]
 
 
-# Licences ---------------------------------------------------------------------------------------------------------------
+# Licences -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("commercial", [False, None])
@@ -658,7 +659,7 @@ def test_a_licence_must_be_accepted(server, toy, caches, monkeypatch, commercial
     assert fetch("strict", accept_licence=True)["sha256"] == HASH
 
 
-# The shell --------------------------------------------------------------------------------------------------------------
+# The shell ------------------------------------------------------------------------------------------------------------
 
 
 def run(*arguments):
@@ -740,7 +741,10 @@ def test_the_list_says_what_is_there(server, toy):
 
 
 def test_a_fetched_detector_is_found(server, shared_data):
-    """The real file, from the local server: its size and hash are the registry's, and the room that wants it finds it."""
+    """The real file, from the local server.
+
+    Its size and hash are the registry's, and the room that wants it finds it.
+    """
     pytest.importorskip("mediapipe")
     server.plans = [
         {"body": (shared_data / "weights" / "mediapipe" / "face_landmarker_v2_with_blendshapes.task").read_bytes()}

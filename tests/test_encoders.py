@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from talkhead import checkpoints, encoders, files
+import toys
+from talkhead import checkpoints, encoders
 from talkhead.encoders import FaceRecognition, PSPEncoder, ResNetEncoder, ReStyle
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
@@ -115,8 +116,8 @@ def test_stem_stride_is_checked():
 
 # ---- pSp, e4e, ReStyle ----
 
-# What the projects' own code answers, four times narrower: weights and picture come from the formula in this script, which
-# also compares the whole networks live.
+# What the projects' own code answers, four times narrower: weights and picture come from the formula in this script,
+# which also compares the whole networks live.
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(ROOT / "examples" / "benchmarks" / "peer_encoders.py")
 FROZEN_FACE, *FROZEN = [
@@ -290,9 +291,7 @@ def test_a_restyle_of_another_generator_is_refused(restyle):
 def test_a_file_rebuilds_every_encoder(tmp_path, restyle):
     images = torch.rand(1, 3, 32, 32)
     for encoder in (restyle, tiny(w_avg=torch.randn(16)), tiny("w"), ResNetEncoder(4, width=4, input_size=32).eval()):
-        files.save_weights(
-            tmp_path / "e.pt", {"kind": "encoder", "config": encoder.config, "step": 0, "model": encoder.state_dict()}
-        )
+        toys.save_network(tmp_path / "e.pt", "encoder", encoder)
         again = checkpoints.load_encoder(tmp_path / "e.pt")
         assert again.config == encoder.config and again.num_ws == encoder.num_ws
         assert torch.equal(again(images), encoder(images))

@@ -1,4 +1,5 @@
-"""Sets of clips: what a record holds, what is resumed, what is replayed, and networks of the real files' layout but toy size."""
+"""Sets of clips: what a record holds, what is resumed, what is replayed, and networks of the real files' layout but toy
+size."""
 
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import talkhead
+import toys
 from puppets import puppet
 from talkhead import evaluation, fid, files, metrics, video_files
 from talkhead.encoders import FaceRecognition
@@ -41,10 +43,7 @@ def pointing(monkeypatch):
 
 def write(path, frames, sound=None, **options):
     path.parent.mkdir(exist_ok=True)
-    with video_files.FrameWriter(path, sound=sound, lossless=True, **options) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return str(path)
+    return str(toys.write_frames(path, frames, sound=sound, **options))
 
 
 def frames(count=10, seed=0, size=32):
@@ -77,7 +76,7 @@ def paired(sets):
     return evaluation.match([sets / "real", sets / "fake"])[0]
 
 
-# One pair ---------------------------------------------------------------------------------------------------------------
+# One pair -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_record_is_what_compare_says_and_how_it_came(tmp_path):
@@ -182,7 +181,8 @@ class Knowing:
 
 @pytest.fixture(scope="module")
 def speaking():
-    """A puppet's clip, one of the same whose lips are held open, when they should be shut, and a detector that knows both."""
+    """A puppet's clip, one of the same whose lips are held open, when they should be shut, and a detector that knows
+    both."""
     detector, time = Knowing(), np.arange(60)
     opening, shut = 0.13 + 0.04 * np.sin(time / 2.5) + 0.02 * np.sin(time / 1.1), (12, 28, 44)
     for frame in shut:
@@ -210,7 +210,7 @@ def test_injected_errors_are_found_in_puppets(tmp_path, speaking, monkeypatch, s
     assert record["closure_rate"] == 0 and record["real_closure_rate"] == 1 and record["opening_lag"] == 0
 
 
-# Networks ---------------------------------------------------------------------------------------------------------------
+# Networks -------------------------------------------------------------------------------------------------------------
 
 
 def test_lpips_is_that_of_the_lpips_package(tmp_path, random_vgg):
@@ -304,7 +304,7 @@ def test_syncnet_looks_at_either_clip_with_its_sound(tmp_path):
         Protocol(lmd=False, syncnet=weights, fps=30)
 
 
-# Sets -------------------------------------------------------------------------------------------------------------------
+# Sets -----------------------------------------------------------------------------------------------------------------
 
 
 def test_folders_are_matched_by_name(sets):
@@ -416,7 +416,7 @@ def files_of(path):
         return np.stack(list(reader))
 
 
-# Protocols --------------------------------------------------------------------------------------------------------------
+# Protocols ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_protocol_is_replayed_from_what_was_printed(tmp_path):
@@ -470,7 +470,7 @@ def test_other_weights_are_refused_and_other_versions_said(tmp_path, recognition
         check(told, protocol)
 
 
-# For people, and of networks --------------------------------------------------------------------------------------------
+# For people, and of networks ------------------------------------------------------------------------------------------
 
 
 def test_a_table_has_a_line_for_each_pair_and_one_for_all(sets):

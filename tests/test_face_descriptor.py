@@ -2,24 +2,19 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toys
+from conftest import example
 from puppets import puppet
-from talkhead import TalkheadError, files, image_files, landmarks, video_files
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from talkhead import TalkheadError, files, image_files, landmarks
 
 
 @pytest.fixture(scope="module")
 def face_descriptor():
-    sys.path.insert(0, str(EXAMPLES))
-    import face_descriptor
-
-    yield face_descriptor
-    sys.path.remove(str(EXAMPLES))
+    return example("face_descriptor")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,8 @@ def test_a_similarity_is_that_of_scikit_image(face_descriptor):
 
 
 def test_a_chip_is_cut_where_the_mean_face_lies(face_descriptor):
-    """A picture whose landmarks are the mean face, turned by a quarter and enlarged fourfold, with a cross of one colour a side."""
+    """A picture whose landmarks are the mean face, turned by a quarter and enlarged fourfold, with a cross of one
+    colour a side."""
     mean = (0.25 + face_descriptor.MEAN_FACE) / 1.5 * 150
     landmarks = np.concatenate([np.zeros((17, 2)), mean])
     picture = np.zeros((150, 150, 3), np.uint8)
@@ -120,9 +116,7 @@ def test_clips_of_somebody_are_moved_away(face_descriptor, weights, shared_data,
     for name, face in (("000000", still), ("000001", puppet.drawn(3, 256))):
         frames, landmarks = zip(*puppet.perform(face, np.zeros((2, 3)), 256, 0, independent=True))
         (tmp_path / "clips").mkdir(exist_ok=True)
-        with video_files.FrameWriter(tmp_path / "clips" / f"{name}.mp4", lossless=True) as writer:
-            for frame in frames:
-                writer.write(frame)
+        toys.write_frames(tmp_path / "clips" / f"{name}.mp4", frames)
         files.write_array(tmp_path / "clips" / f"{name}.landmarks.npy", np.stack(landmarks))
         files.write_json(tmp_path / "clips" / f"{name}.json", {})
     monkeypatch.setattr(puppet, "portraits", lambda *_, **__: [still])

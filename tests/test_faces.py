@@ -1,4 +1,7 @@
-"""Landmarks, quads and crops: against worked examples, a slow crop by definition, marked photos, and fakes that slip."""
+"""Landmarks, quads and crops.
+
+Against worked examples, a slow crop by definition, marked photos, and fakes that slip.
+"""
 
 import importlib.util
 import os
@@ -83,7 +86,10 @@ def test_quad_turns_moves_and_grows_with_the_face():
 
 
 def lanczos(values, size):
-    """Reduce the first axis to `size` by Lanczos windows of three lobes, one output at a time; rounded as 8 bits are."""
+    """Reduce the first axis to `size` by Lanczos windows of three lobes, one output at a time.
+
+    Rounded as 8 bits are.
+    """
     scale = len(values) / size
     out = []
     for index in range(size):
@@ -607,7 +613,8 @@ UPRIGHT = marked(at=(40, 25))
 
 
 class Reader:
-    """Knows where the face of one picture is, however it is turned, but takes one that stands on its head for an upright one."""
+    """Knows where the face of one picture is, however it is turned, but takes one that stands on its head for an
+    upright one."""
 
     def __init__(self, image, sees=(0, 1, 2, 3)):
         self.looks = {np.rot90(image, turn).tobytes(): turn for turn in range(4)}
@@ -729,7 +736,8 @@ def put_back(image, corners, size, crop=None, **options):
 
 
 def places(image, corners):
-    """Over an image: how far inside the oval each pixel lies, in sides of the crop, and where it lies in the crop, (u, v) from 0 to 1."""
+    """Over an image: how far inside the oval each pixel lies, in sides of the crop, and where it lies in the crop, (u,
+    v) from 0 to 1."""
     rows, columns = np.indices(image.shape[:2])
     across, down = corners[3] - corners[0], corners[1] - corners[0]
     away = np.stack([columns, rows], -1) - corners[0]
@@ -757,7 +765,10 @@ def psnr(a, b):
     ],
 )
 def test_a_crop_goes_back_to_where_it_was(height, width, at, half, angle, size):
-    """Slopes tell by their grey where each pixel comes from. Rising and falling ones, with noise, keep rounding out of it."""
+    """Slopes tell by their grey where each pixel comes from.
+
+    Rising and falling ones, with noise, keep rounding out of it.
+    """
     corners = turned_square(at, half, angle)
     rows, columns = np.indices((height, width)) - np.reshape(at, (2, 1, 1))[::-1]
     middle = np.hypot(rows, columns) < half / 2
@@ -769,7 +780,8 @@ def test_a_crop_goes_back_to_where_it_was(height, width, at, half, angle, size):
             image = np.repeat(np.floor(grey + noise.random(grey.shape)).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
             found.append((put_back(image, corners, size, match_colour=False)[..., 0] - grey)[middle] / slope)
         moved = (found[0] + found[1]) / 2
-        # In pixels of the crop: the quad alone, without FFHQ's rounding, would be 0.19 and 0.25 off in the last two cases.
+        # In pixels of the crop: the quad alone, without FFHQ's rounding, would be 0.19 and 0.25 off in the last two
+        # cases.
         pixel = max(2 * half / size, 1)
         fit = np.linalg.lstsq(
             np.stack([np.ones(middle.sum()), rows[middle] / half, columns[middle] / half], 1), moved, rcond=None

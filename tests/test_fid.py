@@ -71,7 +71,8 @@ def test_missing_weights_and_unknown_networks_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         TalkheadError,
-        match=r"hub.checkpoints.pt_inception-2015-12-05-6726825d.pth: file not found.*talkhead weights fetch inception-fid",
+        match=r"hub.checkpoints.pt_inception-2015-12-05-6726825d.pth: file not found.*"
+        "talkhead weights fetch inception-fid",
     ):
         fid.named("inception")
     with pytest.raises(TalkheadError, match="features 'vgg': unknown"):

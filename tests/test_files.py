@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import toys
 from talkhead import audio_files, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
@@ -51,17 +52,11 @@ def first_click(samples, rate=RATE):
 def written(frames, **options):
     """The bytes of a pipe that carried these frames."""
     stream = io.BytesIO()
-    with video_files.FrameWriter(stream, **options) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return stream.getvalue()
+    return save(stream, frames, **options).getvalue()
 
 
-def save(path, frames, **options):
-    with video_files.FrameWriter(path, **options) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return path
+def save(place, frames, **options):
+    return toys.write_frames(place, frames, **({"lossless": False} | options))
 
 
 def read(source, **options):
@@ -449,16 +444,7 @@ def test_exif_orientation(tmp_path, orientation):
     seen = np.zeros((24, 16, 3), np.uint8)
     seen[:8, :8] = [250, 20, 20]  # top left
     seen[:8, 8:] = [20, 250, 20]  # top right
-    stored = {
-        1: seen,
-        2: seen[:, ::-1],
-        3: seen[::-1, ::-1],
-        4: seen[::-1],
-        5: seen.swapaxes(0, 1),
-        6: np.rot90(seen, 1),
-        7: seen[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(seen, -1),
-    }[orientation]
+    stored = toys.stored_by_exif(seen, orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
@@ -529,9 +515,7 @@ def test_pipe_needs_no_position():
             return len(data)
 
     stream = Forward()
-    with video_files.FrameWriter(stream) as writer:
-        for frame in noise(12):
-            writer.write(frame)
+    save(stream, noise(12))
     np.testing.assert_array_equal(read(OneWay(stream.data)), noise(12))
 
 
@@ -612,9 +596,10 @@ def test_standard_streams():
     frames = noise(15)
     copy = """
         from talkhead import video_files
-        with video_files.read_frames("-") as reader, video_files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
-            for frame in reader:
-                writer.write(frame)
+        with video_files.read_frames("-") as reader:
+            with video_files.FrameWriter("-", sound=reader.sound, metadata=reader.metadata) as writer:
+                for frame in reader:
+                    writer.write(frame)
         """
     result = run(copy, input=written(frames, sound=(tone(0.6), RATE), metadata={"talkhead_aligned": "17"}))
     assert (result.returncode, result.stderr) == (0, b"")
@@ -638,8 +623,9 @@ def test_memory_is_flat(tmp_path):
         import resource, sys
         from talkhead import video_files
         for count in (60, 600):
-            with open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0) as source, open("/dev/null", "wb", buffering=0) as target:
-                with video_files.read_frames(source) as reader, video_files.FrameWriter(target, sound=reader.sound) as writer:
+            source = open(f"{sys.argv[1]}/{count}.mp4", "rb", buffering=0)
+            with source, open("/dev/null", "wb", buffering=0) as target, video_files.read_frames(source) as reader:
+                with video_files.FrameWriter(target, sound=reader.sound) as writer:
                     for frame in reader:
                         writer.write(frame)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -690,9 +676,7 @@ def test_thirty_to_twenty_five_by_hand(tmp_path):
 def test_readers_say_how_many_frames_are_to_come(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     for name in ("clip.mp4", "folder", "clip.mkv"):
-        with video_files.FrameWriter(tmp_path / name) as writer:
-            for frame in frames:
-                writer.write(frame)
+        save(tmp_path / name, frames)
         if name != "clip.mkv":  # Matroska tells the time of the whole file alone
             with video_files.read_frames(tmp_path / name) as reader:
                 assert reader.count == 7 == len(list(reader))
@@ -1121,7 +1105,7 @@ def test_wave_from_a_pipe(tmp_path, size):
         assert len(audio_files.read_audio(OneWay(data))) == 2 * RATE
 
 
-# Sound as it comes ------------------------------------------------------------------------------------------------------
+# Sound as it comes ----------------------------------------------------------------------------------------------------
 
 
 def wave_bytes(samples, rate, codec, size=0xFFFFFFFF):
@@ -1198,7 +1182,8 @@ def test_sound_of_any_kind_comes_block_by_block(tmp_path, rate, channels, codec)
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A function that opens a pipe by its name, as `mkfifo` and a shell's <(…) do, and writes what it is told to, and when."""
+    """A function that opens a pipe by its name, as `mkfifo` and a shell's <(…) do, and writes what it is told to, and
+    when."""
     threads = []
 
     def record(*parts):
@@ -1374,7 +1359,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert files.cache_folder() == Path.home() / "own"
 
 
-# Damage of every kind --------------------------------------------------------------------------------------------------
+# Damage of every kind -------------------------------------------------------------------------------------------------
 
 
 def npy(shape, data=b"", close="}"):

@@ -1,16 +1,16 @@
 """A minute of the fuzzer of examples/fuzz.py; and that it would tell of each kind of fault."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import EXAMPLES, example
+import toys
+from conftest import example
+from toys import EXAMPLES
 
 MUTANTS = 250  # some twenty seconds of work, and as many to load and to make the whole files
 
@@ -21,14 +21,9 @@ def fuzz():
 
 
 def test_no_mutant_brings_more_than_an_error_of_one_line(tmp_path):
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(EXAMPLES).parent),
-        "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(tmp_path),
-    }
     done = subprocess.run(
         [sys.executable, EXAMPLES / "fuzz.py", "--count", str(MUTANTS), "--seed", "2"],
-        env=environment,
+        env=toys.environment(TMPDIR=tmp_path),
         capture_output=True,
         text=True,
         timeout=600,

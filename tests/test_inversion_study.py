@@ -1,16 +1,19 @@
-"""The inversion study: its numbers against values worked by hand and slow loops, and the whole script on toy weights."""
+"""The inversion study.
+
+Its numbers against values worked by hand and slow loops, and the whole script on toy weights.
+"""
 
 import json
-import os
 import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import EXAMPLES, example
+import toys
+from conftest import example
+from toys import EXAMPLES
 
 pytest.importorskip("matplotlib", reason="the study draws with matplotlib, which is not installed")
 
@@ -80,13 +83,7 @@ def made(tmp_path_factory, toy_weights):
     """What the script makes of a puppet at its smallest, with toy weights: (folder, its stderr)."""
     pytest.importorskip("espeakng_loader", reason="the puppet speaks by espeak-ng, which is not installed")
     folder = tmp_path_factory.mktemp("study")
-    for name, module in (("talkhead", "-m talkhead"), ("python", "")):
-        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (folder / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(EXAMPLES.parent),
-        "OMP_NUM_THREADS": "1",
+    environment = toys.environment(folder / "bin") | {
         "FRAMES": "4",
         "STEPS": "3",
         "NEXT_STEPS": "2",
@@ -121,7 +118,10 @@ def test_the_script_measures_what_it_made(made):
 
 
 def test_the_script_reports_the_loss_that_was_made_small(made):
-    """The first loss that the log of a run without noise tells is the loss of the code it began at; the report's is of the code it ended at."""
+    """The first loss that the log of a run without noise tells is the loss of the code it began at.
+
+    The report's is of the code it ended at.
+    """
     out, _ = made
     runs = json.loads((out / "study.json").read_text())["clips"]["puppet"]["runs"]
     first = [record["loss"] for record in map(json.loads, (out / "puppet/hybrid.jsonl").open()) if record["step"] == 0]

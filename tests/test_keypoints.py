@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import talkhead
+import toys
 from talkhead import keypoints
 from talkhead.keypoints import KeypointNetwork, places
 
@@ -86,7 +87,8 @@ def test_shut_lips_are_at_rest_and_a_smile_with_teeth_is_brought_there(network):
 
 @pytest.mark.parametrize("hanging", [-0.1, 0.1])
 def test_a_mouth_at_rest_from_a_smile_is_not_grim(hanging):
-    """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung lower there."""
+    """Corners that the map pulls down hang no lower than those of most mouths, or than in the photo, where they hung
+    lower there."""
     network, spots = (
         KeypointNetwork(),
         {vertex: index for index, vertex in enumerate(np.array(keypoints.VERTICES)[keypoints.MOVED_BY_SPEECH])},
@@ -104,12 +106,11 @@ def test_a_mouth_at_rest_from_a_smile_is_not_grim(hanging):
 
 
 def test_a_file_is_read_back_as_the_same_network(tmp_path):
-    from talkhead import files
 
     torch.manual_seed(0)
     network = KeypointNetwork(widths=(4, 4), mouth_widths=(4, 4), size=16, mouth_size=16, hidden=4).eval()
     path = tmp_path / "k.pt"
-    files.save_weights(path, {"kind": "keypoints", "config": network.config, "step": 0, "model": network.state_dict()})
+    toys.save_network(path, "keypoints", network)
     picture = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(talkhead.load_keypoints(path).read(picture), network.read(picture))
 

@@ -1,25 +1,20 @@
 """Five of the kills that examples/kill_and_resume.py is for; and that it would tell if a result was another."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-from conftest import EXAMPLES, example
+import toys
+from conftest import example
+from toys import EXAMPLES
 
 
 def test_what_was_killed_ends_with_the_same_results(tmp_path):
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(EXAMPLES).parent),
-        "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(tmp_path),
-    }
     done = subprocess.run(
         [sys.executable, EXAMPLES / "kill_and_resume.py", "--kills", "5"],
-        env=environment,
+        env=toys.environment(TMPDIR=tmp_path),
         capture_output=True,
         text=True,
         timeout=600,

@@ -146,7 +146,10 @@ def test_basis_of_chunks_equals_the_basis_of_all(count):
 
 @pytest.mark.parametrize("count", [5, 1024, 1025, 2600])  # fewer, as many and more than the columns
 def test_uneven_chunks_give_the_exact_components(count):
-    """Against the SVD of all at once, and far from the origin: every number to 1e-4 of it, or of the largest beside it."""
+    """Against the SVD of all at once, and far from the origin.
+
+    Every number to 1e-4 of it, or of the largest beside it.
+    """
     x = codes(count, seed=count)
     x = x + 300  # thirty times their spread
     sizes, rng = [0, 1], np.random.default_rng(0)

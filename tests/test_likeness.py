@@ -1,22 +1,14 @@
 """The measures of examples/evaluate_bundled.py and nearest_donors.py that need no trained weights."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from conftest import example
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.insert(0, str(EXAMPLES))
-    import evaluate_bundled
-    import likeness
-
-    yield evaluate_bundled, likeness
-    sys.path.remove(str(EXAMPLES))
+    return example("evaluate_bundled"), example("likeness")
 
 
 def clip(frames=12, size=96):

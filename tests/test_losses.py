@@ -84,8 +84,9 @@ def test_pyramid_of_a_constant_difference_is_that_constant():
 
 
 def test_pyramid_of_one_pixel_by_hand():
-    # 8×8, one channel differs by 1 at an inner pixel with even coordinates. The blur there is (6/16)² = 9/64 and sums to 1.
-    # First level: 1 − 9/64 at the pixel and 1 − 9/64 spread around it. Last: the taps 1/16, 6/16, 1/16 of each axis remain.
+    # 8×8, one channel differs by 1 at an inner pixel with even coordinates. The blur there is (6/16)² = 9/64 and sums
+    # to 1. First level: 1 − 9/64 at the pixel and 1 − 9/64 spread around it. Last: the taps 1/16, 6/16, 1/16 of each
+    # axis remain.
     a, b = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
     a[0, 1, 4, 4] = 1
     first = 2 * (1 - 9 / 64) / (3 * 64)

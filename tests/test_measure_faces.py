@@ -3,25 +3,19 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import example
 from puppets import puppet
 from talkhead import checkpoints, image_files, landmarks, metrics
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXAMPLES))
-    import measure_faces
-
-    yield measure_faces
-    sys.path.remove(str(EXAMPLES))
+    return example("measure_faces")
 
 
 def test_detail_is_what_a_mean_of_nine_takes_away(script):

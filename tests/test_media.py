@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+import toys
 from talkhead import audio_files, containers, files, image_files, video_files
 from talkhead.errors import TalkheadError
 
@@ -50,7 +51,8 @@ def encode(
     clicks=False,
     pause=0,
 ):
-    """A clip made without the code under test: 25 black pictures a second, white ones at `flash`; a tone of 440 Hz. Returns its path.
+    """A clip made without the code under test: 25 black pictures a second, white ones at `flash`; a tone of 440 Hz.
+    Returns its path.
 
     clicks   instead, the tone is heard with the white pictures only
     pause    seconds without pictures and sound in the middle
@@ -156,9 +158,7 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
         samples[RATE * 2 : RATE * 3], audio_files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07
     )
     with pytest.warns(UserWarning, match="damaged"), video_files.read_frames(tmp_path / "damaged.mp4") as reader:
-        with video_files.FrameWriter(tmp_path / "out.mp4", sound=reader.sound) as writer:
-            for frame in reader:
-                writer.write(frame)
+        toys.write_frames(tmp_path / "out.mp4", reader, lossless=False, sound=reader.sound)
     assert len(audio_files.read_audio(tmp_path / "out.mp4")) == 4 * RATE
 
 
@@ -302,7 +302,8 @@ def test_clock_that_starts_again(tmp_path, suffix, video, audio):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("video, audio", [("mpeg1video", "mp2"), ("mpeg2video", "mp2"), ("mpeg2video", "ac3")])
 def test_one_clock_through_a_pipe(tmp_path, video, audio):
-    """FFmpeg makes up other stamps of decoding where it cannot look ahead, and of pictures some that are one too early."""
+    """FFmpeg makes up other stamps of decoding where it cannot look ahead, and of pictures some that are one too
+    early."""
     path = encode(tmp_path / "a.mpg", 4.0, video, audio)
     assert flashes(path) == (100, [25, 50, 75])
     count, white = flashes(OneWay(path.read_bytes()))
@@ -345,7 +346,8 @@ def test_avi_case(case):
 @pytest.mark.parametrize("bframes", ["0", "2"])
 @pytest.mark.parametrize("audio", ["aac", None])
 def test_mp4_that_claims_to_be_hours_long(tmp_path, audio, bframes):
-    """The number of ticks to a second in the head of its pictures is 1, so that each seems to last for minutes or hours."""
+    """The number of ticks to a second in the head of its pictures is 1, so that each seems to last for minutes or
+    hours."""
     with (
         av.open(
             str(encode(tmp_path / "a.mov", 1.0, "libx264", audio, flash=(5, 20), options={"bf": bframes}))
@@ -421,7 +423,10 @@ def test_pictures_that_stand_for_long_are_believed_where_the_sound_goes_on(tmp_p
     ],
 )
 def test_broken_download(tmp_path, name, video, audio):
-    """Where the file tells how long it is, no part of it passes for the whole; a whole one does, by name and through a pipe."""
+    """Where the file tells how long it is, no part of it passes for the whole.
+
+    A whole one does, by name and through a pipe.
+    """
     path = encode(tmp_path / name, 2.0, video, audio, rate=44100 if audio == "libmp3lame" else 48000, flash=(25,))
     whole = path.read_bytes()
     read = (lambda source: flashes(source)) if video else (lambda source: len(audio_files.read_audio(source)) / RATE)
@@ -567,19 +572,11 @@ def only_frame(source):
 
 
 def oriented(orientation):
-    """(the bytes of a JPEG whose EXIF tells how it lies, the picture as it is to be seen), by the table of the EXIF standard."""
+    """(the bytes of a JPEG whose EXIF tells how it lies, the picture as it is to be seen), by the table of the EXIF
+    standard."""
     seen = np.full((48, 32, 3), 90, np.uint8)
     seen[:16, :16], seen[:16, 16:] = [250, 20, 20], [20, 250, 20]  # top left, top right
-    stored = {
-        1: seen,
-        2: seen[:, ::-1],
-        3: seen[::-1, ::-1],
-        4: seen[::-1],
-        5: seen.swapaxes(0, 1),
-        6: np.rot90(seen, 1),
-        7: seen[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(seen, -1),
-    }[orientation]
+    stored = toys.stored_by_exif(seen, orientation)
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(stream, "JPEG", exif=exif, quality=95, subsampling=0)
@@ -681,7 +678,10 @@ def test_picture_with_others_behind_it_is_one(tmp_path):
 
 
 def animation(format, **options):
-    """Red, clear, blue for 80, 120 and 40 ms: two, three and one frame of 25 a second. In a GIF white, for Pillow writes no clear picture."""
+    """Red, clear, blue for 80, 120 and 40 ms: two, three and one frame of 25 a second.
+
+    In a GIF white, for Pillow writes no clear picture.
+    """
     colours = [(255, 0, 0, 255), (255, 255, 255, 255) if format == "GIF" else (0, 255, 0, 0), (0, 0, 255, 255)]
     pictures = [Image.new("RGBA", (32, 32), colour) for colour in colours]
     stream = io.BytesIO()
@@ -729,9 +729,7 @@ def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
     for source in ways(tmp_path, stream.getvalue(), f"a{suffix}", "a"):
         frame = only_frame(source)
         assert frame.shape == (32, 48, 3) and np.abs(frame.astype(int) - [200, 100, 50]).max() <= 4
-    with video_files.read_frames(tmp_path / "a") as reader, video_files.FrameWriter(tmp_path / "face.png") as writer:
-        for frame in reader:
-            writer.write(frame)
+    toys.write_frames(tmp_path / "face.png", video_files.read_frames(tmp_path / "a"), lossless=False)
 
 
 def test_avif_without_pillow(tmp_path, monkeypatch):
@@ -938,7 +936,10 @@ def test_pillow_logs_nothing_unasked(tmp_path):
     at = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
     data[at : at + 2] = struct.pack("<H", 1027)
     (tmp_path / "a.tif").write_bytes(data)
-    code = f"from talkhead import errors, image_files\ntry: image_files.read_image({str(tmp_path / 'a.tif')!r})\nexcept errors.TalkheadError as error: print(error)"
+    code = (
+        f"from talkhead import errors, image_files\ntry: image_files.read_image({str(tmp_path / 'a.tif')!r})\n"
+        "except errors.TalkheadError as error: print(error)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -477,7 +477,7 @@ def test_a_generated_mouth_is_measured_end_to_end():
     assert metrics.closure_rate(mouth_opening(fake), [(closed / 25, (closed + 1) / 25)], true.min() + 1e-6) == 1.0
 
 
-# Distributions of features ----------------------------------------------------------------------------------------------
+# Distributions of features --------------------------------------------------------------------------------------------
 
 
 def clouds(count, width, seed=0):

@@ -57,7 +57,8 @@ def test_missing_and_unreadable_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         TalkheadError,
-        match="mobilenet_v2-b0353104.pth: not found; download https://download.pytorch.org/models/mobilenet_v2-b0353104.pth into",
+        match="mobilenet_v2-b0353104.pth: not found; "
+        "download https://download.pytorch.org/models/mobilenet_v2-b0353104.pth into",
     ):
         mobilenet.MobileNet()
     mobilenet.weights_path().parent.mkdir(parents=True)

@@ -1,7 +1,8 @@
-"""A real shell: commands joined by pipes, readers that leave, writers that fail, terminals, and every line of the README.
+"""A real shell: commands joined by pipes, readers that leave, writers that fail, terminals, and every line of the
+README.
 
-The `talkhead` of these tests is the real one with toy weights in the place of the bundled ones, and a detector that knows
-where the puppet is. The last tests run the README on the bundled weights, where they are.
+The `talkhead` of these tests is the real one with toy weights in the place of the bundled ones, and a detector that
+knows where the puppet is. The last tests run the README on the bundled weights, where they are.
 """
 
 import fcntl
@@ -98,7 +99,7 @@ def left_over(room):
     return [path for path in room.rglob(".*") if path.is_file()]
 
 
-# Pipes ------------------------------------------------------------------------------------------------------------------
+# Pipes ----------------------------------------------------------------------------------------------------------------
 
 
 def test_there_and_back(room, environment):
@@ -123,7 +124,8 @@ def test_there_and_back(room, environment):
 
 @pytest.mark.parametrize("method", ["sequential", "hybrid"])
 def test_a_killed_inversion_goes_on_to_the_same_bits(room, environment, method):
-    line = f"exec talkhead invert clip.mp4 --method {method} --steps 20 --next-steps 20 --hybrid-steps 20 --batch 2 --perceptual pyramid"
+    steps = "--steps 20 --next-steps 20 --hybrid-steps 20"
+    line = f"exec talkhead invert clip.mp4 --method {method} {steps} --batch 2 --perceptual pyramid"
     whole = shell(f"{line} -o whole.npy", room, environment)
     assert whole.returncode == 0, said(whole)
     part = room / "lat.npy.part"
@@ -190,10 +192,14 @@ def test_identity_and_speech_from_pipes(room, environment):
 
 
 def test_speech_that_comes_slowly(room, environment):
-    """A recorder that pauses, within a sample too: the frames are those of the file, and a prepared identity needs no encoder."""
+    """A recorder that pauses, within a sample too.
+
+    The frames are those of the file, and a prepared identity needs no encoder.
+    """
     done = shell(
         "talkhead invert face.png -o me.npy\n"
-        "{ head -c 5001 speech.wav; sleep 0.5; tail -c +5002 speech.wav; } | talkhead generate --identity me.npy --audio - --latents-out slow.npy -o - > slow.mp4\n"
+        "{ head -c 5001 speech.wav; sleep 0.5; tail -c +5002 speech.wav; } | talkhead generate --identity me.npy "
+        "--audio - --latents-out slow.npy -o - > slow.mp4\n"
         "talkhead generate --identity me.npy --audio speech.wav --latents-out whole.npy -o whole.mp4",
         room,
         environment,
@@ -293,7 +299,8 @@ def test_standard_streams_that_nobody_reads(room, environment, closed, line, res
 
 
 def test_the_detector_loads_where_no_stream_is_open(room, environment):
-    script = "import os; from talkhead.landmarks import _quiet\nwith _quiet():\n    os.write(2, b'noise')\nopen('done', 'w').close()"
+    script = "import os; from talkhead.landmarks import _quiet\nwith _quiet():\n    os.write(2, b'noise')\n"
+    script += "open('done', 'w').close()"
     done = shell(f'{sys.executable} -c "{script}" >&- 2>&-', room, environment | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and (room / "done").exists()
 
@@ -341,7 +348,7 @@ def test_packing_more_than_a_file_may_hold(room, environment):
     )
 
 
-# Terminals --------------------------------------------------------------------------------------------------------------
+# Terminals ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -400,7 +407,7 @@ def test_progress_is_for_terminals(room, environment):
     assert process.returncode == 0 and b"frame" in shown
 
 
-# Signals ----------------------------------------------------------------------------------------------------------------
+# Signals --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -425,7 +432,8 @@ def test_interrupted(room, environment, sent, status):
 
 def test_who_ignores_hangups_goes_on(room, environment):
     """As nohup has it."""
-    line = 'trap "" HUP; exec talkhead invert clip.mp4 -o lat.npy --method optimise --steps 300 --perceptual pyramid --log log.jsonl'
+    line = 'trap "" HUP; exec talkhead invert clip.mp4 -o lat.npy --method optimise --steps 300 '
+    line += "--perceptual pyramid --log log.jsonl"
     with subprocess.Popen(["bash", "-c", line], cwd=room, env=environment, stderr=subprocess.PIPE) as process:
         while process.poll() is None and not ((room / "log.jsonl").exists() and (room / "log.jsonl").stat().st_size):
             time.sleep(0.01)
@@ -453,7 +461,7 @@ def test_interrupted_packing_leaves_nothing(room, environment):
     assert not (room / "faces.npy").exists() and not (room / "faces.json").exists() and left_over(room) == []
 
 
-# Lists ------------------------------------------------------------------------------------------------------------------
+# Lists ----------------------------------------------------------------------------------------------------------------
 
 
 def manifests(folder):
@@ -573,8 +581,8 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
     """Shard 1 fails at once, and torchrun would end shard 0 if its process did not wait."""
     (listed / "clips.txt").write_text("clip.mp4\ntorn.mp4\nclips/000000.mp4\nface.png\n# and\nclips/000001.mp4\n")
     done = shell(
-        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m talkhead invert --list clips.txt -o out {OPTIMISE}"
-        f" --generator {toy_weights}/generator.pt --encoder {toy_weights}/encoder.pt",
+        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m talkhead invert --list "
+        f"clips.txt -o out {OPTIMISE} --generator {toy_weights}/generator.pt --encoder {toy_weights}/encoder.pt",
         listed,
         environment | {"PYTHONPATH": str(ROOT)},
     )
@@ -590,7 +598,7 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
     assert_whole(listed, singles)
 
 
-# The README -------------------------------------------------------------------------------------------------------------
+# The README -----------------------------------------------------------------------------------------------------------
 
 # What makes its training lines take seconds; everything else is run as printed.
 SMALL = {
@@ -611,7 +619,8 @@ MORE = {
     "train-video-gan": "--batch 2 --frames 4 --width 2 --noise 3",
     "train-stylegan": "--batch 2",
     "train-encoder": "--batch 2 --width 4",
-    "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --embedding 8 --lstm 8 --decoder 8 --image-frames 2",
+    "train-audio2latent": "--batch 2 --frames 4 --channels 4,4,4,4,4 --hidden 8 --embedding 8 --lstm 8 --decoder 8 "
+    "--image-frames 2",
 }
 
 
@@ -655,7 +664,8 @@ def test_readme_commands(block, desk, environment):
 
 def test_readme_python(desk, environment, toy_weights):
     (block,) = readme("python")
-    patch = f"from pathlib import Path\nfrom talkhead import checkpoints\ncheckpoints.WEIGHTS = Path({str(toy_weights)!r})\n"
+    patch = "from pathlib import Path\nfrom talkhead import checkpoints\n"
+    patch += f"checkpoints.WEIGHTS = Path({str(toy_weights)!r})\n"
     (desk / "out.mp4").unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", patch + block],
@@ -677,7 +687,7 @@ def test_readme_runs_in_its_first_thirty_lines():
     )
 
 
-# The bundled weights ----------------------------------------------------------------------------------------------------
+# The bundled weights --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import toys
+
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
@@ -23,7 +25,10 @@ def walk(frames=6, layers=4, seed=0, at=0.0):
 
 
 def drawn(figure, path):
-    """Write a figure and read it back, uint8 (H, W, 3); nothing that it shows touches its edge, where it would be cut."""
+    """Write a figure and read it back, uint8 (H, W, 3).
+
+    Nothing that it shows touches its edge, where it would be cut.
+    """
     plots.save(figure, path)
     picture = image_files.read_image(path)
     for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
@@ -37,7 +42,7 @@ def texts(figure):
     return {text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()}
 
 
-# Paths -----------------------------------------------------------------------------------------------------------------
+# Paths ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_plane_is_what_the_singular_values_say():
@@ -84,7 +89,7 @@ def test_paths_that_do_not_fit_together():
         plots.trajectories({"a": walk()}, plane="flat")
 
 
-# Logs ------------------------------------------------------------------------------------------------------------------
+# Logs -----------------------------------------------------------------------------------------------------------------
 
 
 def inversion(frames=((0, 3), (1, 2), (2, 2))):
@@ -176,7 +181,7 @@ def test_logs_are_read(tmp_path):
             plots.read_log(path)
 
 
-# Sheets of frames --------------------------------------------------------------------------------------------------------
+# Sheets of frames -----------------------------------------------------------------------------------------------------
 
 
 def test_a_sheet_has_each_picture_in_its_place(tmp_path):
@@ -269,7 +274,7 @@ def test_components_move_the_mean_along_singular_vectors(generator):
         assert min(np.abs(found - wanted).max(), np.abs(found[::-1] - wanted).max()) <= 1
 
 
-# Mouths ----------------------------------------------------------------------------------------------------------------
+# Mouths ---------------------------------------------------------------------------------------------------------------
 
 
 def test_mouths(tmp_path):
@@ -290,7 +295,7 @@ def test_mouths(tmp_path):
     assert len(plots.mouths({"real": opening}).axes) == 1
 
 
-# Studies ---------------------------------------------------------------------------------------------------------------
+# Studies --------------------------------------------------------------------------------------------------------------
 
 
 def test_preferences(tmp_path):
@@ -324,7 +329,7 @@ def test_preferences(tmp_path):
         plots.preferences([])
 
 
-# Files and commands -------------------------------------------------------------------------------------------------------
+# Files and commands ---------------------------------------------------------------------------------------------------
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
@@ -400,9 +405,7 @@ def test_each_command_draws(material, line):
 )
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
-    with video_files.FrameWriter("made.mkv", synthetic=True) as writer:
-        for frame in video_files.read_frames("clip.mp4"):
-            writer.write(frame)
+    toys.write_frames("made.mkv", video_files.read_frames("clip.mp4"), lossless=False, synthetic=True)
     result = run("plot", *line.split(), "-o", f"x.{kind}")
     assert result.exit_code == 0, result.output
     assert (files.SYNTHETIC_TYPE.encode() in (material / f"x.{kind}").read_bytes()) == marked

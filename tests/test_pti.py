@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_is_refused(generator, images, pivots):
         tuned(generator, images[:1], torch.full((1, 4, 512), np.nan))
 
 
-# In a file --------------------------------------------------------------------------------------------------------------
+# In a file ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_learns_what_is_learnt_in_memory(generator, images, pivots, tmp_path):

@@ -114,7 +114,10 @@ def photographed(monkeypatch, still):
 
 
 def write_album(place):
-    """Two folders: one person twice, with a table that tells so, and another person; the same person again by name, and two unknown ones."""
+    """Two folders: one person twice, with a table that tells so, and another person.
+
+    The same person again by name, and two unknown ones.
+    """
     for name in ("set/1_shut.jpg", "set/1_open.jpg", "set/2_shut.jpg", "more/1.jpg", "more/3.jpg", "more/4.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()

@@ -1,7 +1,8 @@
-"""Other projects' pickles come back as data, equal to what Python's own unpickler and torch would make, and nothing in them runs.
+"""Other projects' pickles come back as data, equal to what Python's own unpickler and torch would make, and nothing in
+them runs.
 
-The networks pickled here stand for NVIDIA's: their modules reduce as those do, to a function that runs the source code that
-they carry. The source code says to write a file, the canary, which must never appear.
+The networks pickled here stand for NVIDIA's: their modules reduce as those do, to a function that runs the source code
+that they carry. The source code says to write a file, the canary, which must never appear.
 """
 
 import argparse
@@ -393,7 +394,10 @@ WRITERS = {"pickle": write_pickle, "zip": write_zip, "legacy": write_legacy, "in
 
 
 def attacks(canary):
-    """Of each (opcodes, what the refusal says), by name. Run by Python's unpickler it would write the canary, or take the machine down."""
+    """Of each (opcodes, what the refusal says), by name.
+
+    Run by Python's unpickler it would write the canary, or take the machine down.
+    """
     return {label: (opcodes, reason) for label, opcodes, reason in (*_calls(canary), *_bombs())}
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import toys
 from conftest import example
-from talkhead import audio_files, checkpoints, files, mfcc, speech_models
+from talkhead import audio_files, checkpoints, mfcc, speech_models
 from talkhead.audio_features import LogitWindows, features
 from talkhead.errors import TalkheadError
 
@@ -314,10 +315,7 @@ def test_silence_is_zero_when_it_has_lasted(small):
 
 
 def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
-    files.save_weights(
-        tmp_path / "run.pt",
-        {"kind": "speech", "config": {"network": small.config}, "step": 3, "model": small.state_dict()},
-    )
+    toys.save_network(tmp_path / "run.pt", "speech", small, step=3, nested=True)
     checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
     run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
     assert run.identity == half.identity == LogitWindows(small).identity and json.dumps(run.identity)

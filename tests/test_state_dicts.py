@@ -1,6 +1,7 @@
 """Other projects' tensors become ours: our networks draw and judge with them as those projects' own code did.
 
-What that code answered is in data/peers.json; foreign.py wrote it, and has the other layouts' names written out by hand.
+What that code answered is in data/peers.json; foreign.py wrote it, and has the other layouts' names written out by
+hand.
 """
 
 import json

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import toys
 from conftest import example
 from talkhead import TalkheadError, files, video_files
 from test_cli import run
@@ -35,12 +36,8 @@ def videos(tmp_path_factory, puppet):
     ):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
-        with (
-            video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader,
-            video_files.FrameWriter(path, sound=reader.sound) as writer,
-        ):
-            for frame in reader:
-                writer.write(frame)
+        with video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader:
+            toys.write_frames(path, reader, lossless=False, sound=reader.sound)
     return folder
 
 
@@ -53,7 +50,7 @@ def made(videos):
     return folder, files.read_json(videos / "study.key.json"), record
 
 
-# The page ----------------------------------------------------------------------------------------------------------------
+# The page -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_stands_alone_and_tells_nothing(made, videos):
@@ -143,7 +140,7 @@ def test_what_cannot_be_asked(tmp_path, videos, monkeypatch):
     assert not (tmp_path / "s/index.html").exists()
 
 
-# Answers -----------------------------------------------------------------------------------------------------------------
+# Answers --------------------------------------------------------------------------------------------------------------
 
 
 def answer(key, participant, pair, question, outcome, ours_left=True, expected="", choice=None):
@@ -335,7 +332,7 @@ def test_make_on_the_command_line(tmp_path, videos):
     assert result.exit_code == 1 and "two or more folders" in result.stderr and not (tmp_path / "t").exists()
 
 
-# In a browser ----------------------------------------------------------------------------------------------------------------
+# In a browser ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,10 @@ CLAMPED_LOGITS = [0.642819, 0.650311, 0.644718, 0.647331]
 
 
 def fill(network):
-    """Weights that any implementation can repeat: numpy's frozen normal stream, seeded by a tensor's place in the names."""
+    """Weights that any implementation can repeat.
+
+    Numpy's frozen normal stream, seeded by a tensor's place in the names.
+    """
     for seed, (name, value) in enumerate(sorted(network.state_dict().items())):
         drawn = torch.as_tensor(np.random.RandomState(seed).randn(*value.shape))
         value.copy_(drawn * (100 if name.startswith("mapping") and "weight" in name else 1))
@@ -334,7 +337,10 @@ def test_truncation_moves_towards_the_mean():
 
 
 def test_a_shallow_generator_stops_at_its_side():
-    """The colours that the whole one has there, before it doubles them: those of a generator of that side with the same weights."""
+    """The colours that the whole one has there, before it doubles them.
+
+    Those of a generator of that side with the same weights.
+    """
     generator = fill(Generator(32, [8, 6, 4, 4], mapping_layers=1))
     small = Generator(16, [8, 6, 4], mapping_layers=1)
     small.load_state_dict({name: value for name, value in generator.state_dict().items() if name in small.state_dict()})
@@ -546,7 +552,10 @@ def test_ada_moves_its_probability_by_the_signs_of_four_steps(tmp_path):
 
 
 def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
-    """Changes that write the place of an image in the batch on its right half: the discriminator sees no image without it."""
+    """Changes that write the place of an image in the batch on its right half.
+
+    The discriminator sees no image without it.
+    """
     from talkhead.encoders import ResNetEncoder
 
     half, seen, told = torch.cat([torch.ones(8), torch.zeros(8)]), [], []
@@ -586,7 +595,10 @@ def test_all_that_the_critic_sees_is_augmented_alike(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("resolution", [16, 32])
 def test_fine_tuning_a_foreign_file_with_frozen_levels_and_augmentation(tmp_path, puppet, resolution):
-    """From a file as rosinality's training writes it; at another resolution its discriminator does not fit, and none may be frozen."""
+    """From a file as rosinality's training writes it.
+
+    At another resolution its discriminator does not fit, and none may be frozen.
+    """
     shape = {"z_dim": 12, "w_dim": 12, "channels": (8, 6, 4), "layers": 2}
     theirs = foreign.rosinality_generator(**shape)
     torch.save(
@@ -825,7 +837,7 @@ def test_gradients_of_the_resampling_filter(gain, padding, stride):
     assert torch.autograd.gradgradcheck(lambda x: stylegan_ops.Downsample.apply(x, gain, padding, stride).sin(), x)
 
 
-# FID while training --------------------------------------------------------------------------------------------------------
+# FID while training ---------------------------------------------------------------------------------------------------
 
 
 class Corners:

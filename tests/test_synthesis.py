@@ -9,32 +9,31 @@ import pytest
 import torch
 
 import talkhead
-from conftest import toy_second_model
+import toys
 from talkhead import metrics, synthesis
-from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.mfcc import mfcc_windows
-from talkhead.stylegan import Generator
 
 
 @pytest.fixture(scope="module")
-def generator():
-    torch.manual_seed(0)
-    return Generator(16, channels=[8, 8, 8], mapping_layers=1).eval()
+def networks():
+    return toys.pair(encoder_seed=1, std=0.3)
 
 
 @pytest.fixture(scope="module")
-def encoder(generator):
-    torch.manual_seed(1)
-    encoder = ResNetEncoder(generator.num_ws, width=4, input_size=16)
-    torch.nn.init.normal_(encoder.fc.weight, std=0.3)  # the initial head is tiny: faces would differ too little to tell
-    return encoder.eval()
+def generator(networks):
+    return networks[0].eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(networks):
+    return networks[1].eval()
 
 
 @pytest.fixture(scope="module")
 def audio2latent(generator):
     torch.manual_seed(2)
-    return toy_second_model(generator.num_ws).eval()
+    return toys.second_model(generator.num_ws).eval()
 
 
 @pytest.fixture
@@ -150,12 +149,11 @@ def test_path_starts_at_the_mean_code_of_the_pictures(encoder, audio2latent):
 
 
 def test_noise_moves_the_mean_code_of_the_pictures(encoder, generator):
-    from conftest import toy_motion_model
     from talkhead.video_gan import motion
 
     faces = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     torch.manual_seed(0)
-    mover = toy_motion_model(generator.num_ws)
+    mover = toys.motion_model(generator.num_ws)
     with torch.no_grad():
         origin = encoder(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1).mean(0).numpy()
     path = np.stack(list(synthesis.noise_to_latents(encoder, mover, faces, 7, 5)))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import EXAMPLES
-from talkhead import files, video_files
+import toys
+from talkhead import files
+from toys import EXAMPLES
 
 THESIS = EXAMPLES / "thesis"
 
@@ -25,9 +25,8 @@ def script(name):
 
 def corpus(folder, taught, unheard, speakers=1):
     """A split of clips that are the same few frames with sound; the path of split.tsv."""
-    with video_files.FrameWriter(folder / "clip.mkv", sound=(np.full(3200, 0.1, np.float32), 16000)) as writer:
-        for _ in range(5):
-            writer.write(np.full((16, 16, 3), 99, np.uint8))
+    grey, sound = np.full((5, 16, 16, 3), 99, np.uint8), (np.full(3200, 0.1, np.float32), 16000)
+    toys.write_frames(folder / "clip.mkv", grey, lossless=False, sound=sound)
     rows = [
         (f"s{index % speakers}", folder / f"{index}.mkv", "taught" if index < taught else "unheard")
         for index in range(taught + unheard)
@@ -87,18 +86,13 @@ def test_the_script_tries_its_options_on_the_corpus_before_it_begins(tmp_path, t
     for index in range(50):
         (tmp_path / "data" / "video" / f"{index:02}.mpg").symlink_to(tmp_path / "clip.mkv")
     (tmp_path / "data" / "video" / "sbig7a.mpg").symlink_to(tmp_path / "clip.mkv")  # kept to measure on
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
-    model = tmp_path / "none.task"
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(EXAMPLES.parent),
-        "SIZE": "16",
-        "GENERATOR": str(toy_weights / "generator.pt"),
-        "ENCODER": str(toy_weights / "encoder.pt"),
-        "DETECTOR_MODEL": str(model),
-    }
+    environment = toys.environment(
+        tmp_path / "bin",
+        SIZE=16,
+        GENERATOR=toy_weights / "generator.pt",
+        ENCODER=toy_weights / "encoder.pt",
+        DETECTOR_MODEL=tmp_path / "none.task",
+    )
     line = [str(THESIS / "run.sh"), "grid-s1", str(tmp_path / "data"), str(tmp_path / "out")]
     for more in ([], ["--dry-run"]):
         done = subprocess.run(["bash", *line, *more], env=environment, capture_output=True, text=True)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import toys
 from talkhead import audio_files, files, latent_cache, mfcc, train_audio2latent, video_files
 from talkhead.audio2latent import FirstModel, SecondModel, build, displacements
 from talkhead.audio_features import Mfcc
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latent_cache import EncodedClip, LatentCache, Windows, split
-from talkhead.stylegan import Generator
 from talkhead.train_audio2latent import train
 from test_audio2latent import TOY, L, toy_model
 
@@ -31,11 +31,8 @@ def write_clip(folder, name, speaker, seed, track=True):
     loud = np.repeat(rng.random(FRAMES // 2 + 1) > 0.5, 2)[:FRAMES]
     sound = np.repeat(loud, 640) * rng.standard_normal(FRAMES * 640) * 0.1
     base = rng.integers(60, 120, (16, 16, 3))
-    with video_files.FrameWriter(
-        folder / f"{name}.mp4", sound=(sound.astype(np.float32), 16000), lossless=True
-    ) as writer:
-        for frame in range(FRAMES):
-            writer.write((base + 100 * loud[frame]).astype(np.uint8))
+    frames = ((base + 100 * each).astype(np.uint8) for each in loud)
+    toys.write_frames(folder / f"{name}.mp4", frames, sound=(sound.astype(np.float32), 16000))
     (folder / f"{name}.json").write_text(json.dumps({"speaker": speaker, "source": "test"}))
     if track:
         np.save(folder / f"{name}.track.npy", np.stack([0.1 * loud] * 3, 1).astype(np.float32))
@@ -51,11 +48,8 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks():
-    torch.manual_seed(0)
-    generator = Generator(16, channels=[8, 8, 8], mapping_layers=1)
+    generator, encoder = toys.pair()
     generator.fingerprint = "0123456789abcdef"
-    encoder = ResNetEncoder(L, width=4, input_size=16)
-    torch.nn.init.normal_(encoder.fc.weight, std=0.1)
     return generator, encoder
 
 
@@ -87,7 +81,10 @@ def run(clips, networks, out, steps, kind="second", sizes=None, **options):
 
 
 class Steps:
-    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms. Counts what it was asked for."""
+    """Stands in for a network's features: a random mixture of coefficients, one step in 20 ms.
+
+    Counts what it was asked for.
+    """
 
     name, identity, shape = "steps", {"name": "steps", "network": "0123"}, (29, 16)
 
@@ -345,7 +342,8 @@ WIDE = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_hears_the_sound(networks, tmp_path, kind):
     """Loud is bright in these clips: an unheard voice must move an unseen face the right way. It takes many faces to
-    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's rounding."""
+    know that brightness is what they share: from four, what is learnt hangs on the start, and so on the machine's
+    rounding."""
     (tmp_path / "clips").mkdir()
     for k in range(16):
         write_clip(tmp_path / "clips", f"{k:06d}", f"voice{k // 2}", k)

@@ -21,11 +21,14 @@ def pieces(audio, size):
     return (audio[start : start + size] for start in range(0, len(audio), size))
 
 
-# Whether anybody speaks -------------------------------------------------------------------------------------------------
+# Whether anybody speaks -----------------------------------------------------------------------------------------------
 
 
 def test_what_a_voice_takes_equals_a_slow_loop():
-    """Bands of two filters each; of the second before, means of eight steps, and of the frame's window, means of two."""
+    """Bands of two filters each.
+
+    Of the second before, means of eight steps, and of the frame's window, means of two.
+    """
     audio = syllables(2)
     levels = np.concatenate(list(mfcc.log_mel([audio])))
     heard = vad.vad_features(audio)
@@ -106,7 +109,7 @@ def test_real_words_are_heard(shared_data):
         assert np.mean(likely[spoken] > 0.5) > 0.8 and np.mean(np.delete(likely, np.r_[20:58]) > 0.5) < 0.1
 
 
-# The mouth --------------------------------------------------------------------------------------------------------------
+# The mouth ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_mouth_comes_to_rest_and_opens_again():
@@ -126,7 +129,7 @@ def test_a_doubt_opens_the_mouth():
     assert last == pytest.approx(vad.TRUST / (1 + vad.TRUST), abs=1e-3)
 
 
-# Eyes -------------------------------------------------------------------------------------------------------------------
+# Eyes -----------------------------------------------------------------------------------------------------------------
 
 
 def falls(lids):

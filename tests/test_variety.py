@@ -1,4 +1,7 @@
-"""What faces differ in: measured on colours of known angle, drawn evenly, repainted on pictures whose parts are known."""
+"""What faces differ in.
+
+Measured on colours of known angle, drawn evenly, repainted on pictures whose parts are known.
+"""
 
 import json
 import runpy
@@ -156,7 +159,8 @@ def test_choices_are_counted():
 def test_sex_and_age_of_donors_are_counted_where_they_are_told(tmp_path, monkeypatch, capsys):
     script = runpy.run_path(Path(__file__).parents[1] / "examples" / "count_variety.py")
     (tmp_path / "SOURCES.tsv").write_text(
-        "file\tperson_id\tnote\na/1.jpg\tx:1\tneutral age=24 female white\na/2.jpg\tx:2\tyoung adult male\na/3.jpg\tx:3\t\n"
+        "file\tperson_id\tnote\na/1.jpg\tx:1\tneutral age=24 female white\na/2.jpg\tx:2\tyoung adult male\n"
+        "a/3.jpg\tx:3\t\n"
     )
     told = {"tone": "dark", "hair": "long", "hair_shade": "dark", "light": {"from": "own"}, "backdrop": {"kind": "own"}}
     for number, donors in enumerate((["1", "2"], ["1", "3", "4"])):

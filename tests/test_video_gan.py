@@ -1,4 +1,7 @@
-"""Motion from noise: the thesis's table and equations by hand, streaming without drift, and training on clips made on the spot."""
+"""Motion from noise.
+
+The thesis's table and equations by hand, streaming without drift, and training on clips made on the spot.
+"""
 
 import copy
 import json
@@ -10,12 +13,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import toys
 from talkhead import files, image_files, latent_cache, train_video_gan, video_files
 from talkhead.distributed import Distributed, MicroBatch
 from talkhead.encoders import ResNetEncoder
 from talkhead.errors import TalkheadError
 from talkhead.latents import Basis, mean_latent
-from talkhead.stylegan import Generator
 from talkhead.train_video_gan import train
 from talkhead.video_gan import ImageDiscriminator, LatentGenerator, VideoDiscriminator, motion
 
@@ -111,7 +114,10 @@ def test_segments_follow_each_other_without_a_seam():
 
 
 def test_endless_motion_stays_near_the_identity_unless_the_frame_before_is_displaced():
-    """A hidden output is smaller than one: no frame is farther than the motion_scale, and the last are no farther than the first."""
+    """A hidden output is smaller than one.
+
+    No frame is farther than the motion_scale, and the last are no farther than the first.
+    """
     model, identity = toy_model(), torch.randn(L, 512)
     far = np.array([np.linalg.norm(moved) for moved in motion(model, identity, 1, 3000, chunk=500)])
     assert far.max() <= model.motion_scale.norm() and far[-1000:].mean() < 1.2 * far[:1000].mean()
@@ -135,7 +141,7 @@ def test_unknown_words_are_refused(options, message):
         LatentGenerator(L, 4, 3, **options)
 
 
-# The discriminators ----------------------------------------------------------------------------------------------------------
+# The discriminators ---------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_table_3_2():
@@ -227,9 +233,7 @@ def write_clip(folder, name, seed, frames=FRAMES, size=(16, 16)):
     """A clip without sound, whose picture brightens and darkens."""
     rng = np.random.default_rng(seed)
     light, base = np.cumsum(rng.uniform(-40, 40, frames)), rng.integers(60, 120, (*size, 3))
-    with video_files.FrameWriter(folder / f"{name}.mp4", lossless=True) as writer:
-        for level in light:
-            writer.write(np.clip(base + level, 0, 255).astype(np.uint8))
+    toys.write_frames(folder / f"{name}.mp4", (np.clip(base + level, 0, 255).astype(np.uint8) for level in light))
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +246,9 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks():
-    torch.manual_seed(0)
-    generator = Generator(16, channels=[8, 8, 8], mapping_layers=1)
+    generator, encoder = toys.pair()
     generator.fingerprint = "0123456789abcdef"
-    encoder = ResNetEncoder(L, width=4, input_size=16)
     encoder.fingerprint = "fedcba9876543210"
-    torch.nn.init.normal_(encoder.fc.weight, std=0.1)
     return generator, encoder
 
 
@@ -302,7 +303,8 @@ def test_training_writes_a_model_that_loads(clips, networks, tmp_path):
 
 
 def test_basis_is_turned_to_the_motion_of_the_clips(clips, networks, tmp_path):
-    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third of the motion_scale wide."""
+    """It spans what the principal components of the frames span, and motion along its axes is uncorrelated, and a third
+    of the motion_scale wide."""
     run(clips, networks, tmp_path / "a.pt", 1)
     model = LatentGenerator(L, **NETWORK)
     model.load_state_dict(files.load_weights(tmp_path / "a.pt")["model"])

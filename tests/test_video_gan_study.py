@@ -1,17 +1,17 @@
 """The study of motion from noise: its numbers against values worked by hand, and the whole script on toy weights."""
 
 import json
-import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import EXAMPLES, example
+import toys
+from conftest import example
 from puppets import puppet
-from talkhead import image_files, landmarks, video_files
+from talkhead import image_files, landmarks
+from toys import EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +84,13 @@ def write_clips(folder, seeds):
     track = np.tile(np.float32([[0.0, 0.0, 0.0], [0.15, 0.0, 0.1]]), (12, 1))
     for seed in seeds:
         made = list(puppet.perform(puppet.drawn(seed=seed, size=32), track, size=32, seed=seed))
-        with video_files.FrameWriter(folder / f"{seed:06d}.mp4", lossless=True) as writer:
-            for frame, _ in made:
-                writer.write(frame)
+        toys.write_frames(folder / f"{seed:06d}.mp4", (frame for frame, _ in made))
         np.save(folder / f"{seed:06d}.landmarks.npy", np.stack([marks for _, marks in made]))
 
 
 def test_the_script_measures_and_draws(tmp_path, toy_weights):
     write_clips(tmp_path / "train", (1, 2))
     write_clips(tmp_path / "held", (3, 4))
-    for name, module in (("talkhead", "-m talkhead"), ("python", "")):
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (tmp_path / name).chmod(0o755)
     small = {
         "RUNS": "w",
         "STEPS": 1,
@@ -108,18 +103,8 @@ def test_the_script_measures_and_draws(tmp_path, toy_weights):
         "SECONDS_EACH": 1,
         "LONG": 4,
     }
-    environment = (
-        os.environ
-        | {name: str(value) for name, value in small.items()}
-        | {
-            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(EXAMPLES.parent),
-            "OMP_NUM_THREADS": "1",
-            "GENERATOR": str(toy_weights / "generator.pt"),
-            "ENCODER": str(toy_weights / "encoder.pt"),
-            "VIDEO_GAN": str(toy_weights / "video_gan.pt"),
-        }
-    )
+    networks = {name.upper(): toy_weights / f"{name}.pt" for name in ("generator", "encoder", "video_gan")}
+    environment = toys.environment(tmp_path / "bin", **small, **networks)
     done = subprocess.run(
         [EXAMPLES / "video_gan_study.sh", tmp_path / "out", tmp_path / "train", tmp_path / "held"],
         env=environment,

@@ -2,8 +2,9 @@
 
     python examples/benchmarks/data_wait.py
 
-Makes puppets, trains a small generator on them in each of their forms, in a fresh process each, and prints a JSON object for each:
-how fast it went, how fast its data could have come, how much of the time its steps waited for them, and whether that is within the limit.
+Makes puppets, trains a small generator on them in each of their forms, in a fresh process each, and prints a JSON
+object for each: how fast it went, how fast its data could have come, how much of the time its steps waited for them,
+and whether that is within the limit.
 """
 
 import argparse

@@ -8,8 +8,9 @@ Runs the command itself, from files to MP4, in a fresh process for each length o
 object for each run and one that sets the figures against their limits. Linux and macOS (memory comes from wait4).
 
 --size takes random weights of full size for faces so large: StyleGAN2's config F, ResNet18, the second model of 2,500
-components, which is FFHQ's network at 1024. How fast a network is does not hang on its weights; its pictures are noise, which
-codes worse than a face does. --frame is the side of the frames that are written, with the photo's detail; 0 writes the generator's own. --pti times `talkhead pti` on one picture too: random weights do not end it early, so the
+components, which is FFHQ's network at 1024. How fast a network is does not hang on its weights; its pictures are noise,
+which codes worse than a face does. --frame is the side of the frames that are written, with the photo's detail; 0
+writes the generator's own. --pti times `talkhead pti` on one picture too: random weights do not end it early, so the
 figure is that of all steps.
 """
 
@@ -50,7 +51,8 @@ def measure(command, stdout=None):
     """Run a command to its end: (seconds, peak resident memory in MB)."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=stdout)
-    # wait4 alone tells the peak of this one child. The kernel counts from the fork, so this script must stay small: no torch here.
+    # wait4 alone tells the peak of this one child. The kernel counts from the fork, so this script must stay small: no
+    # torch here.
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -87,9 +89,15 @@ def random_weights(size, folder):
 
 
 def weights(options, folder):
-    """Options that name the networks: those given, or random ones, written by another process to keep this one small."""
+    """Options that name the networks given, or random ones.
+
+    Random ones are written by another process, to keep this one small.
+    """
     if options.size:
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import generate_speed; generate_speed.random_weights({options.size}, {str(folder)!r})"
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import generate_speed; "
+            f"generate_speed.random_weights({options.size}, {str(folder)!r})"
+        )
         measure([sys.executable, "-c", code])
     named = {
         kind: folder / f"{kind}.pt" if options.size else getattr(options, kind)

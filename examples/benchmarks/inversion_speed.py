@@ -3,13 +3,14 @@
     python examples/benchmarks/inversion_speed.py step --rosinality ~/stylegan2-pytorch
     python examples/benchmarks/inversion_speed.py hybrid clip.mp4 --frames 16 --steps 1000 --next-steps 100
 
-`step` draws a picture of a 256² config-F generator (random weights, the same in both), measures LPIPS and the squared error, goes back to the
-latent and moves it with Adam. Theirs is built as rosinality's projector builds it, but without its noise maps: `projector` is the whole gradient,
-that of the generator's weights too, as there; `frozen` leaves those out. Ours is what `talkhead invert` runs. LPIPS looks through VGG's
-weights where torch's cache holds them, else through random ones: the time is the same.
+`step` draws a picture of a 256² config-F generator (random weights, the same in both), measures LPIPS and the squared
+error, goes back to the latent and moves it with Adam. Theirs is built as rosinality's projector builds it, but without
+its noise maps: `projector` is the whole gradient, that of the generator's weights too, as there; `frozen` leaves those
+out. Ours is what `talkhead invert` runs. LPIPS looks through VGG's weights where torch's cache holds them, else through
+random ones: the time is the same.
 
-`hybrid` inverts an aligned clip by Algorithm 2, and then by hybrid with ever more steps until its mean loss is as low. Hybrid takes one frame at a time,
-as Algorithm 2 does: each then goes on from the one before.
+`hybrid` inverts an aligned clip by Algorithm 2, and then by hybrid with ever more steps until its mean loss is as low.
+Hybrid takes one frame at a time, as Algorithm 2 does: each then goes on from the one before.
 
 Both print JSON objects.
 """

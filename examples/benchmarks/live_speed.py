@@ -3,15 +3,18 @@
     python examples/benchmarks/live_speed.py                  # a minute live, five minutes as fast as it goes
     python examples/benchmarks/live_speed.py --long 3600      # an hour
 
-Runs the command itself, on two cores. Three runs, a JSON object each, then one that sets the figures against their limits:
+Runs the command itself, on two cores. Three runs, a JSON object each, then one that sets the figures against their
+limits:
 
-  live   sound is written to the pipe every 10 ms as a microphone brings it, and the video is taken from a pipe. Latency is from the
-         moment when a frame's first sample was written, to the moment when the last byte of the frame was read. It is told from
-         --settle seconds on, when what came while networks were loaded has been caught up with
+  live   sound is written to the pipe every 10 ms as a microphone brings it, and the video is taken from a pipe. Latency
+         is from the moment when a frame's first sample was written, to the moment when the last byte of the frame was
+         read. It is told from --settle seconds on, when what came while networks were loaded has been caught up with
   piped  the same sound as fast as the pipe takes it: frames a second, frames drawn one by one
-  long   from a file to a file: frames a second, peak memory against a run of a tenth, and whether sound and pictures are equally long
+  long   from a file to a file: frames a second, peak memory against a run of a tenth, and whether sound and pictures
+         are equally long
 
-The identity is encoded once and given as latents; with --frame it is the photo, which moves at so many pixels. Linux and macOS (memory comes from wait4).
+The identity is encoded once and given as latents; with --frame it is the photo, which moves at so many pixels. Linux
+and macOS (memory comes from wait4).
 """
 
 import argparse
@@ -116,7 +119,10 @@ def pictures_in(boxes):
 
 
 def through_pipes(options, identity, seconds, live):
-    """Feed speech through a pipe, and take frames from one: when samples were written, when frames had come, peak memory in MB."""
+    """Feed speech through a pipe, and take frames from one.
+
+    Returns when samples were written, when frames had come, and the peak memory in MB.
+    """
     samples = (np.resize(audio_files.read_audio(options.audio), round(seconds * RATE)) * 32767).astype("<i2")
     written = []
     process = subprocess.Popen(

@@ -1,12 +1,13 @@
-"""How many frames a second `talkhead metrics` compares without networks, and how that goes with the time to decode them.
+"""Frames a second that `talkhead metrics` compares without networks, beside the time to decode them.
 
     python examples/benchmarks/metrics_speed.py
 
-Makes two clips of a puppet, 256 x 256 pixels, one of them with noise, then takes turns: decode both, frame by frame as the library reads
-them, and compare both by PSNR and SSIM. Prints a JSON object: frames a second of each at its best turn and in the median, their ratio
-turn by turn (median), the computing that a pair of frames costs, the seconds that the whole command takes with its start, and how busy the
-machine was. Where other programs want its cores too, only the milliseconds of computing say something: decoding and comparing go on side
-by side, so that on two free cores a pair takes the longer of the comparison alone and half of all.
+Makes two clips of a puppet, 256 x 256 pixels, one of them with noise, then takes turns: decode both, frame by frame as
+the library reads them, and compare both by PSNR and SSIM. Prints a JSON object: frames a second of each at its best
+turn and in the median, their ratio turn by turn (median), the computing that a pair of frames costs, the seconds that
+the whole command takes with its start, and how busy the machine was. Where other programs want its cores too, only the
+milliseconds of computing say something: decoding and comparing go on side by side, so that on two free cores a pair
+takes the longer of the comparison alone and half of all.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """Set the encoders beside pSp's, e4e's and ReStyle's own code: the same weights, the same picture, the same codes?
 
-    python examples/benchmarks/peer_encoders.py --psp ~/pixel2style2pixel --e4e ~/encoder4editing --restyle ~/restyle-encoder
+    python examples/benchmarks/peer_encoders.py --psp ~/pixel2style2pixel --e4e ~/encoder4editing \\
+        --restyle ~/restyle-encoder
 
 Each is a checkout of the project; those not given are left out. Prints a JSON object for each kind of encoder: the
 largest difference of its codes over their largest offset from the mean latent, and the seconds of both on one picture.
-Weights and picture are made by a formula, so that anyone gets the same. `--shrink 4` makes every layer four times narrower, in their
-source too, and `--numbers 8` prints so many of their codes: that is where tests/data/encoders.json comes from.
+Weights and picture are made by a formula, so that anyone gets the same. `--shrink 4` makes every layer four times
+narrower, in their source too, and `--numbers 8` prints so many of their codes: that is where tests/data/encoders.json
+comes from.
 """
 
 import argparse
@@ -51,9 +53,9 @@ def noise(shape, seed):
 
 
 def fill(state):
-    """Give each tensor of a state dict numbers that keep a signal alive through all layers; by its place in the alphabet.
+    """Give each tensor of a state dict numbers that keep a signal alive through all layers, by its place in the names.
 
-    The last layers get small ones, so that codes stay near the mean as a trained encoder's do: ReStyle feeds its pictures
+    The last layers get small ones, so that codes stay near the mean as a trained encoder's do: ReStyle feeds its images
     back, and far out it would enlarge the least difference at every pass.
     """
     for seed, name in enumerate(sorted(state)):
@@ -97,7 +99,10 @@ def checkout(folder, shrink):
 
 
 class Decoder(torch.nn.Module):
-    """Our generator in the place of theirs, which answers with its latents too; what theirs draws is compared elsewhere."""
+    """Our generator in the place of theirs, which answers with its latents too.
+
+    What theirs draws is compared elsewhere.
+    """
 
     def __init__(self, generator):
         super().__init__()

@@ -2,10 +2,10 @@
 
     python examples/benchmarks/peer_fid.py PYTORCH-FID
 
-PYTORCH-FID is a checkout of the project. Prints JSON: the largest difference of Inception's features over the largest feature and
-the seconds of both; then the relative difference of the distances. The weights are made by a formula, so that anyone gets the same.
-`--shrink 16` makes every layer of their network so many times narrower, and `--numbers` prints what theirs found instead: that is
-where tests/data/inception.jsonl comes from.
+PYTORCH-FID is a checkout of the project. Prints JSON: the largest difference of Inception's features over the largest
+feature and the seconds of both; then the relative difference of the distances. The weights are made by a formula, so
+that anyone gets the same. `--shrink 16` makes every layer of their network so many times narrower, and `--numbers`
+prints what theirs found instead: that is where tests/data/inception.jsonl comes from.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def random(name):
 
 
 def weights(shapes):
-    """A state dict whose numbers keep a signal alive through all layers: filters of sum 0 pass on what differs between pictures.
+    """A state dict whose numbers keep a signal alive through all layers: filters of sum 0 pass on what differs between
+    pictures.
 
     shapes   {name of a convolution: shape of its weight}
     """

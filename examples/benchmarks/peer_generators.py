@@ -1,16 +1,18 @@
-"""Set the generator and the discriminator beside rosinality's and NVIDIA's own code: the same weights, the same pictures? And how fast?
+"""Compare generator and discriminator with rosinality's and NVIDIA's own code: results of the same weights, and speed.
 
     python examples/benchmarks/peer_generators.py --rosinality ~/stylegan2-pytorch --nvidia ~/stylegan2-ada-pytorch
 
-Each is a checkout of the project (for NVIDIA, stylegan3's does as well); those not given are left out. For each resolution, config F with
-random weights is written in the project's layout and loaded by its code, strictly. Prints a JSON object each:
+Each is a checkout of the project (for NVIDIA, stylegan3's does as well); those not given are left out. For each
+resolution, config F with random weights is written in the project's layout and loaded by its code, strictly. Prints a
+JSON object each:
 
-    mapping, images, truncated, logits   largest difference / largest value: of W, of pictures without and with truncation,
-                                         and of the discriminator's answers to pictures
+    mapping, images, truncated, logits   largest difference / largest value: of W, of pictures without and with
+                                         truncation, and of the discriminator's answers to pictures
     grey_levels                          largest difference of two pictures scaled to [-1, 1], of 255
     their_s, our_s, ratio                median seconds of one picture, batch 1, taken in turns; theirs over ours
 
-On a CPU the projects run what they have there: rosinality's and NVIDIA's plain torch operations, for their own are for CUDA alone.
+On a CPU the projects run what they have there: rosinality's and NVIDIA's plain torch operations, for their own are for
+CUDA alone.
 """
 
 import argparse
@@ -49,7 +51,10 @@ def random_networks(resolution, device):
 
 @contextlib.contextmanager
 def checkout(folder):
-    """A project's folder to import from, without the CUDA code that rosinality compiles on the way: a CPU needs none."""
+    """A project's folder to import from.
+
+    The CUDA code that rosinality compiles on import is left out; a CPU needs none.
+    """
     before = set(sys.modules)
     stand_ins = {
         "requests": types.ModuleType("requests"),
@@ -70,7 +75,10 @@ def checkout(folder):
 
 
 def rosinality(generator, discriminator, device):
-    """Their networks with these weights, and functions for W, pictures of w_plus, truncated pictures of z, and logits."""
+    """Their networks with these weights, as functions.
+
+    They give W, images of w_plus, truncated images of z, and logits.
+    """
     import model
 
     multiplier = 2  # config F
@@ -90,7 +98,10 @@ def rosinality(generator, discriminator, device):
 
 
 def nvidia(generator, discriminator, device, channel_base=32768, channel_max=512):
-    """Likewise. NVIDIA keeps the mean of W with the weights. Half precision, which is for a GPU's speed, is left off."""
+    """Likewise. NVIDIA keeps the mean of W with the weights.
+
+    Half precision, which is for a GPU's speed, is left off.
+    """
     networks, flat = _nvidia_networks()
     widths = {"channel_base": channel_base, "channel_max": channel_max, "num_fp16_res": 0, "conv_clamp": None}
     sizes = {"img_resolution": generator.resolution, "img_channels": 3}
@@ -114,7 +125,10 @@ def nvidia(generator, discriminator, device, channel_base=32768, channel_max=512
 
 
 def _nvidia_networks():
-    """Their module, and whether it takes its options flat, as stylegan3's repository does, or nested, as stylegan2-ada's."""
+    """Their module, and whether it takes its options flat.
+
+    It does in stylegan3's repository; in stylegan2-ada's they are nested.
+    """
     try:
         from training import networks
 

@@ -1,10 +1,11 @@
-"""Set our SyncNet beside the public code's: the same weights, frames and sound, the same embeddings and the same distances?
+"""Compare our SyncNet with the public code: embeddings and distances by the same weights, frames and sound.
 
     python examples/benchmarks/peer_syncnet.py SYNCNET_PYTHON
 
-SYNCNET_PYTHON is a checkout of joonson/syncnet_python. Prints JSON: the largest difference of what is seen and of what is heard, over the
-largest number, and the differences of LSE-D, LSE-C and offset, of that short clip and of sixty moments made up. The weights are made by a formula, so that anyone gets the same.
-`--numbers` prints what theirs found instead: that is where tests/data/syncnet.json comes from.
+SYNCNET_PYTHON is a checkout of joonson/syncnet_python. Prints JSON: the largest difference of what is seen and of what
+is heard, over the largest number, and the differences of LSE-D, LSE-C and offset, of that short clip and of sixty
+moments made up. The weights are made by a formula, so that anyone gets the same. `--numbers` prints what theirs found
+instead: that is where tests/data/syncnet.json comes from.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def sound(count=FRAMES):
 
 
 def moments(count=60, width=32, late=3):
-    """What was seen at some moments, and what was heard: much the same, but some moments late. Two float32 (count, width)."""
+    """Embeddings of frames and of sound, two float32 (count, width): alike, but some moments late."""
     draws = random("moments")
     seen = draws.randn(count + late, width)
     return seen[late:].astype(np.float32), (seen[:count] + 0.5 * draws.randn(count, width)).astype(np.float32)

@@ -1,15 +1,17 @@
-"""Time and weigh a training step of generator and discriminator, beside NVIDIA's own; and see who learns more from the same pictures.
+"""Compare the training of generator and discriminator with NVIDIA's: time and memory of a step, FID after equal steps.
 
     python examples/benchmarks/peer_training.py speed --nvidia ~/stylegan2-ada-pytorch
     python examples/benchmarks/peer_training.py quality --nvidia ~/stylegan2-ada-pytorch faces.npy --images 20000
 
-The checkout is stylegan2-ada-pytorch's. Both train the same compact networks (widths min(32 · R / r, 128) at r², eight mapping layers) on the
-same pictures with StyleGAN2's losses: non-saturating, R1 every 16 steps, path length every 4, running average. Neither augments.
-Theirs is driven as their training loop does it, with their loss and their networks, in float32.
+The checkout is stylegan2-ada-pytorch's. Both train the same compact networks (widths min(32 · R / r, 128) at r², eight
+mapping layers) on the same pictures with StyleGAN2's losses: non-saturating, R1 every 16 steps, path length every 4,
+running average. Neither augments. Theirs is driven as their training loop does it, with their loss and their networks,
+in float32.
 
-`speed` runs both in turns, each time in a fresh process, and prints JSON objects: images a second over whole cycles of 16 steps after a first
-one, and the peak of resident memory. `quality` trains both on so many of a packed file's pictures (talkhead pack), then draws from both
-averages, and prints Fréchet and kernel distances to those pictures as one network sees them, which is named.
+`speed` runs both in turns, each time in a fresh process, and prints JSON objects: images a second over whole cycles of
+16 steps after a first one, and the peak of resident memory. `quality` trains both on so many of a packed file's
+pictures (talkhead pack), then draws from both averages, and prints Fréchet and kernel distances to those pictures as
+one network sees them, which is named.
 """
 
 import argparse

@@ -1,17 +1,19 @@
-"""Set the motion model and its discriminator beside MoCoGAN-HD's own code: the same weights, the same numbers? And how fast do they train?
+"""Compare the motion model and its discriminator with MoCoGAN-HD's own code: numbers, and speed of training.
 
     python examples/benchmarks/peer_video_gan.py ~/MoCoGAN-HD
 
 The argument is a checkout of snap-research/MoCoGAN-HD. Prints JSON objects:
 
-    compare     largest difference / largest value of: the path of latents that the same LSTM makes of the same noise; the discriminator's logits at
-                both scales, of plain video and of video beside its first frame; its relativistic loss; the gradient penalty
-    speed       clips a second of one training step, as their functions G_step and D_step take it and as `train_video_gan.train` takes it,
-                each in a fresh process and in turns: once as the thesis has it, and once with all of MoCoGAN-HD's losses (--preset).
-                One step of the motion model for one of the discriminators; generators of the same config-F widths, discriminators of width 64
+    compare     largest difference / largest value of: the path of latents that the same LSTM makes of the same noise;
+                the discriminator's logits at both scales, of plain video and of video beside its first frame; its
+                relativistic loss; the gradient penalty
+    speed       clips a second of one training step, as their functions G_step and D_step take it and as
+                `train_video_gan.train` takes it, each in a fresh process and in turns: once as the thesis has it, and
+                once with all of MoCoGAN-HD's losses (--preset). One step of the motion model for one of the
+                discriminators; generators of the same config-F widths, discriminators of width 64
 
-Theirs is written for CUDA. Its two compiled operations are given here in plain torch, as rosinality's later code has them for a CPU, and what
-moves tensors to a GPU leaves them where they are.
+Theirs is written for CUDA. Its two compiled operations are given here in plain torch, as rosinality's later code has
+them for a CPU, and what moves tensors to a GPU leaves them where they are.
 """
 
 import argparse

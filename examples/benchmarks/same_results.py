@@ -2,9 +2,10 @@
 
     python examples/benchmarks/same_results.py OLD/bin/python NEW/bin/python [--only NAME]
 
-runs every command below with both interpreters, on one thread, and compares SHA-256 digests: of latents and sound as written, of decoded frames, and of a
-trained file's tensors in their order (keys may have been renamed). Inputs are made by the first version from the files of this repository.
-Prints one line per result, `same` or `DIFFERENT`; the exit code is 1 if one differs.
+runs every command below with both interpreters, on one thread, and compares SHA-256 digests: of latents and sound as
+written, of decoded frames, and of a trained file's tensors in their order (keys may have been renamed). Inputs are made
+by the first version from the files of this repository. Prints one line per result, `same` or `DIFFERENT`; the exit code
+is 1 if one differs.
 """
 
 import argparse
@@ -24,11 +25,13 @@ TOY = "--mapping-layers 2 --batch 2 --steps 10"
 # Name: (options, results). {in} is the folder of the inputs, {out} of the results.
 RESULTS = {
     "generate second": (
-        "generate --identity {face} --aligned --audio {speech} --no-detail --latents-out {out}/lat.npy -o {out}/clip.mp4",
+        "generate --identity {face} --aligned --audio {speech} --no-detail --latents-out {out}/lat.npy -o "
+        "{out}/clip.mp4",
         ("lat.npy", "clip.mp4"),
     ),
     "generate first": (
-        "generate --identity {face} --aligned --audio {speech} --no-detail --model first --seed 3 --latents-out {out}/lat.npy -o {out}/clip.mp4",
+        "generate --identity {face} --aligned --audio {speech} --no-detail --model first --seed 3 --latents-out "
+        "{out}/lat.npy -o {out}/clip.mp4",
         ("lat.npy", "clip.mp4"),
     ),
     "generate detail": (
@@ -55,38 +58,44 @@ RESULTS = {
     ),
     "pti": ("pti {in}/short.mp4 --aligned --steps 10 --batch 2 --perceptual pyramid -o {out}/me.pt", ("me.pt",)),
     "train-stylegan": (
-        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 32 --channels 16,16,16,16 --augment ada --r1-every 2 --path-every 2 -o {{out}}/g.pt",
+        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 32 --channels 16,16,16,16 --augment ada --r1-every 2 "
+        f"--path-every 2 -o {{out}}/g.pt",
         ("g.pt",),
     ),
     "train-stylegan encoder": (
-        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 128 --channels 16,16,16,16,16,16 --encoder-init {{encoder}} --encoder-lr 0.0005 --encoder-out {{out}}/e.pt --reconstruct-only 6 "
+        f"train-stylegan {{in}}/short.mp4 {TOY} --resolution 128 --channels 16,16,16,16,16,16 --encoder-init "
+        f"{{encoder}} --encoder-lr 0.0005 --encoder-out {{out}}/e.pt --reconstruct-only 6 "
         "--mouth-weight 4 --perceptual pyramid -o {out}/g.pt",
         ("g.pt", "e.pt"),
     ),
     "train-encoder": (
-        "train-encoder {in}/short.mp4 --width 8 --steps 10 --batch 2 --perceptual pyramid --latent-weight 1 -o {out}/e.pt",
+        "train-encoder {in}/short.mp4 --width 8 --steps 10 --batch 2 --perceptual pyramid --latent-weight 1 -o "
+        "{out}/e.pt",
         ("e.pt",),
     ),
     "train-audio2latent second": (
-        "train-audio2latent {in}/a {in}/b {in}/c --hold-out 1 --steps 10 --batch 2 --frames 5 --components 8 --channels 8,8,8,8,8 --lstm 8 --decoder 8 --hidden 16 "
-        "--embedding 8 --image-frames 2 --mouth-weight 1 --perceptual pyramid --validate-every 5 -o {out}/m.pt",
+        "train-audio2latent {in}/a {in}/b {in}/c --hold-out 1 --steps 10 --batch 2 --frames 5 --components 8 "
+        "--channels 8,8,8,8,8 --lstm 8 --decoder 8 --hidden 16 --embedding 8 --image-frames 2 --mouth-weight 1 "
+        "--perceptual pyramid --validate-every 5 -o {out}/m.pt",
         ("m.pt",),
     ),
     "train-audio2latent first": (
-        "train-audio2latent {in}/a {in}/b {in}/c --model first --hold-out 1 --steps 10 --batch 2 --frames 5 --channels 8,8,8,8 --lstm 8 --decoder 8 --identity-width 4 "
-        "--image-frames 2 --latent-weight 1 --perceptual pyramid --validate-every 5 -o {out}/m.pt",
+        "train-audio2latent {in}/a {in}/b {in}/c --model first --hold-out 1 --steps 10 --batch 2 --frames 5 --channels "
+        "8,8,8,8 --lstm 8 --decoder 8 --identity-width 4 --image-frames 2 --latent-weight 1 --perceptual pyramid "
+        "--validate-every 5 -o {out}/m.pt",
         ("m.pt",),
     ),
     "train-video-gan": (
-        "train-video-gan {in}/a {in}/b {in}/c --steps 10 --batch 2 --frames 4 --warm-up 4 --components 8 --noise 8 --width 4 --critic-size 32 --shallow --real projected "
-        "--contrastive --image-critic -o {out}/v.pt",
+        "train-video-gan {in}/a {in}/b {in}/c --steps 10 --batch 2 --frames 4 --warm-up 4 --components 8 --noise 8 "
+        "--width 4 --critic-size 32 --shallow --real projected --contrastive --image-critic -o {out}/v.pt",
         ("v.pt",),
     ),
 }
 INPUTS = [
     (
         f"{name}/{part}.mp4",
-        f"generate --identity {{face}} --aligned --audio {{in}}/{part}.wav --no-detail --model first --seed {5 * part + place} -o {{in}}/{name}/{part}.mp4",
+        f"generate --identity {{face}} --aligned --audio {{in}}/{part}.wav --no-detail --model first --seed "
+        f"{5 * part + place} -o {{in}}/{name}/{part}.mp4",
     )
     for place, name in enumerate("abc")
     for part in (1, 2)
@@ -99,12 +108,15 @@ if path.endswith(".npy"):
     data = [open(path, "rb").read()]
 elif path.endswith(".mp4"):
     import av
-    data = [f.to_ndarray().tobytes() for f in av.open(path).decode(video=0)] + [f.to_ndarray().tobytes() for f in (av.open(path).decode(audio=0) if av.open(path).streams.audio else ())]
+    data = [f.to_ndarray().tobytes() for f in av.open(path).decode(video=0)]
+    if av.open(path).streams.audio:
+        data += [f.to_ndarray().tobytes() for f in av.open(path).decode(audio=0)]
 else:
     import torch
     def tensors(value):
         if isinstance(value, torch.Tensor):
-            yield str(value.dtype).encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+            numbers = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+            yield str(value.dtype).encode() + numbers if value.numel() else b""
         elif isinstance(value, dict):
             for each in value.values():
                 yield from tensors(each)
@@ -179,7 +191,8 @@ def main():
                 same = old[result] == new[result] and len(old[result]) == 64
                 different += not same
                 print(
-                    f"{name:28} {result:10} {'same' if same else 'DIFFERENT'} {old[result]:.16}{'' if same else ' ' + new[result]}",
+                    f"{name:28} {result:10} {'same' if same else 'DIFFERENT'} "
+                    f"{old[result]:.16}{'' if same else ' ' + new[result]}",
                     flush=True,
                 )
     sys.exit(bool(different))

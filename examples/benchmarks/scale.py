@@ -3,13 +3,14 @@
     python examples/benchmarks/scale.py team                              # one process against two of torchrun
     python examples/benchmarks/scale.py cost --resolution 64 128 256      # config F, this machine
 
-`team` trains the same small generator with the same batch by one process with all threads, and by two that share the threads and
-talk over gloo; prints their images a second and the ratio.
+`team` trains the same small generator with the same batch by one process with all threads, and by two that share the
+threads and talk over gloo; prints their images a second and the ratio.
 
-`cost` takes a few steps of each size in a fresh process, and prints JSON objects: seconds of a step without regularisers, of path length and of R1
-beside it, images a second with both as often as they come (every 4 and 16 steps), the peak of memory, and the bytes of gradients
-that each process sends around a step. From these follow the days that a run of so many images takes, and how much of eight
-devices' speed is left beside the sending, which is not hidden behind the work: efficiency = t / (t + 2·7/8·bytes / bandwidth).
+`cost` takes a few steps of each size in a fresh process, and prints JSON objects: seconds of a step without
+regularisers, of path length and of R1 beside it, images a second with both as often as they come (every 4 and 16
+steps), the peak of memory, and the bytes of gradients that each process sends around a step. From these follow the days
+that a run of so many images takes, and how much of eight devices' speed is left beside the sending, which is not hidden
+behind the work: efficiency = t / (t + 2·7/8·bytes / bandwidth).
 """
 
 import argparse
@@ -30,7 +31,8 @@ from talkhead.train_stylegan import train
 
 LEAST_RATIO = 0.9
 PATH_EVERY, R1_EVERY = 4, 16
-# The thesis fine-tunes on 48 speakers of TCD-TIMIT for 3 epochs; 98 sentences each, taken to last 5 seconds, at 25 frames a second.
+# The thesis fine-tunes on 48 speakers of TCD-TIMIT for 3 epochs; 98 sentences each, taken to last 5 seconds, at 25
+# frames a second.
 THESIS_IMAGES = 3 * 48 * 98 * 5 * 25
 BANDWIDTHS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9, "NVLink, 300 GB/s": 300e9}
 DEVICES = 8

@@ -1,1 +1,4 @@
-"""Makers of talking faces with known truth, to learn from and to measure by: `examples/synth.py` writes clips of them."""
+"""Makers of talking faces with known truth, to learn from and to measure by.
+
+`examples/synth.py` writes clips of them.
+"""

@@ -157,7 +157,8 @@ class Still:
     def smile(self):
         """How wide the mouth is, and twice how far its corners are above its middle, by the distance between the eyes.
 
-        Of 102 people of the Face Research Lab's London set, the median is 0.74 with a neutral face and 1.02 with a smile.
+        Of 102 people of the Face Research Lab's London set, the median is 0.74 with a neutral face and 1.02 with a
+        smile.
         """
         corners, middle = self.points[_of(61, 291)], self.points[_of(13, 14)].mean(0)
         return float(
@@ -234,16 +235,17 @@ def _positions(size):
 def portraits(folders, model=None, size=256, cache=None, exclude=()):
     """Photos of frontal faces as stills: aligned as `faces.align` does, marked by MediaPipe.
 
-    folders  one or several; they hold the pictures (.jpg, .jpeg, .png). A table SOURCES.tsv in a folder, or beside it, may tell who is who:
-             its column "file" holds places relative to the table, "person_id" the people, and "ITA", if it is there, the tone of their skin
-             in degrees. A picture that no table has shows the person whose id is its name, such as "x:K000378" for K000378.jpg, or else
-             somebody of its own
+    folders  one or several; they hold the pictures (.jpg, .jpeg, .png). A table SOURCES.tsv in a folder, or beside it,
+             may tell who is who: its column "file" holds places relative to the table, "person_id" the people, and
+             "ITA", if it is there, the tone of their skin in degrees. A picture that no table has shows the person
+             whose id is its name, such as "x:K000378" for K000378.jpg, or else somebody of its own
     model    MediaPipe's face landmarker (.task); None looks for it where `landmarks.detector` does
     cache    .npz that keeps the aligned pictures and their points, so that detection runs once
     exclude  who is left out: file stems, or ids of people, with or without what stands before their colon
     returns  list of Still, folder by folder, sorted by name; turned and small faces are left out
 
-    raises   TalkheadError if the folders hold no usable face, two of their pictures have one name, or a table is not one
+    raises   TalkheadError if the folders hold no usable face, two of their pictures have one name, or a table is not
+             one
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     paths = [path for folder in folders for path in _pictures(folder)]
@@ -282,7 +284,10 @@ def _pictures(folder):
 
 
 def shows(still, people):
-    """Whether a portrait is of one of some people: file stems, or ids, with or without what stands before their colon."""
+    """True if a portrait is of one of some people.
+
+    They are named by file stems, or ids, with or without what stands before their colon.
+    """
     return not {*still.names, *map(_bare, still.people)}.isdisjoint(map(_bare, people))
 
 
@@ -447,9 +452,11 @@ _MIRRORED = _mirrored()
 
 
 def choose(stills, rng, first=None):
-    """Pick three or four portraits of as many people that may be blended, two where there are no more: the first of any kind (or the one given), the last with its mouth shut.
+    """Pick three or four portraits of as many people that may be blended, two where there are no more: the first of any
+    kind (or the one given), the last with its mouth shut.
 
-    Skin tones, beards, make-up and hair are alike, or blending would leave a mask. Neutral mouths come before smiling ones.
+    Skin tones, beards, make-up and hair are alike, or blending would leave a mask. Neutral mouths come before smiling
+    ones.
 
     raises   TalkheadError if all portraits show one person
     """
@@ -469,7 +476,8 @@ def choose(stills, rng, first=None):
 
     if all(still.people == first.people for still in stills):
         raise TalkheadError(
-            f"portraits: all show one person ({first.people[0]}), and a composite blends two; pass photos of more people"
+            f"portraits: all show one person ({first.people[0]}), and a composite blends two; pass photos of more "
+            "people"
         )
     least = sorted(stills, key=lambda still: still.opening)
     pools = [still for still in stills if still.opening < SHUT], least[: max(2, len(stills) // 8)], least
@@ -483,7 +491,8 @@ def choose(stills, rng, first=None):
 def evenly(stills, rng):
     """Pick a portrait so that every tone of skin comes as often as any other, and rare hair oftener than it is there.
 
-    Hair goes by the square root of how many wear it: evenly, the few of a rare tone with rare hair would be seen all the time.
+    Hair goes by the square root of how many wear it: evenly, the few of a rare tone with rare hair would be seen all
+    the time.
     """
     pool = stills
     for kind, power in (("tone", 0.0), ("hair", 0.5)):
@@ -499,7 +508,10 @@ def evenly(stills, rng):
 
 
 def relit(still, rng):
-    """A composite in another light and before another backdrop; the result tells that, its tone of skin and its hair as `varied`."""
+    """A composite in another light and before another backdrop.
+
+    The result's `varied` tells both, its tone of skin and its hair.
+    """
     image, chosen = variety.varied(still.image, still.landmarks, rng)
     shade = variety.group(variety.hair_shade(still.image, still.landmarks), variety.SHADES)
     told = {"tone": still.tone, "tone_angle": round(still.tone_angle, 1), "hair": still.hair, "hair_shade": shade}
@@ -520,7 +532,8 @@ def composite(stills, seed=0):
     regions = _regions(points, size)
     warped = _match_tone(warped, regions["skin"])
     bare = [index for index, still in enumerate(stills[:-1]) if not still.glasses]
-    # Rims stay on the face that wears them. Eyes, nose and mouth are of different people where there are so many, or all would be somebody's.
+    # Rims stay on the face that wears them. Eyes, nose and mouth are of different people where there are so many, or
+    # all would be somebody's.
     eyes = 0 if stills[0].glasses else rng.choice(bare)
     nose = rng.choice([index for index in bare if index != eyes] or [len(stills) - 1])
     image = _blend_bands(warped, regions, eyes, nose, rng)
@@ -1670,12 +1683,13 @@ def synth(
     size             side of the frames
     frames           None: clips with speech. A number: no speech, that many independent moments of a face
     seconds          speech is cut after this long; None keeps whole utterances
-    portraits        folder of photos to blend, or several, as `portraits` takes them; each face is of two people or more. None at all
-                     draws the faces
-    detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `landmarks.detector` does
+    portraits        folder of photos to blend, or several, as `portraits` takes them; each face is of two people or
+                     more. None at all draws the faces
+    detector_model   MediaPipe's face landmarker, for portraits and recordings; None looks where `landmarks.detector`
+                     does
     exclude          stems or people of portraits that are never used
-    vary             take the portraits evenly by tone of skin and hair, and draw light and backdrop; without it, faces are as common as
-                     they are among the portraits, and lit as those
+    vary             take the portraits evenly by tone of skin and hair, and draw light and backdrop; without it, faces
+                     are as common as they are among the portraits, and lit as those
     voices           names of espeak voices; None takes all, () none
     recordings       clips of real talkers, whose sound and measured mouths drive the puppets
     recorded_share   how many of the clips are driven by recordings, where there are voices too
@@ -1685,13 +1699,15 @@ def synth(
                      makes them up
     workers          processes
     shard            a jobs.Shard, or what else takes its share of a sequence; None makes all clips
-    returns          iterator of records {"step", "clip", "frames", "speaker", "donors", "people"}, one per clip, in order; with "varied" where faces are
-    raises           TalkheadError if recordings or moments are to be sound only, drawn faces to be varied, or there is nothing to say
+    returns          iterator of records {"step", "clip", "frames", "speaker", "donors", "people"}, one per clip, in
+                     order; with "varied" where faces are
+    raises           TalkheadError if recordings or moments are to be sound only, drawn faces to be varied, or there is
+                     nothing to say
 
     Writes NNNNNN.mp4 (lossless, sound at 16 kHz, marked as aligned and as synthetic), NNNNNN.landmarks.npy (T, 68, 2),
-    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, people, source, blink} and, where faces are
-    varied, "varied": {tone, tone_angle (degrees), hair, hair_shade, light: {…}, backdrop: {…}} (see `variety`); or, sound only,
-    NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
+    NNNNNN.track.npy (T, 3), and last NNNNNN.json: {fps, phonemes, text, speaker, seed, donors, people, source, blink}
+    and, where faces are varied, "varied": {tone, tone_angle (degrees), hair, hair_shade, light: {…}, backdrop: {…}}
+    (see `variety`); or, sound only, NNNNNN.wav and NNNNNN.json with "frames" in the place of "blink".
     """
     if sound_only and (recordings or frames is not None):
         raise TalkheadError("sound only: is for voices; leave recordings and frames out")

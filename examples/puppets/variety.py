@@ -3,8 +3,8 @@
     aligned face ─ measured ─▶ tone, hair            who is chosen evenly among portraits
     aligned face ─ varied ───▶ face, what was drawn  in another light, before another backdrop
 
-Faces are uint8 (S, S, 3), aligned as FFHQ, with their 68 landmarks in pixels. What is measured is how a picture looks, not who is in
-it: light and camera move the tone of skin, and nothing here tells an age.
+Faces are uint8 (S, S, 3), aligned as FFHQ, with their 68 landmarks in pixels. What is measured is how a picture looks,
+not who is in it: light and camera move the tone of skin, and nothing here tells an age.
 """
 
 import colorsys
@@ -110,8 +110,8 @@ def varied(face, landmarks, rng):
     face       uint8 (S, S, 3), aligned
     landmarks  (68, 2), pixels
     rng        numpy's, which says what light and what backdrop
-    returns    uint8 (S, S, 3), and what was drawn: {"light": {"from", "strength", "warmth", "exposure"}, "backdrop": {"kind", "colours", "angle"}}.
-               A backdrop that cannot be told from the person stays, and is called "own"
+    returns    uint8 (S, S, 3), and what was drawn: {"light": {"from", "strength", "warmth", "exposure"}, "backdrop":
+               {"kind", "colours", "angle"}}. A backdrop that cannot be told from the person stays, and is called "own"
     """
     chosen = draw(rng)
     picture = face.astype(np.float32)
@@ -128,13 +128,15 @@ def varied(face, landmarks, rng):
         picture = picture + person * (lit - picture)
     if chosen["backdrop"]["kind"] != "own":
         colour, share = behind
-        # What is added is the difference of the two backdrops, so that hair before it keeps its edge and the wall its grain.
+        # What is added is the difference of the two backdrops, so that hair before it keeps its edge and the wall its
+        # grain.
         picture = picture + share[..., None] * (_painted(len(face), **chosen["backdrop"]) - colour)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8), chosen
 
 
 def backdrop(face, landmarks):
-    """What lies behind a person before a smooth wall: its colour float32 (S, S, 3) and its share of each pixel (S, S), or None.
+    """What lies behind a person before a smooth wall: its colour float32 (S, S, 3) and its share of each pixel (S, S),
+    or None.
 
     The wall is fitted beside the head; what has its colour and hangs together with it is wall.
     """
@@ -161,7 +163,10 @@ def backdrop(face, landmarks):
 
 
 def _fitted(terms, picture, wall):
-    """A smooth colour (S, S, 3) through the pixels of a wall, the share of them that it was fitted to, and how far those stray from it."""
+    """A smooth colour (S, S, 3) through the pixels of a wall.
+
+    Returned with it are the share of pixels that it was fitted to, and how far those stray from it.
+    """
     wanted, known = picture[wall], terms[wall]
     keep = np.ones(len(known), bool)
     for _ in range(4):

@@ -1,8 +1,10 @@
-"""Whether every stage of run.sh can do its work on a corpus: what would fail hours later fails here, in a line on stderr.
+"""Check that every stage of run.sh can do its work on a corpus: what would fail hours later fails here, in one line.
 
-    python check.py split.tsv --generator G --encoder E --size 256 --hold-out-first NAME,… --hold-out-second N [--small] [--fid]
+    python check.py split.tsv --generator G --encoder E --size 256 --hold-out-first NAME,… --hold-out-second N \\
+        [--small] [--fid]
 
-split.tsv is what split.py wrote. Nothing is trained; of the corpus, one clip of each set is opened, and frames are counted as 75 a clip.
+split.tsv is what split.py wrote. Nothing is trained; of the corpus, one clip of each set is opened, and frames are
+counted as 75 a clip.
 """
 
 import argparse
@@ -62,7 +64,8 @@ def speech_model(name, taught, hold_out, components):
     frames = sum(lesson.frames for lesson in rest)
     if components >= frames:
         raise TalkheadError(
-            f"stage {name}: {components} components take more than the {frames} frames of {len(rest)} clips; give more clips"
+            f"stage {name}: {components} components take more than the {frames} frames of {len(rest)} clips; give more "
+            "clips"
         )
 
 

@@ -46,7 +46,7 @@ def measured(path):
 
 
 def perceptual_losses(out):
-    """By which perceptual loss each network was trained, as its file says: {network: name}. None is where a network needs none."""
+    """Perceptual loss by which each network was trained, as its file says: {network: name or None}."""
     tuned = next(iter(sorted((out / "tuned").glob("*.pt"))), None)
     places = {
         "generator B": out / "generator-b.pt",
@@ -70,7 +70,8 @@ def quality(corpus, first, second):
     """Table 5.1, and what else was measured of ours."""
     published = 0 if corpus == "tcd-timit" else 1
     lines = [
-        "| | PSNR, dB | SSIM | FID | LMD, px | mouth's opening, correlation | lag, frames | /p b m/ shut | of the real | clips | size |",
+        "| | PSNR, dB | SSIM | FID | LMD, px | mouth's opening, correlation | lag, frames | /p b m/ shut | of the real "
+        "| clips | size |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, values in PUBLISHED.items():
@@ -80,7 +81,8 @@ def quality(corpus, first, second):
     ):
         cells = [figure(summary.get(key)) for key in COLUMNS]
         lines.append(
-            f"| **{name}** | {' | '.join(cells)} | {summary['pairs'] - summary['failed']} | {clip.get('size', ['–'])[0]} |"
+            f"| **{name}** | {' | '.join(cells)} | {summary['pairs'] - summary['failed']} | "
+            f"{clip.get('size', ['–'])[0]} |"
         )
     return "\n".join(lines)
 
@@ -92,7 +94,8 @@ def speed(network):
     return "\n".join(
         [
             *lines,
-            f"| **ours, second model** | {trained:.2f} | {network['frames_per_second']:.1f} ({network['device']}, {network['threads']} threads) | {size} |",
+            f"| **ours, second model** | {trained:.2f} | {network['frames_per_second']:.1f} ({network['device']}, "
+            f"{network['threads']} threads) | {size} |",
         ]
     )
 
@@ -113,7 +116,8 @@ def figures(report, which, measured):
         picture = report / f"{which}-{place}.png"
         draw("strip", real, fake, "--columns", 10, "--labels", f"real,{which} model", "-o", picture)
         made[picture.name] = (
-            f"{which} model, the {place} clip by the mouth's opening (correlation {record['opening_correlation']:.2f}, {real.stem}): real above, generated below"
+            f"{which} model, the {place} clip by the mouth's opening (correlation {record['opening_correlation']:.2f}, "
+            f"{real.stem}): real above, generated below"
         )
     return made
 
@@ -154,8 +158,9 @@ def main():
         options.told,
         losses and f"Perceptual losses that were minimised (the thesis: lpips) - {losses}.",
         "## Table 5.1",
-        "The published rows are the thesis's own, on test clips, crops and a landmark detector (FAN) that are not ours: they stand here for orientation, "
-        "not as a contest. LMD grows with the size of the frames: at half the size it is half. Ours were measured so:",
+        "The published rows are the thesis's own, on test clips, crops and a landmark detector (FAN) that are not "
+        "ours: they stand here for orientation, not as a contest. LMD grows with the size of the frames: at half the "
+        "size it is half. Ours were measured so:",
         protocol(second),
         quality(options.corpus, first, second),
         *(f"- left out: {record['fake']}: {record['error']}" for record in failed),

@@ -1,9 +1,11 @@
-"""Which clips of a corpus train, and which measure: paths a line on stdin to lines of speaker, path and set on stdout, with tabs between.
+"""Split the clips of a corpus into training and test sets.
+
+Reads a path a line on stdin, and writes lines of speaker, path and set on stdout, with tabs between.
 
     find grid -name '*.mpg' | sort | python split.py grid FOLDER_OF_LISTS
 
-The sets: "unseen", clips of the speakers listed in CORPUS-held-out-speakers.txt; "unheard", each twentieth clip of any other speaker, or what
-CORPUS-held-out-clips.txt lists by name; "taught", all others.
+The sets: "unseen", clips of the speakers listed in CORPUS-held-out-speakers.txt; "unheard", each twentieth clip of any
+other speaker, or what CORPUS-held-out-clips.txt lists by name; "taught", all others.
 """
 
 import sys
