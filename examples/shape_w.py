@@ -1,14 +1,17 @@
-"""Shape the latent space of a generator that was trained with an encoder: W+ codes of all layers in one frame, and a mapping whose W is theirs.
+"""Shape the latent space of a generator that was trained with an encoder: the codes of all layers in one frame, and W.
 
-    python examples/shape_w.py composites.npy --generator generator.pt --encoder encoder.pt --generator-out shaped.pt --encoder-out shaped-encoder.pt
+    python examples/shape_w.py composites.npy --generator generator.pt --encoder encoder.pt \\
+        --generator-out shaped.pt --encoder-out shaped-encoder.pt
 
-An encoder gives each layer a code of its own, and training ties none of them to the others: the mean over the layers, or one w for all, draws no face. Here
-the codes of each layer are centred and turned (generalised Procrustes analysis, Gower 1975), and the generator's affine layers and the encoder's last layer are
-turned against it. Every image of the pair stays as it was, but the mean of a face's codes over the layers draws that face, roughly. The mapping is then fitted to
-these means by the sliced Wasserstein distance (Bonneel 2015), so that random z draw faces, and `w_avg` one.
+An encoder gives each layer a code of its own, and training ties none of them to the others: the mean over the layers,
+or one w for all, draws no face. Here the codes of each layer are centred and turned (generalised Procrustes analysis,
+Gower 1975), and the generator's affine layers and the encoder's last layer are turned against it. Every image of the
+pair stays as it was, but the mean of a face's codes over the layers draws that face, roughly. The mapping is then
+fitted to these means by the sliced Wasserstein distance (Bonneel et al. 2015), so that random z draw faces, and `w_avg`
+one.
 
-Latents, speech models and motion models of the pair do not fit what is written: train them afterwards. Prints JSON objects: how alike the layers are, and the
-distance of the mapping's W to the means.
+Latents, speech models and motion models of the pair do not fit what is written: train them afterwards. Prints JSON
+objects: how alike the layers are, and the distance of the mapping's W to the means.
 """
 
 import argparse
@@ -37,7 +40,8 @@ def encode(encoder, images, count):
 def common_frame(codes, rounds=8):
     """The frame of each layer's codes (N, L, D) in which they are most alike.
 
-    returns   mean (L, D), scale (L,), rotation (L, D, D), float64, and the turned codes (codes − mean) / scale @ rotation
+    returns   mean (L, D), scale (L,), rotation (L, D, D), float64, and the turned codes:
+              (codes − mean) / scale @ rotation
     """
     mean, count = codes.double().mean(0), codes.shape[1]
     centred = codes.double() - mean
@@ -74,7 +78,7 @@ def turn(generator, encoder, mean, scale, rotation):
 
 
 def fit_mapping(generator, w, steps, batch=1024, seed=0):
-    """Fit the mapping of a generator, from the start, to samples of W (N, D), and set `w_avg`; yields a record now and then.
+    """Fit the mapping of a generator, from the start, to samples of W (N, D), and set `w_avg`; yields records.
 
     The loss is the sliced Wasserstein distance along random directions and along the principal ones, each beside the
     variance of w along it.

@@ -36,8 +36,9 @@ class CharacterModel(nn.Module):
     delay      look-ahead in steps of 20 ms
     embedding  width of a second output, an embedding of the sound that is taught by a larger network; 0: none
 
-    `steps` yields the embedding if there is one, else the logits; `width` is the width of that. All layers are causal. The logits of a step are read `delay` steps later; with 7 steps the look-ahead is 155 ms. So
-    the result of live audio equals that of the whole recording.
+    `steps` yields the embedding if there is one, else the logits; `width` is the width of that. All layers are causal.
+    The outputs of a step are read `delay` steps later; with 7 steps the look-ahead is 155 ms. So the result of live
+    audio equals that of the whole recording.
     """
 
     name = "bundled"
@@ -86,8 +87,8 @@ class CharacterModel(nn.Module):
         """Stream the embedding of a recording, or without one the logits.
 
         blocks   iterator of float (n,), the next samples at 16 kHz
-        yields   float32 (m, width), the next steps, in total one per complete 20 ms. m is even, since a video frame needs
-                 two steps, and two at once cost hardly more than one
+        yields   float32 (m, width), the next steps, in total one per complete 20 ms. m is even, since a video frame
+                 needs two steps, and two at once cost hardly more than one
         """
         device, output = next(self.parameters()).device, self.embed or self.spell
         held, state, done = np.empty((0, mfcc.FILTERS), np.float32), None, 0

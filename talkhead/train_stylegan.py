@@ -113,8 +113,8 @@ def train(
     encoder_lr        learning rate of the encoder; 0 freezes it, so that latents keep their meaning
     mouth_weight      weight of the reconstruction distance of the box around the mouth of aligned faces
     lips, lip_weight  distance of the lips of two image batches -> (N,), such as losses.LipDistance, and its weight
-    w_weight          weight of the reconstruction distance of a quarter of the images, drawn from the mean of their latents
-                      over the layers: it keeps the layers' latents alike, so that images are faces in W too
+    w_weight          weight of the reconstruction distance of a quarter of the images, drawn from the mean of their
+                      latents over the layers: it keeps the layers' latents alike, so that W draws faces too
     feature_weight    weight of the distance between discriminator activations of image and reconstruction
     reconstruct_only  number of first steps with reconstruction alone, without the discriminator
     fid_every         steps between measurements of FID and KID against the images, also done at the end; 0 for none.

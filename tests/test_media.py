@@ -134,7 +134,7 @@ class OneWay:
 
 
 def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
-    """FFmpeg's AAC decoder fails with several kinds of errors, some of FFmpeg's versions with "operation not permitted"."""
+    """FFmpeg's AAC decoder fails with several kinds of errors, in some versions with "operation not permitted"."""
     whole = encode(tmp_path / "whole.mp4")
     data, kinds = bytearray(whole.read_bytes()), set()
     random = np.random.default_rng(8)

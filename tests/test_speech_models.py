@@ -197,8 +197,7 @@ def test_two_steps_are_told_155_ms_after_them_and_each_hears_that_much(small):
 def test_an_embedding_is_streamed_in_the_place_of_logits(tmp_path):
     torch.manual_seed(3)
     model, audio = speech_models.CharacterModel(8, 12, embedding=5).eval(), voice(1)
-    weights = {"kind": "speech", "config": {"network": model.config}, "step": 3, "model": model.state_dict()}
-    files.save_weights(tmp_path / "speech.pt", weights)
+    toys.save_network(tmp_path / "speech.pt", "speech", model, step=3, nested=True)
     loaded = features("bundled", tmp_path / "speech.pt")
     assert loaded.shape == (5, 16) and loaded.identity == LogitWindows(model).identity
     rows = np.concatenate(list(mfcc.log_mel([audio])))
