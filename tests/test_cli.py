@@ -932,7 +932,7 @@ def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):
     def write():
         with open(scene / "pipe.wav", "wb", buffering=0) as pipe:
             pipe.write(data[:2000])
-            time.sleep(0.5)
+            time.sleep(2)
             pipe.write(data[2000:])
 
     writer = threading.Thread(target=write)
