@@ -48,6 +48,7 @@ MODULES = {
     "syncnet": ("SyncNet",),
     "stylegan_ops": (),
     "stylegan": ("Discriminator", "Generator"),
+    "stylegan3": (),
     "inversion": ("encode", "invert"),
     "latent_cache": (),
     "audio2latent": ("FirstModel", "SecondModel", "displacements", "load_features_for"),

@@ -232,8 +232,8 @@ def _build(network, config, state, path, device):
 def read(path: str | os.PathLike, kind: str | None = None, training: bool = True) -> dict:
     """Read the weights of one network from a file of any supported project, converted to our layout.
 
-    path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2; the tuned generator of
-               PTI; a .pt of pSp, e4e or ReStyle, with an encoder and a generator; a file written by `convert`; a
+    path       our .pt; rosinality's, from training or converted; NVIDIA's .pkl of StyleGAN2 or 3; the tuned generator
+               of PTI; a .pt of pSp, e4e or ReStyle, with an encoder and a generator; a file written by `convert`; a
                .safetensors of any of their state dicts
     kind       "generator", "encoder", "audio2latent", "video_gan" or "speech"; None: the only one in the file
     training   False omits the training state
@@ -454,6 +454,10 @@ def _rosinality(file, training):
 def _nvidia(file, training):
     contents = file.contents
     main = contents.get("G_ema", contents.get("G"))
+    if "synthesis.input.weight" in _state(main):
+        module = main if isinstance(main, safe_pickle.Module) else None
+        model, config = state_dicts.from_stylegan3(_state(main), module)
+        return {"config": config, "model": model}
     model, clamp = state_dicts.from_nvidia(_state(main)), _clamp(main)
 
     def part(key):
@@ -571,6 +575,8 @@ def convert(
         raise TalkheadError(
             f"{source}: holds {files.a(weights['kind'])}; only a generator can be written for {to}, pass --to talkhead"
         )
+    if to != "talkhead" and "arch" in weights["config"]:
+        raise TalkheadError(f"{source}: a StyleGAN3; only a StyleGAN2 can be written for {to}, pass --to talkhead")
     if to != "talkhead" and "w_avg" not in weights["model"]:
         raise TalkheadError(
             f"{source}: a generator without w_avg, its mean of W; the file is damaged, copy or train it again"
@@ -712,7 +718,7 @@ def _described(file, kind):
     if kind == "generator":
         about |= {
             "resolution": config["resolution"],
-            "num_ws": 2 * len(config["channels"]),
+            "num_ws": config["layers"] + 2 if "layers" in config else 2 * len(config["channels"]),
             "fingerprint": fingerprint(model),
         }
         about |= {name: "missing" if name in weights["missing"] else "recorded" for name in ("w_avg", "noise")}

@@ -1,9 +1,10 @@
-"""Conversion of StyleGAN2 state dicts between our layout, rosinality's and NVIDIA's.
+"""Conversion of StyleGAN2 state dicts between our layout, rosinality's and NVIDIA's, and reading of NVIDIA's StyleGAN3.
 
 The three differ only in the names of tensors and in axes of length one: no kernel is flipped and no axis swapped, so a
 round trip is exact. The size of a network is derived from the shapes of its tensors.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,8 +45,7 @@ def from_nvidia(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert NVIDIA's generator or discriminator to our layout.
 
     state     state dict of G_ema, G or D
-    raises    TalkheadError if it is conditional, alias-free, of another architecture, or tensors are missing or left
-              over
+    raises    TalkheadError if it is conditional, of another architecture, or tensors are missing or left over
     """
     _refuse_nvidia(state)
     if "synthesis.b4.const" in state:
@@ -59,6 +59,92 @@ def to_nvidia(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert our generator or discriminator to NVIDIA's layout, with its resampling filters."""
     theirs = _from_ours(state, [(ours, theirs) for ours, _, theirs in _names(state)])
     return theirs | {name: FILTER * gain for name, gain in _nvidia_filters(theirs)}
+
+
+def from_stylegan3(state: dict[str, torch.Tensor], module: "Module | None" = None) -> tuple[dict, dict]:
+    """Convert NVIDIA's StyleGAN3 generator to our layout.
+
+    state     state dict of G_ema or G
+    module    safe_pickle.Module of the same, or None: what tensors do not show is then as in NVIDIA's T and R
+    returns   our state dict, and the config that builds the generator
+    raises    TalkheadError if it is conditional, its filters are not StyleGAN3's, or tensors are missing or left over
+    """
+    from talkhead.stylegan import build
+
+    if "mapping.embed.weight" in state:
+        raise TalkheadError("a class-conditional network; only unconditional ones can be read")
+    names = {name: match for name in state if (match := _LAYER.fullmatch(name))}
+    sizes = {int(match["index"]): int(match["size"]) for match in names.values()}
+    if not sizes or sorted(sizes) != list(range(len(sizes))) or len(sizes) < 3:
+        raise TalkheadError("has no layers synthesis.L0 onwards: not a StyleGAN3, or incomplete")
+    ours = {_stylegan3_name(name): value for name, value in state.items() if not name.endswith("_filter")}
+    filters = {_stylegan3_name(name): value for name, value in state.items() if name.endswith("_filter")}
+    config = {"arch": "stylegan3", "resolution": sizes[len(sizes) - 1]} | stylegan3_config(ours)
+    config["radial"] = any(name.endswith("down_kernel") and value.dim() == 2 for name, value in filters.items())
+    if module is not None:
+        synthesis = module.children["synthesis"]
+        own = synthesis.attributes
+        config |= {ours: own[theirs] for theirs, ours in _STYLEGAN3_ATTRIBUTES.items() if theirs in own}
+        clamps = {
+            part.attributes["conv_clamp"] for part in synthesis.children.values() if "conv_clamp" in part.attributes
+        }
+        if len(clamps) > 1:
+            raise TalkheadError("its layers are clamped at several values; only one limit for all can be read")
+        config |= {"clamp": clamps.pop()} if clamps else {}
+    network = build(config)
+    expected = {name: value for name, value in network.named_buffers() if name.endswith("_kernel")}
+    if expected.keys() != filters.keys() or not all(
+        value.shape == filters[name].shape and torch.allclose(value, filters[name].float(), atol=1e-3)
+        for name, value in expected.items()
+    ):
+        raise TalkheadError("its filters are not those of a StyleGAN3 of its size; it cannot be read")
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    for name in sorted(shapes.keys() | ours.keys()):
+        if name not in ours:
+            raise TalkheadError(f"has no tensor for {name}: not a StyleGAN3, or incomplete")
+        if name not in shapes or shapes[name] != ours[name].shape:
+            raise TalkheadError(f"has {name} of the shape {tuple(ours[name].shape)}, unlike a StyleGAN3")
+    return ours, network.config
+
+
+# NVIDIA's attributes of a StyleGAN3's synthesis network, and ours.
+_STYLEGAN3_ATTRIBUTES = {
+    "num_critical": "critical",
+    "margin_size": "margin",
+    "output_scale": "scale",
+    "num_fp16_res": "half_levels",
+}
+
+_LAYER = re.compile(r"synthesis\.L(?P<index>\d+)_(?P<size>\d+)_\d+\.weight")
+
+
+def _stylegan3_name(name):
+    name = re.sub(r"^synthesis\.L(\d+)_\d+_\d+\.", r"layers.\1.", name)
+    name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping_net.\1.", name)
+    for theirs, ours in (
+        ("mapping.w_avg", "w_avg"),
+        ("synthesis.input.freqs", "input.frequencies"),
+        ("synthesis.input.", "input."),
+        ("magnitude_ema", "magnitude"),
+        ("_filter", "_kernel"),
+    ):
+        name = name.replace(theirs, ours)
+    return name
+
+
+def stylegan3_config(state: dict[str, torch.Tensor]) -> dict:
+    """The part of a StyleGAN3 generator's config that the shapes of its state dict, in our layout, show."""
+    layers = _count(state, "layers.{}.weight") - 1
+    mapping = _count(state, "mapping_net.{}.weight")
+    w_dim = _width(state, "layers.0.affine.weight")
+    return {
+        "channels": [len(state[f"layers.{k}.weight"]) for k in range(layers)],
+        "kernel": state["layers.0.weight"].shape[-1],
+        "layers": layers,
+        "z_dim": _width(state, "mapping_net.0.weight") if mapping else w_dim,
+        "w_dim": w_dim,
+        "mapping_layers": mapping,
+    }
 
 
 def nvidia_clamp(module: "Module") -> float | None:
@@ -94,7 +180,9 @@ def _parts(module, prefix=""):
 
 
 def generator_config(state: dict[str, torch.Tensor]) -> dict:
-    """Config that builds our generator, derived from the shapes of its state dict."""
+    """Config that builds our generator, derived from the shapes of its state dict; of a StyleGAN3 a part of it."""
+    if "input.frequencies" in state:
+        return {"arch": "stylegan3"} | stylegan3_config(state)
     levels, layers = _count(state, "rgbs.{}.bias"), _count(state, "mapping_net.{}.weight")
     w_dim = _width(state, "convs.0.conv.affine.weight")
     return {
@@ -247,8 +335,6 @@ def _count(state, pattern, first=0, size=False):
 
 def _refuse_nvidia(state):
     """Refuse architectures of NVIDIA's other than the default StyleGAN2, by name."""
-    if any(name.startswith(("synthesis.input.", "synthesis.L0_")) for name in state):
-        raise TalkheadError("an alias-free (StyleGAN3) generator; only StyleGAN2 can be read")
     if "mapping.embed.weight" in state:
         raise TalkheadError("a class-conditional network; only unconditional ones can be read")
     if "synthesis.b4.const" in state and "synthesis.b4.torgb.weight" not in state:

@@ -76,7 +76,7 @@ def _config(clamp, **config):
     return config if clamp is None else config | {"clamp": clamp}
 
 
-class _Linear(nn.Module):
+class Linear(nn.Module):
     """Linear layer with equalised learning rate: weights are N(0, 1) and scaled on use."""
 
     def __init__(self, inputs, outputs, bias=0.0, lr_multiplier=1.0, activate=False):
@@ -101,7 +101,7 @@ class _ModulatedConv(nn.Module):
     def __init__(self, inputs, outputs, kernel, w_dim, up=False, demodulate=True):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
-        self.affine = _Linear(w_dim, inputs, bias=1)
+        self.affine = Linear(w_dim, inputs, bias=1)
         self.scale, self.demodulate = 1 / math.sqrt(inputs * kernel**2), demodulate
         self.convolve = conv_up if up else conv_same
 
@@ -235,7 +235,7 @@ class Generator(nn.Module):
         self.num_ws = 2 * len(channels)
         self.mapping_net = nn.Sequential(
             *(
-                _Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True)
+                Linear(z_dim if k == 0 else w_dim, w_dim, lr_multiplier=0.01, activate=True)
                 for k in range(mapping_layers)
             )
         )
@@ -315,9 +315,15 @@ class Generator(nn.Module):
         return lower
 
 
+def _stylegan3(**config):
+    from talkhead import stylegan3  # with SciPy's signal processing, which takes long to import
+
+    return stylegan3.Generator(**config)
+
+
 # Image generators by config["arch"] of a weights file. Each is an nn.Module with `config`, `resolution`, `z_dim`,
 # `w_dim`, `num_ws`, `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)` and `shallow(side)`, as in Generator.
-GENERATORS = {"stylegan2": Generator}
+GENERATORS: dict[str, Callable] = {"stylegan2": Generator, "stylegan3": _stylegan3}
 
 
 def build(config: Mapping[str, Any]) -> Generator:
@@ -378,8 +384,8 @@ class Discriminator(nn.Module):
         last = channels[0]
         self.conv = nn.Parameter(torch.randn(last, last + 1, 3, 3))
         self.conv_bias = nn.Parameter(torch.zeros(last))
-        self.linear = _Linear(last * 16, last, activate=True)
-        self.out = _Linear(last, 1)
+        self.linear = Linear(last * 16, last, activate=True)
+        self.out = Linear(last, 1)
 
     def forward(
         self, images: torch.Tensor, features: bool = False

@@ -155,11 +155,6 @@ RGBS = [f"synthesis.b{side}.torgb.weight" for side in (4, 8, 16)]
 @pytest.mark.parametrize(
     "read, state, message",
     [
-        (
-            state_dicts.from_nvidia,
-            {"synthesis.input.weight": torch.zeros(4, 4), "synthesis.L0_36_512.weight": torch.zeros(4)},
-            "alias-free .StyleGAN3. generator",
-        ),
         (state_dicts.from_nvidia, SYNTHESIS | {"mapping.embed.weight": torch.zeros(4, 4)}, "conditional"),
         (state_dicts.from_nvidia, without(SYNTHESIS, *RGBS), "generator of the orig architecture"),
         (
