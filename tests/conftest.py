@@ -142,36 +142,6 @@ def toy_speech(seconds, seed=0, rate=16000):
     return (0.1 * noise * np.sin(2 * np.pi * 2 * time) ** 2).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window, driven by Selenium; its log "performance" has what was asked of the network."""
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("selenium, which drives a browser, is not installed")
-    program, driver = (
-        next(filter(None, map(shutil.which, names)), None)
-        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
-    )
-    if program is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver is installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "disable-gpu",
-        "mute-audio",
-        "autoplay-policy=no-user-gesture-required",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
-
-
 @pytest.fixture(scope="session")
 def puppet(tmp_path_factory):
     """A folder of material that needs no data: a drawn face, clips and photos of it, and something like speech.
@@ -300,3 +270,33 @@ def random_mobilenet(tmp_path, monkeypatch):
         network.state_dict(), mobilenet.weights_path(), _use_new_zipfile_serialization=False
     )  # as the public file is
     return network
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, driven by Selenium; its log "performance" has what was asked of the network."""
+    if importlib.util.find_spec("selenium") is None:
+        pytest.skip("selenium, which drives a browser, is not installed")
+    program, driver = (
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
+    )
+    if program is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver is installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "mute-audio",
+        "autoplay-policy=no-user-gesture-required",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
