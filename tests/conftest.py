@@ -1,6 +1,6 @@
 """Fixtures that several test files share: real data, toy weights in the place of the bundled ones, the puppet."""
 
-import importlib
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -238,3 +238,33 @@ def random_mobilenet(tmp_path, monkeypatch):
         network.state_dict(), mobilenet.weights_path(), _use_new_zipfile_serialization=False
     )  # as the public file is
     return network
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, driven by Selenium; its log "performance" has what was asked of the network."""
+    if importlib.util.find_spec("selenium") is None:
+        pytest.skip("selenium, which drives a browser, is not installed")
+    program, driver = (
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
+    )
+    if program is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver is installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "mute-audio",
+        "autoplay-policy=no-user-gesture-required",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()

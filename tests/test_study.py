@@ -3,10 +3,8 @@
 import collections
 import csv
 import http.server
-import importlib.util
 import json
 import re
-import shutil
 import threading
 import time
 
@@ -333,34 +331,6 @@ def test_make_on_the_command_line(tmp_path, videos):
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("selenium, which drives a browser, is not installed")
-    program, driver = (
-        next(filter(None, map(shutil.which, names)), None)
-        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
-    )
-    if program is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver is installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "disable-gpu",
-        "mute-audio",
-        "autoplay-policy=no-user-gesture-required",
-    ):
-        options.add_argument(f"--{flag}")
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
 
 
 class Page:
