@@ -79,6 +79,7 @@ def test_what_would_fail_hours_later_is_refused_at_once(
         assert said in answer and len(answer.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_script_tries_its_options_on_the_corpus_before_it_begins(tmp_path, toy_weights):
     """One speaker, of whom the second model holds out clips: by speakers there would be nobody left."""
     (tmp_path / "data" / "video").mkdir(parents=True)
