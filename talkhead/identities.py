@@ -163,12 +163,12 @@ def blink_latent(generator: Generator, source: str | os.PathLike | None = None) 
     if owner is not None and owner not in generator.lineage:  # type: ignore[operator]  # set by `load_generator`
         raise TalkheadError(
             f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; "
-            "pass its own as --blink-latent, which examples/learn_blink.py makes"
+            "pass its own as --set blink_latent=FILE, which examples/learn_blink.py makes"
         )
     latent = files.read_latents(source)[0]
     if len(latent) != generator.num_ws and (owner is None or len(latent) > generator.num_ws):
         raise TalkheadError(
-            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent"
+            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another blink_latent"
         )
     return latents.extend_layers(latent, generator.num_ws)
 

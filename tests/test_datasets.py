@@ -306,7 +306,7 @@ def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(film
 
     def refused(sources, room, *arguments):
         monkeypatch.setattr(datasets, "memory_left", lambda: room * frame)
-        with pytest.raises(TalkheadError, match="talkhead pack.*--every or --limit") as error:
+        with pytest.raises(TalkheadError, match="talkhead pack.*--set every=N or --set limit=N") as error:
             datasets.Images(sources, 16, *arguments)
         assert "\n" not in str(error.value)
         return str(error.value)

@@ -431,7 +431,7 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
     [
         ("trajectory a.npy -o x.gif", 2, "end the name in .png, .svg or .pdf"),
         ("trajectory a.npy -o nowhere/x.png", 1, "nowhere/x.png: its folder does not exist"),
-        ("trajectory a.npy b.npy --labels one -o x.png", 2, "--labels: 2 files need as many different labels"),
+        ("trajectory a.npy b.npy --labels one -o x.png", 1, "labels: 2 files need as many different ones"),
         ("trajectory a.npy tall.npy -o x.png", 1, "latents of 6 and 10 layers"),
         ("losses a.npy -o x.png", 1, "a.npy, line 1: not a JSON object with a step"),
         ("losses log.jsonl --keys nonsense -o x.png", 1, "nonsense: no log has this key"),
