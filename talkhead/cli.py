@@ -40,7 +40,7 @@ def cli():
 
 @cli.command()
 @cli_options.source
-@cli_options.output("Aligned clip, picture, or folder of pictures.")
+@cli_options.output("Aligned clip, image, or folder of images.")
 @cli_options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
 @cli_options.one_of(
     "--on-missing", ["fail", "hold", "skip"], "fail", "Frames without a face: fail, hold the last one, or skip."
@@ -87,7 +87,7 @@ def align(source, output, quads, listing, shard, device, **options):
     callback=cli_options.from_stdin,
     help="Corners of the crops, as align --quads writes them.",
 )
-@cli_options.output("Video, picture, folder of pictures, or a pipe.")
+@cli_options.output("Video, image, folder of images, or a pipe.")
 @cli_options.settings("clips.paste_clip")
 def paste(source, into, quads, output, **options):
     """Put a talking head back into the frames that it was cut from.
@@ -175,7 +175,7 @@ def invert(source, output, listing, shard, generator, encoder, method, perceptua
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the motion from noise.  [default: 4]"
 )
 @cli_options.input_option("--latents", "Latents to render (.npy; NVIDIA's .npz; a .pt of one tensor).")
-@cli_options.output("Video, folder of pictures, or a pipe.")
+@cli_options.output("Video, folder of images, or a pipe.")
 @cli_options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @cli_options.weights_in("generator")
 @cli_options.weights_in("encoder")
@@ -310,7 +310,7 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
     ):
         raise click.UsageError("--whole and --size want a photo or clip as --identity")
     if options["pti"] and identity is not None and files.is_prepared(identity):
-        raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
+        raise click.UsageError("--pti tunes on images; pass one as --identity, or leave --pti out")
 
 
 @cli.command()
@@ -489,7 +489,7 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 @cli_options.number("--size", 256, "Side of the frames in pixels.", least=1)
 @cli_options.settings("datasets.pack")
 def pack(sources, output, size, **options):
-    """Decode clips and pictures once, into one file that the trainers read at random: data sets larger than memory.
+    """Decode clips and images once, into one file that the trainers read at random: data sets larger than memory.
 
     \b
       talkhead pack clips/ -o faces.npy --size 128

@@ -243,7 +243,7 @@ figure = click.option(
     metavar="FILE",
     required=True,
     callback=drawable,
-    help="The picture, by its name a .png, .svg or .pdf.",
+    help="The figure, by its name a .png, .svg or .pdf.",
 )
 
 

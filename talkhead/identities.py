@@ -99,7 +99,7 @@ def load_identity(
 def _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral):
     """The Photo of a clip's first frame, or the Film of all, with its sound if it has any."""
     if whole and (aligned or reader.aligned):
-        raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
+        raise TalkheadError(f"{reader.name}: aligned already; --whole wants the photo that it was cut from")
     frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
@@ -138,7 +138,7 @@ def tuned_identity(
     if tuned.identity is None:
         raise TalkheadError(
             f"{source}: holds no face beside the generator; tune again with talkhead pti, "
-            "or pass it as --generator and a picture as --identity"
+            "or pass it as --generator and an image as --identity"
         )
     if generator is not None and tuned.fingerprint != generator.fingerprint:
         raise TalkheadError(

@@ -324,7 +324,7 @@ def test_every_command_is_in_the_readme():
         ),
         (["generate", "--identity", "a.npy", "--audio", "a.wav", "--whole"], "want a photo or clip"),
         (["generate", "--latents", "a.npy", "--whole"], "want a photo or clip"),
-        (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on pictures"),
+        (["generate", "--identity", "me.pt", "--audio", "a.wav", "--pti"], "--pti tunes on images"),
         (
             ["generate", "--identity", "a.png", "--audio", "a.wav", "--layers", "4"],
             "wanted the first and the last layer",
@@ -860,7 +860,7 @@ def test_latents_of_other_projects_are_drawn_and_speak(scene):
     result = run(
         "generate", "--identity", scene / "latents.pt", "--audio", scene / "speech.wav", "--pti", "-o", scene / "no.mp4"
     )
-    assert result.exit_code == 2 and "--pti tunes on pictures" in result.stderr
+    assert result.exit_code == 2 and "--pti tunes on images" in result.stderr
 
 
 def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
@@ -2381,7 +2381,7 @@ def test_an_aligned_picture_has_no_whole(scene):
     )
     assert (
         result.exit_code == 1
-        and "face.png: aligned already; --whole wants the picture that it was cut from" in result.stderr
+        and "face.png: aligned already; --whole wants the photo that it was cut from" in result.stderr
     )
     assert not (scene / "x.mp4").exists()
 
