@@ -256,7 +256,7 @@ def moments(folder):
 def extracted(folder):
     """A film as a folder of pictures."""
     clip(folder.with_suffix(".mp4"), seed=8)
-    return toys.write_frames(folder, video_files.read_frames(folder.with_suffix(".mp4")), lossless=False)
+    return toys.write_frames(folder, video_files.read_frames(folder.with_suffix(".mp4")), lossless=None)
 
 
 def warned(images):

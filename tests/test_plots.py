@@ -405,7 +405,7 @@ def test_each_command_draws(material, line):
 )
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_pictures_of_generated_faces_are_marked(material, line, marked, kind):
-    toys.write_frames("made.mkv", video_files.read_frames("clip.mp4"), lossless=False, synthetic=True)
+    toys.write_frames("made.mkv", video_files.read_frames("clip.mp4"), lossless=None, synthetic=True)
     result = run("plot", *line.split(), "-o", f"x.{kind}")
     assert result.exit_code == 0, result.output
     assert (files.SYNTHETIC_TYPE.encode() in (material / f"x.{kind}").read_bytes()) == marked

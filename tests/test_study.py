@@ -37,7 +37,7 @@ def videos(tmp_path_factory, puppet):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
         with video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader:
-            toys.write_frames(path, reader, lossless=False, sound=reader.sound)
+            toys.write_frames(path, reader, lossless=None, sound=reader.sound)
     return folder
 
 

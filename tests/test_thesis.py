@@ -26,7 +26,7 @@ def script(name):
 def corpus(folder, taught, unheard, speakers=1):
     """A split of clips that are the same few frames with sound; the path of split.tsv."""
     grey, sound = np.full((5, 16, 16, 3), 99, np.uint8), (np.full(3200, 0.1, np.float32), 16000)
-    toys.write_frames(folder / "clip.mkv", grey, lossless=False, sound=sound)
+    toys.write_frames(folder / "clip.mkv", grey, lossless=None, sound=sound)
     rows = [
         (f"s{index % speakers}", folder / f"{index}.mkv", "taught" if index < taught else "unheard")
         for index in range(taught + unheard)
