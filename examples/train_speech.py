@@ -309,19 +309,19 @@ def _text(path):
     help="Vary loudness, speed, noise, room and microphone of the speech.",
 )
 @cli_options.validation
-@cli_options.run
-@cli_options.settings(train, speech_models.CharacterModel, training.fit)
-def main(sources, output, tensorboard, device, **options):
+@cli_options.device
+@cli_options.settings(train, speech_models.CharacterModel, training.fit, cli_io.follow_training)
+def main(sources, output, device, **options):
     """Train the character model, which spells speech, on recordings with transcripts.
 
     \b
       python examples/synth.py --sound-only -o spoken/ --count 6000
       python examples/train_speech.py spoken/ -o speech.pt --steps 5000
     """
-    device = cli_io.init_process_group(device)
-    torch.manual_seed(options["seed"])
+    device, curves = cli_io.init_process_group(device), cli_options.curves(options)
+    torch.manual_seed(options.setdefault("seed", 0))
     model = speech_models.CharacterModel(**cli_options.taken(options, speech_models.CharacterModel))
-    cli_io.follow_training(train(sources, output, model, device=device, **options), options["steps"], tensorboard)
+    cli_io.follow_training(train(sources, output, model, device=device, **options), options["steps"], **curves)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ def cli():
 
 @cli.command()
 @cli_options.source
-@cli_options.output("Aligned clip, picture, or folder of pictures.")
+@cli_options.output("Aligned clip, image, or folder of images.")
 @cli_options.number("--size", 256, "Side of the aligned frames in pixels.", least=1)
-@cli_options.number("--smoothing", 2.0, "Smooth the crop over so many frames; 0 crops each for itself, as FFHQ does.")
 @cli_options.one_of(
     "--on-missing", ["fail", "hold", "skip"], "fail", "Frames without a face: fail, hold the last one, or skip."
 )
@@ -51,9 +50,10 @@ def cli():
     "Write the corners of each crop here (.npy, frames × 4 × 2), for paste to put it back.", "--quads", default=None
 )
 @cli_options.listed("the path of a clip")
-@cli_options.detection
+@cli_options.detector_model
 @cli_options.device
-def align(source, output, quads, listing, shard, overwrite, detector, detector_model, device, **options):
+@cli_options.settings("clips.align_clip", "cli_io.finder", "jobs.run")
+def align(source, output, quads, listing, shard, device, **options):
     """Crop a clip or image to its face, as FFHQ does.
 
     \b
@@ -63,7 +63,8 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
     """
     from talkhead import clips
 
-    find = cli_io.finder(detector, detector_model, _device(device, listing))
+    overwrite = cli_options.overwrite(options, listing)
+    find = cli_io.finder(_device(device, listing), **cli_options.taken(options, cli_io.finder))
     work = functools.partial(clips.align_clip, find=find, progress=cli_io.progress, **options)
     if listing is not None:
         return cli_io.run_list(work, listing, output, shard, overwrite)
@@ -86,15 +87,9 @@ def align(source, output, quads, listing, shard, overwrite, detector, detector_m
     callback=cli_options.from_stdin,
     help="Corners of the crops, as align --quads writes them.",
 )
-@cli_options.output("Video, picture, folder of pictures, or a pipe.")
-@cli_options.number("--feather", 0.15, "Part of the crop's side over which the face fades into the frame; 0 cuts hard.")
-@click.option(
-    "--match-colour/--no-match-colour",
-    default=True,
-    show_default=True,
-    help="Give the face the colours that it has in the frame.",
-)
-def paste(source, into, quads, output, feather, match_colour):
+@cli_options.output("Video, image, folder of images, or a pipe.")
+@cli_options.settings("clips.paste_clip")
+def paste(source, into, quads, output, **options):
     """Put a talking head back into the frames that it was cut from.
 
     It keeps its sound; without one, the clip's is used.
@@ -106,7 +101,7 @@ def paste(source, into, quads, output, feather, match_colour):
     """
     from talkhead import clips
 
-    clips.paste_clip(source, into, quads, output, feather, match_colour, cli_io.progress)
+    clips.paste_clip(source, into, quads, output, progress=cli_io.progress, **options)
 
 
 @cli.command()
@@ -120,7 +115,6 @@ def paste(source, into, quads, output, feather, match_colour):
     "encoder",
     "Encoder; Algorithm 1 (frames alone) or 2 (from the one before); or encoder, then optimisation.",
 )
-@cli_options.one_of("--space", ["w+", "w", "z"], "w+", "Latent space of the optimisation.")
 @cli_options.steps(5000)
 @click.option(
     "--next-steps",
@@ -129,19 +123,18 @@ def paste(source, into, quads, output, feather, match_colour):
 )
 @cli_options.lr(0.01)
 @cli_options.perceptual
-@cli_options.precision
 @cli_options.batch(4)
 @click.option(
-    "--log", metavar="FILE", callback=cli_options.writable, help="Write the loss of the steps here, as JSON lines."
+    "--log",
+    "log_file",
+    metavar="FILE",
+    callback=cli_options.writable,
+    help="Write the loss of the steps here, as JSON lines.",
 )
-@cli_options.number("--log-every", 10, "Steps of a frame between two of its records in the log.", least=1)
 @cli_options.listed("the path of a clip")
-@cli_options.seed
 @cli_options.device
-@cli_options.settings("inversion.invert")
-def invert(
-    source, output, listing, shard, overwrite, generator, encoder, method, perceptual, log, log_every, device, **options
-):
+@cli_options.settings("inversion.invert", "clips.invert_clip", "jobs.run")
+def invert(source, output, listing, shard, generator, encoder, method, perceptual, log_file, device, **options):
     """Find the latents from which a generator draws each frame.
 
     Optimising into a named file keeps what is done in FILE.part: the same command goes on from there.
@@ -153,14 +146,14 @@ def invert(
     """
     from talkhead import checkpoints, clips
 
-    device = _device(device, listing)
+    overwrite, device = cli_options.overwrite(options, listing), _device(device, listing)
     encoder = {"encoder": encoder} if method in ("encoder", "hybrid") else {}
     options |= checkpoints.load_networks(device, generator=generator, **encoder)
     options["perceptual"] = None if method == "encoder" else cli_io.perceptual(perceptual, device)
     work = functools.partial(clips.invert_clip, method=method, device=device, progress=cli_io.progress, **options)
     if listing is not None:
         return cli_io.run_list(work, listing, output, shard, overwrite, suffix=".npy", beside=[".json"])
-    work(source, output, log_file=log, log_every=log_every)
+    work(source, output, log_file=log_file)
 
 
 @cli.command()
@@ -182,22 +175,16 @@ def invert(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the motion from noise.  [default: 4]"
 )
 @cli_options.input_option("--latents", "Latents to render (.npy; NVIDIA's .npz; a .pt of one tensor).")
-@cli_options.output("Video, folder of pictures, or a pipe.")
+@cli_options.output("Video, folder of images, or a pipe.")
 @cli_options.output("Write the latents here too (.npy).", "--latents-out", default=None)
 @cli_options.weights_in("generator")
 @cli_options.weights_in("encoder")
 @cli_options.weights_in("audio2latent")
 @click.option("--model", type=click.Choice(["first", "second"]), help="Bundled speech model.  [default: second]")
-@cli_options.audio_features
+@cli_options.features_model
 @click.option("--deterministic", is_flag=True, help="Give the first model no noise: no seed changes what it makes.")
 @cli_options.weights_in("video_gan")
 @cli_options.alignment
-@cli_options.one_of(
-    "--on-missing",
-    ["fail", "hold", "skip"],
-    "fail",
-    "Identity frames without a face: fail, hold the last one, or skip.",
-)
 @click.option(
     "--detail/--no-detail",
     default=True,
@@ -215,19 +202,14 @@ def invert(
     help="Bring a mouth that is open in the photo to rest first.",
 )
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
-@click.option("--label", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
+@click.option("--label", "labelled", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
 @cli_options.motion
-@cli_options.one_of(
-    "--precision",
-    ["float32", "bfloat16", "float16"],
-    "float32",
-    "Arithmetic of the drawing; a GPU is faster at the halves.",
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Frames drawn together.  [default: 8, 1 for live sound]")
 @cli_options.listed("identity, tab, audio")
 @cli_options.seed
 @cli_options.device
-@cli_options.settings("identities.load_identity")
+@cli_options.settings(
+    "talking_head.TalkingHead", "synthesis.speech_to_latents", "identities.load_identity", "cli_io.finder", "jobs.run"
+)
 def generate(
     identity,
     audio,
@@ -238,26 +220,9 @@ def generate(
     latents_out,
     listing,
     shard,
-    overwrite,
-    generator,
-    encoder,
     audio2latent,
     model,
-    features,
-    features_model,
-    deterministic,
-    video_gan,
-    label,
-    gain,
-    gate,
-    layers,
-    blink,
-    blink_latent,
-    precision,
-    batch,
     device,
-    detector,
-    detector_model,
     pti,
     **options,
 ):
@@ -265,7 +230,7 @@ def generate(
 
     A clip as the identity is dubbed: its frames keep all but the mouth, which says what --audio says.
 
-    Sound from a pipe is spoken while it comes, each frame drawn for itself (--batch 1) to be there soon.
+    Sound from a pipe is spoken while it comes, each frame drawn for itself (batch=1) to be there soon.
 
     \b
       talkhead generate --identity photo.jpg --audio speech.wav -o out.mp4
@@ -277,31 +242,27 @@ def generate(
       talkhead generate --list pairs.txt -o talking/
     """
     from talkhead.clips import live_sound
+    from talkhead.synthesis import speech_to_latents
     from talkhead.talking_head import TalkingHead, noise_segments
 
     _check_inputs(identity, audio, noise_seed, seconds, latents, listing, options | {"pti": pti})
+    overwrite = cli_options.overwrite(options, listing)
     audio2latent, device = _speech_model(model, audio2latent), _device(device, listing)
     if audio is not None and latents is None:  # what is wrong with it is known before networks are loaded
         audio = click.get_current_context().with_resource(live_sound(audio))
-    options |= {"tune": pti, "find": cli_io.finder(detector, detector_model, device)}
-    options["perceptual"] = cli_io.perceptual("auto", device) if pti else None
-    motion = {"gain": gain, "gate": gate, "layers": layers, "blink": blink, "seed": options["seed"]}
+    networks = cli_options.taken(options, TalkingHead)
+    motion = cli_options.taken(options, speech_to_latents)
+    find = cli_io.finder(device, **cli_options.taken(options, cli_io.finder))
+    tuning = {"tune": pti, "perceptual": cli_io.perceptual("auto", device) if pti else None}
     head = TalkingHead(
-        generator,
-        encoder,
-        audio2latent,
-        video_gan,
-        identity,
+        audio2latent=audio2latent,
+        identity=identity,
         drives=None if latents is not None else "video_gan" if noise_seed else "audio2latent",
-        features=features,
-        features_model=features_model,
         device=device,
-        identity_options=options,
-        motion=motion | {"deterministic": deterministic},
-        blink_latent=blink_latent,
-        batch=batch,
-        drawing={"precision": precision, "labelled": label},
+        identity_options=options | {"find": find, "seed": motion["seed"]} | tuning,
+        motion=motion,
         progress=cli_io.progress,
+        **networks,
     )
     if latents is not None:
         head.render(latents, output, latents_out, identity, audio)
@@ -349,7 +310,7 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
     ):
         raise click.UsageError("--whole and --size want a photo or clip as --identity")
     if options["pti"] and identity is not None and files.is_prepared(identity):
-        raise click.UsageError("--pti tunes on pictures; pass one as --identity, or leave --pti out")
+        raise click.UsageError("--pti tunes on images; pass one as --identity, or leave --pti out")
 
 
 @cli.command()
@@ -362,25 +323,10 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
 @cli_options.batch(4)
 @cli_options.lr(3e-4)
 @cli_options.perceptual
-@cli_options.number("--limit", 125, "Frames of a clip to tune on.", least=1)
 @cli_options.samples
-@cli_options.run
-@cli_options.settings("pti.train", "training.fit")
-def pti(
-    source,
-    output,
-    generator,
-    encoder,
-    perceptual,
-    limit,
-    aligned,
-    face,
-    detector,
-    detector_model,
-    tensorboard,
-    device,
-    **options,
-):
+@cli_options.device
+@cli_options.settings("pti.train", "training.fit", "clips.read_tuning_set", "cli_io.finder", "cli_io.follow_training")
+def pti(source, output, generator, encoder, perceptual, device, **options):
     """Tune a generator on a face, so that it draws this very person (pivotal tuning).
 
     \b
@@ -390,11 +336,12 @@ def pti(
     from talkhead import clips, pti
 
     device, generator, encoder = cli_io.load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    find = cli_io.finder(detector, detector_model, device)
-    images, pivots, photo = clips.read_tuning_set(source, generator, encoder, find, aligned, face, limit, device)
-    perceptual = cli_io.perceptual(perceptual, device)
+    find = cli_io.finder(device, **cli_options.taken(options, cli_io.finder))
+    reading = cli_options.taken(options, clips.read_tuning_set)
+    images, pivots, photo = clips.read_tuning_set(source, generator, encoder, find, device=device, **reading)
+    perceptual, curves = cli_io.perceptual(perceptual, device), cli_options.curves(options)
     records = pti.train(images, generator, pivots, output, photo=photo, perceptual=perceptual, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], **curves)
 
 
 @cli.command()
@@ -409,8 +356,6 @@ def pti(
     help="Compare the pairs that lines of a file name: REAL, tab, FAKE.",
 )
 @cli_options.shard
-@click.option("--overwrite", is_flag=True, help="Measure again what is in the output file already.")
-@cli_options.number("--workers", 1, "Processes.", least=1)
 @click.option("--table", is_flag=True, help="Print a table for people instead of JSON.")
 @click.option(
     "--protocol",
@@ -418,20 +363,10 @@ def pti(
     help="Measure as the thesis does, or as what metrics printed into FILE was measured.",
 )
 @click.option(
-    "--size",
-    type=click.IntRange(min=11),
-    help="Resize square frames to this side.  [default: compare frames of one size]",
-)
-@click.option(
     "--lmd/--no-lmd",
     default=True,
     show_default=True,
     help="Measures that need a detector: LMD, mouth opening, jitter, sharpness.",
-)
-@click.option(
-    "--landmarks",
-    metavar="PATH",
-    help="True landmarks of REAL (.npy, frames × 68 × 2), or a folder with NAME.landmarks.npy.",
 )
 @click.option(
     "--phonemes",
@@ -444,36 +379,17 @@ def pti(
     help="FID and KID of all frames; of several pairs, over the whole set.",
 )
 @cli_options.fid_features
-@click.option("--lpips", is_flag=True, help="Measure LPIPS (VGG), which needs weights.")
 @click.option(
     "--identity-network",
     metavar="FILE",
     help="Face recognition for identity similarity: model_ir_se50.pth, or a torch.export program.",
 )
-@click.option("--aligned", is_flag=True, help="The faces are aligned already.")
 @click.option("--syncnet", metavar="FILE", help="SyncNet's weights, syncnet_v2.model, for LSE-C and LSE-D.")
 @click.option("--networks", is_flag=True, help="Size and speed of the three networks, with clips or alone.")
-@cli_options.weights_in("generator")
-@cli_options.weights_in("encoder")
-@cli_options.weights_in("audio2latent")
-@cli_options.detection
+@cli_options.detector_model
 @cli_options.device
-@cli_options.settings("protocol.Protocol")
-def metrics(
-    pairs,
-    output,
-    listing,
-    shard,
-    overwrite,
-    workers,
-    table,
-    protocol,
-    networks,
-    generator,
-    encoder,
-    audio2latent,
-    **options,
-):
+@cli_options.settings("protocol.Protocol", "evaluation.evaluate", "evaluation.measure_networks")
+def metrics(pairs, output, listing, shard, table, protocol, networks, device, **options):
     """Compare generated clips with the real ones, each number with the protocol that it was measured by.
 
     REAL and FAKE are clips, or two folders of clips that are matched by name.
@@ -481,20 +397,21 @@ def metrics(
     \b
       talkhead metrics real.mp4 out.mp4
       talkhead metrics real.mp4 out.mp4 --no-lmd --fid --fid-features encoder
-      talkhead metrics real/ fake/ -o metrics.jsonl --workers 8 --table
+      talkhead metrics real/ fake/ -o metrics.jsonl --set workers=8 --table
       talkhead metrics --list pairs.txt --protocol metrics.jsonl -o again.jsonl
     """
     from talkhead import evaluation, files
 
     clips = _pairs(pairs, listing, networks)
     speed, records = [], []
+    paths = cli_options.taken(options, evaluation.measure_networks)
+    work = cli_options.taken(options, evaluation.evaluate)
     if networks:
-        paths = {"generator": generator, "encoder": encoder, "audio2latent": audio2latent}
-        speed = [evaluation.network_speed(*cli_io.load(options["device"], **paths)[1:])]
+        speed = [evaluation.measure_networks(device=device, **paths)]
     if clips:
         place = None if output == "-" else output
-        work = {"overwrite": overwrite, "workers": workers, "shard": cli_io.shard_of(shard)}
-        records = _measured(clips, _protocol(protocol, options), place, table, **work)
+        protocol = _protocol(protocol, options | {"device": device})
+        records = _measured(clips, protocol, place, table, shard=cli_io.shard_of(shard), **work)
     if table:
         click.echo(evaluation.table(records + speed))
     elif not clips and output != "-":
@@ -570,9 +487,9 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
     help="The packed file (.npy); the .json beside it tells what came from where.",
 )
 @cli_options.number("--size", 256, "Side of the frames in pixels.", least=1)
-@cli_options.data
-def pack(sources, output, size, every, limit):
-    """Decode clips and pictures once, into one file that the trainers read at random: data sets larger than memory.
+@cli_options.settings("datasets.pack")
+def pack(sources, output, size, **options):
+    """Decode clips and images once, into one file that the trainers read at random: data sets larger than memory.
 
     \b
       talkhead pack clips/ -o faces.npy --size 128
@@ -581,7 +498,7 @@ def pack(sources, output, size, every, limit):
     from talkhead import datasets
 
     paths = datasets.clips(sources)
-    records = list(cli_io.progress(datasets.pack(paths, output, size, every, limit), len(paths), "file"))
+    records = list(cli_io.progress(datasets.pack(paths, output, size, **options), len(paths), "file"))
     problems, frames = (
         [record["left_out"] for record in records if "left_out" in record],
         sum(record.get("frames", 0) for record in records),

@@ -206,7 +206,7 @@ def print_records(records: Iterable[dict]) -> None:
         click.echo(json.dumps(record))
 
 
-def follow_training(records: Iterable[dict], steps: int | None, tensorboard: str | None) -> None:
+def follow_training(records: Iterable[dict], steps: int | None, tensorboard: str | None = None) -> None:
     """A trainer's records on stdout, its progress on stderr, and its curves in a TensorBoard folder, if any."""
     draw = _curves(tensorboard) if tensorboard and not _rank() else lambda record: None
     with progress(None, steps, "step") as bar:
@@ -223,7 +223,7 @@ def _curves(folder):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as problem:
         raise TalkheadError(
-            "--tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'"
+            "--set tensorboard: its package is not installed; pip install 'talkhead[tensorboard]'"
         ) from problem
     writer = SummaryWriter(folder)
 
@@ -304,7 +304,7 @@ def load(device, **paths):
     return device, *checkpoints.load_networks(device, **paths).values()
 
 
-def finder(detector, detector_model, device):
+def finder(device, detector_model=None, detector: str = "auto"):
     """A function that returns the face detector, loaded on its first call: aligned input needs none."""
 
     @functools.cache

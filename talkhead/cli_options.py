@@ -14,12 +14,13 @@ from click.core import ParameterSource
 from talkhead import legacy
 from talkhead.errors import TalkheadError
 
-FIXED = {"device", "dubbed", "tune", "unit", "w_dim", "z_dim"}  # set by the commands
+FIXED = {"device", "drives", "dubbed", "tune", "unit", "w_dim", "z_dim"}  # set by the commands
 OPPOSITES = {"unconditional": "conditional"}  # flags of version 0.1
 # Least values of numbers; of others it is 1 for whole numbers whose default is not 0, else 0.
 LEAST = {
     "burn_in": 0,
     "closure_tolerance": 0,
+    "columns": 2,
     "d_size": 8,
     "delay": 0,
     "fid_images": 2,
@@ -27,19 +28,20 @@ LEAST = {
     "image_frames": 0,
     "loss_size": 8,
     "max_lag": 0,
+    "noise_width": 0,
     "patience": 0,
 }
 
 
 class Setting(NamedTuple):
-    """The type of a parameter's values, int, float, bool, str or list of int, and the least of a number."""
+    """The type of a parameter's values, and the least of a number: int, float, bool, str; list of int, tuple of str."""
 
     kind: type
     least: int
 
 
 class Settings(click.Option):
-    """`--set NAME=VALUE`, repeatable: any plain parameter of library functions that has no option of its own.
+    """`--set NAME=VALUE`, repeatable: any plain parameter of functions that has no option of its own.
 
     functions   whose signatures give defaults and types: callables, or "module.name" of talkhead, imported when needed
     """
@@ -89,8 +91,8 @@ def _setting(name, parameter):
         kind = kind.__args__[0]
     if kind is parameter.empty:
         kind = type(parameter.default)
-    kind = {list[int]: list, tuple: list}.get(kind, kind)
-    if kind not in (bool, int, float, str, list) or parameter.default is parameter.empty:
+    kind = {list[int]: list, tuple: list, list[str]: tuple}.get(kind, kind)
+    if kind not in (bool, int, float, str, list, tuple) or parameter.default is parameter.empty:
         return None
     return Setting(kind, LEAST.get(name, int(kind is int and parameter.default != 0)))
 
@@ -101,6 +103,8 @@ def _typed(name, value, kind, least, ctx, param):
             return {"true": True, "false": False}[value.lower()]
         if kind is list:
             return [int(number) for number in value.split(",")]
+        if kind is tuple:
+            return tuple(value.split(","))
         number = kind(value)
     except (ValueError, KeyError):
         wanted = {
@@ -119,6 +123,11 @@ def taken(options: dict, *functions: Callable) -> dict:
     """Take out of a dict the parameters of functions, as keyword arguments for them."""
     names = [name for function in functions for name in inspect.signature(function).parameters]
     return {name: options.pop(name) for name in names if name in options}
+
+
+def curves(options: dict) -> dict:
+    """Take out of a trainer's options where `cli_io.follow_training` draws its curves, as keyword arguments for it."""
+    return {"tensorboard": options.pop("tensorboard", None)}
 
 
 class Command(click.Command):
@@ -234,7 +243,7 @@ figure = click.option(
     metavar="FILE",
     required=True,
     callback=drawable,
-    help="The picture, by its name a .png, .svg or .pdf.",
+    help="The figure, by its name a .png, .svg or .pdf.",
 )
 
 
@@ -343,8 +352,14 @@ def listed(line: str) -> Callable:
             help=f"File with one job a line: {line}; -o is then the output folder.",
         ),
         shard,
-        click.option("--overwrite", is_flag=True, callback=_with_a_list, help="Overwrite existing results."),
     )
+
+
+def overwrite(options: dict, listing: str | None) -> bool:
+    """Take out of a command's options whether a list is to overwrite results; without a list it may not be set."""
+    if options.get("overwrite") and listing is None:
+        raise click.UsageError("--set overwrite goes with --list")
+    return options.pop("overwrite", False)
 
 
 shard = click.option(
@@ -366,7 +381,6 @@ def _layers(ctx, param, value):
 
 
 motion = together(
-    number("--gain", 1.0, "Factor on all movement; above 1 the mouth opens wider."),
     click.option("--gate", is_flag=True, help="Close the mouth without speech: in pauses, noise and music."),
     click.option(
         "--layers",
@@ -375,9 +389,6 @@ motion = together(
         help="Latent layers that speech moves, counted from 0.  [default: all]",
     ),
     number("--blink", 0.0, "Blinks a minute, at times set by --seed; people blink 15 to 20 times."),
-    click.option(
-        "--blink-latent", metavar="FILE", help="Latent displacement that closes the eyes (.npy), for another generator."
-    ),
 )
 source = click.argument("source", default="-", callback=from_stdin)
 sources = click.argument("sources", nargs=-1, required=True)
@@ -389,11 +400,8 @@ perceptual = one_of(
     "auto",
     "Perceptual distance; auto is LPIPS where its weights are cached, else a Laplacian pyramid.",
 )
-detection = together(
-    one_of("--detector", ["auto", "face-alignment", "mediapipe"], "auto", "Landmark detector."),
-    click.option(
-        "--detector-model", metavar="FILE", help="The detector's model file.  [default: the library's own cache]"
-    ),
+detector_model = click.option(
+    "--detector-model", metavar="FILE", help="The landmark detector's model file.  [default: the library's own cache]"
 )
 
 
@@ -417,16 +425,10 @@ face = click.option(
 alignment = together(
     click.option("--aligned", is_flag=True, help="The faces are aligned already."),
     face,
-    detection,
+    detector_model,
 )
-audio_features = together(
-    click.option(
-        "--features",
-        metavar="NAME",
-        help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert, whisper.  "
-        "[default: what it was trained on; to train, bundled for the first model and mfcc for the second]",
-    ),
-    click.option("--features-model", metavar="FILE", help="Weights of the feature network.  [default: its own]"),
+features_model = click.option(
+    "--features-model", metavar="FILE", help="Weights of the feature network.  [default: its own]"
 )
 fid_features = one_of(
     "--fid-features",
@@ -434,23 +436,8 @@ fid_features = one_of(
     "inception",
     "Feature network of FID and KID; the bundled encoder needs no file.",
 )
-precision = one_of("--precision", ["float32", "bfloat16"], "float32", "Arithmetic of the networks.")
 training_steps = click.option(
     "--steps", type=click.IntRange(min=1), required=True, help="Optimiser steps in all, those of resumed runs included."
-)
-data = together(
-    number("--every", 1, "Take every N-th frame.", least=1),
-    click.option("--limit", type=click.IntRange(min=1), help="Maximum number of frames to read."),
-)
-run = together(
-    one_of("--precision", ["float32", "bfloat16", "float16"], "float32", "Arithmetic of the networks in training."),
-    click.option(
-        "--tensorboard",
-        metavar="FOLDER",
-        help="TensorBoard folder for the records; needs the extra tensorboard.",
-    ),
-    seed,
-    device,
 )
 samples = click.option("--samples", metavar="FOLDER", help="Write sample images there during training (PNG).")
 validation = click.option(

@@ -1,5 +1,7 @@
 """The command `plot`: figures of latents, logs, clips and mouths."""
 
+import functools
+
 import click
 
 from talkhead import cli_io, cli_options
@@ -10,17 +12,14 @@ def plot():
     """Draw figures (PNG, SVG, PDF); needs the extra plot."""
 
 
-@plot.command("trajectory")
+command = functools.partial(plot.command, cls=cli_options.Command)
+
+
+@command("trajectory")
 @cli_options.sources
 @cli_options.figure
-@cli_options.one_of(
-    "--plane",
-    ["shared", "centred", "own"],
-    "shared",
-    "Components of all paths; of all, each from its own mean; or each path's own.",
-)
-@cli_options.labels
-def plot_trajectory(sources, output, plane, labels):
+@cli_options.settings("plots.trajectories", "plots.label_files")
+def plot_trajectory(sources, output, **options):
     """Draw latents (.npy) in the plane of their first two principal components, coloured by time.
 
     \b
@@ -28,17 +27,17 @@ def plot_trajectory(sources, output, plane, labels):
     """
     from talkhead import files, plots
 
-    paths = {label: files.read_latents(path) for label, path in _labelled(sources, labels).items()}
-    plots.save(plots.trajectories(paths, plane=plane), output)
+    labelled = plots.label_files(sources, **cli_options.taken(options, plots.label_files))
+    paths = {label: files.read_latents(path) for label, path in labelled.items()}
+    plots.save(plots.trajectories(paths, **options), output)
 
 
-@plot.command("losses")
+@command("losses")
 @cli_options.sources
 @cli_options.figure
 @cli_options.names("--keys", "Numbers of the logs to draw.  [default: loss, or if no log has it, all]", ())
-@cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
-@cli_options.labels
-def plot_losses(sources, output, keys, smooth, labels):
+@cli_options.settings("plots.losses", "plots.label_files")
+def plot_losses(sources, output, keys, **options):
     """Draw curves from the logs of trainers and of invert --log; several runs together.
 
     \b
@@ -46,11 +45,12 @@ def plot_losses(sources, output, keys, smooth, labels):
     """
     from talkhead import plots
 
-    logs = {label: plots.read_log(path) for label, path in _labelled(sources, labels).items()}
-    plots.save(plots.losses(logs, keys, smooth), output)
+    labelled = plots.label_files(sources, **cli_options.taken(options, plots.label_files))
+    logs = {label: plots.read_log(path) for label, path in labelled.items()}
+    plots.save(plots.losses(logs, keys, **options), output)
 
 
-@plot.command("dashboard")
+@command("dashboard")
 @cli_options.source
 @cli_options.figure
 @cli_options.number("--smooth", 1, "Mean of so many records.", least=1)
@@ -74,19 +74,13 @@ def _said(phonemes, clips):
     return read(phonemes, clips[0]) if phonemes else ()
 
 
-@plot.command("strip")
+@command("strip")
 @cli_options.sources
 @cli_options.figure
 @cli_options.number("--columns", 8, "Frames of each clip.", least=1)
-@cli_options.number("--start", 0.0, "Start time in seconds.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Stop after so long.  [default: at the end of the first clip]",
-)
 @cli_options.phonemes
-@cli_options.labels
-def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
+@cli_options.settings("plots.moments", "plots.label_files")
+def plot_strip(sources, output, columns, phonemes, **options):
     """Draw frames of clips one under the other, at the same moments.
 
     \b
@@ -95,25 +89,25 @@ def plot_strip(sources, output, columns, start, seconds, phonemes, labels):
     from talkhead import files, plots, video_files
 
     rows, times, synthetic = {}, None, False
-    for label, path in _labelled(sources, labels).items():
+    for label, path in plots.label_files(sources, **cli_options.taken(options, plots.label_files)).items():
         with video_files.read_frames(path) as reader:
             if times is None:
                 count = reader.count or sum(1 for _ in video_files.read_frames(path))  # some kinds of file do not tell
-                times = plots.moments(count, columns, start, seconds)
+                times = plots.moments(count, columns, **options)
             rows[label] = plots.frames_at(reader, times)
             synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
     plots.save(plots.strip(rows, times, _said(phonemes, sources)), output, synthetic)
 
 
-@plot.command("mouth")
+@command("mouth")
 @cli_options.sources
 @cli_options.figure
 @cli_options.input_option("--audio", "The sound to draw under the curves: any file with a sound track.")
 @cli_options.phonemes
-@cli_options.labels
-@cli_options.detection
+@cli_options.detector_model
 @cli_options.device
-def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_model, device):
+@cli_options.settings("plots.label_files", "cli_io.finder")
+def plot_mouth(sources, output, audio, phonemes, device, **options):
     """Draw mouth openings of clips or landmarks (.npy) over the sound and its phonemes.
 
     \b
@@ -121,21 +115,20 @@ def plot_mouth(sources, output, audio, phonemes, labels, detector, detector_mode
     """
     from talkhead import audio_files, plots
 
-    find = cli_io.finder(detector, detector_model, device)
+    find = cli_io.finder(device, **cli_options.taken(options, cli_io.finder))
     said = _said(phonemes, sources)
     sound = None if audio is None else audio_files.read_audio(audio)
-    curves = {label: _openings(path, find) for label, path in _labelled(sources, labels).items()}
+    curves = {label: _openings(path, find) for label, path in plots.label_files(sources, **options).items()}
     plots.save(plots.mouths(curves, sound, said), output)
 
 
-@plot.command("interpolate")
+@command("interpolate")
 @click.argument("ends", metavar="[LATENTS LATENTS]", nargs=-1)
 @cli_options.figure
 @cli_options.weights_in("generator")
-@cli_options.number("--columns", 7, "Pictures on each way.", least=2)
-@cli_options.seed
 @cli_options.device
-def plot_interpolate(ends, output, generator, columns, seed, device):
+@cli_options.settings("plots.interpolation")
+def plot_interpolate(ends, output, generator, device, **options):
     """Draw lerp and slerp between two latents (.npy), or between random faces in Z and W.
 
     \b
@@ -152,21 +145,19 @@ def plot_interpolate(ends, output, generator, columns, seed, device):
     for path, code in zip(ends, codes):
         identities.check_fit(path, code, generator)
     plots.save(
-        plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, columns, seed)),
+        plots.sheet(plots.interpolation(generator, np.stack(codes) if codes else None, **options)),
         output,
         synthetic=True,
     )
 
 
-@plot.command("components")
+@command("components")
 @cli_options.sources
 @cli_options.figure
 @cli_options.weights_in("generator")
-@cli_options.number("--components", 5, "Number of principal components, largest variance first.", least=1)
-@cli_options.number("--columns", 7, "Pictures of each.", least=2)
-@cli_options.number("--reach", 3.0, "Range to either side, in standard deviations.")
 @cli_options.device
-def plot_components(sources, output, generator, components, columns, reach, device):
+@cli_options.settings("plots.components")
+def plot_components(sources, output, generator, device, **options):
     """Draw images along each principal component of latents (.npy), from their mean.
 
     \b
@@ -181,20 +172,10 @@ def plot_components(sources, output, generator, components, columns, reach, devi
     for path, each in zip(sources, codes):
         identities.check_fit(path, each[0], generator)
     plots.save(
-        plots.sheet(*plots.components(generator, np.concatenate(codes), components, columns, reach)),
+        plots.sheet(*plots.components(generator, np.concatenate(codes), **options)),
         output,
         synthetic=True,
     )
-
-
-def _labelled(paths, labels):
-    """{label: file} for a figure; labels default to the file names."""
-    from talkhead import plots
-
-    labels = labels or plots.names(paths)
-    if len(labels) != len(paths) or len(set(labels)) < len(labels):
-        raise click.UsageError(f"--labels: {len(paths)} files need as many different labels")
-    return dict(zip(labels, paths))
 
 
 def _openings(path, find):

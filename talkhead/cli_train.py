@@ -8,6 +8,7 @@ from talkhead import cli_io, cli_options
 from talkhead.errors import TalkheadError
 
 command = functools.partial(click.command, cls=cli_options.Command)
+RUN = ("training.fit", "cli_io.follow_training")  # functions whose parameters --set gives in every trainer
 
 
 @command("train-stylegan")
@@ -19,7 +20,6 @@ command = functools.partial(click.command, cls=cli_options.Command)
 @cli_options.training_steps
 @cli_options.batch(16)
 @cli_options.lr(0.002)
-@click.option("--flip", is_flag=True, help="Mirror half of the images.")
 @cli_options.number("--freeze-d", 0, "Discriminator levels of --init to freeze, highest resolution first.")
 @cli_options.one_of(
     "--augment", ["none", "ada", "fixed"], "none", "Discriminator augmentation: none, adaptive or fixed."
@@ -34,15 +34,12 @@ command = functools.partial(click.command, cls=cli_options.Command)
 @cli_options.number("--encoder-lr", 0.001, "The encoder's learning rate; 0 freezes it.")
 @cli_options.number("--fid-every", 0, "Steps between two measurements of FID and KID; the best is kept.")
 @cli_options.perceptual
-@cli_options.data
 @cli_options.samples
-@cli_options.run
+@cli_options.device
 @cli_options.settings(
-    "train_stylegan.train", "train_autoencoder.new_networks", "encoders.ResNetEncoder", "training.fit"
+    "train_stylegan.train", "train_autoencoder.new_networks", "encoders.ResNetEncoder", "datasets.Images", *RUN
 )
-def train_stylegan(
-    sources, output, init, encoder_out, encoder_init, perceptual, every, limit, tensorboard, device, **options
-):
+def train_stylegan(sources, output, init, encoder_out, encoder_init, perceptual, device, **options):
     """Train the face generator on images or clips, or on what was packed of them.
 
     \b
@@ -50,8 +47,9 @@ def train_stylegan(
     """
     import torch
 
-    from talkhead import checkpoints, encoders, losses, protocol, train_autoencoder, train_stylegan
+    from talkhead import checkpoints, datasets, encoders, losses, protocol, train_autoencoder, train_stylegan
 
+    curves = cli_options.curves(options)
     if options["freeze_d"] and not init:
         raise click.UsageError("--freeze-d needs --init: a new discriminator is trained at every level")
     if options.get("reconstruct_only") and not (encoder_out or encoder_init):
@@ -59,7 +57,7 @@ def train_stylegan(
     device = cli_io.init_process_group(device)
     if options["fid_every"]:
         options["fid_features"] = protocol.features(options.get("fid_features", "inception"), device)
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options.setdefault("seed", 0))
     shape, frozen = cli_options.taken(options, encoders.ResNetEncoder), options["freeze_d"]
     networks = train_autoencoder.new_networks(init, **cli_options.taken(options, train_autoencoder.new_networks))
     generator, discriminator, lineage = networks
@@ -72,10 +70,10 @@ def train_stylegan(
             options["lineage"] = lineage
         if encoder_out:
             options["on_save"] = functools.partial(train_autoencoder.save_encoder, encoder_out, encoder)
-    images = _images(sources, generator.resolution, every, limit)
+    images = _images(sources, generator.resolution, **cli_options.taken(options, datasets.Images))
     images.warn_of_mixture()
     records = train_stylegan.train(images, output, generator, discriminator, freeze_d=frozen, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], **curves)
 
 
 @command("train-encoder")
@@ -83,9 +81,7 @@ def train_stylegan(
 @cli_options.trained("the encoder")
 @cli_options.weights_in("generator")
 @cli_options.one_of("--arch", ["resnet", "psp"], "resnet", "ResNet18 with one linear layer, or pSp's feature pyramid.")
-@cli_options.number("--width", 64, "The encoder's width; 64 is ResNet18, or IR-SE-50.", least=1)
 @cli_options.number("--input-size", 256, "Side of the encoder's input images.", least=1)
-@click.option("--imagenet", metavar="FILE", help="Start resnet's first blocks from torchvision's resnet18 weights.")
 @click.option("--irse", metavar="FILE", help="Start psp's trunk from a face-recognition network, model_ir_se50.pth.")
 @cli_options.init_option("Encoder to start from, with its architecture and sizes.")
 @cli_options.training_steps
@@ -97,26 +93,27 @@ def train_stylegan(
     help="Face recognition for an identity loss: model_ir_se50.pth, or a torch.export program.",
 )
 @cli_options.perceptual
-@click.option("--flip", is_flag=True, help="Mirror half of the images.")
 @cli_options.validation
-@cli_options.data
 @cli_options.samples
-@cli_options.run
-@cli_options.settings("train_encoder.train", "encoders.ResNetEncoder", "encoders.PSPEncoder", "training.fit")
+@cli_options.device
+@cli_options.settings(
+    "train_encoder.train",
+    "train_encoder.new_encoder",
+    "encoders.ResNetEncoder",
+    "encoders.PSPEncoder",
+    "datasets.Images",
+    *RUN,
+)
 def train_encoder(
     sources,
     output,
     generator,
     arch,
-    imagenet,
     irse,
     init,
     identity_network,
     perceptual,
     validation,
-    every,
-    limit,
-    tensorboard,
     device,
     **options,
 ):
@@ -129,17 +126,18 @@ def train_encoder(
     """
     import torch
 
-    from talkhead import checkpoints, encoders, losses, train_encoder
+    from talkhead import checkpoints, datasets, encoders, losses, train_encoder
 
-    networks = {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}
+    curves = cli_options.curves(options)
+    networks, imagenet = {"resnet": encoders.ResNetEncoder, "psp": encoders.PSPEncoder}, options.pop("imagenet", None)
     shape = cli_options.taken(options, networks.pop(arch))
     others = cli_options.taken(options, *networks.values())
     if not init and (others or (irse if arch == "resnet" else imagenet)):
         raise click.UsageError(
-            "--imagenet, stem_stride and pool_size are for --arch resnet, --irse, head and deltas for --arch psp"
+            "imagenet, stem_stride and pool_size are for --arch resnet, --irse, head and deltas for --arch psp"
         )
     device, generator = cli_io.load(cli_io.init_process_group(device), generator=generator)
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options.setdefault("seed", 0))
     if init:
         encoder = checkpoints.load_encoder(init)
     else:
@@ -147,11 +145,12 @@ def train_encoder(
     if identity_network:
         options["identity"] = losses.identity_network(identity_network, device)
     size = train_encoder.training_size(generator, encoder, options.get("loss_size"))
-    images = _images(sources, size, every, limit)
-    options["validation"] = _images(validation, size, every, limit) if validation else None
+    data = cli_options.taken(options, datasets.Images)
+    images = _images(sources, size, **data)
+    options["validation"] = _images(validation, size, **data) if validation else None
     options["perceptual"] = cli_io.perceptual(perceptual, device)
     records = train_encoder.train(images, generator, output, encoder, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], **curves)
 
 
 @command("train-audio2latent")
@@ -162,9 +161,15 @@ def train_encoder(
 @cli_options.one_of(
     "--model", ["first", "second"], "second", "The thesis's first model, for a few people, or its second."
 )
-@cli_options.audio_features
+@click.option(
+    "--features",
+    metavar="NAME",
+    help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+    "[default: bundled for the first model, mfcc for the second]",
+)
+@cli_options.features_model
 @click.option("--components", type=click.IntRange(min=1), help="Second model: size of its PCA basis.  [default: 2500]")
-@click.option("--deterministic", is_flag=True, help="First model: without noise.")
+@click.option("--deterministic", is_flag=True, hidden=True, help="As --set noise_width=0; of version 0.1.")
 @cli_options.training_steps
 @cli_options.batch(16)
 @cli_options.lr(2e-4)
@@ -177,10 +182,10 @@ def train_encoder(
     callback=cli_options.hold_out,
     help="Validation speakers, or single clips: how many, or which.",
 )
-@cli_options.run
-@cli_options.settings("train_audio2latent.train", "audio2latent.FirstModel", "audio2latent.SecondModel", "training.fit")
+@cli_options.device
+@cli_options.settings("train_audio2latent.train", "audio2latent.FirstModel", "audio2latent.SecondModel", *RUN)
 def train_audio2latent(
-    sources, output, generator, encoder, model, features, features_model, deterministic, tensorboard, device, **options
+    sources, output, generator, encoder, model, features, features_model, deterministic, device, **options
 ):
     """Train the speech model on talking clips.
 
@@ -194,13 +199,14 @@ def train_audio2latent(
 
     from talkhead import audio2latent, audio_features, train_audio2latent
 
+    curves = cli_options.curves(options)
     sizes = cli_options.taken(options, *audio2latent.MODELS.values())
     try:
         sizes = audio2latent.check_sizes(model, sizes | ({"noise_width": 0} if deterministic else {}))
     except TalkheadError as problem:
         raise click.UsageError(str(problem)) from problem
     device, generator, encoder = cli_io.load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options.setdefault("seed", 0))
     name = features or audio2latent.MODELS[model].defaults["features"]
     features = audio_features.features(name, features_model, device)
     model = audio2latent.build(model, num_ws=generator.num_ws, window_shape=features.shape, **sizes)
@@ -209,7 +215,7 @@ def train_audio2latent(
     records = train_audio2latent.train(
         sources, generator, encoder, output, model, features=features, device=device, **options
     )
-    cli_io.follow_training(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], **curves)
 
 
 @command("train-video-gan")
@@ -226,23 +232,13 @@ def train_audio2latent(
     help="Another model's settings instead of the defaults.",
 )
 @cli_options.number("--components", 384, "Size of the PCA basis of its motion.", least=1)
-@cli_options.one_of("--start", ["encode", "sample"], "encode", "Faces to train on: those of the clips, or random ones.")
-@cli_options.one_of(
-    "--real",
-    ["auto", "video", "projected"],
-    "auto",
-    "Real samples: clips (eq. 3.7), or their reconstructions (eq. 3.10).",
-)
 @cli_options.training_steps
 @cli_options.batch(8)
-@cli_options.number("--frames", 16, "Video frames of each sample.", least=2)
 @cli_options.lr(1e-4)
 @cli_options.samples
-@cli_options.run
-@cli_options.settings(
-    "train_video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", "training.fit"
-)
-def train_video_gan(sources, output, generator, encoder, tensorboard, device, **options):
+@cli_options.device
+@cli_options.settings("train_video_gan.train", "video_gan.LatentGenerator", "video_gan.VideoDiscriminator", *RUN)
+def train_video_gan(sources, output, generator, encoder, device, **options):
     """Train the motion model on clips: head and face motion from noise alone.
 
     \b
@@ -253,18 +249,19 @@ def train_video_gan(sources, output, generator, encoder, tensorboard, device, **
 
     from talkhead import train_video_gan, video_gan
 
+    curves = cli_options.curves(options)
     device, generator, encoder = cli_io.load(cli_io.init_process_group(device), generator=generator, encoder=encoder)
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options.setdefault("seed", 0))
     model = video_gan.LatentGenerator(generator.num_ws, **cli_options.taken(options, video_gan.LatentGenerator))
     discriminator = video_gan.VideoDiscriminator(**cli_options.taken(options, video_gan.VideoDiscriminator))
     records = train_video_gan.train(sources, generator, encoder, output, model, discriminator, device=device, **options)
-    cli_io.follow_training(records, options["steps"], tensorboard)
+    cli_io.follow_training(records, options["steps"], **curves)
 
 
-def _images(sources, size, every, limit):
+def _images(sources, size, **options):
     """Training images; files left out are logged."""
     from talkhead.datasets import Images
 
-    images = Images(sources, size, every, limit)
+    images = Images(sources, size, **options)
     cli_io.left_out(images.skipped, len(images))
     return images

@@ -305,7 +305,7 @@ def _frame_count(path):
 def _too_many(count, most, size, sources):
     return TalkheadError(
         f"{_shorten(sources)}: {count} frames of {size}x{size}, but memory has room for {most}; train on a file made "
-        "by talkhead pack, or pass --every or --limit"
+        "by talkhead pack, or on less: --set every=N or --set limit=N"
     )
 
 

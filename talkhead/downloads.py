@@ -235,7 +235,7 @@ REGISTRY = {
         hub=True,
     ),
     "resnet18": Weights(
-        "first blocks of the ResNet encoder (train-encoder --imagenet)",
+        "first blocks of the ResNet encoder (train-encoder --set imagenet=FILE)",
         "resnet18-f37072fd.pth",
         ("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
         _TORCHVISION,

@@ -197,7 +197,7 @@ class _Workers:
             yield from self.pool.map(_measured, pairs)
         except BrokenProcessPool as problem:
             raise TalkheadError(
-                "metrics: a process was killed, perhaps for lack of memory; lower --workers; "
+                "metrics: a process was killed, perhaps for lack of memory; lower workers; "
                 "with -o, finished pairs are kept"
             ) from problem
 
@@ -266,7 +266,8 @@ class _Ledger:
             if other:
                 raise TalkheadError(
                     f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; "
-                    f"pass --protocol {path} to repeat them, --overwrite to measure all again, or name another file"
+                    f"pass --protocol {path} to repeat them, --set overwrite=true to measure all again, or name "
+                    "another file"
                 )
             records += [record] if "real" in record and "error" not in record else []
         return records
@@ -478,6 +479,20 @@ def _table_of_networks(record):
 
 
 # Size and speed of the networks ---------------------------------------------------------------------------------------
+
+
+def measure_networks(
+    generator: str | os.PathLike | None = None,
+    encoder: str | os.PathLike | None = None,
+    audio2latent: str | os.PathLike | None = None,
+    device: str = "auto",
+) -> dict:
+    """`network_speed` of networks in files, None for the bundled ones."""
+    from talkhead import checkpoints
+    from talkhead.distributed import pick_device
+
+    networks = {"generator": generator, "encoder": encoder, "audio2latent": audio2latent}
+    return network_speed(**checkpoints.load_networks(pick_device(device), **networks))
 
 
 def network_speed(

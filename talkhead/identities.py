@@ -99,7 +99,7 @@ def load_identity(
 def _look(reader, tracked, generator, dubbed, aligned, whole, size, neutral):
     """The Photo of a clip's first frame, or the Film of all, with its sound if it has any."""
     if whole and (aligned or reader.aligned):
-        raise TalkheadError(f"{reader.name}: aligned already; --whole wants the picture that it was cut from")
+        raise TalkheadError(f"{reader.name}: aligned already; --whole wants the photo that it was cut from")
     frame, quad, _ = first = next(tracked)
     own = native_side(faces.whole_quad(frame) if quad is None else quad)
     if own < generator.resolution:
@@ -138,7 +138,7 @@ def tuned_identity(
     if tuned.identity is None:
         raise TalkheadError(
             f"{source}: holds no face beside the generator; tune again with talkhead pti, "
-            "or pass it as --generator and a picture as --identity"
+            "or pass it as --generator and an image as --identity"
         )
     if generator is not None and tuned.fingerprint != generator.fingerprint:
         raise TalkheadError(
@@ -163,12 +163,12 @@ def blink_latent(generator: Generator, source: str | os.PathLike | None = None) 
     if owner is not None and owner not in generator.lineage:  # type: ignore[operator]  # set by `load_generator`
         raise TalkheadError(
             f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; "
-            "pass its own as --blink-latent, which examples/learn_blink.py makes"
+            "pass its own as --set blink_latent=FILE, which examples/learn_blink.py makes"
         )
     latent = files.read_latents(source)[0]
     if len(latent) != generator.num_ws and (owner is None or len(latent) > generator.num_ws):
         raise TalkheadError(
-            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another --blink-latent"
+            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another blink_latent"
         )
     return latents.extend_layers(latent, generator.num_ws)
 

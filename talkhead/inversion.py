@@ -120,6 +120,8 @@ def invert(
         raise TalkheadError(f"method {method!r}: unknown; take encoder, optimise, sequential or hybrid")
     if space not in ("w+", "w", "z"):
         raise TalkheadError(f"space {space!r}: unknown; take w+, w or z")
+    if precision not in ("float32", "bfloat16"):
+        raise TalkheadError(f"precision {precision!r}: unknown; take float32 or bfloat16")
     if method in ("encoder", "hybrid"):
         _check_encoder(encoder, generator, method, space)
     device = _settle(device, generator, *([encoder] if encoder is not None else []))
@@ -148,9 +150,9 @@ def _check_encoder(encoder, generator, method, space):
             f"encoder of {encoder.num_ws} layers, generator of {generator.num_ws}; pass an encoder trained for it"
         )
     if method == "encoder" and space == "w":
-        raise TalkheadError("method encoder: encoders give W+ latents; pass --space w+, or --method hybrid")
+        raise TalkheadError("method encoder: encoders give W+ latents; pass --set space=w+, or --method hybrid")
     if space == "z":
-        raise TalkheadError(f"method {method}: encoders give no z; pass --space w+, or --method optimise or sequential")
+        raise TalkheadError(f"method {method}: encoders give no z; pass --set space=w+, or another method")
 
 
 def _settle(device, *networks):

@@ -362,7 +362,7 @@ def detector(
         return _choose(name, model, device)
     except (ImportError, OSError) as error:  # for example, a missing system library
         raise TalkheadError(
-            f"detector: a library does not load ({error}); install it or pass another --detector"
+            f"detector: a library does not load ({error}); install it or pass --set detector=NAME of another"
         ) from error
 
 

@@ -254,7 +254,7 @@ def compare(
         if np.shape(a) != np.shape(b):
             raise TalkheadError(
                 f"metrics, frame {counts[0] - 1}: the real frame is {np.shape(a)[1]}x{np.shape(a)[0]}, the fake one "
-                f"{np.shape(b)[1]}x{np.shape(b)[0]}; bring both clips to one size, as metrics --size does"
+                f"{np.shape(b)[1]}x{np.shape(b)[0]}; bring both clips to one size, as metrics --set size=N does"
             )
         size = size or list(np.shape(a)[:2])
         value = psnr(a, b)

@@ -112,6 +112,14 @@ def names(paths: Iterable[str | os.PathLike]) -> list[str]:
     return [place.stem if stems.count(place.stem) == 1 else str(place.with_suffix("")) for place in places]
 
 
+def label_files(paths: Sequence[str | os.PathLike], labels: list[str] | None = None) -> dict:
+    """{label: file} for a figure; None: the labels are `names`."""
+    chosen = labels or names(paths)
+    if len(chosen) != len(paths) or len(set(chosen)) < len(chosen):
+        raise TalkheadError(f"labels: {len(paths)} files need as many different ones")
+    return dict(zip(chosen, paths))
+
+
 def _line_style(index):
     """Colour and dashes of a line by its index."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}

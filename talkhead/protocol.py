@@ -130,7 +130,7 @@ class Protocol:
             raise TalkheadError("metrics: closures and true landmarks need a detector; leave --no-lmd out")
         if phonemes and landmarks:
             raise TalkheadError(
-                "metrics: closures need landmarks of both clips by one detector; leave --landmarks out, or --phonemes"
+                "metrics: closures need landmarks of both clips by one detector; leave landmarks out, or --phonemes"
             )
         if syncnet and fps != 25:
             raise TalkheadError(
@@ -269,7 +269,7 @@ class Protocol:
             if not aligned and self.detector is None:
                 raise TalkheadError(
                     f"{readers[1].name}: not marked as aligned, and the identity network needs aligned faces; "
-                    "pass --aligned if it is, or leave --no-lmd out"
+                    "pass --set aligned=true if it is, or leave --no-lmd out"
                 )
             yield _ImageMeasure(
                 "identity",
@@ -428,7 +428,7 @@ def _sized(reader, size):
     height, width = reader.size
     if height != width:
         raise TalkheadError(
-            f"{reader.name}: {width}x{height}, and only square frames are resized; align it first, or leave --size out"
+            f"{reader.name}: {width}x{height}, and only square frames are resized; align it first, or leave size out"
         )
     for frame in reader:
         yield resize(frame, size)
@@ -452,7 +452,7 @@ def _landmarks(place, clip):
     if missing.any():
         raise TalkheadError(
             f"{place}, frame {int(np.argmax(missing))}: landmarks are NaN, and are needed in every frame; "
-            "leave --landmarks out"
+            "leave landmarks out"
         )
     return points
 
@@ -518,9 +518,9 @@ def replay(recorded: dict, options: dict, explicit: Collection[str], place: str 
     for name, value in (DEFAULTS | recorded["settings"]).items():
         flag = "--" + FILES.get(name, name).replace("_", "-")
         if name in FILES:
-            if value and options[FILES[name]] is None:
+            if value and options.get(FILES[name]) is None:
                 raise TalkheadError(f"{place}: the protocol measures with a file of {flag}; pass it")
-            if not value and options[FILES[name]] is not None:
+            if not value and options.get(FILES[name]) is not None:
                 raise TalkheadError(f"{place}: the protocol measures without {flag}; leave it out")
         elif name in explicit and options[name] != value:
             raise TalkheadError(

@@ -37,8 +37,8 @@ def synthesize(
 
     generator  stylegan.Generator; frames are made on the device it lies on
     latents    float32 (T, L, 512), or an iterator of (L, 512)
-    batch      latents drawn together; it changes the speed and the memory, not the picture
-    noise      "const": the generator's own fixed noise, so that a still latent is a still picture;
+    batch      latents drawn together; it changes the speed and the memory, not the frames
+    noise      "const": the generator's own fixed noise, so that a still latent is a still frame;
                "random": new noise for every frame; "none"
     precision  "float32"; or "bfloat16" or "float16" for the convolutions, which a GPU does faster. bfloat16 is about
                53 dB away from float32 and float16 about 70 dB
@@ -75,14 +75,14 @@ def encode_identity(encoder: Encoder, identity: np.ndarray, batch: int = 8) -> n
     """The code of a face.
 
     encoder   encoders.ResNetEncoder
-    identity  uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes
+    identity  uint8 (H, W, 3) RGB, an aligned image; or several of one person, (n, H, W, 3): the mean of their codes
               is taken
     returns   float32 (L, 512)
     """
-    pictures = np.asarray(identity)
-    pictures = pictures.reshape(-1, *pictures.shape[-3:])  # (n, H, W, 3)
+    images = np.asarray(identity)
+    images = images.reshape(-1, *images.shape[-3:])  # (n, H, W, 3)
     device = next(encoder.parameters()).device
-    code: Any = np.mean(list(encode(encoder, pictures, batch=batch, device=device)), 0, np.float32)
+    code: Any = np.mean(list(encode(encoder, images, batch=batch, device=device)), 0, np.float32)
     return code
 
 
@@ -105,7 +105,7 @@ def speech_to_latents(
 
     encoder       encoders.ResNetEncoder; None if the identity is a code
     audio2latent  audio2latent.FirstModel or SecondModel
-    identity      uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their
+    identity      uint8 (H, W, 3) RGB, an aligned image; or several of one person, (n, H, W, 3): the mean of their
                   codes is taken; or the code itself, float32 (L, 512)
     audio         float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it, which is read no further than
                   the next latents need, and changes nothing else
@@ -194,7 +194,7 @@ def generate(
 
     generator, encoder, audio2latent  networks that were trained for each other, on one device; encoder None if the
                                       identity is a code
-    identity    uint8 (H, W, 3) RGB, an aligned picture; or several of one person, (n, H, W, 3): the mean of their codes
+    identity    uint8 (H, W, 3) RGB, an aligned image; or several of one person, (n, H, W, 3): the mean of their codes
                 is taken, and the detail of the first; or a detail.Photo or dubbing.Film, as `identity_of` makes them;
                 or the code itself, float32 (L, 512)
     audio       float32 (N,) mono at 16 kHz in [-1, 1]; or an iterator of blocks of it
@@ -261,19 +261,19 @@ def identity_of(
     tracked    iterator of (frame uint8 (H, W, 3), quad float (4, 2), index), as `follow` gives; the quad of an aligned
                frame is None. One frame is a photo, several are a clip
     generator  stylegan.Generator, which will draw the face
-    whole      keep the whole picture; False cuts the face out
+    whole      keep the whole frame; False cuts the face out
     size       side of the face that is cut out, pixels; None is its own, even and at most 1024
     neutral    bring a mouth that is open in the photo to rest first
     sound      float32 (N,) mono at 16 kHz, what is said in the clip: `generate` then opens the mouth as far as this
                speaker does
     name       of the source, for errors
     returns    detail.Photo or dubbing.Film
-    raises     TalkheadError if there are no frames, or the mouth lies outside the picture
+    raises     TalkheadError if there are no frames, or the mouth lies outside the frame
     """
     network, tracked = checkpoints.load_keypoints(), iter(tracked)
     first, second = next(tracked, None), next(tracked, None)
     if first is None:
-        raise TalkheadError(f"{name}: no frames; pass a picture or a clip that shows a face")
+        raise TalkheadError(f"{name}: no frames; pass a photo or a clip that shows a face")
     frame, quad, _ = first
     side: Any = None if whole else size or native_side(faces.whole_quad(frame) if quad is None else quad)
     if second is not None:
@@ -352,7 +352,7 @@ def with_detail(
     blink, seed       as `speech_to_latents` took them; a film keeps its own blinks
     head              whether the photo's head and brows follow the frames', as the motion model moves them; speech does
                       not
-    batch             frames drawn together; it changes the speed and the memory, not the picture
+    batch             frames drawn together; it changes the speed and the memory, not the frames
     yields            uint8 (H, W, 3), of the photo's size
     """
     rest = next(synthesize(generator, [code], noise=noise, precision=precision))

@@ -30,7 +30,8 @@ class TalkingHead:
     identity_options     of `identities.load_identity`: find, detail, whole, size, neutral, tune, …
     motion               of `synthesis.speech_to_latents`: gain, gate, layers, blink, seed, deterministic
     blink_latent         .npy; None: the bundled one
-    drawing              of `clips.draw_clip`: batch, precision, labelled
+    batch                frames drawn together; None: 8, or 1 for live sound, so that each frame is there soon
+    precision, labelled  as `clips.draw_clip` takes them
     """
 
     driver: Any
@@ -49,8 +50,9 @@ class TalkingHead:
         identity_options: dict | None = None,
         motion: dict | None = None,
         blink_latent: str | os.PathLike | None = None,
-        batch: int | None = 8,
-        drawing: dict | None = None,
+        batch: int | None = None,
+        precision: str = "float32",
+        labelled: bool = False,
         progress: Callable[..., tqdm] = silent,
     ) -> None:
         prepared = identity is not None and files.is_prepared(identity)
@@ -71,7 +73,8 @@ class TalkingHead:
         self.features = None
         if drives == "audio2latent":
             self.features = load_features_for(self.driver, features, features_model, device)
-        self.batch, self.drawing, self.progress = batch, {**(drawing or {}), "progress": progress}, progress
+        self.batch, self.progress = batch, progress
+        self.drawing: dict[str, Any] = {"precision": precision, "labelled": labelled, "progress": progress}
 
     def identity(self, source: str | os.PathLike, dubbed: bool = False) -> identities.Identity:
         """The `identities.Identity` in a file."""

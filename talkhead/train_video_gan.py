@@ -171,13 +171,13 @@ def train(
     if shallow and real == "video":
         raise TalkheadError(
             "shallow: real video does not come from the generator's lower levels; "
-            "pass --real projected, or leave --shallow out"
+            "pass --set real=projected, or leave shallow out"
         )
     synthesizer = generator.shallow(size) if shallow else generator
     why = why_not_random(generator) if start == "sample" else ""
     if why:
         warnings.warn(
-            f"start sample: {why}; pass --start encode, or a generator that was trained on them", stacklevel=1
+            f"start sample: {why}; pass --set start=encode, or a generator that was trained on them", stacklevel=1
         )
     team = Distributed(batch, accumulate, precision, device)
     settings = {
@@ -262,7 +262,7 @@ def _long_enough(encoded, frames):
         longest = max(clip.frames for clip in encoded)
         raise TalkheadError(
             f"{encoded[0].path}: the longest clip has {longest} frames, a window {frames}; "
-            "pass longer clips, or lower --frames"
+            "pass longer clips, or lower frames"
         )
     if len(kept) == 1:
         raise TalkheadError(

@@ -351,7 +351,7 @@ def test_a_recording_is_measured_once(tmp_path):
     (tmp_path / "video").mkdir()
     (tmp_path / "align").mkdir()
     clip = tmp_path / "video" / "c.mp4"
-    toys.write_frames(clip, np.zeros((25, 32, 32, 3), np.uint8), lossless=False, sound=(sound, 16000))
+    toys.write_frames(clip, np.zeros((25, 32, 32, 3), np.uint8), lossless=None, sound=(sound, 16000))
     (tmp_path / "align" / "c.align").write_text("0 10000 sil\n10000 20000 bin\n20000 25000 sil\n")
     answers = iter([[drawn_face(0.004 * i)] for i in range(25)])
     u = recorded(clip, lambda frame: next(answers), tmp_path / "cache")

@@ -90,6 +90,7 @@ def test_models_that_are_not_there_are_named(study, tmp_path, puppet, toy_weight
         study.study(puppet / "clips", puppet / "clips", puppet / "clips", tmp_path / "out", ["mfcc"], **networks)
 
 
+@pytest.mark.slow
 def test_the_script_on_toy_weights(tmp_path, puppet, toy_weights):
     for name, speakers in {"clips": 4, "seen": 2, "unseen": 1}.items():
         (tmp_path / name).mkdir()

@@ -256,7 +256,7 @@ def moments(folder):
 def extracted(folder):
     """A film as a folder of pictures."""
     clip(folder.with_suffix(".mp4"), seed=8)
-    return toys.write_frames(folder, video_files.read_frames(folder.with_suffix(".mp4")), lossless=False)
+    return toys.write_frames(folder, video_files.read_frames(folder.with_suffix(".mp4")), lossless=None)
 
 
 def warned(images):
@@ -306,7 +306,7 @@ def test_frames_that_do_not_fit_into_memory_are_refused_before_they_fill_it(film
 
     def refused(sources, room, *arguments):
         monkeypatch.setattr(datasets, "memory_left", lambda: room * frame)
-        with pytest.raises(TalkheadError, match="talkhead pack.*--every or --limit") as error:
+        with pytest.raises(TalkheadError, match="talkhead pack.*--set every=N or --set limit=N") as error:
             datasets.Images(sources, 16, *arguments)
         assert "\n" not in str(error.value)
         return str(error.value)

@@ -132,7 +132,7 @@ def test_known_landmarks_are_found_by_name_and_follow_the_size(tmp_path, pointin
     files.write_array(tmp_path / "half.npy", (np.stack([Pointing()(clip[0])[0]] * 3) + 0.5) * 2 - 0.5)
     assert Protocol(landmarks=tmp_path / "half.npy", size=16)(path, path)["lmd"] == pytest.approx(0, abs=1e-5)
     files.write_array(tmp_path / "bad.npy", points[:, :20])
-    with pytest.raises(TalkheadError, match="landmarks of both clips by one detector; leave --landmarks out"):
+    with pytest.raises(TalkheadError, match="landmarks of both clips by one detector; leave landmarks out"):
         Protocol(landmarks=tmp_path, phonemes=tmp_path)
     with pytest.raises(TalkheadError, match=r"bad.npy: holds .*wanted landmarks \(frames, 68, 2\)"):
         Protocol(landmarks=tmp_path / "bad.npy")(path, path)
@@ -502,7 +502,7 @@ def _die(pair):
 
 def test_a_worker_that_dies_is_said_in_one_line(sets, monkeypatch):
     monkeypatch.setattr(evaluation, "_measured", _die)
-    with pytest.raises(TalkheadError, match="a process was killed.*lower --workers") as caught:
+    with pytest.raises(TalkheadError, match="a process was killed.*lower workers") as caught:
         list(evaluation.evaluate(paired(sets), Protocol(lmd=False), workers=2))
     assert "\n" not in str(caught.value)
 

@@ -56,7 +56,7 @@ def written(frames, **options):
 
 
 def save(place, frames, **options):
-    return toys.write_frames(place, frames, **({"lossless": False} | options))
+    return toys.write_frames(place, frames, **({"lossless": None} | options))
 
 
 def read(source, **options):

@@ -20,6 +20,7 @@ def fuzz():
     return example("fuzz")
 
 
+@pytest.mark.slow
 def test_no_mutant_brings_more_than_an_error_of_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "fuzz.py", "--count", str(MUTANTS), "--seed", "2"],

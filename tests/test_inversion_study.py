@@ -99,6 +99,7 @@ def made(tmp_path_factory, toy_weights):
     return folder / "out", done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_measures_what_it_made(made):
     out, said = made
     assert "no CLIP given" in said and "Traceback" not in said
@@ -117,6 +118,7 @@ def test_the_script_measures_what_it_made(made):
     assert len(clip["claims"]) == 5
 
 
+@pytest.mark.slow
 def test_the_script_reports_the_loss_that_was_made_small(made):
     """The first loss that the log of a run without noise tells is the loss of the code it began at.
 
@@ -132,6 +134,7 @@ def test_the_script_reports_the_loss_that_was_made_small(made):
     assert runs["hybrid"]["lpips"] is None or runs["hybrid"]["lpips"] > 0
 
 
+@pytest.mark.slow
 def test_the_script_draws(made):
     out, _ = made
     for name in (

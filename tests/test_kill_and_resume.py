@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import toys
@@ -11,6 +12,7 @@ from conftest import example
 from toys import EXAMPLES
 
 
+@pytest.mark.slow
 def test_what_was_killed_ends_with_the_same_results(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / "kill_and_resume.py", "--kills", "5"],

@@ -158,7 +158,7 @@ def test_damaged_sound_is_silence_of_the_same_length(tmp_path):
         samples[RATE * 2 : RATE * 3], audio_files.read_audio(whole)[RATE * 2 : RATE * 3], atol=0.07
     )
     with pytest.warns(UserWarning, match="damaged"), video_files.read_frames(tmp_path / "damaged.mp4") as reader:
-        toys.write_frames(tmp_path / "out.mp4", reader, lossless=False, sound=reader.sound)
+        toys.write_frames(tmp_path / "out.mp4", reader, lossless=None, sound=reader.sound)
     assert len(audio_files.read_audio(tmp_path / "out.mp4")) == 4 * RATE
 
 
@@ -729,7 +729,7 @@ def test_still_pictures_of_any_kind_are_one_frame(tmp_path, format, suffix):
     for source in ways(tmp_path, stream.getvalue(), f"a{suffix}", "a"):
         frame = only_frame(source)
         assert frame.shape == (32, 48, 3) and np.abs(frame.astype(int) - [200, 100, 50]).max() <= 4
-    toys.write_frames(tmp_path / "face.png", video_files.read_frames(tmp_path / "a"), lossless=False)
+    toys.write_frames(tmp_path / "face.png", video_files.read_frames(tmp_path / "a"), lossless=None)
 
 
 def test_avif_without_pillow(tmp_path, monkeypatch):

@@ -655,6 +655,7 @@ def desk(tmp_path_factory, puppet, toy_weights):
     return desk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", readme("sh"), ids=lambda block: block.split("\n")[0][:60])
 def test_readme_commands(block, desk, environment):
     done = shell(reduced(block), desk, environment)

@@ -35,7 +35,7 @@ def videos(tmp_path_factory, puppet):
         path = folder / f"{place}.mp4"
         path.parent.mkdir(exist_ok=True)
         with video_files.read_frames(puppet / f"clips/{first:06}.mp4", limit=5) as reader:
-            toys.write_frames(path, reader, lossless=False, sound=reader.sound)
+            toys.write_frames(path, reader, lossless=None, sound=reader.sound)
     return folder
 
 
@@ -391,6 +391,7 @@ def address(made, browser):
     return place
 
 
+@pytest.mark.browser
 def test_a_participant_answers_by_keyboard_and_their_answers_are_counted(address, browser, made, tmp_path):
     _, key, _ = made
     page = Page(browser, address).begin("ann")
@@ -426,6 +427,7 @@ def test_a_participant_answers_by_keyboard_and_their_answers_are_counted(address
     assert study.tally(rows, key)[-1] == {"participants": 1, "left_out": [], "answers": 6}
 
 
+@pytest.mark.browser
 def test_answers_are_kept_through_a_reload_and_can_be_changed(address, browser):
     page = Page(browser, address).begin("bob")
     page.choose(page.task()["expected"] or "both")
@@ -439,6 +441,7 @@ def test_answers_are_kept_through_a_reload_and_can_be_changed(address, browser):
     assert [row["choice"] for row in page.csv()] == ["none"]
 
 
+@pytest.mark.browser
 def test_orders_and_sides_hang_on_seed_and_participant(address, browser):
     page = Page(browser, address)
     plan = "return plan('%s').map(task => [task.key, task.left])"
@@ -459,6 +462,7 @@ def test_orders_and_sides_hang_on_seed_and_participant(address, browser):
     assert {task["expected"] for tasks in many for task in tasks} == {"", *study.CHOICES}
 
 
+@pytest.mark.browser
 def test_one_video_plays_at_a_time(address, browser):
     page = Page(browser, address).begin("eve")
     for video in ("left", "right"):
@@ -469,6 +473,7 @@ def test_one_video_plays_at_a_time(address, browser):
     page.until("left.paused && !right.paused")
 
 
+@pytest.mark.browser
 def test_a_video_that_cannot_be_played_stops_nobody(tmp_path, videos, browser):
     list(study.make(study.pairs([videos / "ours", videos / "others"]), tmp_path / "s", questions=("sync",), checks=0))
     for video in (tmp_path / "s/videos").iterdir():
@@ -478,6 +483,7 @@ def test_a_video_that_cannot_be_played_stops_nobody(tmp_path, videos, browser):
     assert "cannot be played" in page["hint"].text
 
 
+@pytest.mark.browser
 def test_answers_are_posted(tmp_path, videos, browser):
     received, status = [], [500]
 
@@ -521,6 +527,7 @@ def test_answers_are_posted(tmp_path, videos, browser):
 
 
 @pytest.mark.parametrize("width, height", [(375, 700), (320, 568), (1280, 720)])
+@pytest.mark.browser
 def test_the_page_fits_its_window(address, browser, width, height):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -542,6 +549,7 @@ def test_the_page_fits_its_window(address, browser, width, height):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.browser
 def test_everything_on_the_page_has_a_name_and_enough_contrast(address, browser):
     page = Page(browser, address).begin("ann")
     roles = accessible(browser)

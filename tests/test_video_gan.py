@@ -353,7 +353,7 @@ def test_a_batch_in_turns_is_the_same_batch(clips, networks, tmp_path, options):
 
 def test_random_faces_of_a_generator_that_never_learnt_them_are_warned_of(clips, networks, tmp_path):
     with pytest.warns(
-        UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --start encode"
+        UserWarning, match="start sample: its mapping network has hardly been trained .*; pass --set start=encode"
     ):
         run(clips, networks, tmp_path / "a.pt", 1, start="sample")
     trained = copy.deepcopy(networks[0])
@@ -509,7 +509,7 @@ def test_a_run_that_stands_still_is_stopped(clips, networks, tmp_path, monkeypat
     [
         (
             {"frames": 11},
-            r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower --frames",
+            r"000000.mp4: the longest clip has 10 frames, a window 11; pass longer clips, or lower frames",
         ),
         ({"frames": 1}, "motion needs at least two"),
         ({"d_size": 32}, "d_size 32: exceeds the generator's 16x16; pass no more"),

@@ -88,6 +88,7 @@ def write_clips(folder, seeds):
         np.save(folder / f"{seed:06d}.landmarks.npy", np.stack([marks for _, marks in made]))
 
 
+@pytest.mark.slow
 def test_the_script_measures_and_draws(tmp_path, toy_weights):
     write_clips(tmp_path / "train", (1, 2))
     write_clips(tmp_path / "held", (3, 4))

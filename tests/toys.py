@@ -59,7 +59,7 @@ def save_network(path, kind, network, step=0, nested=False, **config):
 
 
 def write_frames(place, frames, lossless=True, **options):
-    """Write frames to a video, a picture, a folder of pictures or a stream; `options` are FrameWriter's."""
+    """Write frames to a video, an image, a folder of images or a stream; `options` are those of FrameWriter."""
     with video_files.FrameWriter(place, lossless=lossless, **options) as writer:
         for frame in frames:
             writer.write(frame)
