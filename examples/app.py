@@ -2,8 +2,8 @@
 
     photo, speech ─ browser ─▶ TalkingHead.speak ─▶ video, latents ─ browser ─▶ download
 
-The server answers this computer alone (--host), and neither it nor the page asks for anything elsewhere. Uploads and results
-are deleted after a while (--keep), and all of them when it stops.
+The server answers this computer alone (--host), and neither it nor the page asks for anything elsewhere. Uploads and
+results are deleted after a while (--keep), and all of them when it stops.
 """
 
 import logging
@@ -33,8 +33,9 @@ FACE, WHOLE = "Face", "Whole picture"
 NOTE = """# talkhead
 One photo and one speech recording become a video of that face speaking.
 
-**Ask before you make a person say what they did not.** Every video says in its metadata that it is synthetic; taking the mark
-off is deceit. Everything is computed on the machine that serves this page. It deletes uploads and results after {:g} minutes.
+**Ask before you make a person say what they did not.** Every video says in its metadata that it is synthetic; taking
+the mark off is deceit. Everything is computed on the machine that serves this page. It deletes uploads and results
+after {:g} minutes.
 """
 
 
@@ -48,7 +49,7 @@ def generate(photo, speech, model, picture, detail, label, steps, seconds, progr
     steps           of tuning; 0: none
     seconds         the longest speech that is taken
     progress        function of a number, a total and a unit
-    yields          once (video, [latents, what is said of them], notes): paths, of files that are deleted after it, and a text
+    yields          once (video, [latents, what is said of them], notes): paths of files that are deleted after it, text
     raises          TalkheadError
     """
 

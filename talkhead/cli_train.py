@@ -164,7 +164,7 @@ def train_encoder(
 @click.option(
     "--features",
     metavar="NAME",
-    help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert.  "
+    help="Audio features: mfcc, bundled, deepspeech, wav2vec2, hubert, whisper.  "
     "[default: bundled for the first model, mfcc for the second]",
 )
 @cli_options.features_model

@@ -52,7 +52,7 @@ def inputs(puppet, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(app, tmp_path_factory):
-    """A page in a process of its own: its address, its process, its folder of temporary files, and the log of addresses it asked for."""
+    """A page in a process of its own: its address, process, temporary folder, and log of addresses asked for."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -118,7 +118,7 @@ def _read(address):
         return answer.read()
 
 
-# In a browser ------------------------------------------------------------------------------------------------------------
+# In a browser ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_photo_and_speech_become_a_video_that_plays(served, browser, inputs, tmp_path):
@@ -176,7 +176,7 @@ def test_nothing_is_asked_of_another_machine(served, browser):
     assert not [line for line in served[3].read_text().splitlines() if "127.0.0.1" not in line]
 
 
-# Without one -------------------------------------------------------------------------------------------------------------
+# Without one ----------------------------------------------------------------------------------------------------------
 
 
 def test_only_this_machine_is_served_and_only_what_is_shown(served):

@@ -51,7 +51,7 @@ def frames_of(output):
 
 
 def close(output, frames):
-    """Whether an IMAGE is these frames but for rounding: the command takes the sound in blocks, whose sums round otherwise."""
+    """True if an IMAGE is these frames but for rounding: the command sums sound in blocks, which rounds otherwise."""
     found = frames_of(output).astype(int)
     return found.shape == frames.shape and np.abs(found - frames).max() <= 1 and np.mean(found != frames) < 0.01
 

@@ -2,8 +2,8 @@
 
     IMAGE, AUDIO ──▶ talkhead: speak ──▶ IMAGE, TALKHEAD_LATENTS ──▶ talkhead: render ──▶ IMAGE
 
-Of ComfyUI's types, IMAGE is a float32 tensor (T, H, W, 3) in [0, 1], AUDIO {"waveform": float32 tensor (1, C, N), "sample_rate"}.
-TALKHEAD_LATENTS is this package's own: a float32 tensor (T, L, 512) in W+, one for each 40 ms.
+Of ComfyUI's types, IMAGE is a float32 tensor (T, H, W, 3) in [0, 1], AUDIO {"waveform": float32 tensor (1, C, N),
+"sample_rate"}. TALKHEAD_LATENTS is this package's own: a float32 tensor (T, L, 512) in W+, one for each 40 ms.
 """
 
 import functools
@@ -34,7 +34,7 @@ def networks(model="second"):
 
 
 def identity(image, aligned, detail=True, whole=False):
-    """The code, float32 (L, 512), of the face in an IMAGE, and its Photo; its Film, if there are several; None without detail.
+    """The code, float32 (L, 512), of the face in an IMAGE, and its Photo, or Film of several; None without detail.
 
     aligned, detail, whole   as --aligned, --detail and --whole
     raises                   TalkheadError if no face is found, or options exclude each other
