@@ -49,6 +49,7 @@ MODULES = {
     "stylegan_ops": (),
     "stylegan": ("Discriminator", "Generator"),
     "stylegan3": (),
+    "generators": (),
     "inversion": ("encode", "invert"),
     "latent_cache": (),
     "audio2latent": ("FirstModel", "SecondModel", "displacements", "load_features_for"),

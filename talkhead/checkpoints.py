@@ -18,7 +18,8 @@ import torch
 from talkhead import encoders, files, latents, safe_pickle, safetensors, state_dicts
 from talkhead.errors import TalkheadError
 from talkhead.fingerprints import fingerprint
-from talkhead.stylegan import Generator, build
+from talkhead.generators import build
+from talkhead.stylegan import Generator
 
 if TYPE_CHECKING:
     from talkhead.audio2latent import FirstModel, SecondModel

@@ -69,7 +69,7 @@ def from_stylegan3(state: dict[str, torch.Tensor], module: "Module | None" = Non
     returns   our state dict, and the config that builds the generator
     raises    TalkheadError if it is conditional, its filters are not StyleGAN3's, or tensors are missing or left over
     """
-    from talkhead.stylegan import build
+    from talkhead.generators import build
 
     if "mapping.embed.weight" in state:
         raise TalkheadError("a class-conditional network; only unconditional ones can be read")

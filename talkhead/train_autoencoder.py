@@ -4,7 +4,7 @@ import os
 import warnings
 from typing import Any
 
-from talkhead import checkpoints, encoders, files, stylegan
+from talkhead import checkpoints, encoders, files, generators, stylegan
 from talkhead.errors import TalkheadError
 from talkhead.fingerprints import fingerprint
 
@@ -31,11 +31,13 @@ def new_networks(
     """
     weights: dict = {"config": {"resolution": 256}} if init is None else checkpoints.read(init, "generator")
     config = {key: value for key, value in weights["config"].items() if key != "lineage"}
+    if config.get("arch", "stylegan2") != "stylegan2":
+        raise TalkheadError(f"{init}: a generator of architecture {config['arch']}; only StyleGAN2 can be trained")
     if init is not None and resolution not in (None, config["resolution"]):
         config["channels"] = stylegan.extend_widths(config["channels"], resolution)
     sizes = {"resolution": resolution, "channels": channels, "mapping_layers": mapping_layers}
     config |= {key: value for key, value in sizes.items() if value is not None}
-    generator = stylegan.build(config)
+    generator = generators.build(config)
     d_channels = d_channels or config.get("channels")
     discriminator = stylegan.Discriminator(generator.resolution, d_channels, config.get("clamp"))
     if init is None:

@@ -18,6 +18,7 @@ from talkhead import (
     datasets,
     fid,
     files,
+    generators,
     image_files,
     latents,
     stylegan,
@@ -409,19 +410,19 @@ def test_second_derivatives_agree_with_finite_differences():
 def test_a_config_is_built_by_its_architecture(tmp_path, monkeypatch):
     generator, _ = toy()
     assert (
-        type(stylegan.build(generator.config))
-        is type(stylegan.build(generator.config | {"arch": "stylegan2"}))
+        type(generators.build(generator.config))
+        is type(generators.build(generator.config | {"arch": "stylegan2"}))
         is Generator
     )
     with pytest.raises(TalkheadError, match="architecture 'stylegan9': unknown to this version; take stylegan2"):
-        stylegan.build(generator.config | {"arch": "stylegan9"})
+        generators.build(generator.config | {"arch": "stylegan9"})
 
     class Other(Generator):
         def __init__(self, **config):
             super().__init__(**config)
             self.config["arch"] = "other"
 
-    monkeypatch.setitem(stylegan.GENERATORS, "other", Other)
+    monkeypatch.setitem(generators.GENERATORS, "other", Other)
     other = Other(**generator.config)
     torch.save(
         {"kind": "generator", "config": other.config, "step": 0, "model": other.state_dict()}, tmp_path / "other.pt"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import checkpoints, inversion, safe_pickle, state_dicts, stylegan3, synthesis
+from talkhead import checkpoints, inversion, safe_pickle, state_dicts, stylegan3, synthesis, train_autoencoder
 from talkhead.errors import TalkheadError
-from talkhead.stylegan import build
+from talkhead.generators import build
 
 FROZEN = Path(__file__).parent / "data" / "stylegan3.npz"
 FILL = runpy.run_path(Path(__file__).parents[1] / "examples" / "benchmarks" / "peer_stylegan3.py")["fill"]
@@ -139,6 +139,12 @@ def test_it_is_inverted_and_draws_frames():
     assert frames[0].shape == (64, 64, 3) and frames[0].dtype == np.uint8
     latents = list(inversion.invert(frames[:1], generator, method="optimise", steps=3))
     assert latents[0].shape == (16, 512)
+
+
+def test_it_is_not_trained(tmp_path):
+    torch.save({"G_ema": nvidia("T")}, tmp_path / "t.pt")
+    with pytest.raises(TalkheadError, match="t.pt: a generator of architecture stylegan3; only StyleGAN2"):
+        train_autoencoder.new_networks(tmp_path / "t.pt")
 
 
 def test_what_does_not_fit_is_refused():

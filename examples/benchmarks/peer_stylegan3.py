@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from talkhead import state_dicts
-from talkhead.stylegan import build
+from talkhead.generators import build
 
 LARGEST_ERROR, LEAST_RATIO = 1e-4, 1.5
 KINDS = {"T": {}, "R": {"conv_kernel": 1, "use_radial_filters": True}}
