@@ -7,8 +7,8 @@ For T and R at 64² and 256², with narrow layers, prints a JSON object each:
     mapping, images, moved    relative error (norm of the difference / norm) of W, of images, and of images under a
                               transform that moves and turns them
     first, second             the same of the gradient of the images by w_plus, and of a gradient of its norm
-    rounding                  the same of our two gradients, in float32 beside float64: the leaky ReLU's gradient jumps
-                              at zero, so rounding shows in it, in theirs as in ours
+    rounding                  the same of our two gradients, in float32 beside float64. The leaky ReLU's gradient jumps
+                              at zero, so that rounding shows in gradients, in theirs as in ours: the two differ by both
     their_s, our_s, ratio     CPU seconds of one image, the median of three in turns; theirs over ours
 
 `--write tests/data/stylegan3.npz` freezes a few of their numbers for the tests. On a CPU NVIDIA's code runs its plain
@@ -29,7 +29,7 @@ import torch
 from talkhead import state_dicts
 from talkhead.generators import build
 
-LARGEST_ERROR, LEAST_RATIO = 1e-4, 1.5
+LARGEST_ERROR, LARGEST_GRADIENT_ERROR, LEAST_RATIO = 1e-4, 1e-3, 1.5
 KINDS = {"T": {}, "R": {"conv_kernel": 1, "use_radial_filters": True}}
 WIDTHS = {64: {"channel_base": 1024, "channel_max": 32}, 256: {"channel_base": 8192, "channel_max": 128}}
 
@@ -126,10 +126,9 @@ def main():
                 record, numbers = compare(kind, resolution)
                 print(json.dumps(record), flush=True)
                 frozen |= numbers
-                limits = {name: LARGEST_ERROR for name in ("mapping", "images", "moved")}
-                limits |= {k: max(LARGEST_ERROR, 2 * r) for k, r in zip(("first", "second"), record["rounding"])}
-                far = any(record[name] > limit for name, limit in limits.items())
-                if far or resolution == 256 and record["ratio"] < LEAST_RATIO:
+                errors = [record[name] for name in ("mapping", "images", "moved")] + record["rounding"]
+                far = max(record["first"], record["second"]) > LARGEST_GRADIENT_ERROR
+                if max(errors) > LARGEST_ERROR or far or resolution == 256 and record["ratio"] < LEAST_RATIO:
                     missed.append(f"{kind} {resolution}")
     if options.write:
         np.savez_compressed(options.write, **frozen)
