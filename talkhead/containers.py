@@ -426,7 +426,8 @@ class Media:
         if self.audio is not None and self.audio.codec_context.sample_rate > MAX_SAMPLE_RATE:
             self.close()
             raise TalkheadError(
-                f"{self.name}: damaged, its sound has a rate of {self.audio.codec_context.sample_rate} Hz; make it again"
+                f"{self.name}: damaged, its sound has a rate of {self.audio.codec_context.sample_rate} Hz; "
+                "make it again"
             )
         self.sound = None
         self._packets = None
