@@ -276,7 +276,7 @@ def test_compare_of_equal_clips_is_json():
 
 
 def test_compare_refuses_other_sizes_and_names_the_cure():
-    with pytest.raises(TalkheadError, match=r"frame 0: the real frame is 52x40, the fake one 48x40; .*--size"):
+    with pytest.raises(TalkheadError, match=r"frame 0: the real frame is 52x40, the fake one 48x40; .*--set size=N"):
         metrics.compare(*(np.zeros((2, 40, width, 3), np.uint8) for width in (52, 48)))
 
 
