@@ -36,9 +36,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def app():
+    return example("app")
+
+
+@pytest.fixture(scope="module")
+def gradio():
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("the extra app, Gradio, is not installed")
-    return example("app")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def inputs(puppet, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(app, tmp_path_factory):
+def served(gradio, tmp_path_factory):
     """A page in a process of its own: its address, process, temporary folder, and log of addresses asked for."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -203,7 +207,7 @@ def test_nothing_is_left_when_it_ends(served):
     assert not [path for path in temporary.rglob("*") if path.is_file()]
 
 
-def test_uploads_are_deleted_after_a_while(app, inputs, tmp_path, monkeypatch):
+def test_uploads_are_deleted_after_a_while(gradio, app, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     page = app.page(keep=1 / 60)
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False)
@@ -263,4 +267,4 @@ def test_what_is_refused(app, inputs):
 def test_without_gradio_it_says_what_to_install():
     code = f"import sys, runpy; sys.modules['gradio'] = None; runpy.run_path({str(APP)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "app: Gradio is not installed; pip install '.[app]'\n")
+    assert (done.returncode, done.stderr) == (1, "talkhead: app: Gradio is not installed; pip install '.[app]'\n")
