@@ -93,7 +93,7 @@ class TalkingHead:
     def speak(
         self,
         identity: str | os.PathLike,
-        audio: str | SoundReader,
+        audio: str | os.PathLike | SoundReader,
         output: str | os.PathLike | BinaryIO,
         latents_out: str | os.PathLike | BinaryIO | None = None,
     ) -> int:
@@ -103,7 +103,7 @@ class TalkingHead:
         audio              a file with sound, or a SoundReader
         latents_out        .npy for the latents, or None
         """
-        with live_sound(audio) if isinstance(audio, str) else nullcontext(audio) as sound:
+        with nullcontext(audio) if isinstance(audio, SoundReader) else live_sound(audio) as sound:
             code, generator, look = self.identity(identity, dubbed=True)
             batch = self.batch or (1 if sound.live else 8)
             if isinstance(look, Film):

@@ -35,7 +35,7 @@ PAIRS = {
     ),
     "dub": (
         "generate --identity {a}/clip.mp4 --audio {a}/speech.wav -o {out}.mp4",
-        "talkhead.TalkingHead().speak('{a}/clip.mp4', '{a}/speech.wav', '{out}.mp4')",
+        "talkhead.TalkingHead().speak(Path('{a}/clip.mp4'), Path('{a}/speech.wav'), Path('{out}.mp4'))",
     ),
     "move": (
         "generate --identity {a}/face.png --noise-seed 7 --seconds 0.2 --no-detail -o {out}.mp4",
@@ -89,6 +89,7 @@ def library(places, tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
     code = [
         "import sys, torch, talkhead",
+        "from pathlib import Path",
         "G = talkhead.load_generator(talkhead.bundled('generator'))",
         "E = talkhead.load_encoder(talkhead.bundled('encoder'), G)",
         *(call.format(**places, out=folder / name) for name, (_, call) in PAIRS.items()),
