@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLES_PER_FRAME = mfcc.SAMPLE_RATE // mfcc.FPS
+WAIT = 60.0  # seconds for which another process may hold the cache
 STILLS = {".png", ".jpg", ".jpeg"}
 
 
@@ -54,7 +55,8 @@ class LatentCache:
         if not self.path.parent.is_dir():
             raise TalkheadError(f"{self.path.parent}: no such folder; make it first")
         with self._errors_in_one_line():
-            self.file = sqlite3.connect(self.path, check_same_thread=False)  # a Prefetcher reads from its own thread
+            # A Prefetcher reads from its own thread; another process may be copying the file.
+            self.file = sqlite3.connect(self.path, timeout=WAIT, check_same_thread=False)
             self.file.execute(
                 "create table if not exists codes (key text primary key, shape text, mean blob, rest blob, sound blob)"
             )

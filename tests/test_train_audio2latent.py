@@ -284,6 +284,12 @@ def test_a_file_that_holds_no_codes_is_named(clips, networks, tmp_path):
         run(clips, networks, tmp_path / "a.pt", 1)
 
 
+def test_a_cache_that_another_process_writes_is_waited_for(networks, tmp_path):
+    _, encoder = networks
+    with LatentCache(tmp_path / "a.codes", encoder) as cache:
+        assert cache.file.execute("pragma busy_timeout").fetchone() == (60_000,)  # milliseconds
+
+
 def lessons(*speakers):
     return [EncodedClip(f"clip{k}", f"folder{k // 2}", speaker, "", 5, None) for k, speaker in enumerate(speakers)]
 
