@@ -23,7 +23,7 @@ MODULES = {
     "image_files": ("read_image", "write_image"),
     "containers": (),
     "audio_files": ("read_audio", "read_sound"),
-    "video_files": ("FrameWriter", "read_frames"),
+    "video_files": ("FrameWriter", "describe", "read_frames"),
     "downloads": ("fetch", "verify"),
     "safe_pickle": (),
     "landmarks": ("detector", "mouth_opening"),

@@ -478,6 +478,19 @@ def _measured(pairs, protocol, output, quiet, shard, **options):
 
 @cli.command()
 @cli_options.sources
+def info(sources):
+    """Show size, rate and sound of images and clips, and if they carry the mark of synthetic media.
+
+    \b
+      talkhead info out.mp4
+    """
+    from talkhead import video_files
+
+    cli_io.print_records(map(video_files.describe, sources))
+
+
+@cli.command()
+@cli_options.sources
 @click.option(
     "-o",
     "--output",

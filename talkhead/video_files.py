@@ -20,6 +20,7 @@ from talkhead.files import (
     ALIGNED_TAG,
     FPS,
     STREAM_TAG,
+    SYNTHETIC_TYPE,
     Sink,
     Source,
     find,
@@ -284,6 +285,30 @@ def read_frames(source: str | os.PathLike | BinaryIO, fps: float = FPS, limit: i
     Source: thesis §3.3.1.1 (25 fps by dropping frames).
     """
     return FrameReader(source, fps, limit)
+
+
+def describe(source: str | os.PathLike | BinaryIO) -> dict:
+    """Size, rate, sound and marks of an image or a clip, which is not decoded whole.
+
+    source   as `read_frames` takes it
+    returns  dict: file, codec, width and height in pixels, fps of the source, seconds (both None for one image, seconds
+             where the header does not tell), sound (bool), aligned (bool: cropped by talkhead), synthetic (bool: it
+             carries the IPTC mark of media made by a trained model), software (None if it does not tell)
+    """
+    with read_frames(source) as reader:
+        is_clip = reader.count != 1
+        return {
+            "file": reader.name,
+            "codec": reader.codec,
+            "width": reader.size[1],
+            "height": reader.size[0],
+            "fps": round(reader.source_fps, 3) if is_clip else None,
+            "seconds": round(reader.count / reader.fps, 2) if is_clip and reader.count else None,
+            "sound": reader.sound is not None,
+            "aligned": reader.aligned,
+            "synthetic": SYNTHETIC_TYPE in reader.metadata.values(),
+            "software": reader.metadata.get("software"),
+        }
 
 
 class FrameWriter:

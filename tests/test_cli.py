@@ -48,6 +48,7 @@ LEAST = {
     "pti": ["clip", "-o", "x.pt"],
     "metrics": ["a", "b"],
     "synth": ["-o", "x", "--count", "1"],
+    "info": ["clip"],
     "pack": ["clips", "-o", "x.npy"],
     "train-stylegan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-encoder": ["clips", "-o", "x.pt", "--steps", "1"],
@@ -1876,6 +1877,15 @@ def test_mixtures_are_said_in_one_line(scene):
         "train-encoder", scene / "clip.mp4", scene / "face.png", *TINY_ENCODER, *train[:1], scene / "e.pt", *train[2:]
     )
     assert len(records(result)) == 2 and result.stderr == ""
+
+
+def test_info_tells_generated_from_filmed(scene):
+    stream = run("generate", "--latents", scene / "lat.npy", "-o", "-").stdout_bytes
+    filmed, piped = records(run("info", scene / "clip.mp4", "-", stdin=stream))
+    assert filmed["file"] == str(scene / "clip.mp4") and not filmed["synthetic"]
+    assert piped["file"] == "-" and piped["synthetic"] and piped["software"].startswith("talkhead")
+    result = run("info", scene / "none.mp4")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
 
 
 def test_clips_larger_than_memory_are_sent_to_pack(scene, monkeypatch):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import talkhead
 import toys
 from talkhead import audio_files, files, image_files, video_files
 from talkhead.errors import TalkheadError
@@ -910,6 +911,31 @@ def test_synthetic_mark(tmp_path, place):
         again = save(tmp_path / "again.mp4", reader, metadata=reader.metadata)
     with video_files.read_frames(again) as reader:  # a mark stays on what is made of what bears it
         assert reader.metadata["digital_source_type"] == tags["digital_source_type"]
+
+
+def test_what_a_file_is(tmp_path):
+    sound = (tone(1, RATE), RATE)
+    clip = save(tmp_path / "a.mp4", scene(25), sound=sound, metadata={"talkhead_aligned": "48"}, synthetic=True)
+    with video_files.read_frames(clip) as reader:
+        height, width = reader.size
+    assert talkhead.describe(clip) == {
+        "file": str(clip),
+        "codec": "h264",
+        "width": width,
+        "height": height,
+        "fps": 25.0,
+        "seconds": 1.0,
+        "sound": True,
+        "aligned": True,
+        "synthetic": True,
+        "software": f"talkhead {talkhead.__version__}",
+    }
+    image_files.write_image(tmp_path / "a.jpg", noise(1)[0])
+    told = talkhead.describe(tmp_path / "a.jpg")
+    assert told["codec"] == "jpeg" and told["fps"] is told["seconds"] is told["software"] is None
+    assert not (told["synthetic"] or told["sound"] or told["aligned"])
+    image_files.write_image(tmp_path / "b.jpg", noise(1)[0], synthetic=True)
+    assert talkhead.describe(tmp_path / "b.jpg")["synthetic"]
 
 
 def test_one_picture(tmp_path):
