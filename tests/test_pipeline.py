@@ -1,5 +1,5 @@
 """A real shell: commands joined by pipes, readers that leave, writers that fail, terminals, and every line of the
-README.
+README and the guides.
 
 The `talkhead` of these tests is the real one with toy weights in the place of the bundled ones, and a detector that
 knows where the puppet is. The last tests run the README on the bundled weights, where they are.
@@ -598,9 +598,9 @@ def test_shards_by_torchrun(listed, environment, singles, toy_weights):
     assert_whole(listed, singles)
 
 
-# The README -----------------------------------------------------------------------------------------------------------
+# The README and the guides --------------------------------------------------------------------------------------------
 
-# What makes its training lines take seconds; everything else is run as printed.
+# What makes their training lines take seconds; everything else is run as printed.
 SMALL = {
     "--count": "4",
     "--size": "16",
@@ -611,7 +611,11 @@ SMALL = {
     "--components": "4",
     "--hold-out": "1",
     "--next-steps": "2",
+    "--batch": "8",  # four for each of two processes
+    "--nproc-per-node": "2",
+    "--array": "0-1",
 }
+EIGHT = {"seq 0 7": "seq 0 1", "-P 8": "-P 2", "I/8": "I/2"}  # processes; two are enough
 MORE = {
     "pti": "--steps 5",
     "synth.py": "--seconds 0.5",
@@ -624,19 +628,33 @@ MORE = {
 }
 
 
-def readme(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+def documents():
+    """The README and the guides, in the order of its links to them."""
+    readme = ROOT / "README.md"
+    guides = dict.fromkeys(re.findall(r"\((examples/guides/[^)#]+)", readme.read_text()))
+    return [readme, *(ROOT / guide for guide in guides)]
+
+
+def blocks(language):
+    """Parameters: the blocks of code in the documents, each once."""
+    found = {}
+    for document in documents():
+        for block in re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.M | re.S):
+            found.setdefault(block, f"{document.stem}: {block.splitlines()[0][:60]}")
+    return [pytest.param(block, id=name) for block, name in found.items()]
 
 
 def reduced(block):
     block = block.replace("--pti ", "--pti --pti-steps 5 ")
-    block = re.sub(r"(--[a-z0-9-]+)( +)(\S+)", lambda m: f"{m[1]} {SMALL.get(m[1], m[3])}", block)
+    for many, few in EIGHT.items():
+        block = block.replace(many, few)
+    block = re.sub(r"(--[a-z0-9-]+)([ =]+)(\S+)", lambda m: f"{m[1]}{m[2]}{SMALL.get(m[1], m[3])}", block)
     return re.sub(r"(?:talkhead |python examples/)(\S+)", lambda m: f"{m[0]} {MORE.get(m[1], '')}", block)
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, puppet, toy_weights):
-    """A folder with the files that the README speaks of; its blocks are run here one after the other."""
+    """A folder with the files that the documents name; their blocks are run here one after the other."""
     desk = tmp_path_factory.mktemp("desk")
     checkpoints.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
     (desk / "examples").mkdir()
@@ -652,19 +670,40 @@ def desk(tmp_path_factory, puppet, toy_weights):
         shutil.copy(puppet / name, desk / place)  # a PNG by the name of photo.jpg is read as what it is
     for name in ("face.png", "speech.wav"):
         shutil.copy(puppet / name, desk)
+    (desk / "grid").mkdir()
+    for name in ("a.mpg", "b.mpg"):
+        shutil.copy(puppet / "in.mp4", desk / "grid" / name)
     return desk
 
 
+@pytest.fixture(scope="module")
+def cluster(environment, tmp_path_factory):
+    """The environment with a `torchrun` that starts the stand-in, and an `sbatch` that runs its two tasks in turn."""
+    folder = tmp_path_factory.mktemp("cluster")
+    torchrun = """\
+exec python -m torch.distributed.run --standalone $(echo "$@" | sed 's/-m talkhead/--no-python talkhead/')
+"""
+    sbatch = """\
+test "$1 $2" = "--array=0-1 --wrap"
+export SLURM_ARRAY_TASK_COUNT=2 SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=1
+for task in 0 1; do SLURM_ARRAY_TASK_ID=$task sh -c "$3"; done
+"""
+    for name, script in {"torchrun": torchrun, "sbatch": sbatch}.items():
+        (folder / name).write_text(f"#!/bin/sh\nset -e\n{script}")
+        (folder / name).chmod(0o755)
+    return environment | {"PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", readme("sh"), ids=lambda block: block.split("\n")[0][:60])
-def test_readme_commands(block, desk, environment):
-    done = shell(reduced(block), desk, environment)
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_commands_of_the_documents(block, desk, cluster):
+    done = shell(reduced(block), desk, cluster)
     assert done.returncode == 0, said(done)
     assert "Traceback" not in said(done)
 
 
-def test_readme_python(desk, environment, toy_weights):
-    (block,) = readme("python")
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_of_the_documents(block, desk, environment, toy_weights):
     patch = "from pathlib import Path\nfrom talkhead import checkpoints\n"
     patch += f"checkpoints.WEIGHTS = Path({str(toy_weights)!r})\n"
     (desk / "out.mp4").unlink(missing_ok=True)
@@ -679,8 +718,8 @@ def test_readme_python(desk, environment, toy_weights):
     assert len(list(video_files.read_frames(desk / "out.mp4"))) == 13
 
 
-def test_readme_runs_in_its_first_thirty_lines():
-    first = "".join((ROOT / "README.md").read_text().splitlines(keepends=True)[:30])
+def test_readme_runs_in_its_first_fifty_lines():
+    first = "".join((ROOT / "README.md").read_text().splitlines(keepends=True)[:50])
     assert (
         "pip install ." in first
         and "talkhead generate --identity examples/face.png" in first
