@@ -465,8 +465,10 @@ def _pull(weights, address, part, on_progress, timeout):
         if not start and not block:
             raise TalkheadError(f"{address}: gives an empty file; pass --url with another source")
         on_progress(start, total)
-        with open(part, "ab" if start else "wb") as stream:
+        with open(part, "ab") as stream:
+            files.lock(stream, f"{part}: another download is writing it; wait for that one")
             if start == 0:
+                stream.truncate(0)
                 _notes(part).write_text(
                     json.dumps({"address": address, "total": total, "validator": _validator(response)})
                 )

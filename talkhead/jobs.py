@@ -353,7 +353,7 @@ class _Manifest:
                 opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
             )
         try:
-            self._lock()
+            files.lock(self._stream, f"{self.path}: another process works on this shard; give each its own --shard i/n")
         except BaseException:
             self._stream.close()
             raise
@@ -362,21 +362,6 @@ class _Manifest:
     def __exit__(self, *_):
         with files.os_errors_in_one_line(self.path):
             self._stream.close()
-
-    def _lock(self):
-        """Lock the file, or raise if another process has. The lock ends with its process, however that ends."""
-        if os.name == "nt":  # Windows has no such locks
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TalkheadError(
-                f"{self.path}: another process works on this shard; give each its own --shard i/n"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
 
     def forget(self, names, but):
         """Drop the records of results, except of those in `but`, which exist, so that each result has one record."""

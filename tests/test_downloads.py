@@ -1,8 +1,8 @@
 """Downloads, against a local server that does what servers do: stall, cut short, change, lie, send a web page."""
 
+import errno
 import hashlib
 import json
-import os
 import re
 import signal
 import socket
@@ -595,11 +595,11 @@ def test_a_page_of_google_drive_stands_for_its_file(page):
 # The disk -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_disk_that_fills_up(server, toy, caches):
-    part = toy.path.with_name("weights.pt.part")
-    part.parent.mkdir(parents=True)
-    part.symlink_to("/dev/full")
+def test_a_disk_that_fills_up(server, toy, caches, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(downloads.os, "fsync", full)
     with pytest.raises(TalkheadError, match="weights.pt: the disk is full"):
         fetch()
 
@@ -607,6 +607,29 @@ def test_a_disk_that_fills_up(server, toy, caches):
 def test_a_folder_that_is_not_there(server, toy, tmp_path):
     with pytest.raises(TalkheadError, match="no such file or folder"):
         fetch(destination=tmp_path / "none" / "x.pt")
+
+
+def test_two_downloads_of_one_file_do_not_mix(server, toy):
+    pytest.importorskip("fcntl")
+    server.plans = [{"send": HALF, "stall": 0.2}, {}]
+    other = threading.Thread(target=fetch, kwargs={"timeout": 5})
+    other.start()
+    while not server.asked:
+        time.sleep(0.005)
+    with pytest.raises(TalkheadError, match="another download is writing it"):
+        fetch()
+    other.join()
+    assert toy.path.read_bytes() == BODY
+
+
+def test_a_file_system_without_locks_will_do(server, toy, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert fetch()["ok"]
 
 
 # Licences -------------------------------------------------------------------------------------------------------------
