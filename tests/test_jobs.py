@@ -370,7 +370,7 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
 
     with monkeypatch.context() as patch:
         if moment == "before the record":
-            patch.setattr(jobs._Manifest, "add", killed)
+            patch.setattr(jobs.Ledger, "add", killed)
         elif moment == "before the result":
             patch.setattr(jobs, "_publish", killed)
         else:
