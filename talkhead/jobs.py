@@ -74,20 +74,19 @@ def _checked_shard(index, of, why, setting):
 
 def _array(environment):
     """Shard of a Slurm array task; the task numbers may begin anywhere and have a stride."""
-    array = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")}
-    if None in (array["ID"], array["COUNT"]):
+    given = [environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")]
+    if given[0] is None:
         return None
     try:
-        number, count = int(array["ID"]), int(array["COUNT"])
-        least, stride = int(array["MIN"] or 0), int(array["STEP"] or 1)
-        most = int(array["MAX"] or least + stride * (count - 1))
-    except ValueError:
-        number = None
-    if number is None or number not in range(least, most + 1, stride) or len(range(least, most + 1, stride)) != count:
+        number, count, least, most, stride = map(int, given)
+        tasks = range(least, most + 1, stride)
+        if len(tasks) != count:
+            raise ValueError
+        return Shard(tasks.index(number), count, "the Slurm array")
+    except (TypeError, ValueError) as error:
         raise TalkheadError(
-            f"SLURM_ARRAY_TASK_ID={array['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n"
-        )
-    return Shard((number - least) // stride, count, "the Slurm array")
+            f"SLURM_ARRAY_TASK_ID={given[0]}: the numbers of this array are not evenly spaced; pass --shard i/n"
+        ) from error
 
 
 def _step(environment):
@@ -405,8 +404,8 @@ class Ledger:
             self._stream.close()
 
     def keep(self, records: list[dict]) -> None:
-        """Replace all records; a file that holds just these, as a device holds none, is left alone."""
-        if records == self.records:
+        """Replace all records. A device, which holds none, is left alone."""
+        if not self.path.is_file():
             return
         with files.os_errors_in_one_line(self.path):
             # Overwritten, then truncated: if killed in between, the next run drops the surplus lines.

@@ -52,7 +52,6 @@ STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_NTASKS": "5"}
         (None, ARRAY, (2, 4, "the Slurm array")),
         (None, STEP, (2, 5, "the Slurm step")),
         (None, ARRAY | STEP, (2 * 5 + 2, 20, "the Slurm array and the Slurm step")),
-        (None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, (1, 2, "the Slurm array")),
         (None, {"RANK": "1"}, (0, 1, "")),
         # A batch script that has not called srun runs once, however many tasks it asked for.
         (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "5"}, (0, 1, "")),
