@@ -63,6 +63,7 @@ MODULES = {
         "load_keypoints",
         "load_video_gan",
     ),
+    "conversion": (),
     "train_autoencoder": (),
     "train_stylegan": (),
     "train_encoder": (),

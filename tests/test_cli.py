@@ -87,8 +87,8 @@ LIBRARY = {
     "study make": ["study.make", "study.pairs"],
     "study tally": ["study.tally"],
     "weights fetch": ["downloads.fetch"],
-    "weights convert": ["checkpoints.convert"],
-    "weights export": ["checkpoints.export"],
+    "weights convert": ["conversion.convert"],
+    "weights export": ["conversion.export"],
 }
 
 
