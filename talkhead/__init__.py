@@ -25,6 +25,7 @@ MODULES = {
     "audio_files": ("read_audio", "read_sound"),
     "video_files": ("FrameWriter", "read_frames"),
     "downloads": ("fetch", "verify"),
+    "pickle_vm": (),
     "safe_pickle": (),
     "landmarks": ("detector", "mouth_opening"),
     "faces": ("align", "align_frames", "crop", "follow", "paste", "quad", "upright_rotation"),
