@@ -62,8 +62,8 @@ import talkhead
 from talkhead import (
     audio2latent,
     audio_files,
-    checkpoints,
     cli,
+    conversion,
     datasets,
     encoders,
     files,
@@ -561,7 +561,7 @@ def _weights(folder, networks):
     for name, to in (("rosinality.pt", "rosinality"), ("nvidia.pkl", "nvidia")):
         with warnings.catch_warnings():  # of channels that their code does not make
             warnings.simplefilter("ignore")
-            checkpoints.convert(folder / "generator.pt", folder / "converted", to)
+            conversion.convert(folder / "generator.pt", folder / "converted", to)
         theirs = torch.load(folder / "converted")
         (folder / "converted").unlink()
         if to == "rosinality":

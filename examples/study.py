@@ -18,6 +18,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import click
+import numpy as np
 
 from talkhead import cli_io, cli_options, files, video_files
 from talkhead.errors import TalkheadError
@@ -34,7 +35,8 @@ QUESTIONS = {
     ),
 }
 CHOICES = ("left", "right", "both", "none")
-OUTCOMES = ("ours", "both", "none", "others")
+COLOURS = {"ours": "#0072B2", "both": "#56B4E9", "none": "0.8", "others": "#E69F00"}  # of the outcomes, in the plot
+OUTCOMES = tuple(COLOURS)
 COLUMNS = (
     "study",
     "participant",
@@ -347,6 +349,66 @@ def wilson(count, total, confidence=0.95):
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def preferences(records):
+    """Plot preferences: a bar for each pair of methods with the interval of our share, a panel for each question.
+
+    records  from `tally`, without its last
+    returns  matplotlib Figure
+
+    Source: thesis §5.4, Fig. 5.6.
+    """
+    from talkhead import plots
+
+    plots.installed()
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if not records:
+        raise TalkheadError("study: no answers are left to draw; pass more, or let more --failures count")
+    questions = list(dict.fromkeys(record["question"] for record in records))
+    names = {"realism": "visual quality", "sync": "audio-visual synchronisation"}
+    most = max(sum(record["question"] == question for record in records) for question in questions)
+    with plots.style():
+        figure, panels = plots.board(8.5, (0.6 + 0.75 * most) * len(questions) + 0.5, len(questions), sharex=True)
+        for axes, question in zip(panels[:, 0], questions):
+            rows = [record for record in records if record["question"] == question]
+            for place, record in enumerate(rows):
+                _bar(axes, place, record)
+            axes.set(title=names.get(question, question), xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+            labels = [
+                f"{plots.wrapped(row['ours'])} against\n{plots.wrapped(row['others'])} (n = {row['answers']})"
+                for row in rows
+            ]
+            axes.set_yticks(range(len(rows)), labels)
+            axes.grid(False)
+            axes.tick_params(left=False)
+        panels[-1, 0].set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+        whisker = Line2D([], [], color="black", linewidth=1.5, marker="|", markersize=7)
+        marks = [*(Patch(color=colour) for colour in COLOURS.values()), whisker]
+        plots.legend_above(figure, marks, [*COLOURS, f"{records[0]['confidence']:.0%} interval of ours"])
+    return figure
+
+
+def _bar(axes, place, record):
+    start = 0.0
+    for outcome, colour in COLOURS.items():
+        share = record["shares"][outcome]
+        axes.barh(place, share, left=start, color=colour, height=0.5)
+        if share >= 0.04:
+            axes.text(
+                start + share / 2,
+                place,
+                f"{100 * share:.3g}%",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color="white" if outcome == "ours" else "black",
+            )
+        start += share
+    low, high = record["intervals"]["ours"]
+    axes.plot([low, high], [place + 0.33] * 2, color="black", linewidth=1.5, marker="|", markersize=7)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The commands
 
@@ -412,7 +474,7 @@ def tally_command(sources, key, failures, confidence, plot):
     if plot:
         from talkhead import plots
 
-        plots.save(plots.preferences(records[:-1]), plot)
+        plots.save(preferences(records[:-1]), plot)
     cli_io.print_records(records)
 
 

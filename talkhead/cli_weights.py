@@ -106,9 +106,9 @@ def weights_convert(source, output, to, part):
       talkhead weights convert network-snapshot.pkl -o ffhq.pt --to rosinality
       talkhead weights convert psp_ffhq_encode.pt -o encoder.pt --part encoder
     """
-    from talkhead import checkpoints
+    from talkhead import conversion
 
-    checkpoints.convert(source, output, to, part)
+    conversion.convert(source, output, to, part)
 
 
 @weights.command("export")
@@ -121,6 +121,6 @@ def weights_export(source, output, half):
     \b
       talkhead weights export run/generator.pt -o generator.pt
     """
-    from talkhead import checkpoints
+    from talkhead import conversion
 
-    checkpoints.export(source, output, half)
+    conversion.export(source, output, half)

@@ -9,27 +9,19 @@ import http.client
 import json
 import os
 import re
-import shutil
 import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from talkhead import __version__, files
 from talkhead.errors import TalkheadError
 
-try:
-    import fcntl
-except ImportError:  # Windows: two simultaneous downloads of a file are noticed only by the hash
-    fcntl = None  # type: ignore[assignment]
-
 BLOCK = 1 << 18  # bytes read at a time
-SPARE = 64 << 20  # bytes of disk that a download leaves free
 MAX_PAUSE = 30.0  # seconds between two tries
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that are retried
 
@@ -293,17 +285,9 @@ def find(name: str) -> Weights:
 def describe(name: str) -> dict:
     """Registry entry of a name, with the local path and `present`, as a plain dict."""
     weights = find(name)
-    return {
-        "name": name,
-        "purpose": weights.purpose,
-        "licence": weights.licence,
-        "commercial": weights.commercial,
-        "size": weights.size,
-        "sha256": weights.sha256,
-        "urls": list(weights.urls),
-        "present": weights.path.is_file(),
-        "path": str(weights.path),
-    }
+    told = {key: getattr(weights, key) for key in ("purpose", "licence", "commercial", "size", "sha256")}
+    place = {"urls": list(weights.urls), "present": weights.path.is_file(), "path": str(weights.path)}
+    return {"name": name} | told | place
 
 
 def terms(name: str) -> str:
@@ -331,6 +315,10 @@ def verify(place: str | os.PathLike) -> dict:
     size, sha256 = _measure(path)
     if name is None:
         name = _recognise(path.name, size, sha256)
+    return _verified(path, name, size, sha256)
+
+
+def _verified(path, name, size, sha256):
     ok = _agrees(REGISTRY[name], size, sha256) if name else False
     return {"file": str(path), "size": size, "sha256": sha256, "matches": name, "ok": ok}
 
@@ -361,10 +349,6 @@ def _measure(path):
 # Downloading ----------------------------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
-    """Permanent failure of a URL: retrying does not help."""
-
-
 class _Broken(Exception):
     """Transient failure of a connection, worth a retry; `offline` if the server cannot be reached at all."""
 
@@ -378,7 +362,7 @@ def fetch(
     destination: str | os.PathLike | None = None,
     accept_licence: bool = False,
     url: str | None = None,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    on_progress: Callable[[int, int | None], None] = lambda have, total: None,
     timeout: float = 30.0,
     retries: int = 5,
     pause: float = 1.0,
@@ -415,42 +399,17 @@ def fetch(
     if measured is None or _agrees(weights, *measured) is False:
         part = destination.with_name(destination.name + ".part")
         addresses = (url,) if url else weights.urls
-        with files.os_errors_in_one_line(destination), _alone(part):
+        with files.os_errors_in_one_line(destination):
             for address in addresses:
                 try:
                     measured = _download(weights, address, part, on_progress, timeout, retries, pause)
                     break
-                except _Refused as refused:
+                except TalkheadError as refused:
                     if address == addresses[-1]:
                         raise TalkheadError(f"{name}: {refused}") from refused
             os.replace(part, destination)
-    size, sha256 = measured  # type: ignore[misc]  # every address failing is an error
-    return {
-        "file": str(destination),
-        "size": size,
-        "sha256": sha256,
-        "matches": name,
-        "ok": _agrees(weights, size, sha256),
-    }
-
-
-@contextmanager
-def _alone(part):
-    """Lock `part` against other downloads of it; remove it at the end if it is empty."""
-    part.touch()
-    with open(part, "r+b") if fcntl else nullcontext() as held:  # NFS locks need write access
-        if fcntl:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TalkheadError(f"{part}: another download is writing it; wait for that one") from None
-            except OSError:
-                pass  # a file system without locks: as on Windows
-        try:
-            yield
-        finally:
-            if not part.exists() or part.stat().st_size == 0:
-                _forget(part)
+            _forget(part)
+    return _verified(destination, name, *measured)  # type: ignore[misc]  # every address failing is an error
 
 
 def _download(weights, address, part, on_progress, timeout, retries, pause):
@@ -459,25 +418,21 @@ def _download(weights, address, part, on_progress, timeout, retries, pause):
     tries = 0
     while True:
         try:
-            _pull(weights, address, part, on_progress or (lambda *_: None), timeout)
+            _pull(weights, address, part, on_progress, timeout)
             break
         except _Broken as broken:
             have = _had(part, address)
             if have > furthest:
                 furthest, tries = have, 0
             if tries == retries or broken.offline and furthest == began:
-                kept = (
-                    f"; {have} bytes are kept, the same command resumes" if have else "; try again later, or pass --url"
-                )
-                raise _Refused(f"{address}: {broken}{kept}") from broken
+                kept = f"{have} bytes are kept, the same command resumes" if have else "try again later, or pass --url"
+                raise TalkheadError(f"{address}: {broken}; {kept}") from broken
             time.sleep(min(pause * 2**tries, MAX_PAUSE))
             tries += 1
     size, sha256 = _measure(part)
-    if size == 0:
-        raise _Refused(f"{address}: gives an empty file; pass --url with another source")
     if _agrees(weights, size, sha256) is False:
         _forget(part)
-        raise _Refused(
+        raise TalkheadError(
             f"{address}: damaged in transfer, or another file: {size} bytes of sha256 {sha256}, wanted {weights.size} "
             f"of {weights.sha256}; try again, or pass --url"
         )
@@ -487,35 +442,36 @@ def _download(weights, address, part, on_progress, timeout, retries, pause):
 def _pull(weights, address, part, on_progress, timeout):
     """Append the bytes that the server sends over one connection to `part`.
 
-    raises  _Broken if the file is still incomplete; _Refused if it is another file, or the address does not exist;
-            TalkheadError if it does not fit on the disk
+    raises  _Broken if the file is still incomplete; TalkheadError if it is another file, or the address does not exist
     """
     have, notes = _had(part, address), _recall(part, address)
     if have and have == notes["total"]:
         return
     with _ask(address, have, notes, timeout) as response:
         start, total = _span(response, have, notes, part)
-        if start == total:
+        if start == total and start:
             return
         block = _read(response, total, start)
-        if (
-            response.headers.get_content_type() == "text/html"
-            or start == 0
-            and re.match(rb"\s*<(!doctype\s+)?html", block, re.I)
-        ):
-            raise _Refused(
+        is_page = start == 0 and re.match(rb"\s*<(!doctype\s+)?html", block, re.I)
+        if is_page or response.headers.get_content_type() == "text/html":
+            raise TalkheadError(
                 f"{address}: gives a web page, not the file; download it in a browser and save it as "
                 f"{part.with_suffix('')}"
             )
         if None not in (total, weights.size) and total != weights.size:
-            raise _Refused(
+            raise TalkheadError(
                 f"{address}: offers {total} bytes, {weights.file} has {weights.size}; another file: pass --url"
             )
-        _make_room(part, (total or weights.size or 0) - start, 0 if start else have)
+        if not start and not block:
+            raise TalkheadError(f"{address}: gives an empty file; pass --url with another source")
         on_progress(start, total)
-        with open(part, "ab" if start else "wb") as stream:
+        with open(part, "ab") as stream:
+            files.lock(stream, f"{part}: another download is writing it; wait for that one")
             if start == 0:
-                _note(part, {"address": address, "total": total, "validator": _validator(response)})
+                stream.truncate(0)
+                _notes(part).write_text(
+                    json.dumps({"address": address, "total": total, "validator": _validator(response)})
+                )
             while block:
                 stream.write(block)
                 start += len(block)
@@ -538,7 +494,7 @@ def _direct(address):
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, response, code, message, headers, url):
         if request.type == "https" and not url.startswith("https:"):
-            raise _Refused(f"{request.full_url}: redirects to {url}, which is not encrypted; pass --url")
+            raise TalkheadError(f"{request.full_url}: redirects to {url}, which is not encrypted; pass --url")
         return super().redirect_request(request, response, code, message, headers, url)
 
 
@@ -559,13 +515,13 @@ def _ask(address, have, notes, timeout):
         error.close()
         if error.code in TRANSIENT:
             raise _Broken(reason) from error
-        raise _Refused(f"{address}: {reason}; pass --url with another source") from error
+        raise TalkheadError(f"{address}: {reason}; pass --url with another source") from error
     except urllib.error.URLError as error:
         cause = error.reason
         offline = isinstance(cause, (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError))
         raise _Broken(f"no connection ({getattr(cause, 'strerror', None) or cause})", offline) from error
     except (http.client.InvalidURL, ValueError) as error:
-        raise _Refused(f"{address}: not an address ({error})") from error
+        raise TalkheadError(f"{address}: not an address ({error})") from error
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(_why(error)) from error
 
@@ -573,23 +529,19 @@ def _ask(address, have, notes, timeout):
 def _span(response, have, notes, part):
     """Offset in the file at which a response begins, and the file's size, None if unknown.
 
-    raises  _Broken, and empties `part`, if the remote file is no longer the one that `part` began
+    raises  _Broken, and drops `part`, if the remote file is no longer the one that `part` began
     """
     if response.status == 200:
         return 0, response.length
     if not have or response.status not in (206, 416):
         raise _Broken(f"answers with HTTP {response.status} instead of a file")
-    content_range = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)$", response.headers.get("Content-Range", ""))
-    start, total = (
-        (int(number) if number and number != "*" else None for number in content_range.groups())
-        if content_range
-        else (None, None)
-    )
+    given = re.match(r"bytes (\d+|\*)[-\d]*/(\d+|\*)$", response.headers.get("Content-Range", ""))
+    start, total = (int(number) if number.isdecimal() else None for number in given.groups()) if given else (None, None)
     if response.status == 416 and total == have:
         return have, have
     if start == have and _compatible(total, notes["total"]) and _compatible(_validator(response), notes["validator"]):
         return start, total or notes["total"]
-    os.truncate(part, 0)
+    _forget(part)
     raise _Broken("the remote file has changed")
 
 
@@ -615,15 +567,6 @@ def _why(error):
     return "the server stopped responding" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
 
 
-def _make_room(part, wanted, freed):
-    free = shutil.disk_usage(part.parent).free + freed - SPARE
-    if wanted > free:
-        raise TalkheadError(
-            f"{part.parent}: {wanted / 1e6:.0f} MB to download, {max(free, 0) / 1e6:.0f} MB free; "
-            "free some space, or pass -o with another place"
-        )
-
-
 # Notes on the remote file, in PART.json; without them a part cannot be matched to a remote file.
 
 
@@ -631,15 +574,11 @@ def _notes(part):
     return part.with_name(part.name + ".json")
 
 
-def _note(part, notes):
-    _notes(part).write_text(json.dumps(notes))
-
-
 def _recall(part, address):
     """Notes of a part that this address can resume, else None."""
     try:
         notes = json.loads(_notes(part).read_text())
-        fits = notes["address"] == address and (notes["validator"] or notes["total"])
+        fits = part.exists() and notes["address"] == address and (notes["validator"] or notes["total"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return notes if fits else None

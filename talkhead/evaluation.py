@@ -15,18 +15,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from talkhead import (
-    fid,
-    files,
-    image_files,
-    jobs,
-)
+from talkhead import fid, files, image_files, jobs
 from talkhead.errors import TalkheadError
 from talkhead.protocol import Protocol, feature_path
 
@@ -130,10 +125,11 @@ def evaluate(
             store = Path(f"{output}.features") if output else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             with files.os_errors_in_one_line(store):
                 store.mkdir(exist_ok=True)
-        ledger = stack.enter_context(_Ledger(output, protocol.describe(), shard, overwrite)) if output else None
-        known = {
-            pair: record for pair, record in (ledger.known if ledger else {}).items() if _has_features(store, pair)
-        }
+        ledger, known = None, {}
+        if output:
+            ledger, known = stack.enter_context(_ledger(output, protocol.describe(), shard, overwrite))
+        if store:  # a record counts only if the features of its clips are there
+            known = {pair: known[pair] for pair in known if all(feature_path(store, clip).exists() for clip in pair)}
         waiting = [pair for pair in pairs if pair not in known]
         made = stack.enter_context(_Workers(protocol, workers if len(waiting) > 1 else 1, store))(waiting)
         records = []
@@ -219,74 +215,45 @@ def _measured(pair):
     return measured(protocol, *pair, store)
 
 
-class _Ledger:
-    """File of records that is appended to; a context manager.
-
-    known   {(real, fake): record} in this file and those of other shards, without failed ones
-    """
-
-    def __init__(self, path, protocol, shard, overwrite):
-        base = Path(path)
-        self.path = base if shard.of == 1 else base.with_name(f"{base.stem}-{shard.index}-of-{shard.of}{base.suffix}")
-        self.known = {}
-        own = [] if overwrite else self._read(self.path, protocol)
+@contextmanager
+def _ledger(output, protocol, shard, overwrite):
+    """The file of a shard's records, a jobs.Ledger, and {(real, fake): record} in it and in those of other shards."""
+    base = Path(output)
+    path = base if shard.of == 1 else base.with_name(f"{base.stem}-{shard.index}-of-{shard.of}{base.suffix}")
+    others = sorted({base, *base.parent.glob(f"{base.stem}-*-of-*{base.suffix}")} - {path})
+    if not path.parent.is_dir():
+        raise TalkheadError(f"{path}: its folder does not exist; make it first")
+    with jobs.Ledger(path, f"{path}: another process writes it; name another file") as ledger:
+        own, found = [], []
         if not overwrite:
-            for other in sorted({base, *base.parent.glob(f"{base.stem}-*-of-*{base.suffix}")} - {self.path}):
-                self._take(self._read(other, protocol))
-        self._take(own)
-        with files.os_errors_in_one_line(self.path), files.atomic(self.path) as place:
-            Path(place).write_text("".join(json.dumps(record) + "\n" for record in own), encoding="utf-8")
-        with files.os_errors_in_one_line(self.path):
-            self._stream = open(self.path, "a", encoding="utf-8")
-
-    def _take(self, records):
-        self.known |= {(record["real"], record["fake"]): record for record in records}
-
-    @staticmethod
-    def _read(path, protocol):
-        """Records of a file that did not fail."""
-        if not path.exists():
-            return []
-        with files.os_errors_in_one_line(path):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        records = []
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):  # cut off when a process was killed
-                continue
-            try:
-                record = json.loads(line)
-                other = {name for name in ("settings", "weights") if record["protocol"][name] != protocol[name]}
-                if "real" in record and "error" not in record:
-                    hash((record["real"], record["fake"]))
-                    json.dumps([record, summarise([record])], allow_nan=False)
-            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-                raise TalkheadError(
-                    f"{path}, line {number}: not a record of talkhead metrics; name another file"
-                ) from None
-            if other:
-                raise TalkheadError(
-                    f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; "
-                    f"pass --protocol {path} to repeat them, --set overwrite=true to measure all again, or name "
-                    "another file"
-                )
-            records += [record] if "real" in record and "error" not in record else []
-        return records
-
-    def add(self, record):
-        with files.os_errors_in_one_line(self.path):
-            self._stream.write(json.dumps(record, allow_nan=False) + "\n")
-            self._stream.flush()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with files.os_errors_in_one_line(self.path):
-            self._stream.close()
+            for other in filter(Path.exists, others):
+                found += _checked_records(other, jobs.read_ledger(other), protocol)
+            own = _checked_records(path, ledger.records, protocol)
+        ledger.keep(own)
+        yield ledger, {(record["real"], record["fake"]): record for record in found + own}
 
 
-def _has_features(store, pair):
-    return store is None or all(feature_path(store, place).exists() for place in pair)
+def _checked_records(path, records, protocol):
+    """Those of the records in a file that did not fail.
+
+    raises  TalkheadError if one is no record, or of another protocol
+    """
+    good = []
+    for number, record in enumerate(records, 1):
+        try:
+            other = {name for name in ("settings", "weights") if record["protocol"][name] != protocol[name]}
+            if "real" in record and "error" not in record:
+                hash((record["real"], record["fake"]))
+                json.dumps([record, summarise([record])], allow_nan=False)
+                good.append(record)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            raise TalkheadError(f"{path}, line {number}: not a record of talkhead metrics; name another file") from None
+        if other:
+            raise TalkheadError(
+                f"{path}, line {number}: measured with other {' and '.join(sorted(other))}; pass --protocol {path} to "
+                "repeat them, --set overwrite=true to measure all again, or name another file"
+            )
+    return good
 
 
 def _set_distance(store, records, network):

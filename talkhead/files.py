@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, TextIO, TypeGuard
 
 import av
 import numpy as np
@@ -73,6 +73,18 @@ def os_errors_in_one_line(name: str | os.PathLike) -> Iterator[None]:
             _HINTS.get(error.errno or 0) or f"{os.strerror(error.errno) if error.errno else error}; name another file"
         )
         raise TalkheadError(f"{name}: {reason}") from error
+
+
+def lock(stream: BinaryIO | TextIO, message: str) -> None:
+    """Lock an open file until it is closed, or raise TalkheadError with `message` if another process has it locked."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TalkheadError(message) from error
+    except (ImportError, OSError):
+        pass  # Windows, or a file system without locks
 
 
 def hub_folder() -> Path:

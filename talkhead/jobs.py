@@ -74,20 +74,19 @@ def _checked_shard(index, of, why, setting):
 
 def _array(environment):
     """Shard of a Slurm array task; the task numbers may begin anywhere and have a stride."""
-    array = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")}
-    if None in (array["ID"], array["COUNT"]):
+    given = [environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")]
+    if given[0] is None:
         return None
     try:
-        number, count = int(array["ID"]), int(array["COUNT"])
-        least, stride = int(array["MIN"] or 0), int(array["STEP"] or 1)
-        most = int(array["MAX"] or least + stride * (count - 1))
-    except ValueError:
-        number = None
-    if number is None or number not in range(least, most + 1, stride) or len(range(least, most + 1, stride)) != count:
+        number, count, least, most, stride = map(int, given)
+        tasks = range(least, most + 1, stride)
+        if len(tasks) != count:
+            raise ValueError
+        return Shard(tasks.index(number), count, "the Slurm array")
+    except (TypeError, ValueError) as error:
         raise TalkheadError(
-            f"SLURM_ARRAY_TASK_ID={array['ID']}: the numbers of this array are not evenly spaced; pass --shard i/n"
-        )
-    return Shard((number - least) // stride, count, "the Slurm array")
+            f"SLURM_ARRAY_TASK_ID={given[0]}: the numbers of this array are not evenly spaced; pass --shard i/n"
+        ) from error
 
 
 def _step(environment):
@@ -277,13 +276,17 @@ def run(
         return all(map(os.path.exists, (place, *map(place.with_suffix, beside))))
 
     done = {item.name for item in items if not overwrite and is_done(item)}
-    with _Manifest(manifest_path(folder, shard)) as manifest:
-        manifest.forget({item.name for item in items}, but=done)
+    place = manifest_path(folder, shard)
+    with files.os_errors_in_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with Ledger(place, f"{place}: another process works on this shard; give each its own --shard i/n") as manifest:
+        known = _kept(manifest, {item.name for item in items}, done)
+        manifest.keep(list(known.values()))
         for item in items:
             record = item.sources | {"output": item.name}
             if not overwrite and is_done(item):
                 record["status"] = "skipped"
-                if item.name not in manifest.known:
+                if item.name not in known:
                     manifest.add(record)
             else:
                 place = folder / item.name
@@ -332,82 +335,85 @@ def _worked(work, item, place, work_folder):
             work_folder.rmdir()  # only if it is empty: it may hold files to resume from
 
 
-class _Manifest:
-    """Manifest: a growing file of JSON records, one per line, locked against other processes while it is open.
+def _kept(manifest, names, done):
+    """Records of a manifest to keep, {result: record}: one of each, and of `names` only those that exist: `done`."""
+    kept: dict[str, dict] = {}
+    for number, record in enumerate(manifest.records):
+        try:
+            name, status = record["output"], record["status"]
+        except (TypeError, KeyError):
+            if number == 0:
+                raise TalkheadError(
+                    f"{manifest.path}: not a manifest of talkhead; move it away, or name another folder"
+                ) from None
+            continue  # garbled by a killed process
+        if name not in names or name in done and status != "failed":
+            kept.setdefault(name, record)
+    return kept
 
-    path   created if missing, with its folder
-    known  names of the results with a record
+
+# Ledgers
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def read_ledger(path: str | os.PathLike) -> list:
+    """Values of a file of JSON lines; None for a line that is not JSON. An incomplete last line does not count.
+
+    raises   TalkheadError if the file cannot be read
+    """
+    with files.os_errors_in_one_line(path), open(path, encoding="utf-8", errors="replace") as stream:
+        return _values(stream)
+
+
+def _values(stream):
+    def parsed(line):
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+
+    # A killed process may leave an incomplete last line.
+    return [parsed(line) for line in stream if line.endswith("\n")]
+
+
+class Ledger:
+    """Growing file of JSON records, one per line, which survives a kill; locked while open.
+
+    path      created if missing, in an existing folder
+    message   error if another process has it locked
+    records   as `read_ledger` returns them, of the time when it was opened
     """
 
-    def __init__(self, path):
-        self.path, self.known = Path(path), set()
+    def __init__(self, path: str | os.PathLike, message: str) -> None:
+        self.path = Path(path)
+        with files.os_errors_in_one_line(path):
+            self.path.touch()
+            self._stream = open(path, "r+", encoding="utf-8", errors="replace")
+            try:
+                files.lock(self._stream, message)
+                self.records = _values(self._stream)
+            except BaseException:
+                self._stream.close()
+                raise
 
-    def __enter__(self):
-        with files.os_errors_in_one_line(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(
-                self.path,
-                "r+",
-                encoding="utf-8",
-                errors="replace",
-                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
-            )
-        try:
-            self._lock()
-        except BaseException:
-            self._stream.close()
-            raise
+    def __enter__(self) -> "Ledger":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         with files.os_errors_in_one_line(self.path):
             self._stream.close()
 
-    def _lock(self):
-        """Lock the file, or raise if another process has. The lock ends with its process, however that ends."""
-        if os.name == "nt":  # Windows has no such locks
+    def keep(self, records: list[dict]) -> None:
+        """Replace all records. A device, which holds none, is left alone."""
+        if not self.path.is_file():
             return
-        import fcntl
-
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TalkheadError(
-                f"{self.path}: another process works on this shard; give each its own --shard i/n"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-
-    def forget(self, names, but):
-        """Drop the records of results, except of those in `but`, which exist, so that each result has one record."""
         with files.os_errors_in_one_line(self.path):
-            # A killed process may leave an incomplete last line.
-            lines = [(line, _parse_record(line)) for line in self._stream if line.endswith("\n")]
-            if lines and lines[0][1] is None:
-                raise TalkheadError(f"{self.path}: not a manifest of talkhead; move it away, or name another folder")
-            kept = [line for line, parsed in lines if parsed is not None and self._keeps(*parsed, names, but)]
             # Overwritten, then truncated: if killed in between, the next run drops the surplus lines.
             self._stream.seek(0)
-            self._stream.writelines(kept)
+            self._stream.writelines(json.dumps(record) + "\n" for record in records)
             self._stream.truncate()
 
-    def _keeps(self, name, status, names, but):
-        if name in self.known or (name in names and (name not in but or status == "failed")):
-            return False
-        self.known.add(name)
-        return True
-
-    def add(self, record):
+    def add(self, record: dict) -> None:
         with files.os_errors_in_one_line(self.path):
-            self._stream.write(json.dumps(record) + "\n")
+            self._stream.write(json.dumps(record, allow_nan=False) + "\n")
             self._stream.flush()
-        self.known.add(record["output"])
-
-
-def _parse_record(line):
-    """Result name and status of a line of a manifest; None if the line is no record."""
-    try:
-        record = json.loads(line)
-        return record["output"], record["status"]
-    except (ValueError, TypeError, KeyError):
-        return None

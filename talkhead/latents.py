@@ -24,14 +24,6 @@ W_DIM = 512  # width of one latent
 W_AVG_TOLERANCE = 0.1  # stds of W between w_avg and the mean of W once w_avg has converged: after some 1200 steps
 
 
-def to_w_plus(w: torch.Tensor, num_ws: int) -> torch.Tensor:
-    """Repeat a latent for every layer: float (N, 512) to (N, num_ws, 512).
-
-    Source: thesis §3.3.1.1 (W as the part of W+ whose layers agree).
-    """
-    return w[:, None].expand(-1, num_ws, -1).clone()
-
-
 def extend_layers(w_plus: _Array, num_ws: int) -> _Array:
     """Extend latents or displacements to the layers of a larger generator by repeating the last layer.
 
@@ -184,15 +176,6 @@ class Basis(nn.Module):
         """Displacements, or latents if `add_mean`, float (..., L, 512), of coordinates (..., K)."""
         x = h @ self.components
         return (x + self.mean if add_mean else x).unflatten(-1, (self.num_ws, W_DIM))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Plain dict of the three tensors, for a weights file."""
-        return dict(self.state_dict())
-
-    @classmethod
-    def from_state(cls, state: dict[str, torch.Tensor]) -> "Basis":
-        """Rebuild a basis from its `state`."""
-        return cls(state["mean"], state["components"], state["stdev"])
 
 
 def why_not_random(generator: "Generator") -> str:

@@ -199,25 +199,6 @@ def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
     return np.interp(times, np.arange(len(audio)), audio)
 
 
-def reverberate(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add random room reverberation of 0.1 to 0.7 s to a recording, for training.
-
-    audio    float (N,) at 16 kHz
-    rng      numpy random Generator
-    returns  float64 (N,); the direct sound keeps its time
-
-    The impulse response is noise that decays by 60 dB, at most as loud as the direct sound (Polack's room model).
-    """
-    seconds = rng.uniform(0.1, 0.7)
-    count = int(seconds * SAMPLE_RATE)
-    tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
-    tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # initial gap before the first reflection
-    tail *= 10 ** (rng.uniform(-15, 0) / 20) / np.linalg.norm(tail)
-    tail[0] = 1
-    length = -(-(len(audio) + count) // 1024) * 1024
-    return np.fft.irfft(np.fft.rfft(audio, length) * np.fft.rfft(tail, length), length)[: len(audio)]
-
-
 def stream_mfcc(blocks: Iterable[np.ndarray], floor: float | None = FLOOR) -> Iterator[np.ndarray]:
     """Stream the features of `mfcc`: blocks of float (n,), the next samples, to float32 (m, 12), the next steps."""
     level = _Level()

@@ -1,4 +1,4 @@
-"""Plots: latent trajectories, losses, mouth openings, strips and sheets of frames, study results.
+"""Plots: latent trajectories, losses, mouth openings, strips and sheets of frames.
 
 Each function returns a matplotlib Figure; `save` writes it as PNG, SVG or PDF. matplotlib is an extra, imported on use.
 Colours are Okabe and Ito's and cividis, distinguishable with colour blindness; lines differ in their dashes too.
@@ -23,6 +23,7 @@ from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
 from talkhead.phonemes import closures
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
@@ -125,7 +126,8 @@ def _line_style(index):
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def _wrapped(label):
+def wrapped(label: str) -> str:
+    """A label in lines of at most LABEL_WIDTH characters."""
     return "\n".join(textwrap.wrap(label, LABEL_WIDTH)) or label
 
 
@@ -189,7 +191,7 @@ def trajectories(paths: Mapping[str, np.ndarray], fps: float = files.FPS, plane:
                 for other in points:
                     axes.plot(*other.T, color=GREY, linewidth=1, zorder=1)
             dots = path_panel(axes, points[index], shares[index], points, fps, longest)
-            axes.set_title(_wrapped(label))
+            axes.set_title(wrapped(label))
         _hide(panels.flat[len(points) :])
         _ends(panels.flat[0], points[0], labelled=True)  # one legend for all panels
         figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -370,7 +372,7 @@ def losses(logs: Mapping[str, Sequence[dict]], keys: Sequence[str] = (), smooth:
         _hide(panels.flat[len(keys) :])
         lines, labels = _legend(panels.flat[: len(keys)])
         if len(labels) > 1:
-            _legend_above(figure, lines, labels)
+            legend_above(figure, lines, labels)
         else:
             figure.suptitle(next(iter(logs)))
     return figure
@@ -397,7 +399,7 @@ def _legend(panels):
     return list(found.values()), list(found)
 
 
-def _legend_above(figure, lines, labels):
+def legend_above(figure: "Figure", lines: Sequence["Artist"], labels: Sequence[str]) -> None:
     """Add a legend above all panels; the figure grows for it."""
     width, height = figure.get_size_inches()
     columns = max(min(int(width / (0.7 + 0.09 * max(map(len, labels)))), len(labels)), 1)
@@ -472,7 +474,7 @@ def sheet(
     returns  Figure
     """
     count = max(len(images) for images in rows.values())
-    labels = [_wrapped(label) for label in rows]
+    labels = [wrapped(label) for label in rows]
     margin = 0.25 + 0.095 * max(len(line) for label in labels for line in label.split("\n"))
     lines = max((head.count("\n") + 1 for head in heads), default=0) if heads else 0
     top = 0.1 + 0.21 * lines
@@ -665,7 +667,7 @@ def mouths(
         if below:
             _sound(panels[1, 0], audio, phonemes, seconds, rate)
         panels[-1, 0].set_xlabel("time, seconds")
-        _legend_above(figure, *axes.get_legend_handles_labels())
+        legend_above(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -691,68 +693,3 @@ def _sound(axes, audio, phonemes, seconds, rate):
         )
     axes.set(ylabel="sound", ylim=(-1.1, 2.15 if spoken else 1.1), yticks=[])
     axes.grid(False)
-
-
-# Studies --------------------------------------------------------------------------------------------------------------
-
-OUTCOMES = {"ours": "#0072B2", "both": "#56B4E9", "none": "0.8", "others": "#E69F00"}
-
-
-def preferences(records: Sequence[dict]) -> "Figure":
-    """Plot preferences: a bar for each pair of methods with the interval of our share, a panel for each question.
-
-    records  from `study.tally`
-    returns  Figure
-
-    Source: thesis §5.4, Fig. 5.6.
-    """
-    installed()
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    if not records:
-        raise TalkheadError("study: no answers are left to draw; pass more, or let more --failures count")
-    questions = list(dict.fromkeys(record["question"] for record in records))
-    names = {"realism": "visual quality", "sync": "audio-visual synchronisation"}
-    most = max(sum(record["question"] == question for record in records) for question in questions)
-    with style():
-        figure, panels = board(8.5, (0.6 + 0.75 * most) * len(questions) + 0.5, len(questions), sharex=True)
-        for axes, question in zip(panels[:, 0], questions):
-            rows = [record for record in records if record["question"] == question]
-            for place, record in enumerate(rows):
-                _bar(axes, place, record)
-            axes.set(title=names.get(question, question), xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
-            axes.set_yticks(
-                range(len(rows)),
-                [
-                    f"{_wrapped(record['ours'])} against\n{_wrapped(record['others'])} (n = {record['answers']})"
-                    for record in rows
-                ],
-            )
-            axes.grid(False)
-            axes.tick_params(left=False)
-        panels[-1, 0].set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
-        whisker = Line2D([], [], color="black", linewidth=1.5, marker="|", markersize=7)
-        marks = [*(Patch(color=colour) for colour in OUTCOMES.values()), whisker]
-        _legend_above(figure, marks, [*OUTCOMES, f"{records[0]['confidence']:.0%} interval of ours"])
-    return figure
-
-
-def _bar(axes, place, record):
-    start = 0.0
-    for outcome, colour in OUTCOMES.items():
-        share = record["shares"][outcome]
-        axes.barh(place, share, left=start, color=colour, height=0.5)
-        if share >= 0.04:
-            axes.text(
-                start + share / 2,
-                place,
-                f"{100 * share:.3g}%",
-                ha="center",
-                va="center",
-                fontsize=10,
-                color="white" if outcome == "ours" else "black",
-            )
-        start += share
-    low, high = record["intervals"]["ours"]
-    axes.plot([low, high], [place + 0.33] * 2, color="black", linewidth=1.5, marker="|", markersize=7)

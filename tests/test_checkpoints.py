@@ -13,7 +13,7 @@ import torch
 import foreign
 import test_safe_pickle
 import toys
-from talkhead import checkpoints, files, latents
+from talkhead import checkpoints, conversion, files, latents
 from talkhead.audio2latent import displacements
 from talkhead.encoders import PSPEncoder, ResNetEncoder
 from talkhead.errors import TalkheadError
@@ -57,7 +57,7 @@ def test_a_generator_comes_back_as_it_was(generator_file):
 def test_export_drops_training_and_keeps_the_fingerprint(generator_file, tmp_path):
     path, _ = generator_file
     small = tmp_path / "small.pt"
-    checkpoints.export(path, small)
+    conversion.export(path, small)
     weights = files.load_weights(small)
     assert set(weights) == {"kind", "config", "step", "model"} and weights["step"] == 7
     assert all(value.dtype == torch.float16 for value in weights["model"].values())
@@ -77,7 +77,7 @@ def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tm
     encoder = checkpoints.load_encoder(toy_weights / "encoder.pt", generator)
     model = checkpoints.load_video_gan(toy_weights / "video_gan.pt", generator, encoder)
     identity, noise = torch.randn(1, 6, 512), torch.randn(1, 2, 3)
-    checkpoints.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
+    conversion.export(toy_weights / "video_gan.pt", tmp_path / "half.pt")
     reads, read = [], checkpoints.read
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -86,7 +86,7 @@ def test_motion_model_of_another_generator_or_encoder_is_refused(toy_weights, tm
         half = checkpoints.load_video_gan(tmp_path / "half.pt", generator, encoder)
     assert reads == [tmp_path / "half.pt"]
     torch.testing.assert_close(half(noise, identity)[0], model(noise, identity)[0], atol=1e-2, rtol=1e-2)
-    checkpoints.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
+    conversion.export(toy_weights / "encoder.pt", tmp_path / "encoder.pt")  # in half precision it is the same
     checkpoints.load_video_gan(
         toy_weights / "video_gan.pt", generator, checkpoints.load_encoder(tmp_path / "encoder.pt")
     )
@@ -105,7 +105,7 @@ def test_export_keeps_what_a_generator_learnt_from(generator_file, tmp_path):
     path, _ = generator_file
     assert checkpoints.load_generator(path).learnt_from is None
     files.save_weights(tmp_path / "film.pt", files.load_weights(path) | {"learnt_from": "film"})
-    checkpoints.export(tmp_path / "film.pt", tmp_path / "small.pt")
+    conversion.export(tmp_path / "film.pt", tmp_path / "small.pt")
     assert checkpoints.load_generator(tmp_path / "small.pt").learnt_from == "film"
 
 
@@ -397,9 +397,9 @@ def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
         },
     )
     with pytest.warns(UserWarning, match="rosinality's code builds no generator of the channels"):
-        checkpoints.convert(tmp_path / "0.pt", tmp_path / "1.pt", "rosinality")
-    checkpoints.convert(tmp_path / "1.pt", tmp_path / "2.pt", "nvidia")
-    checkpoints.convert(tmp_path / "2.pt", tmp_path / "3.pt")
+        conversion.convert(tmp_path / "0.pt", tmp_path / "1.pt", "rosinality")
+    conversion.convert(tmp_path / "1.pt", tmp_path / "2.pt", "nvidia")
+    conversion.convert(tmp_path / "2.pt", tmp_path / "3.pt")
     before, after = (files.load_weights(tmp_path / name) for name in ("0.pt", "3.pt"))
     assert {key: after[key] for key in ("kind", "config", "step")} == {
         key: before[key] for key in ("kind", "config", "step")
@@ -416,16 +416,16 @@ def test_round_trips_between_the_layouts_lose_nothing(tmp_path, half):
 
 def test_what_is_written_for_others_is_in_their_layout(tmp_path, w_avg):
     torch.save(rosinality_contents(latent_avg=w_avg), tmp_path / "r.pt")
-    checkpoints.convert(tmp_path / "r.pt", tmp_path / "ours.pt")
+    conversion.convert(tmp_path / "r.pt", tmp_path / "ours.pt")
     with pytest.warns(UserWarning, match="channels"):
-        checkpoints.convert(tmp_path / "ours.pt", tmp_path / "back.pt", "rosinality")
+        conversion.convert(tmp_path / "ours.pt", tmp_path / "back.pt", "rosinality")
     theirs, back = rosinality_contents(), files.load_weights(tmp_path / "back.pt")
     assert torch.equal(back["latent_avg"], w_avg)
     for name in ("g", "d", "g_ema"):
         same(back[name], theirs[name])
     state = foreign.nvidia_generator(**foreign.NVIDIA)
     write_nvidia(tmp_path / "n.pkl", {"G_ema": state, "D": foreign.nvidia_discriminator(**foreign.NVIDIA)})
-    checkpoints.convert(tmp_path / "n.pkl", tmp_path / "n.pt", "nvidia")
+    conversion.convert(tmp_path / "n.pkl", tmp_path / "n.pt", "nvidia")
     back = files.load_weights(tmp_path / "n.pt")
     same(back["G_ema"], state)
     same(back["D"], foreign.nvidia_discriminator(**foreign.NVIDIA))
@@ -507,11 +507,11 @@ def test_both_networks_of_a_psp_file(psp_file, tmp_path):
     )
     assert about["trained_with"]["dataset_type"] == "ffhq_encode"
     with pytest.raises(TalkheadError, match="holds a generator and an encoder; extract one"):
-        checkpoints.convert(path, tmp_path / "x.pt")
-    checkpoints.convert(path, tmp_path / "e.pt", part="encoder")
+        conversion.convert(path, tmp_path / "x.pt")
+    conversion.convert(path, tmp_path / "e.pt", part="encoder")
     assert torch.equal(checkpoints.load_encoder(tmp_path / "e.pt", generator)(images), loaded(images))
     with pytest.raises(TalkheadError, match="holds an encoder; only a generator can be written for nvidia"):
-        checkpoints.convert(path, tmp_path / "x.pt", "nvidia", "encoder")
+        conversion.convert(path, tmp_path / "x.pt", "nvidia", "encoder")
     other = Generator(32, [4, 4, 4, 4], z_dim=16, w_dim=16, mapping_layers=1)
     toys.save_network(tmp_path / "other.pt", "generator", other)
     with pytest.raises(TalkheadError, match="an encoder of 6 layers, the generator has 8"):
@@ -548,20 +548,20 @@ def test_an_encoder_that_is_not_known_leaves_the_generator_readable(psp_file):
 
 def test_foreign_weights_are_exported_too(psp_file, tmp_path, w_avg):
     torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
-    checkpoints.export(tmp_path / "r.pt", tmp_path / "small.pt")
+    conversion.export(tmp_path / "r.pt", tmp_path / "small.pt")
     assert checkpoints.describe(tmp_path / "small.pt")["precision"] == "float16"
     assert (
         checkpoints.load_generator(tmp_path / "small.pt").fingerprint
         == checkpoints.load_generator(tmp_path / "r.pt").fingerprint
     )
     with pytest.raises(TalkheadError, match="extract one with talkhead weights convert --part"):
-        checkpoints.export(psp_file[0], tmp_path / "x.pt")
+        conversion.export(psp_file[0], tmp_path / "x.pt")
 
 
 def test_converting_onto_itself(tmp_path, w_avg):
     torch.save({"g_ema": foreign.rosinality_generator(**SMALL), "latent_avg": w_avg}, tmp_path / "r.pt")
     before = drawn(tmp_path / "r.pt")
-    checkpoints.convert(tmp_path / "r.pt", tmp_path / "r.pt")
+    conversion.convert(tmp_path / "r.pt", tmp_path / "r.pt")
     assert files.load_weights(tmp_path / "r.pt", kind="generator")["step"] == 0 and torch.equal(
         drawn(tmp_path / "r.pt"), before
     )
@@ -682,7 +682,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, generator_file, value):
     for open_it in (
         checkpoints.load_generator,
         checkpoints.read,
-        lambda path: checkpoints.export(path, tmp_path / "out.pt"),
+        lambda path: conversion.export(path, tmp_path / "out.pt"),
     ):
         with pytest.raises(
             TalkheadError,
@@ -732,5 +732,5 @@ def test_a_generator_without_its_mean_is_not_converted(toy_weights, tmp_path, to
     del weights["model"]["w_avg"]
     files.save_weights(tmp_path / "g.pt", weights)
     with pytest.raises(TalkheadError, match="g.pt: .*w_avg"):
-        checkpoints.convert(tmp_path / "g.pt", tmp_path / "out.pt", to)
+        conversion.convert(tmp_path / "g.pt", tmp_path / "out.pt", to)
     assert not (tmp_path / "out.pt").exists()

@@ -88,8 +88,8 @@ LIBRARY = {
     "study make": ["study.make", "study.pairs"],
     "study tally": ["study.tally"],
     "weights fetch": ["downloads.fetch"],
-    "weights convert": ["checkpoints.convert"],
-    "weights export": ["checkpoints.export"],
+    "weights convert": ["conversion.convert"],
+    "weights export": ["conversion.export"],
 }
 
 
@@ -1576,6 +1576,8 @@ def test_synth_in_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "8")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "1")
     result = run(*line)
     assert [record["step"] for record in records(result)] == [3, 5, 7]
     assert result.stderr.splitlines() == ["talkhead, shard 0/2: 3 of 5 clips, by the Slurm array"]

@@ -52,7 +52,6 @@ STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "5", "SLURM_NTASKS": "5"}
         (None, ARRAY, (2, 4, "the Slurm array")),
         (None, STEP, (2, 5, "the Slurm step")),
         (None, ARRAY | STEP, (2 * 5 + 2, 20, "the Slurm array and the Slurm step")),
-        (None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, (1, 2, "the Slurm array")),
         (None, {"RANK": "1"}, (0, 1, "")),
         # A batch script that has not called srun runs once, however many tasks it asked for.
         (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "5"}, (0, 1, "")),
@@ -370,7 +369,7 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
 
     with monkeypatch.context() as patch:
         if moment == "before the record":
-            patch.setattr(jobs._Manifest, "add", killed)
+            patch.setattr(jobs.Ledger, "add", killed)
         elif moment == "before the result":
             patch.setattr(jobs, "_publish", killed)
         else:

@@ -16,7 +16,6 @@ from talkhead.latents import (
     mean_latent,
     random_latents,
     slerp,
-    to_w_plus,
     z_stream,
 )
 
@@ -34,15 +33,6 @@ def numpy_components(x, count):
     _, spread, rows = np.linalg.svd(x - x.mean(0), full_matrices=False)
     rows = rows[:count]
     return rows * np.sign(rows[np.arange(count), np.abs(rows).argmax(1)])[:, None], spread[:count] / np.sqrt(len(x) - 1)
-
-
-def test_to_w_plus_repeats_each_latent():
-    w = torch.randn(3, 512)
-    w_plus = to_w_plus(w, 4)
-    assert w_plus.shape == (3, 4, 512)
-    assert all(torch.equal(w_plus[:, layer], w) for layer in range(4))
-    w_plus[0, 0] = 0  # a layer of its own, not a view of its neighbours
-    assert torch.equal(w_plus[0, 1], w[0])
 
 
 def test_displace_undoes_displacement():
@@ -211,15 +201,6 @@ def test_too_few_codes_are_refused(components):
 def test_no_codes_are_refused():
     with pytest.raises(TalkheadError, match="0 latents"):
         Basis.fit(iter([]), 3)
-
-
-def test_basis_survives_a_file(tmp_path):
-    basis = Basis.fit(codes(10), 3)
-    torch.save(basis.state(), tmp_path / "basis.pt")
-    again = Basis.from_state(torch.load(tmp_path / "basis.pt", weights_only=True))
-    x = codes(2, seed=1)
-    assert torch.equal(again.project(x), basis.project(x))
-    assert again.num_ws == 2
 
 
 def test_the_bundled_generator_knows_no_random_faces():

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkhead import audio_files, checkpoints, files, video_files
+from talkhead import audio_files, checkpoints, conversion, files, video_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -656,7 +656,7 @@ def reduced(block):
 def desk(tmp_path_factory, puppet, toy_weights):
     """A folder with the files that the documents name; their blocks are run here one after the other."""
     desk = tmp_path_factory.mktemp("desk")
-    checkpoints.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
+    conversion.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
     (desk / "examples").mkdir()
     shutil.copytree(ROOT / "examples/puppets", desk / "examples/puppets")
     for script in ("synth.py", "train_speech.py"):

@@ -295,7 +295,7 @@ def test_mouths(tmp_path):
     assert len(plots.mouths({"real": opening}).axes) == 1
 
 
-# Studies --------------------------------------------------------------------------------------------------------------
+# The user study -------------------------------------------------------------------------------------------------------
 
 
 def test_preferences(tmp_path):
@@ -311,7 +311,7 @@ def test_preferences(tmp_path):
             "intervals": {outcome: [max(share - 0.1, 0), share + 0.1] for outcome, share in shares.items()},
         }
 
-    figure = plots.preferences(
+    figure = example("study").preferences(
         [
             record("realism", "theirs", (5, 2, 1, 2)),
             record("realism", "others", (9, 0, 0, 1)),
@@ -326,7 +326,7 @@ def test_preferences(tmp_path):
         figure
     ) and "1%" not in texts(figure)  # no room for it
     with pytest.raises(TalkheadError, match="no answers are left to draw"):
-        plots.preferences([])
+        example("study").preferences([])
 
 
 # Files and commands ---------------------------------------------------------------------------------------------------

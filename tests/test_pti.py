@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import checkpoints, files, image_files, pti, training
+from talkhead import checkpoints, conversion, files, image_files, pti, training
 from talkhead.errors import TalkheadError
 from talkhead.images import sheet
 from talkhead.losses import pyramid_distance
@@ -237,7 +237,7 @@ def test_the_file_is_a_generator_while_it_is_tuned_and_after(ended, generator, i
     )
     expected, _ = tuned(generator, images, pivots, steps=2, batch=2, locality=0.5)
     assert not changed(expected.state_dict(), child.state_dict())
-    checkpoints.export(tmp_path / "a.pt", tmp_path / "small.pt", half=False)
+    conversion.export(tmp_path / "a.pt", tmp_path / "small.pt", half=False)
     assert not changed(child.state_dict(), files.load_weights(tmp_path / "small.pt")["model"])
     assert checkpoints.load_generator(tmp_path / "small.pt").lineage == child.lineage
     moments = (

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import safe_pickle
+from talkhead import pickle_vm, safe_pickle
 from talkhead.errors import TalkheadError
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -484,6 +484,7 @@ def _bombs():
     yield "a deep list", b"]" * 30_000 + b"a" * (30_000 - 1), "nested too deep"
     yield "a deep tuple", b")" + b"\x85" * 30_000, "nested too deep"
     yield "a deep key", b"})" + b"\x85" * 30_000 + b"Ns", "a tuple as a key"
+    yield "a key deeper than C's stack", b"})" + b"\x85" * 900_000 + b"Ns", "a tuple as a key"
     yield "a deep member", b"\x8f()" + b"\x85" * 30_000 + b"\x90", "a tuple as a key"
     yield "an endless key", mapping(**{"k": b"N"}) + data(2**64) + b"Ns", "an int as a key"
     yield "list in itself", b"]q\0h\0a", "within itself"
@@ -549,7 +550,7 @@ def test_objects_that_reduce_to_calls_are_refused(tmp_path, canary):
 
 
 def test_more_opcodes_than_any_network_has(tmp_path, monkeypatch):
-    monkeypatch.setattr(safe_pickle, "OPCODES", 1000)
+    monkeypatch.setattr(pickle_vm, "OPCODES", 1000)
     write_pickle(tmp_path / "evil", b"N" * 1001)
     check_refused(tmp_path / "evil", "more than 1000 opcodes")
 

@@ -8,7 +8,7 @@ import torch
 
 import toys
 from conftest import example
-from talkhead import audio_files, checkpoints, mfcc, speech_models
+from talkhead import audio_files, checkpoints, conversion, mfcc, speech_models
 from talkhead.audio_features import LogitWindows, features
 from talkhead.errors import TalkheadError
 
@@ -315,7 +315,7 @@ def test_silence_is_zero_when_it_has_lasted(small):
 
 def test_an_identity_tells_weights_apart_and_survives_export(small, tmp_path):
     toys.save_network(tmp_path / "run.pt", "speech", small, step=3, nested=True)
-    checkpoints.export(tmp_path / "run.pt", tmp_path / "half.pt")
+    conversion.export(tmp_path / "run.pt", tmp_path / "half.pt")
     run, half = (features("bundled", tmp_path / name) for name in ("run.pt", "half.pt"))
     assert run.identity == half.identity == LogitWindows(small).identity and json.dumps(run.identity)
     other = LogitWindows(speech_models.CharacterModel(8, 12))

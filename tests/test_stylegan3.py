@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from talkhead import checkpoints, inversion, safe_pickle, state_dicts, stylegan3, synthesis, train_autoencoder
+from talkhead import (
+    checkpoints,
+    conversion,
+    inversion,
+    safe_pickle,
+    state_dicts,
+    stylegan3,
+    synthesis,
+    train_autoencoder,
+)
 from talkhead.errors import TalkheadError
 from talkhead.generators import build
 
@@ -95,14 +104,14 @@ def test_a_file_of_nvidias_is_read_and_a_file_of_ours_is_the_same(tmp_path):
     torch.save({"G_ema": state}, tmp_path / "r.pt")
     about = checkpoints.describe(tmp_path / "r.pt")
     assert (about["format"], about["num_ws"], about["resolution"]) == ("nvidia", 16, 64) and about["config"]["radial"]
-    checkpoints.convert(tmp_path / "r.pt", tmp_path / "ours.pt")
-    checkpoints.export(tmp_path / "ours.pt", tmp_path / "half.pt")
+    conversion.convert(tmp_path / "r.pt", tmp_path / "ours.pt")
+    conversion.export(tmp_path / "ours.pt", tmp_path / "half.pt")
     theirs, ours, half = (checkpoints.load_generator(tmp_path / f"{name}.pt") for name in ("r", "ours", "half"))
     w_plus = theirs.mapping(torch.randn(1, 512), psi=0.7)
     assert torch.equal(theirs.synthesis(w_plus), ours.synthesis(w_plus))
     assert theirs.fingerprint == ours.fingerprint == half.fingerprint
     with pytest.raises(TalkheadError, match="StyleGAN3; only a StyleGAN2 can be written for rosinality"):
-        checkpoints.convert(tmp_path / "r.pt", tmp_path / "no.pt", to="rosinality")
+        conversion.convert(tmp_path / "r.pt", tmp_path / "no.pt", to="rosinality")
     assert not (tmp_path / "no.pt").exists()
 
 
