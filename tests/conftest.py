@@ -1,11 +1,15 @@
 """Fixtures that several test files share: real data, toy weights in the place of the bundled ones, the puppet."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers with a thread for every core would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in child processes
 
 import toys
 from toys import EXAMPLES
