@@ -118,6 +118,18 @@ def moving(image: Image.Image) -> Iterator[tuple[Fraction, Fraction, Image.Image
 
 
 SYNTHETIC_TAG = "digital_source_type"
+# The same mark where other programs look for it: an XMP packet, IPTC Photo Metadata Standard 2023.2, section 11.
+XMP = f"""\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+<Iptc4xmpExt:DigitalSourceType>{SYNTHETIC_TYPE}</Iptc4xmpExt:DigitalSourceType>
+</rdf:Description>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+XMP_CHUNK = "XML:com.adobe.xmp"  # its name in a PNG
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # written
 # Suffixes of files that Pillow reads, and every file with the first bytes of an image; FFmpeg reads the rest.
 PICTURES = {
@@ -218,6 +230,7 @@ def _decode_heif(stream, name):
 
 
 def text_tags(image: Image.Image) -> dict[str, str]:
+    """Text of an image's metadata. Of its XMP, only the mark of synthetic media is taken."""
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     comment = image.info.get("comment", b"") if image.format == "JPEG" else b""  # as save_image writes it
     text.update(
@@ -225,7 +238,8 @@ def text_tags(image: Image.Image) -> dict[str, str]:
         for line in comment.decode(errors="replace").splitlines()
         if ": " in line
     )
-    return text
+    xmp = text.pop(XMP_CHUNK, "") + image.info.get("xmp", b"").decode(errors="replace")
+    return text | ({SYNTHETIC_TAG: SYNTHETIC_TYPE} if SYNTHETIC_TYPE in xmp else {})
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -260,6 +274,7 @@ def write_image(
 
 
 def save_image(stream: BinaryIO | Sink, image: np.ndarray, format: str, tags: dict[str, str]) -> None:
+    marked = tags.get(SYNTHETIC_TAG) == SYNTHETIC_TYPE
     pil_image = Image.fromarray(np.ascontiguousarray(image))
     if format == "JPEG":
         comment = "\n".join(f"{key}: {value}" for key, value in tags.items())
@@ -269,11 +284,14 @@ def save_image(stream: BinaryIO | Sink, image: np.ndarray, format: str, tags: di
             quality=95,
             subsampling=0,
             **({"comment": comment.encode()} if tags else {}),
+            **({"xmp": XMP.encode()} if marked else {}),
         )
         return
     text = PngInfo()
     for key, value in tags.items():
         text.add_itxt(key, value)
+    if marked:
+        text.add_itxt(XMP_CHUNK, XMP)
     pil_image.save(stream, format, pnginfo=text, compress_level=3)  # type: ignore[arg-type]  # likewise
 
 

@@ -13,6 +13,7 @@ import wave
 import zipfile
 from fractions import Fraction
 from pathlib import Path
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -911,6 +912,23 @@ def test_synthetic_mark(tmp_path, place):
         again = save(tmp_path / "again.mp4", reader, metadata=reader.metadata)
     with video_files.read_frames(again) as reader:  # a mark stays on what is made of what bears it
         assert reader.metadata["digital_source_type"] == tags["digital_source_type"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_the_mark_of_an_image_is_xmp_too(tmp_path, name):
+    """Where IPTC's standard puts it; an image that another program marked so is known by it, and its copy keeps it."""
+    image_files.write_image(tmp_path / name, noise(1)[0], synthetic=True)
+    info = Image.open(tmp_path / name).info
+    (mark,) = ElementTree.fromstring(info["xmp"]).iter("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+    assert mark.text == files.SYNTHETIC_TYPE
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + files.SYNTHETIC_TYPE.encode() + b"</x:xmpmeta>"
+    Image.fromarray(noise(1)[0]).save(tmp_path / "theirs.jpg", xmp=packet)
+    with video_files.read_frames(tmp_path / "theirs.jpg") as reader:
+        image_files.write_image(tmp_path / f"copy{name}", next(iter(reader)), reader.metadata)
+    for path in (tmp_path / "theirs.jpg", tmp_path / f"copy{name}"):
+        assert talkhead.describe(path)["synthetic"], path
+    Image.fromarray(noise(1)[0]).save(tmp_path / "camera.jpg", xmp=packet.replace(b"trained", b"digital"))
+    assert not talkhead.describe(tmp_path / "camera.jpg")["synthetic"]
 
 
 def test_what_a_file_is(tmp_path):
