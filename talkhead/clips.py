@@ -72,13 +72,14 @@ def align_clip(
     on_missing: str = "fail",
     face: str | int = "largest",
     quads: str | os.PathLike | None = None,
+    side_smoothing: float | None = None,
     progress: Callable[..., tqdm] = silent,
 ) -> int:
     """Crop a clip or image to its face, as FFHQ does, from file to file.
 
     source, output   as `read_frames` and `FrameWriter` take them
     find             function without arguments that returns a landmark detector
-    size … face      as `faces.align_frames` takes them
+    size … face, side_smoothing   as `faces.align_frames` takes them
     quads            .npy to write, float64 (T, 4, 2): the corners of each crop, NaN where a frame was skipped; or None
     returns          the number of frames written
 
@@ -96,7 +97,9 @@ def align_clip(
         else:
             detector = find()
             log.info(f"{reader.name}: landmarks by {detector.name}")
-            crops = faces.align_frames(reader, detector, size, smoothing=smoothing, on_missing=on_missing, face=face)
+            crops = faces.align_frames(
+                reader, detector, size, smoothing, on_missing, face=face, side_smoothing=side_smoothing
+            )
         corners: list[np.ndarray] = []
         metadata = reader.metadata | {files.ALIGNED_TAG: str(size)}
         with video_files.FrameWriter(output, sound=reader.sound, metadata=metadata) as writer:

@@ -240,6 +240,7 @@ def align_frames(
     on_missing: str = "fail",
     missing: list[int] | None = None,
     face: str | int = "largest",
+    side_smoothing: float | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip and crop it like FFHQ, with quads smoothed in time.
 
@@ -252,6 +253,7 @@ def align_frames(
     missing     a list that receives the index of every frame without a face
     face        choice among several faces: "largest", "left", "right", or its number from 1, counted from the left of
                 the image
+    side_smoothing   as `smoothing`, of the quads' sides alone, which grow as a mouth opens; None is as `smoothing`
     returns     iterator of (crop uint8 (size, size, 3), its quad float64 (4, 2), index of the frame)
     raises      TalkheadError if a face is missing with "fail", none is ever found, or there are fewer than number
                 `face`
@@ -267,7 +269,7 @@ def align_frames(
     """
     return (
         (crop(frame, corners, size), corners, index)
-        for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face)
+        for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face, side_smoothing)
     )
 
 
@@ -278,6 +280,7 @@ def follow(
     on_missing: str = "fail",
     missing: list[int] | None = None,
     face: str | int = "largest",
+    side_smoothing: float | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip without cropping; arguments as `align_frames`.
 
@@ -291,7 +294,7 @@ def follow(
             f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left"
         )
     filled = _fill_missing(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
-    return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing))
+    return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing, side_smoothing))
 
 
 def _track(frames, detector, which, name):
@@ -377,9 +380,12 @@ def _fill_missing(track, on_missing, name, missing):
         raise TalkheadError(f"{name}: no face found in any frame; choose a clip with a face seen from the front")
 
 
-def _smooth(filled, sigma):
-    """Smooth the quads in time by a Gaussian, within a shot, yielding (index, frame, quad)."""
-    radius = math.ceil(3 * sigma)
+def _smooth(filled, sigma, side_sigma):
+    """Smooth the quads in time by a Gaussian, within a shot, yielding (index, frame, quad).
+
+    side_sigma   standard deviation of another Gaussian for their sides, or None
+    """
+    radius = math.ceil(3 * max(sigma, side_sigma or 0))
     before, after = deque(maxlen=radius), deque()
 
     def middle():
@@ -388,8 +394,16 @@ def _smooth(filled, sigma):
         near = [*before, now, *((i, c, s) for i, _, c, s in after)]
         before.append(now)  # without its frame: only later frames are kept
         same = [(i, c) for i, c, s in near if s == shot]
-        weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
-        return index, frame, np.average([c for _, c in same], axis=0, weights=weights)
+
+        def mean(values, sigma):
+            weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
+            return np.average(values, axis=0, weights=weights)
+
+        corners = mean([c for _, c in same], sigma)
+        if side_sigma is not None:
+            centre, side = corners.mean(0), mean([_side(c) for _, c in same], side_sigma)
+            corners = centre + (corners - centre) * side / _side(corners)
+        return index, frame, corners
 
     for item in filled:
         after.append(item)
