@@ -315,6 +315,7 @@ def draw_clip(
     seed: int = 0,
     head: bool = False,
     frames: int | None = None,
+    transforms: np.ndarray | None = None,
     progress: Callable[..., tqdm] = silent,
 ) -> int:
     """Draw latents as a video file, with the detail of a photo or film.
@@ -327,14 +328,15 @@ def draw_clip(
     labelled     write "synthetic" into every frame
     blink … head as `synthesis.with_detail` takes them
     frames       their number, for the progress bar
+    transforms   as `synthesize` takes them, for the generator's own frames; or None
     returns      the number of frames written
     """
     with ExitStack() as stack:
         if latents_out:
             about = {"generator": generator.fingerprint, "fps": files.FPS}
             latents = stack.enter_context(files.tee_latents(latents_out, latents, about))
-        images = synthesis.synthesize(generator, latents, batch, precision=precision)
-        metadata = {files.ALIGNED_TAG: str(generator.resolution)}
+        images = synthesis.synthesize(generator, latents, batch, precision=precision, transforms=transforms)
+        metadata = {files.ALIGNED_TAG: str(generator.resolution)} if transforms is None else {}
         if look is not None:
             images = synthesis.with_detail(
                 images,
