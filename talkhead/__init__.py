@@ -28,7 +28,7 @@ MODULES = {
     "pickle_vm": (),
     "safe_pickle": (),
     "landmarks": ("detector", "mouth_opening"),
-    "faces": ("align", "align_frames", "crop", "follow", "paste", "quad", "upright_rotation"),
+    "faces": ("align", "align_frames", "crop", "follow", "paste", "quad", "quad_transforms", "upright_rotation"),
     "mfcc": ("mfcc_windows",),
     "vad": ("VoiceActivityDetector",),
     "blinking": ("blinks",),

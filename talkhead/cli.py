@@ -208,7 +208,12 @@ def invert(source, output, listing, shard, generator, encoder, method, perceptua
 @cli_options.seed
 @cli_options.device
 @cli_options.settings(
-    "talking_head.TalkingHead", "synthesis.speech_to_latents", "identities.load_identity", "cli_io.finder", "jobs.run"
+    "talking_head.TalkingHead",
+    "talking_head.TalkingHead.render",
+    "synthesis.speech_to_latents",
+    "identities.load_identity",
+    "cli_io.finder",
+    "jobs.run",
 )
 def generate(
     identity,
@@ -232,6 +237,8 @@ def generate(
 
     Sound from a pipe is spoken while it comes, each frame drawn for itself (batch=1) to be there soon.
 
+    With --quads of align, and a StyleGAN3, --latents are drawn where the head was in the clip.
+
     \b
       talkhead generate --identity photo.jpg --audio speech.wav -o out.mp4
       talkhead generate --identity photo.jpg --audio speech.wav --whole -o out.mp4
@@ -239,6 +246,7 @@ def generate(
       talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
       talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
+      talkhead generate --generator sg3.pkl --latents latents.npy --quads quads.npy -o moving.mp4
       talkhead generate --list pairs.txt -o talking/
     """
     from talkhead.clips import live_sound
@@ -251,6 +259,7 @@ def generate(
     if audio is not None and latents is None:  # what is wrong with it is known before networks are loaded
         audio = click.get_current_context().with_resource(live_sound(audio))
     networks = cli_options.taken(options, TalkingHead)
+    rendering = cli_options.taken(options, TalkingHead.render)
     motion = cli_options.taken(options, speech_to_latents)
     find = cli_io.finder(device, **cli_options.taken(options, cli_io.finder))
     tuning = {"tune": pti, "perceptual": cli_io.perceptual("auto", device) if pti else None}
@@ -265,7 +274,7 @@ def generate(
         **networks,
     )
     if latents is not None:
-        head.render(latents, output, latents_out, identity, audio)
+        head.render(latents, output, latents_out, identity, audio, **rendering)
     elif noise_seed:
         work = functools.partial(head.move, segments=noise_segments(noise_seed, seconds or 4))
         if listing is not None:
@@ -303,6 +312,8 @@ def _check_inputs(identity, audio, noise_seed, seconds, latents, listing, option
         raise click.UsageError(
             "--latents say how the face moves; --identity is then the photo that moves, without --pti and --no-detail"
         )
+    if options.get("quads") and (latents is None or identity is not None):
+        raise click.UsageError("--quads go with --latents, without --identity: they move the generator's own face")
     if options["whole"] and (options["size"] or not options["detail"]):
         raise click.UsageError("--whole keeps the photo's size and detail; leave --size and --no-detail out")
     if (options["whole"] or options["size"]) and (

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import operator
 import os
 import sys
 import types
@@ -43,7 +44,8 @@ class Setting(NamedTuple):
 class Settings(click.Option):
     """`--set NAME=VALUE`, repeatable: any plain parameter of functions that has no option of its own.
 
-    functions   whose signatures give defaults and types: callables, or "module.name" of talkhead, imported when needed
+    functions   whose signatures give defaults and types: callables, or "module.name" or "module.class.name" of
+                talkhead, imported when needed
     """
 
     def __init__(self, *functions: str) -> None:
@@ -80,8 +82,8 @@ class Settings(click.Option):
 def _function(place):
     if callable(place):
         return place
-    module, name = place.split(".")
-    return getattr(importlib.import_module(f"talkhead.{module}"), name)
+    module, _, name = place.partition(".")
+    return operator.attrgetter(name)(importlib.import_module(f"talkhead.{module}"))
 
 
 def _setting(name, parameter):

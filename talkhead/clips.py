@@ -72,13 +72,14 @@ def align_clip(
     on_missing: str = "fail",
     face: str | int = "largest",
     quads: str | os.PathLike | None = None,
+    side_smoothing: float | None = None,
     progress: Callable[..., tqdm] = silent,
 ) -> int:
     """Crop a clip or image to its face, as FFHQ does, from file to file.
 
     source, output   as `read_frames` and `FrameWriter` take them
     find             function without arguments that returns a landmark detector
-    size … face      as `faces.align_frames` takes them
+    size … face, side_smoothing   as `faces.align_frames` takes them
     quads            .npy to write, float64 (T, 4, 2): the corners of each crop, NaN where a frame was skipped; or None
     returns          the number of frames written
 
@@ -96,7 +97,9 @@ def align_clip(
         else:
             detector = find()
             log.info(f"{reader.name}: landmarks by {detector.name}")
-            crops = faces.align_frames(reader, detector, size, smoothing=smoothing, on_missing=on_missing, face=face)
+            crops = faces.align_frames(
+                reader, detector, size, smoothing, on_missing, face=face, side_smoothing=side_smoothing
+            )
         corners: list[np.ndarray] = []
         metadata = reader.metadata | {files.ALIGNED_TAG: str(size)}
         with video_files.FrameWriter(output, sound=reader.sound, metadata=metadata) as writer:
@@ -312,6 +315,7 @@ def draw_clip(
     seed: int = 0,
     head: bool = False,
     frames: int | None = None,
+    transforms: np.ndarray | None = None,
     progress: Callable[..., tqdm] = silent,
 ) -> int:
     """Draw latents as a video file, with the detail of a photo or film.
@@ -324,14 +328,15 @@ def draw_clip(
     labelled     write "synthetic" into every frame
     blink … head as `synthesis.with_detail` takes them
     frames       their number, for the progress bar
+    transforms   as `synthesize` takes them, for the generator's own frames; or None
     returns      the number of frames written
     """
     with ExitStack() as stack:
         if latents_out:
             about = {"generator": generator.fingerprint, "fps": files.FPS}
             latents = stack.enter_context(files.tee_latents(latents_out, latents, about))
-        images = synthesis.synthesize(generator, latents, batch, precision=precision)
-        metadata = {files.ALIGNED_TAG: str(generator.resolution)}
+        images = synthesis.synthesize(generator, latents, batch, precision=precision, transforms=transforms)
+        metadata = {files.ALIGNED_TAG: str(generator.resolution)} if transforms is None else {}
         if look is not None:
             images = synthesis.with_detail(
                 images,

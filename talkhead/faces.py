@@ -2,6 +2,7 @@
 
     frame ─ detector ─▶ landmarks (68, 2) ─ quad ─▶ corners (4, 2) ─ crop ─▶ aligned (S, S, 3)
     frame ◀────────────────────────────── paste ──────────────────────────── generated (S, S, 3)
+    StyleGAN3's transform (3, 3) ◀── quad_transforms ── corners (4, 2)
 
 Points are pixels, x then y; (0, 0) is the centre of the top left pixel. The 68 are numbered as iBUG 300-W does:
 jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, lips 48-67; "left" is the left of the image.
@@ -54,6 +55,42 @@ def whole_quad(image: np.ndarray) -> np.ndarray:
     """Quad of a whole image that is a crop already: its corners, (4, 2)."""
     height, width = np.shape(image)[:2]
     return np.array([(0, 0), (0, height), (width, height), (width, 0)]) - 0.5
+
+
+def mean_square(quads: np.ndarray) -> np.ndarray:
+    """Upright square at the mean centre of quads (T, 4, 2), with their mean side: (4, 2)."""
+    half = np.mean([_side(corners) for corners in quads]) / 2
+    return np.mean(quads, (0, 1)) + half * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+
+
+def quad_transforms(quads: np.ndarray, frame: np.ndarray | None = None) -> np.ndarray:
+    """Transforms under which a StyleGAN3 draws aligned faces where they were in the film.
+
+    quads    (T, 4, 2), of the crops, as `align_frames` gives them; rows of NaN, which have no crop, are left out
+    frame    (4, 2), the square of the film that the images show, the same for all; None is `mean_square` of the quads.
+             Faces are drawn at their own size, so its side should be near that of the quads
+    returns  float64 (T, 3, 3), rotation and translation for `synthesis(w_plus, transform=…)`: a place in the image, in
+             its sides from its centre, to the place in the aligned face that is drawn there
+    raises   TalkheadError if the quads are no squares, or all are NaN
+
+    Changes of the quads' sides are left out: a StyleGAN3 follows translation of its Fourier features and R follows
+    rotation, T roughly; neither follows scale. `align_frames` with a wide `side_smoothing` keeps the sides alike.
+
+    Source: Karras et al. 2021, "Alias-free generative adversarial networks", §3; thesis §6.1.
+    """
+    quads = _squares(quads)
+    quads = quads[~np.isnan(quads).any((1, 2))]
+    if len(quads) == 0:
+        raise TalkheadError("quads: NaN in all frames; pass those of a clip with a face")
+    frame = mean_square(quads) if frame is None else _squares(np.asarray(frame)[None])[0]
+    x = quads[:, 3] - quads[:, 0]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    turns = np.stack([x, x[:, ::-1] * (-1, 1)], 1)  # rows: directions to the right of the face, and down
+    transforms = np.tile(np.eye(3), (len(quads), 1, 1))
+    transforms[:, :2, :2] = turns @ np.stack([frame[3] - frame[0], frame[1] - frame[0]], 1)
+    transforms[:, :2, 2:] = turns @ (frame.mean(0) - quads.mean(1))[..., None]
+    transforms[:, :2] /= _side(frame)
+    return transforms
 
 
 def align(image: np.ndarray, landmarks: np.ndarray, size: int = 256) -> np.ndarray:
@@ -240,6 +277,7 @@ def align_frames(
     on_missing: str = "fail",
     missing: list[int] | None = None,
     face: str | int = "largest",
+    side_smoothing: float | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip and crop it like FFHQ, with quads smoothed in time.
 
@@ -252,6 +290,7 @@ def align_frames(
     missing     a list that receives the index of every frame without a face
     face        choice among several faces: "largest", "left", "right", or its number from 1, counted from the left of
                 the image
+    side_smoothing   as `smoothing`, of the quads' sides alone, which grow as a mouth opens; None is as `smoothing`
     returns     iterator of (crop uint8 (size, size, 3), its quad float64 (4, 2), index of the frame)
     raises      TalkheadError if a face is missing with "fail", none is ever found, or there are fewer than number
                 `face`
@@ -267,7 +306,7 @@ def align_frames(
     """
     return (
         (crop(frame, corners, size), corners, index)
-        for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face)
+        for frame, corners, index in follow(frames, detector, smoothing, on_missing, missing, face, side_smoothing)
     )
 
 
@@ -278,6 +317,7 @@ def follow(
     on_missing: str = "fail",
     missing: list[int] | None = None,
     face: str | int = "largest",
+    side_smoothing: float | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Track one face through a clip without cropping; arguments as `align_frames`.
 
@@ -291,7 +331,7 @@ def follow(
             f"face {face!r}: unknown; choose from {', '.join(FACES)}, or a number from 1, counted from the left"
         )
     filled = _fill_missing(_track(frames, detector, face, name), on_missing, name, [] if missing is None else missing)
-    return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing))
+    return ((frame, corners, index) for index, frame, corners in _smooth(filled, smoothing, side_smoothing))
 
 
 def _track(frames, detector, which, name):
@@ -377,9 +417,12 @@ def _fill_missing(track, on_missing, name, missing):
         raise TalkheadError(f"{name}: no face found in any frame; choose a clip with a face seen from the front")
 
 
-def _smooth(filled, sigma):
-    """Smooth the quads in time by a Gaussian, within a shot, yielding (index, frame, quad)."""
-    radius = math.ceil(3 * sigma)
+def _smooth(filled, sigma, side_sigma):
+    """Smooth the quads in time by a Gaussian, within a shot, yielding (index, frame, quad).
+
+    side_sigma   standard deviation of another Gaussian for their sides, or None
+    """
+    radius = math.ceil(3 * max(sigma, side_sigma or 0))
     before, after = deque(maxlen=radius), deque()
 
     def middle():
@@ -388,8 +431,16 @@ def _smooth(filled, sigma):
         near = [*before, now, *((i, c, s) for i, _, c, s in after)]
         before.append(now)  # without its frame: only later frames are kept
         same = [(i, c) for i, c, s in near if s == shot]
-        weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
-        return index, frame, np.average([c for _, c in same], axis=0, weights=weights)
+
+        def mean(values, sigma):
+            weights = np.exp([-0.5 * ((i - index) / max(sigma, 1e-9)) ** 2 for i, _ in same])
+            return np.average(values, axis=0, weights=weights)
+
+        corners = mean([c for _, c in same], sigma)
+        if side_sigma is not None:
+            centre, side = corners.mean(0), mean([_side(c) for _, c in same], side_sigma)
+            corners = centre + (corners - centre) * side / _side(corners)
+        return index, frame, corners
 
     for item in filled:
         after.append(item)

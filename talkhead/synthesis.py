@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from talkhead import blinking, checkpoints, faces, vad
+from talkhead import blinking, checkpoints, faces, stylegan3, vad
 from talkhead.audio2latent import FirstModel, SecondModel, displacements, load_features_for
 from talkhead.audio_features import AudioFeatures
 from talkhead.detail import Detail, Photo, native_side
@@ -32,6 +32,7 @@ def synthesize(
     batch: int = 8,
     noise: str = "const",
     precision: str = "float32",
+    transforms: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw one frame per latent, as they arrive.
 
@@ -42,21 +43,34 @@ def synthesize(
                "random": new noise for every frame; "none"
     precision  "float32"; or "bfloat16" or "float16" for the convolutions, which a GPU does faster. bfloat16 is about
                53 dB away from float32 and float16 about 70 dB
+    transforms (T, 3, 3), one a latent, as `faces.quad_transforms` makes them, with which a stylegan3.Generator turns
+               and moves the face in the image; or None
     yields     uint8 (R, R, 3) RGB
-    raises     TalkheadError if a latent is not (L, 512) of this generator, or the precision has another name
+    raises     TalkheadError if a latent is not (L, 512) of this generator, the precision has another name, there are
+               fewer transforms than latents, or the generator is no StyleGAN3 that can follow them
 
     Source: thesis §3.3, §4.3.1.4.
     """
     if precision not in PRECISIONS:
         raise TalkheadError(f"precision {precision!r}: unknown; take {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    if transforms is not None and not isinstance(generator, stylegan3.Generator):
+        raise TalkheadError(
+            "quads need a StyleGAN3 generator, and this is none; pass one as --generator, or put the frames back into "
+            "the film with talkhead paste --quads"
+        )
     device = next(generator.parameters()).device
     arithmetic = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
     latents = iter(latents)
     done = 0
     while chunk := list(islice(latents, batch)):
         w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
+        options: dict[str, torch.Tensor] = {}
+        if transforms is not None:
+            options["transform"] = torch.as_tensor(transforms[done : done + len(chunk)])
+            if len(options["transform"]) < len(chunk):
+                raise TalkheadError(f"transforms: {len(transforms)}, but there are more latents; pass one for each")
         with torch.no_grad(), arithmetic:
-            images = generator.synthesis(w_plus.to(device), noise=noise)  # (batch, 3, R, R)
+            images = generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
         yield from to_frames(images)
         done += len(chunk)
 

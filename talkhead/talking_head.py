@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from talkhead import checkpoints, files, identities, mfcc, synthesis
+from talkhead import checkpoints, faces, files, identities, mfcc, synthesis
 from talkhead.audio2latent import load_features_for
 from talkhead.audio_files import SoundReader
 from talkhead.clips import draw_clip, live_sound, silent
 from talkhead.dubbing import Film
+from talkhead.errors import TalkheadError
 
 if TYPE_CHECKING:
     import torch
@@ -143,13 +144,26 @@ class TalkingHead:
         latents_out: str | os.PathLike | BinaryIO | None = None,
         identity: str | os.PathLike | None = None,
         audio: str | os.PathLike | BinaryIO | None = None,
+        quads: str | os.PathLike | BinaryIO | None = None,
     ) -> int:
         """Latents out of a file as a video, with the detail of a photo and a sound if they are named.
 
-        Returns the number of frames.
+        quads    .npy that `align_clip` wrote with the frames of the latents: a StyleGAN3 then draws the head where it
+                 was in the film, seen by a camera at rest (`faces.quad_transforms`); or None
+        returns  the number of frames
+        raises   TalkheadError if there are other than one quad a latent, quads and an identity, or quads and a
+                 generator that is no StyleGAN3
         """
         path = files.read_latents(latents)
         identities.check_owner(latents, files.read_about(latents), self.generator)
+        transforms = None if quads is None else faces.quad_transforms(files.read_array(quads))
+        if transforms is not None and identity is not None:
+            raise TalkheadError("quads move the generator's own face; leave the identity out")
+        if transforms is not None and len(transforms) != len(path):
+            raise TalkheadError(
+                f"{quads}: quads of {len(transforms)} frames, but {latents} has {len(path)}; pass the quads that align "
+                "wrote with the frames that were inverted"
+            )
         code, _, look = (None, None, None) if identity is None else self.identity(identity)
         with nullcontext() if audio is None else live_sound(audio) as sound:
             options = {
@@ -158,6 +172,7 @@ class TalkingHead:
                 "head": True,
                 "batch": self.batch or 8,
                 "frames": len(path),
+                "transforms": transforms,
             } | self.drawing
             return draw_clip(self.generator, path, output, sound, latents_out, **options)
 

@@ -718,6 +718,32 @@ def test_a_grid_clip_is_aligned_without_trembling(mediapipe, shared_data):
     assert tremble(2.0) < 0.3 * tremble(0)
 
 
+def test_sides_are_smoothed_by_themselves():
+    """A face that moves while its mouth opens and shuts, so that its quad grows and shrinks."""
+    rng, frames = np.random.default_rng(0), [np.zeros((64, 64, 3), np.uint8)] * 40
+    still = rng.normal(30, 5, (68, 2))
+    still[36:42], still[42:48] = (20, 20), (40, 20)
+    points = []
+    for index in range(len(frames)):
+        face = still.copy()
+        face[48:60] = 30, 47 + 4 * np.sin(index)
+        points.append(face + (0.2 * index, 0))
+
+    def quads(**options):
+        replayed = iter(points)
+        return np.stack([corners for _, corners, _ in faces.follow(frames, lambda _: [next(replayed)], **options)])
+
+    def side(corners):
+        return np.linalg.norm(corners[:, 3] - corners[:, 0], axis=1)
+
+    alone, apart = quads(), quads(side_smoothing=1000.0)
+    raw = side(quads(smoothing=0))
+    np.testing.assert_allclose(side(apart), raw.mean(), rtol=1e-4)
+    assert np.ptp(side(alone)) > 0.05 * raw.mean()
+    turns = [(corners[:, 3] - corners[:, 0]) / side(corners)[:, None] for corners in (alone, apart)]
+    np.testing.assert_allclose(*turns, atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Back into the frame
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkhead import audio_files, checkpoints, conversion, files, video_files
+import toys
+from talkhead import audio_files, checkpoints, conversion, files, stylegan3, video_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -657,6 +658,7 @@ def desk(tmp_path_factory, puppet, toy_weights):
     """A folder with the files that the documents name; their blocks are run here one after the other."""
     desk = tmp_path_factory.mktemp("desk")
     conversion.convert(toy_weights / "generator.pt", desk / "ffhq.pkl", "nvidia")  # as NVIDIA names its tensors
+    toys.save_network(desk / "ffhq-r.pkl", "generator", stylegan3.Generator(16, [4] * 4, layers=4, margin=2))
     (desk / "examples").mkdir()
     shutil.copytree(ROOT / "examples/puppets", desk / "examples/puppets")
     for script in ("synth.py", "train_speech.py"):

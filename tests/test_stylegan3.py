@@ -9,20 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
+import talkhead
+import toys
 from talkhead import (
     checkpoints,
     conversion,
+    faces,
     inversion,
     safe_pickle,
     state_dicts,
     stylegan3,
     synthesis,
     train_autoencoder,
+    video_files,
 )
 from talkhead.errors import TalkheadError
 from talkhead.generators import build
+from talkhead.images import to_frames
+from test_cli import run
 
 FROZEN = Path(__file__).parent / "data" / "stylegan3.npz"
 FILL = runpy.run_path(Path(__file__).parents[1] / "examples" / "benchmarks" / "peer_stylegan3.py")["fill"]
@@ -171,3 +178,157 @@ def test_widths_are_nvidias():
     layers = stylegan3.Layers(1024)
     assert stylegan3.channel_widths(layers) == [512] * 7 + [323, 203, 128, 81, 51, 32, 32]
     assert layers.sizes == [36, 36, 52, 52, 84, 148, 148, 276, 276, 532, 1044, 1044, 1044, 1024, 1024]
+
+
+# The head where it was in the film ------------------------------------------------------------------------------------
+
+PATHS = runpy.run_path(Path(__file__).parents[1] / "examples" / "benchmarks" / "head_path.py")
+NETWORKS = {kind: PATHS["network"](kind, side=64) for kind in "RT"}  # of more contrast than those of FILL
+
+
+def square(x, y, side, degrees):
+    right = side / 2 * np.array((np.cos(np.radians(degrees)), np.sin(np.radians(degrees))))
+    down = right[::-1] * (-1, 1)
+    centre = np.array((x, y))
+    return np.stack([centre - right - down, centre - right + down, centre + right + down, centre + right - down])
+
+
+QUADS = np.stack([square(*numbers) for numbers in ((180, 140, 200, 0), (190, 143, 204, 6), (171, 136, 196, -3))])
+
+
+def test_transforms_put_the_centre_and_the_directions_of_each_quad_where_they_were():
+    transforms = faces.quad_transforms(QUADS)
+    corners = faces.mean_square(QUADS)
+    np.testing.assert_allclose(corners, square(541 / 3, 419 / 3, 200, 0))
+    for transform, quad in zip(transforms, QUADS):
+        inverse = np.linalg.inv(transform)  # from the face to the image
+        film = inverse[:2, 2] * 200 + corners.mean(0)
+        np.testing.assert_allclose(film, quad.mean(0), atol=1e-9)
+        right = quad[3] - quad[0]
+        np.testing.assert_allclose(inverse[:2, 0], right / np.linalg.norm(right), atol=1e-12)
+        np.testing.assert_allclose(transform[:2, :2] @ transform[:2, :2].T, np.eye(2), atol=1e-12)
+        assert np.linalg.det(transform) == pytest.approx(1) and (transform[2] == (0, 0, 1)).all()
+
+
+def test_transforms_within_a_named_frame_and_without_skipped_frames():
+    still = faces.quad_transforms(np.tile(square(50, 60, 30, 0), (4, 1, 1)))
+    np.testing.assert_allclose(still, np.tile(np.eye(3), (4, 1, 1)), atol=1e-12)
+    gap = np.insert(QUADS, 1, np.nan, axis=0)
+    np.testing.assert_array_equal(faces.quad_transforms(gap), faces.quad_transforms(QUADS))
+    own = faces.quad_transforms(QUADS, QUADS[1])
+    np.testing.assert_allclose(own[1], np.eye(3), atol=1e-12)
+    with pytest.raises(TalkheadError, match="quads: NaN in all frames"):
+        faces.quad_transforms(np.full((2, 4, 2), np.nan))
+    with pytest.raises(TalkheadError, match="quads, frame 0: not a square"):
+        faces.quad_transforms(QUADS * (1, 2))
+
+
+@pytest.mark.parametrize("kind", "TR")
+def test_the_drawn_image_follows_the_quads(kind):
+    """Patches at the places of eyes, found in the drawn images; T is only moved."""
+    quads = QUADS if kind == "R" else np.stack([square(*centre, 200, 0) for centre in QUADS.mean(1)])
+    draw = PATHS["drawing"](NETWORKS[kind], seed=3)
+    still = draw(np.eye(3))
+    for transform in faces.quad_transforms(quads):
+        image, wanted = draw(transform), PATHS["warp"](still, transform)
+        errors = [PATHS["register"](wanted, image, eye, radius=12) for eye in ((-0.12, -0.03), (0.12, -0.03))]
+        assert np.linalg.norm(errors, axis=1).max() <= 0.5  # pixels at 256²
+
+
+def test_frames_are_drawn_under_one_transform_each():
+    generator, transforms = NETWORKS["R"], faces.quad_transforms(QUADS)
+    latents = generator.mapping(torch.randn(3, 512, generator=torch.Generator().manual_seed(3)))
+    frames = list(synthesis.synthesize(generator, latents.numpy(), batch=2, transforms=transforms))
+    for frame, w_plus, transform in zip(frames, latents, transforms):
+        image = generator.synthesis(w_plus[None], transform=torch.from_numpy(transform))
+        assert np.abs(frame - to_frames(image)[0].astype(int)).max() <= 1
+    with pytest.raises(TalkheadError, match="transforms: 3, but there are more latents"):
+        list(synthesis.synthesize(generator, latents.repeat(2, 1, 1).numpy(), batch=2, transforms=transforms))
+    with pytest.raises(TalkheadError, match="quads need a StyleGAN3 generator"):
+        next(synthesis.synthesize(toys.pair()[0], latents.numpy(), transforms=transforms))
+
+
+def test_aligned_frames_under_the_transforms_are_the_film():
+    """A photo that a camera moves and turns, cropped by its quads and drawn again, has its eyes where the film has."""
+    rng, side = np.random.default_rng(0), 256
+    photo = scipy.ndimage.gaussian_filter(rng.normal(size=(3, side, side)), (0, 4, 4), mode="wrap")
+    photo = 127.5 + 50 * photo / photo.std()
+    face = rng.normal(128, 20, (68, 2))
+    face[36:42], face[42:48], face[48:60] = (107, 120), (149, 120), (128, 160)
+    frames, points = [], []
+    for time in np.linspace(0, 1, 20):
+        camera = PATHS["similarity"](degrees=6 * time, right=0.05 * time, down=0.04 * np.sin(3 * time))
+        frames.append(np.clip(np.rint(PATHS["warp"](photo, camera)), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+        places = (face + 0.5) / side - 0.5
+        points.append((PATHS["mapped"](np.linalg.inv(camera), places) + 0.5) * side - 0.5)
+    record = PATHS["measure"]("film", frames, np.stack(points), {"R": PATHS["drawing"](NETWORKS["R"])})
+    for name in ("found", "eyes", "held_0"):
+        assert record[name][1] < 0.1, name
+    assert record["drawn_R"][0] <= 0.5
+    assert record["turns"] > 4 and min(record["moves"]) > 3
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files_of_a_film(tmp_path_factory):
+    """R and a StyleGAN2, three latents of each, and quads of four frames, one of which was skipped."""
+    folder = tmp_path_factory.mktemp("film")
+    toys.save_network(folder / "r.pt", "generator", NETWORKS["R"])
+    toys.save_network(folder / "two.pt", "generator", toys.pair()[0])
+    rng = np.random.default_rng(0)
+    np.save(folder / "lat.npy", np.repeat(rng.normal(size=(1, 16, 512)), 3, 0).astype(np.float32))
+    np.save(folder / "two.npy", rng.normal(size=(3, 6, 512)).astype(np.float32))
+    np.save(folder / "quads.npy", np.insert(QUADS, 1, np.nan, axis=0))
+    np.save(folder / "few.npy", QUADS[:2])
+    np.save(folder / "flat.npy", np.zeros((3, 7)))
+    return folder
+
+
+@pytest.mark.parametrize("quads", [("--quads", "quads.npy"), ("--set", "quads=quads.npy")])
+def test_the_command_draws_the_head_where_it_was(files_of_a_film, tmp_path, monkeypatch, quads):
+    monkeypatch.chdir(files_of_a_film)
+    result = run("generate", "--generator", "r.pt", "--latents", "lat.npy", *quads, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    with video_files.read_frames(tmp_path / "out") as reader:
+        assert not reader.aligned
+        frames = list(reader)
+    transforms = faces.quad_transforms(QUADS)
+    wanted = synthesis.synthesize(NETWORKS["R"], np.load("lat.npy"), transforms=transforms)
+    assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(frames, wanted, strict=True))
+    talkhead.TalkingHead("r.pt", drives=None).render("lat.npy", tmp_path / "same", quads="quads.npy")
+    with video_files.read_frames(tmp_path / "same") as reader:
+        assert all(np.array_equal(one, other) for one, other in zip(frames, reader, strict=True))
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 5
+
+
+@pytest.mark.parametrize(
+    "line, status, message",
+    [
+        (
+            "--generator two.pt --latents two.npy --quads quads.npy",
+            1,
+            "quads need a StyleGAN3 generator, and this is none; pass one as --generator, or put the frames back into "
+            "the film with talkhead paste --quads",
+        ),
+        ("--generator r.pt --latents lat.npy --quads few.npy", 1, "few.npy: quads of 2 frames, but lat.npy has 3"),
+        ("--generator r.pt --latents lat.npy --quads flat.npy", 1, "shape (3, 7), wanted (frames, 4, 2)"),
+        ("--generator r.pt --latents lat.npy --quads none.npy", 1, "none.npy: no such file"),
+        ("--identity a.png --audio a.wav --quads quads.npy", 2, "--quads go with --latents, without --identity"),
+        ("--identity a.png --latents lat.npy --quads quads.npy", 2, "--quads go with --latents, without --identity"),
+    ],
+)
+def test_quads_that_cannot_be_drawn(files_of_a_film, tmp_path, monkeypatch, line, status, message):
+    monkeypatch.chdir(files_of_a_film)
+    result = run("generate", *line.split(), "-o", tmp_path / "out.mp4")
+    assert (result.exit_code, result.stdout) == (status, "") and message in result.stderr
+    assert status == 2 or result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_photo_is_not_moved_by_quads(files_of_a_film, tmp_path, monkeypatch):
+    monkeypatch.chdir(files_of_a_film)
+    head = talkhead.TalkingHead("r.pt", drives=None)
+    with pytest.raises(TalkheadError, match="leave the identity out"):
+        head.render("lat.npy", tmp_path / "out.mp4", identity="lat.npy", quads="quads.npy")
