@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -45,15 +46,31 @@ def test_each_file_imports_only_from_those_before_it():
     assert not late
 
 
-def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+def build(kind, tmp_path):
+    """A copy of the tree without what git ignores, and the wheel or sdist that setuptools makes of it."""
     pytest.importorskip("setuptools", minversion="70.1")  # which builds wheels by itself
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "talkhead", tree / "talkhead", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("talkhead/")}
-    wanted = {path.relative_to(tree).as_posix() for path in (tree / "talkhead").rglob("*") if path.is_file()}
-    assert packed == wanted and "talkhead/weights/blink.json" in wanted
+    for folder in ("talkhead", "tests", "examples"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    wanted = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    script = f"from setuptools import build_meta; build_meta.build_{kind}({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=tree, check=True, capture_output=True)
+    return wanted, next(path for path in tmp_path.iterdir() if path.is_file())
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    wanted, wheel = build("wheel", tmp_path)
+    wanted = {name for name in wanted if name.startswith("talkhead/")}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == wanted and {"talkhead/weights/blink.json", "talkhead/weights/MODEL_CARD.md"} < wanted
+
+
+def test_an_sdist_holds_the_whole_tree(tmp_path):
+    wanted, sdist = build("sdist", tmp_path)
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {name for name in packed if name == "PKG-INFO" or name.startswith("talkhead.egg-info/")}
+    assert packed - made == wanted and {"tests/conftest.py", "examples/face.png"} < wanted
