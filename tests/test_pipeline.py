@@ -687,7 +687,7 @@ exec python -m torch.distributed.run --standalone $(echo "$@" | sed 's/-m talkhe
 """
     sbatch = """\
 test "$1 $2" = "--array=0-1 --wrap"
-export SLURM_ARRAY_TASK_COUNT=2 SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=1
+export SLURM_ARRAY_TASK_COUNT=2 SLURM_ARRAY_TASK_MIN=0 SLURM_ARRAY_TASK_MAX=1 SLURM_ARRAY_TASK_STEP=1
 for task in 0 1; do SLURM_ARRAY_TASK_ID=$task sh -c "$3"; done
 """
     for name, script in {"torchrun": torchrun, "sbatch": sbatch}.items():
