@@ -78,13 +78,17 @@ def os_errors_in_one_line(name: str | os.PathLike) -> Iterator[None]:
 def hub_folder() -> Path:
     """Path of torch's download cache, by torch's rules, without the seconds that importing torch takes."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
+    return _without_tilde(os.environ.get("TORCH_HOME") or f"{cache}/torch") / "hub" / "checkpoints"
 
 
 def cache_folder() -> Path:
     """Path of talkhead's download cache: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
     own = os.environ.get("TALKHEAD_CACHE")
-    return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
+    return _without_tilde(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead")
+
+
+def _without_tilde(path):
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a user without a home
 
 
 def find(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = False) -> list[Path]:
