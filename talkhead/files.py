@@ -604,7 +604,8 @@ def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, ma
 
     path     file of save_weights, or another project's plain one
     kind     required kind: "generator", "encoder", "audio2latent", "speech"; None takes any
-    mapped   memory-map the tensors; for a named file in torch's archive format
+    mapped   memory-map the tensors; for a named file in torch's archive format. Not on Windows, which does not replace
+             a file that is mapped
     returns  the dict, tensors on the CPU; an argparse.Namespace stays one
     raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
     """
@@ -612,6 +613,7 @@ def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, ma
 
     import torch
 
+    mapped = mapped and sys.platform != "win32"
     with reading(path) as stream:
         if is_path(path):
             start = stream.read(9)
