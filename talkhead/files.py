@@ -128,7 +128,8 @@ class Source:
     def __init__(self, stream: str | BinaryIO, on_wait: Callable[[], None] | None = None) -> None:
         stream = sys.stdin.buffer if isinstance(stream, str) else stream
         self._descriptor = _descriptor_of_pipe(stream)
-        self._on_wait = on_wait if self.live else None
+        waits = self.live and sys.platform != "win32"  # where select takes only sockets
+        self._on_wait = on_wait if waits else None
         if self._on_wait is not None:
             stream = getattr(stream, "raw", stream)  # select does not see data in Python's buffer
         # A BufferedReader's `read` blocks until it has all bytes; its `read1` returns the available ones.
@@ -216,7 +217,8 @@ class Sink:
             try:
                 view = view[self._stream.write(view) :]
             except OSError as error:
-                self.error, self.cut = error, True
+                closed = sys.platform == "win32" and error.errno == errno.EINVAL  # as Windows calls it
+                self.error, self.cut = BrokenPipeError(errno.EPIPE, error.strerror) if closed else error, True
         return size
 
     def flush(self) -> None:
