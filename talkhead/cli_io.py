@@ -37,9 +37,12 @@ class Script(Command):
             return super().main(*arguments, **options)
         except OSError as problem:
             # Errors about files are turned into TalkheadError where they occur: what is left without a name is stdout.
-            if problem.filename is not None or problem.errno not in _OF_A_STREAM:
+            if problem.filename is None and sys.platform == "win32" and problem.errno == errno.EINVAL:
+                sys.stdout = _nowhere()  # its reader closed it, as click itself knows by EPIPE
+            elif problem.filename is not None or problem.errno not in _OF_A_STREAM:
                 raise
-            _stdout_failed()
+            else:
+                _stdout_failed()
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -97,7 +100,11 @@ def _open_streams():
         pass
     os.close(descriptor)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = _nowhere()
+
+
+def _nowhere():
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _stdout_failed():
@@ -109,7 +116,7 @@ def _stdout_failed():
             raise
     except TalkheadError as problem:
         _tell(f"{_who()}: {problem}")
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = _nowhere()
 
 
 def _tell(line):
@@ -117,7 +124,7 @@ def _tell(line):
     try:
         click.echo(line, err=True)
     except OSError:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = _nowhere()
 
 
 @contextmanager

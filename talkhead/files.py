@@ -90,13 +90,17 @@ def lock(stream: BinaryIO | TextIO, message: str) -> None:
 def hub_folder() -> Path:
     """Path of torch's download cache, by torch's rules, without the seconds that importing torch takes."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
+    return _without_tilde(os.environ.get("TORCH_HOME") or f"{cache}/torch") / "hub" / "checkpoints"
 
 
 def cache_folder() -> Path:
     """Path of talkhead's download cache: $TALKHEAD_CACHE, $XDG_CACHE_HOME/talkhead or ~/.cache/talkhead."""
     own = os.environ.get("TALKHEAD_CACHE")
-    return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead").expanduser()
+    return _without_tilde(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/talkhead")
+
+
+def _without_tilde(path):
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a user without a home
 
 
 def find(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = False) -> list[Path]:
@@ -136,7 +140,8 @@ class Source:
     def __init__(self, stream: str | BinaryIO, on_wait: Callable[[], None] | None = None) -> None:
         stream = sys.stdin.buffer if isinstance(stream, str) else stream
         self._descriptor = _descriptor_of_pipe(stream)
-        self._on_wait = on_wait if self.live else None
+        waits = self.live and sys.platform != "win32"  # where select takes only sockets
+        self._on_wait = on_wait if waits else None
         if self._on_wait is not None:
             stream = getattr(stream, "raw", stream)  # select does not see data in Python's buffer
         # A BufferedReader's `read` blocks until it has all bytes; its `read1` returns the available ones.
@@ -224,7 +229,8 @@ class Sink:
             try:
                 view = view[self._stream.write(view) :]
             except OSError as error:
-                self.error, self.cut = error, True
+                closed = sys.platform == "win32" and error.errno == errno.EINVAL  # as Windows calls it
+                self.error, self.cut = BrokenPipeError(errno.EPIPE, error.strerror) if closed else error, True
         return size
 
     def flush(self) -> None:
@@ -612,7 +618,8 @@ def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, ma
 
     path     file of save_weights, or another project's plain one
     kind     required kind: "generator", "encoder", "audio2latent", "speech"; None takes any
-    mapped   memory-map the tensors; for a named file in torch's archive format
+    mapped   memory-map the tensors; for a named file in torch's archive format. Not on Windows, which does not replace
+             a file that is mapped
     returns  the dict, tensors on the CPU; an argparse.Namespace stays one
     raises   TalkheadError if it is missing, damaged, unsafe (NotPlainWeights), or of another kind
     """
@@ -620,6 +627,7 @@ def load_weights(path: str | os.PathLike | BinaryIO, kind: str | None = None, ma
 
     import torch
 
+    mapped = mapped and sys.platform != "win32"
     with reading(path) as stream:
         if is_path(path):
             start = stream.read(9)

@@ -207,7 +207,8 @@ def _fields(line, fields, where):
         if source == "-" or not _parts(source):
             raise TalkheadError(f"{where}: {source} has no name for the result; name a file or folder")
     own = os.path.normpath(own) if own else None
-    if own is not None and (os.path.isabs(own) or own in (os.curdir, os.pardir) or own.startswith(os.pardir + os.sep)):
+    # An anchor is a root, or on Windows a drive: "C:x" and "\\x" are relative, and leave the folder.
+    if own is not None and (PurePath(own).anchor or PurePath(own).parts[:1] in ((), (os.pardir,))):
         raise TalkheadError(f"{where}: the result {own} would lie outside of the output folder; name a file within it")
     return sources, own
 

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import warnings
@@ -246,6 +247,16 @@ def _quiet():
                 os.close(copy)
 
 
+def _show(weights, folder):
+    """A new folder that links to the files, or holds copies where links are not allowed, as on Windows."""
+    folder.mkdir()
+    for path in weights:
+        try:
+            (folder / path.name).symlink_to(path.resolve())
+        except OSError:
+            shutil.copy(path, folder)
+
+
 class FaceAlignment(Detector):
     """Bulat's face-alignment: S3FD detects the faces, FAN the 68 points.
 
@@ -275,7 +286,7 @@ class FaceAlignment(Detector):
         plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
         hub = torch.hub._hub_dir  # not get_dir(): setting that would ignore later changes of $TORCH_HOME
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
-            (Path(stand_in) / "checkpoints").symlink_to(folder.resolve())
+            _show(self.weights, Path(stand_in) / "checkpoints")
             torch.hub.set_dir(stand_in)
             try:
                 self._network = face_alignment.FaceAlignment(

@@ -349,7 +349,7 @@ class FrameWriter:
             self._output = _VideoOutput(self.name, VIDEO_FORMATS[suffix], fps, sound, tags, bool(lossless))
         elif suffix in IMAGE_FORMATS:
             self._output = _ImageOutput(self.name, IMAGE_FORMATS[suffix], tags)
-        elif suffix == "" or str(destination).endswith(os.sep) or Path(destination).is_dir():
+        elif suffix == "" or str(destination)[-1:] in (os.sep, os.altsep) or Path(destination).is_dir():
             self._output = _FolderOutput(tags)
         else:
             raise TalkheadError(
@@ -557,10 +557,14 @@ class _VideoOutput:
             with suppress(av.error.FFmpegError, OSError):
                 self._container.close()
             return
-        self._write_audio(wait=True)
-        self._mux(self._video.encode(None))
-        if self._audio is not None:
-            self._mux(self._audio.encode(None))
-        self._container.close()
+        try:
+            self._write_audio(wait=True)
+            self._mux(self._video.encode(None))
+            if self._audio is not None:
+                self._mux(self._audio.encode(None))
+            self._container.close()
+        except BaseException:
+            self.close(False)  # Windows removes no open file
+            raise
         if self._sink is not None:
             self._sink.check()
