@@ -632,13 +632,13 @@ def _notes(part):
 
 
 def _note(part, notes):
-    _notes(part).write_text(json.dumps(notes))
+    _notes(part).write_text(json.dumps(notes), encoding="utf-8")
 
 
 def _recall(part, address):
     """Notes of a part that this address can resume, else None."""
     try:
-        notes = json.loads(_notes(part).read_text())
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
         fits = notes["address"] == address and (notes["validator"] or notes["total"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
