@@ -667,7 +667,7 @@ def main():
     }
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
-    with open(options.output / "evaluation.jsonl", "w") as log:
+    with open(options.output / "evaluation.jsonl", "w", encoding="utf-8") as log:
         for part, (jobs, summarise, rows_of) in parts.items():
             if jobs:
                 rows += rows_of(run(part, jobs, summarise, log, options.output), model.size)

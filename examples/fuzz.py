@@ -896,7 +896,7 @@ def _child(command, folder, errors, stdin):
     try:
         signal.alarm(SECONDS)
         room = (
-            int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
             if os.path.exists("/proc/self/statm")
             else 8 << 30
         )

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # which optimisers would load in every run
+import torch._dynamo  # noqa: F401  # which optimisers would load in every run
 
 import talkhead
 from puppets import puppet

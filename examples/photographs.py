@@ -152,7 +152,7 @@ def main():
     for path in originals[:: max(1, len(originals) // max(1, options.varied))][: options.varied]:
         tasks += variants(path, options.output / "variants")
     records, rows = [], []
-    with open(options.output / "photographs.jsonl", "w") as log:
+    with open(options.output / "photographs.jsonl", "w", encoding="utf-8") as log:
         for kind, path in tqdm(tasks, unit="picture", disable=None):
             record, pictures = attempt(
                 path, detector, generator, encoder, options.steps, options.compare_at or generator.resolution

@@ -315,14 +315,18 @@ def memory_left() -> int | None:
     with suppress(OSError):
         found += [
             1024 * int(size)
-            for size in re.findall(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+            for size in re.findall(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.M)
         ]
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, kinds, group = line.split(":", 2)
             root, name = ("memory", "memory.limit_in_bytes") if "memory" in kinds.split(",") else ("", "memory.max")
             place = Path(f"/sys/fs/cgroup/{root}{group}") / name
             limits = [folder / name for folder in place.parents if (folder / name).is_file()]
-            found += [int(text) for text in (limit.read_text() for limit in limits) if text.strip().isdecimal()]
+            found += [
+                int(text)
+                for text in (limit.read_text(encoding="utf-8") for limit in limits)
+                if text.strip().isdecimal()
+            ]
     if not found and hasattr(os, "sysconf"):
         with suppress(ValueError, OSError):
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -577,7 +577,7 @@ def _notes(part):
 def _recall(part, address):
     """Notes of a part that this address can resume, else None."""
     try:
-        notes = json.loads(_notes(part).read_text())
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
         fits = part.exists() and notes["address"] == address and (notes["validator"] or notes["total"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

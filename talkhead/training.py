@@ -278,7 +278,7 @@ class _CheckpointFile:
         import fcntl
 
         lock = self.path.with_name(f".{self.path.name}.lock")
-        with open(lock, "w") as stream:
+        with open(lock, "w", encoding="utf-8") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -868,7 +868,7 @@ def test_identities_of_a_list_may_be_prepared(scene, monkeypatch):
     monkeypatch.chdir(scene)
     assert run("pti", "face.png", "-o", "me.pt", "--steps", 3, "--perceptual", "pyramid").exit_code == 0
     Path("pairs.txt").write_text(
-        "me.pt\tspeech.wav\ta.mkv\nface.png\tspeech.wav\tb.mkv\nother.npy\tspeech.wav\tc.mkv\n"
+        "me.pt\tspeech.wav\ta.mkv\nface.png\tspeech.wav\tb.mkv\nother.npy\tspeech.wav\tc.mkv\n", encoding="utf-8"
     )
     result = run("generate", "--list", "pairs.txt", "-o", "out")
     assert result.exit_code == 1 and "2 done, 0 skipped, 1 failed" in result.stderr, result.output
@@ -1044,7 +1044,7 @@ def test_metrics_of_networks(toy, tmp_path, monkeypatch):
     assert record["networks"] and record["size"] == [16, 16]
     assert "16x16 on cpu" in run("metrics", "--networks", "--table").stdout
     assert run("metrics", "--networks", "-o", "networks.json").stdout == "" and json.loads(
-        Path("networks.json").read_text()
+        Path("networks.json").read_text(encoding="utf-8")
     )["size"] == [16, 16]
 
 

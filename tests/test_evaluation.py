@@ -343,7 +343,7 @@ def test_a_set_is_measured_though_a_pair_fails(sets, workers):
 def test_a_file_of_records_is_resumed(sets, monkeypatch):
     output, pairs, seen = sets / "out.jsonl", paired(sets), []
     first = list(evaluation.evaluate(pairs[:2], Protocol(lmd=False), output))
-    with open(output, "a") as stream:
+    with open(output, "a", encoding="utf-8") as stream:
         stream.write('{"real": "cut sho')  # a killed process
     measure = Protocol.__call__
     monkeypatch.setattr(

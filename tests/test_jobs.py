@@ -250,7 +250,7 @@ def desk(tmp_path):
         worked.append(source)
         if source in bad:
             raise bad[source]
-        with open(place, "w") as stream:
+        with open(place, "w", encoding="utf-8") as stream:
             stream.write(source)
         return {"frames": len(source)}
 
@@ -346,7 +346,7 @@ def test_who_is_stopped_goes_on_where_it_was(desk, stop):
     with pytest.raises(type(stop)):
         list(jobs.run(desk.items, work, desk.folder))
     assert [record["output"] for record in manifest(desk.manifest)] == ["0/0.out", "1/1.out", "0/2.out"]
-    with open(desk.manifest, "a") as stream:
+    with open(desk.manifest, "a", encoding="utf-8") as stream:
         stream.write('{"source": "3.txt", "outp')  # and killed while it wrote
     desk.worked.clear()
     list(jobs.run(desk.items, desk.work, desk.folder))
@@ -360,7 +360,7 @@ def test_who_is_killed_with_a_result_in_hand_records_it_whole(desk, moment, monk
     desk.bad.clear()
 
     def work(source, place):
-        with open(place.replace(".out", ".json"), "w") as stream:
+        with open(place.replace(".out", ".json"), "w", encoding="utf-8") as stream:
             stream.write("{}")
         return desk.work(source, place)
 
@@ -423,7 +423,7 @@ def test_a_folder_is_made_again_by_who_was_killed_with_one_in_hand(desk, monkeyp
 def test_what_fails_leaves_nothing_but_what_to_go_on_from(desk):
     def work(source, place):
         if source == "1.txt":
-            open(f"{place}.part", "w").close()
+            open(f"{place}.part", "w", encoding="utf-8").close()
             raise TalkheadError(f"{place}.part: was begun otherwise")
         raise TalkheadError(f"{place}: no room")
 

@@ -1,6 +1,7 @@
 """What an installed talkhead has: the same files as the tree that the tests run on."""
 
 import ast
+import configparser
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,13 @@ def test_each_file_imports_only_from_those_before_it():
     assert "latents" in needs["synthesis"]
     late = {(name, other) for name in order for other in needs[name] if order.index(other) >= order.index(name)}
     assert not late
+
+
+def test_each_requirement_has_an_oldest_version():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    needed = setup["options"]["install_requires"].split()
+    assert len(needed) > 9 and [name for name in needed if ">=" not in name] == []
 
 
 def build(kind, tmp_path):

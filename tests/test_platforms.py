@@ -21,7 +21,9 @@ def held(path):
     """True if this process has a file, or one below a folder, open or mapped."""
     real = os.path.realpath(path)
     names = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-    names += [line.split(None, 5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()]
+    names += [
+        line.split(None, 5)[-1].strip() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    ]
     return any(name == real or name.startswith(real + os.sep) for name in names)
 
 

@@ -223,7 +223,7 @@ def test_wilson_is_scipys(count, total, confidence):
 
 
 def write_answers(path, rows):
-    with open(path, "w", newline="") as stream:
+    with open(path, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, study.COLUMNS, lineterminator="\r\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -162,7 +162,7 @@ def tuning(options, named, folder):
             options.device,
             *flags(named, "generator", "encoder"),
         ]
-        with open(folder / "pti.jsonl", "w") as log:
+        with open(folder / "pti.jsonl", "w", encoding="utf-8") as log:
             walls.append(measure(command, log)[0])
         taken.append(json.loads((folder / "pti.jsonl").read_text().splitlines()[-1])["step"])
     each = (walls[1] - walls[0]) / (taken[1] - taken[0])

@@ -34,7 +34,7 @@ COLUMNS = ("psnr", "ssim", "fid", "lmd", "opening_correlation", "opening_lag", "
 
 
 def records(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def measured(path):
