@@ -14,7 +14,7 @@ import torch
 
 import foreign
 import toys
-from talkhead import TalkheadError, audio_files, checkpoints, cli, files, jobs, landmarks, video_files
+from talkhead import TalkheadError, audio_files, cli, conversion, files, jobs, landmarks, video_files
 
 
 def held(path):
@@ -75,7 +75,7 @@ def test_weights_are_converted_onto_themselves(windows_files, tmp_path):
     torch.save(
         {"g_ema": foreign.rosinality_generator(6, 6, (5, 4, 3), 2), "latent_avg": torch.zeros(6)}, tmp_path / "g.pt"
     )
-    checkpoints.convert(tmp_path / "g.pt", tmp_path / "g.pt")
+    conversion.convert(tmp_path / "g.pt", tmp_path / "g.pt")
     assert os.listdir(tmp_path) == ["g.pt"] and files.load_weights(tmp_path / "g.pt", kind="generator")
 
 
