@@ -129,7 +129,7 @@ def _tell(line):
 
 @contextmanager
 def _stoppable():
-    """End on SIGTERM, and on SIGHUP of a terminal that closes, like an exit.
+    """End on SIGTERM, and on SIGHUP or SIGBREAK of a terminal that closes, like an exit.
 
     Half-written outputs are then removed on the way.
     """
@@ -137,7 +137,8 @@ def _stoppable():
     def stop(number, _):
         raise SystemExit(128 + number)
 
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    names = ("SIGTERM", "SIGHUP", "SIGBREAK")  # the last is Windows's, which has no SIGHUP
+    stops = [getattr(signal, name) for name in names if hasattr(signal, name)]
     heeded = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
     before = {number: signal.signal(number, stop) for number in heeded}
     try:

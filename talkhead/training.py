@@ -447,15 +447,15 @@ def _cpu(tree):
 
 
 class _StopSignal:
-    """Flag set by SIGTERM, or by SIGHUP of a closed terminal, so that the loop writes a checkpoint before it ends."""
+    """Flag set by SIGTERM, or by SIGHUP or SIGBREAK of a closed terminal, so that a checkpoint is written last."""
 
     raised = False
 
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            # Windows has no SIGHUP
-            stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            names = ("SIGTERM", "SIGHUP", "SIGBREAK")  # the last is Windows's, which has no SIGHUP
+            stops = [getattr(signal, name) for name in names if hasattr(signal, name)]
             # nohup makes SIGHUP ignored
             handled = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._remember) for number in handled}

@@ -4,6 +4,7 @@ import errno
 import ntpath
 import os
 import select
+import signal
 import sys
 import threading
 from pathlib import Path, PureWindowsPath
@@ -14,7 +15,18 @@ import torch
 
 import foreign
 import toys
-from talkhead import TalkheadError, audio_files, cli, conversion, files, jobs, landmarks, video_files
+from talkhead import (
+    TalkheadError,
+    audio_files,
+    cli,
+    cli_io,
+    conversion,
+    files,
+    jobs,
+    landmarks,
+    training,
+    video_files,
+)
 
 
 def held(path):
@@ -105,6 +117,17 @@ def test_lines_to_a_closed_pipe_end_the_command_in_silence(monkeypatch, capfd):
     with pytest.raises(SystemExit) as ended:
         cli.cli.main(["weights", "list"])
     assert ended.value.code == 1 and capfd.readouterr().err == ""
+
+
+def test_a_console_that_closes_stops_as_a_terminal_does(monkeypatch):
+    """Windows has no SIGHUP, but SIGBREAK: of Ctrl-Break, of a console that closes, and of who stops its child."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with training._StopSignal() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+    assert stop.raised and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    with pytest.raises(SystemExit), cli_io._stoppable():
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def test_sound_from_a_pipe_where_select_takes_only_sockets(monkeypatch, tmp_path):
