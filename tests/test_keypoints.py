@@ -53,6 +53,7 @@ def test_reading_hardly_depends_on_the_size_of_the_picture(network, face):
 
 
 def test_keypoints_lie_where_mediapipe_finds_them(network, shared_data):
+    pytest.importorskip("mediapipe", reason="mediapipe is not installed")
     from talkhead import faces, landmarks
 
     detector = landmarks.detector(
