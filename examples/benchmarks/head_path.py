@@ -195,16 +195,18 @@ def main():
     parser.add_argument("--detector-model", help="MediaPipe's face landmarker (.task)")
     parser.add_argument("--side-smoothing", type=float, help="as talkhead align --set side_smoothing")
     parser.add_argument("--frames", type=int, help="most frames of a clip")
+    parser.add_argument("--no-networks", action="store_true", help="measure the films alone")
     options = parser.parse_args()
     detector = landmarks.detector("mediapipe", options.detector_model)
     missed = []
-    for kind in "RT":
+    kinds = "" if options.no_networks else "RT"
+    for kind in kinds:
         print(json.dumps(equivariance(kind)), flush=True)
-    draws = {kind: drawing(network(kind)) for kind in "RT"}
+    draws = {kind: drawing(network(kind)) for kind in kinds}
     for path in options.clips:
         record = measure(path, *detected(path, detector, options.frames), draws, options.side_smoothing)
         print(json.dumps(record), flush=True)
-        if max(record[name][0] for name in ("eyes", "found", "drawn_R")) > LIMIT:
+        if max(record.get(name, [0])[0] for name in ("eyes", "found", "drawn_R")) > LIMIT:
             missed.append(path)
     if missed:
         sys.exit(f"head_path.py: missed at {', '.join(missed)}")
