@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import inspect
 import itertools
 import os
 import pickle
@@ -282,15 +281,14 @@ class FaceAlignment(Detector):
                 f"{folder}: lacks face-alignment's weights; put {' and '.join(missing)} there "
                 "(talkhead weights fetch s3fd and fan do)"
             )
-        # No compilation at first use; older versions do not have the switch.
-        plain = {"compile": False} if "compile" in inspect.signature(face_alignment.FaceAlignment).parameters else {}
         hub = torch.hub._hub_dir  # not get_dir(): setting that would ignore later changes of $TORCH_HOME
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
             _show(self.weights, Path(stand_in) / "checkpoints")
             torch.hub.set_dir(stand_in)
             try:
+                # compile: not at first use
                 self._network = face_alignment.FaceAlignment(
-                    face_alignment.LandmarksType.TWO_D, device=str(device), **plain
+                    face_alignment.LandmarksType.TWO_D, device=str(device), compile=False
                 )
             except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
                 raise TalkheadError(

@@ -46,7 +46,11 @@ def nvidia():
         raise AssertionError("ran what the file names")
 
     class EasyDict(dict):
-        __getattr__ = dict.__getitem__
+        def __getattr__(self, name):
+            try:
+                return self[name]
+            except KeyError:  # as pickle asks for, before Python 3.11
+                raise AttributeError(name) from None
 
     for function, home in ((_reconstruct_persistent_obj, persistence), (EasyDict, util)):
         function.__module__, function.__qualname__ = home.__name__, function.__name__
