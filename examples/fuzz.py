@@ -470,7 +470,7 @@ def seeds(folder, also=()):
     ]
     made += _arrays(folder, networks) + _weights(folder, networks) + _texts(folder)
     (folder / "one.txt").write_text(
-        "../work/one.bin\tfirst.mp4\n../kit/clip.mp4\tsecond.mp4\n"
+        "../desk/one.bin\tfirst.mp4\n../kit/clip.mp4\tsecond.mp4\n"
     )  # of whatever is the mutant, by that name
     return [seed for seed in made if seed.data is not None]
 
@@ -687,7 +687,7 @@ def _texts(folder):
 
 def made_by(command, folder, name):
     """The file of a name that a command writes."""
-    place = folder.parent / "work"
+    place = folder.parent / "desk"
     place.mkdir(exist_ok=True)
     told = run(command, place, None)
     if told.status:
@@ -1003,7 +1003,7 @@ def _is_whole(path):
 
 def trial(seed, command, data, root):
     """Run a command on a file that holds this: Told, and the verdict."""
-    work = root / "work"
+    work = root / "desk"
     shutil.rmtree(work, ignore_errors=True)
     before = {"one.bin" if "one.txt" in command else seed.name: data} | seed.beside
     for name, content in before.items():
@@ -1027,7 +1027,7 @@ def drawn_by_lot(number, seed_of_all, made):
 
 def keep(place, root, command, seed, told, number, kind, what):
     """Put aside what repeats a fault."""
-    shutil.copytree(root / "work", place)
+    shutil.copytree(root / "desk", place)
     (place / "HOW").write_text(
         f"mutant {number}: {kind}: {what}\ntalkhead {plain(command, seed)}"
         f"{f' < {seed.name}' if command.startswith('<') else ''}\nexit status {told.status}, {told.seconds:.1f} s\n"

@@ -166,8 +166,7 @@ def _opaque(path, told):
 def _copy(source, destination):
     if not destination.exists():
         with video_files.read_frames(source) as reader:
-            synthetic = files.SYNTHETIC_TYPE in reader.metadata.values()
-            with video_files.FrameWriter(destination, sound=reader.sound, synthetic=synthetic) as writer:
+            with video_files.FrameWriter(destination, sound=reader.sound, synthetic=reader.synthetic) as writer:
                 for frame in reader:
                     writer.write(frame)
     return destination

@@ -86,7 +86,7 @@ def plot_strip(sources, output, columns, phonemes, **options):
     \b
       talkhead plot strip real.mp4 out.mp4 --phonemes real.json -o strip.png
     """
-    from talkhead import files, plots, video_files
+    from talkhead import plots, video_files
 
     rows, times, synthetic = {}, None, False
     for label, path in plots.label_files(sources, **cli_options.taken(options, plots.label_files)).items():
@@ -95,7 +95,7 @@ def plot_strip(sources, output, columns, phonemes, **options):
                 count = reader.count or sum(1 for _ in video_files.read_frames(path))  # some kinds of file do not tell
                 times = plots.moments(count, columns, **options)
             rows[label] = plots.frames_at(reader, times)
-            synthetic |= files.SYNTHETIC_TYPE in reader.metadata.values()
+            synthetic |= reader.synthetic
     plots.save(plots.strip(rows, times, _said(phonemes, sources)), output, synthetic)
 
 

@@ -285,9 +285,9 @@ def find(name: str) -> Weights:
 def describe(name: str) -> dict:
     """Registry entry of a name, with the local path and `present`, as a plain dict."""
     weights = find(name)
-    told = {key: getattr(weights, key) for key in ("purpose", "licence", "commercial", "size", "sha256")}
+    entry = {key: getattr(weights, key) for key in ("purpose", "licence", "commercial", "size", "sha256")}
     place = {"urls": list(weights.urls), "present": weights.path.is_file(), "path": str(weights.path)}
-    return {"name": name} | told | place
+    return {"name": name} | entry | place
 
 
 def terms(name: str) -> str:
@@ -469,9 +469,8 @@ def _pull(weights, address, part, on_progress, timeout):
             files.lock(stream, f"{part}: another download is writing it; wait for that one")
             if start == 0:
                 stream.truncate(0)
-                _notes(part).write_text(
-                    json.dumps({"address": address, "total": total, "validator": _validator(response)})
-                )
+                about = {"address": address, "total": total, "validator": _validator(response)}
+                _notes(part).write_text(json.dumps(about), encoding="utf-8")
             while block:
                 stream.write(block)
                 start += len(block)

@@ -77,13 +77,18 @@ def _array(environment):
     given = [environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")]
     if given[0] is None:
         return None
+    if None in given:
+        raise TalkheadError(
+            f"SLURM_ARRAY_TASK_ID={given[0]}: without SLURM_ARRAY_TASK_COUNT, _MIN, _MAX and _STEP, which Slurm "
+            "sets too; pass --shard i/n"
+        )
     try:
         number, count, least, most, stride = map(int, given)
         tasks = range(least, most + 1, stride)
         if len(tasks) != count:
             raise ValueError
         return Shard(tasks.index(number), count, "the Slurm array")
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise TalkheadError(
             f"SLURM_ARRAY_TASK_ID={given[0]}: the numbers of this array are not evenly spaced; pass --shard i/n"
         ) from error
@@ -353,8 +358,7 @@ def _kept(manifest, names, done):
     return kept
 
 
-# Ledgers
-# ----------------------------------------------------------------------------------------------------------------
+# Ledgers --------------------------------------------------------------------------------------------------------------
 
 
 def read_ledger(path: str | os.PathLike) -> list:
@@ -405,7 +409,7 @@ class Ledger:
             self._stream.close()
 
     def keep(self, records: list[dict]) -> None:
-        """Replace all records. A device, which holds none, is left alone."""
+        """Replace all records; of a device such as /dev/stdout, which holds none, do nothing."""
         if not self.path.is_file():
             return
         with files.os_errors_in_one_line(self.path):

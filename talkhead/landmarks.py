@@ -246,8 +246,8 @@ def _quiet():
                 os.close(copy)
 
 
-def _show(weights, folder):
-    """A new folder that links to the files, or holds copies where links are not allowed, as on Windows."""
+def _link(weights, folder):
+    """Make a folder of links to the files, or of copies where links are not allowed, as on Windows."""
     folder.mkdir()
     for path in weights:
         try:
@@ -283,7 +283,7 @@ class FaceAlignment(Detector):
             )
         hub = torch.hub._hub_dir  # not get_dir(): setting that would ignore later changes of $TORCH_HOME
         with _benchmark_kept(), tempfile.TemporaryDirectory() as stand_in:
-            _show(self.weights, Path(stand_in) / "checkpoints")
+            _link(self.weights, Path(stand_in) / "checkpoints")
             torch.hub.set_dir(stand_in)
             try:
                 # compile: not at first use

@@ -275,18 +275,9 @@ class _CheckpointFile:
         if not self.team.is_main or os.name == "nt":  # Windows has no such locks
             yield
             return
-        import fcntl
-
         lock = self.path.with_name(f".{self.path.name}.lock")
         with open(lock, "w", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TalkheadError(
-                    f"{self.path}: another run writes it; wait for that, or pass another --output"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
+            files.lock(stream, f"{self.path}: another run writes it; wait for that, or pass another --output")
             try:
                 yield
             finally:

@@ -135,6 +135,7 @@ class FrameReader:
     count       number of frames by the file's header; None if unknown
     metadata    dict[str, str]: the container's tags, or a PNG's text
     aligned     bool: the frames are crops by talkhead, which need no alignment
+    synthetic   bool: it carries the IPTC mark of media made by a trained model
     sound       Sound or None; must be accessed before the first frame is read, else the audio is not kept
     yields      uint8 (H, W, 3) RGB
     """
@@ -164,6 +165,7 @@ class FrameReader:
                     self._open_media(opened)
                 undo.pop_all()
         self.aligned = ALIGNED_TAG in self.metadata
+        self.synthetic = SYNTHETIC_TYPE in self.metadata.values()
         if limit is not None and self.count is not None:
             self.count = min(self.count, limit)
 
@@ -306,7 +308,7 @@ def describe(source: str | os.PathLike | BinaryIO) -> dict:
             "seconds": round(reader.count / reader.fps, 2) if is_clip and reader.count else None,
             "sound": reader.sound is not None,
             "aligned": reader.aligned,
-            "synthetic": SYNTHETIC_TYPE in reader.metadata.values(),
+            "synthetic": reader.synthetic,
             "software": reader.metadata.get("software"),
         }
 

@@ -88,6 +88,7 @@ def test_processes_of_arrays_and_steps_each_have_a_share():
         # --array=10,12,16
         (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "10", "SLURM_ARRAY_TASK_COUNT": "3"}, "not evenly spaced"),
         (None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "ten"}, "not evenly spaced"),
+        (None, {"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID=3: without SLURM_ARRAY_TASK_COUNT, _MIN, _MAX and"),
     ],
 )
 def test_bad_shards_are_refused(text, environment, message):
