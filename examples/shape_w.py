@@ -8,7 +8,8 @@ or one w for all, draws no face. Here the codes of each layer are centred and tu
 Gower 1975), and the generator's affine layers and the encoder's last layer are turned against it. Every image of the
 pair stays as it was, but the mean of a face's codes over the layers draws that face, roughly. The mapping is then
 fitted to these means by the sliced Wasserstein distance (Bonneel et al. 2015), so that random z draw faces, and `w_avg`
-one.
+one. With `--rank` the encoder's last layer, most of its size, becomes a product of two thinner ones; its codes change a
+little.
 
 Latents, speech models and motion models of the pair do not fit what is written: train them afterwards. Prints JSON
 objects: how alike the layers are, and the distance of the mapping's W to the means.
@@ -22,19 +23,19 @@ from pathlib import Path
 import torch
 
 from talkhead import checkpoints, datasets, files
-from talkhead.encoders import ResNetEncoder
+from talkhead.encoders import ResNetEncoder, reduce_rank
 from talkhead.errors import TalkheadError
 
 SPREAD = 0.4  # standard deviation of the shaped codes: about that of the encoder's own
 
 
 @torch.no_grad()
-def encode(encoder, images, count):
-    """W+ codes, float32 (N, L, 512), of at most `count` images, spread over all."""
+def encode(network, images, count):
+    """What a network makes, such as W+ codes, float32 (N, L, 512), of at most `count` images, spread over all."""
     rows = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
     batches = rows.split(32)
     frames = (torch.from_numpy(images.frames[rows.numpy()]).permute(0, 3, 1, 2) for rows in batches)
-    return torch.cat([encoder(batch.float() / 127.5 - 1) for batch in frames])
+    return torch.cat([network(batch.float() / 127.5 - 1) for batch in frames])
 
 
 def common_frame(codes, rounds=8):
@@ -137,6 +138,7 @@ def main():
     parser.add_argument("--encoder-out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=4000, help="images to encode")
     parser.add_argument("--steps", type=int, default=1500, help="steps of the mapping")
+    parser.add_argument("--rank", type=int, help="reduce the encoder's last layer to this rank  [as it is]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     outputs = {"generator": options.generator_out, "encoder": options.encoder_out}
@@ -146,6 +148,9 @@ def main():
     images = datasets.Images(options.images, generator.resolution)
     for record in shape(images, generator, encoder, options.count, options.steps, options.seed):
         print(json.dumps(record), flush=True)
+    if options.rank:
+        encoder = reduce_rank(encoder, encode(encoder.features, images, options.count), options.rank)
+        weights["encoder"]["config"] |= encoder.config
     weights["generator"]["config"].pop("lineage", None)  # what fitted the unshaped one no longer does
     for kind, network in ("generator", generator), ("encoder", encoder):
         files.save_weights(outputs[kind], weights[kind] | {"model": network.state_dict()})

@@ -74,6 +74,7 @@ class ResNetEncoder(nn.Module):
     stem_stride  downsampling factor of the stem: 4 is ResNet18 (strided convolution, then max pooling); 2 has no
                  pooling and 1 no stride either, which keeps the detail of inputs much smaller than 256
     pool_size    side of the averaged last feature map; 1 is ResNet18
+    rank         of the head, a product of two matrices; None: one matrix. See `reduce_rank`.
     w_avg        float (w_dim,) or (L, w_dim), the generator's mean latent; None: zeros
 
     With width 64, stem_stride 4 and pool_size 1, all but the head equals torchvision's resnet18, in names and values.
@@ -92,6 +93,7 @@ class ResNetEncoder(nn.Module):
         w_dim: int = 512,
         stem_stride: int = 4,
         pool_size: int = 1,
+        rank: int | None = None,
         w_avg: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ class ResNetEncoder(nn.Module):
             "w_dim": w_dim,
             "stem_stride": stem_stride,
             "pool_size": pool_size,
-        }
+        } | ({"rank": rank} if rank else {})
         self.num_ws, self.w_dim, self.input_size = num_ws, w_dim, input_size
         self.conv1 = nn.Conv2d(3, width, 7, 1 if stem_stride == 1 else 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -114,7 +116,9 @@ class ResNetEncoder(nn.Module):
         self.layer3 = nn.Sequential(Block(2 * width, 4 * width, 2), Block(4 * width, 4 * width, 1))
         self.layer4 = nn.Sequential(Block(4 * width, 8 * width, 2), Block(8 * width, 8 * width, 1))
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
-        self.fc = nn.Linear(8 * width * pool_size**2, num_ws * w_dim)
+        count = 8 * width * pool_size**2
+        self.reduce = nn.Linear(count, rank, bias=False) if rank else nn.Identity()
+        self.fc = nn.Linear(rank or count, num_ws * w_dim)
         self.register_buffer("w_avg", torch.zeros(num_ws, w_dim))
         if w_avg is not None:
             self.w_avg.copy_(w_avg)
@@ -137,7 +141,7 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """W+ latents, float (N, L, w_dim), of images, float (N, 3, H, W) in [-1, 1] of any size."""
-        offset = self.fc(self.features(images)).view(-1, self.num_ws, self.w_dim)
+        offset = self.fc(self.reduce(self.features(images))).view(-1, self.num_ws, self.w_dim)
         return self.w_avg + offset
 
     def load_imagenet(self, path: str | os.PathLike) -> None:
@@ -149,6 +153,39 @@ class ResNetEncoder(nn.Module):
         Source: thesis §3.3.2.2 ("the first 4 ResNet blocks").
         """
         _load_parts(self, path, IMAGENET_PARTS, "torchvision's resnet18 weights", "resnet18-f37072fd.pth")
+
+
+@torch.no_grad()
+def reduce_rank(encoder: ResNetEncoder, features: torch.Tensor, rank: int) -> ResNetEncoder:
+    """Copy a ResNetEncoder with a head of lower rank: the one that changes its latents least, in the mean square.
+
+    encoder   without a rank of its own
+    features  float (N, C), `encoder.features` of the images on which the change is to be least
+    rank      of the new head: of L·w_dim·C weights, (L·w_dim + C)·rank are left
+    raises    TalkheadError if the rank is not below C, or the head has one already
+    """
+    fc, features = encoder.fc, features.double()
+    if "rank" in encoder.config or not 0 < rank < fc.in_features:
+        raise TalkheadError(
+            f"encoder: a head of {fc.in_features} inputs has no rank {rank} below its own; take a lower"
+        )
+    mean, weight = features.mean(0), fc.weight.double()
+    # A little noise beside the features, so that directions they do not cover are not lost.
+    covariance = (features - mean).mT @ (features - mean) / len(features)
+    covariance += 1e-3 * covariance.diagonal().mean() * torch.eye(len(mean), dtype=torch.float64)
+    factor = torch.linalg.cholesky(covariance)
+    left, values, right = torch.linalg.svd(weight @ factor, full_matrices=False)
+    scale = values[:rank].sqrt()  # on both sides, so that neither leaves half precision
+    reduce = scale[:, None] * torch.linalg.solve_triangular(factor, right[:rank], upper=False, left=False)
+    head = left[:, :rank] * scale
+    state = encoder.state_dict() | {
+        "reduce.weight": reduce,
+        "fc.weight": head,
+        "fc.bias": fc.bias + (weight - head @ reduce) @ mean,
+    }
+    reduced = ResNetEncoder(**encoder.config, rank=rank)
+    reduced.load_state_dict(state)
+    return reduced
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 import toys
 from talkhead import checkpoints, encoders
-from talkhead.encoders import FaceRecognition, PSPEncoder, ResNetEncoder, ReStyle
+from talkhead.encoders import FaceRecognition, PSPEncoder, ResNetEncoder, ReStyle, reduce_rank
 from talkhead.errors import TalkheadError
 from talkhead.stylegan import Generator
 
@@ -68,6 +68,27 @@ def test_config_rebuilds_the_encoder():
     again.load_state_dict(encoder.state_dict())
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(again.eval()(images), encoder.eval()(images))
+
+
+def test_a_head_of_lower_rank_keeps_the_codes_of_features_that_span_less():
+    torch.manual_seed(0)
+    encoder = ResNetEncoder(4, width=4, input_size=32, w_avg=torch.randn(4, 512)).eval()
+    features = torch.randn(200, 7) @ torch.randn(7, 32) + torch.randn(32)  # seven directions about a mean
+    encoder.features = lambda images: features
+    with torch.no_grad():
+        encoder.fc.weight.normal_()
+        codes, reduced = encoder(None), reduce_rank(encoder, features, 8)
+        again = ResNetEncoder(**reduced.config)
+        again.load_state_dict(reduced.state_dict())
+        again.features = encoder.features
+        assert again.fc.weight.shape == (2048, 8) and torch.allclose(again(None), codes, rtol=0, atol=1e-2)
+        lower = reduce_rank(encoder, features, 6)
+        lower.features = encoder.features
+        assert (lower(None) - codes).square().mean() < 0.1 * codes.var()  # the best six of seven
+        assert (lower(None) - codes).abs().max() > 0.1
+    for network, rank in (encoder, 32), (encoder, 0), (reduced, 4):
+        with pytest.raises(TalkheadError, match="rank"):
+            reduce_rank(network, features, rank)
 
 
 @pytest.mark.parametrize("stride, side", [(4, 1), (2, 2), (1, 4)])

@@ -81,7 +81,7 @@ def test_files_from_files(tmp_path):
         write_image(tmp_path / "images" / f"{index}.png", frame)
     names = ["--generator", "--encoder", "--generator-out", "--encoder-out"]
     paths = [tmp_path / name for name in ("generator.pt", "encoder.pt", "g.pt", "e.pt")]
-    line = [sys.executable, EXAMPLES / "shape_w.py", tmp_path / "images", "--steps", "2"]
+    line = [sys.executable, EXAMPLES / "shape_w.py", tmp_path / "images", "--steps", "2", "--rank", "24"]
     run = subprocess.run(
         [*map(str, line), *(str(word) for both in zip(names, paths) for word in both)], capture_output=True, text=True
     )
@@ -93,7 +93,7 @@ def test_files_from_files(tmp_path):
     images = to_images(frames[:4])
     drawn = shaped.synthesis(checkpoints.load_encoder(paths[3])(images))
     wanted = generator.synthesis(encoder(images))
-    assert torch.allclose(drawn, wanted, atol=1e-3 * wanted.abs().max())
+    assert torch.allclose(drawn, wanted, atol=5e-3 * wanted.abs().max())  # of its 32 inputs the last layer keeps 24
 
 
 def test_an_encoder_that_cannot_be_turned_is_refused():
