@@ -115,11 +115,8 @@ class Model:
         self.size = self.generator.resolution
 
     def speak(self, face, audio, generator=None):
-        return list(
-            synthesis.generate(
-                generator or self.generator, self.encoder, self.audio2latent, face, audio, gate=self.gate
-            )
-        )
+        networks = generator or self.generator, self.encoder, self.audio2latent
+        return list(synthesis.generate(*networks, face, audio, gate=self.gate, detail=False))
 
     def project(self, frames):
         return list(synthesis.synthesize(self.generator, inversion.encode(self.encoder, frames, device=self.device)))
