@@ -34,8 +34,8 @@ def portrait(path, sound, closures, networks, find, describe, network):
     crop = faces.crop(photo, square, detail.native_side(square))
     face = detail.Photo(crop, network)
     code = synthesis.code_of(encoder, face, generator)
-    renders = list(synthesis.synthesize(generator, synthesis.speech_to_latents(None, speech_model, code, sound)))
-    frames = np.stack(list(synthesis.with_detail(renders, face, generator, code)))
+    latents = np.stack(list(synthesis.speech_to_latents(None, speech_model, code, sound)))
+    frames = np.stack(list(synthesis.with_detail(latents, face, generator, code, batch=8)))
     landmarks = [next(iter(detector(frame)), None) for frame in frames]
     own = descriptor(crop, detector(crop), describe)
     apart = [
@@ -68,7 +68,8 @@ def portrait(path, sound, closures, networks, find, describe, network):
         "range": float(np.ptp(np.nanquantile(opening, (0.05, 0.95)))),
     }
     moments = np.linspace(4, len(frames) - 8, 5).astype(int)
-    return row, [crop, renders[moments[1]], *frames[moments]]
+    render = next(synthesis.synthesize(generator, latents[moments[1:2]]))
+    return row, [crop, render, *frames[moments]]
 
 
 def descriptor(picture, found, describe):

@@ -55,7 +55,9 @@ class Clip:
             : len(self.film)
         ]
         self.film = self.film[: len(self.path)]
-        self.rest, *self.renders = synthesis.synthesize(generator, np.concatenate([code[None], self.path]))
+        path = np.concatenate([code[None], self.path])
+        self.raw = list(synthesis.synthesize(generator, self.path))
+        self.rest, *self.renders = synthesis.synthesize(generator, path, window=detail.MOUTH_BOX)
         self.code = code
         self.truth = self.marks(self.film, 2)
 
@@ -185,7 +187,7 @@ def main(clips, output, detector_model, mouths, only):
     table = {}
     for path in sorted(str(path) for path in Path(clips).iterdir() if path.suffix in (".mp4", ".mpg")):
         clip = Clip(path, detector, networks)
-        raw = clip.marks(clip.renders, 4)
+        raw = clip.marks(clip.raw, 4)
         results = rows(clip, raw, fitted)
         shown = {}
         for name, make in results.items():
@@ -213,7 +215,7 @@ def rows(clip, raw, fitted):
     mouth_alone = np.where(np.isin(np.arange(len(VERTICES)), keypoints.MOVED_BY_SPEECH)[None, :, None], film, film[:1])
     result = {
         "still photo": lambda: np.repeat(clip.film[:1], len(clip.film), 0),
-        "generator's frames": lambda: np.stack(clip.renders),
+        "generator's frames": lambda: np.stack(clip.raw),
         "keypoint network": lambda: np.stack([*map(detail.Detail(clip.photo, clip.rest), clip.renders)]),
         "MediaPipe": lambda: clip.moved(
             film[0], rest_mark[VERTICES], np.where(np.isnan(raw[:, VERTICES]), rest_mark[VERTICES], raw[:, VERTICES])

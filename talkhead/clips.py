@@ -335,11 +335,12 @@ def draw_clip(
         if latents_out:
             about = {"generator": generator.fingerprint, "fps": files.FPS}
             latents = stack.enter_context(files.tee_latents(latents_out, latents, about))
-        images = synthesis.synthesize(generator, latents, batch, precision=precision, transforms=transforms)
-        metadata = {files.ALIGNED_TAG: str(generator.resolution)} if transforms is None else {}
-        if look is not None:
+        if look is None:
+            images = synthesis.synthesize(generator, latents, batch, precision=precision, transforms=transforms)
+            metadata = {files.ALIGNED_TAG: str(generator.resolution)} if transforms is None else {}
+        else:
             images = synthesis.with_detail(
-                images,
+                latents,
                 look,
                 generator,
                 code,  # type: ignore[arg-type]  # a look comes with a code

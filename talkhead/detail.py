@@ -46,6 +46,8 @@ LID_NOISE = 0.12  # closing of the lids, as a share of the eye's opening; likewi
 MAX_CHIN_COMPRESSION = 0.5  # of the skin between lower lip and chin
 SMOOTHING = 1e-6  # of the splines, against folds where neighbouring keypoints contradict each other
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+# Top, left, bottom and right of the mouth of an aligned face, wide open too: fractions of the side.
+MOUTH_BOX = 0.55, 0.25, 0.95, 0.75
 # Brightness of the inside of the mouth relative to the skin, and the share kept of a render's contrast: small
 # generators exaggerate it.
 SHADE, CONTRAST = 0.4, 0.65

@@ -172,28 +172,35 @@ class _ToRGB(nn.Module):
         return clamped(at_least_float32(self.conv(x, w)).add_(self.bias.view(1, 3, 1, 1)), self.clamp)
 
 
-def _synthesize_level(layers, x, styles, noises, last):
+def _synthesize_level(layers, x, styles, noises, last, window):
     """One level of the synthesis network, in strips of rows if large.
 
     x        features (N, C, H, H)
-    returns  features (N, C', 2H, 2H), None at the last level, and the level's RGB (N, 3, 2H, 2H)
+    window   (top, left, bottom, right), pixels of 2H, multiples of 4; no more is needed at the last level
+    returns  features (N, C', 2H, 2H), None at the last level, and the level's RGB (N, 3, 2H, 2H), zero outside `window`
     """
     up, conv, to_rgb = layers
     size = 2 * x.shape[-1]
+    first, left, height, right = window if last else (0, 0, size, size)
     row_bytes = size * len(up.bias) * x.element_size()
-    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) * size * row_bytes <= STRIP_BYTES:
+    whole = (first, left, height, right) == (0, 0, size, size) and len(x) * size * row_bytes <= STRIP_BYTES
+    if torch.is_grad_enabled() or x.device.type != "cpu" or whole:
         x = conv(up(x, styles[0], noises[0]), styles[1], noises[1])
         return x, to_rgb(x, styles[2])
     features = None if last else x.new_empty(len(x), size, size, len(up.bias)).permute(0, 3, 1, 2)
-    rgb = at_least_float32(x.new_empty(len(x), size, size, 3)).permute(0, 3, 1, 2)
+    rgb = at_least_float32(x.new_zeros(len(x), 3, size, size))
     rows = min(size, max(16, STRIP_BYTES // row_bytes // 4 * 4))
-    for n, top in itertools.product(range(len(x)), range(0, size, rows)):
+    # The columns beyond a window that its own depend on, and some that a wrong border reaches.
+    outer = slice(max(0, left - 8), min(size, right + 8))
+    x = x[..., outer.start // 2 : outer.stop // 2]
+    for n, top in itertools.product(range(len(x)), range(first, height, rows)):
         # The second convolution needs one row beyond its strip, and the first makes rows in pairs.
-        bottom, start, end = min(size, top + rows), max(0, top - 2), min(size, top + rows + 2)
-        w, noise = [style[n : n + 1] for style in styles], [each[n : n + 1] for each in noises]
+        bottom, start, end = min(height, top + rows), max(0, top - 2), min(size, top + rows + 2)
+        w, noise = [style[n : n + 1] for style in styles], [each[n : n + 1, ..., outer] for each in noises]
         y = up(crop_rows(x[n : n + 1], start // 2 - 1, end // 2 + 1), w[0], noise[0][:, :, start:end], pad_rows=False)
         y = conv(crop_rows(y, top - 1 - start, bottom + 1 - start), w[1], noise[1][:, :, top:bottom], pad_rows=False)
-        rgb[n, :, top:bottom] = to_rgb(y, w[2])[0]
+        y = y[..., left - outer.start : right - outer.start]
+        rgb[n, :, top:bottom, left:right] = to_rgb(y, w[2])[0]
         if not last:
             features[n, :, top:bottom] = y[0]
     return features, rgb
@@ -262,11 +269,18 @@ class Generator(nn.Module):
             w = self.w_avg.lerp(w, psi)
         return w[:, None].expand(-1, self.num_ws, -1)
 
-    def synthesis(self, w_plus: torch.Tensor, noise: str | Callable[[int], torch.Tensor] = "const") -> torch.Tensor:
+    def synthesis(
+        self,
+        w_plus: torch.Tensor,
+        noise: str | Callable[[int], torch.Tensor] = "const",
+        window: tuple[int, int, int, int] | None = None,
+    ) -> torch.Tensor:
         """Synthesize images (N, 3, R, R), about [-1, 1], of w_plus (N, L, w_dim).
 
         noise    "const" (stored with the weights), "random" (new in each call), "none", or a function of a side R that
                  returns noise (N, 1, R, R)
+        window   (top, left, bottom, right), pixels of R: where the detail of the last level is wanted. Elsewhere it may
+                 be left out, which is faster on a CPU without gradients; None is everywhere
         raises   TalkheadError if L, the width or noise does not fit
         """
         if w_plus.dim() != 3 or tuple(w_plus.shape[1:]) != (self.num_ws, self.w_dim):
@@ -276,6 +290,9 @@ class Generator(nn.Module):
             )
         if noise not in ("const", "random", "none") and not callable(noise):
             raise TalkheadError(f"noise {noise!r}: must be const, random or none")
+        side = 2 << len(self.rgbs)
+        top, left, bottom, right = window or (0, 0, side, side)
+        window = top // 4 * 4, left // 4 * 4, -(-bottom // 4) * 4, -(-right // 4) * 4
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
@@ -285,8 +302,9 @@ class Generator(nn.Module):
         for k in range(1, len(self.rgbs)):
             layers = self.convs[2 * k - 1], self.convs[2 * k], self.rgbs[k]
             styles = w_plus[:, 2 * k - 1 : 2 * k + 2].unbind(1)
+            last = k == len(self.rgbs) - 1
             x, delta = _synthesize_level(
-                layers, x, (*styles, styles[-1])[:3], noises[2 * k - 1 : 2 * k + 1], last=k == len(self.rgbs) - 1
+                layers, x, (*styles, styles[-1])[:3], noises[2 * k - 1 : 2 * k + 1], last, window
             )
             rgb = delta.add_(F.conv_transpose2d(rgb, resample_filter(rgb, gain=4), stride=2, padding=1, groups=3))
         return rgb

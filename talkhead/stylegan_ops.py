@@ -132,6 +132,9 @@ def conv_same(x: torch.Tensor, weight: torch.Tensor, pad_rows: bool = True) -> t
     if pays(x, weight):
         return conv3x3(x, weight, pad_rows)
     reach = weight.shape[-1] // 2
+    if reach == 0 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        # Few outputs: a matrix product takes a third of the time.
+        return (weight.flatten(1) @ x.permute(0, 2, 3, 1).flatten(1, 2).mT).unflatten(2, x.shape[2:])
     return F.conv2d(x, weight, padding=(reach if pad_rows else 0, reach))
 
 

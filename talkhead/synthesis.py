@@ -1,6 +1,8 @@
 """Latents → frames, and the whole chain from a face and speech, or noise, to a talking head."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice, tee
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from talkhead import blinking, checkpoints, faces, stylegan3, vad
 from talkhead.audio2latent import FirstModel, SecondModel, displacements, load_features_for
 from talkhead.audio_features import AudioFeatures
-from talkhead.detail import Detail, Photo, native_side
+from talkhead.detail import MOUTH_BOX, Detail, Photo, native_side
 from talkhead.dubbing import Film, dub, own_gain
 from talkhead.encoders import Encoder
 from talkhead.errors import TalkheadError
@@ -33,6 +35,7 @@ def synthesize(
     noise: str = "const",
     precision: str = "float32",
     transforms: np.ndarray | None = None,
+    window: tuple[float, float, float, float] | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw one frame per latent, as they arrive.
 
@@ -45,6 +48,8 @@ def synthesize(
                53 dB away from float32 and float16 about 70 dB
     transforms (T, 3, 3), one a latent, as `faces.quad_transforms` makes them, with which a stylegan3.Generator turns
                and moves the face in the image; or None
+    window     (top, left, bottom, right), fractions of the side: where alone a stylegan.Generator need draw its finest
+               detail, which is faster on a CPU; None is everywhere
     yields     uint8 (R, R, 3) RGB
     raises     TalkheadError if a latent is not (L, 512) of this generator, the precision has another name, there are
                fewer transforms than latents, or the generator is no StyleGAN3 that can follow them
@@ -59,20 +64,30 @@ def synthesize(
             "the film with talkhead paste --quads"
         )
     device = next(generator.parameters()).device
-    arithmetic = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+    def draw(w_plus, options):
+        with torch.no_grad(), torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+            return generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
+
     latents = iter(latents)
-    done = 0
-    while chunk := list(islice(latents, batch)):
-        w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
-        options: dict[str, torch.Tensor] = {}
-        if transforms is not None:
-            options["transform"] = torch.as_tensor(transforms[done : done + len(chunk)])
-            if len(options["transform"]) < len(chunk):
-                raise TalkheadError(f"transforms: {len(transforms)}, but there are more latents; pass one for each")
-        with torch.no_grad(), arithmetic:
-            images = generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
-        yield from to_frames(images)
-        done += len(chunk)
+    done, drawn = 0, deque[Future]()
+    with ThreadPoolExecutor(1) as thread:
+        while chunk := list(islice(latents, batch)):
+            w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
+            options: dict[str, Any] = {}
+            if window is not None and isinstance(generator, Generator):
+                options["window"] = tuple(round(edge * generator.resolution) for edge in window)
+            if transforms is not None:
+                options["transform"] = torch.as_tensor(transforms[done : done + len(chunk)])
+                if len(options["transform"]) < len(chunk):
+                    raise TalkheadError(f"transforms: {len(transforms)}, but there are more latents; pass one for each")
+            drawn.append(thread.submit(draw, w_plus, options))
+            done += len(chunk)
+            # The next batch is drawn while frames of this one are used, unless each is to be there at once.
+            if len(drawn) > (batch > 1):
+                yield from to_frames(drawn.popleft().result())
+        while drawn:
+            yield from to_frames(drawn.popleft().result())
 
 
 def _checked(latent, generator, index):
@@ -241,14 +256,12 @@ def generate(
         code = np.mean([code, *others], 0, np.float32)
     if isinstance(photo, Film):
         match_range(photo, generator, audio2latent, code, motion.get("features"))
-    frames = synthesize(
-        generator, speech_to_latents(encoder, audio2latent, code, audio, batch, **motion), batch, noise, precision
-    )
+    latents = speech_to_latents(encoder, audio2latent, code, audio, batch, **motion)
     return (
-        frames
+        synthesize(generator, latents, batch, noise, precision)
         if photo is None
         else with_detail(
-            frames,
+            latents,
             photo,
             generator,
             code,
@@ -346,7 +359,7 @@ def code_of(encoder: Encoder, photo: Photo | Film, generator: Generator) -> np.n
 
 
 def with_detail(
-    frames: Iterable[np.ndarray],
+    latents: np.ndarray | Iterable[np.ndarray],
     photo: Photo | Film,
     generator: Generator,
     code: np.ndarray,
@@ -357,9 +370,9 @@ def with_detail(
     head: bool = False,
     batch: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Give a generator's frames the detail of a photo, as they come.
+    """Draw one frame per latent with the detail of a photo, as they arrive.
 
-    frames            iterator of uint8 (R, R, 3), what `synthesize` draws
+    latents           as `synthesize` takes them
     photo             detail.Photo, or dubbing.Film, whose frames get new lips
     code              float32 (L, 512), the identity, from which the frames' latents were displaced
     noise, precision  as `synthesize` took them
@@ -369,7 +382,9 @@ def with_detail(
     batch             frames drawn together; it changes the speed and the memory, not the frames
     yields            uint8 (H, W, 3), of the photo's size
     """
-    rest = next(synthesize(generator, [code], noise=noise, precision=precision))
+    window = None if head or isinstance(photo, Film) else MOUTH_BOX
+    rest = next(synthesize(generator, [code], 1, noise, precision, window=window))
+    frames = synthesize(generator, latents, batch, noise, precision, window=window)
     if isinstance(photo, Film):
         yield from dub(photo, frames, rest, batch)
     else:

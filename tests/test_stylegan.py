@@ -287,6 +287,24 @@ def test_folded_blur_is_the_blur(monkeypatch):
     torch.testing.assert_close(discriminator(images), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("window", [(24, 16, 48, 48), (0, 0, 13, 21), (0, 0, 64, 64), (21, 40, 50, 53)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_window_has_the_detail_of_the_whole_picture(window, count):
+    torch.manual_seed(4)
+    generator = Generator(64, [16, 16, 8, 8, 4])
+    top, left, bottom, right = window
+    w_plus = torch.randn(count, generator.num_ws, 512)
+    with torch.no_grad():
+        whole, part = generator.synthesis(w_plus), generator.synthesis(w_plus, window=window)
+        coarse = generator.shallow(32).synthesis(w_plus)
+    inside = (..., slice(top, bottom), slice(left, right))
+    torch.testing.assert_close(part[inside], whole[inside], rtol=0, atol=1e-5 * whole.abs().max().item())
+    if window[2:] != (64, 64):  # far from it, the levels before alone
+        corner = (..., slice(-8, -1), slice(-8, -1))
+        wanted = F.interpolate(coarse, size=64, mode="bilinear")[corner]
+        torch.testing.assert_close(part[corner], wanted, rtol=0, atol=1e-5 * whole.abs().max().item())
+
+
 def test_strips_remember_nothing_of_the_weights(monkeypatch):
     monkeypatch.setattr(stylegan, "STRIP_BYTES", 2**12)
     generator, w_plus = uneven()

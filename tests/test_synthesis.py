@@ -71,7 +71,7 @@ def test_unknown_precision_is_refused(generator, latents):
         next(synthesis.synthesize(generator, latents, precision="int8"))
 
 
-def test_latents_are_read_no_further_than_a_batch_ahead(generator, latents):
+def test_latents_are_read_no_further_than_the_next_batch_and_live_ones_one_by_one(generator, latents):
     read = []
 
     def source():
@@ -80,7 +80,10 @@ def test_latents_are_read_no_further_than_a_batch_ahead(generator, latents):
             yield latent
 
     next(synthesis.synthesize(generator, source(), batch=2))
-    assert read == [0, 1]
+    assert read == [0, 1, 2, 3]
+    read.clear()
+    next(synthesis.synthesize(generator, source(), batch=1))
+    assert read == [0]
 
 
 def test_latents_of_another_generator_are_refused(generator, latents):

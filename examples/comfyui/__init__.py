@@ -67,9 +67,10 @@ def speech(audio):
 def draw(latents, code, look, head, label):
     """Latents, float32 (T, L, 512), as an IMAGE. head: as `synthesis.with_detail` takes it."""
     generator, bar = networks()["generator"], ProgressBar and ProgressBar(len(latents))
-    frames = synthesis.synthesize(generator, latents, BATCH)
-    if look is not None:
-        frames = synthesis.with_detail(frames, look, generator, code, head=head, batch=BATCH)
+    if look is None:
+        frames = synthesis.synthesize(generator, latents, BATCH)
+    else:
+        frames = synthesis.with_detail(latents, look, generator, code, head=head, batch=BATCH)
     drawn = []
     for frame in synthesis.label(frames) if label else frames:
         drawn.append(frame)
