@@ -30,14 +30,14 @@ def portrait(path, sound, closures, networks, find, describe, network):
     """The figures of one photo, and the pictures of its row on the sheet."""
     generator, encoder, speech_model = networks
     photo = talkhead.read_image(path)
-    square = faces.quad(detector(photo)[0])
+    square = faces.quad(find(photo)[0])
     crop = faces.crop(photo, square, detail.native_side(square))
     face = detail.Photo(crop, network)
     code = synthesis.code_of(encoder, face, generator)
     latents = np.stack(list(synthesis.speech_to_latents(None, speech_model, code, sound)))
     frames = np.stack(list(synthesis.with_detail(latents, face, generator, code, batch=8)))
-    landmarks = [next(iter(detector(frame)), None) for frame in frames]
-    own = descriptor(crop, detector(crop), describe)
+    landmarks = [next(iter(find(frame)), None) for frame in frames]
+    own = descriptor(crop, find(crop), describe)
     apart = [
         np.linalg.norm(descriptor(frame, [points], describe) - own)
         for frame, points in list(zip(frames, landmarks))[::6]

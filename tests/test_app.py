@@ -149,7 +149,7 @@ def test_an_example_is_a_card_to_click(served, browser):
     browser.execute_script("document.querySelectorAll('tr.tr-body')[2].click()")  # without detail
     page.until("""document.querySelector('button[aria-label="Clear"]')""")
     assert page.until("!document.querySelector('input[type=checkbox]').checked")
-    assert page.generate().until("document.querySelector('video')?.videoWidth") == 128
+    assert page.generate().until("document.querySelector('video')?.videoWidth") == 256
 
 
 def test_errors_come_in_plain_words(served, browser, inputs, tmp_path):

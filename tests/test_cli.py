@@ -2319,7 +2319,7 @@ def test_generate_gives_frames_of_the_photo_s_size(puppet, stub, tmp_path):
         ([], (side, side)),
         (["--size", 48], (48, 48)),
         (["--whole"], photo.shape[:2]),
-        (["--no-detail"], (128, 128)),
+        (["--no-detail"], (256, 256)),
     ):
         result = run(
             "generate",
