@@ -157,6 +157,13 @@ done
 # The way in W+ that shuts the eyes.
 python "$here/learn_blink.py" "$out/people" --generator "$generator" --encoder "$encoder" --steps "$(scale 300)" \
     -o "$out/weights/blink.npy" > "$out/blink.jsonl"
+# The smile: two photos of each person of the London set who is not held out.
+photos="$data/images/faces"
+awk -F '\t' -v folder="$photos" \
+    'NR == FNR { held[$1]; next } $1 ~ /^london_set/ && !($7 in held) { print folder "/" $1 "\t" ($1 ~ /smiling/) }' \
+    "$here/held_out_people.txt" "$photos/SOURCES.tsv" > "$out/smiles.tsv"
+python "$here/learn_directions.py" "$out/smiles.tsv" --generator "$generator" --encoder "$encoder" \
+    --detector-model "$detector" -o "$out/weights/smile.npy" > "$out/smile.jsonl"
 wc -c "$out"/weights/*.pt | awk '{ printf "%s: %.1f MB\n", $2, $1 / 1e6 }' >&2
 
 identity=()

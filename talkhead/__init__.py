@@ -64,6 +64,7 @@ MODULES = {
         "load_keypoints",
         "load_video_gan",
     ),
+    "directions": ("factorise", "load_direction"),
     "conversion": (),
     "train_autoencoder": (),
     "train_stylegan": (),

@@ -203,6 +203,7 @@ def invert(source, output, listing, shard, generator, encoder, method, perceptua
 )
 @click.option("--pti", is_flag=True, help="Tune the generator on the identity first: closer to the person, and slower.")
 @click.option("--label", "labelled", is_flag=True, help='Write "synthetic" into every frame, for all to see.')
+@cli_options.edits
 @cli_options.motion
 @cli_options.listed("identity, tab, audio")
 @cli_options.seed
@@ -245,6 +246,7 @@ def generate(
       talkhead generate --identity clip.mp4 --audio other.wav --whole -o dubbed.mp4
       talkhead generate --identity me.pt --audio - -o - < speech.wav > out.mp4
       talkhead generate --identity face.png --noise-seed 7 --seconds 4 -o out.mp4
+      talkhead generate --identity face.png --audio speech.wav --edit smile=0.5 -o out.mp4
       talkhead generate --latents - < latents.npy -o back.mp4
       talkhead generate --generator sg3.pkl --latents latents.npy --quads quads.npy -o moving.mp4
       talkhead generate --list pairs.txt -o talking/

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import operator
 import os
 import sys
@@ -382,14 +383,38 @@ def _layers(ctx, param, value):
     return int(first), int(last)
 
 
+def _amounts(ctx, param, values):
+    """NAME=AMOUNT, several, as {name: amount}."""
+    amounts = {}
+    for value in values:
+        name, _, amount = value.rpartition("=")
+        try:
+            amounts[name] = float(amount)
+        except ValueError:
+            amounts[name] = math.nan
+        if not (name and math.isfinite(amounts[name])):
+            raise click.BadParameter(f"{value}: wanted a direction and its amount, such as smile=0.5", ctx, param)
+    return amounts
+
+
+edits = click.option(
+    "--edit",
+    "edits",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    callback=_amounts,
+    help="Edit the face first, such as smile=0.5; or FILE.npy=0.5; repeatable.",
+)
+
+
+def layers(what: str) -> Callable:
+    help = f"Latent layers that {what}, counted from 0.  [default: all]"
+    return click.option("--layers", metavar="A-B", callback=_layers, help=help)
+
+
 motion = together(
     click.option("--gate", is_flag=True, help="Close the mouth without speech: in pauses, noise and music."),
-    click.option(
-        "--layers",
-        metavar="A-B",
-        callback=_layers,
-        help="Latent layers that speech moves, counted from 0.  [default: all]",
-    ),
+    layers("speech moves"),
     number("--blink", 0.0, "Blinks a minute, at times set by --seed; people blink 15 to 20 times."),
 )
 source = click.argument("source", default="-", callback=from_stdin)

@@ -154,28 +154,34 @@ def plot_interpolate(ends, output, generator, device, **options):
 @command("components")
 @cli_options.sources
 @cli_options.figure
+@cli_options.one_of(
+    "--method", ["pca", "sefa"], "pca", "Principal components, or factorisation of the generator's weights (SeFa)."
+)
+@cli_options.layers("the components move")
+@cli_options.output("Write the directions into this folder (.npy), for generate --edit.", "--directions-out", None)
 @cli_options.weights_in("generator")
 @cli_options.device
-@cli_options.settings("plots.components")
-def plot_components(sources, output, generator, device, **options):
-    """Draw images along each principal component of latents (.npy), from their mean.
+@cli_options.settings("directions.find", "plots.directions")
+def plot_components(sources, output, directions_out, generator, device, **options):
+    """Draw images along each component of latents (.npy), from their mean, in their standard deviations.
 
     \b
       talkhead plot components latents.npy -o components.png
+      talkhead plot components latents.npy --method sefa --layers 2-5 --directions-out found/ -o found.png
     """
     import numpy as np
 
-    from talkhead import files, identities, plots
+    from talkhead import directions, files, identities, plots
 
     codes = [files.read_latents(path) for path in sources]
     _, generator = cli_io.load(device, generator=generator)
     for path, each in zip(sources, codes):
         identities.check_fit(path, each[0], generator)
-    plots.save(
-        plots.sheet(*plots.components(generator, np.concatenate(codes), **options)),
-        output,
-        synthetic=True,
-    )
+    codes = np.concatenate(codes)
+    found = directions.find(generator, codes, **cli_options.taken(options, directions.find))
+    if directions_out is not None:
+        directions.write(directions_out, found.latents, generator)
+    plots.save(plots.sheet(*plots.directions(generator, codes.mean(0), found, **options)), output, synthetic=True)
 
 
 def _openings(path, find):

@@ -14,7 +14,8 @@ def _stylegan3(**config):
 
 
 # Image generators by config["arch"] of a weights file. Each is an nn.Module with `config`, `resolution`, `z_dim`,
-# `w_dim`, `num_ws`, `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)` and `shallow(side)`, as in Generator.
+# `w_dim`, `num_ws`, `w_avg`, `mapping(z, psi)`, `synthesis(w_plus, noise)`, `shallow(side)` and `affine_weights()`, as
+# in Generator.
 GENERATORS: dict[str, Callable] = {"stylegan2": Generator, "stylegan3": _stylegan3}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from talkhead import audio_files, checkpoints, faces, files, latents, pti, synthesis, video_files
+from talkhead import audio_files, checkpoints, directions, faces, files, pti, synthesis, video_files
 from talkhead.clips import crop, silent, track, tuning_set
 from talkhead.detail import Photo, native_side
 from talkhead.dubbing import Film
@@ -158,19 +158,7 @@ def blink_latent(generator: Generator, source: str | os.PathLike | None = None) 
     source   .npy; None is the bundled one
     raises   TalkheadError if it belongs to another generator
     """
-    source = source or str(checkpoints.WEIGHTS / "blink.npy")
-    owner = files.read_about(source).get("generator")
-    if owner is not None and owner not in generator.lineage:  # type: ignore[operator]  # set by `load_generator`
-        raise TalkheadError(
-            f"{source}: shuts the eyes of generator {owner}, not of {generator.fingerprint}; "
-            "pass its own as --set blink_latent=FILE, which examples/learn_blink.py makes"
-        )
-    latent = files.read_latents(source)[0]
-    if len(latent) != generator.num_ws and (owner is None or len(latent) > generator.num_ws):
-        raise TalkheadError(
-            f"{source}: has {len(latent)} layers, the generator {generator.num_ws}; pass another blink_latent"
-        )
-    return latents.extend_layers(latent, generator.num_ws)
+    return directions.load_direction(source or "blink", generator)
 
 
 def check_owner(name: str | os.PathLike, about: dict, generator: Generator) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from talkhead import files, image_files
+from talkhead.directions import Directions
 from talkhead.errors import TalkheadError
 from talkhead.images import to_frames
 from talkhead.latents import Basis, lerp, slerp, why_not_random, z_stream
@@ -592,32 +593,28 @@ def interpolation(
 
 
 @torch.no_grad()
-def components(
-    generator: "Generator", latents: np.ndarray, components: int = 5, columns: int = 7, reach: float = 3.0
+def directions(
+    generator: "Generator", start: np.ndarray, found: Directions, columns: int = 7, reach: float = 3.0
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Images of the mean latent moved along each principal component of some latents.
+    """Images of a latent moved along directions.
 
     generator   stylegan.Generator
-    latents     float32 (N, L, 512)
-    components  number of components, in order of variance
-    columns     images of each component
-    reach       largest move to either side, in standard deviations along the component
+    start       float32 (L, 512), the latent in the middle column
+    found       directions.Directions, as `directions.find` returns them
+    columns     images of each direction
+    reach       largest amount to either side, in standard deviations
     returns     {label: uint8 (columns, R, R, 3)}, and the heads of the columns
 
     Source: thesis §3.4, §4.3.1.3 (the basis V); §2.6.
     """
-    codes = torch.from_numpy(latents)
-    basis = Basis.fit(codes, components)
-    total = (codes.double() - codes.double().mean(0)).square().sum() / (len(codes) - 1)
-    like, rows = next(generator.parameters()), {}
-    moves = torch.linspace(-reach, reach, columns)
-    for index, stdev in enumerate(basis.stdev):
-        h = torch.zeros(columns, components)
-        h[:, index] = moves * stdev
-        rows[f"component {index + 1}, {float(stdev.double() ** 2 / total):.1%}"] = to_frames(
-            generator.synthesis(basis.expand(h, add_mean=True).to(like))
+    amounts, like = np.linspace(-reach, reach, columns, dtype=np.float32), next(generator.parameters())
+    rows = {
+        f"component {index}, {share:.1%}": to_frames(
+            generator.synthesis(torch.from_numpy(start + amounts[:, None, None] * direction).to(like))
         )
-    return rows, ["mean" if abs(move) < 1e-6 else f"{move:+.1f} σ".replace("-", "−") for move in moves.tolist()]
+        for index, (direction, share) in enumerate(zip(*found), 1)
+    }
+    return rows, ["mean" if abs(amount) < 1e-6 else f"{amount:+.1f} σ".replace("-", "−") for amount in amounts.tolist()]
 
 
 # Mouths ---------------------------------------------------------------------------------------------------------------

@@ -314,6 +314,13 @@ class Generator(nn.Module):
     ) -> torch.Tensor:
         return self.synthesis(self.mapping(z, psi), noise)
 
+    def affine_weights(self) -> list[torch.Tensor]:
+        """Weights (styles, w_dim) of the affine layer of each latent, L in all.
+
+        It is the convolution's, and of the last latent ToRGB's: a ToRGB beside a convolution is left out.
+        """
+        return [layer.conv.affine.weight.detach() for layer in (*self.convs, self.rgbs[-1])]  # type: ignore[union-attr]
+
     def shallow(self, side: int) -> "Generator":
         """Generator of the levels up to a side, sharing weights and latents with this one; faster.
 

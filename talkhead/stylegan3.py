@@ -310,6 +310,10 @@ class Generator(nn.Module):
     ) -> torch.Tensor:
         return self.synthesis(self.mapping(z, psi), noise)
 
+    def affine_weights(self) -> list[torch.Tensor]:
+        """Weights (styles, w_dim) of the affine layer of each latent, L in all."""
+        return [layer.affine.weight.detach() for layer in (self.input, *self.layers)]  # type: ignore[union-attr]
+
     def shallow(self, side: int) -> "Generator":
         """Raise TalkheadError: no layer but the last of a StyleGAN3 makes an image."""
         raise TalkheadError(f"side {side}: a StyleGAN3 has images of {self.resolution}² only; pass that side")

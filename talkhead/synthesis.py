@@ -129,6 +129,7 @@ def speech_to_latents(
     blink_latent: np.ndarray | None = None,
     seed: int = 0,
     deterministic: bool = False,
+    edit: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """W+ trajectory of a speaking face.
 
@@ -147,13 +148,14 @@ def speech_to_latents(
     blink_latent  float32 (L, 512), what shuts the eyes; wanted where it blinks
     seed          of the blinks, and of the first model's noise
     deterministic give the first model no noise
+    edit          float32 (L, 512), added to the identity before it speaks, as `directions.edit` makes it; or None
     yields        float32 (L, 512), one for each 40 ms of speech: ceil(N / 640) in all
 
     Source: thesis §4.2.1, §4.3.1, eq. 4.3: w_t = w_I + d_t, where d_t is always measured from the identity.
     Departure: a mouth that is shut is what the model itself makes of silence, and blinks are added to what speech
     moves.
     """
-    start = _start(encoder, identity, batch)
+    start = _start(encoder, identity, batch, edit)
     features = features or load_features_for(audio2latent)
     blocks, again = tee([audio] if isinstance(audio, np.ndarray) else audio)
     moved = displacements(
@@ -182,6 +184,7 @@ def noise_to_latents(
     frames: int | None = None,
     batch: int = 8,
     gain: float = 1.0,
+    edit: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """W+ trajectory of a face from the motion model.
 
@@ -191,19 +194,20 @@ def noise_to_latents(
     seed          of the noise, or segments [(seed, frames), …], as `video_gan.motion` takes it; the same moves every
                   face alike
     frames        how many; None never ends
-    batch, gain   as `speech_to_latents` takes them
+    batch, gain, edit   as `speech_to_latents` takes them
     yields        float32 (L, 512)
 
     Source: thesis §3.4.2, eq. 3.5: w_t = w_I + d_t, where d_t is always measured from the identity.
     """
-    start = _start(encoder, identity, batch)
+    start = _start(encoder, identity, batch, edit)
     for displacement in motion(video_gan, start, seed, frames, gain, chunk=batch):
         yield displace(start, displacement)
 
 
-def _start(encoder, identity, batch):
+def _start(encoder, identity, batch, edit):
     identity = np.asarray(identity)
-    return identity if identity.dtype.kind == "f" else encode_identity(encoder, identity, batch)
+    code = identity if identity.dtype.kind == "f" else encode_identity(encoder, identity, batch)
+    return code if edit is None else displace(code, edit)
 
 
 def generate(
@@ -238,6 +242,8 @@ def generate(
                 layers     (first, last) layers of W+ that speech moves, counted from 0 [all]
                 blink, blink_latent        blinks a minute [0], and float32 (L, 512), what shuts the eyes
                 seed, deterministic        of the blinks and the first model's noise [0]; give it none [False]
+                edit       float32 (L, 512), added to the code first. A photo shows its movement of mouth, jaw and
+                           cheeks; without detail all of it is seen [none]
     yields      uint8 (H, W, 3) RGB of the photo's size, or (R, R, 3) without detail, at 25 fps, ceil(N / 640) in all
 
     Source: thesis §4.2.1 (first model), §4.3.1 (second model).

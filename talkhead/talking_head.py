@@ -1,18 +1,19 @@
 """A talking head from files to file: speech, motion from noise, or latents, drawn as a video."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from talkhead import checkpoints, faces, files, identities, mfcc, synthesis
+from talkhead import checkpoints, directions, faces, files, identities, mfcc, synthesis
 from talkhead.audio2latent import load_features_for
 from talkhead.audio_files import SoundReader
 from talkhead.clips import draw_clip, live_sound, silent
 from talkhead.dubbing import Film
 from talkhead.errors import TalkheadError
+from talkhead.latents import displace
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,9 @@ class TalkingHead:
     identity_options     of `identities.load_identity`: find, detail, whole, size, neutral, tune, …
     motion               of `synthesis.speech_to_latents`: gain, gate, layers, blink, seed, deterministic
     blink_latent         .npy; None: the bundled one
+    edits                {direction: amount}, as `directions.edit` takes them, such as {"smile": 0.5}: the code of every
+                         identity is moved so before it speaks. A photo shows the movement of mouth, jaw and cheeks
+                         against its unedited render, no more; without detail all is seen
     batch                frames drawn together; None: 8, or 1 for live sound, so that each frame is there soon
     precision, labelled  as `clips.draw_clip` takes them
     """
@@ -51,6 +55,7 @@ class TalkingHead:
         identity_options: dict | None = None,
         motion: dict | None = None,
         blink_latent: str | os.PathLike | None = None,
+        edits: Mapping[str, float] | None = None,
         batch: int | None = None,
         precision: str = "float32",
         labelled: bool = False,
@@ -71,6 +76,7 @@ class TalkingHead:
         self.identity_options, self.motion = dict(identity_options or {}), dict(motion or {})
         if self.motion.get("blink"):
             self.motion["blink_latent"] = identities.blink_latent(self.generator, blink_latent)
+        self.edit = directions.edit(edits, self.generator) if edits else None
         self.features = None
         if drives == "audio2latent":
             self.features = load_features_for(self.driver, features, features_model, device)
@@ -110,7 +116,7 @@ class TalkingHead:
             if isinstance(look, Film):
                 synthesis.match_range(look, generator, self.driver, code, self.features)
             path = synthesis.speech_to_latents(
-                None, self.driver, code, sound, batch, features=self.features, **self.motion
+                None, self.driver, code, sound, batch, features=self.features, edit=self.edit, **self.motion
             )
             moments = {name: self.motion[name] for name in ("blink", "seed") if name in self.motion}
             frames = None if sound.count is None else -(-sound.count * mfcc.FPS // sound.rate)
@@ -131,7 +137,7 @@ class TalkingHead:
         code, generator, look = self.identity(identity)
         batch = self.batch or 8
         path = synthesis.noise_to_latents(
-            None, self.driver, code, list(segments), batch=batch, gain=self.motion.get("gain", 1.0)
+            None, self.driver, code, list(segments), batch=batch, gain=self.motion.get("gain", 1.0), edit=self.edit
         )
         frames = sum(count for _, count in segments)
         options = {"look": look, "code": code, "head": True, "batch": batch, "frames": frames} | self.drawing
@@ -156,6 +162,7 @@ class TalkingHead:
         """
         path = files.read_latents(latents)
         identities.check_owner(latents, files.read_about(latents), self.generator)
+        path = path if self.edit is None else displace(path, self.edit)
         transforms = None if quads is None else faces.quad_transforms(files.read_array(quads))
         if transforms is not None and identity is not None:
             raise TalkheadError("quads move the generator's own face; leave the identity out")

@@ -84,7 +84,7 @@ LIBRARY = {
     "plot losses": ["plots.losses"],
     "plot dashboard": ["plots.dashboard"],
     "plot interpolate": ["plots.interpolation"],
-    "plot components": ["plots.components"],
+    "plot components": ["directions.find", "plots.directions"],
     "study make": ["study.make", "study.pairs"],
     "study tally": ["study.tally"],
     "weights fetch": ["downloads.fetch"],
@@ -916,7 +916,7 @@ def test_eyes_that_blink(scene):
         3000,
     ]
     for name, message in (
-        ("foreign.npy", "foreign.npy: shuts the eyes of generator somebody"),
+        ("foreign.npy", "foreign.npy: a direction of generator somebody"),
         ("other.npy", "other.npy: has 10 layers, the generator 6"),
     ):
         result = run(*face, "--blink-latent", scene / name)
@@ -926,6 +926,51 @@ def test_eyes_that_blink(scene):
     assert run(*face[:-4], "-o", scene / "awake", "--latents-out", scene / "b.npy").exit_code == 0
     lids = (np.load(scene / "a.npy") - np.load(scene / "b.npy")) / 3
     assert lids.max() > 0.5 and lids.min() >= -1e-4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--identity {scene}/face.png --audio {scene}/speech.wav --no-detail",
+        "--identity {scene}/face.png --noise-seed 7 --seconds 0.2 --no-detail",
+        "--latents {scene}/lat.npy",
+    ],
+    ids=["speak", "move", "render"],
+)
+def test_edits(scene, line):
+    direction = np.random.default_rng(0).normal(size=(1, 6, 512)).astype(np.float32)
+    files.write_latents(scene / "smile.npy", direction)
+    paths, films = {}, {}
+    for amount in (None, 0, 0.5):
+        edit = [] if amount is None else ["--edit", f"{scene / 'smile.npy'}={amount}"]
+        made = scene / "path.npy", scene / "out.mp4"
+        result = run("generate", *line.format(scene=scene).split(), *edit, "--latents-out", made[0], "-o", made[1])
+        assert result.exit_code == 0, result.output
+        paths[amount], films[amount] = np.load(made[0]), made[1].read_bytes()
+    np.testing.assert_array_equal(paths[0], paths[None])
+    assert films[0] == films[None] != films[0.5]
+    np.testing.assert_allclose(
+        paths[0.5][0] - paths[None][0], 0.5 * direction[0], atol=1 if "identity" in line else 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "edit, status, message",
+    [
+        ("grin=1", 1, "grin: no such direction; bundled are none, or pass a .npy"),
+        ("{scene}/foreign.npy=1", 1, "foreign.npy: a direction of generator somebody"),
+        ("{scene}/lat.npy=1", 1, "lat.npy: holds 3 latents, wanted one direction"),
+        ("smile", 2, "smile: wanted a direction and its amount, such as smile=0.5"),
+        ("smile=much", 2, "smile=much: wanted a direction and its amount"),
+        ("smile=nan", 2, "smile=nan: wanted a direction and its amount"),
+        ("=1", 2, "=1: wanted a direction and its amount"),
+    ],
+)
+def test_edits_that_cannot_be_made(scene, edit, status, message):
+    face = ["--identity", scene / "face.png", "--audio", scene / "speech.wav"]
+    result = run("generate", *face, "--edit", edit.format(scene=scene), "-o", scene / "out.mp4")
+    assert result.exit_code == status and message in result.stderr.splitlines()[-1], result.output
+    assert not (scene / "out.mp4").exists()
 
 
 def test_sound_by_a_named_pipe_is_waited_for(scene, monkeypatch):

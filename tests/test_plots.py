@@ -14,7 +14,7 @@ import toys
 pytest.importorskip("matplotlib", reason="the extra plot, matplotlib, is not installed")
 
 from conftest import example  # noqa: E402
-from talkhead import TalkheadError, checkpoints, files, image_files, landmarks, latents, plots, video_files
+from talkhead import TalkheadError, checkpoints, directions, files, image_files, landmarks, latents, plots, video_files
 from talkhead.images import to_frames  # noqa: E402
 from test_cli import run  # noqa: E402
 
@@ -260,7 +260,7 @@ def test_random_faces_are_not_of_the_networks_weights(generator, z_among_weights
 
 def test_components_move_the_mean_along_singular_vectors(generator):
     codes = walk(7, generator.num_ws)
-    rows, heads = plots.components(generator, codes, components=2, columns=5, reach=2.0)
+    rows, heads = plots.directions(generator, codes.mean(0), directions.find(generator, codes, 2), 5, reach=2.0)
     assert heads == ["−2.0 σ", "−1.0 σ", "mean", "+1.0 σ", "+2.0 σ"]
     flat = codes.reshape(7, -1).astype(np.float64)
     mean = flat.mean(0)
@@ -378,6 +378,7 @@ def material(tmp_path, puppet, toy_weights, monkeypatch):
         "interpolate a.npy b.npy -o x.png --columns 3",
         "interpolate -o x.png --columns 3 --generator trained.pt",
         "components a.npy b.npy -o x.png --components 2 --columns 3",
+        "components a.npy --method sefa --layers 1-2 --directions-out found -o x.png --components 2 --columns 3",
         "mouth points.npy --audio clip.mp4 --phonemes said.json -o x.svg",
         "mouth points.npy --audio clip.mp4 --phonemes clip.align -o x.svg",
         "strip clip.mp4 --phonemes . -o x.png --columns 3",
@@ -447,6 +448,7 @@ def test_mouths_of_clips_are_detected(material, puppet, monkeypatch):
             1,
             "6 latents allow 1 to 5; lower --components, or give more clips or frames",
         ),
+        ("components a.npy --layers 2-7 -o x.png", 1, "layers 2-7: this generator has 0-5"),
         ("trajectory two.npy -o x.png", 1, "latents of 2 frames: a plane takes three; draw longer paths"),
     ],
 )
