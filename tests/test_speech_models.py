@@ -205,7 +205,12 @@ def test_an_embedding_is_streamed_in_the_place_of_logits(tmp_path):
     with torch.no_grad():
         hidden, _ = model.encode(torch.from_numpy(rows[None]))
         expected = model.embed(hidden)[0, model.delay :].numpy()
+        spelled = model(torch.from_numpy(rows[None]))[0][0, model.delay :]
     np.testing.assert_allclose(whole(loaded.model, audio, 777), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate(list(loaded.model.logits(in_blocks(audio, 777)))), spelled.numpy(), atol=1e-5
+    )
+    assert speech_models.transcribe(loaded.model, audio) == speech_models.greedy_decode(spelled)
 
 
 def test_the_character_model_equals_a_slow_loop(small):
