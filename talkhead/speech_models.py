@@ -444,7 +444,7 @@ class TransformersFeatures:
             audio = self.prepare(audio, sampling_rate=mfcc.SAMPLE_RATE, return_tensors="np")["input_values"][0]
             states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.receptive_field - len(audio), 0))))))
             count = -(-len(states) * self.stride * RATE // mfcc.SAMPLE_RATE)
-            yield _interpolated(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
+            yield interpolated(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
 
     def _states(self, audio):
         """Yield hidden states of blocks, float32 (m, width), each computed with its context."""
@@ -503,8 +503,8 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
-def _interpolated(rows, times):
-    """Linear interpolation of rows (N, C) at times (n,) in rows, clamped to the ends."""
+def interpolated(rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Linear interpolation of rows (N, C) at times (n,) in rows, clamped to the ends: float32 (n, C)."""
     times = times.clip(0, len(rows) - 1)
     before = np.minimum(times.astype(int), max(len(rows) - 2, 0))
     part = (times - before).astype(np.float32)[:, None]

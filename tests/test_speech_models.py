@@ -405,7 +405,7 @@ def test_states_of_whisper_are_those_of_its_encoder(tmp_path):
 
 def test_rows_between_rows():
     rows = np.array([[0.0], [2.0], [6.0]], np.float32)
-    np.testing.assert_allclose(speech_models._interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
+    np.testing.assert_allclose(speech_models.interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
