@@ -162,8 +162,10 @@ def train(
         "augment": augment,
         "ema_decay": ema_decay,
     }
-    if lr_warmup or lr_decay:
-        settings |= {"lr_warmup": lr_warmup, "lr_decay": lr_decay, "steps": steps}
+    if lr_warmup:
+        settings["lr_warmup"] = lr_warmup
+    if lr_decay:
+        settings |= {"lr_decay": lr_decay, "steps": steps}
     if teacher is not None:
         settings["window"] = window
         width, embedding = len(teacher.share), model.config.get("embedding", 0)
@@ -219,9 +221,9 @@ class _Trainer:
 
     def _learning_rate(self, index):
         rate = self.lr
-        if self.settings.get("lr_warmup"):
+        if "lr_warmup" in self.settings:
             rate *= min((index + 1) / self.settings["lr_warmup"], 1)
-        if self.settings.get("lr_decay"):
+        if "lr_decay" in self.settings:
             total = self.settings["steps"]
             left = min((total - index) / (self.settings["lr_decay"] * total), 1)
             rate *= 0.5 - 0.5 * math.cos(math.pi * left)
@@ -239,7 +241,9 @@ class _Trainer:
             heard = heard[:, delay:]
             logits, sounds = self.model.spell(heard).float(), self.sounds(heard).float()
             embedding = None if self.teacher is None else self.model.embed(heard).float()
-        targets = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
+        targets = nn.utils.rnn.pad_sequence(
+            [torch.tensor(example.labels, dtype=torch.long) for example in examples], batch_first=True
+        )
         counts = torch.tensor([len(example.labels) for example in examples])
         ctc = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),

@@ -637,11 +637,13 @@ def test_windows_lie_anywhere_in_a_recording(tmp_path):
     assert [(lesson.path.name, lesson.text) for lesson in lessons] == [("long.wav", "ah"), ("short.wav", "")]
     teacher.teach(lessons)
     model = speech_models.CharacterModel(4, 6, embedding=1)
-    settings = {"batch": 40, "dropout": 0.0, "augment": False, "window": 1.0}
+    settings = {"batch": 40, "ctc_weight": 1.0, "phoneme_weight": 0.0, "dropout": 0.0, "augment": False, "window": 1.0}
     trainer = train_speech._Trainer(model, lessons, [], settings, teacher, 0.001, 0, train_speech.Distributed(40))
     examples = trainer.feed(0)[0]
     long = [example for example in examples if len(example.states) == 50]
     assert 25 < len(long) < 40 and not any(example.labels for example in examples)  # 4 in 5: 2 s to 0.5 s
+    teaching = trainer._loss([example for example in examples if not example.labels])[1]
+    assert teaching["ctc"] == 0 and teaching["error"] > 0
     begins = [example.states[0, 0] for example in long]
     assert min(begins) < 30 and 120 < max(begins) <= 150
     features = np.concatenate(list(mfcc.log_mel([audio_files.read_audio(tmp_path / "long.wav")])))
