@@ -40,7 +40,7 @@ def measure(model, folder):
     for number, lesson in enumerate(train_speech.recordings([folder])):
         audio = audio_files.read_audio(lesson.path)
         began = time.process_time()
-        logits = np.concatenate(list(model.steps([audio])))
+        logits = np.concatenate(list(model.logits([audio])))
         spent += time.process_time() - began
         heard = speech_models.greedy_decode(logits)
         wrong, letters, seconds = (

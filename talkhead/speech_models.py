@@ -82,7 +82,6 @@ class CharacterModel(nn.Module):
         x, memory = self.lstm(x, state.get("memory"))
         return x, {"tails": tails, "memory": memory}
 
-    @torch.no_grad()
     def steps(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Stream the embedding of a recording, or without one the logits.
 
@@ -90,7 +89,15 @@ class CharacterModel(nn.Module):
         yields   float32 (m, width), the next steps, in total one per complete 20 ms. m is even, since a video frame
                  needs two steps, and two at once cost hardly more than one
         """
-        device, output = next(self.parameters()).device, self.embed or self.spell
+        return self._stream(blocks, self.embed or self.spell)
+
+    def logits(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Stream the logits, float32 (m, 29), of a recording; otherwise as `steps`."""
+        return self._stream(blocks, self.spell)
+
+    @torch.no_grad()
+    def _stream(self, blocks, output):
+        device = next(self.parameters()).device
         held, state, done = np.empty((0, mfcc.FILTERS), np.float32), None, 0
         for piece in chain(mfcc.log_mel(blocks), [None]):
             if piece is None:  # the end: pad with silence for the look-ahead
@@ -437,7 +444,7 @@ class TransformersFeatures:
             audio = self.prepare(audio, sampling_rate=mfcc.SAMPLE_RATE, return_tensors="np")["input_values"][0]
             states = np.concatenate(list(self._states(np.pad(audio, (0, max(self.receptive_field - len(audio), 0))))))
             count = -(-len(states) * self.stride * RATE // mfcc.SAMPLE_RATE)
-            yield _interpolated(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
+            yield interpolated(states, np.arange(count) * mfcc.SAMPLE_RATE / (RATE * self.stride))
 
     def _states(self, audio):
         """Yield hidden states of blocks, float32 (m, width), each computed with its context."""
@@ -496,8 +503,8 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
-def _interpolated(rows, times):
-    """Linear interpolation of rows (N, C) at times (n,) in rows, clamped to the ends."""
+def interpolated(rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Linear interpolation of rows (N, C) at times (n,) in rows, clamped to the ends: float32 (n, C)."""
     times = times.clip(0, len(rows) - 1)
     before = np.minimum(times.astype(int), max(len(rows) - 2, 0))
     part = (times - before).astype(np.float32)[:, None]
@@ -520,4 +527,5 @@ def greedy_decode(logits: torch.Tensor | np.ndarray) -> str:
 
 def transcribe(model: CharacterModel | DeepSpeech, audio: np.ndarray) -> str:
     """Transcribe a recording, float (N,) at 16 kHz, with a CharacterModel or DeepSpeech: str."""
-    return greedy_decode(np.concatenate(list(model.steps([audio]))))
+    logits = model.logits if isinstance(model, CharacterModel) else model.steps
+    return greedy_decode(np.concatenate(list(logits([audio]))))

@@ -55,6 +55,7 @@ LEAST = {
     "train-audio2latent": ["clips", "-o", "x.pt", "--steps", "1"],
     "train-video-gan": ["clips", "-o", "x.pt", "--steps", "1"],
     "train_speech": ["spoken", "-o", "x.pt", "--steps", "1"],
+    "whisper_features": ["spoken", "-o", "x.pt", "--model", "folder"],
     "plot trajectory": ["a.npy", "-o", "x.png"],
     "plot losses": ["a.jsonl", "-o", "x.png"],
     "plot dashboard": ["a.jsonl", "-o", "x.png"],
@@ -94,7 +95,7 @@ LIBRARY = {
 
 
 # Commands of their own in examples/, which answer as those of talkhead do.
-SCRIPTS = {name: example(name).main for name in ("study", "synth", "train_speech")}
+SCRIPTS = {name: example(name).main for name in ("study", "synth", "train_speech", "whisper_features")}
 
 
 def _commands():
@@ -508,6 +509,7 @@ def scene(tmp_path, puppet, toy):
         ),
         ("pack none -o out.npy", "none: not found"),
         ("train_speech none -o out.pt --steps 1", "none: not found"),
+        ("train_speech speech.wav -o out.pt --steps 1 --teacher none.pt", "none.pt: no such file"),
         (
             "train_speech speech.wav -o out.pt --steps 1",
             "speech.wav: no recordings with transcripts; put the words of NAME.wav into NAME.txt beside it",

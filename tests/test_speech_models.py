@@ -205,7 +205,12 @@ def test_an_embedding_is_streamed_in_the_place_of_logits(tmp_path):
     with torch.no_grad():
         hidden, _ = model.encode(torch.from_numpy(rows[None]))
         expected = model.embed(hidden)[0, model.delay :].numpy()
+        spelled = model(torch.from_numpy(rows[None]))[0][0, model.delay :]
     np.testing.assert_allclose(whole(loaded.model, audio, 777), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate(list(loaded.model.logits(in_blocks(audio, 777)))), spelled.numpy(), atol=1e-5
+    )
+    assert speech_models.transcribe(loaded.model, audio) == speech_models.greedy_decode(spelled)
 
 
 def test_the_character_model_equals_a_slow_loop(small):
@@ -400,7 +405,7 @@ def test_states_of_whisper_are_those_of_its_encoder(tmp_path):
 
 def test_rows_between_rows():
     rows = np.array([[0.0], [2.0], [6.0]], np.float32)
-    np.testing.assert_allclose(speech_models._interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
+    np.testing.assert_allclose(speech_models.interpolated(rows, np.array([0, 0.5, 1.25, 2, 5]))[:, 0], [0, 1, 3, 6, 6])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -547,3 +552,124 @@ def test_phonemes_lie_where_they_are_heard_at_any_speed(spoken):
         assert (example.phonemes[:first] == train_speech.PHONEMES.index("SIL")).all()
         assert example.phonemes[first] == train_speech.PHONEMES.index(TONES[lesson.text[0]][1])
     assert (example.phonemes[round(23 / 0.5) :] == -1).all()
+
+
+@pytest.fixture(scope="module")
+def taught(spoken, tmp_path_factory):
+    """Features of a larger network for these recordings: if a step has a tone, 1 or -1; 1; noise that counts less."""
+    states, rng = {}, np.random.default_rng(0)
+    for lesson in train_speech.recordings([spoken]):
+        rows = np.ones((28, 3))
+        rows[:5, 0] = rows[23:, 0] = -1
+        rows[:, 2] = rng.standard_normal(28)
+        states[lesson.path.name] = torch.from_numpy(rows).half()
+    path = tmp_path_factory.mktemp("taught") / "features.pt"
+    torch.save({"kind": "teacher", "share": torch.tensor([0.6, 0.3, 0.1]), "states": states}, path)
+    return path
+
+
+def distil(spoken, taught, out, steps, window=6.0, **options):
+    torch.manual_seed(0)
+    model = speech_models.CharacterModel(channels=16, hidden=32, delay=2, embedding=3)
+    options = {"batch": 8, "lr": 0.005, "log_every": 1, "ema_decay": 0.9} | options
+    teacher = train_speech.Teacher(taught)
+    return list(train_speech.train([spoken], out, model, steps=steps, teacher=teacher, window=window, **options))
+
+
+def test_an_embedding_is_distilled(spoken, taught, tmp_path):
+    options = {"augment": False, "ctc_weight": 0.2, "phoneme_weight": 0.0, "lr": 0.02}
+    options |= {"validation": [spoken], "validate_every": 20}
+    records = distil(spoken, taught, tmp_path / "speech.pt", 40, **options)
+    assert records[-1]["error"] < records[0]["error"] / 2 and records[-1]["ctc"] < records[0]["ctc"]
+    model, error, variance = speech_models.load(tmp_path / "speech.pt"), 0.0, 0.0
+    for name, states in torch.load(taught, weights_only=True)["states"].items():
+        found = whole(model, audio_files.read_audio(spoken / name))
+        for row, wanted in zip(found, states.double().numpy()):
+            for share, one, other in zip((0.6, 0.3, 0.1), row, wanted):
+                error, variance = error + share * (one - other) ** 2, variance + share * other**2
+    best = min((record for record in records if "val_error" in record), key=lambda record: record["val_error"])
+    assert error / variance == pytest.approx(best["val_error"], rel=1e-4) and best["val_error"] < 0.6
+    assert train_speech.error_rate(model, train_speech.recordings([spoken])) == best["val_cer"]
+
+
+def test_distillation_resumes_exactly(spoken, taught, tmp_path):
+    options = {"window": 1.0, "dropout": 0.3, "lr_warmup": 2, "lr_decay": 1.0, "save_minutes": 0, "keep": 9}
+    distil(spoken, taught, tmp_path / "whole.pt", 4, **options)
+    (tmp_path / "parts.pt").write_bytes((tmp_path / "whole-00000002.pt").read_bytes())
+    distil(spoken, taught, tmp_path / "parts.pt", 4, **options)
+    one, other = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
+    torch.testing.assert_close(one["model"], other["model"], atol=0, rtol=0)
+    torch.testing.assert_close(one["training"]["live"], other["training"]["live"], atol=0, rtol=0)
+    rates = []
+    for step in (1, 2, 3, 4):
+        state = torch.load(tmp_path / f"whole-{step:08}.pt", weights_only=True)["training"]["optimizer"]
+        rates.append(state["param_groups"][0]["lr"] / 0.005)
+    assert rates == pytest.approx([0.5, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.5 - 0.5 * 0.5**0.5])
+
+
+def test_turns_distil_the_same_step(spoken, taught, tmp_path):
+    distil(spoken, taught, tmp_path / "one.pt", 2)
+    distil(spoken, taught, tmp_path / "turns.pt", 2, accumulate=2)
+    one, turns = (torch.load(tmp_path / name, weights_only=True)["training"]["live"] for name in ("one.pt", "turns.pt"))
+    torch.testing.assert_close(one, turns, atol=1e-3, rtol=1e-3)
+
+
+def test_a_window_has_the_states_and_phonemes_of_its_time(spoken):
+    lesson = train_speech.recordings([spoken])[0]
+    lesson.states = np.arange(28, dtype=np.float16)[:, None]
+    for speed in (1.0, 0.8, 1.25):
+        example = train_speech._Example(np.zeros((20, 26), np.float32), lesson, speed, first=8, whole=False)
+        assert example.labels == [] and example.states.shape == (10, 1)
+        for step, state in enumerate(example.states[:, 0]):  # a step is at its middle
+            assert state + 0.5 == pytest.approx(8 + (step + 0.5) * speed)
+        assert example.phonemes[0] == train_speech.PHONEMES.index(TONES[lesson.text[0]][1])
+        assert example.phonemes[round(3 / speed) :][0] == train_speech.PHONEMES.index(TONES[lesson.text[1]][1])
+
+
+def test_windows_lie_anywhere_in_a_recording(tmp_path):
+    audio_files.write_audio(tmp_path / "long.wav", voice(4))
+    audio_files.write_audio(tmp_path / "short.wav", voice(0.5))
+    (tmp_path / "long.txt").write_text("ah")
+    states = {"long.wav": torch.arange(200)[:, None].half(), "short.wav": torch.zeros(25, 1).half()}
+    torch.save({"kind": "teacher", "share": torch.ones(1), "states": states}, tmp_path / "features.pt")
+    teacher = train_speech.Teacher(tmp_path / "features.pt")
+    lessons = train_speech.recordings([tmp_path], transcribed=False)
+    assert [(lesson.path.name, lesson.text) for lesson in lessons] == [("long.wav", "ah"), ("short.wav", "")]
+    teacher.teach(lessons)
+    model = speech_models.CharacterModel(4, 6, embedding=1)
+    settings = {"batch": 40, "ctc_weight": 1.0, "phoneme_weight": 0.0, "dropout": 0.0, "augment": False, "window": 1.0}
+    trainer = train_speech._Trainer(model, lessons, [], settings, teacher, 0.001, 0, train_speech.Distributed(40))
+    examples = trainer.feed(0)[0]
+    long = [example for example in examples if len(example.states) == 50]
+    assert 25 < len(long) < 40 and not any(example.labels for example in examples)  # 4 in 5: 2 s to 0.5 s
+    teaching = trainer._loss([example for example in examples if not example.labels])[1]
+    assert teaching["ctc"] == 0 and teaching["error"] > 0
+    begins = [example.states[0, 0] for example in long]
+    assert min(begins) < 30 and 120 < max(begins) <= 150
+    features = np.concatenate(list(mfcc.log_mel([audio_files.read_audio(tmp_path / "long.wav")])))
+    middle = np.argsort(begins)[len(begins) // 2]
+    rows = features[2 * int(begins[middle]) :][4:98]  # the same but for the level of the sound before, and the edges
+    assert np.corrcoef(long[middle].features[4:98].ravel(), rows.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "damage, options, message",
+    [
+        (lambda weights: weights.update(kind="speech"), {}, "features.pt: holds a character model, wanted a teacher"),
+        (lambda weights: weights["states"].pop("3.wav"), {}, "features.pt: has no features of .*3.wav; write it again"),
+        (lambda weights: weights.update(share=torch.ones(2) / 2), {}, "has 2 features, the embedding 3; make it as"),
+        (
+            lambda weights: weights.update(states={name: rows[:9] for name, rows in weights["states"].items()}),
+            {},
+            r"wav: 0.56 s long, and its features 0.18 s; write them again",
+        ),
+        (lambda weights: None, {"window": 0.5}, "window=0.5: too short"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(spoken, taught, tmp_path, damage, options, message):
+    weights = torch.load(taught, weights_only=True)
+    damage(weights)
+    torch.save(weights, tmp_path / "features.pt")
+    with pytest.raises(TalkheadError, match=message):
+        distil(spoken, tmp_path / "features.pt", tmp_path / "out.pt", 1, **options)
+    assert not (tmp_path / "out.pt").exists()
