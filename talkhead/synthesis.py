@@ -66,7 +66,7 @@ def synthesize(
     device = next(generator.parameters()).device
 
     def draw(w_plus, options):
-        with torch.no_grad(), torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+        with torch.inference_mode(), torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
             return generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
 
     latents = iter(latents)
@@ -81,10 +81,12 @@ def synthesize(
                 options["transform"] = torch.as_tensor(transforms[done : done + len(chunk)])
                 if len(options["transform"]) < len(chunk):
                     raise TalkheadError(f"transforms: {len(transforms)}, but there are more latents; pass one for each")
-            drawn.append(thread.submit(draw, w_plus, options))
             done += len(chunk)
-            # The next batch is drawn while frames of this one are used, unless each is to be there at once.
-            if len(drawn) > (batch > 1):
+            if batch == 1:  # each frame is to be there at once
+                yield from to_frames(draw(w_plus, options))
+                continue
+            drawn.append(thread.submit(draw, w_plus, options))
+            if len(drawn) > 1:  # the next batch is drawn while the frames of this one are used
                 yield from to_frames(drawn.popleft().result())
         while drawn:
             yield from to_frames(drawn.popleft().result())
