@@ -61,8 +61,11 @@ def measure(command, stdout=None):
     return seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
 
 
-def random_weights(size, folder):
-    """Write untrained networks of full size that fit each other: generator.pt, encoder.pt, audio2latent.pt."""
+def random_weights(size, folder, channels=None):
+    """Write untrained networks of full size that fit each other: generator.pt, encoder.pt, audio2latent.pt.
+
+    channels   of the generator; None: config F's
+    """
     import torch
 
     from talkhead import fingerprints
@@ -72,7 +75,7 @@ def random_weights(size, folder):
     from talkhead.stylegan import Generator
 
     torch.manual_seed(0)
-    generator = Generator(size)
+    generator = Generator(size, channels)
     components, values = 2500, generator.num_ws * 512
     basis = Basis(torch.zeros(values), torch.randn(components, values) / values**0.5, torch.ones(components))
     networks = {

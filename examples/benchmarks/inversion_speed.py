@@ -81,8 +81,11 @@ def their_steps(theirs, mean, target, count, frozen):
     return seconds, values
 
 
-def our_steps(generator, frame, count):
-    """Seconds and losses of so many steps of `talkhead.invert`, as it reports them."""
+def our_steps(generator, frames, count, method="optimise", perceptual="lpips"):
+    """Seconds and losses of so many steps a frame of `talkhead.invert`, as it reports them.
+
+    The first one's seconds are those of what comes before the steps.
+    """
     times, values = [time.perf_counter()], []
 
     def on_record(record):
@@ -91,7 +94,14 @@ def our_steps(generator, frame, count):
 
     list(
         talkhead.invert(
-            [frame], generator, "optimise", steps=count, w_noise=0.0, perceptual="lpips", on_record=on_record
+            frames,
+            generator,
+            method,
+            steps=count,
+            next_steps=count,
+            w_noise=0.0,
+            perceptual=perceptual,
+            on_record=on_record,
         )
     )
     return np.diff(times).tolist(), values
@@ -107,7 +117,7 @@ def step(options):
         for _ in range(options.repeat):  # in turns, so that all meet the same weather
             for name in taken:
                 if name == "ours":
-                    seconds, values = our_steps(generator, frame, options.count + 1)
+                    seconds, values = our_steps(generator, [frame], options.count + 1)
                 else:
                     seconds, values = their_steps(theirs, mean, target, options.count + 1, name == "frozen")
                 taken[name] += seconds[1:]  # the first one warms up

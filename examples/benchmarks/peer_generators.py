@@ -38,10 +38,10 @@ LEAST_RATIO = {("rosinality", 1024): 2.5, ("nvidia", 1024): 2.0, ("nvidia", 256)
 PSI = 0.5
 
 
-def random_networks(resolution, device):
-    """Ours, config F, in which every number counts: noise, biases and the mean of W are not zero."""
+def random_networks(resolution, device, channels=None):
+    """Ours, config F or of other channels, in which every number counts: noise, biases, mean of W are not zero."""
     torch.manual_seed(resolution)
-    generator, discriminator = Generator(resolution), Discriminator(resolution)
+    generator, discriminator = Generator(resolution, channels), Discriminator(resolution, channels)
     for network in (generator, discriminator):
         for name, value in network.state_dict().items():
             if name.endswith(("bias", "bias0", "bias1", "noise_strength", "w_avg")):

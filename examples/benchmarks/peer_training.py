@@ -46,16 +46,21 @@ def networks(resolution):
 
 
 class Theirs:
-    """NVIDIA's networks and losses, and the order of steps of its training loop."""
+    """NVIDIA's networks with the weights of ours, their losses, and the order of steps of its training loop.
 
-    def __init__(self, resolution, batch, r1):
+    generator, discriminator   ours, with widths that NVIDIA's two numbers can tell
+    """
+
+    def __init__(self, generator, discriminator, batch, r1, device="cpu"):
         from training.loss import StyleGAN2Loss
 
-        made = nvidia(*networks(resolution), "cpu", channel_base=32 * resolution, channel_max=128)
+        channels, self.device = generator.config["channels"], torch.device(device)
+        base = channels[-1] * generator.resolution
+        made = nvidia(generator, discriminator, device, channel_base=base, channel_max=channels[0])
         self.generator, self.discriminator, self.batch = made["generator"].train(), made["discriminator"].train(), batch
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.loss = StyleGAN2Loss(
-            torch.device("cpu"), self.generator.mapping, self.generator.synthesis, self.discriminator, r1_gamma=r1
+            self.device, self.generator.mapping, self.generator.synthesis, self.discriminator, r1_gamma=r1
         )
         self.phases = []
         for name, network, every in (("G", self.generator, 4), ("D", self.discriminator, 16)):
@@ -64,7 +69,8 @@ class Theirs:
             self.phases += [(f"{name}main", network, adam, 1), (f"{name}reg", network, adam, every)]
 
     def step(self, index, images):
-        z, nothing = torch.randn(len(self.phases), self.batch, 512), torch.zeros(self.batch, 0)
+        images, nothing = images.to(self.device), torch.zeros(self.batch, 0, device=self.device)
+        z = torch.randn(len(self.phases), self.batch, 512, device=self.device)
         for (name, network, adam, every), latents in zip(self.phases, z):
             if index % every:
                 continue
@@ -95,27 +101,43 @@ class Pictures(datasets.Images):
 # ---- speed ----
 
 
+def our_steps(generator, discriminator, steps, batch, **options):
+    """Train on noise for so many steps; yield the seconds since the start after each. `options` are those of train."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = train(
+            Pictures(generator.resolution),
+            Path(folder) / "g.pt",
+            generator,
+            discriminator,
+            steps=steps,
+            batch=batch,
+            log_every=1,
+            **options,
+        )
+        for record in records:
+            yield record["seconds"]
+
+
+def their_steps(generator, discriminator, steps, batch, device="cpu"):
+    """Likewise with NVIDIA's code, within `checkout`."""
+    images = Pictures(generator.resolution)
+    theirs, began = Theirs(generator, discriminator, batch, 10, device), time.monotonic()
+    del generator, discriminator  # or ours would count in the peak of their memory
+    for index in range(steps):
+        theirs.step(index, images.batch(index, batch))
+        if theirs.device.type == "cuda":
+            torch.cuda.synchronize(theirs.device)
+        yield time.monotonic() - began
+
+
 def one_run(options):
     """Steps of one of the two in this process; prints its figures."""
-    images, times = Pictures(options.resolution), []
+    run = CYCLE * (1 + options.cycles), options.batch
     if options.who == "ours":
-        with tempfile.TemporaryDirectory() as folder:
-            records = train(
-                images,
-                Path(folder) / "g.pt",
-                *networks(options.resolution),
-                steps=CYCLE * (1 + options.cycles),
-                batch=options.batch,
-                log_every=1,
-            )
-            for record in records:
-                times.append(record["seconds"])
+        times = list(our_steps(*networks(options.resolution), *run))
     else:
         with checkout(options.nvidia.resolve()):
-            theirs, began = Theirs(options.resolution, options.batch, 10), time.monotonic()
-            for index in range(CYCLE * (1 + options.cycles)):
-                theirs.step(index, images.batch(index, options.batch))
-                times.append(time.monotonic() - began)
+            times = list(their_steps(*networks(options.resolution), *run))
     rate = options.batch * CYCLE * options.cycles / (times[-1] - times[CYCLE - 1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
     print(
@@ -198,7 +220,7 @@ def quality(options):
     )
     wanted = np.concatenate([see(images.frames[start : start + 16]) for start in range(0, len(images), 16)])
     with checkout(options.nvidia.resolve()):
-        theirs, began = Theirs(resolution, options.batch, options.r1), time.monotonic()
+        theirs, began = Theirs(*networks(resolution), options.batch, options.r1), time.monotonic()
         torch.manual_seed(0)
         for index in range(steps):
             theirs.step(index, images.batch(index, options.batch))
