@@ -66,7 +66,10 @@ def synthesize(
     device = next(generator.parameters()).device
 
     def draw(w_plus, options):
-        with torch.inference_mode(), torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"),
+        ):
             return generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
 
     latents = iter(latents)
