@@ -286,7 +286,7 @@ def test_few_images_are_cut_into_equal_turns_or_refused(generator, images, pivot
     turns = trained(tmp_path / "turns.pt", images, generator, pivots, batch=9, accumulate=3, lr=1e-6)
     for one, other in zip(whole, turns, strict=True):
         assert all(
-            one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6)
+            one[name] == pytest.approx(other[name], rel=1e-5, abs=3e-6)  # Adam makes whole steps of what rounding left
             for name in ("loss", "perceptual", "pixel", "locality")
         )
     with pytest.raises(TalkheadError, match="3 images, the batch of every step: a batch of 3 .*multiple of 2"):
