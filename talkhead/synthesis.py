@@ -1,5 +1,6 @@
 """Latents → frames, and the whole chain from a face and speech, or noise, to a talking head."""
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ from talkhead.mfcc import SAMPLE_RATE
 from talkhead.stylegan import Generator
 from talkhead.video_gan import LatentGenerator, motion
 
+CATCH_UP = 8  # late frames that are drawn together
+PROMPT = 0.015  # s; a live latent that takes longer to come was waited for
 PRECISIONS = ("float32", "bfloat16", "float16")
 SILENCE = np.zeros(2 * SAMPLE_RATE, np.float32)  # seconds after which no earlier speech has an effect
 
@@ -41,7 +44,8 @@ def synthesize(
 
     generator  stylegan.Generator; frames are made on the device it lies on
     latents    float32 (T, L, 512), or an iterator of (L, 512)
-    batch      latents drawn together; it changes the speed and the memory, not the frames
+    batch      latents drawn together; it changes the speed and the memory, not the frames. 1 is for live latents: each
+               is drawn when it comes, and together only what is late
     noise      "const": the generator's own fixed noise, so that a still latent is a still frame;
                "random": new noise for every frame; "none"
     precision  "float32"; or "bfloat16" or "float16" for the convolutions, which a GPU does faster. bfloat16 is about
@@ -75,7 +79,7 @@ def synthesize(
     latents = iter(latents)
     done, drawn = 0, deque[Future]()
     with ThreadPoolExecutor(1) as thread:
-        while chunk := list(islice(latents, batch)):
+        while chunk := list(islice(latents, batch)) if batch > 1 else _arrived(latents):
             w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
             options: dict[str, Any] = {}
             if window is not None and isinstance(generator, Generator):
@@ -93,6 +97,19 @@ def synthesize(
                 yield from to_frames(drawn.popleft().result())
         while drawn:
             yield from to_frames(drawn.popleft().result())
+
+
+def _arrived(latents):
+    """The next latent, and those after it that come at once because frames are late: drawn together, they catch up."""
+    chunk: list[np.ndarray] = []
+    while len(chunk) < CATCH_UP:
+        asked = time.monotonic()
+        if (latent := next(latents, None)) is None:
+            break
+        chunk.append(latent)
+        if time.monotonic() - asked > PROMPT:
+            break
+    return chunk
 
 
 def _checked(latent, generator, index):

@@ -84,7 +84,7 @@ def test_unknown_precision_is_refused(generator, latents):
         next(synthesis.synthesize(generator, latents, precision="int8"))
 
 
-def test_latents_are_read_no_further_than_the_next_batch_and_live_ones_one_by_one(generator, latents):
+def test_latents_are_read_no_further_than_the_next_batch(generator, latents):
     read = []
 
     def source():
@@ -94,9 +94,28 @@ def test_latents_are_read_no_further_than_the_next_batch_and_live_ones_one_by_on
 
     next(synthesis.synthesize(generator, source(), batch=2))
     assert read == [0, 1, 2, 3]
+
+
+def test_live_latents_are_drawn_as_they_come_and_late_ones_together(generator, latents, monkeypatch):
+    read, clock = [], iter(range(1000))
+
+    def source():
+        for index, latent in enumerate([*latents, *latents, *latents]):
+            read.append(index)
+            yield latent
+
+    monkeypatch.setattr(synthesis.time, "monotonic", lambda: next(clock))  # each takes a second to come
+    frames = synthesis.synthesize(generator, source(), batch=1)
+    first = [next(frames), next(frames)]
+    assert read == [0, 1]
+    monkeypatch.setattr(synthesis.time, "monotonic", lambda: 0.0)  # and now they are there
+    rest = list(frames)
+    assert read == list(range(3 * len(latents)))
+    whole = list(synthesis.synthesize(generator, source(), batch=4))
+    assert np.abs(np.stack([*first, *rest]).astype(int) - np.stack(whole)).max() <= 1
     read.clear()
     next(synthesis.synthesize(generator, source(), batch=1))
-    assert read == [0]
+    assert read == list(range(min(synthesis.CATCH_UP, 3 * len(latents))))
 
 
 def test_latents_of_another_generator_are_refused(generator, latents):
