@@ -109,9 +109,9 @@ grow 128 "$(steps 2000)" 0.003 14 --encoder-lr 0.001 --init "$out/generator-64.p
 grow 256 "$(steps 5300)" 0.003 14 --encoder-lr 0.001 --init "$out/generator-128.pt" --encoder-init "$out/encoder-128.pt"
 
 # One frame for the codes of all layers, and a mapping that draws from them: random z give faces from here on.
-shape() {  # GENERATOR ENCODER SHAPED_GENERATOR SHAPED_ENCODER
+shape() {  # GENERATOR ENCODER SHAPED_GENERATOR SHAPED_ENCODER [OPTION…]
     [ -e "$4" ] || python "$here/shape_w.py" "$out/stills" --generator "$1" --encoder "$2" --generator-out "$3" \
-        --encoder-out "$4" --count "$(scale 4000)" --steps "$(scale 1500)"
+        --encoder-out "$4" --count "$(scale 4000)" --steps "$(scale 1500)" "${@:5}"
 }
 shape "$out/generator-256.pt" "$out/encoder-256.pt" "$out/generator-w.pt" "$out/encoder-w.pt"
 # Reconstruction again, of lips as keypoints.pt reads them too, and with W kept a space of faces.
@@ -125,7 +125,8 @@ stylegan generator-gan "$(steps 5000)" 0.002 --init "$out/generator-lips.pt" --e
     --mouth-weight 12 --lip-weight 40 --feature-weight 5 --reconstruction-weight 8 --sample-share 0.25 --jitter 0.3 \
     --ema-half-life 10000
 generator=$out/generator.pt encoder=$out/encoder.pt
-shape "$out/generator-gan.pt" "$out/encoder-gan.pt" "$generator" "$encoder"
+# The head of the encoder, most of its size, is reduced at last.
+shape "$out/generator-gan.pt" "$out/encoder-gan.pt" "$generator" "$encoder" --rank 320
 
 # Both speech models take the features of the bundled speech.pt (examples/train_speech.sh).
 talkhead train-audio2latent "$out/people" "$out/clips" --features bundled --hold-out "$held_second" \

@@ -76,16 +76,16 @@ def synthesize(
         ):
             return generator.synthesis(w_plus.to(device), noise=noise, **options)  # (batch, 3, R, R)
 
+    options: dict[str, Any] = {}
+    if window is not None and isinstance(generator, Generator):
+        options["window"] = tuple(round(edge * generator.resolution) for edge in window)
     latents = iter(latents)
     done, drawn = 0, deque[Future]()
     with ThreadPoolExecutor(1) as thread:
         while chunk := list(islice(latents, batch)) if batch > 1 else _arrived(latents):
             w_plus = torch.stack([_checked(latent, generator, done + i) for i, latent in enumerate(chunk)])
-            options: dict[str, Any] = {}
-            if window is not None and isinstance(generator, Generator):
-                options["window"] = tuple(round(edge * generator.resolution) for edge in window)
             if transforms is not None:
-                options["transform"] = torch.as_tensor(transforms[done : done + len(chunk)])
+                options = {"transform": torch.as_tensor(transforms[done : done + len(chunk)])}
                 if len(options["transform"]) < len(chunk):
                     raise TalkheadError(f"transforms: {len(transforms)}, but there are more latents; pass one for each")
             done += len(chunk)
